@@ -1,0 +1,1 @@
+"""The coordinator: rounds, scheduler, aggregation, registry, broker, artifact server, and the whole run."""

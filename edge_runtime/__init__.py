@@ -1,0 +1,1 @@
+"""The device: fetch, verify, slice, train, measure, publish. Never torch."""

@@ -1,0 +1,1 @@
+"""The device agent: registers, takes assignments, publishes updates through a disk outbox."""

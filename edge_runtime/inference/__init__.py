@@ -1,0 +1,1 @@
+"""Compact models on the device: classify and generate, without torch."""

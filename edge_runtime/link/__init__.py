@@ -1,0 +1,1 @@
+"""The doors to the network, one file each: MQTT and HTTP."""

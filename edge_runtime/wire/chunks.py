@@ -1,0 +1,82 @@
+"""Blobs in chunks: cut on one side, put together and checked by digest on the other. Pure; doors move the bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from edge_runtime.wire import limits
+from edge_runtime.wire.errors import MessageError
+from edge_runtime.wire.manifest import digest_of
+from edge_runtime.wire.messages import BlobRef, Chunk
+
+
+def describe(blob: bytes, chunk_bytes: int = limits.CHUNK_BYTES) -> BlobRef:
+    """Header of a blob."""
+    return BlobRef(digest=digest_of(blob), size_bytes=len(blob), chunk_bytes=chunk_bytes)
+
+
+def cut(blob: bytes, ref: BlobRef, indices: Iterable[int] | None = None) -> Iterator[Chunk]:
+    """The chunks of a blob, all or only ``indices``.
+
+    Raises:
+        MessageError: an index outside the blob.
+    """
+    for index in range(ref.num_chunks) if indices is None else indices:
+        if not 0 <= index < ref.num_chunks:
+            msg = f"chunk {index} asked of a blob of {ref.num_chunks} chunks"
+            raise MessageError(msg)
+        start = index * ref.chunk_bytes
+        yield Chunk(digest=ref.digest, index=index, payload=blob[start : start + ref.chunk_bytes])
+
+
+class Assembly:
+    """Collects the chunks of one blob, in any order, duplicates ignored; memory is bounded by the header's size."""
+
+    def __init__(self, ref: BlobRef) -> None:
+        self.ref = ref
+        self._parts: dict[int, bytes] = {}
+
+    def add(self, chunk: Chunk) -> None:
+        """Take one chunk.
+
+        Raises:
+            MessageError: of another blob, outside it, or of a wrong length.
+        """
+        if chunk.digest != self.ref.digest:
+            msg = f"chunk of blob {chunk.digest[:12]} where {self.ref.digest[:12]} was expected"
+            raise MessageError(msg, digest=chunk.digest)
+        if not 0 <= chunk.index < self.ref.num_chunks:
+            msg = f"chunk {chunk.index} of a blob of {self.ref.num_chunks} chunks"
+            raise MessageError(msg, digest=chunk.digest)
+        expected = min(self.ref.chunk_bytes, self.ref.size_bytes - chunk.index * self.ref.chunk_bytes)
+        if len(chunk.payload) != expected:
+            msg = f"chunk {chunk.index} is {len(chunk.payload)} bytes, expected {expected}"
+            raise MessageError(msg, digest=chunk.digest)
+        self._parts[chunk.index] = chunk.payload
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """Indices not yet received, ascending, at most MAX_CHUNK_INDICES of them."""
+        lacking = (i for i in range(self.ref.num_chunks) if i not in self._parts)
+        return tuple(i for i, _ in zip(lacking, range(limits.MAX_CHUNK_INDICES), strict=False))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every chunk is here."""
+        return len(self._parts) == self.ref.num_chunks
+
+    def blob(self) -> bytes:
+        """The whole blob, its digest checked; on a mismatch all chunks are dropped, so that they are asked for again.
+
+        Raises:
+            MessageError: chunks are missing, or the digest differs.
+        """
+        if not self.is_complete:
+            msg = f"blob {self.ref.digest[:12]} lacks {self.ref.num_chunks - len(self._parts)} chunks"
+            raise MessageError(msg, digest=self.ref.digest)
+        data = b"".join(self._parts[i] for i in range(self.ref.num_chunks))
+        if digest_of(data) != self.ref.digest:
+            self._parts.clear()
+            msg = f"blob {self.ref.digest[:12]} arrived corrupted; it is asked for again"
+            raise MessageError(msg, digest=self.ref.digest)
+        return data

@@ -1,0 +1,59 @@
+"""Files that are never seen half-written: write aside, flush to disk, rename."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from pathlib import Path
+
+from edge_runtime.wire.errors import ExitCode, FedSpineError
+
+
+class DiskFullError(FedSpineError):
+    """The disk, or the user's quota on it, is full."""
+
+    exit_code = ExitCode.DISK_FULL
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` so that a reader sees the old content or the new, also after a power cut.
+
+    Raises:
+        DiskFullError: there is no space; nothing is left behind.
+        OSError: any other fault of the file system.
+    """
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+        sync_directory(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink()
+        raise_if_disk_full(error, path)
+        raise
+
+
+def raise_if_disk_full(error: OSError, path: Path) -> None:
+    """Translate "no space left" into one clear line; return for any other error.
+
+    Raises:
+        DiskFullError: ``error`` is about space or quota.
+    """
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        msg = f"disk full while writing {path}: free some space and start again; nothing half-written was left"
+        raise DiskFullError(msg) from error
+
+
+def sync_directory(directory: Path) -> None:
+    """Make a rename in ``directory`` durable."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

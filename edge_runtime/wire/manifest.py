@@ -1,0 +1,219 @@
+"""The manifest: everything a device or a server must know of an exported model, without torch.
+
+An *artifact* is a directory of immutable files named by the manifest; the artifact's identity is the SHA-256 of the
+manifest's bytes, and the manifest holds the SHA-256 of every other file.
+
+Shape legend: ``R`` LoRA rank, ``N`` number of trainable elements.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final, Literal
+
+import msgspec
+
+from edge_runtime.wire import limits
+from edge_runtime.wire.errors import ArtifactVersionError, ManifestError
+
+FORMAT_VERSION: Final = 1
+"""Version of the artifact format; an artifact of another version is refused."""
+
+Task = Literal["text-classification", "causal-lm"]
+Dtype = Literal["float32", "float16", "int8"]
+
+
+class FileRef(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of an artifact."""
+
+    digest: str
+    """SHA-256, 64 hexadecimal digits."""
+    size_bytes: int
+    on_device: bool
+    """Whether a device needs it (graphs, tokenizer, base weights) or only the server (model configuration)."""
+
+
+class PruneAxis(msgspec.Struct, frozen=True, kw_only=True):
+    """An axis of a tensor that shrinks when units of a group are removed.
+
+    Unit ``u`` owns the indices ``[u * unit_size, (u + 1) * unit_size)`` of the axis.
+    """
+
+    axis: int
+    group: str
+    """Name of the group, unique within its layer: ``heads`` or ``channels``."""
+    unit_size: int
+
+
+class GroupSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Units of one layer that can be removed: attention heads (with grouped-query attention: key/value heads, each with
+    all its query heads) or feed-forward channels."""
+
+    layer: int
+    group: str
+    num_units: int
+
+
+class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A frozen weight: an input of the graphs, stored in the base blob under the same name."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Shape before pruning."""
+    dtype: Dtype
+    """Storage type in the base blob. Graphs always take float32."""
+    layer: int | None
+    """Index of the block it belongs to; None for embedding and head."""
+    prune: tuple[PruneAxis, ...] = ()
+
+
+class TargetSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A linear layer that carries LoRA factors: A ``[R, in_features]``, B ``[out_features, R]``."""
+
+    module: str
+    """Module path in the Hugging Face model, without ``.weight``."""
+    layer: int
+    in_features: int
+    out_features: int
+    in_prune: PruneAxis | None = None
+    """How the columns of A shrink (``axis`` is 1), or None where the input is the hidden state."""
+    out_prune: PruneAxis | None = None
+    """How the rows of B shrink (``axis`` is 0), or None where the output is the hidden state."""
+
+
+class DenseSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A tensor that is trained whole (the classifier of a new task); its first value is in ``initial.safetensors``."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+class TextSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """How raw text becomes tokens; the tokenizer itself (``tokenizer.json``) travels in the artifact."""
+
+    pad_token_id: int
+    eos_token_id: int | None
+    append_eos: bool
+    """Whether an end-of-text token is added after each example (causal-lm whose tokenizer does not add it itself)."""
+    max_length: int
+    """Longest sequence the model's positions allow, tokens."""
+    vocab_size: int
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """Description of an artifact. See the fields' own notes; ``files`` covers every file but the manifest itself."""
+
+    format_version: int
+    family: str
+    """Name of the model family (``bert``, ``llama``)."""
+    task: Task
+    model_name: str
+    """Name of the source model, for people; never a path."""
+    num_layers: int
+    hidden_size: int
+    labels: tuple[str, ...]
+    """Class names in the order of the classifier's rows; empty for causal-lm."""
+    text: TextSpec
+    groups: tuple[GroupSpec, ...]
+    tensors: tuple[TensorSpec, ...]
+    targets: tuple[TargetSpec, ...]
+    dense: tuple[DenseSpec, ...]
+    files: dict[str, FileRef]
+    producer: dict[str, str]
+    """Versions of the packages that wrote it."""
+
+    def group(self, layer: int, name: str) -> GroupSpec:
+        """The group ``name`` of ``layer``.
+
+        Raises:
+            ManifestError: there is none.
+        """
+        for spec in self.groups:
+            if spec.layer == layer and spec.group == name:
+                return spec
+        msg = f"manifest has no group {name!r} in layer {layer}; known: {sorted({g.group for g in self.groups})}"
+        raise ManifestError(msg)
+
+
+def digest_of(data: bytes | memoryview) -> str:
+    """SHA-256 of ``data`` as 64 hexadecimal digits: the identity of blobs, files and artifacts."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Deterministic UTF-8 JSON of a manifest (sorted keys of maps, fields in declaration order)."""
+    return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=1) + b"\n"
+
+
+def decode_manifest(data: bytes) -> Manifest:
+    """Parse and check the bytes of ``manifest.json``.
+
+    Raises:
+        ManifestError: not JSON, a missing field, a wrong type, or contents that contradict each other.
+        ArtifactVersionError: written in another format version.
+    """
+    if len(data) > limits.MAX_MANIFEST_BYTES:
+        msg = f"manifest is {len(data)} bytes, at most {limits.MAX_MANIFEST_BYTES} are read"
+        raise ManifestError(msg)
+    try:
+        version = msgspec.json.decode(data, type=_VersionOnly).format_version
+        if version != FORMAT_VERSION:
+            msg = (
+                f"artifact has format version {version}, this release reads version {FORMAT_VERSION}: "
+                "export the model again, or install the release that wrote it"
+            )
+            raise ArtifactVersionError(msg)
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except msgspec.DecodeError as error:
+        msg = f"manifest is malformed: {error}"
+        raise ManifestError(msg) from error
+    _check(manifest)
+    return manifest
+
+
+class _VersionOnly(msgspec.Struct, frozen=True):
+    format_version: int
+
+
+def _check(manifest: Manifest) -> None:
+    if not 0 < manifest.num_layers <= limits.MAX_LAYERS:
+        msg = f"manifest says {manifest.num_layers} layers, expected 1 to {limits.MAX_LAYERS}"
+        raise ManifestError(msg)
+    sizes: dict[tuple[int, str], int] = {}
+    for group in manifest.groups:
+        if (group.layer, group.group) in sizes:
+            msg = f"manifest lists group {group.group!r} of layer {group.layer} twice"
+            raise ManifestError(msg)
+        if not 0 < group.num_units <= limits.MAX_UNITS or not 0 <= group.layer < manifest.num_layers:
+            msg = f"manifest has an impossible group: {group}"
+            raise ManifestError(msg)
+        sizes[group.layer, group.group] = group.num_units
+    for tensor in manifest.tensors:
+        for prune in tensor.prune:
+            _check_axis(tensor.name, tensor.layer, tensor.shape, prune, sizes)
+    for target in manifest.targets:
+        shape = (target.out_features, target.in_features)
+        for axis in (target.out_prune, target.in_prune):
+            if axis is not None:
+                _check_axis(target.module, target.layer, shape, axis, sizes)
+    for name, ref in manifest.files.items():
+        if "/" in name or "\\" in name or name.startswith(".") or not _is_digest(ref.digest) or ref.size_bytes < 0:
+            msg = f"manifest lists an impossible file: {name!r} {ref}"
+            raise ManifestError(msg)
+
+
+def _check_axis(
+    name: str,
+    layer: int | None,
+    shape: tuple[int, ...],
+    prune: PruneAxis,
+    sizes: dict[tuple[int, str], int],
+) -> None:
+    units = None if layer is None else sizes.get((layer, prune.group))
+    if units is None or not 0 <= prune.axis < len(shape) or units * prune.unit_size != shape[prune.axis]:
+        msg = f"{name}: axis {prune.axis} of shape {shape} is not {units} units of {prune.unit_size} ({prune.group})"
+        raise ManifestError(msg)
+
+
+def _is_digest(text: str) -> bool:
+    return len(text) == 64 and all(c in "0123456789abcdef" for c in text)  # noqa: PLR2004 - SHA-256 in hex

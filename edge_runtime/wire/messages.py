@@ -1,0 +1,356 @@
+"""Every message of the protocol: msgspec structs, msgpack-encoded, tagged by kind.
+
+Unknown fields are ignored, so a newer peer may add some; missing fields and wrong types are refused. Delivery is at least
+once; the coordinator makes it effectively once by ``(round_number, device_id, attempt)``. docs/wire.md has the sequence.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from edge_runtime.wire import limits
+from edge_runtime.wire.errors import MessageError
+from edge_runtime.wire.plan import Plan
+from edge_runtime.wire.tensors import WireDtype
+
+SCHEMA_VERSION: Final = 1
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Seconds = Annotated[float, msgspec.Meta(ge=0)]
+Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+DeviceId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Text = Annotated[str, msgspec.Meta(max_length=2_000)]
+
+
+class DeviceState(enum.StrEnum):
+    """What a device is doing; every transition is a :class:`Status` that a person can watch."""
+
+    IDLE = "idle"
+    FETCHING = "fetching"
+    TRAINING = "training"
+    UPLOADING = "uploading"
+    DONE = "done"
+    OFFLINE = "offline"
+
+
+class FailureReason(enum.StrEnum):
+    """Why a device refused an assignment or gave it up; a scheduler learns from it."""
+
+    INSUFFICIENT_MEMORY = "insufficient_memory"
+    ARTIFACT_UNREACHABLE = "artifact_unreachable"
+    ARTIFACT_CORRUPTED = "artifact_corrupted"
+    DISK_FULL = "disk_full"
+    DIVERGED = "diverged"
+    CANCELLED = "cancelled"
+    INTERNAL = "internal"
+
+
+class Message(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag=lambda name: name.lower(), omit_defaults=False
+):
+    """Base of all messages."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+
+
+class BlobRef(msgspec.Struct, frozen=True, kw_only=True):
+    """Header of a blob that follows in chunks: identity, size and how it is cut."""
+
+    digest: Digest
+    size_bytes: Annotated[int, msgspec.Meta(ge=1, le=limits.MAX_BLOB_BYTES)]
+    chunk_bytes: Annotated[int, msgspec.Meta(ge=1, le=limits.MAX_MESSAGE_BYTES)]
+
+    @property
+    def num_chunks(self) -> int:
+        """Number of chunks, the last one possibly shorter."""
+        return -(-self.size_bytes // self.chunk_bytes)
+
+
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
+    """What a device is and what it measured of itself at start."""
+
+    architecture: str
+    operating_system: str
+    num_cores: Positive
+    num_threads: Positive
+    memory_bytes: Count
+    memory_limit_bytes: Count
+    """What it allows itself to use for training."""
+    versions: dict[str, str]
+    matmul_gflops: float
+    """Measured float32 matrix-product rate, 1e9 operations a second, at ``num_threads``."""
+    memory_copy_gb_s: float
+    """Measured copy rate, 1e9 bytes a second."""
+
+
+class Arm(msgspec.Struct, frozen=True, kw_only=True):
+    """One (pruning ratio, rank)."""
+
+    pruning_ratio: Annotated[float, msgspec.Meta(ge=0, lt=1)]
+    rank: Annotated[int, msgspec.Meta(ge=1, le=limits.MAX_RANK)]
+
+
+class HyperParameters(msgspec.Struct, frozen=True, kw_only=True):
+    """What a round may change without a new export."""
+
+    learning_rate: Annotated[float, msgspec.Meta(gt=0)]
+    weight_decay: Annotated[float, msgspec.Meta(ge=0)]
+    lora_scaling: Annotated[float, msgspec.Meta(gt=0)]
+    """alpha / rank, the same for every rank, so that products of factors of different ranks may be added."""
+    max_grad_norm: Annotated[float, msgspec.Meta(gt=0)] | None
+    """Clipping by global norm; None = off."""
+    num_warmup_steps: Count
+    """Optimizer steps of linear warm-up at the start of the assignment."""
+    num_local_steps: Positive
+    """Optimizer steps of the assignment."""
+    batch_size: Positive
+    """Examples in a micro-batch."""
+    num_accumulation_steps: Positive
+    """Micro-batches in one optimizer step."""
+    max_length: Positive
+    """Tokens; longer examples are truncated (text-classification) or cut into windows (causal-lm)."""
+    beta1: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.999
+    epsilon: Annotated[float, msgspec.Meta(gt=0)] = 1e-8
+    seed: Count
+    """Order of the examples."""
+
+
+class Measurements(msgspec.Struct, frozen=True, kw_only=True):
+    """What a device measured while it worked on one assignment."""
+
+    train_s: Seconds
+    """Wall time of all optimizer steps."""
+    step_s_p50: Seconds
+    """Median time of an optimizer step."""
+    step_s_p95: Seconds
+    fetch_s: Seconds
+    """Time to get artifact, base and adapter; 0 when cached."""
+    prepare_s: Seconds
+    """Time to slice, create sessions and read data."""
+    evaluate_s: Seconds
+    peak_rss_bytes: Count
+    """Largest resident set of the device process so far (VmHWM)."""
+    bytes_up: Count
+    """Payload bytes this device published (MQTT) since its last update."""
+    bytes_down: Count
+    """Payload bytes this device received (MQTT and HTTP) since its last update."""
+
+
+class LocalEvaluation(msgspec.Struct, frozen=True, kw_only=True):
+    """Quality on the device's own held-out examples, before and after the local steps."""
+
+    num_targets: Count
+    loss_before: float
+    loss_after: float
+    accuracy_before: float
+    accuracy_after: float
+
+
+# ---- device -> coordinator -------------------------------------------------------------------------------------------
+
+
+class Register(Message):
+    """A device is here, with what it can do. Sent after every connect and whenever the coordinator says Hello."""
+
+    device_id: DeviceId
+    session_id: str
+    """Random, one per process start: tells a restart from a reconnect."""
+    capabilities: Capabilities
+    num_examples: Count
+
+
+class Presence(Message):
+    """The last will (``online`` false), and a clean good-bye."""
+
+    device_id: DeviceId
+    session_id: str
+    online: bool
+    detail: Text = ""
+
+
+class Status(Message):
+    """A device's state changed, its work moved on, or it is a heartbeat (an unchanged state)."""
+
+    device_id: DeviceId
+    session_id: str
+    state: DeviceState
+    round_number: Count = 0
+    attempt: Count = 0
+    step: Count = 0
+    num_steps: Count = 0
+    loss: float | None = None
+    detail: Text = ""
+
+
+class Update(Message):
+    """The device's reply to an assignment; the trained adapter follows in chunks."""
+
+    run_id: str
+    device_id: DeviceId
+    round_number: Positive
+    attempt: Positive
+    adapter: BlobRef
+    num_examples: Positive
+    """Examples of the device (its weight in the aggregation)."""
+    train_loss: float
+    """Mean loss over the local steps."""
+    measurements: Measurements
+    evaluation: LocalEvaluation | None = None
+
+
+class Failure(Message):
+    """The device refused an assignment or gave it up."""
+
+    run_id: str
+    device_id: DeviceId
+    round_number: Positive
+    attempt: Positive
+    reason: FailureReason
+    detail: Text
+
+
+# ---- coordinator -> device -------------------------------------------------------------------------------------------
+
+
+class Hello(Message):
+    """To all: a coordinator is here (after every connect); devices answer with Register."""
+
+    run_id: str
+    session_id: str
+
+
+class Welcome(Message):
+    """Answer to Register: what the device needs before its first assignment."""
+
+    run_id: str
+    device_id: DeviceId
+    artifact_url: Text
+    """URL of the folder that holds ``manifest.json``, with a slash at the end."""
+    artifact_digest: Digest
+    arms: tuple[Arm, ...]
+    """Arms that may be assigned; a device that cannot afford the cheapest says so and leaves."""
+    batch_size: Positive
+    max_length: Positive
+    wire_dtype: WireDtype = "float32"
+    heartbeat_s: Seconds = 15.0
+    max_message_bytes: Annotated[int, msgspec.Meta(ge=4096, le=limits.MAX_MESSAGE_BYTES)] = limits.MAX_MESSAGE_BYTES
+
+
+class Assignment(Message):
+    """What the coordinator asks of one device in one round; the adapter to start from follows in chunks."""
+
+    run_id: str
+    device_id: DeviceId
+    round_number: Positive
+    attempt: Positive
+    arm: Arm
+    plan: Plan
+    adapter: BlobRef
+    deadline_s: Seconds
+    """Time the device has, counted from when it receives this."""
+    hyper_parameters: HyperParameters
+
+
+class Verdict(Message):
+    """What became of an update; the device may forget it now."""
+
+    run_id: str
+    device_id: DeviceId
+    round_number: Positive
+    attempt: Positive
+    accepted: bool
+    detail: Text = ""
+
+
+class Cancel(Message):
+    """The round went on without this device (deadline passed): stop working on it."""
+
+    run_id: str
+    device_id: DeviceId
+    round_number: Positive
+    attempt: Positive
+    detail: Text = ""
+
+
+class Finished(Message):
+    """To all: the run is over; a device started with ``--exit-when-finished`` leaves."""
+
+    run_id: str
+    detail: Text = ""
+
+
+# ---- both ways -------------------------------------------------------------------------------------------------------
+
+
+class Chunk(Message):
+    """One piece of a blob; ``index`` counts from 0."""
+
+    digest: Digest
+    index: Count
+    payload: bytes
+
+
+class ChunkRequest(Message):
+    """The receiver of a blob asks for the chunks it lacks."""
+
+    digest: Digest
+    missing: Annotated[tuple[Count, ...], msgspec.Meta(min_length=1, max_length=limits.MAX_CHUNK_INDICES)]
+
+
+AnyMessage = (
+    Register
+    | Presence
+    | Status
+    | Update
+    | Failure
+    | Hello
+    | Welcome
+    | Assignment
+    | Verdict
+    | Cancel
+    | Finished
+    | Chunk
+    | ChunkRequest
+)
+
+_decoder = msgspec.msgpack.Decoder(AnyMessage)
+_encoder = msgspec.msgpack.Encoder()
+
+
+def kind_of(message: Message) -> str:
+    """Tag of a message: the last level of its topic."""
+    return type(message).__name__.lower()
+
+
+def encode_message(message: AnyMessage, max_bytes: int = limits.MAX_MESSAGE_BYTES) -> bytes:
+    """Bytes of a message.
+
+    Raises:
+        MessageError: it would be larger than ``max_bytes``.
+    """
+    data = _encoder.encode(message)
+    if len(data) > max_bytes:
+        msg = f"{kind_of(message)} message is {len(data)} bytes, at most {max_bytes} may be published"
+        raise MessageError(msg)
+    return data
+
+
+def decode_message(data: bytes) -> AnyMessage:
+    """Parse a payload from outside.
+
+    Raises:
+        MessageError: too large, not msgpack, an unknown kind, a missing field, a wrong type, or another schema version.
+    """
+    if len(data) > limits.MAX_MESSAGE_BYTES:
+        msg = f"message of {len(data)} bytes refused: at most {limits.MAX_MESSAGE_BYTES}"
+        raise MessageError(msg)
+    try:
+        return _decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        msg = f"message refused: {error}"
+        raise MessageError(msg) from error

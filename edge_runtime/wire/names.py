@@ -1,0 +1,78 @@
+"""Names that the exporter writes into graphs and adapters, and that the engine and the server read.
+
+Frozen weights enter a graph under their Hugging Face parameter name (``bert.encoder.layer.0.output.dense.weight``).
+All trainable state is *flat*: one float32 vector ``[N]`` in the order of :class:`edge_runtime.wire.adapter.AdapterLayout`,
+split inside the graph, so that no step touches tensors one by one in Python.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Files of an artifact.
+MANIFEST_FILE: Final = "manifest.json"
+TRAINING_GRAPH: Final = "training.onnx"
+EVALUATION_GRAPH: Final = "evaluation.onnx"
+OPTIMIZER_GRAPH: Final = "optimizer.onnx"
+BASE_FILE: Final = "base.safetensors"
+INITIAL_FILE: Final = "initial.safetensors"
+TOKENIZER_FILE: Final = "tokenizer.json"
+CONFIG_FILE: Final = "config.json"
+
+# Inputs of the training and the evaluation graph, beside the frozen weights.
+INPUT_IDS: Final = "input_ids"  # int64 [batch, length]
+ATTENTION_MASK: Final = "attention_mask"  # int64 [batch, length], 1 = token, 0 = padding (on the right)
+LABELS: Final = "labels"  # int64 [batch] (text-classification) or [batch, length] (causal-lm, -100 = no target)
+PARAMS: Final = "params"  # float32 [N], flat trainable state
+SPLIT_SIZES: Final = "split_sizes"  # int64 [K], element counts of the K trainable tensors, in layout order
+RANK: Final = "rank"  # int64 [1]
+LORA_SCALING: Final = "lora_scaling"  # float32 [], alpha / rank
+GRAD_ACCUM: Final = "grad_accum"  # float32 [N], gradient accumulated so far (training graph only)
+
+# Outputs of the training graph.
+LOSS: Final = "loss"  # float32 [], mean over the targets of the micro-batch
+GRAD_ACCUM_OUT: Final = "grad_accum.out"  # float32 [N], grad_accum + gradient of loss
+
+# Outputs of the evaluation graph.
+LOSS_SUM: Final = "loss_sum"  # float32 [], sum of the negative log-likelihoods (nats)
+NUM_TARGETS: Final = "num_targets"  # int64 []
+NUM_CORRECT: Final = "num_correct"  # int64 [], targets whose arg-max prediction is right
+LOGITS: Final = "logits"  # float32 [batch, labels]; text-classification only
+
+# Optimizer graph (AdamW, decoupled decay, clipping by global norm). Inputs: PARAMS, GRADS and these.
+GRADS: Final = "grads"  # float32 [N], summed over micro-batches
+EXP_AVG: Final = "exp_avg"  # float32 [N]
+EXP_AVG_SQ: Final = "exp_avg_sq"  # float32 [N]
+GRAD_SCALE: Final = "grad_scale"  # float32 [], 1 / number of micro-batches
+LEARNING_RATE: Final = "learning_rate"  # float32 []
+WEIGHT_DECAY: Final = "weight_decay"  # float32 []
+MAX_GRAD_NORM: Final = "max_grad_norm"  # float32 [], inf = no clipping
+BETA1: Final = "beta1"  # float32 []
+BETA2: Final = "beta2"  # float32 []
+EPSILON: Final = "epsilon"  # float32 []
+BIAS_CORRECTION1: Final = "bias_correction1"  # float32 [], 1 - beta1 ** step
+BIAS_CORRECTION2: Final = "bias_correction2"  # float32 [], 1 - beta2 ** step
+# Its outputs: the three vectors with this suffix, and the norm before clipping.
+OUT_SUFFIX: Final = ".out"
+GRAD_NORM: Final = "grad_norm"  # float32 []
+
+IGNORE_LABEL: Final = -100
+"""Label of a position that is no target (PyTorch's ``ignore_index``)."""
+
+
+def lora_a(module: str) -> str:
+    """Name of the A factor, float32 ``[rank, in]``, of a LoRA target: PEFT's suffix on the module's path.
+
+    >>> lora_a("model.layers.0.mlp.up_proj")
+    'model.layers.0.mlp.up_proj.lora_A.weight'
+    """
+    return f"{module}.lora_A.weight"
+
+
+def lora_b(module: str) -> str:
+    """Name of the B factor, float32 ``[out, rank]``, of a LoRA target.
+
+    >>> lora_b("model.layers.0.mlp.up_proj")
+    'model.layers.0.mlp.up_proj.lora_B.weight'
+    """
+    return f"{module}.lora_B.weight"

@@ -1,0 +1,1 @@
+"""Pretrained model to artifact; artifact plus adapters to compact inference model."""

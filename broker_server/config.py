@@ -1,0 +1,235 @@
+"""Configuration of a run: frozen dataclasses, checked on construction, read from and written to TOML."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, Self
+
+from broker_server.errors import ArmError, ConfigError
+from edge_runtime.wire import limits
+from edge_runtime.wire.messages import Arm
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingConfig:
+    """How devices train."""
+
+    num_rounds: int
+    """Rounds, 1 or more."""
+    num_local_steps: int
+    """Optimizer steps of one assignment."""
+    batch_size: int
+    """Examples in a micro-batch."""
+    max_length: int
+    """Tokens in an example."""
+    num_accumulation_steps: int = 1
+    """Micro-batches in one optimizer step."""
+    learning_rate: float = 2e-3
+    """Peak learning rate of AdamW."""
+    final_learning_rate_ratio: float = 0.1
+    """Learning rate of the last round as a fraction of the first one's; cosine between (ours)."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    lora_scaling: float = 2.0
+    """alpha / rank, the same for every rank."""
+    max_grad_norm: float | None = 1.0
+    """Clipping by global norm; None (TOML: 0) = off."""
+    num_warmup_steps: int = 2
+    """Linear warm-up at the start of each assignment, optimizer steps."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_rounds", "num_local_steps", "batch_size", "max_length", "num_accumulation_steps"):
+            if getattr(self, name) < 1:
+                msg = f"{name} is {getattr(self, name)}, expected 1 or more"
+                raise ConfigError(msg)
+        for name in ("learning_rate", "lora_scaling"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                msg = f"{name} is {getattr(self, name)}, expected a positive number"
+                raise ConfigError(msg)
+        if self.weight_decay < 0 or self.num_warmup_steps < 0 or not 0 < self.final_learning_rate_ratio <= 1:
+            msg = "weight_decay and num_warmup_steps must be 0 or more, final_learning_rate_ratio in (0, 1]"
+            raise ConfigError(msg)
+        if self.max_grad_norm is not None and self.max_grad_norm <= 0:
+            msg = f"max_grad_norm is {self.max_grad_norm}, expected a positive number, or none to switch clipping off"
+            raise ConfigError(msg)
+
+    def learning_rate_at(self, round_number: int) -> float:
+        """Learning rate of a round (1-based): cosine from ``learning_rate`` to its final ratio (ours)."""
+        progress = (round_number - 1) / max(1, self.num_rounds - 1)
+        low = self.learning_rate * self.final_learning_rate_ratio
+        return low + (self.learning_rate - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CoordinatorConfig:
+    """What the coordinator process needs; stored as ``config.toml`` in the run directory."""
+
+    run_id: str
+    """Unique name of the run."""
+    fleet: str
+    """Level of the MQTT topics that separates fleets on one broker."""
+    broker_url: str
+    """``mqtt://host:port`` or ``mqtts://user@host:8883``."""
+    artifact_url: str
+    """Base URL under which ``artifacts/`` is served, with a slash at the end."""
+    artifact_digest: str
+    """Digest of the artifact to train."""
+    num_devices: int
+    """Devices a round waits for before it starts (at most ``registration_timeout_s``)."""
+    training: TrainingConfig
+    arms: tuple[Arm, ...]
+    """Arms that the scheduler may play."""
+    scheduler: str = "uniform"
+    """``fixed`` (each device keeps one arm, dealt in turn), ``random``, or ``uniform`` (every arm equally often)."""
+    aggregation: str = "flexlora"
+    """``fedit`` or ``flexlora``."""
+    seed: int = 0
+    """Seed of everything random."""
+    round_deadline_s: float = 600.0
+    """Longest time of a round."""
+    registration_timeout_s: float = 120.0
+    """Longest wait for ``num_devices``; then the round starts with those that are there (one or more)."""
+    rejoin_s: float = 5.0
+    """How long a round waits for a device that went offline to come back."""
+    wire_dtype: str = "float32"
+    """``float32`` or ``float16``: type of adapters on the wire."""
+    test_file: str | None = None
+    """Held-out examples for the server's evaluation, relative to the run directory or absolute."""
+    num_evaluation_examples: int | None = 1000
+    """Examples (seeded sample) evaluated after each round; the last round uses all. None = always all."""
+    num_threads: int = 2
+    """Threads of the server's evaluation."""
+
+    def __post_init__(self) -> None:
+        if not self.arms:
+            msg = "no arms given: expected at least one RATIO:RANK, such as 0.25:8"
+            raise ArmError(msg)
+        for arm in self.arms:
+            check_arm(arm)
+        if self.num_devices < 1:
+            msg = f"num_devices is {self.num_devices}, expected 1 or more"
+            raise ConfigError(msg)
+        if min(self.round_deadline_s, self.registration_timeout_s) <= 0 or self.rejoin_s < 0:
+            msg = "round_deadline_s and registration_timeout_s must be positive, rejoin_s 0 or more"
+            raise ConfigError(msg)
+        if self.wire_dtype not in {"float32", "float16"}:
+            msg = f"wire_dtype is {self.wire_dtype!r}, expected 'float32' or 'float16'"
+            raise ConfigError(msg)
+
+    @property
+    def max_rank(self) -> int:
+        """Rank of the global adapter: the largest of the arms."""
+        return max(arm.rank for arm in self.arms)
+
+    def to_toml(self) -> str:
+        """TOML text that :meth:`from_toml` reads back to an equal configuration."""
+        lines = [
+            f"{field.name} = {_toml(getattr(self, field.name))}"
+            for field in dataclasses.fields(self)
+            if field.name not in {"training", "arms"} and getattr(self, field.name) is not None
+        ]
+        lines.append(f"arms = {_toml(format_arms(self.arms))}")
+        lines.append("\n[training]")
+        lines += [
+            f"{field.name} = {_toml(0.0 if value is None else value)}"
+            for field in dataclasses.fields(self.training)
+            for value in [getattr(self.training, field.name)]
+        ]
+        if self.num_evaluation_examples is None:
+            lines.insert(0, "num_evaluation_examples = 0")
+        return "\n".join(lines) + "\n"
+
+    @classmethod
+    def from_toml(cls, text: str) -> Self:
+        """Read a configuration.
+
+        Raises:
+            ConfigError: not TOML, an unknown or missing key, a wrong type, or a value out of range.
+            ArmError: an arm outside its range.
+        """
+        try:
+            data: dict[str, Any] = tomllib.loads(text)
+            training = dict(data.pop("training"))
+            if training.get("max_grad_norm") == 0:
+                training["max_grad_norm"] = None
+            if data.get("num_evaluation_examples") == 0:
+                data["num_evaluation_examples"] = None
+            arms = parse_arms(data.pop("arms"))
+            return cls(**data, arms=arms, training=TrainingConfig(**training))
+        except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+            msg = f"configuration is malformed: {error}"
+            raise ConfigError(msg) from error
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a configuration from a file.
+
+        Raises:
+            ConfigError: the file cannot be read, or see :meth:`from_toml`.
+        """
+        try:
+            return cls.from_toml(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            msg = f"configuration {path} cannot be read: {error}"
+            raise ConfigError(msg) from error
+
+
+_ARM = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*:\s*([0-9]+)\s*")
+
+
+def parse_arms(text: str) -> tuple[Arm, ...]:
+    """Arms from ``RATIO:RANK,RATIO:RANK``.
+
+    Raises:
+        ArmError: not of that form, or outside the range.
+
+    >>> [(a.pruning_ratio, a.rank) for a in parse_arms("0.0:8,0.5:4")]
+    [(0.0, 8), (0.5, 4)]
+    """
+    arms = []
+    for part in text.split(","):
+        match = _ARM.fullmatch(part)
+        if match is None:
+            msg = f"arm {part.strip()!r} is not RATIO:RANK, such as 0.25:8"
+            raise ArmError(msg)
+        arms.append(check_arm(Arm(pruning_ratio=float(match[1]), rank=int(match[2]))))
+    return tuple(arms)
+
+
+def format_arms(arms: tuple[Arm, ...]) -> str:
+    """Inverse of :func:`parse_arms`."""
+    return ",".join(f"{arm.pruning_ratio}:{arm.rank}" for arm in arms)
+
+
+def check_arm(arm: Arm) -> Arm:
+    """Return an arm that is inside the range.
+
+    Raises:
+        ArmError: it is not.
+    """
+    if not (0.0 <= arm.pruning_ratio <= MAX_PRUNING_RATIO and 1 <= arm.rank <= limits.MAX_RANK):
+        msg = (
+            f"arm {arm.pruning_ratio}:{arm.rank} is outside its range: pruning ratio 0 to {MAX_PRUNING_RATIO}, "
+            f"rank 1 to {limits.MAX_RANK}"
+        )
+        raise ArmError(msg)
+    return arm
+
+
+MAX_PRUNING_RATIO = 0.95
+"""Largest pruning ratio an arm may ask for."""
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        return repr(value)
+    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

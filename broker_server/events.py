@@ -1,0 +1,106 @@
+"""``events.jsonl``: what happens in a run, one JSON object a line; written by the coordinator, read by people and displays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from broker_server.records import RoundRecord
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=lambda name: name.lower()):
+    """Base of all events; ``at`` is Unix seconds, UTC."""
+
+    at: float
+
+
+class Started(Event):
+    """A coordinator process began (or went on with) a run."""
+
+    run_id: str
+    next_round: int
+    num_rounds: int
+
+
+class DeviceSeen(Event):
+    """A device registered, changed its state, moved on, or went offline."""
+
+    device_id: str
+    state: str
+    round_number: int
+    step: int
+    num_steps: int
+    detail: str
+
+
+class RoundStarted(Event):
+    """Assignments went out: ``arms`` maps device ids to ``RATIO:RANK``."""
+
+    round_number: int
+    arms: dict[str, str]
+
+
+class UpdateAccepted(Event):
+    """An update is on disk and counts."""
+
+    round_number: int
+    device_id: str
+
+
+class RoundFinished(Event):
+    """A round is over."""
+
+    record: RoundRecord
+
+
+class RunFinished(Event):
+    """All rounds are done."""
+
+    run_id: str
+
+
+AnyEvent = Started | DeviceSeen | RoundStarted | UpdateAccepted | RoundFinished | RunFinished
+
+_decoder = msgspec.json.Decoder(AnyEvent)
+
+
+class EventLog:
+    """Appends events to a file, each line flushed."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: IO[bytes] = path.open("ab")
+
+    def write(self, event: AnyEvent) -> None:
+        """Append one event."""
+        self._file.write(msgspec.json.encode(event) + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class EventReader:
+    """Follows a growing event file; a last line that is not finished yet waits, one that is damaged is passed over."""
+
+    def __init__(self, path: Path, *, from_end: bool = False) -> None:
+        self._path = path
+        self._offset = path.stat().st_size if from_end and path.exists() else 0
+
+    def new_events(self) -> Iterator[AnyEvent]:
+        """Events appended since the last call."""
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                self._offset += len(line)
+                try:
+                    yield _decoder.decode(line)
+                except msgspec.DecodeError:
+                    continue

@@ -1,0 +1,53 @@
+"""What is kept of a run's rounds: written by the coordinator to the store, read by the report."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class EvaluationRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Quality of a global adapter on the server's held-out examples."""
+
+    loss: float
+    """Mean negative log-likelihood of a target, nats."""
+    accuracy: float
+    """Share of targets predicted right, in [0, 1]."""
+    num_targets: int
+    is_complete: bool
+    """Whether all held-out examples were used, or a sample."""
+    evaluate_s: float
+
+
+class DeviceRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One device's part in one round."""
+
+    device_id: str
+    attempt: int
+    pruning_ratio: float
+    rank: int
+    sparsity: float
+    outcome: str
+    """``accepted``, ``rejected``, ``failed``, ``lost`` or ``timed_out``."""
+    detail: str
+    num_examples: int | None
+    train_loss: float | None
+    train_s: float | None
+    step_s_p50: float | None
+    step_s_p95: float | None
+    peak_rss_bytes: int | None
+    bytes_up: int | None
+    bytes_down: int | None
+    local_accuracy_before: float | None
+    local_accuracy_after: float | None
+
+
+class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One finished round; ``round_number`` 0 is the evaluation before training and has no devices."""
+
+    round_number: int
+    seconds: float
+    """Wall time of the round, aggregation and evaluation included."""
+    elapsed_s: float
+    """Time since training began, summed over interruptions, at the end of the round."""
+    evaluation: EvaluationRecord | None
+    devices: tuple[DeviceRecord, ...]

@@ -1,4 +1,4 @@
-"""PEFT's on-disk format: what other tools load with ``PeftModel.from_pretrained``. Pure: JSON and safetensors, no peft."""
+"""PEFT's on-disk format, which ``PeftModel.from_pretrained`` loads. Pure: JSON and safetensors, no peft."""
 
 from __future__ import annotations
 

@@ -1,13 +1,20 @@
 """Errors of the server's rooms.
 
-    CoordinatorError            base
-    ├── ConfigError             a setting out of range or of a wrong type (exit 2)
-    ├── ArmError                an arm outside its range (exit 21)
-    ├── PortTakenError          a port that must be listened on is in use (exit 20)
-    ├── AggregationError        updates that cannot be combined
-    ├── StoreError              the run's database is damaged or of another version
-    ├── RunExistsError          the output directory holds a run already, or none to resume (exit 25)
-    └── RunFailedError          a run ended without a result (exit 24)
+CoordinatorError            base
+├── ConfigError             a setting out of range or of a wrong type (exit 2)
+├── ArmError                an arm outside its range (exit 21)
+├── PortTakenError          a port that must be listened on is in use (exit 20)
+├── AggregationError        updates that cannot be combined
+├── StoreError              the run's database is damaged or of another version
+├── RunExistsError          the output directory holds a run already, or none to resume (exit 25)
+├── RunBusyError            another process works on the run (exit 26)
+├── RunFailedError          a run ended without a result (exit 24)
+├── ChildFailedError        a process of the run ended with an error (its own exit code is passed on)
+├── DataInvalidError        a data file cannot be read, or lacks a field (exit 12)
+├── DataEmptyError          a data file holds no example (exit 13)
+├── UnknownLabelError       a held-out label that training never sees (exit 14)
+├── ModelNotFoundError      the model's directory does not exist (exit 10)
+└── MissingExtraError       a package of the server is not installed (exit 27)
 """
 
 from __future__ import annotations
@@ -55,3 +62,53 @@ class RunFailedError(CoordinatorError):
     """A run ended without a result."""
 
     exit_code = ExitCode.RUN_FAILED
+
+
+class RunBusyError(CoordinatorError):
+    """Another process works on the run."""
+
+    exit_code = ExitCode.STATE_IN_USE
+
+
+class ChildFailedError(CoordinatorError):
+    """A process of the run ended with an error.
+
+    Attributes:
+        child_exit_code: what the process ended with where that says more than "failed", else RUN_FAILED.
+    """
+
+    exit_code = ExitCode.RUN_FAILED
+
+    def __init__(self, message: str, child_exit_code: ExitCode) -> None:
+        super().__init__(message)
+        self.child_exit_code = child_exit_code
+
+
+class DataInvalidError(CoordinatorError):
+    """A data file cannot be read, holds no JSON lines, or lacks a field."""
+
+    exit_code = ExitCode.DATA_INVALID
+
+
+class DataEmptyError(CoordinatorError):
+    """A data file holds no example."""
+
+    exit_code = ExitCode.DATA_EMPTY
+
+
+class UnknownLabelError(CoordinatorError):
+    """A held-out example carries a label that no training example has."""
+
+    exit_code = ExitCode.UNKNOWN_LABEL
+
+
+class ModelNotFoundError(CoordinatorError):
+    """The model's directory does not exist."""
+
+    exit_code = ExitCode.MODEL_NOT_FOUND
+
+
+class MissingExtraError(CoordinatorError):
+    """A package of the server is not installed."""
+
+    exit_code = ExitCode.MISSING_DEPENDENCY

@@ -1,0 +1,62 @@
+"""Text that every Python installation has: the docstrings of its own standard library. Read, never imported."""
+
+from __future__ import annotations
+
+import ast
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+MIN_CHARACTERS = 60
+"""Shorter docstrings say too little to learn from."""
+
+SKIPPED = frozenset({"__pycache__", "site-packages", "dist-packages", "test", "tests", "idle_test", "lib-dynload"})
+"""Folders without text of the library's own."""
+
+KEY_FIELD = "key"
+"""Field that holds an example's top-level package."""
+
+
+def standard_library() -> Path:
+    """Folder of the running Python's standard library."""
+    return Path(sysconfig.get_path("stdlib"))
+
+
+def docstring_examples(root: Path) -> list[dict[str, object]]:
+    """Examples ``{"text", "key"}``, one a docstring, in the order of the files; ``key`` is the top-level package.
+
+    Repeated texts count once, where they are met first. A file that this Python cannot parse is passed over.
+
+    Args:
+        root: folder of a library.
+    """
+    seen: set[str] = set()
+    examples: list[dict[str, object]] = []
+    for path in sorted(_sources(root)):
+        key = path.relative_to(root).parts[0].removesuffix(".py")
+        for text in _docstrings(path):
+            if len(text) >= MIN_CHARACTERS and text not in seen:
+                seen.add(text)
+                examples.append({"text": text, KEY_FIELD: key})
+    return examples
+
+
+def _sources(root: Path) -> Iterator[Path]:
+    for path in root.rglob("*.py"):
+        if not SKIPPED.intersection(path.relative_to(root).parts[:-1]):
+            yield path
+
+
+def _docstrings(path: Path) -> Iterator[str]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # old sources hold invalid escapes
+            tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node)
+            if text:
+                yield text.strip()

@@ -128,14 +128,14 @@ class CoordinatorConfig:
     def to_toml(self) -> str:
         """TOML text that :meth:`from_toml` reads back to an equal configuration."""
         lines = [
-            f"{field.name} = {_toml(getattr(self, field.name))}"
+            f"{field.name} = {toml_value(getattr(self, field.name))}"
             for field in dataclasses.fields(self)
             if field.name not in {"training", "arms"} and getattr(self, field.name) is not None
         ]
-        lines.append(f"arms = {_toml(format_arms(self.arms))}")
+        lines.append(f"arms = {toml_value(format_arms(self.arms))}")
         lines.append("\n[training]")
         lines += [
-            f"{field.name} = {_toml(0.0 if value is None else value)}"
+            f"{field.name} = {toml_value(0.0 if value is None else value)}"
             for field in dataclasses.fields(self.training)
             for value in [getattr(self.training, field.name)]
         ]
@@ -224,7 +224,8 @@ MAX_PRUNING_RATIO = 0.95
 """Largest pruning ratio an arm may ask for."""
 
 
-def _toml(value: object) -> str:
+def toml_value(value: object) -> str:
+    """A boolean, number or text as TOML."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int):

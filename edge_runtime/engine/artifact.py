@@ -1,0 +1,201 @@
+"""An artifact on disk: opened, checked, its base weights memory-mapped.
+
+The safetensors layout is read here directly (eight bytes of header length, a JSON header, raw little-endian data), so
+that arrays are views of the memory map: the base weights cost page cache, which the system may drop, and are never held
+twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_runtime.engine.errors import ArtifactCorruptedError
+from edge_runtime.wire import limits, names
+from edge_runtime.wire.errors import TensorError
+from edge_runtime.wire.manifest import Manifest, TensorSpec, decode_manifest, digest_of
+from edge_runtime.wire.tensors import decode_tensors
+
+_STORED: Final[dict[str, np.dtype[Any]]] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "I8": np.dtype("i1"),
+}
+_DTYPES: Final = {"float32": "F32", "float16": "F16", "int8": "I8"}
+_READ_BYTES: Final = 1 << 20
+
+
+class Artifact:
+    """A directory with an exported model. Make it with :meth:`open`.
+
+    Attributes:
+        directory: where the files lie.
+        manifest: its description.
+        digest: SHA-256 of ``manifest.json``, the artifact's identity.
+    """
+
+    def __init__(self, directory: Path, manifest: Manifest, digest: str) -> None:
+        self.directory = directory
+        self.manifest = manifest
+        self.digest = digest
+        self._base: dict[str, npt.NDArray[np.generic]] | None = None
+
+    @classmethod
+    def open(cls, directory: Path, *, verify: bool = True) -> Self:
+        """Read the manifest of an artifact and check its files.
+
+        Args:
+            directory: folder with ``manifest.json`` and the files that it names.
+            verify: whether size and SHA-256 of every file that a device needs are checked; False where the caller has
+                just done so, for example after a checked download.
+
+        Raises:
+            ArtifactCorruptedError: a file is missing or is not the one that the manifest describes.
+            ManifestError: the manifest is malformed.
+            ArtifactVersionError: the artifact is of another format version.
+        """
+        path = directory / names.MANIFEST_FILE
+        try:
+            with path.open("rb") as file:
+                data = file.read(limits.MAX_MANIFEST_BYTES + 1)
+        except OSError as error:
+            msg = (
+                f"artifact {directory} has no readable {names.MANIFEST_FILE} ({error.strerror}): "
+                "export or fetch it again"
+            )
+            raise ArtifactCorruptedError(msg) from error
+        artifact = cls(directory, decode_manifest(data), digest_of(data))
+        if verify:
+            artifact.verify()
+        return artifact
+
+    def verify(self) -> None:
+        """Check size and SHA-256 of every file that a device needs.
+
+        Raises:
+            ArtifactCorruptedError: names the first file that is missing or differs.
+        """
+        for name, ref in self.manifest.files.items():
+            if not ref.on_device:
+                continue
+            size, digest = self._measure(name)
+            if size != ref.size_bytes:
+                msg = (
+                    f"artifact file {self.directory / name} is {size} bytes, expected {ref.size_bytes}: "
+                    "it is not complete; fetch it again"
+                )
+                raise ArtifactCorruptedError(msg, digest=self.digest)
+            if digest != ref.digest:
+                msg = (
+                    f"artifact file {self.directory / name} has SHA-256 {digest[:12]}..., "
+                    f"expected {ref.digest[:12]}...: it is corrupted; fetch it again"
+                )
+                raise ArtifactCorruptedError(msg, digest=self.digest)
+
+    def path(self, name: str) -> Path:
+        """Path of a file of the artifact.
+
+        Raises:
+            ArtifactCorruptedError: the manifest does not name it.
+        """
+        if name not in self.manifest.files:
+            msg = f"artifact {self.directory} has no {name}; it has {', '.join(sorted(self.manifest.files))}"
+            raise ArtifactCorruptedError(msg, digest=self.digest)
+        return self.directory / name
+
+    def initial(self) -> dict[str, npt.NDArray[np.float32]]:
+        """First values of the dense tensors (the new classifier), float32 by name; empty where there are none.
+
+        Raises:
+            ArtifactCorruptedError: the file is malformed or its tensors are not the manifest's.
+        """
+        if not self.manifest.dense:
+            return {}
+        path = self.path(names.INITIAL_FILE)
+        try:
+            tensors = decode_tensors(path.read_bytes())
+        except (OSError, TensorError) as error:
+            msg = f"artifact file {path} cannot be read: {error}"
+            raise ArtifactCorruptedError(msg, digest=self.digest) from error
+        for spec in self.manifest.dense:
+            if spec.name not in tensors or tensors[spec.name].shape != spec.shape:
+                msg = f"artifact file {path} lacks {spec.name!r} of shape {spec.shape}"
+                raise ArtifactCorruptedError(msg, digest=self.digest)
+        return {spec.name: tensors[spec.name] for spec in self.manifest.dense}
+
+    def stored(self, spec: TensorSpec) -> npt.NDArray[np.generic]:
+        """A frozen weight as it is stored: a read-only view of the memory-mapped base blob, of ``spec.dtype``.
+
+        Raises:
+            ArtifactCorruptedError: the blob is malformed, or has no such tensor of that shape and type.
+        """
+        if self._base is None:
+            path = self.path(names.BASE_FILE)
+            try:
+                self._base = map_safetensors(path)
+            except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+                msg = f"artifact file {path} is not a usable safetensors file: {error}"
+                raise ArtifactCorruptedError(msg, digest=self.digest) from error
+        value = self._base.get(spec.name)
+        expected = _STORED[_DTYPES[spec.dtype]]
+        if value is None or value.shape != spec.shape or value.dtype != expected:
+            got = "nothing" if value is None else f"{value.dtype} {value.shape}"
+            msg = (
+                f"base weights of artifact {self.directory}: {spec.name!r} should be {spec.dtype} {spec.shape}, "
+                f"got {got}; fetch it again"
+            )
+            raise ArtifactCorruptedError(msg, digest=self.digest)
+        return value
+
+    def _measure(self, name: str) -> tuple[int, str]:
+        """Size in bytes and SHA-256 of a file, read in pieces."""
+        digest, size = hashlib.sha256(), 0
+        try:
+            with (self.directory / name).open("rb") as file:
+                while piece := file.read(_READ_BYTES):
+                    digest.update(piece)
+                    size += len(piece)
+        except OSError as error:
+            msg = f"artifact file {self.directory / name} cannot be read ({error.strerror}): fetch the artifact again"
+            raise ArtifactCorruptedError(msg, digest=self.digest) from error
+        return size, digest.hexdigest()
+
+
+def map_safetensors(path: Path) -> dict[str, npt.NDArray[np.generic]]:
+    """Read-only views of all tensors of a safetensors file; nothing is read until it is used.
+
+    Format: https://huggingface.co/docs/safetensors.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not a safetensors file, or holds a type other than F32, F16 and I8.
+        KeyError: an entry of the header lacks a field.
+        TypeError: an entry of the header is not an object.
+    """
+    with path.open("rb") as file:
+        mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    header_bytes = int.from_bytes(mapped[:8], "little")
+    if len(mapped) < 8 or header_bytes > min(limits.MAX_TENSOR_HEADER_BYTES, len(mapped) - 8):  # noqa: PLR2004 - u64
+        msg = f"header of {header_bytes} bytes announced in a file of {len(mapped)} bytes"
+        raise ValueError(msg)
+    header = json.loads(bytes(mapped[8 : 8 + header_bytes]))
+    data = mapped[8 + header_bytes :]
+    views: dict[str, npt.NDArray[np.generic]] = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in _STORED:
+            msg = f"tensor {name!r} is of type {entry['dtype']}, expected one of {', '.join(_STORED)}"
+            raise ValueError(msg)
+        begin, end = entry["data_offsets"]
+        if not 0 <= begin <= end <= len(data):
+            msg = f"tensor {name!r} lies at {begin}..{end} in {len(data)} bytes of data"
+            raise ValueError(msg)
+        views[name] = np.frombuffer(data[begin:end], _STORED[entry["dtype"]]).reshape(entry["shape"])
+    return views

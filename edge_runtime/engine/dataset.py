@@ -1,0 +1,130 @@
+"""Tokenised examples in memory, and how batches are drawn from them.
+
+Shape legend: ``B`` examples of a batch, ``L`` length of a batch in tokens, ``T`` tokens of the dataset, ``E`` examples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Final, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_runtime.engine.errors import DataEmptyError, DataInvalidError
+from edge_runtime.wire import names
+
+Int64 = npt.NDArray[np.int64]
+
+LENGTH_MULTIPLE: Final = 8
+"""Batches are padded to a multiple of this many tokens: few distinct shapes, whole vectors in the kernels."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """One micro-batch, as the graphs take it."""
+
+    input_ids: Int64
+    """int64 ``[B, L]``, padded on the right."""
+    attention_mask: Int64
+    """int64 ``[B, L]``, 1 = token, 0 = padding."""
+    labels: Int64
+    """int64 ``[B]`` (text-classification), or ``[B, L]`` (causal-lm: the tokens themselves, -100 at padding)."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """Examples as one vector of tokens, cut by offsets."""
+
+    tokens: npt.NDArray[np.int32]
+    """int32 ``[T]``."""
+    offsets: Int64
+    """int64 ``[E + 1]``, ascending: example ``e`` is ``tokens[offsets[e]:offsets[e + 1]]``."""
+    labels: Int64 | None
+    """int64 ``[E]``; None for causal-lm, where the tokens are the targets."""
+    pad_token_id: int
+    max_length: int
+    """Longest example, and the longest batch, tokens."""
+
+    def __len__(self) -> int:
+        return self.offsets.size - 1
+
+    @property
+    def lengths(self) -> Int64:
+        """Tokens of each example, int64 ``[E]``."""
+        return np.diff(self.offsets)
+
+    def subset(self, indices: Int64) -> Self:
+        """The examples ``indices`` (int64 ``[n]``), in that order, as a dataset of their own."""
+        parts = [self.tokens[self.offsets[i] : self.offsets[i + 1]] for i in indices]
+        return dataclasses.replace(
+            self,
+            tokens=np.concatenate(parts) if parts else self.tokens[:0],
+            offsets=np.concatenate([[0], np.cumsum(self.lengths[indices])]).astype(np.int64),
+            labels=None if self.labels is None else self.labels[indices],
+        )
+
+    def split_holdout(self, num_holdout: int, seed: int) -> tuple[Self, Self]:
+        """Two disjoint parts: what is trained on, and ``num_holdout`` examples drawn at random for evaluation.
+
+        Args:
+            num_holdout: examples to hold out, 0 or more; at least one example is left for training.
+            seed: the same seed holds out the same examples.
+
+        Raises:
+            DataInvalidError: ``num_holdout`` is negative.
+            DataEmptyError: fewer than ``num_holdout + 1`` examples.
+        """
+        if num_holdout < 0:
+            msg = f"{num_holdout} examples to hold out, expected 0 or more"
+            raise DataInvalidError(msg)
+        if len(self) <= num_holdout:
+            msg = f"{len(self)} examples, too few to hold out {num_holdout} and train on the rest"
+            raise DataEmptyError(msg)
+        order = np.random.default_rng(seed).permutation(len(self))
+        return self.subset(np.sort(order[num_holdout:])), self.subset(np.sort(order[:num_holdout]))
+
+    def batch(self, indices: Int64) -> Batch:
+        """The examples ``indices`` padded to the longest of them, rounded up, never beyond ``max_length``."""
+        lengths = self.lengths[indices]
+        rounded = -(-int(lengths.max()) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+        length = max(min(rounded, self.max_length), int(lengths.max()))
+        input_ids = np.full((indices.size, length), self.pad_token_id, np.int64)
+        attention_mask = np.zeros((indices.size, length), np.int64)
+        for row, (index, count) in enumerate(zip(indices, lengths, strict=True)):
+            input_ids[row, :count] = self.tokens[self.offsets[index] : self.offsets[index + 1]]
+            attention_mask[row, :count] = 1
+        if self.labels is None:
+            labels = np.where(attention_mask == 1, input_ids, names.IGNORE_LABEL)
+        else:
+            labels = self.labels[indices]
+        return Batch(input_ids=input_ids, attention_mask=attention_mask, labels=labels)
+
+
+def batches(dataset: Dataset, batch_size: int, rng: np.random.Generator) -> Iterator[Batch]:
+    """Shuffled batches without end: every example once an epoch, each epoch in another order.
+
+    Epochs follow one another inside a batch, so that every batch has the same size and no example is left out: the
+    smaller of ``batch_size`` and the number of examples.
+
+    Raises:
+        DataEmptyError: the dataset has no example.
+    """
+    if len(dataset) == 0:
+        msg = "no example to train on: the dataset is empty"
+        raise DataEmptyError(msg)
+    size = min(batch_size, len(dataset))
+    queue = np.empty(0, np.int64)
+    while True:
+        if queue.size < size:
+            queue = np.concatenate([queue, rng.permutation(len(dataset))])
+        yield dataset.batch(queue[:size])
+        queue = queue[size:]
+
+
+def eval_batches(dataset: Dataset, batch_size: int) -> Iterator[Batch]:
+    """Every example once, the longest first: little is padding, and the memory peak comes with the first batch."""
+    order = np.argsort(-dataset.lengths, kind="stable")
+    for start in range(0, len(dataset), batch_size):
+        yield dataset.batch(order[start : start + batch_size])

@@ -1,0 +1,92 @@
+"""The one door to onnxruntime: sessions with options that suit training on a small board, and inputs bound once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+
+from edge_runtime.engine.errors import GraphError, InsufficientMemoryError
+
+_PROVIDERS: Final = ["CPUExecutionProvider"]
+_ERRORS_ONLY: Final = 3
+_NO_MEMORY: Final = ("bad_alloc", "bad allocation", "Failed to allocate", "out of memory", "BFCArena")
+
+
+class Graph:
+    """A loaded graph. It holds no weights, so one serves every arm; make a :class:`Binding` for each use.
+
+    Args:
+        path: ONNX file.
+        num_threads: threads for one operator, 1 or more.
+
+    Raises:
+        GraphError: onnxruntime refuses the file.
+        InsufficientMemoryError: it cannot be loaded for lack of memory.
+    """
+
+    def __init__(self, path: Path, *, num_threads: int) -> None:
+        try:
+            self.session: Any = ort.InferenceSession(str(path), _options(num_threads), providers=_PROVIDERS)
+        except Exception as error:  # onnxruntime's exceptions share no base of their own
+            raise _translate(error, f"cannot load {path}") from error
+        self.inputs: frozenset[str] = frozenset(value.name for value in self.session.get_inputs())
+        self.outputs: frozenset[str] = frozenset(value.name for value in self.session.get_outputs())
+        self.path = path
+
+
+class Binding:
+    """Arrays bound to the inputs and outputs of a graph.
+
+    onnxruntime reads and writes the arrays' own memory: nothing is copied in or out, and an array changed in place is
+    seen by the next run. The binding keeps the arrays alive.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._io: Any = graph.session.io_binding()
+        self._alive: dict[str, npt.NDArray[np.generic]] = {}
+
+    def bind(self, name: str, value: npt.NDArray[Any]) -> None:
+        """Bind an input, replacing what was bound; the array must be C-contiguous."""
+        self._io.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(value))
+        self._alive[name] = value
+
+    def bind_output(self, name: str, value: npt.NDArray[Any]) -> None:
+        """Bind an output to an array that will be overwritten; it must have the output's shape and type."""
+        self._io.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(value))
+        self._alive[name] = value
+
+    def run(self) -> None:
+        """Run the graph once on what is bound.
+
+        Raises:
+            GraphError: onnxruntime failed.
+            InsufficientMemoryError: it could not allocate.
+        """
+        try:
+            self._graph.session.run_with_iobinding(self._io)
+        except Exception as error:  # onnxruntime's exceptions share no base of their own
+            raise _translate(error, f"{self._graph.path.name} failed") from error
+
+
+def _options(num_threads: int) -> Any:  # noqa: ANN401 - onnxruntime has no types
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    # Several processes share the cores of a board (or of a simulated fleet): waiting threads must not burn them.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def _translate(error: Exception, what: str) -> GraphError | InsufficientMemoryError:
+    """Our error for one of onnxruntime's, in one line."""
+    detail = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or any(mark in detail for mark in _NO_MEMORY):
+        return InsufficientMemoryError(f"{what}: out of memory; use a cheaper arm, a smaller batch or shorter texts")
+    return GraphError(f"{what}: {detail[:500]}")

@@ -1,0 +1,58 @@
+"""Raw text to token ids, with the tokenizer that travels in the artifact.
+
+``tokenizers`` is imported only here and only when text has to be tokenised: a device with pre-tokenised data need not
+install it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from edge_runtime.engine.artifact import Artifact
+from edge_runtime.engine.errors import ArtifactCorruptedError, DataInvalidError, MissingDependencyError
+from edge_runtime.wire import names
+
+
+class Tokenizer:
+    """The artifact's tokenizer.
+
+    Args:
+        artifact: the opened artifact.
+        max_length: longest sequence kept, tokens, special tokens included; None = whole documents.
+
+    Raises:
+        MissingDependencyError: the package ``tokenizers`` is not installed.
+        DataInvalidError: the artifact has no tokenizer, so raw text cannot be used.
+        ArtifactCorruptedError: the tokenizer's file is malformed.
+    """
+
+    def __init__(self, artifact: Artifact, *, max_length: int | None) -> None:
+        if names.TOKENIZER_FILE not in artifact.manifest.files:
+            msg = (
+                f"artifact {artifact.directory} has no {names.TOKENIZER_FILE}, so text cannot be tokenised: "
+                "give pre-tokenised examples with 'input_ids'"
+            )
+            raise DataInvalidError(msg)
+        path = artifact.path(names.TOKENIZER_FILE)
+        try:
+            import tokenizers  # noqa: PLC0415 - an extra that only raw text needs
+        except ImportError as error:
+            msg = "raw text needs the package 'tokenizers': run pip install 'fedspine[text]', or pre-tokenise the data"
+            raise MissingDependencyError(msg) from error
+        try:
+            self._tokenizer: Any = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises nothing narrower
+            msg = f"tokenizer {path} cannot be read: {error}"
+            raise ArtifactCorruptedError(msg) from error
+        self._tokenizer.no_padding()
+        if max_length is None:
+            self._tokenizer.no_truncation()
+        else:
+            self._tokenizer.enable_truncation(max_length)
+        eos = artifact.manifest.text.eos_token_id
+        self._suffix = [eos] if artifact.manifest.text.append_eos and eos is not None else []
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, special tokens included, and the end-of-text token where the manifest asks for it."""
+        return [encoding.ids + self._suffix for encoding in self._tokenizer.encode_batch_fast(texts)]

@@ -1,0 +1,265 @@
+"""Training on the device: gradients by the training graph, AdamW by the optimizer graph, state as flat vectors.
+
+One optimizer step over ``M`` micro-batches: the training graph adds each one's gradient to ``grad_accum``, then the
+optimizer graph divides by ``M``, clips by global norm and applies AdamW (Loshchilov and Hutter 2019,
+https://arxiv.org/abs/1711.05101, decoupled decay). Vectors alternate between two buffers, so a graph never writes what
+it reads and nothing is copied.
+
+Shape legend: ``N`` trainable elements, ``M`` micro-batches of a step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_runtime.engine.artifact import Artifact
+from edge_runtime.engine.dataset import Batch
+from edge_runtime.engine.errors import DivergedError
+from edge_runtime.engine.evaluator import Evaluator
+from edge_runtime.engine.session import Binding, Graph
+from edge_runtime.engine.slicing import Weights, slice_weights
+from edge_runtime.wire import names
+from edge_runtime.wire.adapter import AdapterLayout
+from edge_runtime.wire.messages import HyperParameters
+from edge_runtime.wire.plan import Plan
+
+Array = npt.NDArray[np.float32]
+
+_STATE = (names.PARAMS, names.EXP_AVG, names.EXP_AVG_SQ)
+
+
+class Trainer:
+    """Loaded graphs of one artifact; made once per process and used for every arm and round.
+
+    Args:
+        artifact: the opened artifact.
+        num_threads: threads for one operator.
+
+    Raises:
+        GraphError: onnxruntime refuses a graph.
+        InsufficientMemoryError: a graph cannot be loaded for lack of memory.
+    """
+
+    def __init__(self, artifact: Artifact, *, num_threads: int) -> None:
+        self.artifact = artifact
+        self.num_threads = num_threads
+        self.training = Graph(artifact.path(names.TRAINING_GRAPH), num_threads=num_threads)
+        self.optimizer = Graph(artifact.path(names.OPTIMIZER_GRAPH), num_threads=num_threads)
+        self._evaluation: Graph | None = None
+
+    def start(
+        self, plan: Plan, rank: int, adapter: Mapping[str, Array], hyper_parameters: HyperParameters
+    ) -> TrainingRun:
+        """Slice the weights and bind everything for one assignment.
+
+        Args:
+            plan: units that stay.
+            rank: LoRA rank of ``adapter``.
+            adapter: where training starts, float32, under (plan, rank).
+            hyper_parameters: see :class:`HyperParameters`.
+
+        Raises:
+            PlanError: the plan is for another model.
+            TensorError: the adapter does not fit plan and rank.
+            ArtifactCorruptedError: the base weights are not what the manifest says.
+        """
+        return TrainingRun(self, plan, rank, adapter, hyper_parameters)
+
+    def evaluator(self, run: TrainingRun) -> Evaluator:
+        """An evaluator for the plan of ``run`` that shares its sliced weights; the graph is loaded on first use."""
+        if self._evaluation is None:
+            self._evaluation = Graph(self.artifact.path(names.EVALUATION_GRAPH), num_threads=self.num_threads)
+        return Evaluator(
+            self.artifact, run.plan, num_threads=self.num_threads, weights=run.weights, graph=self._evaluation
+        )
+
+
+class TrainingRun:
+    """One assignment under way: weights, adapter and optimizer state. Made by :meth:`Trainer.start`.
+
+    Attributes:
+        plan: units that stay.
+        layout: order and shapes of the adapter.
+        weights: sliced frozen weights.
+        num_steps: optimizer steps done.
+        grad_norm: global norm of the last step's mean gradient, before clipping.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        plan: Plan,
+        rank: int,
+        adapter: Mapping[str, Array],
+        hyper_parameters: HyperParameters,
+    ) -> None:
+        self.plan = plan
+        self.layout = AdapterLayout.of(trainer.artifact.manifest, plan, rank)
+        params = self.layout.flatten(adapter)
+        self.weights: Weights = slice_weights(trainer.artifact, plan)
+        self.num_steps = 0
+        self.grad_norm = 0.0
+        self._hyper_parameters = hyper_parameters
+        self._state = {name: np.zeros_like(params) for name in _STATE} | {names.PARAMS: params}
+        self._next = {name: np.empty_like(params) for name in _STATE}
+        self._zeros = np.zeros_like(params)
+        self._grads = [np.empty_like(params), np.empty_like(params)]
+        self._loss = np.zeros((), np.float32)
+        self._norm = np.zeros((), np.float32)
+        self._training = self._bind_training(trainer.training)
+        self._scalars = self._bind_optimizer(trainer.optimizer)
+
+    def step(self, micro_batches: Sequence[Batch]) -> float:
+        """One optimizer step.
+
+        The learning rate of step ``s`` (1-based) is ``learning_rate * min(1, s / num_warmup_steps)``.
+
+        Args:
+            micro_batches: 1 or more; their gradients are averaged with equal weight.
+
+        Returns:
+            Mean of the micro-batches' losses before the step, nats.
+
+        Raises:
+            DivergedError: a loss or the gradient is not finite; the adapter stays as it was before this step.
+            GraphError: onnxruntime failed.
+            InsufficientMemoryError: it could not allocate.
+        """
+        total, grads = 0.0, self._zeros
+        for index, batch in enumerate(micro_batches):
+            summed = self._grads[index % 2]
+            self._training.bind(names.INPUT_IDS, batch.input_ids)
+            self._training.bind(names.ATTENTION_MASK, batch.attention_mask)
+            self._training.bind(names.LABELS, batch.labels)
+            self._training.bind(names.GRAD_ACCUM, grads)
+            self._training.bind_output(names.GRAD_ACCUM_OUT, summed)
+            self._training.run()
+            grads, total = summed, total + float(self._loss)
+        loss = total / len(micro_batches)
+        self._check_finite("loss", loss)
+        self._apply(grads, len(micro_batches))
+        return loss
+
+    def adapter(self) -> dict[str, Array]:
+        """The adapter as it is now: float32 copies by name."""
+        return self.layout.unflatten(self._state[names.PARAMS].copy())
+
+    def _apply(self, grads: Array, num_micro_batches: int) -> None:
+        """AdamW on the summed gradient; the new state becomes the current one only when the gradient is finite."""
+        given, step = self._hyper_parameters, self.num_steps + 1
+        warm_up = min(1.0, step / given.num_warmup_steps) if given.num_warmup_steps else 1.0
+        self._scalars[names.GRAD_SCALE][...] = 1.0 / num_micro_batches
+        self._scalars[names.LEARNING_RATE][...] = given.learning_rate * warm_up
+        self._scalars[names.BIAS_CORRECTION1][...] = 1.0 - given.beta1**step
+        self._scalars[names.BIAS_CORRECTION2][...] = 1.0 - given.beta2**step
+        self._optimizer.bind(names.GRADS, grads)
+        for name in _STATE:
+            self._optimizer.bind(name, self._state[name])
+            self._optimizer.bind_output(name + names.OUT_SUFFIX, self._next[name])
+        self._optimizer.run()
+        self._check_finite("gradient norm", float(self._norm))
+        self._state, self._next = self._next, self._state
+        self._training.bind(names.PARAMS, self._state[names.PARAMS])
+        self.num_steps, self.grad_norm = step, float(self._norm)
+
+    def _bind_training(self, graph: Graph) -> Binding:
+        binding = Binding(graph)
+        fixed: dict[str, npt.NDArray[np.generic]] = {
+            **self.weights,
+            names.PARAMS: self._state[names.PARAMS],
+            names.SPLIT_SIZES: self.layout.sizes,
+            names.RANK: np.array([self.layout.rank], np.int64),
+            names.LORA_SCALING: np.array(self._hyper_parameters.lora_scaling, np.float32),
+        }
+        for name, value in fixed.items():
+            if name in graph.inputs:
+                binding.bind(name, value)
+        binding.bind_output(names.LOSS, self._loss)
+        return binding
+
+    def _bind_optimizer(self, graph: Graph) -> dict[str, Array]:
+        """Bind the scalars, which later steps change in place; returns them by name."""
+        given = self._hyper_parameters
+        self._optimizer = Binding(graph)
+        values = {
+            names.GRAD_SCALE: 1.0,
+            names.LEARNING_RATE: given.learning_rate,
+            names.WEIGHT_DECAY: given.weight_decay,
+            names.MAX_GRAD_NORM: math.inf if given.max_grad_norm is None else given.max_grad_norm,
+            names.BETA1: given.beta1,
+            names.BETA2: given.beta2,
+            names.EPSILON: given.epsilon,
+            names.BIAS_CORRECTION1: 1.0,
+            names.BIAS_CORRECTION2: 1.0,
+        }
+        scalars = {name: np.array(value, np.float32) for name, value in values.items()}
+        for name, value in scalars.items():
+            self._optimizer.bind(name, value)
+        self._optimizer.bind_output(names.GRAD_NORM, self._norm)
+        return scalars
+
+    def _check_finite(self, what: str, value: float) -> None:
+        if not math.isfinite(value):
+            step = self.num_steps + 1
+            rate = self._hyper_parameters.learning_rate
+            msg = (
+                f"training diverged: {what} is {value} in step {step}; "
+                f"lower the learning rate (now {rate:g}) or clip gradients"
+            )
+            raise DivergedError(msg, step=step)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingResult:
+    """What a training loop did."""
+
+    mean_loss: float
+    """Mean of the steps' losses, nats; NaN when no step was made."""
+    step_times_s: tuple[float, ...]
+    """Wall time of each optimizer step, drawing its batches included."""
+    stopped: bool
+    """Whether it was asked to stop before the last step."""
+
+
+def train(
+    run: TrainingRun,
+    batches: Iterator[Batch],
+    hyper_parameters: HyperParameters,
+    on_step: Callable[[int, float], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> TrainingResult:
+    """Make ``hyper_parameters.num_local_steps`` optimizer steps.
+
+    Args:
+        run: what :meth:`Trainer.start` returned.
+        batches: endless batches, see :func:`edge_runtime.engine.dataset.batches`.
+        hyper_parameters: number of steps and of micro-batches in each.
+        on_step: called after each step with the number of steps made and the step's loss.
+        should_stop: asked before each step; True ends the loop.
+
+    Raises:
+        DivergedError: see :meth:`TrainingRun.step`.
+        GraphError: onnxruntime failed.
+        InsufficientMemoryError: it could not allocate.
+    """
+    losses: list[float] = []
+    times_s: list[float] = []
+    stopped = False
+    for step in range(1, hyper_parameters.num_local_steps + 1):
+        if should_stop is not None and should_stop():
+            stopped = True
+            break
+        started = time.perf_counter()
+        losses.append(run.step(list(islice(batches, hyper_parameters.num_accumulation_steps))))
+        times_s.append(time.perf_counter() - started)
+        if on_step is not None:
+            on_step(step, losses[-1])
+    mean_loss = math.fsum(losses) / len(losses) if losses else math.nan
+    return TrainingResult(mean_loss=mean_loss, step_times_s=tuple(times_s), stopped=stopped)

@@ -1,0 +1,25 @@
+"""Aggregation of adapters of different ranks and plans. To add a rule, write a file with a class and name it here."""
+
+from __future__ import annotations
+
+from broker_server.aggregation.base import Aggregation, DeviceUpdate
+from broker_server.aggregation.fedit import FedIt
+from broker_server.aggregation.flexlora import FlexLora
+from broker_server.errors import ConfigError
+
+__all__ = ["AGGREGATIONS", "Aggregation", "DeviceUpdate", "make_aggregation"]
+
+AGGREGATIONS: dict[str, type[Aggregation]] = {rule.name: rule for rule in (FedIt, FlexLora)}
+"""Rules by name."""
+
+
+def make_aggregation(name: str) -> Aggregation:
+    """The rule of a name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in AGGREGATIONS:
+        msg = f"aggregation {name!r} is not known, expected one of {', '.join(sorted(AGGREGATIONS))}"
+        raise ConfigError(msg)
+    return AGGREGATIONS[name]()

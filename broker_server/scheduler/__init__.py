@@ -1,0 +1,29 @@
+"""Schedulers: which arm each device plays in each round. To add one, write a file with a class and name it here."""
+
+from __future__ import annotations
+
+from broker_server.errors import ConfigError
+from broker_server.scheduler.base import ArmOutcome, Scheduler
+from broker_server.scheduler.fixed import FixedScheduler
+from broker_server.scheduler.random import RandomScheduler
+from broker_server.scheduler.uniform import UniformScheduler
+from edge_runtime.wire.messages import Arm
+
+__all__ = ["SCHEDULERS", "ArmOutcome", "Scheduler", "make_scheduler"]
+
+SCHEDULERS: dict[str, type[Scheduler]] = {
+    scheduler.name: scheduler for scheduler in (FixedScheduler, RandomScheduler, UniformScheduler)
+}
+"""Schedulers by name."""
+
+
+def make_scheduler(name: str, arms: tuple[Arm, ...]) -> Scheduler:
+    """A new scheduler.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name not in SCHEDULERS:
+        msg = f"scheduler {name!r} is not known, expected one of {', '.join(sorted(SCHEDULERS))}"
+        raise ConfigError(msg)
+    return SCHEDULERS[name](arms)

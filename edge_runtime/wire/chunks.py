@@ -54,6 +54,10 @@ class Assembly:
             raise MessageError(msg, digest=chunk.digest)
         self._parts[chunk.index] = chunk.payload
 
+    def has(self, index: int) -> bool:
+        """Whether a chunk is here."""
+        return index in self._parts
+
     @property
     def missing(self) -> tuple[int, ...]:
         """Indices not yet received, ascending, at most MAX_CHUNK_INDICES of them."""

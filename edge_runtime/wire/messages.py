@@ -154,7 +154,7 @@ class LocalEvaluation(msgspec.Struct, frozen=True, kw_only=True):
 # ---- device -> coordinator -------------------------------------------------------------------------------------------
 
 
-class Register(Message):
+class Register(Message, frozen=True, kw_only=True):
     """A device is here, with what it can do. Sent after every connect and whenever the coordinator says Hello."""
 
     device_id: DeviceId
@@ -164,7 +164,7 @@ class Register(Message):
     num_examples: Count
 
 
-class Presence(Message):
+class Presence(Message, frozen=True, kw_only=True):
     """The last will (``online`` false), and a clean good-bye."""
 
     device_id: DeviceId
@@ -173,7 +173,7 @@ class Presence(Message):
     detail: Text = ""
 
 
-class Status(Message):
+class Status(Message, frozen=True, kw_only=True):
     """A device's state changed, its work moved on, or it is a heartbeat (an unchanged state)."""
 
     device_id: DeviceId
@@ -187,7 +187,7 @@ class Status(Message):
     detail: Text = ""
 
 
-class Update(Message):
+class Update(Message, frozen=True, kw_only=True):
     """The device's reply to an assignment; the trained adapter follows in chunks."""
 
     run_id: str
@@ -203,7 +203,7 @@ class Update(Message):
     evaluation: LocalEvaluation | None = None
 
 
-class Failure(Message):
+class Failure(Message, frozen=True, kw_only=True):
     """The device refused an assignment or gave it up."""
 
     run_id: str
@@ -217,14 +217,14 @@ class Failure(Message):
 # ---- coordinator -> device -------------------------------------------------------------------------------------------
 
 
-class Hello(Message):
+class Hello(Message, frozen=True, kw_only=True):
     """To all: a coordinator is here (after every connect); devices answer with Register."""
 
     run_id: str
     session_id: str
 
 
-class Welcome(Message):
+class Welcome(Message, frozen=True, kw_only=True):
     """Answer to Register: what the device needs before its first assignment."""
 
     run_id: str
@@ -241,7 +241,7 @@ class Welcome(Message):
     max_message_bytes: Annotated[int, msgspec.Meta(ge=4096, le=limits.MAX_MESSAGE_BYTES)] = limits.MAX_MESSAGE_BYTES
 
 
-class Assignment(Message):
+class Assignment(Message, frozen=True, kw_only=True):
     """What the coordinator asks of one device in one round; the adapter to start from follows in chunks."""
 
     run_id: str
@@ -256,7 +256,7 @@ class Assignment(Message):
     hyper_parameters: HyperParameters
 
 
-class Verdict(Message):
+class Verdict(Message, frozen=True, kw_only=True):
     """What became of an update; the device may forget it now."""
 
     run_id: str
@@ -267,7 +267,7 @@ class Verdict(Message):
     detail: Text = ""
 
 
-class Cancel(Message):
+class Cancel(Message, frozen=True, kw_only=True):
     """The round went on without this device (deadline passed): stop working on it."""
 
     run_id: str
@@ -277,7 +277,7 @@ class Cancel(Message):
     detail: Text = ""
 
 
-class Finished(Message):
+class Finished(Message, frozen=True, kw_only=True):
     """To all: the run is over; a device started with ``--exit-when-finished`` leaves."""
 
     run_id: str
@@ -287,7 +287,7 @@ class Finished(Message):
 # ---- both ways -------------------------------------------------------------------------------------------------------
 
 
-class Chunk(Message):
+class Chunk(Message, frozen=True, kw_only=True):
     """One piece of a blob; ``index`` counts from 0."""
 
     digest: Digest
@@ -295,7 +295,7 @@ class Chunk(Message):
     payload: bytes
 
 
-class ChunkRequest(Message):
+class ChunkRequest(Message, frozen=True, kw_only=True):
     """The receiver of a blob asks for the chunks it lacks."""
 
     digest: Digest
@@ -350,7 +350,8 @@ def decode_message(data: bytes) -> AnyMessage:
         msg = f"message of {len(data)} bytes refused: at most {limits.MAX_MESSAGE_BYTES}"
         raise MessageError(msg)
     try:
-        return _decoder.decode(data)
+        message: AnyMessage = _decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         msg = f"message refused: {error}"
         raise MessageError(msg) from error
+    return message

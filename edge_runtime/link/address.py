@@ -1,0 +1,118 @@
+"""Where a broker is and how to be trusted by it."""
+
+from __future__ import annotations
+
+import dataclasses
+import ssl
+import urllib.parse
+from pathlib import Path
+from typing import Final, Self
+
+from edge_runtime.link.errors import AddressError
+
+DEFAULT_PORTS: Final = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
+"""Known schemes; with the ``s`` they are encrypted."""
+
+DEFAULT_WEBSOCKET_PATH: Final = "/mqtt"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TlsFiles:
+    """PEM files for an encrypted connection. Without ``ca_file`` the system's authorities are trusted."""
+
+    ca_file: Path | None = None
+    """Authority that signed the broker's certificate."""
+    cert_file: Path | None = None
+    """Certificate of this machine."""
+    key_file: Path | None = None
+    """Its private key; may be in ``cert_file`` instead."""
+
+    def context(self) -> ssl.SSLContext:
+        """A client context that checks certificate and host name.
+
+        Raises:
+            AddressError: a file is missing or holds nothing usable.
+        """
+        if self.key_file is not None and self.cert_file is None:
+            msg = f"TLS key file {self.key_file} needs a certificate: pass --cert-file too"
+            raise AddressError(msg)
+        for path in (self.ca_file, self.cert_file, self.key_file):
+            if path is not None and not path.is_file():
+                msg = f"TLS file {path} does not exist: check --ca-file, --cert-file and --key-file"
+                raise AddressError(msg)
+        try:
+            context = ssl.create_default_context(cafile=self.ca_file)
+            if self.cert_file is not None:
+                context.load_cert_chain(self.cert_file, self.key_file)
+        except (ssl.SSLError, OSError) as error:
+            msg = f"TLS files cannot be used ({error}): expected certificates and keys in PEM format"
+            raise AddressError(msg) from error
+        return context
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerAddress:
+    """One broker, from a URL such as ``mqtts://user@host:8883``."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str = DEFAULT_WEBSOCKET_PATH
+    """Path of the websocket; unused by ``mqtt`` and ``mqtts``."""
+    username: str | None = dataclasses.field(default=None, repr=False)
+    password: str | None = dataclasses.field(default=None, repr=False)
+
+    @classmethod
+    def parse(cls, url: str) -> Self:
+        """Parse ``scheme://[user[:password]@]host[:port][/path]``, scheme one of mqtt, mqtts, ws, wss.
+
+        Raises:
+            AddressError: not such a URL. The message never holds the password.
+
+        >>> BrokerAddress.parse("mqtts://lab:secret@broker.example")
+        BrokerAddress(scheme='mqtts', host='broker.example', port=8883, path='/mqtt')
+        """
+        expected = "expected mqtt://, mqtts://, ws:// or wss://, then [user[:password]@]host[:port]"
+        try:
+            parts = urllib.parse.urlsplit(url)
+            port = parts.port
+            host = parts.hostname
+        except ValueError as error:
+            msg = f"broker URL is malformed ({type(error).__name__}): {expected}"
+            raise AddressError(msg) from error
+        if parts.scheme not in DEFAULT_PORTS or not host or port == 0:
+            shown = parts.scheme if "://" in url else "none"
+            msg = f"broker URL has scheme {shown!r} and host {host!r}: {expected}"
+            raise AddressError(msg)
+        return cls(
+            scheme=parts.scheme,
+            host=host,
+            port=port if port is not None else DEFAULT_PORTS[parts.scheme],
+            path=parts.path if parts.path not in {"", "/"} else DEFAULT_WEBSOCKET_PATH,
+            username=_unquoted(parts.username),
+            password=_unquoted(parts.password),
+        )
+
+    def with_password(self, password: str | None) -> Self:
+        """The same address with ``password`` where it has none of its own; None changes nothing."""
+        if password is None or self.password is not None:
+            return self
+        return dataclasses.replace(self, password=password)
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether the connection uses TLS."""
+        return self.scheme in {"mqtts", "wss"}
+
+    @property
+    def is_websocket(self) -> bool:
+        """Whether MQTT travels inside a websocket."""
+        return self.scheme in {"ws", "wss"}
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
+
+
+def _unquoted(text: str | None) -> str | None:
+    return None if text is None else urllib.parse.unquote(text)

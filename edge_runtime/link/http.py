@@ -1,0 +1,272 @@
+"""The door to HTTP: big files, resumed after a cut and checked by digest. Standard library only."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import logging
+import os
+import random
+import shutil
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from http import HTTPStatus
+from pathlib import Path
+from typing import IO, Final
+
+from edge_runtime.link import backoff
+from edge_runtime.link.errors import AddressError, ArtifactCorruptedError, ArtifactUnreachableError, LinkError
+from edge_runtime.wire.errors import MessageError
+from edge_runtime.wire.files import DiskFullError, raise_if_disk_full, sync_directory
+
+logger = logging.getLogger(__name__)
+
+BLOCK_BYTES: Final = 256 * 1024
+TIMEOUT_S: Final = 30.0
+"""Silence after which a connection counts as dead."""
+MAX_ATTEMPTS: Final = 6
+"""Attempts in a row that bring no new byte before the server counts as unreachable."""
+PART_SUFFIX: Final = ".part"
+LARGEST_WAIT_S: Final = 20.0
+
+_RETRIED_STATUS: Final = {408, 416, 425, 429, 500, 502, 503, 504}
+"""Statuses that another attempt may cure (416: the part file is dropped first)."""
+
+Progress = Callable[[int], None]
+"""Called with the number of bytes that just arrived; may raise to stop a transfer (the part file stays)."""
+
+
+class _CutError(LinkError):
+    """An attempt ended early; the next one goes on where it stopped."""
+
+
+def download(  # noqa: PLR0913 - one file, how to check it, and the limits
+    url: str,
+    path: Path,
+    *,
+    digest: str,
+    size_bytes: int,
+    on_progress: Progress | None = None,
+    timeout_s: float = TIMEOUT_S,
+    max_attempts: int = MAX_ATTEMPTS,
+    pause: Callable[[float], None] = time.sleep,
+    rng: random.Random | None = None,
+) -> None:
+    """Fetch ``url`` to ``path``, going on with ``<path>.part`` where an earlier attempt or process stopped.
+
+    The file appears under its name only when size and SHA-256 are right. A wrong file is fetched once more from zero.
+
+    Args:
+        url: ``http`` or ``https``.
+        path: where the file goes; its directory exists.
+        digest: SHA-256, 64 hexadecimal digits.
+        size_bytes: its exact size.
+        on_progress: see :data:`Progress`.
+        timeout_s: silence after which a connection counts as dead.
+        max_attempts: attempts in a row without a new byte before giving up.
+        pause: waits the given seconds; a caller that may be stopped passes its own.
+        rng: source of the jitter between attempts.
+
+    Raises:
+        AddressError: the URL is not http or https.
+        ArtifactUnreachableError: no attempt brought new bytes, or the server says that the file is not there.
+        ArtifactCorruptedError: twice in a row the file had another size or digest.
+        DiskFullError: there is no space; the part file is gone.
+    """
+    server = _Server(url, timeout_s, max_attempts, pause, rng)
+    part = path.with_name(path.name + PART_SUFFIX)
+    if part.exists() and part.stat().st_size > size_bytes:
+        part.unlink()
+    _check_space(part, size_bytes)
+    for is_last in (False, True):
+        try:
+            server.complete(part, size_bytes, on_progress or (lambda _: None))
+        except OSError as error:
+            _raise_if_disk_full_without(part, error)
+            raise
+        if part.stat().st_size == size_bytes and digest_of_file(part) == digest:
+            part.replace(path)
+            sync_directory(path.parent)
+            return
+        part.unlink()
+        logger.warning("%s does not have digest %s%s", url, digest[:12], "" if is_last else "; fetching it once more")
+    msg = f"{url} is not the file that the manifest names (SHA-256 {digest[:12]}...): export or copy the artifact again"
+    raise ArtifactCorruptedError(msg, digest=digest)
+
+
+def fetch_small(  # noqa: PLR0913 - one file and the limits
+    url: str,
+    max_bytes: int,
+    *,
+    timeout_s: float = TIMEOUT_S,
+    max_attempts: int = MAX_ATTEMPTS,
+    pause: Callable[[float], None] = time.sleep,
+    rng: random.Random | None = None,
+) -> bytes:
+    """The body of a small file.
+
+    Raises:
+        AddressError: the URL is not http or https.
+        ArtifactUnreachableError: no attempt succeeded, or the server says that the file is not there.
+        MessageError: the body is larger than ``max_bytes``.
+    """
+    server = _Server(url, timeout_s, max_attempts, pause, rng)
+    body = server.read(max_bytes + 1)
+    if len(body) > max_bytes:
+        msg = f"{url} is larger than {max_bytes} bytes and was refused: check the URL"
+        raise MessageError(msg)
+    return body
+
+
+def digest_of_file(path: Path) -> str:
+    """SHA-256 of a file, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _Server:
+    """One URL, asked again until it answers or the attempts are used up."""
+
+    def __init__(
+        self,
+        url: str,
+        timeout_s: float,
+        max_attempts: int,
+        pause: Callable[[float], None],
+        rng: random.Random | None,
+    ) -> None:
+        _check_url(url)
+        self._url = url
+        self._timeout_s = timeout_s
+        self._max_attempts = max_attempts
+        self._pause = pause
+        self._rng = rng or random.Random()  # noqa: S311 - spreads retries, guards nothing
+
+    def complete(self, part: Path, size_bytes: int, report: Progress) -> None:
+        """Append to ``part`` until it has its size."""
+        failures = 0
+        while (have := _size(part)) < size_bytes:
+            try:
+                self._append(part, have, size_bytes, report)
+            except (
+                _CutError,
+                http.client.HTTPException,
+                urllib.error.URLError,
+                ConnectionError,
+                TimeoutError,
+            ) as error:
+                if (
+                    isinstance(error, urllib.error.HTTPError)
+                    and error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
+                ):
+                    part.unlink(missing_ok=True)  # the server's file is shorter than what we have: start from zero
+                failures = 1 if _size(part) > have else failures + 1
+                self._wait_or_give_up(error, failures)
+
+    def read(self, num_bytes: int) -> bytes:
+        """The first ``num_bytes`` of the body, or all of it if it is shorter."""
+        failures = 0
+        while True:
+            try:
+                return self._read(num_bytes)
+            except (_CutError, OSError, http.client.HTTPException) as error:
+                failures += 1
+                self._wait_or_give_up(error, failures)
+
+    def _append(self, part: Path, have: int, size_bytes: int, report: Progress) -> None:
+        """One attempt: ask for what is lacking and append what comes, never more than the file's size."""
+        with self._open(have) as response:
+            resumed = response.status == HTTPStatus.PARTIAL_CONTENT
+            if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+                msg = f"{self._url} answered another range than bytes {have}-"
+                raise _CutError(msg)
+            with part.open("ab" if resumed else "wb") as file:
+                _copy(response, file, size_bytes - (have if resumed else 0), report)
+                file.flush()
+                os.fsync(file.fileno())
+        if _size(part) < size_bytes:
+            msg = f"{self._url} was cut after {_size(part)} of {size_bytes} bytes"
+            raise _CutError(msg)
+
+    def _read(self, num_bytes: int) -> bytes:
+        with self._open(0) as response:
+            body = response.read(num_bytes)
+            expected = response.headers.get("Content-Length", "")
+        if expected.isdigit() and len(body) < min(num_bytes, int(expected)):
+            msg = f"{self._url} was cut after {len(body)} bytes"
+            raise _CutError(msg)
+        return body
+
+    def _open(self, start: int) -> http.client.HTTPResponse:
+        headers = {"Accept-Encoding": "identity", "User-Agent": "fedspine-edge"}
+        if start:
+            headers["Range"] = f"bytes={start}-"
+        request = urllib.request.Request(self._url, headers=headers)  # noqa: S310 - _check_url allows http(s) only
+        response = urllib.request.urlopen(request, timeout=self._timeout_s)  # noqa: S310 - as above
+        if not isinstance(response, http.client.HTTPResponse):
+            msg = f"{self._url} did not answer with HTTP"
+            raise _CutError(msg)
+        return response
+
+    def _wait_or_give_up(self, error: Exception, failures: int) -> None:
+        reason = str(getattr(error, "reason", "") or error)
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
+            reason = f"HTTP {error.code} {error.reason}"
+            if error.code not in _RETRIED_STATUS:
+                failures = self._max_attempts
+        if failures >= self._max_attempts:
+            msg = (
+                f"{self._url} cannot be fetched ({reason}): check that the artifact server runs and is reachable "
+                "from here"
+            )
+            raise ArtifactUnreachableError(msg) from error
+        delay_s = backoff.full_jitter(failures, self._rng, largest_s=LARGEST_WAIT_S)
+        logger.warning("%s: %s; next attempt in %.1f s", self._url, reason, delay_s)
+        self._pause(delay_s)
+
+
+def _copy(response: http.client.HTTPResponse, file: IO[bytes], lacking: int, report: Progress) -> None:
+    while lacking > 0:
+        block = response.read1(min(BLOCK_BYTES, lacking))
+        if not block:
+            return
+        file.write(block)
+        lacking -= len(block)
+        report(len(block))
+
+
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
+
+
+def _raise_if_disk_full_without(part: Path, error: OSError) -> None:
+    try:
+        raise_if_disk_full(error, part)
+    except DiskFullError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _check_url(url: str) -> None:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        usable = parts.scheme in {"http", "https"} and bool(parts.hostname)
+    except ValueError:
+        usable = False
+    if not usable:
+        msg = f"artifact URL {url!r} is not usable: expected http://host/ or https://host/"
+        raise AddressError(msg)
+
+
+def _check_space(part: Path, size_bytes: int) -> None:
+    lacking = size_bytes - _size(part)
+    free = shutil.disk_usage(part.parent).free
+    if lacking > free:
+        part.unlink(missing_ok=True)
+        name = part.name.removesuffix(PART_SUFFIX)
+        msg = f"disk full: {part.parent} has {free} bytes free, {name} needs {lacking}: free some space and start again"
+        raise DiskFullError(msg)

@@ -1,0 +1,252 @@
+"""The door to MQTT that devices and the coordinator share: one link that reconnects for ever.
+
+A link has two threads of its own (paho's, and one that reconnects); its owner reads :attr:`MqttLink.events`, a bounded
+queue. A full queue holds up the network thread, and so the broker: nothing grows without limit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import queue
+import random
+import threading
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from paho.mqtt.enums import MQTTProtocolVersion
+
+from edge_runtime.link import backoff
+from edge_runtime.link.address import BrokerAddress, TlsFiles
+from edge_runtime.link.connection import Connection, Settings, UnsupportedProtocolError
+from edge_runtime.link.errors import BrokerUnreachableError, LinkError
+from edge_runtime.wire.errors import MessageError
+
+__all__ = ["BrokerAddress", "Connected", "Disconnected", "LinkEvent", "MqttLink", "Received", "TlsFiles"]
+
+logger = logging.getLogger(__name__)
+
+MAX_EVENTS: Final = 1024
+"""Events that wait for the owner of a link."""
+
+STABLE_S: Final = 10.0
+"""A connection that lasted this long starts the back-off anew; shorter ones count as failures."""
+
+CLOSE_TIMEOUT_S: Final = 3.0
+"""How long a good-bye may take."""
+
+_PROTOCOL_NAMES: Final = {MQTTProtocolVersion.MQTTv5: "MQTT 5", MQTTProtocolVersion.MQTTv311: "MQTT 3.1.1"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Connected:
+    """Connected and subscribed; whatever was not answered may be said again now."""
+
+    protocol: str
+    """``MQTT 5`` or ``MQTT 3.1.1``."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The connection is gone; the link is already trying to get it back."""
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Received:
+    """A message arrived; its size is within the limit, nothing else about it was checked."""
+
+    topic: str
+    payload: bytes
+
+
+LinkEvent = Connected | Disconnected | Received
+
+
+class MqttLink:
+    """A connection to a broker that comes back by itself.
+
+    Attributes:
+        events: what happened, oldest first.
+        bytes_sent: payload bytes published so far.
+        bytes_received: payload bytes received so far, oversized messages included.
+        largest_message_bytes: the largest payload published or received so far.
+        num_dropped_out: messages not published: no connection, or too many bytes unconfirmed.
+        num_oversized_in: messages received over the limit, and dropped.
+    """
+
+    def __init__(  # noqa: PLR0913 - each is one independent fact about the link
+        self,
+        address: BrokerAddress,
+        *,
+        client_id: str,
+        subscriptions: Sequence[str],
+        will: tuple[str, bytes] | None,
+        max_message_bytes: int,
+        tls: TlsFiles | None = None,
+        connect_timeout_s: float = 10.0,
+        rng: random.Random,
+    ) -> None:
+        """Prepare a link; nothing happens before :meth:`connect`.
+
+        Args:
+            address: the broker.
+            client_id: unique at the broker; a second link with the same id throws out the first.
+            subscriptions: topic filters, subscribed to after every connect.
+            will: topic and payload that the broker publishes when the connection breaks.
+            max_message_bytes: largest payload that is published or accepted.
+            tls: files for an encrypted address.
+            connect_timeout_s: limit of one attempt.
+            rng: source of the jitter.
+
+        Raises:
+            AddressError: a TLS file cannot be used.
+        """
+        self.events: queue.Queue[LinkEvent] = queue.Queue(MAX_EVENTS)
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self.largest_message_bytes = 0
+        self.num_dropped_out = 0
+        self.num_oversized_in = 0
+        self._settings = Settings(
+            address=address,
+            client_id=client_id,
+            subscriptions=tuple(subscriptions),
+            will=will,
+            max_message_bytes=max_message_bytes,
+            tls=(tls or TlsFiles()).context() if address.is_encrypted else None,
+            connect_timeout_s=connect_timeout_s,
+        )
+        self._rng = rng
+        self._protocols = [MQTTProtocolVersion.MQTTv5, MQTTProtocolVersion.MQTTv311]
+        self._connection: Connection | None = None
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._lost: queue.Queue[str] = queue.Queue()
+        self._keeper = threading.Thread(target=self._keep, name=f"link-{client_id}", daemon=True)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether a message published now would reach the broker."""
+        connection = self._connection
+        return connection is not None and connection.is_open
+
+    def connect(self, *, wait_for_broker: bool = False) -> None:
+        """Connect for the first time, then keep the connection up until :meth:`close`.
+
+        Args:
+            wait_for_broker: return at once when nobody answers and go on trying, instead of raising.
+
+        Raises:
+            BrokerUnreachableError: nobody answers (not with ``wait_for_broker``).
+            BrokerRefusedError: the broker says no.
+        """
+        try:
+            self._attempt()
+        except BrokerUnreachableError as error:
+            if not wait_for_broker:
+                raise
+            logger.warning("%s; trying again until it answers", error)
+            self._lost.put(str(error))
+        self._keeper.start()
+
+    def publish(self, topic: str, payload: bytes) -> None:
+        """Publish with QoS 1; dropped silently while there is no connection, since the protocol repeats itself.
+
+        Raises:
+            MessageError: the payload is over the limit.
+        """
+        if len(payload) > self._settings.max_message_bytes:
+            msg = f"payload for {topic} is {len(payload)} bytes, at most {self._settings.max_message_bytes} may be sent"
+            raise MessageError(msg)
+        connection = self._connection
+        sent = connection is not None and connection.publish(topic, payload) is not None
+        with self._lock:
+            if sent:
+                self.bytes_sent += len(payload)
+                self.largest_message_bytes = max(self.largest_message_bytes, len(payload))
+            else:
+                self.num_dropped_out += 1
+        if not sent:
+            logger.debug("not sent (%d bytes, %s): no connection or too much under way", len(payload), topic)
+
+    def close(self, goodbye: tuple[str, bytes] | None = None) -> None:
+        """Publish a last message, wait a bounded time for its delivery, disconnect cleanly, and stop for good."""
+        self._closing.set()
+        connection = self._connection
+        if connection is not None and connection.is_open:
+            if goodbye is not None:
+                info = connection.publish(*goodbye)
+                if info is not None:
+                    with contextlib.suppress(RuntimeError, ValueError):
+                        info.wait_for_publish(CLOSE_TIMEOUT_S)
+            connection.close(CLOSE_TIMEOUT_S)
+        if self._keeper.is_alive():
+            self._lost.put("closing")
+            self._keeper.join(self._settings.connect_timeout_s + CLOSE_TIMEOUT_S)
+
+    def _attempt(self) -> None:
+        """One attempt to connect, with the protocol that worked last first."""
+        problem: LinkError | None = None
+        for protocol in list(self._protocols):
+            connection = Connection(self._settings, protocol, self._receive, self._lost.put)
+            try:
+                connection.open()
+            except UnsupportedProtocolError as error:
+                logger.debug("%s", error)
+                problem = error
+                continue
+            self._protocols.remove(protocol)
+            self._protocols.insert(0, protocol)
+            self._connection = connection
+            logger.info("connected to %s (%s)", self._settings.address, _PROTOCOL_NAMES[protocol])
+            self._put(Connected(_PROTOCOL_NAMES[protocol]))
+            return
+        msg = f"broker {self._settings.address} speaks neither MQTT 5 nor 3.1.1 ({problem}): use another broker"
+        raise BrokerUnreachableError(msg) from problem
+
+    def _keep(self) -> None:
+        """Thread: wait until the connection is lost, get it back, again and again."""
+        failures = 0
+        connected_at = time.monotonic()
+        while True:
+            reason = self._lost.get()
+            if self._closing.is_set():
+                return
+            if self._connection is not None:
+                logger.warning("connection to %s lost: %s", self._settings.address, reason)
+                self._connection = None
+                self._put(Disconnected(reason))
+                failures = 0 if time.monotonic() - connected_at > STABLE_S else failures
+            while True:
+                failures += 1
+                if self._closing.wait(backoff.full_jitter(failures, self._rng)):
+                    return
+                try:
+                    self._attempt()
+                except LinkError as error:
+                    logger.warning("%s; trying again", error)
+                else:
+                    connected_at = time.monotonic()
+                    break
+
+    def _receive(self, topic: str, payload: bytes) -> None:
+        with self._lock:
+            self.bytes_received += len(payload)
+            if len(payload) > self._settings.max_message_bytes:
+                self.num_oversized_in += 1
+                logger.warning("dropped a message of %d bytes on %s: over the limit", len(payload), topic)
+                return
+            self.largest_message_bytes = max(self.largest_message_bytes, len(payload))
+        self._put(Received(topic, payload))
+
+    def _put(self, event: LinkEvent) -> None:
+        while not self._closing.is_set():
+            try:
+                self.events.put(event, timeout=0.5)
+            except queue.Full:
+                continue
+            return

@@ -1,0 +1,226 @@
+"""Blobs through MQTT, pulled by the receiver a window of chunks at a time; both ends use this.
+
+The receiver knows the header (:class:`~edge_runtime.wire.messages.BlobRef`) from a message, asks for some chunks, asks
+again for those that do not come, and checks the digest at the end. The sender keeps no state per receiver: it answers
+requests for blobs that it offers. So a reconnect, a restart of either side or a lost message is no special case.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from edge_runtime.wire import chunks, limits
+from edge_runtime.wire.errors import FedSpineError, MessageError
+from edge_runtime.wire.messages import AnyMessage, BlobRef, Chunk, ChunkRequest
+
+logger = logging.getLogger(__name__)
+
+WINDOW: Final = 16
+"""Chunks that a receiver has asked for and not yet got, at most."""
+
+FIRST_TIMEOUT_S: Final = 5.0
+"""Silence after which the receiver asks again; doubles with each silence, up to the next."""
+
+LARGEST_TIMEOUT_S: Final = 60.0
+
+MAX_ACTIVE: Final = 16
+"""Incoming transfers at once; the others wait their turn."""
+
+MAX_HELD_BYTES: Final = 256 * 1024 * 1024
+"""Bytes of unfinished incoming blobs; one blob alone may be larger."""
+
+MAX_CORRUPTED: Final = 3
+"""A blob that arrived complete and wrong this often is given up."""
+
+Key = tuple[str, str]
+"""Digest, peer."""
+
+
+@dataclasses.dataclass(slots=True)
+class _Incoming:
+    ref: BlobRef
+    peer: str
+    on_complete: Callable[[bytes], None]
+    on_failed: Callable[[str], None] | None
+    assembly: chunks.Assembly
+    unasked: collections.deque[int]
+    asked: set[int] = dataclasses.field(default_factory=set)
+    received_bytes: int = 0
+    repeat_at: float = 0.0
+    timeout_s: float = FIRST_TIMEOUT_S
+    num_corrupted: int = 0
+
+
+class Transfers:
+    """Outgoing and incoming blobs of one process. Not thread-safe: call it from the thread that reads the link."""
+
+    def __init__(self, send: Callable[[str, AnyMessage], None], clock: Callable[[], float]) -> None:
+        """Prepare.
+
+        Args:
+            send: publishes one message to a peer: a device id, or whatever constant a device uses for its coordinator.
+            clock: monotonic seconds.
+        """
+        self._send = send
+        self._clock = clock
+        self._offers: dict[str, tuple[Callable[[], bytes], int]] = {}
+        self._active: dict[Key, _Incoming] = {}
+        self._waiting: collections.OrderedDict[Key, _Incoming] = collections.OrderedDict()
+
+    def offer(self, digest: str, source: Callable[[], bytes], *, chunk_bytes: int = limits.CHUNK_BYTES) -> None:
+        """Answer requests for a blob from now on; ``source`` reads it, ``chunk_bytes`` is as in its header."""
+        self._offers[digest] = (source, chunk_bytes)
+
+    def withdraw(self, digest: str) -> None:
+        """Stop answering requests for a blob; unknown digests are fine."""
+        self._offers.pop(digest, None)
+
+    def expect(
+        self,
+        ref: BlobRef,
+        peer: str,
+        on_complete: Callable[[bytes], None],
+        on_failed: Callable[[str], None] | None = None,
+    ) -> None:
+        """Pull a blob from ``peer``; a blob that is already being pulled from it is not started twice.
+
+        Args:
+            ref: header of the blob.
+            peer: who offers it.
+            on_complete: called once with the bytes, their digest checked.
+            on_failed: called once, with one line, when the blob keeps arriving corrupted.
+        """
+        key = (ref.digest, peer)
+        if key in self._active or key in self._waiting:
+            return
+        unasked = collections.deque(range(ref.num_chunks))
+        self._waiting[key] = _Incoming(ref, peer, on_complete, on_failed, chunks.Assembly(ref), unasked)
+        self._start_waiting()
+
+    def is_expected(self, digest: str, peer: str) -> bool:
+        """Whether a blob is being pulled from ``peer``, or waits for its turn."""
+        return (digest, peer) in self._active or (digest, peer) in self._waiting
+
+    def cancel(self, digest: str, peer: str) -> None:
+        """Give up an incoming blob and forget its chunks; its callbacks are not called. Unknown ones are fine."""
+        self._active.pop((digest, peer), None)
+        self._waiting.pop((digest, peer), None)
+        self._start_waiting()
+
+    def handle(self, peer: str, message: AnyMessage) -> bool:
+        """Take a message that came from ``peer``; False if it is not about blobs."""
+        if isinstance(message, ChunkRequest):
+            self._answer(peer, message)
+        elif isinstance(message, Chunk):
+            self._take(peer, message)
+        else:
+            return False
+        return True
+
+    def tick(self) -> None:
+        """Repeat requests that stayed without an answer; call it about once a second."""
+        now = self._clock()
+        for key, incoming in list(self._active.items()):
+            if now < incoming.repeat_at:
+                continue
+            incoming.timeout_s = min(LARGEST_TIMEOUT_S, incoming.timeout_s * 2)
+            self._unask(incoming)
+            if self._waiting:  # a silent peer does not keep the others from their turn
+                self._waiting[key] = self._active.pop(key)
+            else:
+                self._ask(incoming)
+        self._start_waiting()
+
+    def ask_again(self) -> None:
+        """Repeat every open request at once: after a reconnect nothing that was asked before is on its way."""
+        for incoming in self._active.values():
+            incoming.timeout_s = FIRST_TIMEOUT_S
+            self._unask(incoming)
+            self._ask(incoming)
+
+    def _answer(self, peer: str, request: ChunkRequest) -> None:
+        offer = self._offers.get(request.digest)
+        if offer is None:
+            logger.debug("%s asks for blob %s, which is not offered (any more)", peer, request.digest[:12])
+            return
+        source, chunk_bytes = offer
+        try:
+            blob = source()
+            ref = BlobRef(digest=request.digest, size_bytes=len(blob), chunk_bytes=chunk_bytes)
+            for chunk in chunks.cut(blob, ref, request.missing[:WINDOW]):
+                self._send(peer, chunk)
+        except (FedSpineError, OSError) as error:
+            logger.warning("cannot answer %s: %s", peer, error)
+
+    def _take(self, peer: str, chunk: Chunk) -> None:
+        key = (chunk.digest, peer)
+        incoming = self._active.get(key) or self._waiting.get(key)
+        if incoming is None:
+            logger.debug("chunk %d of blob %s from %s is not expected (any more)", chunk.index, chunk.digest[:12], peer)
+            return
+        had = incoming.assembly.has(chunk.index)
+        try:
+            incoming.assembly.add(chunk)
+        except MessageError as error:
+            logger.warning("from %s: %s", peer, error)
+            return
+        incoming.asked.discard(chunk.index)
+        if had:
+            return
+        incoming.received_bytes += len(chunk.payload)
+        incoming.timeout_s = FIRST_TIMEOUT_S
+        incoming.repeat_at = self._clock() + FIRST_TIMEOUT_S
+        if incoming.assembly.is_complete:
+            self._finish(key, incoming)
+        elif key in self._active and len(incoming.asked) <= WINDOW // 2:
+            self._ask(incoming)
+
+    def _finish(self, key: Key, incoming: _Incoming) -> None:
+        try:
+            blob = incoming.assembly.blob()
+        except MessageError as error:
+            logger.warning("from %s: %s", incoming.peer, error)
+            incoming.num_corrupted += 1
+            incoming.received_bytes = 0
+            incoming.asked.clear()
+            incoming.unasked = collections.deque(range(incoming.ref.num_chunks))
+            if incoming.num_corrupted < MAX_CORRUPTED:
+                if key in self._active:
+                    self._ask(incoming)
+                return
+            self.cancel(*key)
+            if incoming.on_failed is not None:
+                incoming.on_failed(f"blob {incoming.ref.digest[:12]} arrived corrupted {MAX_CORRUPTED} times")
+            return
+        self.cancel(*key)
+        incoming.on_complete(blob)
+
+    def _ask(self, incoming: _Incoming) -> None:
+        wanted: list[int] = []
+        while incoming.unasked and len(incoming.asked) + len(wanted) < WINDOW:
+            index = incoming.unasked.popleft()
+            if not incoming.assembly.has(index):
+                wanted.append(index)
+        incoming.asked.update(wanted)
+        incoming.repeat_at = self._clock() + incoming.timeout_s
+        if wanted:
+            self._send(incoming.peer, ChunkRequest(digest=incoming.ref.digest, missing=tuple(wanted)))
+
+    @staticmethod
+    def _unask(incoming: _Incoming) -> None:
+        incoming.unasked.extendleft(sorted(incoming.asked, reverse=True))
+        incoming.asked.clear()
+
+    def _start_waiting(self) -> None:
+        while self._waiting and len(self._active) < MAX_ACTIVE:
+            key, incoming = next(iter(self._waiting.items()))
+            held = sum(i.ref.size_bytes for i in self._active.values())
+            held += sum(i.received_bytes for k, i in self._waiting.items() if k != key)
+            if self._active and held + incoming.ref.size_bytes > MAX_HELD_BYTES:
+                return
+            self._active[key] = self._waiting.pop(key)
+            self._ask(incoming)

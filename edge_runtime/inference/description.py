@@ -1,0 +1,143 @@
+"""``fedspine.json``: what a device must know of a compact model, so that it needs neither torch nor transformers."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from edge_runtime.inference.errors import CompactModelError, CompactVersionError
+from edge_runtime.wire import limits
+from edge_runtime.wire.manifest import FileRef, Task, TextSpec
+from edge_runtime.wire.plan import Plan
+
+SCHEMA_VERSION: Final = 1
+"""Version of a compact model's directory; another one is refused."""
+
+DESCRIPTION_FILE: Final = "fedspine.json"
+MODEL_FILE: Final = "model.onnx"
+
+_READ_BYTES: Final = 1 << 20
+
+
+class CompactInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """Description of a compact model: the content of ``fedspine.json``."""
+
+    schema_version: int
+    task: Task
+    family: str
+    """Name of the model family (``bert``, ``llama``)."""
+    model_name: str
+    """Name of the source model, for people; never a path."""
+    labels: tuple[str, ...]
+    """Class names in the order of the logits; empty for causal-lm."""
+    text: TextSpec
+    max_length: int
+    """Longest sequence the model's positions allow, tokens."""
+    pruning_ratio: float
+    """Requested share of units removed, in [0, 1)."""
+    sparsity: float
+    """Measured share of the prunable weights that is gone, in [0, 1)."""
+    quantization: Literal["int8"] | None
+    num_parameters: int
+    """Parameters that are left; a matrix that two layers share counts once."""
+    artifact_digest: str
+    """Artifact that it was made from."""
+    round_number: int
+    """Round whose global adapter is merged into it; 0 = before training."""
+    plan: Plan
+    """Units that stayed."""
+    files: dict[str, FileRef]
+    """Every other file of the directory."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that a device needs: all files marked ``on_device``."""
+        return sum(ref.size_bytes for ref in self.files.values() if ref.on_device)
+
+
+def encode_info(info: CompactInfo) -> bytes:
+    """Deterministic UTF-8 JSON of a description."""
+    return msgspec.json.format(msgspec.json.encode(info, order="deterministic"), indent=1) + b"\n"
+
+
+def read_info(directory: Path, *, verify: bool = True) -> CompactInfo:
+    """Read ``fedspine.json`` of a compact model and check the files that inference needs.
+
+    Args:
+        directory: folder that ``fedspine compact`` wrote.
+        verify: whether SHA-256 is checked too, beside presence and size.
+
+    Raises:
+        CompactModelError: no such directory, a malformed description, or a file that is missing or differs.
+        CompactVersionError: the description is of another schema version.
+    """
+    path = directory / DESCRIPTION_FILE
+    try:
+        with path.open("rb") as file:
+            data = file.read(limits.MAX_MANIFEST_BYTES)
+    except OSError as error:
+        msg = f"{directory} is no compact model, {DESCRIPTION_FILE}: {error.strerror}; make one with `fedspine compact`"
+        raise CompactModelError(msg) from error
+    try:
+        version = msgspec.json.decode(data, type=_VersionOnly).schema_version
+        if version != SCHEMA_VERSION:
+            msg = (
+                f"compact model {directory} has schema version {version}, this release reads {SCHEMA_VERSION}: "
+                "make it again with `fedspine compact`"
+            )
+            raise CompactVersionError(msg)
+        info = msgspec.json.decode(data, type=CompactInfo)
+    except msgspec.DecodeError as error:
+        msg = f"{path} is malformed ({error}): make the compact model again, or copy it again"
+        raise CompactModelError(msg) from error
+    _check_files(directory, info, verify=verify)
+    return info
+
+
+def file_ref(path: Path, *, on_device: bool) -> FileRef:
+    """Size and SHA-256 of a file, read in pieces.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while piece := file.read(_READ_BYTES):
+            digest.update(piece)
+            size += len(piece)
+    return FileRef(digest=digest.hexdigest(), size_bytes=size, on_device=on_device)
+
+
+class _VersionOnly(msgspec.Struct, frozen=True):
+    schema_version: int
+
+
+def _check_files(directory: Path, info: CompactInfo, *, verify: bool) -> None:
+    for needed in (MODEL_FILE,):
+        if needed not in info.files:
+            msg = f"compact model {directory} does not list {needed}: make it again with `fedspine compact`"
+            raise CompactModelError(msg)
+    for name, expected in info.files.items():
+        if "/" in name or "\\" in name or name.startswith("."):
+            msg = f"compact model {directory} lists an impossible file {name!r}: make it again"
+            raise CompactModelError(msg)
+        if not expected.on_device:
+            continue
+        path = directory / name
+        try:
+            size = path.stat().st_size
+            differs = size != expected.size_bytes or (verify and file_ref(path, on_device=True) != expected)
+        except OSError as error:
+            msg = (
+                f"compact model {directory} has no readable {name} ({error.strerror}): make it again, or copy it again"
+            )
+            raise CompactModelError(msg) from error
+        if differs:
+            msg = (
+                f"compact model file {path} ({size} bytes) is not the one described ({expected.size_bytes} bytes, "
+                f"SHA-256 {expected.digest[:12]}...): make the compact model again, or copy it again"
+            )
+            raise CompactModelError(msg, digest=expected.digest)

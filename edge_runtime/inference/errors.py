@@ -1,0 +1,47 @@
+"""Errors of inference.
+
+InferenceError
+├── CompactModelError      a directory that is no compact model, or whose files are not what it says
+├── CompactVersionError    a compact model of another format version
+├── WrongTaskError         text asked of a classifier, or a class of a model that generates
+├── PromptError            a prompt that leaves no room for an answer, or has no token
+└── SamplingError          a temperature, top_k or number of tokens outside its range
+"""
+
+from __future__ import annotations
+
+from edge_runtime.wire.errors import ExitCode, FedSpineError
+
+
+class InferenceError(FedSpineError):
+    """Base of the errors of inference."""
+
+
+class CompactModelError(InferenceError):
+    """A compact model is missing, incomplete or damaged."""
+
+    exit_code = ExitCode.ARTIFACT_CORRUPTED
+
+
+class CompactVersionError(InferenceError):
+    """A compact model was written in a format version that this release does not read."""
+
+    exit_code = ExitCode.ARTIFACT_VERSION
+
+
+class WrongTaskError(InferenceError):
+    """The model was made for the other task."""
+
+    exit_code = ExitCode.USAGE
+
+
+class PromptError(InferenceError):
+    """A prompt that the model cannot continue."""
+
+    exit_code = ExitCode.USAGE
+
+
+class SamplingError(InferenceError):
+    """A parameter of generation is outside its range."""
+
+    exit_code = ExitCode.USAGE

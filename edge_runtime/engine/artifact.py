@@ -185,6 +185,9 @@ def map_safetensors(path: Path) -> dict[str, npt.NDArray[np.generic]]:
         msg = f"header of {header_bytes} bytes announced in a file of {len(mapped)} bytes"
         raise ValueError(msg)
     header = json.loads(bytes(mapped[8 : 8 + header_bytes]))
+    if not isinstance(header, dict):
+        msg = "header is not an object"
+        raise ValueError(msg)  # noqa: TRY004 - a malformed file, not a wrong argument
     data = mapped[8 + header_bytes :]
     views: dict[str, npt.NDArray[np.generic]] = {}
     for name, entry in header.items():

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.dataset import Dataset
 from edge_runtime.engine.errors import DataEmptyError, DataInvalidError, LengthError, UnknownLabelError
-from edge_runtime.engine.tokenization import Tokenizer
+from edge_runtime.engine.tokenization import Tokenizer, suffix
 from edge_runtime.wire.manifest import Manifest
 
 MAX_LINE_BYTES: Final = 16 * 1024 * 1024
@@ -156,10 +156,7 @@ class _Reader:
             self._refuse(f"token id {_shown(bad[0])} is outside the vocabulary (0 to {vocab_size - 1})")
         if self._classify and not value:
             self._refuse("field 'input_ids' is empty, expected at least one token")
-        ids = np.array(value, np.int32)
-        if not self._classify and self._manifest.text.append_eos and self._manifest.text.eos_token_id is not None:
-            ids = np.append(ids, np.int32(self._manifest.text.eos_token_id))
-        return ids[: self._max_length]
+        return np.array([*value, *suffix(self._manifest)], np.int32)[: self._max_length]
 
     def _label(self, record: dict[str, object]) -> int:
         if "label" not in record:

@@ -12,6 +12,7 @@ from typing import Any
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.errors import ArtifactCorruptedError, DataInvalidError, MissingDependencyError
 from edge_runtime.wire import names
+from edge_runtime.wire.manifest import Manifest
 
 
 class Tokenizer:
@@ -50,9 +51,19 @@ class Tokenizer:
             self._tokenizer.no_truncation()
         else:
             self._tokenizer.enable_truncation(max_length)
-        eos = artifact.manifest.text.eos_token_id
-        self._suffix = [eos] if artifact.manifest.text.append_eos and eos is not None else []
+        self._suffix = suffix(artifact.manifest)
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, special tokens included, and the end-of-text token where the manifest asks for it."""
+        """Token ids of each text, special tokens and :func:`suffix` included."""
         return [encoding.ids + self._suffix for encoding in self._tokenizer.encode_batch_fast(texts)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens left out; bytes that are no whole character show as U+FFFD."""
+        text: str = self._tokenizer.decode(list(ids))
+        return text
+
+
+def suffix(manifest: Manifest) -> list[int]:
+    """What follows each document: the end-of-text token for causal-lm where the manifest asks for it, else nothing."""
+    eos = manifest.text.eos_token_id
+    return [eos] if manifest.task == "causal-lm" and manifest.text.append_eos and eos is not None else []

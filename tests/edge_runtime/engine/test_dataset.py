@@ -1,0 +1,103 @@
+"""Batches: every example once an epoch, padded as little as may be."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_runtime.engine.dataset import Dataset, batches, eval_batches
+from edge_runtime.engine.errors import DataEmptyError, DataInvalidError
+
+
+def make_dataset(lengths: list[int], *, classify: bool = True, max_length: int = 20) -> Dataset:
+    """Example ``e`` is ``e + 1`` repeated; its label is ``e``."""
+    return Dataset(
+        tokens=np.repeat(np.arange(1, len(lengths) + 1), lengths).astype(np.int32),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        labels=np.arange(len(lengths), dtype=np.int64) if classify else None,
+        pad_token_id=0,
+        max_length=max_length,
+    )
+
+
+_lengths = st.lists(st.integers(1, 20), min_size=1, max_size=30)
+
+
+@given(lengths=_lengths, batch_size=st.integers(1, 40), seed=st.integers(0, 9))
+def test_every_epoch_holds_every_example_once(lengths: list[int], batch_size: int, seed: int) -> None:
+    dataset = make_dataset(lengths)
+    size = min(batch_size, len(lengths))
+    drawn = [b.labels for b in islice(batches(dataset, batch_size, np.random.default_rng(seed)), 2 * len(lengths))]
+    assert {labels.size for labels in drawn} == {size}
+    stream = np.concatenate(drawn)
+    for epoch in range(stream.size // len(lengths)):
+        part = stream[epoch * len(lengths) : (epoch + 1) * len(lengths)]
+        assert sorted(part) == list(range(len(lengths)))
+
+
+def test_same_seed_same_order() -> None:
+    dataset = make_dataset([3] * 10)
+    first, again, other = (
+        [b.labels.tolist() for b in islice(batches(dataset, 4, np.random.default_rng(seed)), 6)] for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first != other
+
+
+@given(lengths=_lengths, batch_size=st.integers(1, 40))
+def test_evaluation_sees_every_example_once(lengths: list[int], batch_size: int) -> None:
+    seen = [b.labels for b in eval_batches(make_dataset(lengths), batch_size)]
+    assert sorted(np.concatenate(seen)) == list(range(len(lengths)))
+
+
+def test_evaluation_starts_with_the_longest() -> None:
+    sizes = [b.input_ids.shape[1] for b in eval_batches(make_dataset([1, 20, 3, 9, 17]), 2)]
+    assert sizes == [20, 16, 8]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"), [([3, 5], 8), ([8], 8), ([9, 1], 16), ([20], 20), ([17], 20)], ids=str
+)
+def test_padded_length(lengths: list[int], expected: int) -> None:
+    batch = make_dataset(lengths).batch(np.arange(len(lengths)))
+    assert batch.input_ids.shape == (len(lengths), expected)
+
+
+def test_padding_is_masked_and_no_target() -> None:
+    batch = make_dataset([2, 3], classify=False).batch(np.array([1, 0]))
+    assert batch.input_ids[0].tolist() == [2, 2, 2, 0, 0, 0, 0, 0]
+    assert batch.attention_mask[1].tolist() == [1, 1, 0, 0, 0, 0, 0, 0]
+    assert batch.labels[1].tolist() == [1, 1, -100, -100, -100, -100, -100, -100]
+
+
+@given(lengths=_lengths, data=st.data())
+def test_holdout_parts_are_disjoint_and_complete(lengths: list[int], data: st.DataObject) -> None:
+    dataset = make_dataset(lengths)
+    num_holdout = data.draw(st.integers(0, len(lengths) - 1))
+    train, held = dataset.split_holdout(num_holdout, seed=3)
+    assert len(held) == num_holdout
+    assert train.labels is not None
+    assert held.labels is not None
+    assert sorted([*train.labels, *held.labels]) == list(range(len(lengths)))
+    for part in (train, held):
+        assert part.labels is not None
+        for row, label in enumerate(part.labels):
+            assert part.tokens[part.offsets[row] : part.offsets[row + 1]].tolist() == [label + 1] * lengths[label]
+
+
+def test_holdout_leaves_something_to_train_on() -> None:
+    with pytest.raises(DataEmptyError, match="too few"):
+        make_dataset([1, 1]).split_holdout(2, seed=0)
+    with pytest.raises(DataInvalidError, match="expected 0 or more"):
+        make_dataset([1, 1]).split_holdout(-1, seed=0)
+
+
+def test_no_example_to_train_on() -> None:
+    empty = make_dataset([1]).subset(np.array([], np.int64))
+    with pytest.raises(DataEmptyError):
+        next(batches(empty, 1, np.random.default_rng(0)))
+    assert list(eval_batches(empty, 1)) == []

@@ -6,6 +6,7 @@ CoordinatorError            base
 ├── PortTakenError          a port that must be listened on is in use (exit 20)
 ├── AggregationError        updates that cannot be combined
 ├── StoreError              the run's database is damaged or of another version
+├── StateInUseError         another coordinator holds the run directory (exit 26)
 ├── RunExistsError          the output directory holds a run already, or none to resume (exit 25)
 ├── RunBusyError            another process works on the run (exit 26)
 ├── RunFailedError          a run ended without a result (exit 24)
@@ -14,6 +15,7 @@ CoordinatorError            base
 ├── DataEmptyError          a data file holds no example (exit 13)
 ├── UnknownLabelError       a held-out label that training never sees (exit 14)
 ├── ModelNotFoundError      the model's directory does not exist (exit 10)
+├── ReportError             a report.json of another version, or damaged
 └── MissingExtraError       a package of the server is not installed (exit 27)
 """
 
@@ -50,6 +52,12 @@ class AggregationError(CoordinatorError):
 
 class StoreError(CoordinatorError):
     """The run's database is damaged, or of another version."""
+
+
+class StateInUseError(CoordinatorError):
+    """Another coordinator holds the run directory."""
+
+    exit_code = ExitCode.STATE_IN_USE
 
 
 class RunExistsError(CoordinatorError):
@@ -106,6 +114,10 @@ class ModelNotFoundError(CoordinatorError):
     """The model's directory does not exist."""
 
     exit_code = ExitCode.MODEL_NOT_FOUND
+
+
+class ReportError(CoordinatorError):
+    """A ``report.json`` is damaged, or of another version."""
 
 
 class MissingExtraError(CoordinatorError):

@@ -1,0 +1,319 @@
+"""The registry and the checkpoints of a run: ``state.sqlite`` and the accepted updates beside it.
+
+What a restarted coordinator needs is on disk before anything that depends on it leaves the process:
+
+    assignments     row, then the message
+    update          file (flushed to disk), row, then the verdict
+    global adapter  file, then the round's record
+
+So a crash between any two of these costs repeated work at most, never an accepted update. SQLite runs in WAL mode with
+``synchronous = FULL``: a transaction that returned survives a power cut.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite import insert
+
+from broker_server import schema
+from broker_server.errors import StoreError
+from broker_server.records import RoundRecord
+from broker_server.round_types import Outcome, Participant, UpdateKey
+from edge_runtime.wire.errors import MessageError
+from edge_runtime.wire.files import DiskFullError, write_atomically
+from edge_runtime.wire.manifest import digest_of
+from edge_runtime.wire.messages import Arm, FailureReason, Register, Update, decode_message, encode_message
+
+STATE_FILE = "state.sqlite"
+UPDATES_FOLDER = "updates"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class OpenRound:
+    """A round that had begun and has no record yet."""
+
+    round_number: int
+    active_s: float
+    """Time that coordinators have spent in it."""
+    participants: dict[str, Participant]
+    """By device id, the last attempt of each."""
+
+
+class Store:
+    """One run's state on disk. Not thread-safe. Make it with :meth:`open`."""
+
+    def __init__(self, run_dir: Path, engine: sa.Engine) -> None:
+        self._run_dir = run_dir
+        self._engine = engine
+
+    @classmethod
+    def open(cls, run_dir: Path) -> Self:
+        """Open, or create, the state of a run.
+
+        Raises:
+            StoreError: the file is damaged, is not such a database, or is of another version.
+            DiskFullError: there is no space.
+        """
+        path = run_dir / STATE_FILE
+        engine = sa.create_engine(f"sqlite:///{path}", poolclass=sa.pool.StaticPool)
+        sa.event.listen(engine, "connect", _set_up_connection)
+        store = cls(run_dir, engine)
+        try:
+            with store._transaction() as connection:
+                schema.metadata.create_all(connection)
+                _check_version(connection, path)
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    def close(self) -> None:
+        """Close the database."""
+        self._engine.dispose()
+
+    # ---- devices -----------------------------------------------------------------------------------------------------
+
+    def save_device(self, register: Register, at: float) -> None:
+        """Remember what a device said of itself, ``at`` Unix seconds."""
+        row = {
+            "device_id": register.device_id,
+            "session_id": register.session_id,
+            "num_examples": register.num_examples,
+            "capabilities": msgspec.json.encode(register.capabilities).decode(),
+            "first_seen_at": at,
+            "last_seen_at": at,
+        }
+        updated = {name: value for name, value in row.items() if name != "first_seen_at"}
+        with self._transaction() as connection:
+            connection.execute(insert(schema.devices).values(row).on_conflict_do_update(set_=updated))
+
+    def load_device_ids(self) -> list[str]:
+        """Devices ever seen, by name."""
+        return [str(row[0]) for row in self._query(sa.select(schema.devices.c.device_id).order_by("device_id"))]
+
+    # ---- rounds ------------------------------------------------------------------------------------------------------
+
+    def begin_round(self, round_number: int, participants: Iterable[Participant], learnt: Learnt, at: float) -> None:
+        """Write a round with its first assignments and what its scheduler knew, all or nothing."""
+        row = {"round_number": round_number, "started_at": at, "active_s": 0.0}
+        with self._transaction() as connection:
+            connection.execute(insert(schema.rounds).values(row).on_conflict_do_nothing())
+            _save_participants(connection, round_number, participants)
+            _save_scheduler(connection, learnt)
+
+    def save_participants(
+        self, round_number: int, participants: Iterable[Participant], learnt: Learnt, active_s: float
+    ) -> None:
+        """Write how assignments of a round stand by now."""
+        with self._transaction() as connection:
+            _save_participants(connection, round_number, participants)
+            _save_scheduler(connection, learnt)
+            this = schema.rounds.c.round_number == round_number
+            connection.execute(sa.update(schema.rounds).where(this).values(active_s=active_s))
+
+    def finish_round(self, record: RoundRecord, learnt: Learnt, at: float) -> None:
+        """Write the record of a round; it is over with this."""
+        row = {
+            "round_number": record.round_number,
+            "started_at": at,
+            "active_s": record.seconds,
+            "record": msgspec.json.encode(record).decode(),
+        }
+        changed = {"active_s": row["active_s"], "record": row["record"]}
+        with self._transaction() as connection:
+            connection.execute(insert(schema.rounds).values(row).on_conflict_do_update(set_=changed))
+            _save_scheduler(connection, learnt)
+
+    def load_round_records(self) -> list[RoundRecord]:
+        """Records of the finished rounds, in order.
+
+        Raises:
+            StoreError: a record is damaged.
+        """
+        query = sa.select(schema.rounds.c.record).where(schema.rounds.c.record.is_not(None)).order_by("round_number")
+        try:
+            return [msgspec.json.decode(row[0], type=RoundRecord) for row in self._query(query)]
+        except msgspec.DecodeError as error:
+            msg = f"{self._run_dir / STATE_FILE}: a round's record is damaged ({error})"
+            raise StoreError(msg) from error
+
+    def load_open_round(self) -> OpenRound | None:
+        """The round that a restarted coordinator goes on with; None between rounds.
+
+        An update whose file is no longer what was accepted does not count: its assignment is open again.
+        """
+        rounds = schema.rounds
+        found = self._query(sa.select(rounds.c.round_number, rounds.c.active_s).where(rounds.c.record.is_(None)))
+        if not found:
+            return None
+        round_number, active_s = int(found[-1][0]), float(found[-1][1])
+        table = schema.assignments
+        rows = self._query(sa.select(table).where(table.c.round_number == round_number).order_by(table.c.attempt))
+        participants = {row.device_id: _participant(row) for row in rows}
+        accepted = {update.device_id: update.attempt for update in self.load_updates(round_number)}
+        for device_id, participant in participants.items():
+            is_accepted = accepted.get(device_id) == participant.attempt
+            if is_accepted:
+                participants[device_id] = dataclasses.replace(participant, outcome=Outcome.ACCEPTED, detail="")
+            elif participant.outcome is Outcome.ACCEPTED:
+                participants[device_id] = dataclasses.replace(participant, outcome=None)
+        return OpenRound(round_number=round_number, active_s=active_s, participants=participants)
+
+    # ---- updates -----------------------------------------------------------------------------------------------------
+
+    def accept_update(self, update: Update, blob: bytes, at: float) -> None:
+        """Keep an update that was checked: file first, then the row; when this returns, it survives a crash.
+
+        Raises:
+            DiskFullError: there is no space; the update is not accepted.
+        """
+        path = self.update_path(update.round_number, update.device_id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, blob)
+        key = {"round_number": update.round_number, "device_id": update.device_id}
+        row = {**key, "attempt": update.attempt, "message": encode_message(update), "accepted_at": at}
+        measured = msgspec.to_builtins(update.measurements)
+        with self._transaction() as connection:
+            connection.execute(insert(schema.updates).values(row).on_conflict_do_update(set_=row))
+            for name, value in measured.items():
+                if math.isfinite(value):
+                    figure = {**key, "name": name, "value": float(value)}
+                    connection.execute(insert(schema.measurements).values(figure).on_conflict_do_update(set_=figure))
+
+    def load_updates(self, round_number: int) -> list[Update]:
+        """Accepted updates of a round whose files are intact, by device id."""
+        table = schema.updates
+        query = sa.select(table.c.message).where(table.c.round_number == round_number).order_by(table.c.device_id)
+        out = []
+        for row in self._query(query):
+            try:
+                update = decode_message(row[0])
+            except MessageError:
+                continue
+            if isinstance(update, Update) and self.read_update(update) is not None:
+                out.append(update)
+        return out
+
+    def read_update(self, update: Update) -> bytes | None:
+        """The adapter of an accepted update; None when the file is missing or is not the one that was accepted."""
+        try:
+            blob = self.update_path(update.round_number, update.device_id).read_bytes()
+        except OSError:
+            return None
+        return blob if digest_of(blob) == update.adapter.digest else None
+
+    def is_accepted(self, key: UpdateKey) -> bool:
+        """Whether an update was accepted, in any round."""
+        table = schema.updates
+        query = sa.select(table.c.attempt).where(
+            table.c.round_number == key.round_number, table.c.device_id == key.device_id
+        )
+        return any(row[0] == key.attempt for row in self._query(query))
+
+    def update_path(self, round_number: int, device_id: str) -> Path:
+        """Where the adapter of an accepted update lies."""
+        return self._run_dir / UPDATES_FOLDER / str(round_number) / f"{device_id}.safetensors"
+
+    # ---- scheduler ---------------------------------------------------------------------------------------------------
+
+    def load_scheduler(self, name: str) -> dict[str, Any] | None:
+        """What the scheduler ``name`` had learnt; None when it has not played in this run.
+
+        Raises:
+            StoreError: it is damaged.
+        """
+        rows = self._query(sa.select(schema.scheduler.c.state).where(schema.scheduler.c.name == name))
+        try:
+            return msgspec.json.decode(rows[0][0], type=dict[str, Any]) if rows else None
+        except msgspec.DecodeError as error:
+            msg = f"{self._run_dir / STATE_FILE}: the scheduler's state is damaged ({error})"
+            raise StoreError(msg) from error
+
+    # ---- the database ------------------------------------------------------------------------------------------------
+
+    def _query(self, statement: sa.Select[Any]) -> list[sa.Row[Any]]:
+        with self._transaction() as connection:
+            return list(connection.execute(statement))
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sa.Connection]:
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except sa.exc.DBAPIError as error:
+            path = self._run_dir / STATE_FILE
+            if "disk is full" in str(error.orig):
+                msg = f"disk full while writing {path}: free some space and resume the run"
+                raise DiskFullError(msg) from error
+            msg = f"{path} cannot be used ({error.orig}): resume from a copy, or start a new run"
+            raise StoreError(msg) from error
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Learnt:
+    """State of a scheduler, written along with what it followed from."""
+
+    scheduler: str
+    state: Mapping[str, Any]
+
+
+def _check_version(connection: sa.Connection, path: Path) -> None:
+    """Write the version of a new database, or check that of an old one."""
+    key = "schema_version"
+    version = connection.execute(sa.select(schema.meta.c.value).where(schema.meta.c.key == key)).scalar()
+    if version is None:
+        connection.execute(sa.insert(schema.meta).values(key=key, value=str(schema.SCHEMA_VERSION)))
+    elif version != str(schema.SCHEMA_VERSION):
+        msg = (
+            f"{path} has schema version {version}, this release reads {schema.SCHEMA_VERSION}: "
+            "go on with the release that began the run, or start a new run"
+        )
+        raise StoreError(msg)
+
+
+def _set_up_connection(connection: Any, _record: object) -> None:  # noqa: ANN401 - sqlite3's, by SQLAlchemy's event
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA busy_timeout = 5000")
+    cursor.close()
+
+
+def _save_participants(connection: sa.Connection, round_number: int, participants: Iterable[Participant]) -> None:
+    for participant in participants:
+        outcome = Outcome.FAILED if participant.awaits_arm else participant.outcome
+        row = {
+            "round_number": round_number,
+            "device_id": participant.device_id,
+            "attempt": participant.attempt,
+            "pruning_ratio": participant.arm.pruning_ratio,
+            "rank": participant.arm.rank,
+            "outcome": None if outcome is None else outcome.value,
+            "reason": None if participant.reason is None else participant.reason.value,
+            "detail": participant.detail,
+        }
+        connection.execute(insert(schema.assignments).values(row).on_conflict_do_update(set_=row))
+
+
+def _save_scheduler(connection: sa.Connection, learnt: Learnt) -> None:
+    row = {"name": learnt.scheduler, "state": msgspec.json.encode(learnt.state).decode()}
+    connection.execute(insert(schema.scheduler).values(row).on_conflict_do_update(set_=row))
+
+
+def _participant(row: sa.Row[Any]) -> Participant:
+    return Participant(
+        device_id=row.device_id,
+        attempt=row.attempt,
+        arm=Arm(pruning_ratio=row.pruning_ratio, rank=row.rank),
+        outcome=None if row.outcome is None else Outcome(row.outcome),
+        reason=None if row.reason is None else FailureReason(row.reason),
+        detail=row.detail,
+    )

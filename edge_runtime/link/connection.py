@@ -52,6 +52,10 @@ class Settings:
     connect_timeout_s: float
 
 
+MQTT5_ANSWER_S: Final = 3.0
+"""Silence after which MQTT 5 counts as not spoken: amqtt takes its CONNECT for a shorter one and waits for more."""
+
+
 class UnsupportedProtocolError(LinkError):
     """The broker does not speak the protocol version that was tried; another one is tried next."""
 
@@ -113,13 +117,12 @@ class Connection:
             msg = f"broker {address} is unreachable ({error}): check host, port, firewall, and that the broker runs"
             raise BrokerUnreachableError(msg) from error
         self._client.loop_start()
+        timeout_s = self._settings.connect_timeout_s
+        is_v5 = self.protocol == MQTTProtocolVersion.MQTTv5
         try:
-            problem = self._outcome.get(timeout=self._settings.connect_timeout_s)
+            problem = self._outcome.get(timeout=min(timeout_s, MQTT5_ANSWER_S) if is_v5 else timeout_s)
         except queue.Empty:
-            problem = BrokerUnreachableError(
-                f"broker {address} accepts connections but did not answer MQTT within "
-                f"{self._settings.connect_timeout_s:g} s: check that the port is the broker's"
-            )
+            problem = self._no_answer(timeout_s)
         if problem is not None:
             self.abandon()
             raise problem
@@ -250,6 +253,15 @@ class Connection:
         elif not self._is_over:
             self._is_over = True
             self._on_lost(str(reason))
+
+    def _no_answer(self, timeout_s: float) -> LinkError:
+        address = self._settings.address
+        if self.protocol == MQTTProtocolVersion.MQTTv5:
+            return UnsupportedProtocolError(f"broker {address} did not answer MQTT 5")
+        return BrokerUnreachableError(
+            f"broker {address} accepts connections but did not answer MQTT within {timeout_s:g} s: "
+            "check that the port is the broker's"
+        )
 
     def _end_before_answer(self) -> LinkError:
         address = self._settings.address

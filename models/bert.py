@@ -1,0 +1,143 @@
+"""BERT-like encoders (Devlin et al. 2018, arXiv 1810.04805) for text classification; post-layer-norm, learned positions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch.nn import functional
+from transformers.activations import ACT2FN
+
+from edge_runtime.wire.manifest import PruneAxis, Task
+from models.errors import ModelUnsupportedError
+from models.family import CHANNELS, HEADS, ContextSpec, Family, ParamSpec
+from models.lora import Weights, linear
+
+_EMBEDDINGS = "bert.embeddings"
+_POOLER = "bert.pooler.dense"
+_CLASSIFIER = "classifier"
+
+
+class Bert(Family):
+    """``BertForSequenceClassification``. Dropout is off; token types are all zero."""
+
+    name: ClassVar[str] = "bert"
+    model_types: ClassVar[tuple[str, ...]] = ("bert",)
+    tasks: ClassVar[tuple[Task, ...]] = ("text-classification",)
+
+    def __init__(self, config: Any, task: Task) -> None:
+        """See :meth:`models.family.Family.__init__`."""
+        del task
+        if config.position_embedding_type != "absolute":
+            msg = f"BERT with {config.position_embedding_type!r} positions is not supported; only 'absolute' is"
+            raise ModelUnsupportedError(msg)
+        if config.is_decoder:
+            msg = "BERT configured as a decoder (is_decoder) is not supported; set it to false"
+            raise ModelUnsupportedError(msg)
+        self.config = config
+        self.num_layers = config.num_hidden_layers
+        self.hidden_size = config.hidden_size
+        self.vocab_size = config.vocab_size
+        self.max_length = config.max_position_embeddings
+        self.groups = {HEADS: config.num_attention_heads, CHANNELS: config.intermediate_size}
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.eps = config.layer_norm_eps
+        self.activation = ACT2FN[config.hidden_act]
+        hidden = config.hidden_size
+        self.embedding_params = (
+            ParamSpec(name=f"{_EMBEDDINGS}.word_embeddings.weight", shape=(config.vocab_size, hidden)),
+            ParamSpec(name=f"{_EMBEDDINGS}.position_embeddings.weight", shape=(self.max_length, hidden)),
+            ParamSpec(name=f"{_EMBEDDINGS}.token_type_embeddings.weight", shape=(config.type_vocab_size, hidden)),
+            ParamSpec(name=f"{_EMBEDDINGS}.LayerNorm.weight", shape=(hidden,)),
+            ParamSpec(name=f"{_EMBEDDINGS}.LayerNorm.bias", shape=(hidden,)),
+        )
+        self.block_params = self._block_params(hidden, config.intermediate_size)
+        self.head_params = (
+            ParamSpec(name=f"{_POOLER}.weight", shape=(hidden, hidden)),
+            ParamSpec(name=f"{_POOLER}.bias", shape=(hidden,)),
+            ParamSpec(name=f"{_CLASSIFIER}.weight", shape=(config.num_labels, hidden)),
+            ParamSpec(name=f"{_CLASSIFIER}.bias", shape=(config.num_labels,)),
+        )
+        self.dense = (f"{_CLASSIFIER}.weight", f"{_CLASSIFIER}.bias")
+        self.context = (ContextSpec(name="mask", shape=("batch", 1, 1, "length")),)
+
+    def _block_params(self, hidden: int, channels: int) -> tuple[ParamSpec, ...]:
+        def heads(axis: int) -> tuple[PruneAxis, ...]:
+            return (PruneAxis(axis=axis, group=HEADS, unit_size=self.head_dim),)
+
+        def channel(axis: int) -> tuple[PruneAxis, ...]:
+            return (PruneAxis(axis=axis, group=CHANNELS, unit_size=1),)
+
+        params = []
+        for module in ("query", "key", "value"):
+            module = f"attention.self.{module}"  # noqa: PLW2901
+            params.append(ParamSpec(name=f"{module}.weight", shape=(hidden, hidden), prune=heads(0)))
+            params.append(ParamSpec(name=f"{module}.bias", shape=(hidden,), prune=heads(0)))
+        params += [
+            ParamSpec(name="attention.output.dense.weight", shape=(hidden, hidden), prune=heads(1)),
+            ParamSpec(name="attention.output.dense.bias", shape=(hidden,)),
+            ParamSpec(name="attention.output.LayerNorm.weight", shape=(hidden,)),
+            ParamSpec(name="attention.output.LayerNorm.bias", shape=(hidden,)),
+            ParamSpec(name="intermediate.dense.weight", shape=(channels, hidden), prune=channel(0)),
+            ParamSpec(name="intermediate.dense.bias", shape=(channels,), prune=channel(0)),
+            ParamSpec(name="output.dense.weight", shape=(hidden, channels), prune=channel(1)),
+            ParamSpec(name="output.dense.bias", shape=(hidden,)),
+            ParamSpec(name="output.LayerNorm.weight", shape=(hidden,)),
+            ParamSpec(name="output.LayerNorm.bias", shape=(hidden,)),
+        ]
+        return tuple(params)
+
+    def block_prefix(self, layer: int) -> str:
+        """See :meth:`models.family.Family.block_prefix`."""
+        return f"bert.encoder.layer.{layer}."
+
+    def embed(
+        self, weights: Weights, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """See :meth:`models.family.Family.embed`."""
+        words = functional.embedding(input_ids, weights[f"{_EMBEDDINGS}.word_embeddings.weight"])
+        positions = weights[f"{_EMBEDDINGS}.position_embeddings.weight"][: input_ids.shape[1]]
+        types = weights[f"{_EMBEDDINGS}.token_type_embeddings.weight"][0]
+        hidden = self._norm(weights, f"{_EMBEDDINGS}.LayerNorm", words + types + positions)
+        padding = 1.0 - attention_mask[:, None, None, :].to(torch.float32)
+        return hidden, {"mask": padding * torch.finfo(torch.float32).min}
+
+    def block(self, weights: Weights, hidden: torch.Tensor, context: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """See :meth:`models.family.Family.block`."""
+        tokens = hidden.flatten(0, 1)
+        attended = linear(weights, "attention.output.dense", self._attention(weights, tokens, context["mask"]))
+        tokens = self._norm(weights, "attention.output.LayerNorm", attended + tokens)
+        wide = self.activation(linear(weights, "intermediate.dense", tokens))
+        tokens = self._norm(weights, "output.LayerNorm", linear(weights, "output.dense", wide) + tokens)
+        return tokens.view(hidden.shape)
+
+    def _attention(self, weights: Weights, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        batch, length = mask.shape[0], mask.shape[3]
+
+        def split(module: str) -> torch.Tensor:
+            x = linear(weights, f"attention.self.{module}", tokens)
+            return x.view(batch, length, x.shape[1] // self.head_dim, self.head_dim).transpose(1, 2)
+
+        query, key, value = split("query"), split("key"), split("value")
+        scores = query @ key.transpose(-1, -2) / math.sqrt(self.head_dim) + mask
+        mixed = (scores.softmax(dim=-1) @ value).transpose(1, 2)
+        return mixed.reshape(tokens.shape[0], weights["attention.output.dense.weight"].shape[1])
+
+    def logits(self, weights: Weights, hidden: torch.Tensor) -> torch.Tensor:
+        """See :meth:`models.family.Family.logits`: the first token through pooler and classifier."""
+        pooled = torch.tanh(linear(weights, _POOLER, hidden[:, 0]))
+        return linear(weights, _CLASSIFIER, pooled)
+
+    def resize(self, model: Any, num_kept: Mapping[tuple[int, str], int]) -> None:
+        """See :meth:`models.family.Family.resize`: every layer its own sizes; the configuration cannot express them."""
+        for layer, block in enumerate(model.bert.encoder.layer):
+            attention = block.attention.self
+            attention.num_attention_heads = num_kept[layer, HEADS]
+            attention.all_head_size = num_kept[layer, HEADS] * self.head_dim
+
+    def _norm(self, weights: Weights, module: str, x: torch.Tensor) -> torch.Tensor:
+        return functional.layer_norm(
+            x, (self.hidden_size,), weights[f"{module}.weight"], weights[f"{module}.bias"], self.eps
+        )

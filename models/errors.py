@@ -1,0 +1,33 @@
+"""Errors of the room ``models``.
+
+    ModelError                  base
+    ├── ModelNotFoundError      no such directory or hub model, or files of it are missing (exit 10)
+    ├── ModelUnsupportedError   an architecture, a task or a setting that no family handles (exit 11)
+    └── LabelsError             class names are needed, or contradict the checkpoint's (exit 2)
+"""
+
+from __future__ import annotations
+
+from edge_runtime.wire.errors import ExitCode, FedSpineError
+
+
+class ModelError(FedSpineError):
+    """Base of the errors of ``models``."""
+
+
+class ModelNotFoundError(ModelError):
+    """There is no such model, or files of it are missing or unreadable."""
+
+    exit_code = ExitCode.MODEL_NOT_FOUND
+
+
+class ModelUnsupportedError(ModelError):
+    """No family handles this architecture, task or setting."""
+
+    exit_code = ExitCode.MODEL_UNSUPPORTED
+
+
+class LabelsError(ModelError):
+    """Class names are needed and were not given, or contradict the checkpoint's."""
+
+    exit_code = ExitCode.USAGE

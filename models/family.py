@@ -1,0 +1,167 @@
+"""What a model family tells the exporter: stages as functions, their parameters, what can be pruned and tuned.
+
+A *stage* is the embedding, one block, or the head. All blocks of a model have the same parameters under another prefix, so
+one trace of one block serves every depth. Stages are plain functions of tensors; nothing here holds weights.
+
+Shape legend: ``B`` batch, ``S`` length, ``H`` hidden size, ``C`` classes or vocabulary.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from edge_runtime.wire.manifest import GroupSpec, PruneAxis, Task, TargetSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from models.lora import Weights
+
+HEADS = "heads"
+"""Group of the attention heads of a block; with grouped-query attention a unit is a key/value head and its query heads."""
+CHANNELS = "channels"
+"""Group of the feed-forward channels of a block."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ParamSpec:
+    """One parameter of a stage."""
+
+    name: str
+    """Hugging Face name; for a block, what follows the block's prefix."""
+    shape: tuple[int, ...]
+    prune: tuple[PruneAxis, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ContextSpec:
+    """A tensor that the embedding computes once and every block reads (attention mask, rotary angles)."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    """Axes: ``"batch"``, ``"length"``, or a fixed size."""
+
+
+class Family(abc.ABC):
+    """A model of one architecture, described from its configuration alone.
+
+    A family is one file: subclass this, and add the class to :data:`models.registry.FAMILIES`.
+    """
+
+    name: ClassVar[str]
+    """Name in the manifest."""
+    model_types: ClassVar[tuple[str, ...]]
+    """``model_type`` values of Hugging Face configurations that it handles."""
+    tasks: ClassVar[tuple[Task, ...]]
+
+    config: Any
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+    max_length: int
+    """Longest sequence that the positions (and a sliding window) allow, tokens."""
+    groups: dict[str, int]
+    """Prunable groups of a block and their number of units."""
+    embedding_params: tuple[ParamSpec, ...]
+    block_params: tuple[ParamSpec, ...]
+    head_params: tuple[ParamSpec, ...]
+    """Includes a parameter of the embedding where the two are tied."""
+    dense: tuple[str, ...]
+    """Parameters of the head that are trained whole."""
+    context: tuple[ContextSpec, ...]
+
+    @abc.abstractmethod
+    def __init__(self, config: Any, task: Task) -> None:
+        """Describe the model of a Hugging Face configuration.
+
+        Raises:
+            ModelUnsupportedError: a setting of the configuration that the stages do not reproduce.
+        """
+
+    @abc.abstractmethod
+    def block_prefix(self, layer: int) -> str:
+        """What precedes the names of a block's parameters, with the dot."""
+
+    @abc.abstractmethod
+    def embed(
+        self, weights: Weights, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Hidden states ``[B, S, H]`` and the context tensors.
+
+        Args:
+            weights: the embedding's parameters by name.
+            input_ids: int64 ``[B, S]``.
+            attention_mask: int64 ``[B, S]``, 1 = token, 0 = padding on the right.
+        """
+
+    @abc.abstractmethod
+    def block(self, weights: Weights, hidden: torch.Tensor, context: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Hidden states ``[B, S, H]`` after one block.
+
+        Args:
+            weights: the block's parameters without prefix, any number of units kept, with the LoRA factors of its targets.
+            hidden: ``[B, S, H]``.
+            context: what the embedding computed.
+        """
+
+    @abc.abstractmethod
+    def logits(self, weights: Weights, hidden: torch.Tensor) -> torch.Tensor:
+        """Scores ``[B, C]`` (text-classification) or ``[B, S, C]`` (causal-lm) of the last hidden states ``[B, S, H]``."""
+
+    @abc.abstractmethod
+    def resize(self, model: Any, num_kept: Mapping[tuple[int, str], int]) -> None:
+        """Tell a Hugging Face model how many units each layer keeps; :mod:`models.surgery` slices the weights.
+
+        Modules and, where it can express the plan, ``model.config`` are changed in place.
+
+        Args:
+            model: the model as Hugging Face builds it.
+            num_kept: ``(layer, group)`` to the number of units that stay.
+
+        Raises:
+            ModelUnsupportedError: a deployed model of this family cannot have such sizes; nothing was changed.
+        """
+
+    @property
+    def cut_points(self) -> tuple[int, ...]:
+        """Where the stack can be cut in two: the numbers of blocks that the lower part may have, 0 to ``num_layers``.
+
+        What crosses a cut are the hidden states; the upper part needs the context too, which follows from the mask.
+        """
+        return tuple(range(self.num_layers + 1))
+
+    @property
+    def target_modules(self) -> tuple[str, ...]:
+        """LoRA targets of a block, without prefix: by default every linear layer (a weight with two axes)."""
+        return tuple(p.name.removesuffix(".weight") for p in self.block_params if len(p.shape) == 2)  # noqa: PLR2004
+
+    def group_specs(self) -> tuple[GroupSpec, ...]:
+        """Prunable groups of the whole model, layer by layer."""
+        return tuple(
+            GroupSpec(layer=layer, group=group, num_units=num_units)
+            for layer in range(self.num_layers)
+            for group, num_units in self.groups.items()
+        )
+
+    def target_specs(self) -> tuple[TargetSpec, ...]:
+        """LoRA targets of the whole model, layer by layer."""
+        weights = {p.name: p for p in self.block_params}
+        targets = []
+        for layer in range(self.num_layers):
+            for module in self.target_modules:
+                weight = weights[f"{module}.weight"]
+                axes = {prune.axis: prune for prune in weight.prune}
+                targets.append(
+                    TargetSpec(
+                        module=self.block_prefix(layer) + module,
+                        layer=layer,
+                        in_features=weight.shape[1],
+                        out_features=weight.shape[0],
+                        in_prune=axes.get(1),
+                        out_prune=axes.get(0),
+                    )
+                )
+        return tuple(targets)

@@ -1,0 +1,172 @@
+"""Llama-like decoders (Touvron et al. 2023, arXiv 2302.13971): RMS norm before each part, rotary positions, SwiGLU.
+
+Grouped-query attention without repeating keys: the query heads of one key/value head are laid one after the other along
+the length, so that one batched product serves the group and its backward needs no sum over copies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch.nn import functional
+from transformers.activations import ACT2FN
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from edge_runtime.wire.manifest import PruneAxis, Task
+from models.errors import ModelUnsupportedError
+from models.family import CHANNELS, HEADS, ContextSpec, Family, ParamSpec
+from models.lora import Weights, linear
+
+_EMBEDDINGS = "model.embed_tokens.weight"
+_STATIC_ROPE = ("default", "linear", "llama3", "yarn")
+
+
+class Llama(Family):
+    """``LlamaForCausalLM``, and Mistral and Qwen2, which differ from it in biases and a sliding window only."""
+
+    name: ClassVar[str] = "llama"
+    model_types: ClassVar[tuple[str, ...]] = ("llama", "mistral", "qwen2")
+    tasks: ClassVar[tuple[Task, ...]] = ("causal-lm",)
+
+    def __init__(self, config: Any, task: Task) -> None:
+        """See :meth:`models.family.Family.__init__`."""
+        del task
+        rope = LlamaRotaryEmbedding(config)
+        if rope.rope_type not in _STATIC_ROPE:
+            msg = f"rotary positions of type {rope.rope_type!r} are not supported; known: {', '.join(_STATIC_ROPE)}"
+            raise ModelUnsupportedError(msg)
+        self.inverse_frequencies = rope.inv_freq.to(torch.float32)
+        self.rope_scaling = float(rope.attention_scaling)
+        self.config = config
+        self.num_layers = config.num_hidden_layers
+        self.hidden_size = config.hidden_size
+        self.vocab_size = config.vocab_size
+        self.max_length = min(config.max_position_embeddings, _window(config) or config.max_position_embeddings)
+        self.groups = {HEADS: config.num_key_value_heads, CHANNELS: config.intermediate_size}
+        self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.queries_per_unit = config.num_attention_heads // config.num_key_value_heads
+        self.eps = config.rms_norm_eps
+        self.activation = ACT2FN[config.hidden_act]
+        self.embedding_params = (ParamSpec(name=_EMBEDDINGS, shape=(config.vocab_size, config.hidden_size)),)
+        self.block_params = self._block_params()
+        self.output_name = _EMBEDDINGS if config.tie_word_embeddings else "lm_head.weight"
+        self.head_params = (
+            ParamSpec(name="model.norm.weight", shape=(config.hidden_size,)),
+            ParamSpec(name=self.output_name, shape=(config.vocab_size, config.hidden_size)),
+        )
+        self.dense = ()
+        self.context = (
+            ContextSpec(name="mask", shape=("batch", 1, "length", "length")),
+            ContextSpec(name="cos", shape=("length", self.head_dim)),
+            ContextSpec(name="sin", shape=("length", self.head_dim)),
+        )
+
+    def _block_params(self) -> tuple[ParamSpec, ...]:
+        hidden, units, channels = self.hidden_size, self.groups[HEADS], self.groups[CHANNELS]
+        query, key = self.queries_per_unit * self.head_dim, self.head_dim  # width of one unit
+        params = [ParamSpec(name="input_layernorm.weight", shape=(hidden,))]
+        for module, width in (("q_proj", query), ("k_proj", key), ("v_proj", key)):
+            rows = (PruneAxis(axis=0, group=HEADS, unit_size=width),)
+            shape = (units * width, hidden)
+            params.append(ParamSpec(name=f"self_attn.{module}.weight", shape=shape, prune=rows))
+            if self.config.model_type == "qwen2" or getattr(self.config, "attention_bias", False):
+                params.append(ParamSpec(name=f"self_attn.{module}.bias", shape=shape[:1], prune=rows))
+        columns = (PruneAxis(axis=1, group=HEADS, unit_size=query),)
+        params.append(ParamSpec(name="self_attn.o_proj.weight", shape=(hidden, units * query), prune=columns))
+        if getattr(self.config, "attention_bias", False):
+            params.append(ParamSpec(name="self_attn.o_proj.bias", shape=(hidden,)))
+        params.append(ParamSpec(name="post_attention_layernorm.weight", shape=(hidden,)))
+        has_bias = getattr(self.config, "mlp_bias", False)
+        rows = (PruneAxis(axis=0, group=CHANNELS, unit_size=1),)
+        for module in ("gate_proj", "up_proj"):
+            params.append(ParamSpec(name=f"mlp.{module}.weight", shape=(channels, hidden), prune=rows))
+            if has_bias:
+                params.append(ParamSpec(name=f"mlp.{module}.bias", shape=(channels,), prune=rows))
+        columns = (PruneAxis(axis=1, group=CHANNELS, unit_size=1),)
+        params.append(ParamSpec(name="mlp.down_proj.weight", shape=(hidden, channels), prune=columns))
+        if has_bias:
+            params.append(ParamSpec(name="mlp.down_proj.bias", shape=(hidden,)))
+        return tuple(params)
+
+    def block_prefix(self, layer: int) -> str:
+        """See :meth:`models.family.Family.block_prefix`."""
+        return f"model.layers.{layer}."
+
+    def embed(
+        self, weights: Weights, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """See :meth:`models.family.Family.embed`: causal mask, and angles of positions 0 to ``S - 1``."""
+        length = input_ids.shape[1]
+        positions = torch.arange(length, device=input_ids.device)
+        angles = positions[:, None].to(torch.float32) * self.inverse_frequencies[None, :]
+        angles = torch.cat((angles, angles), dim=-1)
+        visible = (positions[None, :] <= positions[:, None])[None, None] & (attention_mask != 0)[:, None, None, :]
+        mask = torch.where(visible, 0.0, torch.finfo(torch.float32).min)
+        context = {"mask": mask, "cos": angles.cos() * self.rope_scaling, "sin": angles.sin() * self.rope_scaling}
+        return functional.embedding(input_ids, weights[_EMBEDDINGS]), context
+
+    def block(self, weights: Weights, hidden: torch.Tensor, context: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """See :meth:`models.family.Family.block`."""
+        normed = self._norm(weights["input_layernorm.weight"], hidden)
+        attended = self._attention(weights, normed, context)
+        hidden = hidden + linear(weights, "self_attn.o_proj", attended)
+        normed = self._norm(weights["post_attention_layernorm.weight"], hidden)
+        gate = self.activation(linear(weights, "mlp.gate_proj", normed))
+        return hidden + linear(weights, "mlp.down_proj", gate * linear(weights, "mlp.up_proj", normed))
+
+    def _attention(
+        self, weights: Weights, normed: torch.Tensor, context: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
+        batch, length, _ = normed.shape
+
+        def heads(module: str) -> torch.Tensor:
+            x = linear(weights, f"self_attn.{module}", normed)
+            return x.view(batch, length, x.shape[2] // self.head_dim, self.head_dim).transpose(1, 2)
+
+        query, key, value = heads("q_proj"), heads("k_proj"), heads("v_proj")
+        query, key = (_rotate(x, context["cos"], context["sin"]) for x in (query, key))
+        units, group = key.shape[1], self.queries_per_unit
+        query = query.reshape(batch, units, group * length, self.head_dim)
+        scores = (query @ key.transpose(-1, -2) / math.sqrt(self.head_dim)).view(batch, units, group, length, length)
+        weighted = (scores + context["mask"][:, :, None]).softmax(dim=-1).view(batch, units, group * length, length)
+        mixed = (weighted @ value).view(batch, units * group, length, self.head_dim)
+        return mixed.transpose(1, 2).flatten(2)
+
+    def logits(self, weights: Weights, hidden: torch.Tensor) -> torch.Tensor:
+        """See :meth:`models.family.Family.logits`."""
+        return functional.linear(self._norm(weights["model.norm.weight"], hidden), weights[self.output_name])
+
+    def resize(self, model: Any, num_kept: Mapping[tuple[int, str], int]) -> None:
+        """See :meth:`models.family.Family.resize`: one number of heads for all layers, as one cache serves them all."""
+        heads = {num_kept[layer, HEADS] for layer in range(self.num_layers)}
+        if len(heads) > 1:
+            msg = (
+                f"layers keep {min(heads)} to {max(heads)} key/value heads, but the cache of a deployed decoder has one "
+                "width: use a plan that keeps the same number in every layer"
+            )
+            raise ModelUnsupportedError(msg)
+        (units,) = heads
+        model.config.num_key_value_heads = units
+        model.config.num_attention_heads = units * self.queries_per_unit
+        model.config.head_dim = self.head_dim
+        channels = {num_kept[layer, CHANNELS] for layer in range(self.num_layers)}
+        if len(channels) == 1:
+            (model.config.intermediate_size,) = channels
+
+    def _norm(self, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps))
+
+
+def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary positions (Su et al. 2021, arXiv 2104.09864): halves of the head turned by the angles, ``[..., S, head_dim]``."""
+    half = x.shape[-1] // 2
+    return x * cos + torch.cat((-x[..., half:], x[..., :half]), dim=-1) * sin
+
+
+def _window(config: Any) -> int | None:
+    """Sliding attention window, tokens, or None; sequences are kept within it, where it changes nothing."""
+    window: int | None = getattr(config, "sliding_window", None)
+    return window if getattr(config, "use_sliding_window", True) else None

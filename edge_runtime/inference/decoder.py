@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -50,6 +51,20 @@ class Decoder:
         """
         logits, _ = self._step(input_ids, attention_mask, 0, self._empty_cache(input_ids.shape[0]))
         return logits
+
+    def forward_in_steps(self, input_ids: Int64, num_first: int) -> Float32:
+        """As :meth:`forward`, with the cache: the first ``num_first`` tokens at once, the others one by one.
+
+        Raises:
+            InferenceError: onnxruntime failed.
+        """
+        cache = self._empty_cache(input_ids.shape[0])
+        parts = []
+        for start, end in itertools.pairwise([0, *range(num_first, input_ids.shape[1] + 1)]):
+            mask = np.ones((input_ids.shape[0], end), np.int64)
+            logits, cache = self._step(np.ascontiguousarray(input_ids[:, start:end]), mask, start, cache)
+            parts.append(logits)
+        return np.concatenate(parts, axis=1)
 
     def tokens(self, prompt_ids: Sequence[int], sampling: Sampling, rng: np.random.Generator) -> Iterator[int]:
         """Token ids that continue a prompt of one token or more, without end: the caller stops.

@@ -24,7 +24,7 @@ from edge_runtime.inference.detokenizer import IncrementalDetokenizer
 from edge_runtime.inference.errors import CompactModelError, PromptError, SamplingError, WrongTaskError
 from edge_runtime.inference.forward import Encoder
 from edge_runtime.inference.sampling import Sampling
-from edge_runtime.inference.scoring import score_classes, score_tokens, softmax
+from edge_runtime.inference.scoring import Float32, Int64, score_classes, score_tokens, softmax
 from edge_runtime.inference.text import TextCodec
 from edge_runtime.wire.manifest import FORMAT_VERSION, Manifest
 
@@ -209,6 +209,23 @@ class CompactModel:
             num_targets=sum(result.num_targets for result in results),
             num_correct=sum(result.num_correct for result in results),
         )
+
+    def logits(self, input_ids: Int64, attention_mask: Int64) -> Float32:
+        """Scores float32 ``[B, labels]`` or ``[B, L, vocab]`` of sequences; both arguments int64 ``[B, L]``.
+
+        Raises:
+            InferenceError: onnxruntime failed.
+        """
+        return self._model.forward(input_ids, attention_mask)
+
+    def logits_in_steps(self, input_ids: Int64, num_first: int) -> Float32:
+        """As :meth:`logits` of whole sequences, read as generation reads them: ``num_first`` tokens, then one by one.
+
+        Raises:
+            WrongTaskError: the model classifies.
+            InferenceError: onnxruntime failed.
+        """
+        return self._decoder().forward_in_steps(input_ids, num_first)
 
     def latency(
         self, *, length: int = 64, num_repeats: int = 20, clock: Callable[[], float] = time.perf_counter

@@ -1,0 +1,221 @@
+"""From a run to a compact model: adapter merged, units removed, inference graph, all that a device needs beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import tokenizers
+
+from edge_runtime.inference.description import (
+    DESCRIPTION_FILE,
+    MODEL_FILE,
+    SCHEMA_VERSION,
+    CompactInfo,
+    encode_info,
+    file_ref,
+)
+from edge_runtime.wire import names
+from edge_runtime.wire.files import raise_if_disk_full, sync_directory, write_atomically
+from edge_runtime.wire.plan import Plan
+from exporter.compact_check import check_parity, logits_difference
+from exporter.compact_graph import export_graph, quantize_int8
+from exporter.compact_merge import merged_model
+from exporter.compact_source import CompactSource, read_plan, read_source
+from exporter.errors import CompactExistsError
+from models.registry import family_for
+from models.surgery import prune_model
+
+Quantization = Literal["int8"]
+
+_TOKENIZER_CONFIG: Final = "tokenizer_config.json"
+_TOKENIZER_EXTRAS: Final = (_TOKENIZER_CONFIG, "special_tokens_map.json", "vocab.txt", "added_tokens.json")
+
+
+def compact_run(
+    run_dir: Path,
+    sparsity: float,
+    out: Path,
+    *,
+    quantize: Quantization | None = None,
+    adapter: Path | None = None,
+    round_number: int | None = None,
+    force: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> CompactInfo:
+    """Make a compact model from a run directory.
+
+    Args:
+        run_dir: run directory.
+        sparsity: share of the units of every group to remove, in [0, 1); the measured one is in the result.
+        out: directory to write; appears only when it is complete.
+        quantize: ``int8`` = 8-bit weights.
+        adapter: an adapter's file instead of the run's.
+        round_number: round whose adapter is taken; None = the last.
+        force: replace ``out`` if it exists.
+        progress: called with one line for each step.
+
+    Returns:
+        The description written to ``fedspine.json``.
+
+    Raises:
+        CompactExistsError: ``out`` exists and ``force`` is not set.
+        CompactInputError: the run lacks what is needed, or it is damaged.
+        CompactRatioError: ``sparsity`` is out of range.
+        CompactParityError: the exported graph does not say what PyTorch says; nothing is written.
+        DiskFullError: there is no space; nothing is left behind.
+    """
+    _refuse_existing(out, force=force)
+    source = read_source(run_dir, adapter=adapter, round_number=round_number)
+    plan = read_plan(run_dir, source.manifest, sparsity)
+    return compact_source(source, plan, sparsity, out, quantize=quantize, force=force, progress=progress)
+
+
+def compact_source(
+    source: CompactSource,
+    plan: Plan,
+    pruning_ratio: float,
+    out: Path,
+    *,
+    quantize: Quantization | None = None,
+    force: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> CompactInfo:
+    """Make a compact model from an artifact and an adapter, under any plan that the family can deploy.
+
+    Args:
+        source: artifact and adapter.
+        plan: units that stay.
+        pruning_ratio: the ratio that was asked for, for the description.
+        out: see :func:`compact_run`, as for the other arguments and ``Raises``.
+        quantize: as there.
+        force: as there.
+        progress: as there.
+
+    Raises:
+        ModelUnsupportedError: a decoder's plan keeps other numbers of heads in different layers.
+    """
+    _refuse_existing(out, force=force)
+    progress(f"merging the adapter of round {source.round_number} into {source.manifest.model_name}")
+    model = merged_model(source)
+    prune_model(model, family_for(model.config, source.manifest.task), source.manifest, plan)
+    with _aside(out, force=force) as directory:
+        progress("exporting the inference graph")
+        graph = export_graph(model, source.manifest.task, directory)
+        _write_config(directory, model)
+        _write_tokenizer(directory, source)
+        info = _describe(directory, source, plan, pruning_ratio, model, None)
+        progress("comparing with PyTorch")
+        difference = check_parity(directory, model)
+        progress(f"logits differ by {difference:.1e} at most")
+        if quantize is not None:
+            quantize_int8(graph)
+            info = _describe(directory, source, plan, pruning_ratio, model, quantize)
+            difference, largest = logits_difference(directory, model)
+            progress(f"8-bit weights move a logit by {difference:.2g} at most (largest {largest:.2g})")
+    return info
+
+
+def _refuse_existing(out: Path, *, force: bool) -> None:
+    if out.exists() and not force:
+        msg = f"{out} exists: give another directory, or --force to replace it"
+        raise CompactExistsError(msg)
+    if out.exists() and any(out.iterdir()) and not (out / DESCRIPTION_FILE).exists():
+        msg = f"{out} exists and is no compact model, so --force does not replace it: give another directory"
+        raise CompactExistsError(msg)
+
+
+@contextlib.contextmanager
+def _aside(out: Path, *, force: bool) -> Iterator[Path]:
+    """A directory beside ``out`` that becomes it when the block ends well, and vanishes otherwise."""
+    aside = out.with_name(f".{out.name}.{secrets.token_hex(4)}.part")
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        if force and out.exists():
+            shutil.rmtree(out)
+        aside.rename(out)
+        sync_directory(out.parent)
+    except OSError as error:
+        raise_if_disk_full(error, out)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write_config(directory: Path, model: Any) -> None:  # noqa: ANN401 - a PreTrainedModel of some class
+    """``config.json`` as Optimum reads it.
+
+    Optimum 0.1 takes a decoder's cache to be ``hidden_size // num_attention_heads`` wide, which pruned heads break;
+    so ``num_attention_heads`` is the number for which that gives ``head_dim``. ``num_key_value_heads`` and
+    ``intermediate_size`` are the pruned ones.
+    """
+    config = model.config.to_dict()
+    config["architectures"] = [type(model).__name__]
+    if head_dim := config.get("head_dim"):
+        config["num_attention_heads"] = config["hidden_size"] // head_dim
+    write_atomically(directory / names.CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True).encode() + b"\n")
+
+
+def _write_tokenizer(directory: Path, source: CompactSource) -> None:
+    """``tokenizer.json``, and what ``AutoTokenizer`` wants beside it."""
+    for name in (names.TOKENIZER_FILE, *_TOKENIZER_EXTRAS):
+        if name in source.manifest.files:
+            shutil.copyfile(source.artifact_dir / name, directory / name)
+    if names.TOKENIZER_FILE not in source.manifest.files or (directory / _TOKENIZER_CONFIG).exists():
+        return
+    text = source.manifest.text
+    tokenizer = tokenizers.Tokenizer.from_file(str(directory / names.TOKENIZER_FILE))
+    config: dict[str, object] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": text.max_length,
+        "clean_up_tokenization_spaces": False,
+        "pad_token": tokenizer.id_to_token(text.pad_token_id),
+    }
+    if text.eos_token_id is not None:
+        config["eos_token"] = tokenizer.id_to_token(text.eos_token_id)
+    if source.manifest.task == "causal-lm":
+        config["model_input_names"] = ["input_ids", "attention_mask"]
+    write_atomically(directory / _TOKENIZER_CONFIG, json.dumps(config, indent=2, sort_keys=True).encode() + b"\n")
+
+
+def _describe(
+    directory: Path,
+    source: CompactSource,
+    plan: Plan,
+    pruning_ratio: float,
+    model: Any,  # noqa: ANN401 - a PreTrainedModel of some class
+    quantization: Quantization | None,
+) -> CompactInfo:
+    """Write ``fedspine.json`` for what lies in the directory."""
+    manifest = source.manifest
+    needed = {names.TOKENIZER_FILE}
+    files = {
+        path.name: file_ref(path, on_device=path.name in needed or path.name.startswith(MODEL_FILE))
+        for path in sorted(directory.iterdir())
+        if path.name != DESCRIPTION_FILE
+    }
+    info = CompactInfo(
+        schema_version=SCHEMA_VERSION,
+        task=manifest.task,
+        family=manifest.family,
+        model_name=manifest.model_name,
+        labels=manifest.labels,
+        text=manifest.text,
+        max_length=manifest.text.max_length,
+        pruning_ratio=pruning_ratio,
+        sparsity=plan.sparsity(manifest),
+        quantization=quantization,
+        num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        artifact_digest=source.digest,
+        round_number=source.round_number,
+        plan=plan,
+        files=files,
+    )
+    write_atomically(directory / DESCRIPTION_FILE, encode_info(info))
+    return info

@@ -1,0 +1,163 @@
+"""What a compact model is made from: the artifact, global adapter and importance that a run directory holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import safetensors
+
+from edge_runtime.inference.description import file_ref
+from edge_runtime.wire import names, ranking
+from edge_runtime.wire.adapter import AdapterLayout, Array
+from edge_runtime.wire.errors import PlanError, TensorError
+from edge_runtime.wire.manifest import Manifest, decode_manifest, digest_of
+from edge_runtime.wire.plan import Plan
+from edge_runtime.wire.tensors import decode_tensors
+from exporter.errors import CompactInputError, CompactRatioError
+
+ARTIFACTS: Final = "artifacts"
+ADAPTERS: Final = "adapters"
+IMPORTANCE_FILE: Final = "importance.safetensors"
+
+_ROUND: Final = re.compile(r"round-(\d+)\.safetensors")
+_NEEDED_FILES: Final = (names.BASE_FILE, names.CONFIG_FILE)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CompactSource:
+    """An artifact and a full adapter for it."""
+
+    artifact_dir: Path
+    manifest: Manifest
+    digest: str
+    """SHA-256 of the manifest."""
+    adapter: Mapping[str, Array]
+    """Under the full plan."""
+    rank: int
+    lora_scaling: float
+    """alpha / rank."""
+    round_number: int
+    """0 = before training."""
+
+
+def read_source(run_dir: Path, *, adapter: Path | None = None, round_number: int | None = None) -> CompactSource:
+    """Read adapter and artifact of a run.
+
+    Args:
+        run_dir: run directory.
+        adapter: an adapter's file; None = the run's, of ``round_number``.
+        round_number: None = the last round that has one.
+
+    Raises:
+        CompactInputError: no run, no such round, an adapter without the metadata that it should carry, or files of the
+            artifact that are missing or damaged.
+        ManifestError: the artifact's manifest is malformed or of another version.
+    """
+    path = adapter or _adapter_path(run_dir, round_number)
+    tensors, metadata = _read_adapter(path)
+    try:
+        digest = metadata["artifact_digest"]
+        rank, number = int(metadata["rank"]), int(metadata["round_number"])
+        lora_scaling = float(metadata["lora_scaling"])
+    except (KeyError, ValueError) as error:
+        needed = "artifact_digest, rank, lora_scaling and round_number"
+        msg = f"adapter {path} lacks usable metadata ({error}), expected {needed}: give an adapter that a run wrote"
+        raise CompactInputError(msg) from error
+    if not math.isfinite(lora_scaling) or number < 0:
+        msg = f"adapter {path} has lora_scaling {lora_scaling} and round {number}, expected a finite one and 0 or more"
+        raise CompactInputError(msg)
+    artifact_dir = run_dir / ARTIFACTS / digest
+    manifest = _read_manifest(artifact_dir, digest)
+    try:
+        AdapterLayout.of(manifest, Plan.full(manifest), rank).check(tensors)
+    except TensorError as error:
+        msg = f"adapter {path} does not fit its artifact: {error}"
+        raise CompactInputError(msg) from error
+    return CompactSource(
+        artifact_dir=artifact_dir,
+        manifest=manifest,
+        digest=digest,
+        adapter=tensors,
+        rank=rank,
+        lora_scaling=lora_scaling,
+        round_number=number,
+    )
+
+
+def read_plan(run_dir: Path, manifest: Manifest, sparsity: float) -> Plan:
+    """The plan at a ratio, from the run's importance; at ratio 0 the full plan, which needs none.
+
+    Raises:
+        CompactRatioError: the ratio is not in [0, 1).
+        CompactInputError: the run has no usable importance.
+    """
+    if not 0.0 <= sparsity < 1.0:
+        msg = f"sparsity is {sparsity}, expected 0 or more and less than 1, for example 0.25"
+        raise CompactRatioError(msg)
+    if sparsity == 0.0:
+        return Plan.full(manifest)
+    path = run_dir / IMPORTANCE_FILE
+    try:
+        return ranking.plan_at(manifest, ranking.from_tensors(decode_tensors(path.read_bytes())), sparsity)
+    except OSError as error:
+        msg = f"{path} cannot be read ({error.strerror}): without it only sparsity 0 can be made"
+        raise CompactInputError(msg) from error
+    except (TensorError, PlanError) as error:
+        msg = f"{path} is no importance for this artifact: {error}"
+        raise CompactInputError(msg) from error
+
+
+def _adapter_path(run_dir: Path, round_number: int | None) -> Path:
+    directory = run_dir / ADAPTERS
+    try:
+        found = {int(match[1]): path for path in directory.iterdir() if (match := _ROUND.fullmatch(path.name))}
+    except OSError as error:
+        msg = f"{run_dir} is no run directory, {ADAPTERS}/: {error.strerror}; give the --out of a `fedspine run`"
+        raise CompactInputError(msg) from error
+    if not found:
+        msg = f"{directory} holds no adapter (round-NNNN.safetensors): let the run finish a round first"
+        raise CompactInputError(msg)
+    number = max(found) if round_number is None else round_number
+    if number not in found:
+        msg = f"{directory} has no round {number}; it has {min(found)} to {max(found)}"
+        raise CompactInputError(msg)
+    return found[number]
+
+
+def _read_adapter(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
+    try:
+        tensors = decode_tensors(path.read_bytes())
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return tensors, file.metadata() or {}
+    except OSError as error:
+        msg = f"adapter {path} cannot be read: {error.strerror}"
+        raise CompactInputError(msg) from error
+    except (TensorError, safetensors.SafetensorError) as error:
+        msg = f"adapter {path} is damaged: {error}"
+        raise CompactInputError(msg) from error
+
+
+def _read_manifest(artifact_dir: Path, digest: str) -> Manifest:
+    """The manifest, with the files that a model is rebuilt from checked against it."""
+    try:
+        data = (artifact_dir / names.MANIFEST_FILE).read_bytes()
+        if digest_of(data) != digest:
+            msg = (
+                f"manifest of artifact {artifact_dir} is not the one that the adapter belongs to: restore the artifact"
+            )
+            raise CompactInputError(msg, digest=digest)
+        manifest = decode_manifest(data)
+        for name in _NEEDED_FILES:
+            ref = manifest.files.get(name)
+            if ref is None or file_ref(artifact_dir / name, on_device=ref.on_device) != ref:
+                msg = f"artifact file {artifact_dir / name} is not the one that the manifest describes: restore it"
+                raise CompactInputError(msg, digest=digest)
+    except OSError as error:
+        msg = f"artifact {artifact_dir} cannot be read: {error.strerror} ({Path(str(error.filename)).name})"
+        raise CompactInputError(msg, digest=digest) from error
+    return manifest

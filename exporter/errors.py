@@ -1,0 +1,43 @@
+"""Errors of the room ``exporter``.
+
+ExportError                    base
+└── CompactError               a compact model cannot be made
+    ├── CompactInputError      the run lacks what is needed, or it is damaged (exit 17)
+    ├── CompactRatioError      a sparsity outside [0, 1) (exit 21)
+    ├── CompactExistsError     the output directory is taken (exit 25)
+    └── CompactParityError     the exported graph does not say what PyTorch says (exit 1)
+"""
+
+from __future__ import annotations
+
+from edge_runtime.wire.errors import ExitCode, FedSpineError
+
+
+class ExportError(FedSpineError):
+    """Base of the errors of ``exporter``."""
+
+
+class CompactError(ExportError):
+    """A compact model cannot be made."""
+
+
+class CompactInputError(CompactError):
+    """The run directory, its adapter, artifact or importance is missing or damaged."""
+
+    exit_code = ExitCode.ARTIFACT_CORRUPTED
+
+
+class CompactRatioError(CompactError):
+    """A sparsity outside its range was asked for."""
+
+    exit_code = ExitCode.ARM_OUT_OF_RANGE
+
+
+class CompactExistsError(CompactError):
+    """The output directory exists."""
+
+    exit_code = ExitCode.RUN_EXISTS
+
+
+class CompactParityError(CompactError):
+    """The exported graph does not give PyTorch's logits."""

@@ -1,0 +1,42 @@
+"""Physical pruning of a Hugging Face model: weights sliced by a plan, and the modules told their new sizes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from edge_runtime.wire.manifest import Manifest
+    from edge_runtime.wire.plan import Plan
+    from models.family import Family
+
+
+def prune_model(model: Any, family: Family, manifest: Manifest, plan: Plan) -> None:  # noqa: ANN401 - a PreTrainedModel
+    """Remove everything from ``model``, in place, that ``plan`` does not keep.
+
+    Args:
+        model: Hugging Face model with merged weights, of the manifest's shapes.
+        family: its family.
+        manifest: says which axes of which weights shrink.
+        plan: units that stay.
+
+    Raises:
+        PlanError: the plan is for another model.
+        ModelUnsupportedError: the family cannot run a plan like this (see :meth:`models.family.Family.resize`).
+    """
+    plan.check(manifest)
+    num_kept = {(group.layer, group.group): int(plan.kept(group.layer, group.group).size) for group in plan.groups}
+    family.resize(model, num_kept)
+    for spec in manifest.tensors:
+        if spec.layer is None or not spec.prune:
+            continue
+        path, _, leaf = spec.name.rpartition(".")
+        module = model.get_submodule(path)
+        value = getattr(module, leaf).detach()
+        for prune in spec.prune:
+            value = value.index_select(prune.axis, torch.from_numpy(plan.indices(spec.layer, prune)))
+        setattr(module, leaf, nn.Parameter(value.contiguous(), requires_grad=False))
+        if isinstance(module, nn.Linear):
+            module.out_features, module.in_features = module.weight.shape

@@ -73,7 +73,7 @@ class CoordinatorConfig:
     fleet: str
     """Level of the MQTT topics that separates fleets on one broker."""
     broker_url: str
-    """``mqtt://host:port`` or ``mqtts://user@host:8883``."""
+    """``mqtt://host:port`` or ``mqtts://user@host:8883``; a password comes from ``FEDSPINE_BROKER_PASSWORD``."""
     artifact_url: str
     """Base URL under which ``artifacts/`` is served, with a slash at the end."""
     artifact_digest: str
@@ -103,6 +103,12 @@ class CoordinatorConfig:
     """Examples (seeded sample) evaluated after each round; the last round uses all. None = always all."""
     num_threads: int = 2
     """Threads of the server's evaluation."""
+    broker_ca_file: str | None = None
+    """Authority that signed the broker's certificate (PEM); None = the system's."""
+    broker_cert_file: str | None = None
+    """The coordinator's own certificate (PEM)."""
+    broker_key_file: str | None = None
+    """Its private key (PEM)."""
 
     def __post_init__(self) -> None:
         if not self.arms:

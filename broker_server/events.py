@@ -1,4 +1,4 @@
-"""``events.jsonl``: what happens in a run, one JSON object a line; written by the coordinator, read by people and displays."""
+"""``events.jsonl``: what happens in a run, one JSON object a line; from the coordinator to people and displays."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=la
     at: float
 
 
-class Started(Event):
+class Started(Event, frozen=True, kw_only=True):
     """A coordinator process began (or went on with) a run."""
 
     run_id: str
@@ -25,7 +25,7 @@ class Started(Event):
     num_rounds: int
 
 
-class DeviceSeen(Event):
+class DeviceSeen(Event, frozen=True, kw_only=True):
     """A device registered, changed its state, moved on, or went offline."""
 
     device_id: str
@@ -36,27 +36,27 @@ class DeviceSeen(Event):
     detail: str
 
 
-class RoundStarted(Event):
+class RoundStarted(Event, frozen=True, kw_only=True):
     """Assignments went out: ``arms`` maps device ids to ``RATIO:RANK``."""
 
     round_number: int
     arms: dict[str, str]
 
 
-class UpdateAccepted(Event):
+class UpdateAccepted(Event, frozen=True, kw_only=True):
     """An update is on disk and counts."""
 
     round_number: int
     device_id: str
 
 
-class RoundFinished(Event):
+class RoundFinished(Event, frozen=True, kw_only=True):
     """A round is over."""
 
     record: RoundRecord
 
 
-class RunFinished(Event):
+class RunFinished(Event, frozen=True, kw_only=True):
     """All rounds are done."""
 
     run_id: str

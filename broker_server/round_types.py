@@ -272,6 +272,7 @@ class FinishRound:
     """Write the round's record."""
 
     round_number: int
+    participants: tuple[Participant, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -277,7 +277,7 @@ def _on_stored(state: RunState, event: UpdateStored) -> Step:
 def _on_rejected(state: RunState, event: UpdateRejected) -> Step:
     participant = open_participant(state, event.key)
     if participant is None:
-        return state, ()
+        return _on_announced(state, UpdateAnnounced(key=event.key))
     rejected = _decided(participant, Outcome.REJECTED, event.detail)
     closed, more = _close_if_complete(_with_participants(state, {participant.device_id: rejected}))
     return closed, (SendVerdict(key=event.key, accepted=False, detail=event.detail), *more)
@@ -335,7 +335,7 @@ def _on_aggregated(state: RunState, event: AggregationDone) -> Step:
 def _on_evaluated(state: RunState, event: EvaluationDone) -> Step:
     if state.phase is not Phase.EVALUATING or event.round_number != state.round_number:
         return state, ()
-    finish = FinishRound(round_number=state.round_number)
+    finish = FinishRound(round_number=state.round_number, participants=tuple(state.participants.values()))
     if state.num_empty_rounds >= MAX_EMPTY_ROUNDS:
         failed, commands = _fail(state, f"{state.num_empty_rounds} rounds in a row without an update", [])
         return failed, (finish, *commands)

@@ -21,9 +21,7 @@ devices = sa.Table(
     "devices",
     metadata,
     sa.Column("device_id", sa.Text, primary_key=True),
-    sa.Column("session_id", sa.Text, nullable=False),
-    sa.Column("num_examples", sa.Integer, nullable=False),
-    sa.Column("capabilities", sa.Text, nullable=False),  # JSON
+    sa.Column("register", sa.Text, nullable=False),  # JSON of its last Register message
     sa.Column("first_seen_at", sa.Float, nullable=False),
     sa.Column("last_seen_at", sa.Float, nullable=False),
 )

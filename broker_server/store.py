@@ -85,9 +85,7 @@ class Store:
         """Remember what a device said of itself, ``at`` Unix seconds."""
         row = {
             "device_id": register.device_id,
-            "session_id": register.session_id,
-            "num_examples": register.num_examples,
-            "capabilities": msgspec.json.encode(register.capabilities).decode(),
+            "register": msgspec.json.encode(register).decode(),
             "first_seen_at": at,
             "last_seen_at": at,
         }
@@ -154,7 +152,8 @@ class Store:
         found = self._query(sa.select(rounds.c.round_number, rounds.c.active_s).where(rounds.c.record.is_(None)))
         if not found:
             return None
-        round_number, active_s = int(found[-1][0]), float(found[-1][1])
+        last = found[-1]
+        round_number, active_s = int(last.round_number), float(last.active_s)
         table = schema.assignments
         rows = self._query(sa.select(table).where(table.c.round_number == round_number).order_by(table.c.attempt))
         participants = {row.device_id: _participant(row) for row in rows}

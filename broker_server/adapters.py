@@ -1,0 +1,77 @@
+"""The global adapter of each round on disk: ``adapters/round-NNNN.safetensors`` and ``adapters/peft/``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from broker_server.errors import StoreError
+from edge_runtime.wire.adapter import AdapterLayout
+from edge_runtime.wire.errors import TensorError
+from edge_runtime.wire.files import write_atomically
+from edge_runtime.wire.manifest import Manifest
+from edge_runtime.wire.peft_format import write_peft
+from edge_runtime.wire.plan import Plan
+from edge_runtime.wire.tensors import decode_tensors, encode_tensors
+
+Adapter = dict[str, npt.NDArray[np.float32]]
+
+ADAPTERS_FOLDER = "adapters"
+PEFT_FOLDER = "peft"
+
+
+def adapter_path(run_dir: Path, round_number: int) -> Path:
+    """Where the global adapter after a round lies."""
+    return run_dir / ADAPTERS_FOLDER / f"round-{round_number:04d}.safetensors"
+
+
+class GlobalAdapters:
+    """Global adapters of one run: full plan, one rank."""
+
+    def __init__(
+        self, run_dir: Path, manifest: Manifest, artifact_digest: str, *, rank: int, lora_scaling: float
+    ) -> None:
+        self._run_dir = run_dir
+        self._manifest = manifest
+        self._digest = artifact_digest
+        self.rank = rank
+        self.lora_scaling = lora_scaling
+
+    def write(self, round_number: int, adapter: Mapping[str, npt.NDArray[np.float32]]) -> None:
+        """Write the adapter of a round, and the same in PEFT's format.
+
+        Raises:
+            DiskFullError: there is no space.
+        """
+        path = adapter_path(self._run_dir, round_number)
+        path.parent.mkdir(exist_ok=True)
+        metadata = {
+            "artifact_digest": self._digest,
+            "rank": str(self.rank),
+            "lora_scaling": repr(self.lora_scaling),
+            "round_number": str(round_number),
+        }
+        write_atomically(path, encode_tensors(adapter, metadata=metadata))
+        write_peft(path.parent / PEFT_FOLDER, self._manifest, adapter, self.rank, self.lora_scaling)
+
+    def exists(self, round_number: int) -> bool:
+        """Whether the adapter of a round was written."""
+        return adapter_path(self._run_dir, round_number).is_file()
+
+    def read(self, round_number: int) -> Adapter:
+        """The adapter of a round.
+
+        Raises:
+            StoreError: the file is missing or is no adapter of this run.
+        """
+        path = adapter_path(self._run_dir, round_number)
+        try:
+            adapter = decode_tensors(path.read_bytes())
+            AdapterLayout.of(self._manifest, Plan.full(self._manifest), self.rank).check(adapter)
+        except (OSError, TensorError) as error:
+            msg = f"global adapter {path} cannot be used ({error}): start a new run, or put the file back"
+            raise StoreError(msg, round_number=round_number) from error
+        return adapter

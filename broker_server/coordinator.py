@@ -1,0 +1,194 @@
+"""The coordinator process: one event loop around the state machine of :mod:`broker_server.rounds`.
+
+    devices ──MQTT──> Intake ──> events ──> rounds.advance ──> commands ──> Office ──MQTT──> devices
+                                   ^              │                            │
+                                   │         Ledger (disk)                     v
+                                   └──────────────────── answers ── aggregation, evaluation (a thread beside)
+
+One event after the other, in one thread. What a step changed is on disk before its commands are executed.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+import os
+import queue
+import random
+import secrets
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from broker_server import rounds, run_lock
+from broker_server.config import CoordinatorConfig
+from broker_server.errors import RunFailedError
+from broker_server.events import EventLog
+from broker_server.intake import Intake
+from broker_server.ledger import Ledger
+from broker_server.mailroom import Mailroom
+from broker_server.office import Office
+from broker_server.round_types import Command, DeviceRegistered, Event, FailRun, FinishRun, RoundLimits, RunState, Tick
+from broker_server.parts import Run, open_run
+from broker_server.store import Store
+from edge_runtime.link.address import BrokerAddress, TlsFiles
+from edge_runtime.link.mqtt import Connected, Disconnected, MqttLink, Received
+from edge_runtime.wire import limits, topics
+from edge_runtime.wire.messages import Finished, Hello, encode_message, kind_of
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE: Final = "config.toml"
+EVENTS_FILE: Final = "events.jsonl"
+PASSWORD_VARIABLE: Final = "FEDSPINE_BROKER_PASSWORD"  # noqa: S105 - the name of the variable, not a password
+TICK_S: Final = 0.25
+"""Longest pause between two looks at the clock."""
+BUSY_TICK_S: Final = 0.02
+"""The same while a background job is under way."""
+LINGER_S: Final = 3.0
+"""How long a finished run waits for devices to say good-bye."""
+
+
+def run_coordinator(run_dir: Path) -> None:
+    """Coordinate the run in ``run_dir`` (see docs/architecture.md) until its last round, from wherever it stands.
+
+    Raises:
+        ConfigError: ``config.toml`` cannot be used.
+        StateInUseError: another coordinator holds the directory.
+        StoreError: the state on disk cannot be used.
+        EngineError: artifact or held-out file cannot be used.
+        BrokerUnreachableError: no broker at the start; a connection lost later is tried again for ever.
+        BrokerRefusedError: the broker says no.
+        DiskFullError: there is no space; nothing that was accepted is lost.
+        RunFailedError: no device, or rounds without any update.
+    """
+    config = CoordinatorConfig.load(run_dir / CONFIG_FILE)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(run_lock.hold(run_dir))
+        store = stack.enter_context(contextlib.closing(Store.open(run_dir)))
+        events = stack.enter_context(contextlib.closing(EventLog(run_dir / EVENTS_FILE)))
+        Coordinator(open_run(run_dir, config, store), store, events).run()
+
+
+def unix_now() -> float:
+    """Seconds since 1970, UTC."""
+    return datetime.now(UTC).timestamp()
+
+
+class Coordinator:
+    """One process's part of a run."""
+
+    def __init__(
+        self,
+        run: Run,
+        store: Store,
+        events: EventLog,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = unix_now,
+    ) -> None:
+        self._config = run.config
+        self._clock = clock
+        self._session_id = secrets.token_hex(8)
+        self._link = _link(run.config, random.Random(self._session_id))  # noqa: S311 - jitter
+        self._mailroom = Mailroom(run.config.fleet, self._link, clock)
+        self._ledger = Ledger(store, events, sparsity=run.assigner.sparsity, clock=clock, wall_clock=wall_clock)
+        self._intake = Intake(
+            run.config, self._mailroom, run.assigner, self._ledger, session_id=self._session_id, clock=clock
+        )
+        self._office = Office(run, store, self._ledger, self._mailroom, self._intake)
+        self._pending: collections.deque[Event] = collections.deque()
+        self._leave_at: float | None = None
+        """When a finished run stops waiting for good-byes."""
+
+    def run(self) -> None:
+        """Until the run is finished. See :func:`run_coordinator`."""
+        self._link.connect()
+        try:
+            self._loop(*self._begin())
+        finally:
+            finished = None if self._leave_at is None else self._finished()
+            self._link.close(finished)
+
+    def _begin(self) -> tuple[RunState, tuple[Command, ...]]:
+        config, now, finished = self._config, self._clock(), self._ledger.last_finished
+        self._ledger.run_started(config.run_id, config.training.num_rounds)
+        round_limits = RoundLimits(
+            num_rounds=config.training.num_rounds,
+            num_devices=config.num_devices,
+            round_deadline_s=config.round_deadline_s,
+            registration_timeout_s=config.registration_timeout_s,
+            rejoin_s=config.rejoin_s,
+        )
+        if finished is None:
+            return rounds.start(round_limits, now)
+        return rounds.resume(round_limits, now, finished, self._ledger.resume_round())
+
+    def _loop(self, state: RunState, commands: tuple[Command, ...]) -> None:
+        while True:
+            for command in commands:
+                self._execute(state, command)
+            if self._leave_at is not None and self._may_leave(self._leave_at):
+                return
+            event = self._next_event(state)
+            if self._leave_at is not None and isinstance(event, DeviceRegistered):
+                self._link.publish(*self._finished())
+            before = state
+            state, commands = rounds.advance(before, event)
+            self._ledger.save(before, state, self._office.learnt)
+
+    def _execute(self, state: RunState, command: Command) -> None:
+        if isinstance(command, FailRun):
+            raise RunFailedError(command.detail, round_number=state.round_number)
+        if isinstance(command, FinishRun):
+            self._ledger.run_finished(self._config.run_id)
+            self._link.publish(*self._finished())
+            self._leave_at = self._clock() + LINGER_S
+            return
+        self._pending.extend(self._office.execute(state, command))
+
+    def _next_event(self, state: RunState) -> Event:
+        """The next event. Time is looked at only when nothing is pending: what was stored counts before a deadline."""
+        while not self._pending:
+            if self._clock() - state.now >= TICK_S:
+                self._mailroom.tick()
+                self._pending.extend(self._intake.take_silent())
+                return Tick(now=self._clock())
+            with contextlib.suppress(queue.Empty):
+                self._receive(state, BUSY_TICK_S if self._office.is_busy else TICK_S)
+            self._pending.extend(self._office.poll())
+        return self._pending.popleft()
+
+    def _receive(self, state: RunState, timeout_s: float) -> None:
+        match self._link.events.get(timeout=timeout_s):
+            case Connected():
+                self._mailroom.to_all(Hello(run_id=self._config.run_id, session_id=self._session_id))
+                self._mailroom.reconnected()
+            case Disconnected(reason=reason):
+                logger.warning("waiting for the broker to come back (%s)", reason)
+            case Received(topic=topic, payload=payload):
+                self._pending.extend(self._intake.receive(state, topic, payload))
+
+    def _may_leave(self, leave_at: float) -> bool:
+        return self._clock() >= leave_at or not self._mailroom.registry.online
+
+    def _finished(self) -> tuple[str, bytes]:
+        message = Finished(run_id=self._config.run_id, detail="all rounds are done")
+        return topics.to_all(self._config.fleet, kind_of(message)), encode_message(message)
+
+
+def _link(config: CoordinatorConfig, rng: random.Random) -> MqttLink:
+    files = (config.broker_ca_file, config.broker_cert_file, config.broker_key_file)
+    ca_file, cert_file, key_file = (None if name is None else Path(name) for name in files)
+    return MqttLink(
+        BrokerAddress.parse(config.broker_url).with_password(os.environ.get(PASSWORD_VARIABLE)),
+        client_id=f"fedspine-coordinator-{config.fleet}",
+        subscriptions=topics.coordinator_subscriptions(config.fleet),
+        will=None,
+        max_message_bytes=limits.MAX_MESSAGE_BYTES,
+        tls=TlsFiles(ca_file=ca_file, cert_file=cert_file, key_file=key_file),
+        rng=rng,
+    )

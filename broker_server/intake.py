@@ -1,0 +1,196 @@
+"""What devices say, turned into events of the state machine; updates are pulled, checked and stored on the way."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Final
+
+from broker_server.assignments import Assigner
+from broker_server.config import CoordinatorConfig
+from broker_server.ledger import Ledger
+from broker_server.mailroom import HEARTBEAT_S, Letter, Mailroom
+from broker_server.round_types import (
+    DeviceFailed,
+    DeviceOffline,
+    DeviceRegistered,
+    Event,
+    RunState,
+    UpdateAnnounced,
+    UpdateKey,
+    UpdateRejected,
+    UpdateStored,
+)
+from broker_server.rounds import open_participant
+from edge_runtime.wire.errors import WireError
+from edge_runtime.wire.messages import (
+    DeviceState,
+    Failure,
+    Hello,
+    Presence,
+    Register,
+    Status,
+    Update,
+    Verdict,
+    Welcome,
+)
+
+logger = logging.getLogger(__name__)
+
+MAX_DETAIL: Final = 500
+"""Characters of an error that a device is told."""
+
+
+class Intake:
+    """The way in. Belongs to the thread of the event loop."""
+
+    def __init__(
+        self,
+        config: CoordinatorConfig,
+        mailroom: Mailroom,
+        assigner: Assigner,
+        ledger: Ledger,
+        *,
+        session_id: str,
+        clock: Callable[[], float],
+    ) -> None:
+        self._config = config
+        self._mailroom = mailroom
+        self._assigner = assigner
+        self._ledger = ledger
+        self._hello = Hello(run_id=config.run_id, session_id=session_id)
+        self._clock = clock
+        self._announced: dict[str, Update] = {}
+        self._pulling: dict[str, Update] = {}
+        self._arrived: list[tuple[Update, bytes | str]] = []
+
+    def receive(self, state: RunState, topic: str, payload: bytes) -> list[Event]:
+        """Events that a payload leads to; none if it was refused."""
+        opened = self._mailroom.open(topic, payload)
+        if opened is None:
+            return self._take_arrived(state)
+        device_id, message = opened
+        if isinstance(message, Register):
+            return self._register(message)
+        if isinstance(message, Presence):
+            return [] if message.online else self._leave(message)
+        if not self._mailroom.registry.heard(device_id, self._clock()):
+            self._mailroom.to(device_id, self._hello)
+        return self._work(message)
+
+    def take_silent(self) -> list[Event]:
+        """Devices that have just been silent for too long."""
+        detail = "sent no heartbeat"
+        silent = self._mailroom.registry.take_silent(self._clock())
+        for device_id in silent:
+            self._ledger.device_seen(device_id, DeviceState.OFFLINE, detail)
+        return [DeviceOffline(device_id=device_id, detail=detail) for device_id in silent]
+
+    def pull(self, state: RunState, key: UpdateKey) -> list[Event]:
+        """Pull the update that was announced under ``key``, unless it cannot be right."""
+        update, participant = self._announced.get(key.device_id), open_participant(state, key)
+        if update is None or _key(update) != key or participant is None:
+            return []
+        try:
+            self._assigner.check_size(update, participant.arm)
+        except WireError as error:
+            return [UpdateRejected(key=key, detail=str(error))]
+        before = self._pulling.get(key.device_id)
+        if before is not None and before.adapter.digest != update.adapter.digest:
+            self._mailroom.stop_pulling(before.adapter, key.device_id)
+        self._pulling[key.device_id] = update
+        self._mailroom.pull(
+            update.adapter,
+            key.device_id,
+            lambda blob: self._arrived.append((update, blob)),
+            lambda why: self._arrived.append((update, why)),
+        )
+        return []
+
+    def forget(self, key: UpdateKey) -> None:
+        """Give up an update that no longer counts."""
+        update = self._pulling.get(key.device_id)
+        if update is not None and _key(update) == key:
+            self._mailroom.stop_pulling(update.adapter, key.device_id)
+            del self._pulling[key.device_id]
+
+    def _register(self, message: Register) -> list[Event]:
+        config = self._config
+        self._mailroom.registry.register(message.device_id, message.session_id, self._clock())
+        self._ledger.device_registered(message)
+        welcome = Welcome(
+            run_id=config.run_id,
+            device_id=message.device_id,
+            artifact_url=f"{config.artifact_url.rstrip('/')}/{config.artifact_digest}/",
+            artifact_digest=config.artifact_digest,
+            arms=config.arms,
+            batch_size=config.training.batch_size,
+            max_length=config.training.max_length,
+            wire_dtype="float16" if config.wire_dtype == "float16" else "float32",
+            heartbeat_s=HEARTBEAT_S,
+        )
+        self._mailroom.to(message.device_id, welcome)
+        return [DeviceRegistered(device_id=message.device_id)]
+
+    def _leave(self, message: Presence) -> list[Event]:
+        if not self._mailroom.registry.leave(message.device_id, message.session_id):
+            return []
+        detail = message.detail or "went offline"
+        self._ledger.device_seen(message.device_id, DeviceState.OFFLINE, detail)
+        return [DeviceOffline(device_id=message.device_id, detail=detail)]
+
+    def _work(self, message: Letter) -> list[Event]:
+        if isinstance(message, Status):
+            self._ledger.status_seen(message)
+        elif isinstance(message, Failure) and message.run_id == self._config.run_id:
+            logger.warning("device %s: %s: %s", message.device_id, message.reason, message.detail)
+            return [DeviceFailed(key=_key(message), reason=message.reason, detail=message.detail)]
+        elif isinstance(message, Update):
+            return self._announce(message)
+        return []
+
+    def _announce(self, update: Update) -> list[Event]:
+        key = _key(update)
+        if update.run_id != self._config.run_id:
+            detail = f"update is of run {update.run_id[:64]!r}, this is {self._config.run_id!r}"
+            self._answer(update, detail)
+            return []
+        if not math.isfinite(update.train_loss):
+            return [UpdateRejected(key=key, detail=f"train_loss is {update.train_loss}")]
+        self._announced[update.device_id] = update
+        return [UpdateAnnounced(key=key)]
+
+    def _answer(self, update: Update, detail: str) -> None:
+        verdict = Verdict(
+            run_id=update.run_id,
+            device_id=update.device_id,
+            round_number=update.round_number,
+            attempt=update.attempt,
+            accepted=False,
+            detail=detail,
+        )
+        self._mailroom.to(update.device_id, verdict)
+
+    def _take_arrived(self, state: RunState) -> list[Event]:
+        arrived, self._arrived = self._arrived, []
+        return [self._decide(state, update, content) for update, content in arrived]
+
+    def _decide(self, state: RunState, update: Update, content: bytes | str) -> Event:
+        """Store an update that came whole and right: the row on disk comes before the verdict."""
+        key = _key(update)
+        participant = open_participant(state, key)
+        if participant is None:
+            return UpdateAnnounced(key=key)  # too late by now: the state machine knows the answer
+        if isinstance(content, str):
+            return UpdateRejected(key=key, detail=content)
+        try:
+            self._assigner.read_update(content, participant.arm)
+        except WireError as error:
+            return UpdateRejected(key=key, detail=str(error)[:MAX_DETAIL])
+        self._ledger.accept_update(update, content)
+        return UpdateStored(key=key)
+
+
+def _key(message: Update | Failure) -> UpdateKey:
+    return UpdateKey(round_number=message.round_number, device_id=message.device_id, attempt=message.attempt)

@@ -1,0 +1,176 @@
+"""The books of a run: the store, the event log, and how long rounds take."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterable
+
+from broker_server.config import format_arms
+from broker_server.events import (
+    AnyEvent,
+    DeviceSeen,
+    EventLog,
+    RoundFinished,
+    RoundStarted,
+    RunFinished,
+    Started,
+    UpdateAccepted,
+)
+from broker_server.outcomes import device_record
+from broker_server.records import EvaluationRecord, RoundRecord
+from broker_server.round_types import Outcome, Participant, Phase, RunState
+from broker_server.store import Learnt, Store
+from edge_runtime.wire.messages import Arm, DeviceState, Register, Status, Update
+
+logger = logging.getLogger(__name__)
+
+
+class Ledger:
+    """Writes what happened: to the store what a restart needs, to the event log what people watch."""
+
+    def __init__(
+        self,
+        store: Store,
+        events: EventLog,
+        *,
+        sparsity: Callable[[Arm], float],
+        clock: Callable[[], float],
+        wall_clock: Callable[[], float],
+    ) -> None:
+        self._store = store
+        self._events = events
+        self._sparsity = sparsity
+        self._clock = clock
+        self._wall_clock = wall_clock
+        records = store.load_round_records()
+        self._elapsed_s = records[-1].elapsed_s if records else 0.0
+        self._earlier_s = 0.0
+        self._began_at = clock()
+        self._accepted: dict[str, Update] = {}
+        self.last_finished: int | None = records[-1].round_number if records else None
+        """The last round with a record; None before the first evaluation."""
+
+    def resume_round(self) -> dict[str, Participant] | None:
+        """Participants of the round that had begun, if one had."""
+        opened = self._store.load_open_round()
+        if opened is None:
+            return None
+        self._earlier_s = opened.active_s
+        self._accepted = {update.device_id: update for update in self._store.load_updates(opened.round_number)}
+        kept = sum(p.outcome is Outcome.ACCEPTED for p in opened.participants.values())
+        logger.info("round %d had begun; %d of its updates are kept", opened.round_number, kept)
+        return opened.participants
+
+    def save(self, before: RunState, after: RunState, learnt: Callable[[], Learnt]) -> None:
+        """Write what a step changed, before anything is sent that depends on it."""
+        if after.participants is before.participants or after.phase is Phase.WAITING:
+            return
+        changed = [
+            participant
+            for device_id, participant in after.participants.items()
+            if _lasting(before.participants.get(device_id)) != _lasting(participant)
+        ]
+        round_number = after.round_number
+        if before.phase is Phase.CHOOSING:
+            self._began_at, self._earlier_s, self._accepted = self._clock(), 0.0, {}
+            self._store.begin_round(round_number, changed, learnt(), self._wall_clock())
+            arms = {participant.device_id: format_arms((participant.arm,)) for participant in changed}
+            self._log(RoundStarted(at=self._wall_clock(), round_number=round_number, arms=arms))
+        elif changed:
+            self._store.save_participants(round_number, changed, learnt(), self._active_s)
+        for participant in changed:
+            if participant.outcome is Outcome.ACCEPTED:
+                self._log(
+                    UpdateAccepted(at=self._wall_clock(), round_number=round_number, device_id=participant.device_id)
+                )
+
+    def accept_update(self, update: Update, blob: bytes) -> None:
+        """Keep an update; see :meth:`broker_server.store.Store.accept_update`."""
+        self._store.accept_update(update, blob, self._wall_clock())
+        self._accepted[update.device_id] = update
+
+    def accepted(self, participant: Participant) -> Update | None:
+        """The accepted update of a participant."""
+        return self._accepted.get(participant.device_id) if participant.outcome is Outcome.ACCEPTED else None
+
+    def finish_round(
+        self,
+        round_number: int,
+        participants: Iterable[Participant],
+        evaluation: EvaluationRecord | None,
+        learnt: Learnt,
+    ) -> None:
+        """Write the record of a round."""
+        seconds = self._active_s
+        self._elapsed_s += seconds if round_number > 0 else 0.0
+        record = RoundRecord(
+            round_number=round_number,
+            seconds=seconds,
+            elapsed_s=self._elapsed_s,
+            evaluation=evaluation,
+            devices=tuple(device_record(p, self._sparsity(p.arm), self.accepted(p)) for p in participants),
+        )
+        self._store.finish_round(record, learnt, self._wall_clock())
+        self._log(RoundFinished(at=self._wall_clock(), record=record))
+        self.last_finished = round_number
+        self._began_at, self._earlier_s, self._accepted = self._clock(), 0.0, {}
+        quality = (
+            "not evaluated" if evaluation is None else f"loss {evaluation.loss:.4f}, {evaluation.accuracy:.4f} right"
+        )
+        logger.info("round %d finished after %.1f s: %s", round_number, seconds, quality)
+
+    def run_started(self, run_id: str, num_rounds: int) -> None:
+        """A coordinator process is here."""
+        next_round = 0 if self.last_finished is None else self.last_finished + 1
+        logger.info("run %s: round %d of %d is next", run_id, next_round, num_rounds)
+        self._log(Started(at=self._wall_clock(), run_id=run_id, next_round=next_round, num_rounds=num_rounds))
+
+    def run_finished(self, run_id: str) -> None:
+        """All rounds are done."""
+        self._log(RunFinished(at=self._wall_clock(), run_id=run_id))
+
+    def device_registered(self, message: Register) -> None:
+        """A device said what it is."""
+        self._store.save_device(message, self._wall_clock())
+        self.device_seen(message.device_id, DeviceState.IDLE, "registered")
+
+    def device_seen(self, device_id: str, device_state: DeviceState, detail: str) -> None:
+        """A device came or went."""
+        self._log(
+            DeviceSeen(
+                at=self._wall_clock(),
+                device_id=device_id,
+                state=device_state.value,
+                round_number=0,
+                step=0,
+                num_steps=0,
+                detail=detail,
+            )
+        )
+
+    def status_seen(self, status: Status) -> None:
+        """A device's work moved on."""
+        self._log(
+            DeviceSeen(
+                at=self._wall_clock(),
+                device_id=status.device_id,
+                state=status.state.value,
+                round_number=status.round_number,
+                step=status.step,
+                num_steps=status.num_steps,
+                detail=status.detail,
+            )
+        )
+
+    @property
+    def _active_s(self) -> float:
+        return self._earlier_s + self._clock() - self._began_at
+
+    def _log(self, event: AnyEvent) -> None:
+        self._events.write(event)
+
+
+def _lasting(participant: Participant | None) -> Participant | None:
+    """What of a participant is kept on disk: everything but when its absence counts."""
+    return None if participant is None else dataclasses.replace(participant, lost_at=None)

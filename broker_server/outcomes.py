@@ -1,0 +1,55 @@
+"""From what happened in a round to its record, and to what the scheduler learns from."""
+
+from __future__ import annotations
+
+import math
+
+from broker_server.records import DeviceRecord
+from broker_server.round_types import Outcome, Participant
+from broker_server.scheduler import ArmOutcome
+from edge_runtime.wire.messages import Update
+
+
+def device_record(participant: Participant, sparsity: float, update: Update | None) -> DeviceRecord:
+    """One device's part in a round; ``update`` is the accepted one, or None."""
+    measured = None if update is None else update.measurements
+    local = None if update is None else update.evaluation
+    return DeviceRecord(
+        device_id=participant.device_id,
+        attempt=participant.attempt,
+        pruning_ratio=participant.arm.pruning_ratio,
+        rank=participant.arm.rank,
+        sparsity=sparsity,
+        outcome=(participant.outcome or Outcome.FAILED).value,
+        detail=participant.detail,
+        num_examples=None if update is None else update.num_examples,
+        train_loss=None if update is None else _finite(update.train_loss),
+        train_s=None if measured is None else _finite(measured.train_s),
+        step_s_p50=None if measured is None else _finite(measured.step_s_p50),
+        step_s_p95=None if measured is None else _finite(measured.step_s_p95),
+        peak_rss_bytes=None if measured is None else measured.peak_rss_bytes,
+        bytes_up=None if measured is None else measured.bytes_up,
+        bytes_down=None if measured is None else measured.bytes_down,
+        local_accuracy_before=None if local is None else _finite(local.accuracy_before),
+        local_accuracy_after=None if local is None else _finite(local.accuracy_after),
+    )
+
+
+def arm_outcome(round_number: int, participant: Participant, sparsity: float, update: Update | None) -> ArmOutcome:
+    """What a scheduler observes of one assignment."""
+    return ArmOutcome(
+        round_number=round_number,
+        device_id=participant.device_id,
+        arm=participant.arm,
+        sparsity=sparsity,
+        outcome=participant.outcome or Outcome.FAILED,
+        reason=participant.reason,
+        num_examples=None if update is None else update.num_examples,
+        train_loss=None if update is None else _finite(update.train_loss),
+        measurements=None if update is None else update.measurements,
+        evaluation=None if update is None else update.evaluation,
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -46,7 +46,7 @@ def make_app(directory: Path) -> Starlette:
 def resolve(root: Path, folder: str, name: str) -> Path | None:
     """The file that a request means; None for everything that is not a plain file two levels below ``root``.
 
-    Names that start with a dot are files being written, or an attempt to climb out; a link out of the folder is refused.
+    Names that start with a dot are files being written, or an attempt to climb out; a link that leads out is refused.
     """
     if any(part.startswith(".") or "/" in part or "\\" in part or "\0" in part for part in (folder, name)):
         return None

@@ -31,8 +31,8 @@ from broker_server.intake import Intake
 from broker_server.ledger import Ledger
 from broker_server.mailroom import Mailroom
 from broker_server.office import Office
-from broker_server.round_types import Command, DeviceRegistered, Event, FailRun, FinishRun, RoundLimits, RunState, Tick
 from broker_server.parts import Run, open_run
+from broker_server.round_types import Command, DeviceRegistered, Event, FailRun, FinishRun, RoundLimits, RunState, Tick
 from broker_server.store import Store
 from edge_runtime.link.address import BrokerAddress, TlsFiles
 from edge_runtime.link.mqtt import Connected, Disconnected, MqttLink, Received

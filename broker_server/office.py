@@ -13,6 +13,7 @@ from broker_server.intake import Intake
 from broker_server.ledger import Ledger
 from broker_server.mailroom import Mailroom
 from broker_server.outcomes import arm_outcome
+from broker_server.parts import AGGREGATION, ARMS, Run
 from broker_server.records import EvaluationRecord
 from broker_server.round_types import (
     Aggregate,
@@ -35,7 +36,6 @@ from broker_server.round_types import (
     UpdateKey,
 )
 from broker_server.rounds import MAX_ATTEMPTS
-from broker_server.parts import AGGREGATION, ARMS, Run
 from broker_server.store import Learnt, Store
 from edge_runtime.wire.messages import Arm, Cancel, FailureReason, Update, Verdict
 

@@ -8,7 +8,6 @@ CoordinatorError            base
 ├── StoreError              the run's database is damaged or of another version
 ├── StateInUseError         another coordinator holds the run directory (exit 26)
 ├── RunExistsError          the output directory holds a run already, or none to resume (exit 25)
-├── RunBusyError            another process works on the run (exit 26)
 ├── RunFailedError          a run ended without a result (exit 24)
 ├── ChildFailedError        a process of the run ended with an error (its own exit code is passed on)
 ├── DataInvalidError        a data file cannot be read, or lacks a field (exit 12)
@@ -20,6 +19,8 @@ CoordinatorError            base
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from edge_runtime.wire.errors import ExitCode, FedSpineError
 
@@ -72,24 +73,25 @@ class RunFailedError(CoordinatorError):
     exit_code = ExitCode.RUN_FAILED
 
 
-class RunBusyError(CoordinatorError):
-    """Another process works on the run."""
-
-    exit_code = ExitCode.STATE_IN_USE
-
-
 class ChildFailedError(CoordinatorError):
     """A process of the run ended with an error.
 
     Attributes:
         child_exit_code: what the process ended with where that says more than "failed", else RUN_FAILED.
+        log: where its output is.
     """
 
     exit_code = ExitCode.RUN_FAILED
 
-    def __init__(self, message: str, child_exit_code: ExitCode) -> None:
+    def __init__(self, message: str, child_exit_code: ExitCode, log: Path) -> None:
         super().__init__(message)
         self.child_exit_code = child_exit_code
+        self.log = log
+
+    @property
+    def is_specific(self) -> bool:
+        """Whether the exit code alone says what was wrong."""
+        return self.child_exit_code is not ExitCode.RUN_FAILED
 
 
 class DataInvalidError(CoordinatorError):

@@ -1,4 +1,4 @@
-"""One coordinator for one run directory."""
+"""One process of a kind for one run directory."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from pathlib import Path
 
 from broker_server.errors import StateInUseError
 
-LOCK_FILE = ".coordinator.lock"
-
-
 @contextlib.contextmanager
-def hold(run_dir: Path) -> Iterator[None]:
+def hold(run_dir: Path, owner: str = "coordinator") -> Iterator[None]:
     """Hold a run directory; the system lets go of it when the process ends, however it ends.
+
+    Args:
+        run_dir: the run.
+        owner: kind of process; one of each kind may hold a run.
 
     Raises:
         StateInUseError: another process holds it.
     """
-    with (run_dir / LOCK_FILE).open("ab") as file:
+    with (run_dir / f".{owner}.lock").open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            msg = f"run directory {run_dir} is in use by another coordinator: stop that one first"
+            msg = f"run directory {run_dir} is in use by another {owner}: stop that one first"
             raise StateInUseError(msg) from error
         yield

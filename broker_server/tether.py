@@ -2,8 +2,8 @@
 
 A launcher of the standard library only, run as a script before the real program: it asks Linux for a signal on the
 parent's death (``PR_SET_PDEATHSIG``), which survives ``exec``, and becomes the program. A launcher instead of
-``preexec_fn``, which is not safe beside threads. The signal comes when the *thread* that started the process ends: start
-from one that stays.
+``preexec_fn``, which is not safe beside threads. The signal comes when the *thread* that started the process ends:
+start from one that stays.
 """
 
 from __future__ import annotations

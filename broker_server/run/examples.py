@@ -129,7 +129,7 @@ def hold_out(examples: Sequence[Example], rng: np.random.Generator) -> tuple[lis
     Raises:
         DataEmptyError: fewer than two examples.
     """
-    if len(examples) < 2:  # noqa: PLR2004 - one on each side
+    if len(examples) < 2:
         msg = f"{len(examples)} examples cannot be divided into training and held-out ones: give --test FILE.jsonl"
         raise DataEmptyError(msg)
     size = max(1, round(len(examples) * HELD_OUT_RATIO))

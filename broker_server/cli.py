@@ -1,0 +1,131 @@
+"""``fedspine``: the server's command line. Parses, calls, and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from broker_server import export_door
+from broker_server.errors import ChildFailedError
+from broker_server.run.command import run
+from broker_server.versions import environment
+from edge_runtime.wire.errors import ExitCode, FedSpineError
+from edge_runtime.wire.files import raise_if_disk_full
+
+PASSED_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+app = typer.Typer(
+    name="fedspine",
+    help="Federated LoRA on pruned slices of language models: export, tune, shrink.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(run)
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:  # noqa: FBT002 - a flag
+    """Options of the program itself."""
+    if version:
+        print(f"fedspine {environment().get('fedspine', 'is not installed, but runs from its sources')}")
+        raise typer.Exit
+
+
+@app.command(context_settings=PASSED_THROUGH)
+def export(context: typer.Context) -> None:
+    """Turn a pretrained model into an artifact that devices train. See: fedspine export --help."""
+    export_door.call("export", context.args)
+
+
+@app.command(context_settings=PASSED_THROUGH)
+def compact(context: typer.Context) -> None:
+    """Make the compact inference model of a run. See: fedspine compact --help."""
+    export_door.call("compact", context.args)
+
+
+@app.command()
+def coordinate(run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory with config.toml.")]) -> None:
+    """Coordinate a run until its last round, from wherever it stands."""
+    from broker_server.coordinator import run_coordinator  # noqa: PLC0415 - `fedspine --help` needs none of it
+
+    run_coordinator(run_dir)
+
+
+@app.command()
+def broker(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 1883,
+    kind: Annotated[str, typer.Option(help="auto, mosquitto or amqtt.")] = "auto",
+) -> None:
+    """Run an MQTT broker: mosquitto where it is on the PATH, else amqtt."""
+    from broker_server.broker_process import run_broker  # noqa: PLC0415 - `fedspine --help` needs none of it
+
+    run_broker(host=host, port=port, kind=kind)
+
+
+@app.command()
+def artifacts(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of artifacts, each named by its digest.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
+) -> None:
+    """Serve artifacts over HTTP, with ranges."""
+    from broker_server.artifact_server import serve_artifacts  # noqa: PLC0415 - `fedspine --help` needs none of it
+
+    serve_artifacts(directory, host, port)
+
+
+def main() -> NoReturn:
+    """Run the command line and end the process."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    sys.exit(call(sys.argv[1:]))
+
+
+def call(arguments: list[str]) -> int:
+    """Run one command; whatever goes wrong becomes one line on stderr.
+
+    Returns:
+        The exit code; docs/exit-codes.md.
+    """
+    try:
+        code = app(args=arguments, prog_name="fedspine", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", ExitCode.INTERRUPTED)
+    except typer.TyperException as error:
+        message = error.format_message() if isinstance(error, typer.BadParameter) else str(error)
+        return _fail(message or "a command is needed, see above", ExitCode.USAGE)
+    except FedSpineError as error:
+        return _fail(str(error), error.child_exit_code if isinstance(error, ChildFailedError) else error.exit_code)
+    except OSError as error:
+        return _fail_on_system(error)
+    except Exception as error:  # noqa: BLE001 - the last door: one line instead of a traceback
+        return _fail_unexpected(error)
+    return code if isinstance(code, int) else ExitCode.OK
+
+
+def _fail_on_system(error: OSError) -> int:
+    try:
+        raise_if_disk_full(error, Path(str(error.filename or "the run directory")))
+    except FedSpineError as disk_full:
+        return _fail(str(disk_full), disk_full.exit_code)
+    return _fail_unexpected(error)
+
+
+def _fail_unexpected(error: Exception) -> int:
+    if os.environ.get("FEDSPINE_DEBUG"):
+        traceback.print_exception(error)
+    hint = "set FEDSPINE_DEBUG=1 for the traceback, and please report it"
+    return _fail(f"unexpected {type(error).__name__}: {error} ({hint})", ExitCode.UNEXPECTED)
+
+
+def _fail(message: str, code: ExitCode) -> int:
+    line = " ".join(message.split())
+    print(f"fedspine: error: {line}", file=sys.stderr)
+    return code

@@ -1,0 +1,116 @@
+"""From what a run left behind to a :class:`~broker_server.report.schema.Report`; pure."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from msgspec import UNSET, UnsetType
+
+from broker_server.errors import RunFailedError
+from broker_server.records import DeviceRecord, EvaluationRecord, RoundRecord
+from broker_server.report.quality import perplexity
+from broker_server.report.schema import Compact, DataEntry, DeviceEntry, Outcome, Report, RoundEntry
+from broker_server.versions import environment
+from edge_runtime.wire.manifest import Task
+
+TRAINING_STEP = "training"
+"""Name of the step whose time is the rounds' own."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RunFacts:
+    """What the report is made of, beside the rounds."""
+
+    run_id: str
+    task: Task
+    model_name: str
+    artifact_digest: str
+    created_at: float
+    steps: Mapping[str, float]
+    """Seconds of each step of the job, TRAINING_STEP excluded."""
+    data: DataEntry
+    config: Mapping[str, str | int | float]
+
+
+def build_report(facts: RunFacts, rounds: Sequence[RoundRecord], compact: Compact | None) -> Report:
+    """Put a report together.
+
+    Args:
+        facts: see there.
+        rounds: finished rounds, in order, 0 first.
+        compact: the compact model, or None.
+
+    Raises:
+        RunFailedError: no round was ever evaluated.
+    """
+    evaluated = [record for record in rounds if record.evaluation is not None]
+    if not evaluated or evaluated[-1].evaluation is None:
+        msg = "the run has no evaluated round: nothing to report; continue it with --resume"
+        raise RunFailedError(msg)
+    last = evaluated[-1].evaluation
+    devices = [device for record in rounds for device in record.devices]
+    steps = {**facts.steps, TRAINING_STEP: rounds[-1].elapsed_s}
+    accuracy, ppl = quality_fields(facts.task, last.loss, last.accuracy)
+    return Report(
+        run_id=facts.run_id,
+        task=facts.task,
+        model_name=facts.model_name,
+        artifact_digest=facts.artifact_digest,
+        created_at=facts.created_at,
+        final=Outcome(
+            accuracy=accuracy,
+            perplexity=ppl,
+            loss=last.loss,
+            seconds=sum(steps.values()),
+            bytes_up=sum(device.bytes_up or 0 for device in devices),
+            bytes_down=sum(device.bytes_down or 0 for device in devices),
+        ),
+        rounds=tuple(_round(record, facts.task) for record in rounds),
+        compact=compact,
+        steps=steps,
+        data=facts.data,
+        config=dict(facts.config),
+        environment=environment(),
+    )
+
+
+def quality_fields(task: Task, loss: float, accuracy: float) -> tuple[float | UnsetType, float | UnsetType]:
+    """Values of the fields ``accuracy`` and ``perplexity``: one of them, the other absent."""
+    return (UNSET, perplexity(loss)) if task == "causal-lm" else (accuracy, UNSET)
+
+
+def _round(record: RoundRecord, task: Task) -> RoundEntry:
+    evaluation: EvaluationRecord | None = record.evaluation
+    accuracy: float | UnsetType = UNSET
+    ppl: float | UnsetType = UNSET
+    if evaluation is not None:
+        accuracy, ppl = quality_fields(task, evaluation.loss, evaluation.accuracy)
+    return RoundEntry(
+        round_number=record.round_number,
+        accuracy=accuracy,
+        perplexity=ppl,
+        loss=None if evaluation is None else evaluation.loss,
+        num_targets=0 if evaluation is None else evaluation.num_targets,
+        seconds=record.seconds,
+        devices=tuple(_device(device) for device in record.devices),
+    )
+
+
+def _device(record: DeviceRecord) -> DeviceEntry:
+    return DeviceEntry(
+        device_id=record.device_id,
+        outcome=record.outcome,
+        detail=record.detail,
+        pruning_ratio=record.pruning_ratio,
+        rank=record.rank,
+        sparsity=record.sparsity,
+        num_examples=record.num_examples,
+        train_loss=record.train_loss,
+        train_s=record.train_s,
+        step_s_p50=record.step_s_p50,
+        step_s_p95=record.step_s_p95,
+        peak_rss_bytes=record.peak_rss_bytes,
+        bytes_up=record.bytes_up,
+        bytes_down=record.bytes_down,
+    )

@@ -1,0 +1,195 @@
+"""Charts of a report, as SVG text to embed: one function a chart, one look for all."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from broker_server.report.quality import bytes_text, metric_name
+from broker_server.report.schema import DeviceEntry, Report
+
+COLOURS: Final = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#0891b2", "#ca8a04", "#4b5563")
+"""Told apart by most colour-blind readers in this order."""
+
+_STYLE: Final[Any] = {
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#94a3b8",
+    "axes.labelcolor": "#475569",
+    "axes.titlecolor": "#0f172a",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": "#e2e8f0",
+    "xtick.color": "#475569",
+    "ytick.color": "#475569",
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "fedspine",
+}
+
+
+def all_charts(report: Report) -> list[str]:
+    """Every chart of a report, as SVG elements."""
+    charts: Sequence[Callable[[Report, Axes], None]] = (
+        quality_over_rounds,
+        quality_over_time,
+        time_per_device,
+        step_time_per_arm,
+        bytes_per_round,
+        memory_per_arm,
+    )
+    return [_draw(chart, report, number) for number, chart in enumerate(charts)]
+
+
+def quality_over_rounds(report: Report, axes: Axes) -> None:
+    """Held-out quality after each round."""
+    points = [(r.round_number, value) for r in report.rounds if (value := _quality(report, r)) is not None]
+    _quality_line(report, axes, points)
+    axes.set(title=f"Held-out {metric_name(report.task)} by round", xlabel="round (0 = before training)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def quality_over_time(report: Report, axes: Axes) -> None:
+    """Held-out quality against the seconds spent in rounds."""
+    elapsed = itertools.accumulate(r.seconds for r in report.rounds)
+    pairs = zip(elapsed, report.rounds, strict=True)
+    points = [(seconds, value) for seconds, r in pairs if (value := _quality(report, r)) is not None]
+    _quality_line(report, axes, points)
+    axes.set(title=f"Held-out {metric_name(report.task)} by time", xlabel="seconds since the start of round 0")
+
+
+def time_per_device(report: Report, axes: Axes) -> None:
+    """Seconds of training of each device, summed over rounds, one colour an arm."""
+    devices = sorted({d.device_id for d in _trained(report)}, key=_natural)
+    bottoms = dict.fromkeys(devices, 0.0)
+    for colour, arm in zip(itertools.cycle(COLOURS), _arms(report), strict=False):
+        seconds = [sum(d.train_s or 0 for d in _trained(report) if (d.device_id, _arm(d)) == (i, arm)) for i in devices]
+        axes.bar(devices, seconds, bottom=list(bottoms.values()), color=colour, width=0.6, label=arm)
+        bottoms = {i: bottoms[i] + s for i, s in zip(devices, seconds, strict=True)}
+    axes.set(title="Training time by device and arm", ylabel="seconds")
+    axes.tick_params(axis="x", rotation=0 if len(devices) <= 6 else 45)
+    _arm_legend(axes)
+
+
+def step_time_per_arm(report: Report, axes: Axes) -> None:
+    """Spread of the median step time, by arm."""
+    _boxes(report, axes, lambda d: d.step_s_p50)
+    axes.set(title="Time of an optimizer step by arm", ylabel="seconds (median of an assignment)")
+
+
+def bytes_per_round(report: Report, axes: Axes) -> None:
+    """Payload bytes up and down, by round."""
+    rounds = [r for r in report.rounds if r.devices]
+    for offset, name in ((-0.2, "bytes_up"), (0.2, "bytes_down")):
+        heights = [sum(getattr(d, name) or 0 for d in r.devices) for r in rounds]
+        positions = [r.round_number + offset for r in rounds]
+        label = "from devices" if name == "bytes_up" else "to devices"
+        axes.bar(positions, heights, width=0.38, color=COLOURS[int(offset > 0)], label=label)
+    axes.set(title="Bytes over the network by round", xlabel="round")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: bytes_text(value)))
+    axes.legend(loc="upper right", ncols=2)
+    axes.margins(y=0.2)
+
+
+def memory_per_arm(report: Report, axes: Axes) -> None:
+    """Largest resident set of the device processes, by arm."""
+    _boxes(report, axes, lambda d: d.peak_rss_bytes)
+    axes.set(title="Peak memory of a device by arm so far")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: bytes_text(value)))
+
+
+def _quality_line(report: Report, axes: Axes, points: Sequence[tuple[float, float]]) -> None:
+    name = metric_name(report.task)
+    axes.plot(*zip(*points, strict=True), color=COLOURS[0], marker="o", markersize=4, linewidth=2, label="global model")
+    if report.compact is not None and isinstance(value := getattr(report.compact, name), float):
+        label = f"compact model ({report.compact.sparsity:.0%} removed)"
+        axes.axhline(value, color=COLOURS[1], linestyle="--", linewidth=1.5, label=label)
+    if name == "perplexity":
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(
+            FuncFormatter(lambda value, _: f"{value:g}" if _leading(value) in {2, 5} else "")
+        )
+    else:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    axes.legend(loc="best")
+
+
+def _leading(value: float) -> int:
+    return int(f"{value:e}"[0])
+
+
+def _boxes(report: Report, axes: Axes, figure_of: Callable[[DeviceEntry], float | None]) -> None:
+    arms = _arms(report)
+    for position, (colour, arm) in enumerate(zip(itertools.cycle(COLOURS), arms, strict=False)):
+        values = [value for d in _trained(report) if _arm(d) == arm and (value := figure_of(d)) is not None]
+        axes.boxplot(
+            [values],
+            positions=[position],
+            widths=0.5,
+            patch_artist=True,
+            boxprops={"facecolor": colour, "alpha": 0.35, "edgecolor": colour},
+            medianprops={"color": colour, "linewidth": 2},
+            whiskerprops={"color": colour},
+            capprops={"color": colour},
+            flierprops={"markeredgecolor": colour, "markersize": 4},
+        )
+    axes.set_xticks(range(len(arms)), arms)
+    axes.set_ylim(bottom=0)
+
+
+def _quality(report: Report, entry: object) -> float | None:
+    value = getattr(entry, metric_name(report.task))
+    return value if isinstance(value, float) else None
+
+
+def _trained(report: Report) -> Iterator[DeviceEntry]:
+    return (d for r in report.rounds for d in r.devices if d.train_s is not None)
+
+
+def _arm(device: DeviceEntry) -> str:
+    return f"{device.pruning_ratio:.0%} pruned, rank {device.rank}"
+
+
+def _arms(report: Report) -> list[str]:
+    keyed = {(d.pruning_ratio, -d.rank): _arm(d) for d in _trained(report)}
+    return [keyed[key] for key in sorted(keyed)]
+
+
+def _natural(device_id: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", device_id)]
+
+
+def _arm_legend(axes: Axes) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3)
+
+
+def _draw(chart: Callable[[Report, Axes], None], report: Report, number: int) -> str:
+    """One chart as an ``<svg>`` element whose ids do not clash with those of others on the page."""
+    with mpl.rc_context(_STYLE | {"svg.hashsalt": f"fedspine-{number}"}):
+        figure = Figure(figsize=(5.6, 3.2), layout="constrained")
+        chart(report, figure.add_subplot())
+        out = io.StringIO()
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = out.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for attribute in ('id="', 'href="#', "url(#"):
+        svg = svg.replace(attribute, f"{attribute}c{number}-")
+    return svg

@@ -1,0 +1,152 @@
+"""``report.json``: typed, versioned; its JSON schema is docs/report.schema.json. Paths are relative to the run.
+
+A run measures one figure of quality: ``accuracy`` (share of held-out examples right, in [0, 1]) or ``perplexity`` (exp
+of the mean loss of a held-out token). The other field is absent.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from broker_server.errors import ReportError
+
+SCHEMA_VERSION: Final = 1
+
+
+class DeviceEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One device's part in one round; figures are null where no update came."""
+
+    device_id: str
+    outcome: str
+    """``accepted``, ``rejected``, ``failed``, ``lost`` or ``timed_out``."""
+    detail: str
+    pruning_ratio: float
+    rank: int
+    sparsity: float
+    num_examples: int | None
+    train_loss: float | None
+    train_s: float | None
+    """Wall time of the local steps."""
+    step_s_p50: float | None
+    step_s_p95: float | None
+    peak_rss_bytes: int | None
+    """Largest resident set of the device process so far."""
+    bytes_up: int | None
+    bytes_down: int | None
+
+
+class RoundEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One round; 0 is the evaluation before training."""
+
+    round_number: int
+    accuracy: float | UnsetType = UNSET
+    perplexity: float | UnsetType = UNSET
+    loss: float | None
+    """Mean held-out loss, nats."""
+    num_targets: int
+    """Held-out examples (classification) or tokens (language modelling) that it was measured on; 0 = not measured."""
+    seconds: float
+    """Wall time of the round, aggregation and evaluation included."""
+    devices: tuple[DeviceEntry, ...]
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How the run ended."""
+
+    accuracy: float | UnsetType = UNSET
+    perplexity: float | UnsetType = UNSET
+    loss: float
+    seconds: float
+    """Wall time of the whole job, all its sessions and steps."""
+    bytes_up: int
+    """Payload bytes from devices, all rounds."""
+    bytes_down: int
+    """Payload bytes to devices, all rounds, artifact included."""
+
+
+class Compact(msgspec.Struct, frozen=True, kw_only=True):
+    """The compact model."""
+
+    path: str
+    bytes: int
+    """Size of the files that a device needs."""
+    pruning_ratio: float
+    sparsity: float
+    quantization: str | None
+    num_parameters: int
+    accuracy: float | UnsetType = UNSET
+    perplexity: float | UnsetType = UNSET
+    loss: float
+    latency_ms: float
+    """Median time of one ``latency_unit``, batch 1, on this machine."""
+    latency_unit: Literal["example", "token"]
+    sample: str | UnsetType = UNSET
+    """Text that it generated (language modelling)."""
+    sample_prompt: str | UnsetType = UNSET
+
+
+class DeviceData(msgspec.Struct, frozen=True, kw_only=True):
+    """Training examples of one device."""
+
+    device_id: str
+    num_examples: int
+    classes: dict[str, int]
+    """Examples of each class, or of each key of a by-key split (the largest ones)."""
+
+
+class DataEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """What was trained and measured on."""
+
+    source: str
+    num_train: int
+    num_test: int
+    labels: tuple[str, ...]
+    devices: tuple[DeviceData, ...]
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole of ``report.json``."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    run_id: str
+    task: Literal["text-classification", "causal-lm"]
+    model_name: str
+    artifact_digest: str
+    created_at: float
+    """Unix seconds, UTC."""
+    final: Outcome
+    rounds: tuple[RoundEntry, ...]
+    compact: Compact | None
+    steps: dict[str, float]
+    """Wall time of each step of the job, seconds."""
+    data: DataEntry
+    config: dict[str, str | int | float]
+    """Settings of the run: the options of ``fedspine run``."""
+    environment: dict[str, str]
+    """Versions, processor, cores."""
+
+
+def encode_report(report: Report) -> bytes:
+    """Indented UTF-8 JSON."""
+    return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+
+
+def decode_report(data: bytes) -> Report:
+    """Read a report.
+
+    Raises:
+        ReportError: not a report of this schema version.
+    """
+    try:
+        return msgspec.json.decode(data, type=Report)
+    except msgspec.DecodeError as error:
+        msg = f"report is malformed, or of another version than {SCHEMA_VERSION}: {error}"
+        raise ReportError(msg) from error
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of a report; docs/report.schema.json is this, by test."""
+    return msgspec.json.schema(Report)

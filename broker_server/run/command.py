@@ -1,0 +1,96 @@
+"""``fedspine run``: its options are the fields of the settings; one that is not given leaves it to a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import signal
+import sys
+import typing
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from broker_server.errors import ConfigError
+from broker_server.run.layout import default_root
+from broker_server.run.settings import HELP, PANEL, Panel, RunSettings, resolve
+
+_OWN = {
+    "out": Annotated[
+        Path | None,
+        typer.Option(help="run directory (default: fedspine-run, or the next free).", rich_help_panel=Panel.RESULT),
+    ],
+    "resume": Annotated[
+        bool | None,
+        typer.Option("--resume", help="go on with the run in --out, as it is.", rich_help_panel=Panel.RESULT),
+    ],
+    "config": Annotated[
+        Path | None,
+        typer.Option(help="TOML file of these options, with underscores, as run.toml.", rich_help_panel=Panel.RESULT),
+    ],
+}
+"""Options that are no settings."""
+
+
+def run(**options: object) -> None:
+    """Tune a model on devices played by this machine, and leave a compact model and a report.
+
+    Without options: the small Llama that ships with the package, on the docstrings of Python's standard library.
+
+    Raises:
+        FedSpineError: see docs/exit-codes.md.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    resume = bool(given.pop("resume", None))
+    out, config = (Path(str(value)) if (value := given.pop(name, None)) else None for name in ("out", "config"))
+    if resume and (given or config):
+        named = ", ".join("--" + name.replace("_", "-") for name in [*given, *(["config"] if config else [])])
+        msg = f"--resume goes on with a run as it is: leave out {named}"
+        raise ConfigError(msg)
+    settings = None if resume else resolve(given, config)
+    _execute(settings, out or default_root(Path(), resume=resume))
+
+
+def _execute(settings: RunSettings | None, root: Path) -> None:
+    # Imported here, so that `fedspine --help` needs none of it.
+    from broker_server.run.finishing import summary_lines  # noqa: PLC0415
+    from broker_server.run.job import resume_run, start_run  # noqa: PLC0415
+    from broker_server.run.progress import make_display  # noqa: PLC0415
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    with make_display(sys.stdout) as display:
+        display.step(f"run directory: {root}")
+        report = resume_run(root, display) if settings is None else start_run(settings, root, display)
+    sys.stdout.write("\n".join(["", *summary_lines(report, root), ""]))
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    """Let SIGTERM and SIGHUP end a run as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+def _setting_types() -> dict[str, object]:
+    hints = typing.get_type_hints(RunSettings)
+    types: dict[str, object] = {}
+    for field in dataclasses.fields(RunSettings):
+        kind = str if typing.get_origin(hints[field.name]) is typing.Literal else hints[field.name]
+        option = typer.Option(help=field.metadata[HELP], rich_help_panel=field.metadata[PANEL])
+        types[field.name] = Annotated[kind | None, option]
+    return types
+
+
+def _declare_options() -> None:
+    """Give :func:`run` the signature that typer reads: all settings, all optional."""
+    types = _setting_types() | _OWN
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+        for name, kind in types.items()
+    ]
+    run.__annotations__ = {**types, "return": None}
+    setattr(run, "__signature__", inspect.Signature(parameters))  # noqa: B010 - unknown to the type of a function
+
+
+_declare_options()

@@ -1,0 +1,138 @@
+"""After the last round: what the compact model is worth, the report, and the last words on the screen."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from broker_server.report.build import RunFacts, build_report, quality_fields
+from broker_server.report.page import render_page
+from broker_server.report.quality import bytes_text, duration_text, metric_name, metric_text
+from broker_server.report.schema import Compact, Report, encode_report
+from broker_server.run.layout import JobState, RunDirectory
+from broker_server.run.preparation import model_name, read_summary
+from broker_server.run.settings import RunSettings
+from broker_server.store import Store
+from edge_runtime.inference import CompactModel
+from edge_runtime.link.address import BrokerAddress
+from edge_runtime.wire.files import write_atomically
+
+COMPACT_RESULT: Final = "compact.json"
+"""What was measured of the compact model; in the run directory, so that a resumed job need not measure again."""
+
+_PROMPT_WORDS = 6
+_SAMPLE_TOKENS = 64
+
+
+def measure_compact(settings: RunSettings, directory: RunDirectory, num_threads: int) -> None:
+    """Evaluate the compact model on all held-out examples, time it, let it write; kept as ``compact.json``.
+
+    Raises:
+        FedSpineError: the model cannot be used.
+    """
+    model = CompactModel.open(directory.compact, num_threads=num_threads)
+    result = model.evaluate(directory.test_file, max_length=settings.max_length, batch_size=settings.batch_size)
+    latency = model.latency(length=settings.max_length)
+    loss = result.loss_sum / max(1, result.num_targets)
+    accuracy, perplexity = quality_fields(settings.task, loss, result.num_correct / max(1, result.num_targets))
+    compact = Compact(
+        path=directory.compact.name,
+        bytes=model.info.num_bytes,
+        pruning_ratio=model.info.pruning_ratio,
+        sparsity=model.info.sparsity,
+        quantization=model.info.quantization,
+        num_parameters=model.info.num_parameters,
+        accuracy=accuracy,
+        perplexity=perplexity,
+        loss=loss,
+        latency_ms=latency.median_ms,
+        latency_unit=latency.unit,
+    )
+    prompt = _prompt(directory.test_file)
+    if settings.task == "causal-lm" and prompt:
+        rng = np.random.default_rng([settings.seed, 2])
+        pieces = model.generate(prompt, max_new_tokens=_SAMPLE_TOKENS, temperature=0.7, top_k=40, rng=rng)
+        compact = msgspec.structs.replace(compact, sample_prompt=prompt, sample="".join(pieces))
+    write_atomically(directory.root / COMPACT_RESULT, msgspec.json.encode(compact))
+
+
+def write_report(settings: RunSettings, directory: RunDirectory, state: JobState) -> Report:
+    """Put ``report.json`` and ``report.html`` together from what lies in the run directory.
+
+    Raises:
+        RunFailedError: no round was evaluated.
+        DiskFullError: there is no space.
+    """
+    store = Store.open(directory.root)
+    try:
+        rounds = store.load_round_records()
+    finally:
+        store.close()
+    facts = RunFacts(
+        run_id=state.run_id,
+        task=settings.task,
+        model_name=model_name(settings),
+        artifact_digest=state.artifact_digest or "",
+        created_at=state.created_at,
+        steps=state.steps,
+        data=read_summary(directory),
+        config=_shown_settings(settings),
+    )
+    compact = msgspec.json.decode((directory.root / COMPACT_RESULT).read_bytes(), type=Compact)
+    report = build_report(facts, rounds, compact)
+    write_atomically(directory.report_json, encode_report(report))
+    write_atomically(directory.report_html, render_page(report).encode())
+    return report
+
+
+def summary_lines(report: Report, root: Path) -> list[str]:
+    """Last words of a run: quality before and after, the compact model, and where things are."""
+    name = metric_name(report.task)
+
+    def text(entry: object) -> str:
+        value = getattr(entry, name)
+        return metric_text(report.task, value) if isinstance(value, float) else "not measured"
+
+    where = f"{report.rounds[-1].round_number} rounds on {len(report.data.devices)} devices"
+    seconds = duration_text(report.final.seconds)
+    lines = [f"{name}: {text(report.rounds[0])} before training, {text(report.final)} after {where} ({seconds} in all)"]
+    if report.compact is not None:
+        lines.append(
+            f"compact model: {text(report.compact)}, {report.compact.sparsity:.0%} of the prunable weights removed, "
+            f"{bytes_text(report.compact.bytes)}, {report.compact.latency_ms:.1f} ms a {report.compact.latency_unit}"
+        )
+        if isinstance(report.compact.sample, str):
+            lines.append(f"it writes: {json.dumps(f'{report.compact.sample_prompt}{report.compact.sample}')}")
+    verb = "generate" if report.task == "causal-lm" else "infer"
+    lines += [
+        f"report:        {root / 'report.html'} and {root / 'report.json'}",
+        f"compact model: {root / 'compact'} (use it: fedspine-edge {verb} {root / 'compact'})",
+        f"adapter:       {root / 'adapters' / 'peft'} (PEFT's format)",
+    ]
+    return lines
+
+
+def _prompt(test_file: Path) -> str:
+    """The first words of the first held-out text that has enough of them."""
+    with test_file.open(encoding="utf-8") as lines:
+        for line in lines:
+            words = str(json.loads(line).get("text", "")).split()
+            if len(words) > 2 * _PROMPT_WORDS:
+                return " ".join(words[:_PROMPT_WORDS])
+    return ""
+
+
+def _shown_settings(settings: RunSettings) -> dict[str, str | int | float]:
+    """Settings for the report: names of files without their folders, and a broker without its password."""
+    shown = dataclasses.asdict(settings)
+    for field in ("model", "data", "test"):
+        shown[field] = Path(shown[field]).name if shown[field] else ""
+    if "://" in settings.broker:
+        address = BrokerAddress.parse(settings.broker)
+        shown["broker"] = f"{address.scheme}://{address.host}:{address.port}"
+    return shown

@@ -1,0 +1,206 @@
+"""``fedspine run``: the steps of the whole job, in order; each is skipped where it is done already."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from broker_server.errors import ChildFailedError
+from broker_server.events import EventReader
+from broker_server.report.schema import Report
+from broker_server.run import layout, preparation
+from broker_server.run.examples import DataSet
+from broker_server.run.finishing import measure_compact, write_report
+from broker_server.run.layout import JobState, RunDirectory
+from broker_server.run.processes import (
+    check_broker,
+    compact_command,
+    export_command,
+    num_cores,
+    start_fleet,
+    start_servers,
+)
+from broker_server.run.progress import Display
+from broker_server.run.settings import RunSettings, resolve
+from broker_server.run.supervisor import Child, Supervisor
+from broker_server.run.training import watch
+from broker_server.run.view import RunView
+from edge_runtime.wire.files import write_atomically
+from edge_runtime.wire.manifest import digest_of
+from edge_runtime.wire.names import MANIFEST_FILE
+
+
+def start_run(settings: RunSettings, root: Path, display: Display) -> Report:
+    """Run the whole job in a new directory.
+
+    Raises:
+        FedSpineError: see docs/exit-codes.md; when it comes before the first round, nothing is left behind.
+    """
+    layout.check_free(root)
+    preparation.check_settings(settings)
+    if "://" in settings.broker:
+        check_broker(settings.broker)
+    with layout.created(root) as directory:
+        write_atomically(directory.settings_file, settings.to_toml().encode())
+        directory.save_state(_new_state())
+        with _open(directory, display) as job, _explained(lambda error: "" if error.is_specific else _where(error)):
+            job.prepare()
+    return resume_run(root, display)
+
+
+def resume_run(root: Path, display: Display) -> Report:
+    """Go on with a run, from wherever it stands.
+
+    Raises:
+        FedSpineError: see docs/exit-codes.md; what is done stays done.
+    """
+    hint = f"; go on with `fedspine run --resume --out {root}`"
+    with _open(RunDirectory(root), display) as job, _explained(lambda error: _where(error) + hint):
+        job.prepare()
+        job.train()
+        return job.conclude()
+
+
+@contextlib.contextmanager
+def _open(directory: RunDirectory, display: Display) -> Iterator[Job]:
+    """Hold a run and whatever processes it starts."""
+    state = directory.load_state()
+    settings = resolve({}, directory.settings_file)
+    with layout.held(directory), Supervisor(directory.logs) as supervisor:
+        yield Job(settings, directory, supervisor, display, state)
+
+
+@contextlib.contextmanager
+def _explained(explanation: Callable[[ChildFailedError], str]) -> Iterator[None]:
+    """Add what a person should know to the error of a process."""
+    try:
+        yield
+    except ChildFailedError as error:
+        msg = f"{error}{explanation(error)}"
+        raise ChildFailedError(msg, error.child_exit_code, error.log) from error
+
+
+def _where(error: ChildFailedError) -> str:
+    return f" (log: {error.log})"
+
+
+def _new_state() -> JobState:
+    return JobState(run_id=f"run-{secrets.token_hex(6)}", created_at=datetime.now(UTC).timestamp())
+
+
+class Job:
+    """One process's work on a run.
+
+    Attributes:
+        state: how far the job came.
+    """
+
+    def __init__(
+        self,
+        settings: RunSettings,
+        directory: RunDirectory,
+        supervisor: Supervisor,
+        display: Display,
+        state: JobState,
+    ) -> None:
+        self.state = state
+        self._settings = settings
+        self._directory = directory
+        self._supervisor = supervisor
+        self._display = display
+        self._view = RunView(settings.task, settings.device_ids, settings.rounds)
+
+    def prepare(self) -> None:
+        """Export the model and split the data, side by side where one does not need the other."""
+        if "prepare" in self.state.steps:
+            return
+        with self._timed("prepare"):
+            shutil.rmtree(self._directory.artifacts, ignore_errors=True)
+            needs_labels = self._settings.task == "text-classification"
+            export = None if needs_labels else self._start_export(())
+            self._display.step("reading the data")
+            data = preparation.load(self._settings)
+            export = export or self._start_export(data.labels)
+            preparation.write_split(self._settings, data, self._directory)
+            self._display.step(_data_line(data, self._settings.devices))
+            self._supervisor.finish(export)
+            self._adopt_artifact()
+
+    def train(self) -> None:
+        """All rounds that are left, with servers and devices as processes of their own."""
+        if self.state.is_trained:
+            return
+        servers, broker_url, artifacts_url = start_servers(self._supervisor, self._settings, self._directory)
+        config = self._settings.coordinator_config(
+            run_id=self.state.run_id,
+            broker_url=broker_url,
+            artifact_url=artifacts_url,
+            artifact_digest=self.state.artifact_digest or "",
+            num_threads=num_cores(),
+        )
+        write_atomically(self._directory.config_file, config.to_toml().encode())
+        events = EventReader(self._directory.events_file)
+        for event in events.new_events():  # of earlier sessions
+            self._view.apply(event)
+        self._display.step(f"{self._settings.devices} devices begin")
+        fleet = start_fleet(self._supervisor, self._settings, self._directory, servers, broker_url)
+        watch(fleet, events, self._view, self._display)
+        self._supervisor.stop([*fleet.devices.values(), *servers])
+        self._save(msgspec.structs.replace(self.state, is_trained=True))
+
+    def conclude(self) -> Report:
+        """Compact model, its figures, and the report."""
+        if "compact" not in self.state.steps:
+            with self._timed("compact"):
+                self._display.step(f"making the compact model at sparsity {self._settings.sparsity}")
+                shutil.rmtree(self._directory.compact, ignore_errors=True)
+                command = compact_command(self._settings, self._directory)
+                self._supervisor.finish(self._supervisor.start("compact", command))
+        if "measure" not in self.state.steps:
+            with self._timed("measure"):
+                self._display.step("measuring the compact model on all held-out examples")
+                measure_compact(self._settings, self._directory, num_cores())
+        return write_report(self._settings, self._directory, self.state)
+
+    # ---- parts of the steps ------------------------------------------------------------------------------------------
+
+    def _start_export(self, labels: tuple[str, ...]) -> Child:
+        self._display.step(f"exporting {preparation.model_name(self._settings)}")
+        source = preparation.model_source(self._settings)
+        self._directory.artifacts.mkdir(exist_ok=True)
+        command = export_command(self._settings, source, labels, self._exported)
+        return self._supervisor.start("export", command)
+
+    @property
+    def _exported(self) -> Path:
+        return self._directory.artifacts / ".new"
+
+    def _adopt_artifact(self) -> None:
+        """Give the exported artifact its place by digest."""
+        digest = digest_of((self._exported / MANIFEST_FILE).read_bytes())
+        self._exported.rename(self._directory.artifacts / digest)
+        self.state = msgspec.structs.replace(self.state, artifact_digest=digest)
+
+    @contextlib.contextmanager
+    def _timed(self, step: str) -> Iterator[None]:
+        """Add a step's seconds to the state, and write it, when it is done."""
+        begun = time.monotonic()
+        yield
+        seconds = self.state.steps.get(step, 0.0) + time.monotonic() - begun
+        self._save(msgspec.structs.replace(self.state, steps={**self.state.steps, step: seconds}))
+
+    def _save(self, state: JobState) -> None:
+        self._directory.save_state(state)
+        self.state = state
+
+
+def _data_line(data: DataSet, num_devices: int) -> str:
+    labels = f", {len(data.labels)} classes" if data.labels else ""
+    return f"{len(data.train)} training and {len(data.test)} held-out examples{labels}, over {num_devices} devices"

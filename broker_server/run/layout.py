@@ -1,0 +1,162 @@
+"""The run directory of a whole run: where things lie, what is done already, and who may work on it."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from broker_server import run_lock
+from broker_server.errors import ChildFailedError, RunExistsError, StoreError
+from edge_runtime.wire.files import raise_if_disk_full, write_atomically
+
+DEFAULT_NAME: Final = "fedspine-run"
+"""Run directory where none is given; then with -2, -3 and so on."""
+
+
+LOGS: Final = "logs"
+
+
+class JobState(msgspec.Struct, frozen=True, kw_only=True):
+    """``job.json``: how far the job came. A step that is done is not done again by ``--resume``."""
+
+    run_id: str
+    created_at: float
+    """Unix seconds, UTC."""
+    artifact_digest: str | None = None
+    is_trained: bool = False
+    """Whether the coordinator finished all rounds."""
+    steps: dict[str, float] = {}
+    """Seconds of each step that is done."""
+
+
+class RunDirectory:
+    """Paths of a run."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.settings_file = root / "run.toml"
+        self.config_file = root / "config.toml"
+        self.job_file = root / "job.json"
+        self.events_file = root / "events.jsonl"
+        self.artifacts = root / "artifacts"
+        self.data = root / "data"
+        self.test_file = self.data / "test.jsonl"
+        self.data_summary = self.data / "summary.json"
+        self.devices = root / "devices"
+        self.logs = root / LOGS
+        self.compact = root / "compact"
+        self.report_json = root / "report.json"
+        self.report_html = root / "report.html"
+
+    def device_data(self, device_id: str) -> Path:
+        """Training examples of a device."""
+        return self.data / f"{device_id}.jsonl"
+
+    def load_state(self) -> JobState:
+        """Read ``job.json``.
+
+        Raises:
+            StoreError: it is damaged.
+            RunExistsError: there is none, so no run to resume.
+        """
+        try:
+            return msgspec.json.decode(self.job_file.read_bytes(), type=JobState)
+        except OSError as error:
+            msg = f"{self.root} holds no run to resume: start one with `fedspine run --out {self.root}`"
+            raise RunExistsError(msg) from error
+        except msgspec.DecodeError as error:
+            msg = f"{self.job_file} is damaged ({error}): start the run again in another directory"
+            raise StoreError(msg) from error
+
+    def save_state(self, state: JobState) -> None:
+        """Write ``job.json``, all or nothing.
+
+        Raises:
+            DiskFullError: there is no space.
+        """
+        write_atomically(self.job_file, msgspec.json.format(msgspec.json.encode(state)) + b"\n")
+
+
+def default_root(parent: Path, *, resume: bool) -> Path:
+    """The directory meant where none is given: the newest one to resume, or the first free name.
+
+    Raises:
+        RunExistsError: there is none to resume.
+    """
+    number = 1
+    while _numbered(parent, number).exists():
+        number += 1
+    if not resume:
+        return _numbered(parent, number)
+    if number == 1:
+        msg = f"no run to resume: there is no {DEFAULT_NAME} in this directory; give --out DIR"
+        raise RunExistsError(msg)
+    return _numbered(parent, number - 1)
+
+
+def _numbered(parent: Path, number: int) -> Path:
+    return parent / (DEFAULT_NAME if number == 1 else f"{DEFAULT_NAME}-{number}")
+
+
+def check_free(root: Path) -> None:
+    """Refuse a directory that a new run would spoil.
+
+    Raises:
+        RunExistsError: it holds a run, or anything else, or is a file.
+    """
+    if RunDirectory(root).job_file.exists():
+        msg = (
+            f"{root} holds a run already: continue it with `fedspine run --resume --out {root}`, or give another --out"
+        )
+        raise RunExistsError(msg)
+    if root.exists() and (not root.is_dir() or any(path.name != LOGS for path in root.iterdir())):
+        msg = f"{root} is not an empty directory: give another --out"
+        raise RunExistsError(msg)
+
+
+@contextlib.contextmanager
+def created(root: Path) -> Iterator[RunDirectory]:
+    """Make the directory of a new run; whatever fails inside leaves no trace of it, but logs where those say more.
+
+    Raises:
+        RunExistsError: see :func:`check_free`.
+        DiskFullError: there is no space.
+    """
+    check_free(root)
+    existed = root.exists()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        yield RunDirectory(root)
+    except BaseException as error:
+        keep_logs = isinstance(error, ChildFailedError) and not error.is_specific
+        _clear(root, keep=LOGS if keep_logs else "")
+        if not existed and not keep_logs and root.is_dir():
+            root.rmdir()
+        if isinstance(error, OSError):
+            raise_if_disk_full(error, root)
+        raise
+
+
+def _clear(root: Path, keep: str) -> None:
+    for path in root.iterdir() if root.is_dir() else ():
+        if path.is_dir():
+            if path.name != keep:
+                shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+@contextlib.contextmanager
+def held(directory: RunDirectory) -> Iterator[None]:
+    """Hold a run against a second ``fedspine run`` on it.
+
+    Raises:
+        StateInUseError: another process holds it.
+    """
+    with run_lock.hold(directory.root, owner="job"):
+        yield

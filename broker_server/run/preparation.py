@@ -1,0 +1,126 @@
+"""What is checked and made before any process starts: model, data, ports; then the split of the data."""
+
+from __future__ import annotations
+
+import importlib.resources
+import re
+import socket
+from collections import Counter
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from broker_server.errors import DataInvalidError, ModelNotFoundError
+from broker_server.ports import check_port
+from broker_server.report.schema import DataEntry, DeviceData
+from broker_server.run.examples import LABEL, DataSet, Example, load_data, write_examples
+from broker_server.run.layout import RunDirectory
+from broker_server.run.settings import RunSettings
+from broker_server.run.split import SplitSpec, parse_split, split
+from edge_runtime.link.address import BrokerAddress
+from edge_runtime.wire.files import write_atomically
+
+HOST: Final = "127.0.0.1"
+"""All processes of a run talk over loopback."""
+
+BUILT_IN_MODEL: Final = "tiny-llama"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_MAX_CLASSES_SHOWN = 8
+
+
+def check_settings(settings: RunSettings) -> None:
+    """Refuse what can be known to fail before anything is written.
+
+    Raises:
+        ModelNotFoundError: the model is a path without a model.
+        DataInvalidError: a data file does not exist.
+        PortTakenError: a port that was asked for is in use.
+        AddressError: the broker's URL is malformed.
+    """
+    model_source(settings)
+    for path in (settings.data, settings.test):
+        if path and not Path(path).is_file():
+            msg = f"data file {path} does not exist: give a file of JSON lines"
+            raise DataInvalidError(msg)
+    for port in (settings.broker_port, settings.artifact_port):
+        if port:
+            check_port(HOST, port)
+    if "://" in settings.broker:
+        BrokerAddress.parse(settings.broker)
+
+
+def model_source(settings: RunSettings) -> str:
+    """Directory or hub id to export.
+
+    Raises:
+        ModelNotFoundError: a path that is no model directory.
+    """
+    if not settings.model:
+        return str(importlib.resources.files("models") / "pretrained" / BUILT_IN_MODEL)
+    path = Path(settings.model).expanduser()
+    if path.is_dir() and (path / "config.json").is_file():
+        return str(path.resolve())
+    if path.exists() or _HUB_ID.fullmatch(settings.model) is None:
+        problem = "holds no config.json" if path.is_dir() else "is no directory"
+        msg = f"model {settings.model} {problem}: give a directory that save_pretrained wrote, or a hub id"
+        raise ModelNotFoundError(msg)
+    return settings.model
+
+
+def model_name(settings: RunSettings) -> str:
+    """Name of the model for people."""
+    return Path(settings.model).name if settings.model else BUILT_IN_MODEL
+
+
+def free_port() -> int:
+    """A port on HOST that nothing listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def load(settings: RunSettings) -> DataSet:
+    """Read and check all data of a run; see :func:`~broker_server.run.examples.load_data`."""
+    data = Path(settings.data) if settings.data else None
+    test = Path(settings.test) if settings.test else None
+    return load_data(data, test, settings.fields, np.random.default_rng([settings.seed, 0]))
+
+
+def write_split(settings: RunSettings, data: DataSet, directory: RunDirectory) -> None:
+    """Split the data over the devices; ``data/summary.json`` is written last and says that it is done.
+
+    Raises:
+        ConfigError: the data cannot be split this way.
+        DiskFullError: there is no space.
+    """
+    spec = parse_split(settings.split)
+    parts = split(data.train, settings.devices, spec, np.random.default_rng([settings.seed, 1]))
+    directory.data.mkdir(exist_ok=True)
+    devices = []
+    for device_id, part in zip(settings.device_ids, parts, strict=True):
+        examples = [data.train[index] for index in part]
+        write_examples(directory.device_data(device_id), examples)
+        classes = _most_frequent(examples, spec)
+        devices.append(DeviceData(device_id=device_id, num_examples=len(examples), classes=classes))
+    write_examples(directory.test_file, data.test)
+    summary = DataEntry(
+        source=Path(settings.data).name if settings.data else "docstrings of Python's standard library",
+        num_train=len(data.train),
+        num_test=len(data.test),
+        labels=data.labels,
+        devices=tuple(devices),
+    )
+    write_atomically(directory.data_summary, msgspec.json.format(msgspec.json.encode(summary)) + b"\n")
+
+
+def read_summary(directory: RunDirectory) -> DataEntry:
+    """What :func:`write_split` wrote."""
+    return msgspec.json.decode(directory.data_summary.read_bytes(), type=DataEntry)
+
+
+def _most_frequent(examples: list[Example], spec: SplitSpec) -> dict[str, int]:
+    field = spec.field if spec.kind == "by-key" else LABEL
+    return dict(Counter(str(e[field]) for e in examples if field in e).most_common(_MAX_CLASSES_SHOWN))

@@ -1,0 +1,152 @@
+"""The processes of a run, each a command line of its own, and the order in which they start."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import random
+import secrets
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+from broker_server.errors import ChildFailedError
+from broker_server.run.layout import RunDirectory
+from broker_server.run.preparation import HOST, free_port
+from broker_server.run.settings import EMBEDDED_BROKERS, FLEET, RunSettings
+from broker_server.run.supervisor import Child, Supervisor
+from edge_runtime.link.mqtt import BrokerAddress, MqttLink
+from edge_runtime.wire import limits
+from edge_runtime.wire.errors import ExitCode
+
+START_TIMEOUT_S: Final = 30.0
+"""Longest wait for a server of this run to listen."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Fleet:
+    """What runs while devices train."""
+
+    servers: tuple[Child, ...]
+    coordinator: Child
+    devices: dict[str, Child]
+
+
+def server_command(*arguments: str) -> list[str]:
+    """Command line of ``fedspine ...`` in this very installation."""
+    return [sys.executable, "-m", "broker_server", *arguments]
+
+
+def export_command(settings: RunSettings, source: str, labels: tuple[str, ...], output: Path) -> list[str]:
+    """Command line that exports the model."""
+    command = server_command("export", source, "--task", settings.task, "-o", str(output))
+    for label in labels:
+        command += ["--label", label]
+    return command
+
+
+def compact_command(settings: RunSettings, directory: RunDirectory) -> list[str]:
+    """Command line that makes the compact model."""
+    command = server_command("compact", str(directory.root), "--sparsity", str(settings.sparsity))
+    if settings.quantize:
+        command += ["--quantize", settings.quantize]
+    return [*command, "-o", str(directory.compact)]
+
+
+def device_command(settings: RunSettings, directory: RunDirectory, device_id: str, broker_url: str) -> list[str]:
+    """Command line of one device: what a person would type on a board."""
+    command = [sys.executable, "-m", "edge_runtime", "start", "--broker", broker_url, "--fleet", FLEET]
+    command += ["--device-id", device_id, "--data", str(directory.device_data(device_id))]
+    command += ["--state", str(directory.devices / device_id), "--threads", str(device_threads(settings))]
+    if settings.device_memory_mb:
+        command += ["--memory-limit-mb", str(settings.device_memory_mb)]
+    return [*command, "--exit-when-finished"]
+
+
+def device_threads(settings: RunSettings) -> int:
+    """Threads of each device."""
+    return settings.threads or max(1, num_cores() // settings.devices)
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def check_broker(url: str) -> None:
+    """Connect to somebody else's broker once, so that a wrong URL is known before the work begins.
+
+    Raises:
+        BrokerUnreachableError: nobody answers.
+        BrokerRefusedError: it says no.
+        AddressError: the URL is malformed.
+    """
+    link = MqttLink(
+        BrokerAddress.parse(url),
+        client_id=f"fedspine-check-{secrets.token_hex(4)}",
+        subscriptions=(),
+        will=None,
+        max_message_bytes=limits.MAX_MESSAGE_BYTES,
+        rng=random.Random(),  # noqa: S311 - jitter
+    )
+    link.connect()
+    link.close()
+
+
+def start_servers(
+    supervisor: Supervisor, settings: RunSettings, directory: RunDirectory
+) -> tuple[tuple[Child, ...], str, str]:
+    """Start the broker (unless there is one) and the artifact server, and wait until they listen.
+
+    Returns:
+        Their processes, the broker's URL, and the base URL of ``artifacts/``.
+
+    Raises:
+        ChildFailedError: one ended, or does not listen.
+    """
+    servers = []
+    broker_url = settings.broker
+    if settings.broker in EMBEDDED_BROKERS:
+        port = settings.broker_port or free_port()
+        arguments = ("broker", "--host", HOST, "--port", str(port), "--kind", settings.broker)
+        servers.append(supervisor.start("broker", server_command(*arguments)))
+        _wait_for_port(servers[-1], port)
+        broker_url = f"mqtt://{HOST}:{port}"
+    port = settings.artifact_port or free_port()
+    command = server_command("artifacts", str(directory.artifacts), "--host", HOST, "--port", str(port))
+    servers.append(supervisor.start("artifacts", command))
+    _wait_for_port(servers[-1], port)
+    return tuple(servers), broker_url, f"http://{HOST}:{port}/"
+
+
+def start_fleet(
+    supervisor: Supervisor,
+    settings: RunSettings,
+    directory: RunDirectory,
+    servers: tuple[Child, ...],
+    broker_url: str,
+) -> Fleet:
+    """Start the coordinator, whose ``config.toml`` is written, and all devices."""
+    coordinator = supervisor.start("coordinator", server_command("coordinate", str(directory.root)))
+    devices = {}
+    for device_id in settings.device_ids:
+        (directory.devices / device_id).mkdir(parents=True, exist_ok=True)
+        command = device_command(settings, directory, device_id, broker_url)
+        devices[device_id] = supervisor.start(device_id, command)
+    return Fleet(servers=servers, coordinator=coordinator, devices=devices)
+
+
+def _wait_for_port(child: Child, port: int) -> None:
+    give_up_at = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < give_up_at:
+        if child.returncode is not None:
+            raise child.failure()
+        try:
+            with socket.create_connection((HOST, port), timeout=1.0):
+                return
+        except OSError:
+            time.sleep(0.05)
+    msg = f"{child.name} does not listen on port {port} after {START_TIMEOUT_S:.0f} s"
+    raise ChildFailedError(msg, ExitCode.RUN_FAILED, child.log)

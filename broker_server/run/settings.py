@@ -1,0 +1,240 @@
+"""Settings of ``fedspine run``: task defaults, under a TOML file, under the command line; kept as ``run.toml``."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+
+from broker_server.config import CoordinatorConfig, TrainingConfig, check_arm, parse_arms, toml_value
+from broker_server.errors import ArmError, ConfigError
+from broker_server.run.examples import LABEL, Fields
+from broker_server.run.split import parse_split
+from edge_runtime.wire.manifest import Task
+from edge_runtime.wire.messages import Arm
+from edge_runtime.wire.topics import check_name
+
+FLEET: Final = "run"
+"""Fleet of a run that plays all devices itself."""
+
+
+class Panel(enum.StrEnum):
+    """Groups of options in ``fedspine run --help``."""
+
+    MODEL = "Model and data"
+    TRAINING = "Training"
+    RESULT = "Result"
+    PROCESSES = "Processes"
+
+
+HELP: Final = "help"
+"""Key of a field's metadata: what the option means."""
+PANEL: Final = "panel"
+"""Key of a field's metadata: its :class:`Panel`."""
+
+
+def option(panel: Panel, text: str, default: object = dataclasses.MISSING) -> Any:  # noqa: ANN401 - as dataclasses.field
+    """A setting that is an option of the command line too; without a default, the task decides."""
+    shown = f" (default: {default})" if default not in {dataclasses.MISSING, ""} else ""
+    by_task = " (default: by task)" if default is dataclasses.MISSING else ""
+    return dataclasses.field(default=default, metadata={HELP: f"{text}{shown}{by_task}.", PANEL: panel})
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RunSettings:
+    """Everything a whole run is asked for. Field names are the options' names, with underscores."""
+
+    model: str = option(  # noqa: RUF009 - makes a fieldPanel.MODEL, "directory or hub id of a pretrained model (default: the small Llama shipped)", "")
+    task: Task = option(Panel.MODEL, "text-classification or causal-lm; needed with --model")
+    data: str = option(Panel.MODEL, "JSON lines to train on (default: the docstrings of Python's standard library)", "")
+    test: str = option(Panel.MODEL, "held-out JSON lines (default: a random tenth of the data)", "")
+    text_field: str = option(Panel.MODEL, "field that holds the text", "text")
+    label_field: str = option(Panel.MODEL, "field that holds the class", LABEL)
+    max_length: int = option(Panel.MODEL, "tokens of an example")
+    split: str = option(Panel.MODEL, "iid, dirichlet:A or by-key[:FIELD]")
+    devices: int = option(Panel.TRAINING, "number of devices")
+    rounds: int = option(Panel.TRAINING, "number of rounds")
+    local_steps: int = option(Panel.TRAINING, "optimizer steps of a device in a round")
+    batch_size: int = option(Panel.TRAINING, "examples in a micro-batch")
+    accumulation_steps: int = option(Panel.TRAINING, "micro-batches in an optimizer step", 1)
+    arms: str = option(Panel.TRAINING, "pruning ratios and ranks, RATIO:RANK,..., such as 0.0:8,0.25:8,0.5:4")
+    scheduler: str = option(Panel.TRAINING, "who gets which arm: fixed, random or uniform", "uniform")
+    aggregation: str = option(Panel.TRAINING, "flexlora or fedit", "flexlora")
+    learning_rate: float = option(Panel.TRAINING, "peak learning rate of AdamW")
+    final_learning_rate_ratio: float = option(Panel.TRAINING, "the last round's share of it; cosine between", 0.1)
+    weight_decay: float = option(Panel.TRAINING, "decoupled weight decay", 0.0)
+    warmup_steps: int = option(Panel.TRAINING, "linear warm-up at the start of each assignment", 2)
+    lora_scaling: float = option(Panel.TRAINING, "alpha / rank, the same for every rank", 2.0)
+    seed: int = option(Panel.TRAINING, "seed of everything random", 0)
+    eval_examples: int = option(
+        Panel.TRAINING, "held-out examples measured after each round; the last takes all; 0 = always all", 1000
+    )
+    round_deadline: float = option(Panel.TRAINING, "longest time of a round, seconds", 600.0)
+    sparsity: float = option(Panel.RESULT, "pruning ratio of the compact model", 0.25)
+    quantize: Literal["", "int8"] = option(Panel.RESULT, "int8, to quantise the compact model", "")
+    broker: str = option(
+        Panel.PROCESSES, "auto, mosquitto or amqtt (started here), or the URL of one that runs", "auto"
+    )
+    broker_port: int = option(Panel.PROCESSES, "port of a broker started here; 0 = any free one", 0)
+    artifact_port: int = option(Panel.PROCESSES, "port of the artifact server; 0 = any free one", 0)
+    wire_dtype: Literal["float32", "float16"] = option(Panel.PROCESSES, "type of adapters on the wire", "float32")
+    threads: int = option(Panel.PROCESSES, "threads of each device; 0 = cores / devices", 0)
+    device_memory_mb: int = option(Panel.PROCESSES, "memory a device allows itself, MiB; 0 = its own choice", 0)
+
+    def __post_init__(self) -> None:
+        counts = ("devices", "rounds", "local_steps", "batch_size", "accumulation_steps", "max_length")
+        for name in counts:
+            if getattr(self, name) < 1:
+                msg = f"{name} is {getattr(self, name)}, expected 1 or more"
+                raise ConfigError(msg)
+        for name in ("eval_examples", "threads", "seed", "device_memory_mb", "broker_port", "artifact_port"):
+            if getattr(self, name) < 0:
+                msg = f"{name} is {getattr(self, name)}, expected 0 or more"
+                raise ConfigError(msg)
+        for name in ("broker_port", "artifact_port"):
+            if getattr(self, name) > MAX_PORT:
+                msg = f"{name} is {getattr(self, name)}, expected at most {MAX_PORT}"
+                raise ConfigError(msg)
+        if self.broker not in EMBEDDED_BROKERS and "://" not in self.broker:
+            msg = f"broker {self.broker!r} is not known: expected auto, mosquitto, amqtt, or a URL such as mqtt://host:1883"
+            raise ConfigError(msg)
+        check_arm(Arm(pruning_ratio=self.sparsity, rank=1))
+        parse_split(self.split)
+        self.coordinator_config(run_id="check", broker_url="", artifact_url="", artifact_digest="")
+
+    @property
+    def fields(self) -> Fields:
+        """Where text and labels are in the user's files."""
+        return Fields(text=self.text_field, label=self.label_field if self.task == "text-classification" else None)
+
+    @property
+    def device_ids(self) -> tuple[str, ...]:
+        """Names of the devices: ``device-1`` to ``device-N``."""
+        return tuple(check_name(f"device-{n}", "device id") for n in range(1, self.devices + 1))
+
+    def coordinator_config(
+        self, *, run_id: str, broker_url: str, artifact_url: str, artifact_digest: str, num_threads: int = 1
+    ) -> CoordinatorConfig:
+        """What the coordinator process is told.
+
+        Raises:
+            ConfigError: a value out of range.
+            ArmError: an arm outside its range.
+        """
+        training = TrainingConfig(
+            num_rounds=self.rounds,
+            num_local_steps=self.local_steps,
+            batch_size=self.batch_size,
+            num_accumulation_steps=self.accumulation_steps,
+            max_length=self.max_length,
+            learning_rate=self.learning_rate,
+            final_learning_rate_ratio=self.final_learning_rate_ratio,
+            weight_decay=self.weight_decay,
+            num_warmup_steps=self.warmup_steps,
+            lora_scaling=self.lora_scaling,
+        )
+        return CoordinatorConfig(
+            run_id=run_id,
+            fleet=FLEET,
+            broker_url=broker_url,
+            artifact_url=artifact_url,
+            artifact_digest=artifact_digest,
+            num_devices=self.devices,
+            training=training,
+            arms=parse_arms(self.arms),
+            scheduler=self.scheduler,
+            aggregation=self.aggregation,
+            seed=self.seed,
+            round_deadline_s=self.round_deadline,
+            wire_dtype=self.wire_dtype,
+            test_file="data/test.jsonl",
+            num_evaluation_examples=self.eval_examples or None,
+            num_threads=num_threads,
+        )
+
+    def to_toml(self) -> str:
+        """TOML text that :func:`resolve` reads back to equal settings."""
+        return "".join(f"{key} = {toml_value(value)}\n" for key, value in dataclasses.asdict(self).items())
+
+
+MAX_PORT: Final = 65_535
+EMBEDDED_BROKERS: Final = frozenset({"auto", "mosquitto", "amqtt"})
+
+TASK_DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {
+    "text-classification": {
+        "devices": 4,
+        "rounds": 10,
+        "local_steps": 10,
+        "batch_size": 16,
+        "max_length": 64,
+        "split": "iid",
+        "arms": "0.0:8,0.25:8",
+        "learning_rate": 1e-3,
+    },
+    "causal-lm": {
+        "devices": 4,
+        "rounds": 6,
+        "local_steps": 15,
+        "batch_size": 16,
+        "max_length": 128,
+        "split": "iid",
+        "arms": "0.0:8,0.25:8",
+        "learning_rate": 2e-3,
+    },
+}
+"""What a task takes where nothing is said; chosen by experiment (docs/run.md)."""
+
+
+def resolve(options: Mapping[str, object], config: Path | None = None) -> RunSettings:
+    """Settings from the task's defaults, under those of a TOML file, under the given options.
+
+    Args:
+        options: field names to values; None = not given.
+        config: TOML file with field names as keys.
+
+    Raises:
+        ConfigError: the file cannot be read, an unknown key, a wrong type, or a value out of range.
+        ArmError: an arm outside its range.
+    """
+    given = {} if config is None else _read_toml(config)
+    given |= {key: value for key, value in options.items() if value is not None}
+    if unknown := sorted(set(given) - {field.name for field in dataclasses.fields(RunSettings)}):
+        msg = (
+            f"setting {unknown[0]!r} is not known; known: {', '.join(f.name for f in dataclasses.fields(RunSettings))}"
+        )
+        raise ConfigError(msg)
+    defaults = _defaults(given)
+    try:
+        return msgspec.convert(defaults | given, RunSettings)
+    except msgspec.ValidationError as error:
+        if isinstance(error.__cause__, ConfigError | ArmError):
+            raise error.__cause__ from None
+        msg = f"setting has a wrong value: {error}"
+        raise ConfigError(msg) from error
+
+
+def _defaults(given: Mapping[str, object]) -> dict[str, object]:
+    task = given.get("task", "" if given.get("model") else "causal-lm")
+    if task not in TASK_DEFAULTS:
+        got = f"task {task!r} is not known" if task else "a model needs its task"
+        msg = f"{got}: give --task {' or --task '.join(sorted(TASK_DEFAULTS))}"
+        raise ConfigError(msg)
+    for need in ("model", "data"):
+        if task == "text-classification" and not given.get(need):
+            msg = f"text-classification needs --{need}: what ships with the package is for causal-lm"
+            raise ConfigError(msg)
+    split = {} if given.get("data") else {"split": "by-key"}
+    return {**TASK_DEFAULTS[str(task)], **split, "task": task}
+
+
+def _read_toml(path: Path) -> dict[str, object]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        msg = f"configuration {path} cannot be read: {error}"
+        raise ConfigError(msg) from error

@@ -1,0 +1,129 @@
+"""The processes of a run: started tied to this one, watched, and ended together."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from broker_server.errors import ChildFailedError
+from broker_server.tether import tethered
+from edge_runtime.wire.errors import ExitCode
+
+_ERROR_LINE = re.compile(r"fedspine[\w-]*: error: (.+)")
+_LOG_TAIL_BYTES = 16_384
+_PASSED_ON = frozenset(ExitCode) - {ExitCode.OK, ExitCode.UNEXPECTED, ExitCode.USAGE, ExitCode.INTERRUPTED}
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Child:
+    """One process of the run."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+    """Where its output goes."""
+
+    @property
+    def returncode(self) -> int | None:
+        """What it ended with (negative: a signal), or None while it runs."""
+        return self.process.poll()
+
+    def failure(self) -> ChildFailedError:
+        """The error to report for a process that ended: its own last error line, and its own exit code if specific."""
+        code = self.returncode
+        reason = last_error(self.log)
+        if reason is None:
+            reason = f"ended with signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
+        passed = ExitCode(code) if code in _PASSED_ON else ExitCode.RUN_FAILED
+        return ChildFailedError(f"{self.name}: {reason}", passed, self.log)
+
+
+def last_error(log: Path) -> str | None:
+    """The last ``fedspine...: error:`` line in a log, without that prefix; None if there is none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - _LOG_TAIL_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return None
+    found = [match[1].strip() for line in lines if (match := _ERROR_LINE.match(line))]
+    return found[-1] if found else None
+
+
+class Supervisor:
+    """Starts processes and leaves none behind: a context manager that ends them all, last started first.
+
+    Each process leads a group of its own, so that the terminal's Ctrl-C reaches only the supervisor, which then ends
+    the groups in order; and each is tied to the supervisor by the kernel, so that even kill -9 leaves nothing running.
+    """
+
+    def __init__(self, log_directory: Path, grace_s: float = 5.0) -> None:
+        self._logs = log_directory
+        self._grace_s = grace_s
+        self._children: list[Child] = []
+
+    def __enter__(self) -> Self:
+        self._logs.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop(self._children[::-1])
+
+    def start(self, name: str, command: Sequence[str]) -> Child:
+        """Start a process; its output is appended to ``<name>.log``.
+
+        Args:
+            name: for people; also the log's name.
+            command: program and arguments.
+        """
+        log = self._logs / f"{name}.log"
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                tethered(command),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        child = Child(name=name, process=process, log=log)
+        self._children.append(child)
+        return child
+
+    def finish(self, child: Child) -> None:
+        """Wait for the good end of a process.
+
+        Raises:
+            ChildFailedError: it ended otherwise.
+        """
+        if child.process.wait() != 0:
+            raise child.failure()
+
+    def stop(self, children: Sequence[Child]) -> None:
+        """End processes and whatever they started: asked first, killed when they have not ended in the grace time."""
+        chosen = list(children)
+        for child in chosen:
+            _signal_group(child, signal.SIGTERM)
+        give_up_at = time.monotonic() + self._grace_s
+        for child in chosen:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.process.wait(timeout=max(0.0, give_up_at - time.monotonic()))
+        for child in chosen:
+            _signal_group(child, signal.SIGKILL)
+            child.process.wait()
+
+
+def _signal_group(child: Child, number: signal.Signals) -> None:
+    """Signal a process and its descendants; a group that is gone is fine."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.process.pid, number)

@@ -1,0 +1,106 @@
+"""What a person watching a run wants to know, put together from its events; pure."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+
+from broker_server import events
+from broker_server.records import RoundRecord
+from broker_server.report.quality import metric, metric_text
+from edge_runtime.wire.manifest import Task
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class DeviceView:
+    """One device, as last heard of."""
+
+    state: str
+    arm: str = ""
+    step: int = 0
+    num_steps: int = 0
+    has_updated: bool = False
+    """Whether its update of the current round was accepted."""
+
+
+class RunView:
+    """State of a run, fed by :meth:`apply`.
+
+    Attributes:
+        devices: by device id.
+        rounds: finished rounds, in order.
+        round_number: the round that is going on, or the last one.
+        num_rounds: rounds of the whole run.
+    """
+
+    def __init__(self, task: Task, device_ids: tuple[str, ...], num_rounds: int) -> None:
+        self.task = task
+        self.devices = {device_id: DeviceView(state="starting") for device_id in device_ids}
+        self.rounds: list[RoundRecord] = []
+        self.round_number = 0
+        self.num_rounds = num_rounds
+
+    def apply(self, event: events.AnyEvent) -> str | None:
+        """Take in one event; returns a line worth printing, or None."""
+        match event:
+            case events.RoundStarted():
+                self.round_number = event.round_number
+                for device in self.devices.values():
+                    device.arm, device.step, device.has_updated = "", 0, False
+                for device_id, arm in event.arms.items():
+                    self._device(device_id).arm = arm
+                return None
+            case events.DeviceSeen():
+                return self._seen(event)
+            case events.UpdateAccepted():
+                self._device(event.device_id).has_updated = True
+                return None
+            case events.RoundFinished():
+                self.rounds = [r for r in self.rounds if r.round_number < event.record.round_number] + [event.record]
+                return self._round_line(event.record)
+            case _:
+                return None
+
+    def mark_ended(self, device_id: str) -> None:
+        """A device's process ended."""
+        self._device(device_id).state = "ended"
+
+    @property
+    def time_left_s(self) -> float | None:
+        """Estimate: rounds left, each as long as the median of those that trained; None before the first."""
+        seconds = [record.seconds for record in self.rounds if record.round_number > 0]
+        if not seconds:
+            return None
+        return statistics.median(seconds) * max(0, self.num_rounds - self.rounds[-1].round_number)
+
+    def quality(self) -> tuple[str, str] | None:
+        """Quality before training and now, for people; None before the first evaluation."""
+        known = [record.evaluation for record in self.rounds if record.evaluation is not None]
+        if not known:
+            return None
+        texts = [metric_text(self.task, metric(self.task, e.loss, e.accuracy)) for e in (known[0], known[-1])]
+        return texts[0], texts[1]
+
+    def _device(self, device_id: str) -> DeviceView:
+        return self.devices.setdefault(device_id, DeviceView(state="new"))
+
+    def _seen(self, event: events.DeviceSeen) -> str | None:
+        device = self._device(event.device_id)
+        went_off = event.state == "offline" and device.state not in {"offline", "ended"}
+        device.state, device.step, device.num_steps = event.state, event.step, event.num_steps
+        return f"{event.device_id} went offline: {event.detail or 'no reason given'}" if went_off else None
+
+    def _round_line(self, record: RoundRecord) -> str:
+        evaluation = record.evaluation
+        quality = "not evaluated"
+        if evaluation is not None:
+            name = "perplexity" if self.task == "causal-lm" else "accuracy"
+            quality = f"{name} {metric_text(self.task, metric(self.task, evaluation.loss, evaluation.accuracy))}"
+        if record.round_number == 0:
+            return f"before training: {quality}"
+        accepted = sum(device.outcome == "accepted" for device in record.devices)
+        others = [f"{d.device_id} {d.outcome.replace('_', ' ')}" for d in record.devices if d.outcome != "accepted"]
+        return (
+            f"round {record.round_number}/{self.num_rounds}: {quality}, {accepted} updates, {record.seconds:.1f} s"
+            f"{' (' + ', '.join(others) + ')' if others else ''}"
+        )

@@ -49,8 +49,8 @@ def option(panel: Panel, text: str, default: object = dataclasses.MISSING) -> An
 class RunSettings:
     """Everything a whole run is asked for. Field names are the options' names, with underscores."""
 
-    model: str = option(  # noqa: RUF009 - makes a fieldPanel.MODEL, "directory or hub id of a pretrained model (default: the small Llama shipped)", "")
-    task: Task = option(Panel.MODEL, "text-classification or causal-lm; needed with --model")
+    model: str = option(Panel.MODEL, "directory or hub id of a pretrained model (default: the small Llama shipped)", "")
+    task: Task = option(Panel.MODEL, "text-classification or causal-lm; needed with --model")  # noqa: RUF009 - a field
     data: str = option(Panel.MODEL, "JSON lines to train on (default: the docstrings of Python's standard library)", "")
     test: str = option(Panel.MODEL, "held-out JSON lines (default: a random tenth of the data)", "")
     text_field: str = option(Panel.MODEL, "field that holds the text", "text")

@@ -1,0 +1,371 @@
+"""The device process: one loop that reads the link, keeps the background thread busy, and says what it does.
+
+Everything that arrives may be lost, repeated or late; each has a decided answer (docs/wire.md). Work runs in the
+background thread; all decisions are taken here, in one thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import queue
+import random
+from typing import Final
+
+from edge_runtime.agent.identity import StateDirectory
+from edge_runtime.agent.jobs import Jobs
+from edge_runtime.agent.mouthpiece import Mouthpiece
+from edge_runtime.agent.outbox import Key, Outbox
+from edge_runtime.agent.refusals import is_fatal, reason_of
+from edge_runtime.agent.reporter import Reporter
+from edge_runtime.agent.traffic import Traffic
+from edge_runtime.agent.uploads import Uploads
+from edge_runtime.agent.worker import Workbench, WorkSettings
+from edge_runtime.link import backoff
+from edge_runtime.link.mqtt import BrokerAddress, Connected, Disconnected, LinkEvent, TlsFiles
+from edge_runtime.link.transfers import Transfers
+from edge_runtime.wire.errors import ExitCode, FedSpineError, MessageError
+from edge_runtime.wire.messages import (
+    AnyMessage,
+    Assignment,
+    Cancel,
+    Capabilities,
+    Chunk,
+    ChunkRequest,
+    DeviceState,
+    Failure,
+    FailureReason,
+    Finished,
+    Hello,
+    Update,
+    Verdict,
+    Welcome,
+    decode_message,
+    kind_of,
+)
+
+logger = logging.getLogger(__name__)
+
+COORDINATOR: Final = "coordinator"
+"""The only peer of a device."""
+
+POLL_S: Final = 0.1
+"""How long the loop waits for the link before it looks at the background thread."""
+
+STOP_S: Final = 10.0
+"""How long a stopping process waits for its background thread."""
+
+MAX_REFUSALS: Final = 64
+"""Failures that are remembered, to answer a repeated assignment without doing it again."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSettings:
+    """How a device takes part."""
+
+    broker: BrokerAddress
+    fleet: str
+    """Fleet on that broker."""
+    tls: TlsFiles
+    work: WorkSettings
+    num_examples: int
+    """Lines of the data file, for the coordinator's information."""
+    exit_when_finished: bool = False
+    """Leave when the coordinator says that the run is over."""
+    wait_for_broker: bool = False
+    """Go on trying when nobody answers at the first connection."""
+
+
+@dataclasses.dataclass(slots=True)
+class _Work:
+    """The assignment that this device is on."""
+
+    assignment: Assignment
+    received_at: float
+    adapter: tuple[bytes, float] | None = None
+    """Safetensors bytes to start from, and how long they took to arrive, seconds; None until they are here."""
+    is_running: bool = False
+
+    @property
+    def key(self) -> Key:
+        return (self.assignment.run_id, self.assignment.round_number, self.assignment.attempt)
+
+
+class Agent:
+    """One device. Call :meth:`run` once; :meth:`stop` may be called from a signal handler."""
+
+    def __init__(
+        self, settings: AgentSettings, state: StateDirectory, capabilities: Capabilities, rng: random.Random
+    ) -> None:
+        self._settings = settings
+        self._device_id = state.device_id
+        self._capabilities = capabilities
+        self._rng = rng
+        self._mouth = Mouthpiece(settings.broker, settings.fleet, state.device_id, settings.tls, rng)
+        self._link = self._mouth.link
+        self._clock = self._mouth.clock
+        self._reporter = Reporter(state.device_id, self._mouth.session_id, self._mouth.say, self._clock)
+        self._transfers = Transfers(lambda _, message: self._mouth.say(message), self._clock)
+        self._uploads = Uploads(Outbox(state.outbox), self._transfers, self._mouth.say, self._mouth.new_repeat)
+        traffic = Traffic(lambda: (self._link.bytes_sent, self._link.bytes_received))
+        self._jobs = Jobs(state.artifacts, settings.work, traffic)
+        self._welcome: Welcome | None = None
+        self._workbench: Workbench | None = None
+        self._prepare_at = 0.0
+        self._prepare_failures = 0
+        self._work: _Work | None = None
+        self._refusals: dict[Key, Failure] = {}
+        self._exit: tuple[ExitCode, str] | None = None
+
+    def stop(self, code: ExitCode, detail: str) -> None:
+        """End :meth:`run` soon, with a good-bye that says ``detail``."""
+        if self._exit is None:
+            self._exit = (code, detail)
+
+    def run(self) -> ExitCode:
+        """Take part until stopped.
+
+        Raises:
+            BrokerUnreachableError: nobody answers at the first connection (not with ``wait_for_broker``).
+            BrokerRefusedError: the broker says no at the first connection.
+            FedSpineError: this device cannot take part in the run; the coordinator was told.
+        """
+        farewell = "stopped by an unexpected error"
+        try:
+            self._link.connect(wait_for_broker=self._settings.wait_for_broker)
+            while self._exit is None:
+                self._turn()
+            code, farewell = self._exit
+        except FedSpineError as error:
+            farewell = str(error)
+            raise
+        finally:
+            self._jobs.stop()
+            if not self._jobs.join(STOP_S):
+                logger.warning("work did not stop within %g s; leaving all the same", STOP_S)
+            self._link.close(self._mouth.goodbye(farewell))
+        return code
+
+    def _turn(self) -> None:
+        """One turn of the loop: hear, collect what is done, start and say what is due."""
+        with contextlib.suppress(queue.Empty):
+            self._on_link(self._link.events.get(timeout=POLL_S))
+        self._collect()
+        self._mouth.register_if_due(self._capabilities, self._settings.num_examples)
+        self._check_deadline()
+        if self._jobs.is_idle:
+            self._start_job()
+        self._transfers.tick()
+        if self._mouth.is_registered:
+            self._uploads.tick()
+            self._reporter.tick()
+
+    # ---- what arrives ------------------------------------------------------------------------------------------------
+
+    def _on_link(self, event: LinkEvent) -> None:
+        match event:
+            case Connected():
+                self._mouth.register_again()
+                self._transfers.ask_again()
+            case Disconnected():
+                self._mouth.is_registered = False
+            case _:
+                try:
+                    self._on_message(decode_message(event.payload))
+                except MessageError as error:
+                    logger.warning("on %s: %s", event.topic, error)
+
+    def _on_message(self, message: AnyMessage) -> None:
+        if getattr(message, "device_id", self._device_id) != self._device_id:
+            logger.warning("a %s for another device arrived here; ignored", kind_of(message))
+            return
+        match message:
+            case Hello():
+                self._mouth.register_again()
+            case Welcome():
+                self._on_welcome(message)
+            case Assignment():
+                self._on_assignment(message)
+            case Verdict():
+                self._on_verdict(message)
+            case Cancel():
+                self._on_cancel(message)
+            case Finished():
+                self._on_finished(message)
+            case Chunk():
+                self._transfers.handle(COORDINATOR, message)
+            case ChunkRequest():
+                self._transfers.handle(COORDINATOR, message)
+                self._uploads.heard(message.digest)
+            case _:
+                logger.warning("a %s is not for devices; ignored", kind_of(message))
+
+    def _on_welcome(self, welcome: Welcome) -> None:
+        self._mouth.is_registered = True
+        self._reporter.heartbeat_s = max(1.0, welcome.heartbeat_s)
+        previous, self._welcome = self._welcome, welcome
+        if previous is not None and previous.artifact_digest != welcome.artifact_digest:
+            self._drop_work("a run with another artifact began")
+            self._jobs.stop()
+            self._workbench = None
+        self._uploads.open(welcome.run_id)
+        self._uploads.restart()
+        self._reporter.say()
+
+    def _on_assignment(self, assignment: Assignment) -> None:
+        if self._welcome is None or assignment.run_id != self._welcome.run_id:
+            logger.info("assignment of run %s, which did not welcome this device; registering", assignment.run_id)
+            self._mouth.register_again()
+            return
+        work = _Work(assignment, self._clock())
+        if self._uploads.has(work.key):
+            return
+        if (refusal := self._refusals.get(work.key)) is not None:
+            self._mouth.say(refusal)
+            return
+        if self._work is not None:
+            if work.key[1:] <= self._work.key[1:]:
+                self._reporter.say()
+                return
+            self._drop_work(f"superseded by round {assignment.round_number}, attempt {assignment.attempt}")
+        arm = assignment.arm
+        logger.info("round %d, attempt %d: pruning ratio %g, rank %d", *work.key[1:], arm.pruning_ratio, arm.rank)
+        self._work = work
+        self._reporter.change(DeviceState.FETCHING, *work.key[1:])
+        self._transfers.expect(
+            assignment.adapter,
+            COORDINATOR,
+            functools.partial(self._on_adapter, work),
+            lambda detail: self._refuse(work, FailureReason.INTERNAL, detail),
+        )
+
+    def _on_adapter(self, work: _Work, blob: bytes) -> None:
+        work.adapter = (blob, self._clock() - work.received_at)
+
+    def _on_verdict(self, verdict: Verdict) -> None:
+        if self._uploads.close((verdict.run_id, verdict.round_number, verdict.attempt)) is None:
+            return
+        word = "accepted" if verdict.accepted else "rejected"
+        logger.info("round %d: %s%s", verdict.round_number, word, f" ({verdict.detail})" if verdict.detail else "")
+        if self._work is None and self._uploads.pending is None:
+            self._reporter.change(DeviceState.IDLE)
+
+    def _on_cancel(self, cancel: Cancel) -> None:
+        key = (cancel.run_id, cancel.round_number, cancel.attempt)
+        is_current = self._work is not None and self._work.key == key
+        if is_current:
+            self._drop_work(f"cancelled: {cancel.detail}")
+        if (self._uploads.close(key) is not None or is_current) and self._work is None:
+            self._reporter.change(DeviceState.IDLE, detail=f"round {cancel.round_number} cancelled: {cancel.detail}")
+
+    def _on_finished(self, finished: Finished) -> None:
+        if self._welcome is None or finished.run_id != self._welcome.run_id:
+            return
+        logger.info("run %s is over%s", finished.run_id, f": {finished.detail}" if finished.detail else "")
+        self._drop_work("the run is over")
+        self._reporter.change(DeviceState.DONE)
+        if self._settings.exit_when_finished:
+            self.stop(ExitCode.OK, "the run is over")
+
+    # ---- what is done ------------------------------------------------------------------------------------------------
+
+    def _check_deadline(self) -> None:
+        work = self._work
+        if work is not None and self._clock() > work.received_at + work.assignment.deadline_s:
+            detail = f"deadline of {work.assignment.deadline_s:g} s passed"
+            self._drop_work(detail)
+            self._refuse(work, FailureReason.CANCELLED, detail)
+
+    def _start_job(self) -> None:
+        welcome, work = self._welcome, self._work
+        if welcome is None:
+            return
+        if self._workbench is None:
+            if self._clock() >= self._prepare_at:
+                if work is None:
+                    self._reporter.change(DeviceState.FETCHING)
+                self._jobs.prepare(welcome, self._reporter.progress)
+        elif work is not None and work.adapter is not None:
+            work.is_running = True
+            self._reporter.change(DeviceState.TRAINING, *work.key[1:])
+            self._reporter.progress.num_steps = work.assignment.hyper_parameters.num_local_steps
+            self._jobs.work(self._workbench, work.assignment, work.adapter, welcome, self._reporter.progress)
+
+    def _collect(self) -> None:
+        """Take what the background thread has finished."""
+        try:
+            tag, outcome = self._jobs.outcomes.get_nowait()
+        except queue.Empty:
+            return
+        work = self._work
+        if isinstance(outcome, Workbench):
+            self._on_prepared(outcome)
+        elif isinstance(tag, str) and isinstance(outcome, Exception):
+            self._on_prepare_failed(tag, outcome)
+        elif work is None or work.key != tag:
+            logger.debug("work on %s ended, which nobody waits for any more", tag)
+        elif isinstance(outcome, Exception):
+            if not isinstance(outcome, FedSpineError):
+                logger.error("work failed unexpectedly", exc_info=outcome)
+            self._refuse(work, reason_of(outcome), str(outcome) or type(outcome).__name__)
+        else:
+            self._on_worked(work, *outcome)
+
+    def _on_prepared(self, workbench: Workbench) -> None:
+        self._prepare_failures = 0
+        if self._welcome is None or workbench.digest != self._welcome.artifact_digest:
+            return
+        self._workbench = workbench
+        logger.info("ready: artifact %s (%s)", workbench.digest[:12], workbench.artifact.manifest.model_name)
+        if self._work is None and self._reporter.state is DeviceState.FETCHING:
+            self._reporter.change(DeviceState.IDLE)
+
+    def _on_prepare_failed(self, digest: str, error: Exception) -> None:
+        if self._welcome is None or digest != self._welcome.artifact_digest:
+            return
+        if is_fatal(error):
+            raise error
+        self._prepare_failures += 1
+        delay_s = backoff.full_jitter(self._prepare_failures, self._rng)
+        self._prepare_at = self._clock() + delay_s
+        logger.warning("%s; trying again in %.0f s", error, delay_s)
+        if self._work is not None:
+            self._refuse(self._work, reason_of(error), str(error))
+        else:
+            self._reporter.change(DeviceState.FETCHING, detail=str(error))
+
+    def _on_worked(self, work: _Work, update: Update, blob: bytes) -> None:
+        self._work = None
+        try:
+            self._uploads.add(update, blob)
+        except FedSpineError as error:
+            self._refuse(work, reason_of(error), str(error))
+            return
+        self._reporter.change(DeviceState.UPLOADING, *work.key[1:])
+
+    # ---- ends --------------------------------------------------------------------------------------------------------
+
+    def _drop_work(self, why: str) -> None:
+        """Stop the current assignment, if any; what it may still produce is ignored."""
+        if self._work is None:
+            return
+        logger.info("round %d, attempt %d: %s", *self._work.key[1:], why)
+        self._transfers.cancel(self._work.assignment.adapter.digest, COORDINATOR)
+        if self._work.is_running:
+            self._jobs.stop()
+        self._work = None
+
+    def _refuse(self, work: _Work, reason: FailureReason, detail: str) -> None:
+        """Give an assignment up, and tell."""
+        logger.warning("round %d, attempt %d given up: %s (%s)", *work.key[1:], detail, reason)
+        if self._work is work:
+            self._transfers.cancel(work.assignment.adapter.digest, COORDINATOR)
+            self._work = None
+        failure = self._mouth.failure(work.assignment, reason, detail)
+        while len(self._refusals) >= MAX_REFUSALS:
+            del self._refusals[next(iter(self._refusals))]
+        self._refusals[work.key] = failure
+        self._mouth.say(failure)
+        self._reporter.change(DeviceState.IDLE, detail=detail)

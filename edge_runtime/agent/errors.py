@@ -1,0 +1,33 @@
+"""Errors of the device process.
+
+AgentError
+├── StateInUseError     another process works in the state directory
+├── StateError          the state directory cannot be used
+└── StoppedError        somebody asked this device to stop what it was doing
+"""
+
+from __future__ import annotations
+
+from edge_runtime.wire.errors import ExitCode, FedSpineError
+
+
+class AgentError(FedSpineError):
+    """Base of the device's own errors."""
+
+
+class StateInUseError(AgentError):
+    """Another process holds the lock of the state directory."""
+
+    exit_code = ExitCode.STATE_IN_USE
+
+
+class StateError(AgentError):
+    """The state directory, or an option about it, cannot be used."""
+
+    exit_code = ExitCode.USAGE
+
+
+class StoppedError(AgentError):
+    """Work was stopped half-way: a newer assignment, a cancellation, a deadline, or the end of the process."""
+
+    exit_code = ExitCode.INTERRUPTED

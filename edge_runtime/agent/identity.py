@@ -1,0 +1,114 @@
+"""The state directory: one process at a time, one device id for ever.
+
+STATE/lock               held while a process runs
+STATE/device-id          the id, made once
+STATE/capabilities.json  measured once per machine and version
+STATE/artifacts/         files by digest of their artifact
+STATE/outbox/            updates that the coordinator has not yet answered
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import secrets
+import socket
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from edge_runtime.agent.errors import StateError, StateInUseError
+from edge_runtime.wire.files import raise_if_disk_full, write_atomically
+from edge_runtime.wire.topics import NAME
+
+LOCK_FILE: Final = "lock"
+ID_FILE: Final = "device-id"
+CAPABILITIES_FILE: Final = "capabilities.json"
+ARTIFACTS: Final = "artifacts"
+OUTBOX: Final = "outbox"
+
+
+class StateDirectory:
+    """An open, locked state directory; a context manager that unlocks.
+
+    Attributes:
+        path: the directory.
+        device_id: name of this device, the same at every start.
+    """
+
+    def __init__(self, path: Path, device_id: str | None = None) -> None:
+        """Make the directory if need be, lock it, and find out who this device is.
+
+        Args:
+            path: where this device keeps its state.
+            device_id: its name; None = the one used before, or a new one.
+
+        Raises:
+            StateInUseError: another process holds it.
+            StateError: the directory cannot be written, or the name is not allowed.
+            DiskFullError: there is no space.
+        """
+        self.path = path
+        if device_id is not None and NAME.fullmatch(device_id) is None:
+            msg = (
+                f"device id {device_id!r} is not allowed: use 1 to 64 letters, digits, '.', '_' or '-', "
+                "starting with a letter or digit"
+            )
+            raise StateError(msg)
+        try:
+            for directory in (path, path / ARTIFACTS, path / OUTBOX):
+                directory.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise_if_disk_full(error, path)
+            msg = f"state directory {path} cannot be used ({error.strerror}): choose another with --state"
+            raise StateError(msg) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.device_id = self._identify(device_id)
+        except BlockingIOError as error:
+            os.close(self._lock)
+            msg = f"state directory {path} is in use by another process: stop it, or choose another with --state"
+            raise StateInUseError(msg) from error
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    @property
+    def artifacts(self) -> Path:
+        """Folder of the cached artifacts."""
+        return self.path / ARTIFACTS
+
+    @property
+    def outbox(self) -> Path:
+        """Folder of the updates that wait for an answer."""
+        return self.path / OUTBOX
+
+    @property
+    def capabilities_file(self) -> Path:
+        """What was measured of this machine."""
+        return self.path / CAPABILITIES_FILE
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._lock)
+
+    def _identify(self, given: str | None) -> str:
+        path = self.path / ID_FILE
+        stored = path.read_text(encoding="utf-8", errors="replace").strip() if path.exists() else ""
+        known = stored if NAME.fullmatch(stored) else None
+        chosen = given or known or new_device_id(socket.gethostname())
+        if chosen != known:
+            write_atomically(path, (chosen + "\n").encode())
+        return chosen
+
+
+def new_device_id(host_name: str) -> str:
+    """A new id: the host's name, for people, and eight random hexadecimal digits, because images are cloned."""
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", host_name.partition(".")[0]).strip("-._")[:40]
+    return f"{readable or 'device'}-{secrets.token_hex(4)}"

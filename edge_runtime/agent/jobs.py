@@ -1,0 +1,84 @@
+"""What the background thread does: get ready for a run, or work on an assignment."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from edge_runtime.agent.background import Background
+from edge_runtime.agent.cache import ArtifactCache
+from edge_runtime.agent.errors import StoppedError
+from edge_runtime.agent.outbox import Key
+from edge_runtime.agent.traffic import Traffic
+from edge_runtime.agent.worker import Progress, Workbench, WorkContext, WorkSettings, prepare
+from edge_runtime.wire.messages import Assignment, Update, Welcome
+
+Job = Workbench | tuple[Update, bytes]
+"""What a job returns: ready for a run, or an update and its adapter."""
+
+
+class Jobs(Background[Job]):
+    """The jobs of one device.
+
+    Args:
+        artifacts: folder of the artifact cache.
+        settings: what the owner of the board said.
+        traffic: where bytes are counted.
+    """
+
+    def __init__(self, artifacts: Path, settings: WorkSettings, traffic: Traffic) -> None:
+        super().__init__()
+        self._artifacts = artifacts
+        self._settings = settings
+        self._traffic = traffic
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether a job can be started and none has ended unnoticed."""
+        return not self.is_busy and self.outcomes.empty()
+
+    def prepare(self, welcome: Welcome, progress: Progress) -> None:
+        """Start getting ready for a run; the tag is the artifact's digest."""
+
+        def job(stop: threading.Event) -> Workbench:
+            def count(num_bytes: int) -> None:
+                self._traffic.add_http(num_bytes)
+                _raise_if(stop.is_set)
+
+            cache = ArtifactCache(self._artifacts, lambda delay_s: _raise_if(lambda: stop.wait(delay_s)))
+            return prepare(welcome, cache, self._settings, progress, count)
+
+        self.start(welcome.artifact_digest, job)
+
+    def work(
+        self,
+        workbench: Workbench,
+        assignment: Assignment,
+        adapter: tuple[bytes, float],
+        welcome: Welcome,
+        progress: Progress,
+    ) -> None:
+        """Start working on an assignment; the tag is its key.
+
+        Args:
+            workbench: ready for the run.
+            assignment: what to do.
+            adapter: safetensors bytes to start from, and how long they took to arrive, seconds.
+            welcome: what the coordinator said.
+            progress: where to note how far it is.
+        """
+        blob, fetch_s = adapter
+
+        def job(stop: threading.Event) -> tuple[Update, bytes]:
+            context = WorkContext(welcome=welcome, stop=stop, progress=progress, traffic=self._traffic, fetch_s=fetch_s)
+            return workbench.run(assignment, blob, context)
+
+        key: Key = (assignment.run_id, assignment.round_number, assignment.attempt)
+        self.start(key, job)
+
+
+def _raise_if(is_stopped: Callable[[], bool]) -> None:
+    if is_stopped():
+        msg = "stopped while getting ready"
+        raise StoppedError(msg)

@@ -1,0 +1,113 @@
+"""What a device sends: every message to the coordinator goes through here, under the right topic."""
+
+from __future__ import annotations
+
+import random
+import secrets
+import time
+from collections.abc import Callable
+from typing import Final
+
+from edge_runtime.agent.repeat import Repeat
+from edge_runtime.link.mqtt import BrokerAddress, MqttLink, TlsFiles
+from edge_runtime.wire import limits, topics
+from edge_runtime.wire.messages import (
+    AnyMessage,
+    Assignment,
+    Capabilities,
+    Failure,
+    FailureReason,
+    Presence,
+    Register,
+    encode_message,
+    kind_of,
+)
+
+MAX_DETAIL: Final = 1_500
+"""Longest detail of a failure or a good-bye, characters."""
+
+
+class Mouthpiece:
+    """This device's side of the link.
+
+    Attributes:
+        link: the link itself.
+        session_id: this process.
+        is_registered: whether the coordinator has answered the registration since the last connect.
+    """
+
+    def __init__(self, broker: BrokerAddress, fleet: str, device_id: str, tls: TlsFiles, rng: random.Random) -> None:
+        """Prepare the link.
+
+        Raises:
+            AddressError: a TLS file cannot be used.
+            MessageError: fleet or device id is not allowed.
+        """
+        self.session_id = secrets.token_hex(8)
+        self.is_registered = False
+        self._fleet = fleet
+        self._device_id = device_id
+        self._rng = rng
+        self._registration = self.new_repeat()
+        self.link = MqttLink(
+            broker,
+            client_id=f"fedspine-{fleet}-{device_id}",
+            subscriptions=topics.device_subscriptions(fleet, device_id),
+            will=self.goodbye("connection lost"),
+            max_message_bytes=limits.MAX_MESSAGE_BYTES,
+            tls=tls,
+            rng=rng,
+        )
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Monotonic seconds."""
+        return time.monotonic
+
+    def new_repeat(self) -> Repeat:
+        """A timer for one message that wants an answer."""
+        return Repeat(self._rng, self.clock)
+
+    def say(self, message: AnyMessage) -> None:
+        """Publish a message; lost while there is no connection."""
+        self.link.publish(self._topic(message), encode_message(message))
+
+    def goodbye(self, detail: str) -> tuple[str, bytes]:
+        """Topic and payload of the last message of this process."""
+        message = Presence(
+            device_id=self._device_id, session_id=self.session_id, online=False, detail=detail[:MAX_DETAIL]
+        )
+        return self._topic(message), encode_message(message)
+
+    def register_again(self) -> None:
+        """Register as soon as possible, and until there is an answer."""
+        self.is_registered = False
+        self._registration.restart()
+
+    def register_if_due(self, capabilities: Capabilities, num_examples: int) -> None:
+        """Register if there is no answer yet and it is time to say it (again); call it often."""
+        if self.is_registered or not self.link.is_connected or not self._registration.is_due:
+            return
+        self.say(
+            Register(
+                device_id=self._device_id,
+                session_id=self.session_id,
+                capabilities=capabilities,
+                num_examples=num_examples,
+            )
+        )
+        self._registration.said()
+
+    def failure(self, assignment: Assignment, reason: FailureReason, detail: str) -> Failure:
+        """The message that gives an assignment up."""
+        return Failure(
+            run_id=assignment.run_id,
+            device_id=self._device_id,
+            round_number=assignment.round_number,
+            attempt=assignment.attempt,
+            reason=reason,
+            detail=detail[:MAX_DETAIL],
+        )
+
+    def _topic(self, message: AnyMessage) -> str:
+        return topics.up(self._fleet, self._device_id, kind_of(message))

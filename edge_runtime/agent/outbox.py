@@ -1,0 +1,107 @@
+"""Updates on disk until the coordinator has answered: they survive kill -9 and a power cut.
+
+Each entry is two files, the blob first: ``<key>.safetensors``, then ``<key>.update`` (the encoded message, which names
+the blob's digest). An entry exists when its second file does.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Final
+
+from edge_runtime.wire.errors import MessageError
+from edge_runtime.wire.files import write_atomically
+from edge_runtime.wire.manifest import digest_of
+from edge_runtime.wire.messages import Update, decode_message, encode_message
+
+logger = logging.getLogger(__name__)
+
+MAX_ENTRIES: Final = 4
+"""Updates that are kept; the oldest makes room."""
+
+_MESSAGE: Final = ".update"
+_BLOB: Final = ".safetensors"
+
+Key = tuple[str, int, int]
+"""run_id, round_number, attempt."""
+
+
+class Outbox:
+    """The updates of one device that wait for a verdict.
+
+    Args:
+        directory: where they lie; what cannot be read there is removed.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._entries: dict[Key, Update] = {}
+        messages = sorted(directory.glob(f"*{_MESSAGE}"), key=lambda path: path.stat().st_mtime_ns)
+        for path in messages:
+            update = self._load(path)
+            if update is not None:
+                self._entries[key_of(update)] = update
+        kept = {_stem(key) for key in self._entries}
+        for path in directory.iterdir():
+            if path.name.split(".")[0] not in kept:
+                path.unlink()
+
+    def add(self, update: Update, blob: bytes) -> None:
+        """Keep an update; when this returns, it survives a power cut.
+
+        Raises:
+            DiskFullError: there is no space.
+        """
+        while len(self._entries) >= MAX_ENTRIES:
+            oldest = next(iter(self._entries))
+            logger.warning("outbox is full; dropping the update of round %d", oldest[1])
+            self.remove(oldest)
+        stem = _stem(key_of(update))
+        write_atomically(self._directory / (stem + _BLOB), blob)
+        write_atomically(self._directory / (stem + _MESSAGE), encode_message(update))
+        self._entries[key_of(update)] = update
+
+    def get(self, key: Key) -> Update | None:
+        """The update of an assignment, if it waits here."""
+        return self._entries.get(key)
+
+    def updates(self) -> list[Update]:
+        """All that wait, oldest first."""
+        return list(self._entries.values())
+
+    def read_blob(self, key: Key) -> bytes:
+        """The adapter of an update.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        return (self._directory / (_stem(key) + _BLOB)).read_bytes()
+
+    def remove(self, key: Key) -> Update | None:
+        """Forget an update; returns it if it was here."""
+        update = self._entries.pop(key, None)
+        for suffix in (_MESSAGE, _BLOB):
+            (self._directory / (_stem(key) + suffix)).unlink(missing_ok=True)
+        return update
+
+    def _load(self, path: Path) -> Update | None:
+        try:
+            update = decode_message(path.read_bytes())
+            blob = path.with_suffix(_BLOB).read_bytes()
+        except (OSError, MessageError) as error:
+            logger.warning("dropping %s from the outbox: %s", path.name, error)
+            return None
+        if not isinstance(update, Update) or digest_of(blob) != update.adapter.digest:
+            logger.warning("dropping %s from the outbox: it does not belong to its blob", path.name)
+            return None
+        return update if _stem(key_of(update)) == path.stem else None
+
+
+def key_of(update: Update) -> Key:
+    """What makes an update effectively once."""
+    return (update.run_id, update.round_number, update.attempt)
+
+
+def _stem(key: Key) -> str:
+    return digest_of(repr(key).encode())[:24]

@@ -1,0 +1,35 @@
+"""Which error means what to the coordinator, and which one ends the process."""
+
+from __future__ import annotations
+
+from edge_runtime.agent.errors import StoppedError
+from edge_runtime.engine import errors as engine
+from edge_runtime.link import errors as link
+from edge_runtime.wire.errors import ManifestError
+from edge_runtime.wire.files import DiskFullError
+from edge_runtime.wire.messages import FailureReason
+
+_REASONS: tuple[tuple[type[BaseException], FailureReason], ...] = (
+    (engine.InsufficientMemoryError, FailureReason.INSUFFICIENT_MEMORY),
+    (MemoryError, FailureReason.INSUFFICIENT_MEMORY),
+    (link.ArtifactUnreachableError, FailureReason.ARTIFACT_UNREACHABLE),
+    (link.ArtifactCorruptedError, FailureReason.ARTIFACT_CORRUPTED),
+    (engine.ArtifactCorruptedError, FailureReason.ARTIFACT_CORRUPTED),
+    (ManifestError, FailureReason.ARTIFACT_CORRUPTED),
+    (DiskFullError, FailureReason.DISK_FULL),
+    (engine.DivergedError, FailureReason.DIVERGED),
+    (StoppedError, FailureReason.CANCELLED),
+)
+
+
+def reason_of(error: BaseException) -> FailureReason:
+    """What an error that ended an assignment means to a scheduler."""
+    for kind, reason in _REASONS:
+        if isinstance(error, kind):
+            return reason
+    return FailureReason.INTERNAL
+
+
+def is_fatal(error: BaseException) -> bool:
+    """Whether an error while getting ready for a run ends the process: all but a server that may come back."""
+    return not isinstance(error, link.ArtifactUnreachableError | StoppedError)

@@ -1,0 +1,108 @@
+"""Updates on their way: kept on disk, announced until answered, their adapters offered in chunks."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+
+from edge_runtime.agent.outbox import Key, Outbox, key_of
+from edge_runtime.agent.repeat import Repeat
+from edge_runtime.link.transfers import Transfers
+from edge_runtime.wire.messages import Update
+
+logger = logging.getLogger(__name__)
+
+
+class Uploads:
+    """The updates of this device that the coordinator has not answered.
+
+    Args:
+        outbox: where they lie.
+        transfers: where their adapters are offered.
+        publish: publishes an update's message.
+        new_repeat: makes a timer for one update.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        transfers: Transfers,
+        publish: Callable[[Update], None],
+        new_repeat: Callable[[], Repeat],
+    ) -> None:
+        self._outbox = outbox
+        self._transfers = transfers
+        self._publish = publish
+        self._new_repeat = new_repeat
+        self._timers: dict[Key, Repeat] = {}
+
+    @property
+    def pending(self) -> Update | None:
+        """The newest update that is being announced; None when there is none."""
+        waiting = [update for update in self._outbox.updates() if key_of(update) in self._timers]
+        return waiting[-1] if waiting else None
+
+    def open(self, run_id: str) -> None:
+        """Announce what waits for run ``run_id`` and forget what waits for another one, which will not ask for it."""
+        for update in self._outbox.updates():
+            if update.run_id == run_id:
+                self._offer(update)
+            else:
+                logger.info("forgetting an update of run %s", update.run_id)
+                self.close(key_of(update))
+
+    def add(self, update: Update, blob: bytes) -> None:
+        """Put an update on disk and announce it.
+
+        Raises:
+            DiskFullError: there is no space.
+        """
+        before = {key_of(waiting) for waiting in self._outbox.updates()}
+        self._outbox.add(update, blob)
+        after = {key_of(waiting) for waiting in self._outbox.updates()}
+        for dropped in before - after:
+            self._timers.pop(dropped, None)
+        self._offer(update)
+
+    def has(self, key: Key) -> bool:
+        """Whether the update of an assignment waits here; if so, it is announced again at once."""
+        timer = self._timers.get(key)
+        if timer is not None:
+            timer.restart()
+        return timer is not None
+
+    def close(self, key: Key) -> Update | None:
+        """Forget an answered update; returns it if it was here."""
+        self._timers.pop(key, None)
+        update = self._outbox.remove(key)
+        if update is not None and all(u.adapter.digest != update.adapter.digest for u in self._outbox.updates()):
+            self._transfers.withdraw(update.adapter.digest)
+        return update
+
+    def heard(self, digest: str) -> None:
+        """The coordinator asks for chunks of an adapter: it knows of the update."""
+        for update in self._outbox.updates():
+            timer = self._timers.get(key_of(update))
+            if update.adapter.digest == digest and timer is not None:
+                timer.heard()
+
+    def restart(self) -> None:
+        """Announce everything again at once, after a reconnect."""
+        for timer in self._timers.values():
+            timer.restart()
+
+    def tick(self) -> None:
+        """Announce what is due; call it often."""
+        for update in self._outbox.updates():
+            timer = self._timers.get(key_of(update))
+            if timer is not None and timer.is_due:
+                self._publish(update)
+                timer.said()
+
+    def _offer(self, update: Update) -> None:
+        key = key_of(update)
+        if key not in self._timers:
+            source = functools.partial(self._outbox.read_blob, key)
+            self._transfers.offer(update.adapter.digest, source, chunk_bytes=update.adapter.chunk_bytes)
+            self._timers[key] = self._new_repeat()

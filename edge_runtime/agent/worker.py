@@ -1,0 +1,314 @@
+"""The work itself: get ready for a run, then one assignment after another. Runs in the background thread."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from edge_runtime.agent.cache import ArtifactCache
+from edge_runtime.agent.capabilities import peak_rss
+from edge_runtime.agent.errors import StoppedError
+from edge_runtime.agent.traffic import Traffic
+from edge_runtime.engine import memory
+from edge_runtime.engine.artifact import Artifact
+from edge_runtime.engine.data import load_examples
+from edge_runtime.engine.dataset import Dataset, batches
+from edge_runtime.engine.errors import InsufficientMemoryError
+from edge_runtime.engine.evaluator import EvaluationResult
+from edge_runtime.engine.trainer import Trainer, TrainingResult, train
+from edge_runtime.wire import chunks, limits
+from edge_runtime.wire.manifest import Manifest
+from edge_runtime.wire.messages import Arm, Assignment, LocalEvaluation, Measurements, Update, Welcome
+from edge_runtime.wire.plan import Plan, uniform_num_kept
+from edge_runtime.wire.tensors import decode_tensors, encode_tensors
+
+logger = logging.getLogger(__name__)
+
+HOLDOUT_SEED: Final = 0
+"""Fixed, so that an example held out once is never trained on."""
+
+MIN_TRAINING_RATIO: Final = 5
+"""At most one in so many examples is held out, however small the file is."""
+
+
+@dataclasses.dataclass(slots=True)
+class Progress:
+    """How far the work is; written by the background thread, read by the one that talks."""
+
+    step: int = 0
+    num_steps: int = 0
+    loss: float | None = None
+    detail: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class WorkSettings:
+    """What the owner of a board decides."""
+
+    data: Path
+    """JSON lines."""
+    num_holdout: int
+    """Examples kept for local evaluation."""
+    num_threads: int
+    """Threads of one operator."""
+    memory_limit_bytes: int
+    """What training may use, bytes."""
+
+
+class Workbench:
+    """An artifact with its graphs loaded and this device's examples: ready for assignments. Made by :func:`prepare`."""
+
+    def __init__(self, artifact: Artifact, settings: WorkSettings, fetch_s: float) -> None:
+        self.artifact = artifact
+        self._settings = settings
+        self._fetch_s = fetch_s
+        self._prepare_s = 0.0
+        self._max_length = 0
+        self._training: Dataset | None = None
+        self._holdout: Dataset | None = None
+        self._trainer: Trainer | None = None
+
+    @property
+    def digest(self) -> str:
+        """The artifact that this is for."""
+        return self.artifact.digest
+
+    def load(self, max_length: int) -> Dataset:
+        """Examples to train on, cut at ``max_length``; read again only when it changes.
+
+        Raises:
+            DataError: the file does not fit the artifact.
+            MissingDependencyError: raw text, and no tokenizers.
+        """
+        if self._training is None or max_length != self._max_length:
+            started = time.perf_counter()
+            dataset = load_examples(self._settings.data, self.artifact, max_length)
+            num_holdout = min(self._settings.num_holdout, len(dataset) // MIN_TRAINING_RATIO)
+            self._training, self._holdout = dataset.split_holdout(num_holdout, HOLDOUT_SEED)
+            self._max_length = max_length
+            self._prepare_s += time.perf_counter() - started
+        return self._training
+
+    def trainer(self) -> Trainer:
+        """The loaded graphs."""
+        if self._trainer is None:
+            started = time.perf_counter()
+            self._trainer = Trainer(self.artifact, num_threads=self._settings.num_threads)
+            self._prepare_s += time.perf_counter() - started
+        return self._trainer
+
+    def check_memory(self, plan: Plan, rank: int, batch_size: int, max_length: int) -> None:
+        """Refuse what would not fit.
+
+        Raises:
+            InsufficientMemoryError: the estimate is over the limit.
+        """
+        needed = memory.estimate_training_bytes(self.artifact.manifest, plan, rank, batch_size, max_length)
+        limit = self._settings.memory_limit_bytes
+        if needed > limit:
+            msg = (
+                f"training needs about {needed / 1e6:.0f} MB, this device may use {limit / 1e6:.0f} MB: "
+                "assign a cheaper arm, a smaller batch or shorter examples, or raise --memory-limit"
+            )
+            raise InsufficientMemoryError(msg)
+
+    def run(self, assignment: Assignment, adapter: bytes, context: WorkContext) -> tuple[Update, bytes]:
+        """Work on one assignment.
+
+        Args:
+            assignment: what to do.
+            adapter: safetensors bytes to start from.
+            context: see :class:`WorkContext`.
+
+        Returns:
+            The update and its adapter's safetensors bytes.
+
+        Raises:
+            StoppedError: it was asked to stop.
+            InsufficientMemoryError: the arm does not fit this device.
+            DivergedError: training left the finite numbers.
+            FedSpineError: anything else that is known to go wrong.
+        """
+        hyper, plan, rank = assignment.hyper_parameters, assignment.plan, assignment.arm.rank
+        plan.check(self.artifact.manifest)
+        self.check_memory(plan, rank, hyper.batch_size, hyper.max_length)
+        context.check()
+        dataset = self.load(hyper.max_length)
+        trainer = self.trainer()
+        started = time.perf_counter()
+        run = trainer.start(plan, rank, decode_tensors(adapter), hyper)
+        prepare_s = time.perf_counter() - started + self._take_prepare_s()
+        context.check()
+
+        def evaluate() -> tuple[EvaluationResult | None, float]:
+            if self._holdout is None or len(self._holdout) == 0:
+                return None, 0.0
+            began = time.perf_counter()
+            result = trainer.evaluator(run).evaluate(
+                run.adapter(), rank, hyper.lora_scaling, self._holdout, hyper.batch_size
+            )
+            return result, time.perf_counter() - began
+
+        before, before_s = evaluate()
+        context.check()
+        rng = np.random.default_rng([hyper.seed, assignment.round_number])
+        trained = train(run, batches(dataset, hyper.batch_size, rng), hyper, context.on_step, context.stop.is_set)
+        context.check()
+        after, after_s = evaluate()
+        blob = encode_tensors(run.adapter(), context.welcome.wire_dtype)
+        up, down = context.traffic.settle(len(blob))
+        update = Update(
+            run_id=assignment.run_id,
+            device_id=assignment.device_id,
+            round_number=assignment.round_number,
+            attempt=assignment.attempt,
+            adapter=chunks.describe(blob, chunk_bytes(context.welcome)),
+            num_examples=len(dataset),
+            train_loss=trained.mean_loss,
+            measurements=Measurements(
+                **_times(trained),
+                fetch_s=context.fetch_s + self._take_fetch_s(),
+                prepare_s=prepare_s,
+                evaluate_s=before_s + after_s,
+                peak_rss_bytes=peak_rss(),
+                bytes_up=up,
+                bytes_down=down,
+            ),
+            evaluation=_evaluation(before, after),
+        )
+        return update, blob
+
+    def _take_fetch_s(self) -> float:
+        fetch_s, self._fetch_s = self._fetch_s, 0.0
+        return fetch_s
+
+    def _take_prepare_s(self) -> float:
+        prepare_s, self._prepare_s = self._prepare_s, 0.0
+        return prepare_s
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class WorkContext:
+    """What surrounds one assignment."""
+
+    welcome: Welcome
+    stop: threading.Event
+    """Set when the work should end."""
+    progress: Progress
+    traffic: Traffic
+    fetch_s: float
+    """How long the adapter took to arrive, seconds."""
+
+    def check(self) -> None:
+        """Raise if the work should end.
+
+        Raises:
+            StoppedError: it should.
+        """
+        if self.stop.is_set():
+            msg = "stopped half-way"
+            raise StoppedError(msg)
+
+    def on_step(self, step: int, loss: float) -> None:
+        """Note an optimizer step."""
+        self.progress.step, self.progress.loss = step, loss
+
+
+def prepare(
+    welcome: Welcome,
+    cache: ArtifactCache,
+    settings: WorkSettings,
+    progress: Progress,
+    on_bytes: Callable[[int], None],
+) -> Workbench:
+    """Get ready for a run: fetch the artifact, check that the cheapest arm fits, read the examples, load the graphs.
+
+    Args:
+        welcome: what the coordinator said.
+        cache: artifacts of this device.
+        settings: what its owner said.
+        progress: where to note how far it is.
+        on_bytes: counts bytes that arrive over HTTP; raises to stop.
+
+    Raises:
+        InsufficientMemoryError: not even the cheapest arm fits.
+        DataError: the examples do not fit the artifact.
+        FedSpineError: see :meth:`ArtifactCache.fetch`.
+    """
+    num_fetched = 0
+
+    def count(num_bytes: int, num_lacking: int) -> None:
+        nonlocal num_fetched
+        num_fetched += num_bytes
+        progress.detail = f"artifact: {num_lacking / 1e6:.1f} MB to go"
+        on_bytes(num_bytes)
+
+    started = time.perf_counter()
+    artifact = cache.fetch(welcome.artifact_url, welcome.artifact_digest, count)
+    fetch_s = time.perf_counter() - started if num_fetched else 0.0
+    progress.detail = "preparing"
+    workbench = Workbench(artifact, settings, fetch_s)
+    check_cheapest(workbench, welcome)
+    workbench.load(welcome.max_length)
+    workbench.trainer()
+    progress.detail = ""
+    return workbench
+
+
+def check_cheapest(workbench: Workbench, welcome: Welcome) -> None:
+    """Refuse a run of which this device cannot afford any arm.
+
+    Raises:
+        InsufficientMemoryError: not even the cheapest one fits.
+    """
+    refusals: list[InsufficientMemoryError] = []
+    for arm in welcome.arms:
+        plan = stand_in_plan(workbench.artifact.manifest, arm)
+        try:
+            workbench.check_memory(plan, arm.rank, welcome.batch_size, welcome.max_length)
+        except InsufficientMemoryError as error:
+            refusals.append(error)
+        else:
+            return
+    if refusals:
+        msg = f"even the cheapest of {len(refusals)} arms does not fit: {refusals[-1]}"
+        raise InsufficientMemoryError(msg) from refusals[-1]
+
+
+def stand_in_plan(manifest: Manifest, arm: Arm) -> Plan:
+    """A plan of the size that ``arm`` will have; which units stay does not matter for memory."""
+    kept = {(spec.layer, spec.group): np.arange(uniform_num_kept(spec, arm.pruning_ratio)) for spec in manifest.groups}
+    return Plan.from_kept(manifest, kept)
+
+
+def chunk_bytes(welcome: Welcome) -> int:
+    """Payload of one chunk: what the negotiated message size leaves beside the envelope, bytes."""
+    return min(limits.CHUNK_BYTES, welcome.max_message_bytes - 512)
+
+
+def _times(trained: TrainingResult) -> dict[str, float]:
+    steps = np.array(trained.step_times_s or (0.0,))
+    return {
+        "train_s": float(steps.sum()),
+        "step_s_p50": float(np.percentile(steps, 50)),
+        "step_s_p95": float(np.percentile(steps, 95)),
+    }
+
+
+def _evaluation(before: EvaluationResult | None, after: EvaluationResult | None) -> LocalEvaluation | None:
+    if before is None or after is None or not after.num_targets:
+        return None
+    return LocalEvaluation(
+        num_targets=after.num_targets,
+        loss_before=before.loss,
+        loss_after=after.loss,
+        accuracy_before=before.accuracy,
+        accuracy_after=after.accuracy,
+    )

@@ -1,0 +1,289 @@
+"""``fedspine-edge``: take part in a run, or use the compact model that came out of one.
+
+Heavy modules are imported after the arguments are known: ``--help`` is quick, and numpy's own threads can still be
+limited to what ``--threads`` says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import random
+import re
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from types import FrameType
+from typing import IO, Final
+
+from edge_runtime.wire.errors import ExitCode, FedSpineError
+
+PASSWORD_VARIABLE: Final = "FEDSPINE_BROKER_PASSWORD"  # noqa: S105 - the variable's name, not a password
+
+THREAD_VARIABLES: Final = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+INFER_BATCH: Final = 32
+"""Texts that are classified at a time."""
+
+_UNITS: Final = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "KI": 1024, "MI": 1024**2, "GI": 1024**3}
+
+logger = logging.getLogger("edge_runtime")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code (docs/exit-codes.md)."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(
+        level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
+    )
+    if arguments.threads is not None:
+        for variable in THREAD_VARIABLES:
+            os.environ.setdefault(variable, str(arguments.threads))
+    try:
+        return int(arguments.command(arguments))
+    except FedSpineError as error:
+        _complain(str(error))
+        return int(error.exit_code)
+    except KeyboardInterrupt:
+        return int(ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains when it flushes
+        return int(ExitCode.OK)
+    except Exception as error:
+        logger.debug("unexpected error", exc_info=True)
+        _complain(f"unexpected {type(error).__name__}: {error}; run with --log-level debug for the traceback")
+        return int(ExitCode.UNEXPECTED)
+
+
+def _complain(message: str) -> None:
+    print(f"fedspine-edge: error: {' '.join(message.split())}", file=sys.stderr)
+
+
+# ---- arguments -------------------------------------------------------------------------------------------------------
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fedspine-edge",
+        description="Train and use language models on this device. Data never leaves it; only adapters do.",
+        epilog="Every kind of failure has an exit code of its own: see docs/exit-codes.md.",
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_start(commands.add_parser("start", help="take part in runs", description=START, epilog=START_EXAMPLE))
+    infer = commands.add_parser(
+        "infer",
+        help="classify texts with a compact model",
+        description='Classify texts; prints one JSON line {"label": ..., "score": ...} for each.',
+    )
+    infer.add_argument("model", type=Path, metavar="DIR", help="compact model, made by 'fedspine compact' or 'run'")
+    infer.add_argument("input", nargs="?", choices=["-"], help="'-': JSON lines with 'text' from standard input")
+    infer.add_argument("--text", help="one text")
+    infer.add_argument("--file", type=Path, metavar="F.jsonl", help="JSON lines with 'text'")
+    infer.set_defaults(command=_infer)
+    generate = commands.add_parser(
+        "generate",
+        help="continue a text with a compact model",
+        description="Continue a prompt; prints the text as it is generated.",
+    )
+    generate.add_argument("model", type=Path, metavar="DIR", help="compact model, made by 'fedspine compact' or 'run'")
+    generate.add_argument("--prompt", required=True, help="what to continue")
+    generate.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="at most N tokens (default 64)")
+    generate.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 = greedy (default)")
+    generate.add_argument("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest; 0 = all")
+    generate.add_argument("--seed", type=int, default=0, help="of the drawing, with a temperature above 0 (default 0)")
+    generate.set_defaults(command=_generate)
+    for command in (infer, generate):
+        command.add_argument("--threads", type=_positive, metavar="N", help="default: one for each core")
+        _add_log_level(command, "warning")
+    return parser
+
+
+START: Final = (
+    "Register with a coordinator, take assignments, train on the examples of this device, send adapters back. "
+    "Survives lost connections, restarts of broker and coordinator, and power cuts. "
+    "Ctrl-C or SIGTERM says good-bye and ends it."
+)
+
+START_EXAMPLE: Final = (
+    f"Example: fedspine-edge start --broker mqtts://lab@broker.example --data reviews.jsonl --state ~/fedspine. "
+    f"The broker's password may come from {PASSWORD_VARIABLE}. JSON lines have 'text' (or 'input_ids'), and 'label' "
+    "for classification."
+)
+
+
+def _add_start(start: argparse.ArgumentParser) -> None:
+    needed = start.add_argument_group("needed")
+    needed.add_argument("--broker", required=True, metavar="URL", help="mqtt://, mqtts://, ws:// or wss://host[:port]")
+    needed.add_argument("--data", required=True, type=Path, metavar="FILE", help="this device's examples, JSON lines")
+    needed.add_argument("--state", required=True, type=Path, metavar="DIR", help="where this device keeps its state")
+    identity = start.add_argument_group("identity")
+    identity.add_argument("--device-id", metavar="ID", help="default: made once and kept in the state directory")
+    identity.add_argument("--fleet", default="default", metavar="NAME", help="devices that train together (default)")
+    work = start.add_argument_group("work")
+    work.add_argument("--threads", type=_positive, metavar="N", help="default: one for each core")
+    work.add_argument(
+        "--memory-limit", type=_size, metavar="SIZE", help="such as 512MB (default: 80 %% of what is available)"
+    )
+    work.add_argument(
+        "--holdout",
+        type=_count,
+        default=64,
+        metavar="N",
+        help="examples that are never trained on but evaluated before and after (default 64, at most a fifth)",
+    )
+    trust = start.add_argument_group("encrypted brokers")
+    trust.add_argument("--ca-file", type=Path, metavar="PEM", help="authority of the broker (default: the system's)")
+    trust.add_argument("--cert-file", type=Path, metavar="PEM", help="certificate of this device")
+    trust.add_argument("--key-file", type=Path, metavar="PEM", help="its private key")
+    life = start.add_argument_group("when to end")
+    life.add_argument("--exit-when-finished", action="store_true", help="leave when the run is over")
+    life.add_argument("--wait-for-broker", action="store_true", help="go on trying when nobody answers at first")
+    _add_log_level(start, "info")
+    start.set_defaults(command=_start)
+
+
+def _add_log_level(command: argparse.ArgumentParser, default: str) -> None:
+    levels = ["debug", "info", "warning", "error"]
+    command.add_argument("--log-level", choices=levels, default=default, help=f"to standard error (default {default})")
+
+
+def _positive(text: str) -> int:
+    value = _count(text)
+    if value == 0:
+        msg = "expected 1 or more"
+        raise argparse.ArgumentTypeError(msg)
+    return value
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        msg = f"{text!r} is no whole number of 0 or more"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
+
+
+def _size(text: str) -> int:
+    """Bytes of ``512MB``, ``1.5GiB`` or a plain number.
+
+    >>> _size("512MB"), _size("1.5GiB"), _size("4096")
+    (512000000, 1610612736, 4096)
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMG]I?)?B?)", text.strip().upper())
+    if match is None or float(match[1]) == 0:
+        msg = f"{text!r} is no size: expected a number with B, KB, MB, GB, KiB, MiB or GiB"
+        raise argparse.ArgumentTypeError(msg)
+    return int(float(match[1]) * _UNITS[match[2] or ""])
+
+
+# ---- commands --------------------------------------------------------------------------------------------------------
+
+
+def _start(arguments: argparse.Namespace) -> int:
+    from edge_runtime.agent import capabilities, precheck  # noqa: PLC0415 - see the module's docstring
+    from edge_runtime.agent.agent import Agent, AgentSettings  # noqa: PLC0415
+    from edge_runtime.agent.identity import StateDirectory  # noqa: PLC0415
+    from edge_runtime.agent.worker import WorkSettings  # noqa: PLC0415
+    from edge_runtime.link.address import BrokerAddress, TlsFiles  # noqa: PLC0415
+
+    broker = BrokerAddress.parse(arguments.broker).with_password(os.environ.get(PASSWORD_VARIABLE))
+    num_threads = arguments.threads or capabilities.usable_cores()
+    memory_limit_bytes = arguments.memory_limit or capabilities.default_memory_limit()
+    num_examples = precheck.count_examples(arguments.data)
+    with StateDirectory(arguments.state, arguments.device_id) as state:
+        logger.info("device %s, %d examples, broker %s", state.device_id, num_examples, broker)
+        settings = AgentSettings(
+            broker=broker,
+            fleet=arguments.fleet,
+            tls=TlsFiles(ca_file=arguments.ca_file, cert_file=arguments.cert_file, key_file=arguments.key_file),
+            work=WorkSettings(
+                data=arguments.data,
+                num_holdout=arguments.holdout,
+                num_threads=num_threads,
+                memory_limit_bytes=memory_limit_bytes,
+            ),
+            num_examples=num_examples,
+            exit_when_finished=arguments.exit_when_finished,
+            wait_for_broker=arguments.wait_for_broker,
+        )
+        measured = capabilities.find_capabilities(state.capabilities_file, num_threads, memory_limit_bytes)
+        agent = Agent(settings, state, measured, random.Random())  # noqa: S311 - jitter, guards nothing
+
+        def end(number: int, _frame: FrameType | None) -> None:
+            signal.signal(number, signal.default_int_handler)  # a second one does not wait
+            agent.stop(
+                ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.OK,
+                f"stopped by {signal.Signals(number).name}",
+            )
+
+        signal.signal(signal.SIGINT, end)
+        signal.signal(signal.SIGTERM, end)
+        return agent.run()
+
+
+def _infer(arguments: argparse.Namespace) -> int:
+    from edge_runtime.inference import CompactModel  # noqa: PLC0415 - see the module's docstring
+
+    given = [arguments.input is not None, arguments.text is not None, arguments.file is not None]
+    if sum(given) != 1:
+        _complain("give exactly one of --text, --file and '-' (standard input)")
+        return int(ExitCode.USAGE)
+    model = CompactModel.open(arguments.model, arguments.threads)
+    texts = iter([arguments.text]) if arguments.text is not None else _read_texts(arguments.file)
+    while batch := list(islice(texts, INFER_BATCH)):
+        for prediction in model.classify(batch):
+            print(json.dumps({"label": prediction.label, "score": round(prediction.score, 6)}), flush=True)
+    return int(ExitCode.OK)
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    import numpy as np  # noqa: PLC0415 - see the module's docstring
+
+    from edge_runtime.inference import CompactModel  # noqa: PLC0415
+
+    model = CompactModel.open(arguments.model, arguments.threads)
+    pieces = model.generate(
+        arguments.prompt,
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        rng=np.random.default_rng(arguments.seed),
+    )
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+    return int(ExitCode.OK)
+
+
+def _read_texts(path: Path | None) -> Iterator[str]:
+    """Texts of JSON lines, from a file or (None) from standard input."""
+    from edge_runtime.engine.errors import DataInvalidError  # noqa: PLC0415 - see the module's docstring
+
+    if path is None:
+        yield from _texts_of(sys.stdin.buffer, "standard input")
+        return
+    try:
+        with path.open("rb") as file:
+            yield from _texts_of(file, str(path))
+    except OSError as error:
+        msg = f"{path} cannot be read: {error.strerror}"
+        raise DataInvalidError(msg) from error
+
+
+def _texts_of(lines: IO[bytes], name: str) -> Iterator[str]:
+    from edge_runtime.engine.errors import DataInvalidError  # noqa: PLC0415 - see the module's docstring
+
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            text = json.loads(line)["text"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            text = None
+        if not isinstance(text, str):
+            msg = f"{name}:{number}: expected a JSON object with a string 'text'"
+            raise DataInvalidError(msg)
+        yield text

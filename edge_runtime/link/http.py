@@ -97,7 +97,7 @@ def download(  # noqa: PLR0913 - one file, how to check it, and the limits
     raise ArtifactCorruptedError(msg, digest=digest)
 
 
-def fetch_small(  # noqa: PLR0913 - one file and the limits
+def fetch_small(
     url: str,
     max_bytes: int,
     *,
@@ -181,14 +181,14 @@ class _Server:
         with self._open(have) as response:
             resumed = response.status == HTTPStatus.PARTIAL_CONTENT
             if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-                msg = f"{self._url} answered another range than bytes {have}-"
+                msg = f"answered another range than bytes {have}-"
                 raise _CutError(msg)
             with part.open("ab" if resumed else "wb") as file:
                 _copy(response, file, size_bytes - (have if resumed else 0), report)
                 file.flush()
                 os.fsync(file.fileno())
         if _size(part) < size_bytes:
-            msg = f"{self._url} was cut after {_size(part)} of {size_bytes} bytes"
+            msg = f"was cut after {_size(part)} of {size_bytes} bytes"
             raise _CutError(msg)
 
     def _read(self, num_bytes: int) -> bytes:
@@ -196,7 +196,7 @@ class _Server:
             body = response.read(num_bytes)
             expected = response.headers.get("Content-Length", "")
         if expected.isdigit() and len(body) < min(num_bytes, int(expected)):
-            msg = f"{self._url} was cut after {len(body)} bytes"
+            msg = f"was cut after {len(body)} bytes"
             raise _CutError(msg)
         return body
 
@@ -207,7 +207,7 @@ class _Server:
         request = urllib.request.Request(self._url, headers=headers)  # noqa: S310 - _check_url allows http(s) only
         response = urllib.request.urlopen(request, timeout=self._timeout_s)  # noqa: S310 - as above
         if not isinstance(response, http.client.HTTPResponse):
-            msg = f"{self._url} did not answer with HTTP"
+            msg = "did not answer with HTTP"
             raise _CutError(msg)
         return response
 

@@ -78,7 +78,7 @@ class MqttLink:
         num_oversized_in: messages received over the limit, and dropped.
     """
 
-    def __init__(  # noqa: PLR0913 - each is one independent fact about the link
+    def __init__(
         self,
         address: BrokerAddress,
         *,

@@ -21,7 +21,7 @@ from amqtt.broker import Broker
 
 async def main():
     plugins = {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}}
-    listener = {"type": "tcp", "bind": f"127.0.0.1:{sys.argv[1]}"}
+    listener = {"type": sys.argv[2], "bind": f"127.0.0.1:{sys.argv[1]}"}
     await Broker({"listeners": {"default": listener}, "plugins": plugins}).start()
     await asyncio.Event().wait()
 
@@ -102,14 +102,24 @@ def mosquitto(start_mosquitto: StartBroker) -> BrokerProcess:
     return start_mosquitto()
 
 
-@pytest.fixture
-def amqtt(tmp_path: Path) -> Iterator[BrokerProcess]:
+def run_amqtt(tmp_path: Path, kind: str) -> Iterator[BrokerProcess]:
     pytest.importorskip("amqtt")
     port = free_port()
-    broker = BrokerProcess([sys.executable, "-c", AMQTT_SCRIPT, str(port)], port, tmp_path / "amqtt.log")
+    broker = BrokerProcess([sys.executable, "-c", AMQTT_SCRIPT, str(port), kind], port, tmp_path / "amqtt.log")
     broker.start()
     yield broker
     broker.kill()
+
+
+@pytest.fixture
+def amqtt(tmp_path: Path) -> Iterator[BrokerProcess]:
+    yield from run_amqtt(tmp_path, "tcp")
+
+
+@pytest.fixture
+def websocket_broker(tmp_path: Path) -> Iterator[BrokerProcess]:
+    """amqtt behind a websocket; mosquitto is not always built with them."""
+    yield from run_amqtt(tmp_path, "ws")
 
 
 @pytest.fixture(params=["mosquitto", "amqtt"])

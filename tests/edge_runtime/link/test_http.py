@@ -1,0 +1,302 @@
+from __future__ import annotations
+
+import dataclasses
+import errno
+import random
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_runtime.link import http
+from edge_runtime.link.errors import AddressError, ArtifactCorruptedError, ArtifactUnreachableError
+from edge_runtime.wire.errors import ExitCode, MessageError
+from edge_runtime.wire.files import DiskFullError
+from edge_runtime.wire.manifest import digest_of
+
+BODY = random.Random(0).randbytes(300_000)
+DIGEST = digest_of(BODY)
+
+
+@dataclasses.dataclass
+class Site:
+    """What the server does, request by request; the last behaviour goes on for ever."""
+
+    url: str = ""
+    behaviours: list[Callable[[BaseHTTPRequestHandler, int], None]] = dataclasses.field(default_factory=list)
+    starts: list[int] = dataclasses.field(default_factory=list)
+
+    def __call__(self, handler: BaseHTTPRequestHandler) -> None:
+        start = int(handler.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+        self.starts.append(start)
+        behaviour = self.behaviours[0]
+        if len(self.behaviours) > 1:
+            self.behaviours.pop(0)
+        behaviour(handler, start)
+
+
+def answer(handler: BaseHTTPRequestHandler, start: int, body: bytes, num_bytes: int | None = None) -> None:
+    """A correct answer of a server with ranges, cut after ``num_bytes``."""
+    handler.send_response(206 if start else 200)
+    if start:
+        handler.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+    handler.send_header("Content-Length", str(len(body) - start))
+    handler.end_headers()
+    handler.wfile.write(body[start:] if num_bytes is None else body[start : start + num_bytes])
+
+
+def whole(handler: BaseHTTPRequestHandler, start: int) -> None:
+    answer(handler, start, BODY)
+
+
+def cut(handler: BaseHTTPRequestHandler, start: int) -> None:
+    answer(handler, start, BODY, num_bytes=100_000)
+
+
+def no_ranges(handler: BaseHTTPRequestHandler, _start: int) -> None:
+    answer(handler, 0, BODY)
+
+
+def no_ranges_cut(handler: BaseHTTPRequestHandler, _start: int) -> None:
+    answer(handler, 0, BODY, num_bytes=100_000)
+
+
+def corrupted(handler: BaseHTTPRequestHandler, start: int) -> None:
+    answer(handler, start, BODY[:-1] + bytes([BODY[-1] ^ 1]))
+
+
+def endless(handler: BaseHTTPRequestHandler, _start: int) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+    handler.wfile.write(BODY + b"more")
+
+
+def wrong_range(handler: BaseHTTPRequestHandler, _start: int) -> None:
+    handler.send_response(206)
+    handler.send_header("Content-Range", f"bytes 7-{len(BODY) - 1}/{len(BODY)}")
+    handler.end_headers()
+
+
+def status(code: int) -> Callable[[BaseHTTPRequestHandler, int], None]:
+    def respond(handler: BaseHTTPRequestHandler, _start: int) -> None:
+        handler.send_response(code)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    return respond
+
+
+def hang_up(handler: BaseHTTPRequestHandler, _start: int) -> None:
+    handler.close_connection = True
+    handler.connection.close()
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    plan = Site()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            plan(self)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        def finish(self) -> None:
+            if not self.wfile.closed and self.connection.fileno() >= 0:
+                super().finish()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    plan.url = f"http://127.0.0.1:{server.server_address[1]}/base.safetensors"
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield plan
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@dataclasses.dataclass
+class Pauses:
+    """Records the waits instead of waiting."""
+
+    waits: list[float] = dataclasses.field(default_factory=list)
+
+    def __call__(self, seconds: float) -> None:
+        self.waits.append(seconds)
+
+
+def fetch(site: Site, path: Path, **options: Any) -> Pauses:
+    pauses = Pauses()
+    http.download(site.url, path, **{"digest": DIGEST, "size_bytes": len(BODY), "pause": pauses, **options})
+    return pauses
+
+
+def test_a_file_is_fetched(site: Site, tmp_path: Path) -> None:
+    site.behaviours = [whole]
+    seen: list[int] = []
+    fetch(site, tmp_path / "f", on_progress=seen.append)
+    assert (tmp_path / "f").read_bytes() == BODY
+    assert sum(seen) == len(BODY)
+    assert list(tmp_path.iterdir()) == [tmp_path / "f"]
+
+
+def test_a_cut_file_goes_on_where_it_stopped(site: Site, tmp_path: Path) -> None:
+    site.behaviours = [cut]
+    fetch(site, tmp_path / "f", max_attempts=2)
+    assert site.starts == [0, 100_000, 200_000]
+    assert (tmp_path / "f").read_bytes() == BODY
+
+
+def test_another_process_goes_on_where_the_first_stopped(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "f.part").write_bytes(BODY[:250_000])
+    site.behaviours = [whole]
+    fetch(site, tmp_path / "f")
+    assert site.starts == [250_000]
+    assert (tmp_path / "f").read_bytes() == BODY
+
+
+def test_a_complete_part_file_needs_no_request(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "f.part").write_bytes(BODY)
+    site.behaviours = [status(500)]
+    fetch(site, tmp_path / "f")
+    assert site.starts == []
+
+
+def test_a_server_without_ranges_sends_everything_again(site: Site, tmp_path: Path) -> None:
+    site.behaviours = [no_ranges_cut, no_ranges]
+    fetch(site, tmp_path / "f")
+    assert (tmp_path / "f").read_bytes() == BODY
+
+
+def test_a_server_that_never_gets_further_is_given_up(site: Site, tmp_path: Path) -> None:
+    site.behaviours = [no_ranges_cut]
+    with pytest.raises(ArtifactUnreachableError, match="was cut after 100000 of 300000"):
+        fetch(site, tmp_path / "f", max_attempts=3)
+    assert site.starts == [0, 100_000, 100_000]
+
+
+def test_a_wrong_range_is_not_appended(site: Site, tmp_path: Path) -> None:
+    site.behaviours = [cut, wrong_range, whole]
+    fetch(site, tmp_path / "f")
+    assert (tmp_path / "f").read_bytes() == BODY
+
+
+def test_a_corrupted_file_is_fetched_once_more_from_zero(site: Site, tmp_path: Path) -> None:
+    site.behaviours = [corrupted, whole]
+    fetch(site, tmp_path / "f")
+    assert site.starts == [0, 0]
+    assert (tmp_path / "f").read_bytes() == BODY
+
+
+def test_a_file_that_stays_corrupted_is_an_error(site: Site, tmp_path: Path) -> None:
+    site.behaviours = [corrupted]
+    with pytest.raises(ArtifactCorruptedError, match="is not the file that the manifest names") as caught:
+        fetch(site, tmp_path / "f")
+    assert caught.value.exit_code == ExitCode.ARTIFACT_CORRUPTED
+    assert site.starts == [0, 0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_more_than_the_promised_bytes_are_written(site: Site, tmp_path: Path) -> None:
+    site.behaviours = [endless]
+    fetch(site, tmp_path / "f")
+    assert (tmp_path / "f").read_bytes() == BODY
+
+
+def test_a_part_file_that_is_too_large_is_started_anew(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "f.part").write_bytes(BODY + b"more")
+    site.behaviours = [whole]
+    fetch(site, tmp_path / "f")
+    assert site.starts == [0]
+
+
+def test_a_range_that_the_server_does_not_have_starts_from_zero(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "f.part").write_bytes(BODY[:250_000])
+    site.behaviours = [status(416), whole]
+    fetch(site, tmp_path / "f")
+    assert site.starts == [250_000, 0]
+
+
+def test_a_busy_server_is_asked_again_with_growing_jittered_waits(site: Site, tmp_path: Path) -> None:
+    site.behaviours = [status(503), hang_up, status(429), whole]
+    pauses = fetch(site, tmp_path / "f", rng=random.Random(1))
+    assert len(pauses.waits) == 3
+    assert all(0 <= wait <= bound for wait, bound in zip(pauses.waits, (1, 2, 4), strict=True))
+
+
+def test_a_missing_file_is_unreachable_at_once(site: Site, tmp_path: Path) -> None:
+    site.behaviours = [status(404)]
+    with pytest.raises(ArtifactUnreachableError, match="HTTP 404") as caught:
+        fetch(site, tmp_path / "f")
+    assert caught.value.exit_code == ExitCode.ARTIFACT_UNREACHABLE
+    assert len(site.starts) == 1
+
+
+def test_a_server_that_hangs_up_is_unreachable_after_all_attempts(site: Site, tmp_path: Path) -> None:
+    site.behaviours = [hang_up]
+    with pytest.raises(ArtifactUnreachableError):
+        fetch(site, tmp_path / "f", max_attempts=4)
+    assert len(site.starts) == 4
+
+
+def test_progress_may_stop_a_download_and_the_part_file_stays(site: Site, tmp_path: Path) -> None:
+    site.behaviours = [whole]
+
+    def stop(_num_bytes: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch(site, tmp_path / "f", on_progress=stop)
+    assert 0 < (tmp_path / "f.part").stat().st_size <= len(BODY)
+
+
+def test_too_little_space_is_seen_before_anything_is_written(site: Site, tmp_path: Path) -> None:
+    with pytest.raises(DiskFullError, match="disk full"):
+        fetch(site, tmp_path / "f", size_bytes=1 << 60)
+    assert list(tmp_path.iterdir()) == []
+    assert site.starts == []
+
+
+def test_a_disk_that_fills_up_leaves_nothing(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.behaviours = [whole]
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(http, "_copy", full)
+    with pytest.raises(DiskFullError) as caught:
+        fetch(site, tmp_path / "f")
+    assert caught.value.exit_code == ExitCode.DISK_FULL
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/f", "http://", "nothing", "http://[bad"])
+def test_other_urls_are_refused(url: str, tmp_path: Path) -> None:
+    with pytest.raises(AddressError, match="expected http"):
+        http.download(url, tmp_path / "f", digest=DIGEST, size_bytes=1)
+
+
+def test_a_small_file_is_read(site: Site) -> None:
+    site.behaviours = [whole]
+    assert http.fetch_small(site.url, len(BODY)) == BODY
+
+
+def test_a_small_file_that_is_too_large_is_refused(site: Site) -> None:
+    site.behaviours = [whole]
+    with pytest.raises(MessageError, match="larger than 1000 bytes"):
+        http.fetch_small(site.url, 1000)
+
+
+def test_a_small_file_that_is_cut_is_asked_for_again(site: Site) -> None:
+    site.behaviours = [cut, whole]
+    assert http.fetch_small(site.url, len(BODY), pause=Pauses()) == BODY
+
+
+def test_an_unknown_host_is_unreachable() -> None:
+    with pytest.raises(ArtifactUnreachableError, match="cannot be fetched"):
+        http.fetch_small("http://127.0.0.1:9/manifest.json", 10, pause=Pauses(), max_attempts=2)

@@ -1,0 +1,481 @@
+"""Rounds: whatever is lost, repeated or late, every round ends and no update counts twice."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from broker_server import rounds
+from broker_server.config import parse_arms
+from broker_server.round_types import (
+    Aggregate,
+    AggregationDone,
+    AnswerOldUpdate,
+    ArmsChosen,
+    ChooseArmAgain,
+    ChooseArms,
+    Command,
+    DeviceFailed,
+    DeviceOffline,
+    DeviceRegistered,
+    Evaluate,
+    EvaluationDone,
+    Event,
+    FailRun,
+    FinishRound,
+    FinishRun,
+    Outcome,
+    Participant,
+    Phase,
+    PullUpdate,
+    RoundLimits,
+    RunState,
+    SendAssignment,
+    SendCancel,
+    SendVerdict,
+    Tick,
+    UpdateAnnounced,
+    UpdateKey,
+    UpdateRejected,
+    UpdateStored,
+)
+from edge_runtime.wire.messages import FailureReason
+
+LARGE, SMALL = parse_arms("0.0:8,0.5:4")
+LIMITS = RoundLimits(num_rounds=3, num_devices=2, round_deadline_s=100, registration_timeout_s=50, rejoin_s=5)
+A, B = "board-a", "board-b"
+
+
+class Desk:
+    """Plays the coordinator around the machine: answers what it can at once, and keeps all commands."""
+
+    def __init__(self, limits: RoundLimits = LIMITS) -> None:
+        self.commands: list[Command] = []
+        self.stored: set[UpdateKey] = set()
+        self.cheaper: dict[str, bool] = {}
+        self.answers_pulls = True
+        self.take(rounds.start(limits, 0.0))
+
+    def take(self, step: rounds.Step) -> None:
+        self.state, commands = step
+        for command in commands:
+            self.commands.append(command)
+            answer = self.answer(command)
+            if answer is not None:
+                self.feed(answer)
+
+    def feed(self, *events: Event) -> None:
+        for event in events:
+            if isinstance(event, UpdateStored):
+                if rounds.open_participant(self.state, event.key) is None:
+                    continue  # as the intake does: what no longer counts is not stored
+                self.stored.add(event.key)
+            self.take(rounds.advance(self.state, event))
+
+    def answer(self, command: Command) -> Event | None:
+        match command:
+            case ChooseArms(round_number=number, device_ids=device_ids):
+                return ArmsChosen(round_number=number, arms=dict.fromkeys(device_ids, LARGE))
+            case ChooseArmAgain(round_number=number, device_id=device_id):
+                arm = SMALL if self.cheaper.get(device_id, True) else None
+                return ArmsChosen(round_number=number, arms={device_id: arm})
+            case Aggregate(round_number=number):
+                return AggregationDone(round_number=number)
+            case Evaluate(round_number=number):
+                return EvaluationDone(round_number=number)
+            case PullUpdate(key=key) if self.answers_pulls:
+                return UpdateStored(key=key)
+        return None
+
+    def sent(self, kind: type[Command]) -> list[Command]:
+        return [command for command in self.commands if isinstance(command, kind)]
+
+    def tick(self, seconds: float) -> None:
+        self.feed(Tick(now=self.state.now + seconds))
+
+    def outcomes(self) -> dict[str, Outcome | None]:
+        finished = [c for c in self.commands if isinstance(c, FinishRound)][-1]
+        return {p.device_id: p.outcome for p in finished.participants}
+
+
+def key(device_id: str, round_number: int = 1, attempt: int = 1) -> UpdateKey:
+    return UpdateKey(round_number=round_number, device_id=device_id, attempt=attempt)
+
+
+def begun() -> Desk:
+    """Round 1 with two devices that have their assignments."""
+    desk = Desk()
+    desk.feed(DeviceRegistered(device_id=A), DeviceRegistered(device_id=B))
+    assert desk.state.phase is Phase.COLLECTING
+    desk.commands.clear()
+    return desk
+
+
+# ---- the good case ---------------------------------------------------------------------------------------------------
+
+
+def test_run_of_three_rounds() -> None:
+    desk = Desk()
+    desk.feed(DeviceRegistered(device_id=A), DeviceRegistered(device_id=B))
+    for number in (1, 2, 3):
+        desk.feed(UpdateAnnounced(key=key(A, number)), UpdateAnnounced(key=key(B, number)))
+    assert desk.state.phase is Phase.FINISHED
+    assert [c.round_number for c in desk.commands if isinstance(c, FinishRound)] == [0, 1, 2, 3]
+    assert [c.is_last for c in desk.commands if isinstance(c, Evaluate)] == [False, False, False, True]
+    assert [c.keys for c in desk.commands if isinstance(c, Aggregate)] == [
+        (key(A, number), key(B, number)) for number in (1, 2, 3)
+    ]
+    assert desk.commands[-1] == FinishRun()
+
+
+def test_nothing_begins_before_the_adapter_was_evaluated() -> None:
+    state, commands = rounds.start(LIMITS, 0.0)
+    assert commands == (Evaluate(round_number=0, is_last=False),)
+    state, commands = rounds.advance(state, DeviceRegistered(device_id=A))
+    state, commands = rounds.advance(state, DeviceRegistered(device_id=B))
+    assert commands == ()
+    state, commands = rounds.advance(state, EvaluationDone(round_number=0))
+    assert ChooseArms(round_number=1, device_ids=(A, B)) in commands
+
+
+def test_verdict_comes_before_anything_that_follows_from_the_update() -> None:
+    desk = begun()
+    desk.feed(UpdateAnnounced(key=key(A)), UpdateAnnounced(key=key(B)))
+    kinds = [type(command) for command in desk.commands]
+    assert kinds[:5] == [PullUpdate, SendVerdict, PullUpdate, SendVerdict, Aggregate]
+
+
+# ---- waiting for devices ---------------------------------------------------------------------------------------------
+
+
+def test_first_round_waits_for_all_devices_but_not_for_ever() -> None:
+    desk = Desk()
+    desk.feed(DeviceRegistered(device_id=A))
+    desk.tick(49)
+    assert desk.state.phase is Phase.WAITING
+    desk.tick(2)
+    assert desk.sent(ChooseArms) == [ChooseArms(round_number=1, device_ids=(A,))]
+
+
+def test_no_device_at_all_ends_the_run_with_what_they_said() -> None:
+    desk = Desk()
+    desk.feed(DeviceRegistered(device_id=A), DeviceOffline(device_id=A, detail="too little memory"))
+    desk.tick(60)
+    assert desk.state.phase is Phase.FAILED
+    (failed,) = desk.sent(FailRun)
+    assert isinstance(failed, FailRun)
+    assert "no device for round 1 within 50 s" in failed.detail
+    assert "board-a: too little memory" in failed.detail
+
+
+def test_late_device_takes_part_from_the_next_round() -> None:
+    desk = begun()
+    desk.feed(DeviceRegistered(device_id="late"))
+    assert desk.commands == []
+    desk.feed(UpdateAnnounced(key=key(A)), UpdateAnnounced(key=key(B)))
+    assert desk.sent(ChooseArms) == [ChooseArms(round_number=2, device_ids=(A, B, "late"))]
+
+
+# ---- devices that go and come ----------------------------------------------------------------------------------------
+
+
+def test_device_back_within_the_grace_gets_its_assignment_again() -> None:
+    desk = begun()
+    desk.feed(DeviceOffline(device_id=A))
+    desk.tick(4)
+    desk.feed(DeviceRegistered(device_id=A))
+    (again,) = desk.sent(SendAssignment)
+    assert isinstance(again, SendAssignment)
+    assert (again.key, again.arm, again.deadline_s) == (key(A), LARGE, 96)
+    desk.feed(UpdateAnnounced(key=key(A)), UpdateAnnounced(key=key(B)))
+    assert desk.outcomes() == {A: Outcome.ACCEPTED, B: Outcome.ACCEPTED}
+
+
+def test_device_that_stays_away_costs_the_round_only_the_grace() -> None:
+    desk = begun()
+    desk.feed(DeviceOffline(device_id=A), UpdateAnnounced(key=key(B)))
+    desk.tick(4.9)
+    assert desk.state.phase is Phase.COLLECTING
+    desk.tick(0.2)
+    assert desk.outcomes() == {A: Outcome.LOST, B: Outcome.ACCEPTED}
+    assert desk.state.round_number == 2
+
+
+def test_lost_device_that_comes_back_while_the_round_goes_on_still_counts() -> None:
+    desk = begun()
+    desk.feed(DeviceOffline(device_id=A))
+    desk.tick(10)
+    assert desk.state.participants[A].outcome is Outcome.LOST
+    desk.feed(DeviceRegistered(device_id=A))
+    assert desk.sent(SendAssignment)
+    desk.feed(UpdateAnnounced(key=key(A)), UpdateAnnounced(key=key(B)))
+    assert desk.outcomes() == {A: Outcome.ACCEPTED, B: Outcome.ACCEPTED}
+
+
+def test_update_of_a_lost_device_still_counts() -> None:
+    desk = begun()
+    desk.feed(DeviceOffline(device_id=A))
+    desk.tick(10)
+    desk.feed(UpdateAnnounced(key=key(A)), UpdateAnnounced(key=key(B)))
+    assert desk.outcomes() == {A: Outcome.ACCEPTED, B: Outcome.ACCEPTED}
+
+
+def test_deadline_cancels_who_is_late() -> None:
+    desk = begun()
+    desk.feed(UpdateAnnounced(key=key(B)))
+    desk.tick(100)
+    assert desk.outcomes() == {A: Outcome.TIMED_OUT, B: Outcome.ACCEPTED}
+    assert [c.key for c in desk.commands if isinstance(c, SendCancel)] == [key(A)]
+
+
+# ---- updates that are repeated, late or wrong ------------------------------------------------------------------------
+
+
+def test_repeated_update_is_confirmed_again_and_counts_once() -> None:
+    desk = begun()
+    desk.feed(UpdateAnnounced(key=key(A)), UpdateAnnounced(key=key(A)), UpdateAnnounced(key=key(B)))
+    assert len([c for c in desk.commands if isinstance(c, SendVerdict) and c.accepted and c.key == key(A)]) == 2
+    (aggregate,) = desk.sent(Aggregate)
+    assert isinstance(aggregate, Aggregate)
+    assert aggregate.keys == (key(A), key(B))
+
+
+def test_update_of_a_closed_round_is_looked_up() -> None:
+    desk = begun()
+    desk.feed(UpdateAnnounced(key=key(A)), UpdateAnnounced(key=key(B)), UpdateAnnounced(key=key(A)))
+    assert desk.commands[-1] == AnswerOldUpdate(key=key(A))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (key("stranger"), "no assignment"),
+        (key(A, attempt=2), "attempt 2"),
+        (key(A, round_number=7), "has not begun"),
+    ],
+    ids=["stranger", "attempt", "round"],
+)
+def test_update_that_was_not_asked_for_is_refused(wrong: UpdateKey, said: str) -> None:
+    desk = begun()
+    desk.feed(UpdateAnnounced(key=wrong))
+    (verdict,) = desk.commands
+    assert isinstance(verdict, SendVerdict)
+    assert not verdict.accepted
+    assert said in verdict.detail
+
+
+def test_rejected_update_is_told_and_does_not_count() -> None:
+    desk = begun()
+    desk.feed(UpdateRejected(key=key(A), detail="not finite"), UpdateAnnounced(key=key(B)))
+    assert SendVerdict(key=key(A), accepted=False, detail="not finite") in desk.commands
+    assert desk.outcomes() == {A: Outcome.REJECTED, B: Outcome.ACCEPTED}
+
+
+def test_update_that_is_rejected_too_late_is_answered_all_the_same() -> None:
+    desk = begun()
+    desk.feed(UpdateAnnounced(key=key(A)), UpdateAnnounced(key=key(B)))
+    desk.feed(UpdateRejected(key=key(A), detail="not finite"))
+    assert desk.commands[-1] == AnswerOldUpdate(key=key(A))
+
+
+# ---- failures --------------------------------------------------------------------------------------------------------
+
+
+def failure(device_id: str, attempt: int = 1, reason: FailureReason = FailureReason.INSUFFICIENT_MEMORY) -> Event:
+    return DeviceFailed(key=key(device_id, attempt=attempt), reason=reason, detail="needs more")
+
+
+def test_arm_that_is_too_large_is_followed_by_a_cheaper_one_in_the_same_round() -> None:
+    desk = begun()
+    desk.feed(failure(A))
+    (again,) = desk.sent(SendAssignment)
+    assert isinstance(again, SendAssignment)
+    assert (again.key, again.arm) == (key(A, attempt=2), SMALL)
+    desk.feed(UpdateAnnounced(key=key(A, attempt=2)), UpdateAnnounced(key=key(B)))
+    assert desk.outcomes() == {A: Outcome.ACCEPTED, B: Outcome.ACCEPTED}
+
+
+def test_without_a_cheaper_arm_the_device_sits_out() -> None:
+    desk = begun()
+    desk.cheaper[A] = False
+    desk.feed(failure(A), UpdateAnnounced(key=key(B)))
+    assert desk.outcomes() == {A: Outcome.FAILED, B: Outcome.ACCEPTED}
+
+
+def test_attempts_of_one_round_are_bounded() -> None:
+    desk = begun()
+    for attempt in range(1, rounds.MAX_ATTEMPTS + 1):
+        desk.feed(failure(A, attempt))
+    desk.feed(UpdateAnnounced(key=key(B)))
+    assert desk.outcomes()[A] is Outcome.FAILED
+
+
+def test_other_failures_are_final() -> None:
+    desk = begun()
+    desk.feed(failure(A, reason=FailureReason.DISK_FULL), UpdateAnnounced(key=key(B)))
+    assert not desk.sent(ChooseArmAgain)
+    assert desk.outcomes() == {A: Outcome.FAILED, B: Outcome.ACCEPTED}
+
+
+def test_round_without_an_update_keeps_the_adapter_and_the_run_goes_on() -> None:
+    desk = begun()
+    desk.tick(100)
+    (aggregate,) = desk.sent(Aggregate)
+    assert aggregate == Aggregate(round_number=1, keys=())
+    assert (desk.state.phase, desk.state.round_number) == (Phase.COLLECTING, 2)
+
+
+def test_rounds_without_updates_in_a_row_end_the_run_with_the_reasons() -> None:
+    desk = Desk(dataclasses.replace(LIMITS, num_rounds=9))
+    desk.feed(DeviceRegistered(device_id=A), DeviceRegistered(device_id=B))
+    for number in (1, 2, 3):
+        desk.feed(*(DeviceFailed(key=key(d, number), reason=FailureReason.INTERNAL, detail="broken") for d in (A, B)))
+    assert desk.state.phase is Phase.FAILED
+    failed = desk.commands[-1]
+    assert isinstance(failed, FailRun)
+    assert "3 rounds in a row" in failed.detail
+    assert "board-a: failed (internal: broken)" in failed.detail
+    assert [c.round_number for c in desk.commands if isinstance(c, FinishRound)] == [0, 1, 2, 3]
+
+
+def test_one_update_in_between_starts_the_count_anew() -> None:
+    desk = Desk(dataclasses.replace(LIMITS, num_rounds=9))
+    desk.feed(DeviceRegistered(device_id=A), DeviceRegistered(device_id=B))
+    desk.tick(100)
+    desk.tick(100)
+    desk.feed(UpdateAnnounced(key=key(A, 3)))
+    desk.tick(100)
+    desk.tick(100)
+    desk.tick(100)
+    assert desk.state.phase is Phase.COLLECTING
+    assert desk.state.num_empty_rounds == 2
+
+
+# ---- restart ---------------------------------------------------------------------------------------------------------
+
+
+def participants(**outcomes: Outcome | None) -> dict[str, Participant]:
+    return {
+        device_id: Participant(device_id=device_id, attempt=1, arm=LARGE, outcome=outcome)
+        for device_id, outcome in outcomes.items()
+    }
+
+
+def test_restart_goes_on_with_the_round() -> None:
+    state, commands = rounds.resume(LIMITS, 1000.0, 1, participants(a=Outcome.ACCEPTED, b=None))
+    assert (state.phase, state.round_number, commands) == (Phase.COLLECTING, 2, ())
+    state, commands = rounds.advance(state, DeviceRegistered(device_id="b"))
+    assert [c.key for c in commands if isinstance(c, SendAssignment)] == [key("b", 2)]
+    state, commands = rounds.advance(state, UpdateStored(key=key("b", 2)))
+    assert Aggregate(round_number=2, keys=(key("a", 2), key("b", 2))) in commands
+
+
+def test_restart_gives_devices_as_long_as_at_the_start() -> None:
+    state, _ = rounds.resume(LIMITS, 1000.0, 1, participants(a=Outcome.ACCEPTED, b=None))
+    state, commands = rounds.advance(state, Tick(now=1049))
+    assert commands == ()
+    state, commands = rounds.advance(state, Tick(now=1050))
+    assert Aggregate(round_number=2, keys=(key("a", 2),)) in commands
+
+
+def test_restart_with_all_updates_aggregates_at_once() -> None:
+    _, commands = rounds.resume(LIMITS, 0.0, 0, participants(a=Outcome.ACCEPTED, b=Outcome.FAILED))
+    assert commands == (Aggregate(round_number=1, keys=(key("a"),)),)
+
+
+def test_restart_between_rounds_waits_for_devices() -> None:
+    state, commands = rounds.resume(LIMITS, 0.0, 2, None)
+    assert (state.phase, state.round_number, commands) == (Phase.WAITING, 3, ())
+
+
+def test_restart_of_a_finished_run_says_so() -> None:
+    state, commands = rounds.resume(LIMITS, 0.0, 3, None)
+    assert (state.phase, commands) == (Phase.FINISHED, (FinishRun(),))
+
+
+# ---- any interleaving ------------------------------------------------------------------------------------------------
+
+DEVICES = st.sampled_from([A, B, "c"])
+KEYS = st.builds(UpdateKey, round_number=st.integers(1, 4), device_id=DEVICES, attempt=st.integers(1, 3))
+EVENTS: st.SearchStrategy[Event] = st.one_of(
+    st.builds(DeviceRegistered, device_id=DEVICES),
+    st.builds(DeviceOffline, device_id=DEVICES),
+    st.builds(UpdateAnnounced, key=KEYS),
+    st.builds(UpdateStored, key=KEYS),
+    st.builds(UpdateRejected, key=KEYS, detail=st.just("wrong")),
+    st.builds(DeviceFailed, key=KEYS, reason=st.sampled_from(FailureReason), detail=st.just("cannot")),
+    st.builds(AggregationDone, round_number=st.integers(0, 4)),
+    st.builds(EvaluationDone, round_number=st.integers(0, 4)),
+    st.builds(ArmsChosen, round_number=st.integers(0, 4), arms=st.just({A: SMALL, B: None})),
+)
+
+
+def current(state: RunState, device_id: str) -> UpdateKey:
+    """The key of a device's present assignment, so that generated events often hit."""
+    known = state.participants.get(device_id)
+    return key(device_id, state.round_number or 1, known.attempt if known else 1)
+
+
+ACTIONS = st.lists(
+    st.one_of(
+        EVENTS,
+        st.floats(0.1, 60).map(lambda seconds: ("tick", seconds)),
+        st.tuples(st.sampled_from(["announce", "fail", "store"]), DEVICES),
+        st.tuples(st.just("pulls"), st.booleans()),
+        st.tuples(st.just("cheaper"), DEVICES),
+    ),
+    max_size=60,
+)
+
+
+def play(desk: Desk, actions: Iterable[object]) -> None:
+    for action in actions:
+        match action:
+            case ("tick", float(seconds)):
+                desk.tick(seconds)
+            case ("announce", str(device_id)):
+                desk.feed(UpdateAnnounced(key=current(desk.state, device_id)))
+            case ("store", str(device_id)):
+                desk.feed(UpdateStored(key=current(desk.state, device_id)))
+            case ("fail", str(device_id)):
+                reason = FailureReason.INSUFFICIENT_MEMORY
+                desk.feed(DeviceFailed(key=current(desk.state, device_id), reason=reason, detail="small"))
+            case ("pulls", bool(answers)):
+                desk.answers_pulls = answers
+            case ("cheaper", str(device_id)):
+                desk.cheaper[device_id] = not desk.cheaper.get(device_id, True)
+            case _:
+                desk.feed(action)  # type: ignore[arg-type]
+
+
+@settings(max_examples=400, deadline=None)
+@given(actions=ACTIONS)
+def test_any_interleaving_ends_and_counts_every_update_at_most_once(actions: list[object]) -> None:
+    desk = Desk()
+    play(desk, actions)
+    for _ in range(2 * (LIMITS.num_rounds + 1)):  # from here on only time passes: a wait and a deadline a round
+        desk.tick(200)
+    assert desk.state.phase in {Phase.FINISHED, Phase.FAILED}
+    assert len(desk.sent(FinishRun)) + len(desk.sent(FailRun)) == 1
+    finished = [c.round_number for c in desk.commands if isinstance(c, FinishRound)]
+    assert finished == list(range(len(finished)))
+    counted = [one for c in desk.commands if isinstance(c, Aggregate) for one in c.keys]
+    assert len(counted) == len({(one.round_number, one.device_id) for one in counted})
+    assert set(counted) <= desk.stored
+    confirmed = {c.key for c in desk.commands if isinstance(c, SendVerdict) and c.accepted}
+    assert confirmed <= desk.stored
+
+
+@settings(max_examples=200, deadline=None)
+@given(actions=ACTIONS)
+def test_every_stored_update_is_aggregated_in_its_round(actions: list[object]) -> None:
+    desk = Desk()
+    play(desk, actions)
+    for _ in range(2 * (LIMITS.num_rounds + 1)):
+        desk.tick(200)
+    counted = {one for c in desk.commands if isinstance(c, Aggregate) for one in c.keys}
+    assert counted == desk.stored

@@ -16,7 +16,7 @@ from broker_server.report.quality import bytes_text, duration_text, metric_name,
 from broker_server.report.schema import Compact, Report, encode_report
 from broker_server.run.layout import JobState, RunDirectory
 from broker_server.run.preparation import model_name, read_summary
-from broker_server.run.settings import RunSettings
+from broker_server.run.settings import EMBEDDED_BROKERS, RunSettings
 from broker_server.store import Store
 from edge_runtime.inference import CompactModel
 from edge_runtime.link.address import BrokerAddress
@@ -132,7 +132,6 @@ def _shown_settings(settings: RunSettings) -> dict[str, str | int | float]:
     shown = dataclasses.asdict(settings)
     for field in ("model", "data", "test"):
         shown[field] = Path(shown[field]).name if shown[field] else ""
-    if "://" in settings.broker:
-        address = BrokerAddress.parse(settings.broker)
-        shown["broker"] = f"{address.scheme}://{address.host}:{address.port}"
+    if settings.broker not in EMBEDDED_BROKERS:
+        shown["broker"] = str(BrokerAddress.parse(settings.broker))
     return shown

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import shutil
 import time
@@ -26,9 +27,10 @@ from broker_server.run.processes import (
     num_cores,
     start_fleet,
     start_servers,
+    take_password,
 )
 from broker_server.run.progress import Display
-from broker_server.run.settings import RunSettings, resolve
+from broker_server.run.settings import EMBEDDED_BROKERS, RunSettings, resolve
 from broker_server.run.supervisor import Child, Supervisor
 from broker_server.run.training import watch
 from broker_server.run.view import RunView
@@ -45,7 +47,8 @@ def start_run(settings: RunSettings, root: Path, display: Display) -> Report:
     """
     layout.check_free(root)
     preparation.check_settings(settings)
-    if "://" in settings.broker:
+    settings = take_password(settings, os.environ)
+    if settings.broker not in EMBEDDED_BROKERS:
         check_broker(settings.broker)
     with layout.created(root) as directory:
         write_atomically(directory.settings_file, settings.to_toml().encode())

@@ -12,14 +12,17 @@ from typing import Final
 import msgspec
 import numpy as np
 
+from broker_server.aggregation import make_aggregation
+from broker_server.broker_process import find_broker
+from broker_server.config import parse_arms
 from broker_server.errors import DataInvalidError, ModelNotFoundError
 from broker_server.ports import check_port
 from broker_server.report.schema import DataEntry, DeviceData
 from broker_server.run.examples import LABEL, DataSet, Example, load_data, write_examples
 from broker_server.run.layout import RunDirectory
-from broker_server.run.settings import RunSettings
+from broker_server.run.settings import EMBEDDED_BROKERS, RunSettings
 from broker_server.run.split import SplitSpec, parse_split, split
-from edge_runtime.link.address import BrokerAddress
+from broker_server.scheduler import make_scheduler
 from edge_runtime.wire.files import write_atomically
 
 HOST: Final = "127.0.0.1"
@@ -37,7 +40,8 @@ def check_settings(settings: RunSettings) -> None:
         ModelNotFoundError: the model is a path without a model.
         DataInvalidError: a data file does not exist.
         PortTakenError: a port that was asked for is in use.
-        AddressError: the broker's URL is malformed.
+        ConfigError: an unknown scheduler or aggregation.
+        MissingExtraError: mosquitto is asked for and not installed.
     """
     model_source(settings)
     for path in (settings.data, settings.test):
@@ -47,8 +51,10 @@ def check_settings(settings: RunSettings) -> None:
     for port in (settings.broker_port, settings.artifact_port):
         if port:
             check_port(HOST, port)
-    if "://" in settings.broker:
-        BrokerAddress.parse(settings.broker)
+    if settings.broker in EMBEDDED_BROKERS:
+        find_broker(settings.broker)
+    make_scheduler(settings.scheduler, parse_arms(settings.arms))
+    make_aggregation(settings.aggregation)
 
 
 def model_source(settings: RunSettings) -> str:

@@ -9,6 +9,8 @@ import secrets
 import socket
 import sys
 import time
+import urllib.parse
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +22,9 @@ from broker_server.run.supervisor import Child, Supervisor
 from edge_runtime.link.mqtt import BrokerAddress, MqttLink
 from edge_runtime.wire import limits
 from edge_runtime.wire.errors import ExitCode
+
+PASSWORD_VARIABLE: Final = "FEDSPINE_BROKER_PASSWORD"  # noqa: S105 - the variable's name, not a password
+"""Where every process of a run finds the password of a broker that is not its own."""
 
 START_TIMEOUT_S: Final = 30.0
 """Longest wait for a server of this run to listen."""
@@ -61,7 +66,7 @@ def device_command(settings: RunSettings, directory: RunDirectory, device_id: st
     command += ["--device-id", device_id, "--data", str(directory.device_data(device_id))]
     command += ["--state", str(directory.devices / device_id), "--threads", str(device_threads(settings))]
     if settings.device_memory_mb:
-        command += ["--memory-limit-mb", str(settings.device_memory_mb)]
+        command += ["--memory-limit", f"{settings.device_memory_mb}MiB"]
     return [*command, "--exit-when-finished"]
 
 
@@ -75,6 +80,24 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def take_password(settings: RunSettings, environment: MutableMapping[str, str]) -> RunSettings:
+    """Move a password out of the broker's URL into the environment, so that no file and no process list shows it.
+
+    Raises:
+        AddressError: the URL is malformed.
+    """
+    if settings.broker in EMBEDDED_BROKERS:
+        return settings
+    address = BrokerAddress.parse(settings.broker)
+    if address.password is None:
+        return settings
+    environment[PASSWORD_VARIABLE] = address.password
+    parts = urllib.parse.urlsplit(settings.broker)
+    user, _, place = parts.netloc.rpartition("@")
+    netloc = f"{user.partition(':')[0]}@{place}"
+    return dataclasses.replace(settings, broker=urllib.parse.urlunsplit(parts._replace(netloc=netloc)))
+
+
 def check_broker(url: str) -> None:
     """Connect to somebody else's broker once, so that a wrong URL is known before the work begins.
 
@@ -84,7 +107,7 @@ def check_broker(url: str) -> None:
         AddressError: the URL is malformed.
     """
     link = MqttLink(
-        BrokerAddress.parse(url),
+        BrokerAddress.parse(url).with_password(os.environ.get(PASSWORD_VARIABLE)),
         client_id=f"fedspine-check-{secrets.token_hex(4)}",
         subscriptions=(),
         will=None,

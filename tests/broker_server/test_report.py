@@ -1,0 +1,140 @@
+"""``report.json`` and ``report.html``."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from broker_server.errors import ReportError, RunFailedError
+from broker_server.report.build import RunFacts, build_report
+from broker_server.report.charts import all_charts
+from broker_server.report.page import render_page
+from broker_server.report.quality import bytes_text, duration_text, perplexity
+from broker_server.report.schema import decode_report, encode_report, json_schema
+from edge_runtime.wire.manifest import Task
+from tests.broker_server.report_samples import round_records, sample_report
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+TASKS: list[Task] = ["causal-lm", "text-classification"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_report_survives_its_file(task: Task) -> None:
+    report = sample_report(task)
+
+    assert decode_report(encode_report(report)) == report
+
+
+@pytest.mark.parametrize(
+    ("task", "there", "absent"),
+    [("causal-lm", "perplexity", "accuracy"), ("text-classification", "accuracy", "perplexity")],
+)
+def test_a_report_has_the_figure_of_its_task_and_not_the_other(task: Task, there: str, absent: str) -> None:
+    data = json.loads(encode_report(sample_report(task)))
+
+    for part in (data["final"], data["compact"], *data["rounds"]):
+        assert there in part
+        assert absent not in part
+
+
+def test_a_report_has_every_field_that_was_promised() -> None:
+    data = json.loads(encode_report(sample_report("text-classification")))
+
+    assert {"accuracy", "seconds", "bytes_up", "bytes_down"} <= set(data["final"])
+    assert {"path", "bytes", "sparsity", "accuracy", "latency_ms"} <= set(data["compact"])
+    assert [entry["round_number"] for entry in data["rounds"]] == [0, 1, 2, 3]
+    assert {"accuracy", "seconds", "devices"} <= set(data["rounds"][1])
+    promised = "device_id pruning_ratio rank sparsity train_s step_s_p50 peak_rss_bytes bytes_up bytes_down"
+    assert set(promised.split()) <= set(data["rounds"][1]["devices"][0])
+    assert data["schema_version"] == 1
+
+
+def test_the_end_is_the_last_round_and_sums_add_up() -> None:
+    report = sample_report()
+
+    assert report.final.perplexity == pytest.approx(math.exp(3.0))
+    assert report.final.seconds == 10.0 + 5.0 + 16.0
+    assert (report.final.bytes_up, report.final.bytes_down) == (8 * 1000, 8 * 2000)
+    assert report.steps["training"] == 16.0
+
+
+def test_a_run_without_an_evaluated_round_has_no_report() -> None:
+    facts = RunFacts(
+        run_id="r", task="causal-lm", model_name="m", artifact_digest="", created_at=0.0, steps={},
+        data=sample_report().data, config={},
+    )  # fmt: skip
+
+    with pytest.raises(RunFailedError, match="no evaluated round"):
+        build_report(facts, [], None)
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"[]", b'{"schema_version": 2}'])
+def test_what_is_no_report_is_refused(data: bytes) -> None:
+    with pytest.raises(ReportError):
+        decode_report(data)
+
+
+def test_the_documented_schema_is_the_code_s() -> None:
+    documented = json.loads((DOCS / "report.schema.json").read_text(encoding="utf-8"))
+
+    assert documented == json.loads(json.dumps(json_schema()))
+
+
+def test_every_field_is_documented() -> None:
+    text = (DOCS / "report.md").read_text(encoding="utf-8")
+
+    missing = {
+        name for part in json_schema()["$defs"].values() for name in part["properties"] if f"`{name}`" not in text
+    }
+
+    assert missing == set()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_page_shows_before_and_after_and_needs_no_network(task: Task) -> None:
+    page = render_page(sample_report(task))
+
+    before, after = ("403.4", "20.1") if task == "causal-lm" else ("25.0 %", "85.0 %")
+    assert f"{before} →" in page
+    assert after in page
+    assert not re.search(r'(src|href)="(?!#)', page)
+    assert "url(http" not in page
+    assert "device-2 lost" in page
+
+
+def test_text_of_a_model_is_escaped() -> None:
+    assert "&lt;the&gt; value" in render_page(sample_report("causal-lm"))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_charts_are_well_formed_and_share_no_id(task: Task) -> None:
+    charts = [ET.fromstring(chart) for chart in all_charts(sample_report(task))]  # noqa: S314 - our own text
+
+    ids = [element.attrib["id"] for chart in charts for element in chart.iter() if "id" in element.attrib]
+    assert len(charts) == 6
+    assert len(ids) == len(set(ids))
+
+
+def test_charts_of_a_run_that_lost_every_update_can_be_drawn() -> None:
+    report = sample_report()
+    facts = RunFacts(
+        run_id="r", task="causal-lm", model_name="m", artifact_digest="", created_at=0.0, steps={},
+        data=report.data, config={},
+    )  # fmt: skip
+
+    assert len(all_charts(build_report(facts, round_records(0), None))) == 6
+
+
+def test_figures_for_people() -> None:
+    assert [bytes_text(n) for n in (0, 999, 1500, 2_340_000, 5e9)] == ["0 B", "999 B", "1.5 kB", "2.34 MB", "5 GB"]
+    assert [duration_text(s) for s in (0.04, 59.96, 61, 3600)] == ["0.0 s", "60.0 s", "1 min 01 s", "60 min 00 s"]
+
+
+def test_a_hopeless_loss_has_a_finite_perplexity() -> None:
+    assert math.isfinite(perplexity(1e9))
+    assert perplexity(-1.0) == 1.0

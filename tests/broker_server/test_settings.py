@@ -1,0 +1,100 @@
+"""Settings of the whole run: task defaults, under a file, under options."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from broker_server.cli import app
+from broker_server.errors import ArmError, ConfigError
+from broker_server.run.processes import PASSWORD_VARIABLE, take_password
+from broker_server.run.settings import RunSettings, resolve
+
+CLASSIFY = {"task": "text-classification", "model": "m", "data": "d.jsonl"}
+
+
+def test_without_options_the_built_in_model_learns_docstrings_split_by_package() -> None:
+    settings = resolve({})
+
+    assert (settings.task, settings.model, settings.data) == ("causal-lm", "", "")
+    assert (settings.devices, settings.split) == (4, "by-key")
+
+
+def test_a_file_overrides_defaults_and_options_override_the_file(tmp_path: Path) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text('rounds = 3\nseed = 5\narms = "0.5:4"\n')
+
+    settings = resolve({"rounds": 7, "devices": None}, config)
+
+    assert (settings.rounds, settings.seed, settings.arms, settings.devices) == (7, 5, "0.5:4", 4)
+
+
+def test_settings_survive_their_file(tmp_path: Path) -> None:
+    settings = resolve({**CLASSIFY, "model": 'odd"\\name', "learning_rate": 3e-4, "threads": 2})
+    config = tmp_path / "run.toml"
+    config.write_text(settings.to_toml())
+
+    assert resolve({}, config) == settings
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": "chess"}, "task 'chess' is not known"),
+        ({"model": "m"}, "a model needs its task"),
+        ({"task": "text-classification"}, "text-classification needs --model"),
+        ({"task": "text-classification", "model": "m"}, "text-classification needs --data"),
+        ({"rounds": 0}, "rounds is 0, expected 1 or more"),
+        ({"threads": -1}, "threads is -1, expected 0 or more"),
+        ({"broker_port": 70000}, "broker_port is 70000"),
+        ({"rounds": "three"}, "setting has a wrong value"),
+        ({"wire_dtype": "int4"}, "setting has a wrong value"),
+        ({"split": "odd"}, "expected iid"),
+        ({"broker": "localhost"}, "broker 'localhost' is not known"),
+        ({"learning_rate": -1.0}, "learning_rate is -1.0"),
+        ({"colour": "red"}, "setting 'colour' is not known"),
+    ],
+)
+def test_a_wrong_setting_is_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resolve(options)
+
+
+@pytest.mark.parametrize("options", [{"arms": "0.99:8"}, {"arms": "8"}, {"arms": "0.5:0"}, {"sparsity": 1.0}])
+def test_an_arm_outside_its_range_has_its_own_error(options: dict[str, object]) -> None:
+    with pytest.raises(ArmError):
+        resolve(options)
+
+
+def test_a_file_that_is_no_toml_is_refused(tmp_path: Path) -> None:
+    config = tmp_path / "run.toml"
+    config.write_bytes(b"\xff = ")
+
+    with pytest.raises(ConfigError, match="cannot be read"):
+        resolve({}, config)
+
+
+def test_every_setting_is_an_option_of_the_command_line() -> None:
+    command = typer.main.get_command(app).get_command(None, "run")  # type: ignore[attr-defined]
+
+    options = {parameter.name for parameter in command.params}
+
+    assert options == {field.name for field in dataclasses.fields(RunSettings)} | {"out", "resume", "config"}
+
+
+def test_a_password_moves_from_the_url_into_the_environment() -> None:
+    environment: dict[str, str] = {}
+
+    settings = take_password(resolve({"broker": "mqtt://lab:s%40cret@broker.example:1884"}), environment)
+
+    assert settings.broker == "mqtt://lab@broker.example:1884"
+    assert environment == {PASSWORD_VARIABLE: "s@cret"}
+
+
+def test_settings_without_a_password_stay_as_they_are() -> None:
+    for broker in ("auto", "mqtt://broker.example", "mqtt://lab@broker.example"):
+        settings = resolve({"broker": broker})
+        assert take_password(settings, {}) == settings

@@ -18,7 +18,8 @@ MAY_IMPORT = {
     "edge_runtime.link": {"msgspec", "paho"},
     "edge_runtime.agent": {"numpy", "msgspec", "psutil", "onnxruntime"},
     "edge_runtime.inference": {"numpy", "msgspec", "safetensors", "onnxruntime", "tokenizers"},
-    "edge_runtime.cli": set(),
+    "edge_runtime.cli": {"numpy"},
+    "edge_runtime.__main__": set(),
 }
 """Packages from outside that each part of the device may import, also inside functions."""
 

@@ -43,7 +43,17 @@ def start_run(settings: RunSettings, root: Path, display: Display) -> Report:
     """Run the whole job in a new directory.
 
     Raises:
-        FedSpineError: see docs/exit-codes.md; when it comes before the first round, nothing is left behind.
+        FedSpineError: see docs/exit-codes.md.
+    """
+    prepare_run(settings, root, display)
+    return resume_run(root, display)
+
+
+def prepare_run(settings: RunSettings, root: Path, display: Display) -> None:
+    """Check everything, then export the model and split the data into a new run directory.
+
+    Raises:
+        FedSpineError: see docs/exit-codes.md; nothing is left behind.
     """
     layout.check_free(root)
     preparation.check_settings(settings)
@@ -55,7 +65,6 @@ def start_run(settings: RunSettings, root: Path, display: Display) -> Report:
         directory.save_state(_new_state())
         with _open(directory, display) as job, _explained(lambda error: "" if error.is_specific else _where(error)):
             job.prepare()
-    return resume_run(root, display)
 
 
 def resume_run(root: Path, display: Display) -> Report:

@@ -66,7 +66,11 @@ def sample_report(task: Task = "causal-lm") -> Report:
         loss=3.5,
         latency_ms=2.5,
         latency_unit="token" if is_causal else "example",
-        **({"perplexity": 33.1, "sample_prompt": "Return", "sample": " <the> value"} if is_causal else {"accuracy": 0.8}),  # type: ignore[arg-type]
+        **(
+            {"perplexity": 33.1, "sample_prompt": "Return", "sample": " <the> value"}
+            if is_causal
+            else {"accuracy": 0.8}
+        ),
     )
     data = DataEntry(
         source="train.jsonl",

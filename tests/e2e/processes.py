@@ -1,0 +1,126 @@
+"""A ``fedspine run`` from outside: started as a person would, watched by its events, and its processes found."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+
+from broker_server.events import AnyEvent, EventReader
+
+TIMEOUT_S = 300.0
+"""Longest time of one run in these tests."""
+
+
+class Run:
+    """One ``fedspine run`` process."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "broker_server", "run", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": str(Path.cwd())},
+        )
+        self.output = ""
+        self.errors = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.communicate()
+
+    def wait(self) -> int:
+        """Its exit code."""
+        self.output, self.errors = self.process.communicate(timeout=TIMEOUT_S)
+        return self.process.returncode
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to the supervisor alone, as a terminal would."""
+        self.process.send_signal(number)
+
+    def descendants(self) -> list[psutil.Process]:
+        """Every process it started, and theirs."""
+        found: list[psutil.Process] = psutil.Process(self.process.pid).children(recursive=True)
+        return found
+
+    def child(self, *words: str) -> psutil.Process:
+        """The process whose command line holds all ``words``."""
+        for process in self.descendants():
+            with contextlib.suppress(psutil.Error):
+                if all(word in process.cmdline() for word in words):
+                    return process
+        message = f"no process with {words}"
+        raise AssertionError(message)
+
+
+def fedspine_run(*arguments: str) -> Run:
+    """Run to the end."""
+    with Run(*arguments) as run:
+        run.wait()
+    return run
+
+
+def error_line(run: Run) -> str:
+    """The one line on standard error."""
+    lines = run.errors.splitlines()
+    assert len(lines) == 1, run.errors
+    assert lines[0].startswith("fedspine: error: "), lines
+    return lines[0]
+
+
+def wait_for_event(root: Path, wanted: Callable[[AnyEvent], bool], run: Run) -> AnyEvent:
+    """The first event of a run that ``wanted`` accepts."""
+    reader = EventReader(root / "events.jsonl")
+    give_up_at = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < give_up_at:
+        for event in reader.new_events():
+            if wanted(event):
+                return event
+        assert run.process.poll() is None, run.process.communicate()
+        time.sleep(0.02)
+    message = "the event did not come"
+    raise AssertionError(message)
+
+
+def all_events(root: Path) -> list[AnyEvent]:
+    """Every event of a run so far."""
+    return list(EventReader(root / "events.jsonl").new_events())
+
+
+def assert_gone(processes: list[psutil.Process]) -> None:
+    """Every process has ended (a zombie that waits for its parent has)."""
+    _, alive = psutil.wait_procs(processes, timeout=15)
+    alive = [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+    assert alive == []
+
+
+def report_of(root: Path) -> dict[str, Any]:
+    """``report.json``."""
+    report: dict[str, Any] = json.loads((root / "report.json").read_text(encoding="utf-8"))
+    return report
+
+
+@contextlib.contextmanager
+def mosquitto(program: str, directory: Path, config: str) -> Iterator[None]:
+    """A mosquitto of one's own."""
+    file = directory / "mosquitto.conf"
+    file.write_text(config)
+    with subprocess.Popen([program, "-c", str(file)], stderr=subprocess.DEVNULL) as process:
+        try:
+            yield
+        finally:
+            process.terminate()

@@ -1,0 +1,66 @@
+"""``fedspine run`` as a whole: real processes, a real broker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from broker_server.broker_process import find_mosquitto
+from broker_server.report.schema import decode_report
+from broker_server.run.preparation import free_port
+from edge_runtime.inference import CompactModel
+from edge_runtime.wire.limits import MAX_MESSAGE_BYTES
+from tests.e2e.processes import fedspine_run, report_of
+from tests.e2e.rows import Copy
+from tests.e2e.tap import Tap
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param("mosquitto", marks=pytest.mark.skipif(not find_mosquitto(), reason="no mosquitto here")), "amqtt"],
+)
+def test_a_classifier_is_tuned_pruned_and_reported(kind: str, prepared_classifier: Path, copy_of: Copy) -> None:
+    port = free_port()
+    root = copy_of(prepared_classifier, broker=kind, broker_port=port)
+    with Tap(port) as tap:
+        run = fedspine_run("--resume", "--out", str(root))
+
+    assert run.process.returncode == 0, run.errors
+    report = decode_report((root / "report.json").read_bytes())
+    assert [entry.round_number for entry in report.rounds] == [0, 1, 2]
+    assert all(device.outcome == "accepted" for entry in report.rounds for device in entry.devices)
+    assert {(d.pruning_ratio, d.rank) for e in report.rounds for d in e.devices} == {(0.0, 4), (0.25, 4), (0.5, 2)}
+    assert report.compact is not None
+    assert 0.3 < report.compact.sparsity < 0.7
+    assert CompactModel.open(root / report.compact.path).classify(["wave salt"])[0].label in {"hill", "sea"}
+    assert 0 < tap.largest_bytes <= MAX_MESSAGE_BYTES
+    assert tap.kinds["update"] >= 6
+    assert (root / "adapters" / "peft" / "adapter_config.json").is_file()
+    assert "accuracy: " in run.output
+
+
+def test_a_generator_is_tuned_and_its_compact_model_writes(prepared_generator: Path, copy_of: Copy) -> None:
+    root = copy_of(prepared_generator)
+
+    run = fedspine_run("--resume", "--out", str(root))
+
+    assert run.process.returncode == 0, run.errors
+    report = report_of(root)
+    assert report["final"]["perplexity"] < report["rounds"][0]["perplexity"]
+    assert report["compact"]["sample_prompt"]
+    assert isinstance(report["compact"]["sample"], str)
+    assert "<svg" in (root / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_finished_run_resumes_to_its_report_at_once(prepared_generator: Path, copy_of: Copy) -> None:
+    root = copy_of(prepared_generator, rounds=1)
+    assert fedspine_run("--resume", "--out", str(root)).process.returncode == 0
+    before = report_of(root)
+
+    again = fedspine_run("--resume", "--out", str(root))
+
+    assert again.process.returncode == 0, again.errors
+    assert report_of(root) == before

@@ -29,6 +29,7 @@ from edge_runtime.inference.text import TextCodec
 from edge_runtime.wire.manifest import FORMAT_VERSION, Manifest
 
 _BATCH_SIZE: Final = 16
+_MAX_LENGTH: Final = 128
 _WARM_UP_REPEATS: Final = 2
 
 
@@ -184,25 +185,28 @@ class CompactModel:
         tokens = model.tokens(prompt_ids, sampling, rng or np.random.default_rng(0))
         return self._until_eos(islice(tokens, min(max_new_tokens, room)))
 
-    def evaluate(self, data: Path | Dataset, *, max_length: int = 128, batch_size: int = 8) -> EvaluationResult:
+    def evaluate(self, data: Path | Dataset, *, max_length: int | None = None, batch_size: int = 8) -> EvaluationResult:
         """Quality on a file of examples, as the evaluation graph of the artifact measures it.
 
         Tokenisation, windows and batches are those of :func:`edge_runtime.engine.data.load_examples`.
 
         Args:
             data: JSON lines, or examples that are loaded already.
-            max_length: tokens of a window (causal-lm), or at which an example is cut (text-classification).
+            max_length: tokens of a window (causal-lm), or at which an example is cut (text-classification); None = 128,
+                or the model's longest sequence where that is shorter.
             batch_size: sequences at a time, 1 or more.
 
         Raises:
             DataInvalidError: see ``load_examples``, as for DataEmptyError, UnknownLabelError and LengthError.
             InferenceError: onnxruntime failed.
         """
-        dataset = load_examples(data, self._artifact, max_length) if isinstance(data, Path) else data
+        if isinstance(data, Path):
+            length = min(_MAX_LENGTH, self.info.max_length) if max_length is None else max_length
+            data = load_examples(data, self._artifact, length)
         score = score_tokens if isinstance(self._model, Decoder) else score_classes
         results = [
             score(self._model.forward(batch.input_ids, batch.attention_mask), batch.labels)
-            for batch in eval_batches(dataset, batch_size)
+            for batch in eval_batches(data, batch_size)
         ]
         return EvaluationResult(
             loss_sum=sum(result.loss_sum for result in results),

@@ -1,0 +1,315 @@
+"""A compact model says what PyTorch says of the merged and pruned model, on the device and in Optimum."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import peft
+import pytest
+import torch
+import transformers
+from msgspec import structs
+from optimum.onnxruntime import ORTModelForCausalLM, ORTModelForSequenceClassification
+
+from edge_runtime.inference import CompactModel
+from edge_runtime.wire import names, ranking
+from edge_runtime.wire.adapter import AdapterLayout
+from edge_runtime.wire.errors import ExitCode
+from edge_runtime.wire.manifest import Manifest, decode_manifest
+from edge_runtime.wire.peft_format import write_peft
+from edge_runtime.wire.plan import Plan
+from edge_runtime.wire.tensors import encode_tensors
+from exporter.compact import compact_run, compact_source
+from exporter.compact_merge import base_model, merged_model
+from exporter.compact_source import CompactSource, read_plan, read_source
+from exporter.errors import CompactExistsError, CompactInputError, CompactRatioError
+from models.errors import ModelUnsupportedError
+from models.registry import family_for
+from models.surgery import prune_model
+
+RANK = 3
+SCALING = 1.5
+SPARSITIES = [0.0, 0.25, 0.5]
+ROUND_NUMBERS = (0, 2, 10)
+
+
+def write_run(directory: Path, artifact_dir: Path) -> Path:
+    """A run directory as the coordinator leaves it: artifact, importance, a random adapter after some rounds."""
+    manifest = decode_manifest((artifact_dir / names.MANIFEST_FILE).read_bytes())
+    rng = np.random.default_rng(5)
+    digest = artifact_dir.name
+    shutil.copytree(artifact_dir, directory / "artifacts" / digest)
+    importance = {(g.layer, g.group): rng.random(g.num_units).astype(np.float32) for g in manifest.groups}
+    (directory / "importance.safetensors").write_bytes(encode_tensors(ranking.to_tensors(importance)))
+    (directory / "adapters").mkdir()
+    shapes = AdapterLayout.of(manifest, Plan.full(manifest), RANK).shapes
+    for number in ROUND_NUMBERS:
+        tensors = {name: rng.normal(0.0, 0.2, shape).astype(np.float32) for name, shape in shapes.items()}
+        metadata = {
+            "artifact_digest": digest,
+            "rank": str(RANK),
+            "lora_scaling": str(SCALING),
+            "round_number": str(number),
+        }
+        path = directory / "adapters" / f"round-{number:04d}.safetensors"
+        path.write_bytes(encode_tensors(tensors, metadata=metadata))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def bert_run(tiny_bert_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("bert") / "run", tiny_bert_artifact)
+
+
+@pytest.fixture(scope="session")
+def llama_run(tiny_llama_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("llama") / "run", tiny_llama_artifact)
+
+
+@pytest.fixture(params=["bert", "llama"])
+def run_dir(request: pytest.FixtureRequest) -> Path:
+    run: Path = request.getfixturevalue(f"{request.param}_run")
+    return run
+
+
+def reference(source: CompactSource, plan: Plan) -> Any:
+    """PyTorch's merged and pruned model."""
+    model = merged_model(source)
+    prune_model(model, family_for(model.config, source.manifest.task), source.manifest, plan)
+    return model
+
+
+def random_batch(manifest: Manifest) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Three sequences of 11 tokens, the last two padded on the right."""
+    ids = np.random.default_rng(77).integers(0, manifest.text.vocab_size, (3, 11), dtype=np.int64)
+    mask = np.ones_like(ids)
+    mask[1, 8:] = mask[2, 1:] = 0
+    return np.where(mask == 1, ids, manifest.text.pad_token_id), mask
+
+
+def torch_logits(model: Any, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    with torch.inference_mode():
+        logits = model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)).logits
+    out: npt.NDArray[np.float32] = logits.numpy()
+    return out if out.ndim == 2 else out[mask == 1]
+
+
+@pytest.mark.parametrize("sparsity", SPARSITIES)
+def test_logits_are_those_of_pytorch(run_dir: Path, sparsity: float, tmp_path: Path) -> None:
+    source = read_source(run_dir)
+    plan = read_plan(run_dir, source.manifest, sparsity)
+
+    info = compact_run(run_dir, sparsity, tmp_path / "compact")
+
+    ids, mask = random_batch(source.manifest)
+    got = CompactModel.open(tmp_path / "compact", num_threads=1).logits(ids, mask)
+    expected = torch_logits(reference(source, plan), ids, mask)
+    assert np.abs((got if got.ndim == 2 else got[mask == 1]) - expected).max() <= 1e-4
+    assert (info.pruning_ratio, info.plan) == (sparsity, plan)
+    assert info.sparsity == pytest.approx(plan.sparsity(source.manifest))
+
+
+def test_surgery_removes_exactly_what_zeroed_units_would(run_dir: Path) -> None:
+    """The reference of this test knows no surgery: in the whole model, what leaves a removed unit is set to zero."""
+    source = read_source(run_dir)
+    plan = read_plan(run_dir, source.manifest, 0.5)
+    whole = merged_model(source)
+    for spec in source.manifest.tensors:
+        for prune in spec.prune:
+            if prune.axis == 1 and spec.layer is not None:
+                gone = np.setdiff1d(np.arange(spec.shape[1]), plan.indices(spec.layer, prune))
+                whole.get_parameter(spec.name).data[:, gone] = 0.0
+
+    ids, mask = random_batch(source.manifest)
+    np.testing.assert_allclose(
+        torch_logits(reference(source, plan), ids, mask), torch_logits(whole, ids, mask), atol=1e-5
+    )
+
+
+def test_merging_adds_scaled_products_and_replaces_dense_tensors(run_dir: Path) -> None:
+    source = read_source(run_dir)
+    base, merged = base_model(source.artifact_dir, source.manifest), merged_model(source)
+
+    for target in source.manifest.targets:
+        a, b = source.adapter[names.lora_a(target.module)], source.adapter[names.lora_b(target.module)]
+        difference = merged.get_parameter(f"{target.module}.weight") - base.get_parameter(f"{target.module}.weight")
+        np.testing.assert_allclose(difference.detach().numpy(), SCALING * (b @ a), atol=1e-5)
+    for dense in source.manifest.dense:
+        np.testing.assert_array_equal(merged.get_parameter(dense.name).detach().numpy(), source.adapter[dense.name])
+
+
+def test_peft_format_loads_and_gives_the_merged_logits(run_dir: Path, tmp_path: Path) -> None:
+    source = read_source(run_dir)
+
+    write_peft(tmp_path / "peft", source.manifest, source.adapter, source.rank, source.lora_scaling)
+    model = peft.PeftModel.from_pretrained(base_model(source.artifact_dir, source.manifest), tmp_path / "peft").eval()
+
+    ids, mask = random_batch(source.manifest)
+    np.testing.assert_allclose(torch_logits(model, ids, mask), torch_logits(merged_model(source), ids, mask), atol=1e-4)
+
+
+@pytest.mark.parametrize("sparsity", SPARSITIES)
+def test_same_greedy_tokens_in_pytorch_optimum_and_on_the_device(
+    llama_run: Path, sparsity: float, tmp_path: Path
+) -> None:
+    """None of the three may stop at the end-of-text token, so that all 64 are compared."""
+    source = read_source(llama_run)
+    model = reference(source, read_plan(llama_run, source.manifest, sparsity))
+    compact_run(llama_run, sparsity, tmp_path / "compact")
+    optimum = ORTModelForCausalLM.from_pretrained(tmp_path / "compact")
+    device = CompactModel.open(tmp_path / "compact", num_threads=1)
+    model.generation_config.eos_token_id = optimum.generation_config.eos_token_id = None
+    device.info = structs.replace(device.info, text=structs.replace(device.info.text, eos_token_id=None))
+    prompt = [1, 40, 50, 60, 70]
+    inputs = {"input_ids": torch.tensor([prompt]), "attention_mask": torch.ones(1, 5, dtype=torch.int64)}
+
+    with_torch = model.generate(**inputs, max_new_tokens=64, do_sample=False)[0].tolist()
+    with_optimum = optimum.generate(**inputs, max_new_tokens=64, do_sample=False, use_cache=True)[0].tolist()
+    on_device = [*prompt, *device.generate_ids(prompt, max_new_tokens=64)]
+
+    assert len(with_torch) == 69
+    assert on_device == with_torch
+    assert with_optimum == with_torch
+
+
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_optimum_loads_a_classifier(bert_run: Path, tmp_path: Path, quantize: Any) -> None:
+    info = compact_run(bert_run, 0.25, tmp_path / "compact", quantize=quantize)
+
+    model = ORTModelForSequenceClassification.from_pretrained(tmp_path / "compact")
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(tmp_path / "compact")
+    batch = tokenizer(["one", "another one"], padding=True, return_tensors="pt")
+    logits = model(**batch).logits.numpy()
+
+    device = CompactModel.open(tmp_path / "compact", num_threads=1)
+    expected = device.logits(batch["input_ids"].numpy(), batch["attention_mask"].numpy())
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    assert tuple(model.config.id2label.values()) == info.labels
+
+
+def test_int8_is_smaller_and_close(run_dir: Path, tmp_path: Path) -> None:
+    full = compact_run(run_dir, 0.25, tmp_path / "full")
+    small = compact_run(run_dir, 0.25, tmp_path / "small", quantize="int8")
+
+    assert small.files["model.onnx"].size_bytes < full.files["model.onnx"].size_bytes
+    assert (small.quantization, full.quantization) == ("int8", None)
+    ids, mask = random_batch(decode_manifest((next((run_dir / "artifacts").iterdir()) / "manifest.json").read_bytes()))
+    expected = CompactModel.open(tmp_path / "full", num_threads=1).logits(ids, mask)
+    got = CompactModel.open(tmp_path / "small", num_threads=1).logits(ids, mask)
+    assert np.corrcoef(got.ravel(), expected.ravel())[0, 1] > 0.98
+
+
+def test_tied_embeddings_are_stored_once(llama_run: Path, tmp_path: Path) -> None:
+    info = compact_run(llama_run, 0.0, tmp_path / "compact")
+
+    graph_without_weights = 400_000
+    assert info.files["model.onnx"].size_bytes < 4 * info.num_parameters + graph_without_weights
+
+
+def test_an_encoder_may_keep_another_number_in_each_layer(bert_run: Path, tmp_path: Path) -> None:
+    source = read_source(bert_run)
+    plan = Plan.from_kept(source.manifest, {(0, "heads"): [1], (1, "channels"): [0, 3, 4]})
+
+    compact_source(source, plan, 0.3, tmp_path / "compact")
+
+    ids, mask = random_batch(source.manifest)
+    got = CompactModel.open(tmp_path / "compact", num_threads=1).logits(ids, mask)
+    assert np.abs(got - torch_logits(reference(source, plan), ids, mask)).max() <= 1e-4
+
+
+def test_a_decoder_with_caches_of_different_widths_is_refused(llama_run: Path, tmp_path: Path) -> None:
+    source = read_source(llama_run)
+    plan = Plan.from_kept(source.manifest, {(0, "heads"): [1]})
+
+    with pytest.raises(ModelUnsupportedError, match="key/value heads, but the cache of a deployed decoder"):
+        compact_source(source, plan, 0.3, tmp_path / "compact")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("asked", "taken"), [(None, 10), (0, 0), (2, 2)])
+def test_adapter_is_the_rounds_or_the_last(bert_run: Path, asked: int | None, taken: int) -> None:
+    assert read_source(bert_run, round_number=asked).round_number == taken
+
+
+def test_an_existing_directory_is_kept_unless_forced(bert_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "compact"
+    compact_run(bert_run, 0.0, out)
+
+    with pytest.raises(CompactExistsError, match="--force") as refusal:
+        compact_run(bert_run, 0.5, out)
+    assert refusal.value.exit_code is ExitCode.RUN_EXISTS
+    assert CompactModel.open(out).info.pruning_ratio == 0.0
+    compact_run(bert_run, 0.5, out, force=True)
+
+    assert CompactModel.open(out).info.pruning_ratio == 0.5
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_force_replaces_nothing_but_compact_models(bert_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+
+    with pytest.raises(CompactExistsError, match="no compact model"):
+        compact_run(bert_run, 0.0, tmp_path, force=True)
+
+    assert (tmp_path / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize("sparsity", [-0.1, 1.0, float("nan")])
+def test_sparsity_out_of_range_is_refused(bert_run: Path, tmp_path: Path, sparsity: float) -> None:
+    with pytest.raises(CompactRatioError, match="expected 0 or more and less than 1") as refusal:
+        compact_run(bert_run, sparsity, tmp_path / "compact")
+
+    assert refusal.value.exit_code is ExitCode.ARM_OUT_OF_RANGE
+    assert list(tmp_path.iterdir()) == []
+
+
+def _empty_adapters(run: Path) -> None:
+    shutil.rmtree(run / "adapters")
+    (run / "adapters").mkdir()
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "no run": shutil.rmtree,
+    "no adapters": lambda run: shutil.rmtree(run / "adapters"),
+    "empty adapters": _empty_adapters,
+    "cut adapter": lambda run: _truncate(run / "adapters" / "round-0010.safetensors"),
+    "no metadata": lambda run: (run / "adapters" / "round-0010.safetensors").write_bytes(
+        encode_tensors({"x": np.zeros(1, np.float32)})
+    ),
+    "no artifact": lambda run: shutil.rmtree(run / "artifacts"),
+    "changed manifest": lambda run: _truncate(next((run / "artifacts").iterdir()) / "manifest.json"),
+    "cut base": lambda run: _truncate(next((run / "artifacts").iterdir()) / "base.safetensors"),
+    "no importance": lambda run: (run / "importance.safetensors").unlink(),
+    "cut importance": lambda run: _truncate(run / "importance.safetensors"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_run_is_refused_and_nothing_is_written(bert_run: Path, tmp_path: Path, damage: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(bert_run, run)
+    DAMAGE[damage](run)
+    out = tmp_path / "out"
+    out.mkdir()
+
+    with pytest.raises(CompactInputError) as refusal:
+        compact_run(run, 0.25, out / "compact")
+
+    assert "\n" not in str(refusal.value)
+    assert refusal.value.exit_code is ExitCode.ARTIFACT_CORRUPTED
+    assert list(out.iterdir()) == []
+
+
+def test_a_round_that_does_not_exist_is_refused(bert_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(CompactInputError, match="no round 3; it has 0 to 10"):
+        compact_run(bert_run, 0.25, tmp_path / "compact", round_number=3)

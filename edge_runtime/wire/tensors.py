@@ -54,7 +54,7 @@ def decode_tensors(data: bytes, max_bytes: int = limits.MAX_BLOB_BYTES) -> dict[
         raise TensorError(msg)
     for name, entry in header.items():
         kind = entry.get("dtype") if isinstance(entry, dict) else None
-        if kind not in {"F32", "F16"}:
+        if kind not in ("F32", "F16"):  # not a set: it would have to hash whatever stands there
             msg = f"tensor {name!r} has type {kind}, expected F32 or F16"
             raise TensorError(msg)
     try:

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_runtime.wire import limits
+from edge_runtime.wire.errors import ArtifactVersionError, ExitCode, ManifestError
+from edge_runtime.wire.manifest import Manifest, decode_manifest, digest_of, encode_manifest
+
+
+def test_a_manifest_survives_the_round_trip(manifest: Manifest) -> None:
+    assert decode_manifest(encode_manifest(manifest)) == manifest
+
+
+def test_its_bytes_are_deterministic(manifest: Manifest) -> None:
+    files = dict(reversed([*manifest.files.items(), ("a", next(iter(manifest.files.values())))]))
+    one, other = (msgspec.structs.replace(manifest, files=f) for f in (files, dict(reversed(files.items()))))
+    assert encode_manifest(one) == encode_manifest(other)
+
+
+def test_digests_are_sha_256() -> None:
+    assert digest_of(b"abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_unknown_fields_are_ignored(manifest: Manifest) -> None:
+    fields = json.loads(encode_manifest(manifest)) | {"future": 1}
+    assert decode_manifest(json.dumps(fields).encode()) == manifest
+
+
+@pytest.mark.parametrize("version", [0, 2])
+def test_another_version_is_refused_whatever_else_it_holds(version: int) -> None:
+    with pytest.raises(ArtifactVersionError, match=f"version {version}") as caught:
+        decode_manifest(json.dumps({"format_version": version, "new": {}}).encode())
+    assert caught.value.exit_code == ExitCode.ARTIFACT_VERSION
+
+
+GROUP = {"layer": 0, "group": "heads", "num_units": 4}
+FILE = {"digest": "a" * 64, "size_bytes": 1, "on_device": True}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"num_layers": 0},
+        {"num_layers": limits.MAX_LAYERS + 1},
+        {"num_layers": "2"},
+        {"groups": [GROUP, GROUP]},
+        {"groups": [GROUP | {"num_units": 0}]},
+        {"groups": [GROUP | {"layer": 2}]},
+        {"groups": []},
+        {"task": "translation"},
+        {"files": {"../escape": FILE}},
+        {"files": {"a\\b": FILE}},
+        {"files": {".hidden": FILE}},
+        {"files": {"x": FILE | {"digest": "A" * 64}}},
+        {"files": {"x": FILE | {"digest": "ab"}}},
+        {"files": {"x": FILE | {"size_bytes": -1}}},
+    ],
+    ids=str,
+)
+def test_contradictions_are_refused(manifest: Manifest, changed: dict[str, Any]) -> None:
+    fields = json.loads(encode_manifest(manifest)) | changed
+    with pytest.raises(ManifestError):
+        decode_manifest(json.dumps(fields).encode())
+
+
+@pytest.mark.parametrize("axis", [{"axis": 2}, {"axis": -1}, {"unit_size": 2}, {"group": "experts"}], ids=str)
+def test_axes_that_do_not_fit_their_tensor_are_refused(manifest: Manifest, axis: dict[str, Any]) -> None:
+    fields = json.loads(encode_manifest(manifest))
+    fields["tensors"][0]["prune"][0] |= axis
+    with pytest.raises(ManifestError, match=r"l0\.q\.weight"):
+        decode_manifest(json.dumps(fields).encode())
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"{}", b"null", b"\xff", b'{"format_version": 1}', b"[" * 9000])
+def test_malformed_bytes_are_refused(data: bytes) -> None:
+    with pytest.raises(ManifestError):
+        decode_manifest(data)
+
+
+@given(st.binary(max_size=100))
+def test_arbitrary_bytes_are_refused(data: bytes) -> None:
+    with pytest.raises(ManifestError):
+        decode_manifest(data)
+
+
+def test_a_manifest_over_the_limit_is_refused() -> None:
+    with pytest.raises(ManifestError, match="at most"):
+        decode_manifest(b" " * (limits.MAX_MANIFEST_BYTES + 1))
+
+
+def test_a_group_that_is_missing_is_named(manifest: Manifest) -> None:
+    with pytest.raises(ManifestError, match="'experts' in layer 0"):
+        manifest.group(0, "experts")

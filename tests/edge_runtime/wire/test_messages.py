@@ -1,0 +1,283 @@
+"""Messages: golden bytes of every kind (a change of them is a change of the protocol), and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import get_args
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_runtime.wire import limits
+from edge_runtime.wire.errors import MessageError
+from edge_runtime.wire.messages import (
+    AnyMessage,
+    Arm,
+    Assignment,
+    BlobRef,
+    Cancel,
+    Capabilities,
+    Chunk,
+    ChunkRequest,
+    DeviceState,
+    Failure,
+    FailureReason,
+    Finished,
+    Hello,
+    HyperParameters,
+    LocalEvaluation,
+    Measurements,
+    Presence,
+    Register,
+    Status,
+    Update,
+    Verdict,
+    Welcome,
+    decode_message,
+    encode_message,
+    kind_of,
+)
+from edge_runtime.wire.plan import KeptUnits, Plan
+
+GOLDEN = Path(__file__).with_name("golden_messages.json")
+
+BLOB = BlobRef(digest="0123456789abcdef" * 4, size_bytes=70_000, chunk_bytes=65_536)
+
+EXAMPLES: list[AnyMessage] = [
+    Register(
+        device_id="board-7",
+        session_id="5e55",
+        capabilities=Capabilities(
+            architecture="aarch64",
+            operating_system="Linux 6.1",
+            num_cores=4,
+            num_threads=2,
+            memory_bytes=4_000_000_000,
+            memory_limit_bytes=1_000_000_000,
+            versions={"onnxruntime": "1.27.0"},
+            matmul_gflops=12.5,
+            memory_copy_gb_s=3.25,
+        ),
+        num_examples=120,
+    ),
+    Presence(device_id="board-7", session_id="5e55", online=False, detail="connection lost"),
+    Status(
+        device_id="board-7",
+        session_id="5e55",
+        state=DeviceState.TRAINING,
+        round_number=3,
+        attempt=1,
+        step=4,
+        num_steps=20,
+        loss=0.5,
+    ),
+    Update(
+        run_id="run",
+        device_id="board-7",
+        round_number=3,
+        attempt=1,
+        adapter=BLOB,
+        num_examples=100,
+        train_loss=0.75,
+        measurements=Measurements(
+            train_s=10.0,
+            step_s_p50=0.5,
+            step_s_p95=0.625,
+            fetch_s=1.0,
+            prepare_s=0.25,
+            evaluate_s=2.0,
+            peak_rss_bytes=300_000_000,
+            bytes_up=71_000,
+            bytes_down=72_000,
+        ),
+        evaluation=LocalEvaluation(
+            num_targets=20, loss_before=1.0, loss_after=0.5, accuracy_before=0.5, accuracy_after=0.75
+        ),
+    ),
+    Failure(
+        run_id="run",
+        device_id="board-7",
+        round_number=3,
+        attempt=1,
+        reason=FailureReason.INSUFFICIENT_MEMORY,
+        detail="too little",
+    ),
+    Hello(run_id="run", session_id="c0"),
+    Welcome(
+        run_id="run",
+        device_id="board-7",
+        artifact_url="http://host:8000/artifacts/x/",
+        artifact_digest="ab" * 32,
+        arms=(Arm(pruning_ratio=0.0, rank=8), Arm(pruning_ratio=0.5, rank=4)),
+        batch_size=16,
+        max_length=64,
+    ),
+    Assignment(
+        run_id="run",
+        device_id="board-7",
+        round_number=3,
+        attempt=1,
+        arm=Arm(pruning_ratio=0.25, rank=8),
+        plan=Plan(groups=(KeptUnits(layer=0, group="heads", num_units=12, bitmap=b"\xff\x01"),)),
+        adapter=BLOB,
+        deadline_s=600.0,
+        hyper_parameters=HyperParameters(
+            learning_rate=0.002,
+            weight_decay=0.0,
+            lora_scaling=2.0,
+            max_grad_norm=1.0,
+            num_warmup_steps=2,
+            num_local_steps=20,
+            batch_size=16,
+            num_accumulation_steps=1,
+            max_length=64,
+            seed=7,
+        ),
+    ),
+    Verdict(run_id="run", device_id="board-7", round_number=3, attempt=1, accepted=True),
+    Cancel(run_id="run", device_id="board-7", round_number=3, attempt=1, detail="round closed"),
+    Finished(run_id="run"),
+    Chunk(digest=BLOB.digest, index=1, payload=b"\x00\x01\x02"),
+    ChunkRequest(digest=BLOB.digest, missing=(0, 1)),
+]
+
+by_kind = pytest.mark.parametrize("message", EXAMPLES, ids=kind_of)
+
+
+def test_every_kind_has_an_example() -> None:
+    assert {type(m) for m in EXAMPLES} == set(get_args(AnyMessage))
+
+
+@by_kind
+def test_bytes_are_the_golden_ones(message: AnyMessage) -> None:
+    assert encode_message(message).hex() == json.loads(GOLDEN.read_text())[kind_of(message)]
+
+
+@by_kind
+def test_golden_bytes_decode_to_the_message(message: AnyMessage) -> None:
+    assert decode_message(bytes.fromhex(json.loads(GOLDEN.read_text())[kind_of(message)])) == message
+
+
+@by_kind
+def test_unknown_fields_are_ignored(message: AnyMessage) -> None:
+    fields = msgspec.msgpack.decode(encode_message(message)) | {"from_the_future": [1, 2]}
+    assert decode_message(msgspec.msgpack.encode(fields)) == message
+
+
+@by_kind
+def test_each_missing_field_is_refused(message: AnyMessage) -> None:
+    fields = msgspec.msgpack.decode(encode_message(message))
+    optional = {f.name for f in msgspec.structs.fields(message) if not f.required}
+    for name in set(fields) - optional - {"kind"}:
+        with pytest.raises(MessageError, match=name):
+            decode_message(msgspec.msgpack.encode({k: v for k, v in fields.items() if k != name}))
+
+
+@by_kind
+def test_wrong_types_are_refused(message: AnyMessage) -> None:
+    fields = msgspec.msgpack.decode(encode_message(message))
+    for name in set(fields) - {"kind"}:
+        with pytest.raises(MessageError):
+            decode_message(msgspec.msgpack.encode(fields | {name: {"wrong": object.__name__}}))
+
+
+@by_kind
+def test_another_schema_version_is_refused(message: AnyMessage) -> None:
+    fields = msgspec.msgpack.decode(encode_message(message)) | {"schema_version": 2}
+    with pytest.raises(MessageError, match="schema_version"):
+        decode_message(msgspec.msgpack.encode(fields))
+
+
+@by_kind
+def test_truncated_bytes_are_refused(message: AnyMessage) -> None:
+    data = encode_message(message)
+    for length in range(len(data)):
+        with pytest.raises(MessageError):
+            decode_message(data[:length])
+
+
+@given(st.binary(max_size=300))
+def test_arbitrary_bytes_are_refused_or_decoded(data: bytes) -> None:
+    with contextlib.suppress(MessageError):
+        decode_message(data)
+
+
+@given(st.sampled_from(EXAMPLES), st.data())
+def test_one_changed_byte_is_refused_or_decoded(message: AnyMessage, data: st.DataObject) -> None:
+    encoded = bytearray(encode_message(message))
+    encoded[data.draw(st.integers(0, len(encoded) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(MessageError):
+        decode_message(bytes(encoded))
+
+
+@given(
+    st.builds(
+        Status,
+        device_id=st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"),
+        session_id=st.text(max_size=20),
+        state=st.sampled_from(DeviceState),
+        round_number=st.integers(0, 2**40),
+        step=st.integers(0, 2**40),
+        loss=st.none() | st.floats(allow_nan=False),
+        detail=st.text(max_size=200),
+    )
+)
+def test_statuses_survive_the_round_trip(message: Status) -> None:
+    assert decode_message(encode_message(message)) == message
+
+
+@given(st.binary(max_size=2000), st.integers(0, 2**40))
+def test_chunks_survive_the_round_trip(payload: bytes, index: int) -> None:
+    message = Chunk(digest="ab" * 32, index=index, payload=payload)
+    assert decode_message(encode_message(message)) == message
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"device_id": "a/b"},
+        {"device_id": ""},
+        {"device_id": "+"},
+        {"round_number": 0},
+        {"attempt": -1},
+        {"arm": {"pruning_ratio": 1.0, "rank": 8}},
+        {"arm": {"pruning_ratio": 0.0, "rank": limits.MAX_RANK + 1}},
+        {"adapter": {"digest": "xy", "size_bytes": 1, "chunk_bytes": 1}},
+        {"adapter": {"digest": "ab" * 32, "size_bytes": limits.MAX_BLOB_BYTES + 1, "chunk_bytes": 1}},
+        {"adapter": {"digest": "ab" * 32, "size_bytes": 1, "chunk_bytes": 0}},
+        {"deadline_s": -1.0},
+    ],
+    ids=str,
+)
+def test_values_out_of_range_are_refused(changed: dict[str, object]) -> None:
+    assignment = next(m for m in EXAMPLES if isinstance(m, Assignment))
+    fields = msgspec.msgpack.decode(encode_message(assignment)) | changed
+    with pytest.raises(MessageError):
+        decode_message(msgspec.msgpack.encode(fields))
+
+
+def test_a_message_over_the_limit_is_not_encoded() -> None:
+    with pytest.raises(MessageError, match="at most"):
+        encode_message(Chunk(digest="ab" * 32, index=0, payload=bytes(limits.MAX_MESSAGE_BYTES)))
+
+
+def test_a_payload_over_the_limit_is_not_decoded() -> None:
+    with pytest.raises(MessageError, match="refused"):
+        decode_message(bytes(limits.MAX_MESSAGE_BYTES + 1))
+
+
+def test_a_full_chunk_fits_into_a_message() -> None:
+    encode_message(Chunk(digest="ab" * 32, index=limits.MAX_CHUNK_INDICES, payload=bytes(limits.CHUNK_BYTES)))
+
+
+def test_the_largest_request_fits_into_a_message() -> None:
+    encode_message(ChunkRequest(digest="ab" * 32, missing=tuple(range(limits.MAX_CHUNK_INDICES))))
+
+
+def test_deep_nesting_is_refused() -> None:
+    with pytest.raises(MessageError):
+        decode_message(b"\x91" * 50_000)

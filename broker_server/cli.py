@@ -27,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(run)
+app.command(help=str(run.__doc__).partition("Raises:")[0])(run)
 
 
 @app.callback(invoke_without_command=True)

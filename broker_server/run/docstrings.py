@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import sysconfig
 import warnings
 from collections.abc import Iterator
@@ -43,9 +44,9 @@ def docstring_examples(root: Path) -> list[dict[str, object]]:
 
 
 def _sources(root: Path) -> Iterator[Path]:
-    for path in root.rglob("*.py"):
-        if not SKIPPED.intersection(path.relative_to(root).parts[:-1]):
-            yield path
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = [name for name in subfolders if name not in SKIPPED]  # walk() does not enter what is gone
+        yield from (Path(folder) / name for name in files if name.endswith(".py"))
 
 
 def _docstrings(path: Path) -> Iterator[str]:

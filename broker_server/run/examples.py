@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -68,12 +69,22 @@ def load_data(data: Path | None, test: Path | None, fields: Fields, rng: np.rand
         train, held_out = hold_out(train, rng)
     else:
         held_out = read_examples(test, fields)
-    labels = () if fields.label is None else tuple(sorted({str(example[LABEL]) for example in train}))
+    labels = () if fields.label is None else sort_labels({str(example[LABEL]) for example in train})
     for number, example in enumerate(held_out, start=1):
         if labels and str(example[LABEL]) not in labels:
             msg = f"{test}, example {number}: label {example[LABEL]!r} is in no training example; known: {labels[:10]}"
             raise UnknownLabelError(msg)
     return DataSet(train=train, test=held_out, labels=labels)
+
+
+def sort_labels(labels: Iterable[str]) -> tuple[str, ...]:
+    """Classes in the order of the model's outputs: by number where all are numbers, else by letters.
+
+    >>> sort_labels({"10", "9"}), sort_labels({"b", "10", "a"})
+    (('9', '10'), ('10', 'a', 'b'))
+    """
+    found = sorted(labels)
+    return tuple(sorted(found, key=int) if all(label.isdecimal() for label in found) else found)
 
 
 def read_examples(path: Path, fields: Fields) -> list[Example]:
@@ -84,7 +95,7 @@ def read_examples(path: Path, fields: Fields) -> list[Example]:
         DataEmptyError: there is no example.
     """
     try:
-        lines = path.read_bytes().splitlines()
+        lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
     except OSError as error:
         msg = f"data file {path} cannot be read: {error.strerror or error}"
         raise DataInvalidError(msg) from error

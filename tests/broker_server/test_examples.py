@@ -30,6 +30,13 @@ def test_fields_are_renamed_and_labels_become_text(tmp_path: Path) -> None:
     ]
 
 
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"text": "x"}\r\n')
+
+    assert read_examples(path, Fields()) == [{"text": "x"}]
+
+
 def test_tokens_are_taken_in_place_of_text(tmp_path: Path) -> None:
     path = _file(tmp_path / "a.jsonl", {"input_ids": [1, 2, 3]})
 

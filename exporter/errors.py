@@ -1,6 +1,8 @@
 """Errors of the room ``exporter``.
 
 ExportError                    base
+├── OutputExistsError          the output directory is taken (exit 2)
+├── MissingPackageError        torch or another package of the server is not installed (exit 27)
 └── CompactError               a compact model cannot be made
     ├── CompactInputError      the run lacks what is needed, or it is damaged (exit 17)
     ├── CompactRatioError      a sparsity outside [0, 1) (exit 21)
@@ -15,6 +17,18 @@ from edge_runtime.wire.errors import ExitCode, FedSpineError
 
 class ExportError(FedSpineError):
     """Base of the errors of ``exporter``."""
+
+
+class OutputExistsError(ExportError):
+    """The output directory is taken."""
+
+    exit_code = ExitCode.USAGE
+
+
+class MissingPackageError(ExportError):
+    """A package of the server's installation is not there."""
+
+    exit_code = ExitCode.MISSING_DEPENDENCY
 
 
 class CompactError(ExportError):

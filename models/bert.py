@@ -61,6 +61,7 @@ class Bert(Family):
             ParamSpec(name=f"{_CLASSIFIER}.bias", shape=(config.num_labels,)),
         )
         self.dense = (f"{_CLASSIFIER}.weight", f"{_CLASSIFIER}.bias")
+        self.may_lack = (f"{_POOLER}.weight", f"{_POOLER}.bias")
         self.context = (ContextSpec(name="mask", shape=("batch", 1, 1, "length")),)
 
     def _block_params(self, hidden: int, channels: int) -> tuple[ParamSpec, ...]:
@@ -98,7 +99,8 @@ class Bert(Family):
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """See :meth:`models.family.Family.embed`."""
         words = functional.embedding(input_ids, weights[f"{_EMBEDDINGS}.word_embeddings.weight"])
-        positions = weights[f"{_EMBEDDINGS}.position_embeddings.weight"][: input_ids.shape[1]]
+        index = torch.arange(input_ids.shape[1], device=input_ids.device)
+        positions = functional.embedding(index, weights[f"{_EMBEDDINGS}.position_embeddings.weight"])
         types = weights[f"{_EMBEDDINGS}.token_type_embeddings.weight"][0]
         hidden = self._norm(weights, f"{_EMBEDDINGS}.LayerNorm", words + types + positions)
         padding = 1.0 - attention_mask[:, None, None, :].to(torch.float32)
@@ -116,18 +118,22 @@ class Bert(Family):
     def _attention(self, weights: Weights, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         batch, length = mask.shape[0], mask.shape[3]
 
-        def split(module: str) -> torch.Tensor:
+        def heads(module: str) -> torch.Tensor:
             x = linear(weights, f"attention.self.{module}", tokens)
-            return x.view(batch, length, x.shape[1] // self.head_dim, self.head_dim).transpose(1, 2)
+            units = x.shape[1] // self.head_dim
+            x = x.view(batch, length, units, self.head_dim).transpose(1, 2)
+            return x.reshape(batch * units, length, self.head_dim)
 
-        query, key, value = split("query"), split("key"), split("value")
-        scores = query @ key.transpose(-1, -2) / math.sqrt(self.head_dim) + mask
-        mixed = (scores.softmax(dim=-1) @ value).transpose(1, 2)
-        return mixed.reshape(tokens.shape[0], weights["attention.output.dense.weight"].shape[1])
+        query, key, value = heads("query"), heads("key"), heads("value")
+        scores = torch.bmm(query, key.transpose(1, 2)) / math.sqrt(self.head_dim)
+        scores = scores.view(batch, query.shape[0] // batch, length, length) + mask
+        mixed = torch.bmm(scores.softmax(dim=-1).view(query.shape[0], length, length), value)
+        mixed = mixed.view(batch, query.shape[0] // batch, length, self.head_dim).transpose(1, 2)
+        return mixed.reshape(batch * length, query.shape[0] // batch * self.head_dim)
 
     def logits(self, weights: Weights, hidden: torch.Tensor) -> torch.Tensor:
         """See :meth:`models.family.Family.logits`: the first token through pooler and classifier."""
-        pooled = torch.tanh(linear(weights, _POOLER, hidden[:, 0]))
+        pooled = torch.tanh(linear(weights, _POOLER, hidden.select(1, 0)))
         return linear(weights, _CLASSIFIER, pooled)
 
     def resize(self, model: Any, num_kept: Mapping[tuple[int, str], int]) -> None:

@@ -71,6 +71,8 @@ class Family(abc.ABC):
     """Includes a parameter of the embedding where the two are tied."""
     dense: tuple[str, ...]
     """Parameters of the head that are trained whole."""
+    may_lack: tuple[str, ...]
+    """Frozen parameters that a pretrained checkpoint may lack, because another task does not use them."""
     context: tuple[ContextSpec, ...]
 
     @abc.abstractmethod
@@ -137,6 +139,16 @@ class Family(abc.ABC):
     def target_modules(self) -> tuple[str, ...]:
         """LoRA targets of a block, without prefix: by default every linear layer (a weight with two axes)."""
         return tuple(p.name.removesuffix(".weight") for p in self.block_params if len(p.shape) == 2)  # noqa: PLR2004
+
+    def frozen_params(self) -> tuple[ParamSpec, ...]:
+        """Frozen parameters of the whole model under their full names, each once."""
+        params = {p.name: p for p in self.embedding_params}
+        for layer in range(self.num_layers):
+            for param in self.block_params:
+                name = self.block_prefix(layer) + param.name
+                params[name] = dataclasses.replace(param, name=name)
+        params |= {p.name: p for p in self.head_params if p.name not in self.dense}
+        return tuple(params.values())
 
     def group_specs(self) -> tuple[GroupSpec, ...]:
         """Prunable groups of the whole model, layer by layer."""

@@ -58,6 +58,7 @@ class Llama(Family):
             ParamSpec(name=self.output_name, shape=(config.vocab_size, config.hidden_size)),
         )
         self.dense = ()
+        self.may_lack = ()
         self.context = (
             ContextSpec(name="mask", shape=("batch", 1, "length", "length")),
             ContextSpec(name="cos", shape=("length", self.head_dim)),
@@ -110,30 +111,33 @@ class Llama(Family):
 
     def block(self, weights: Weights, hidden: torch.Tensor, context: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """See :meth:`models.family.Family.block`."""
-        normed = self._norm(weights["input_layernorm.weight"], hidden)
-        attended = self._attention(weights, normed, context)
-        hidden = hidden + linear(weights, "self_attn.o_proj", attended)
-        normed = self._norm(weights["post_attention_layernorm.weight"], hidden)
+        tokens = hidden.flatten(0, 1)
+        normed = self._norm(weights["input_layernorm.weight"], tokens)
+        tokens = tokens + linear(weights, "self_attn.o_proj", self._attention(weights, normed, context))
+        normed = self._norm(weights["post_attention_layernorm.weight"], tokens)
         gate = self.activation(linear(weights, "mlp.gate_proj", normed))
-        return hidden + linear(weights, "mlp.down_proj", gate * linear(weights, "mlp.up_proj", normed))
+        tokens = tokens + linear(weights, "mlp.down_proj", gate * linear(weights, "mlp.up_proj", normed))
+        return tokens.view(hidden.shape)
 
-    def _attention(
-        self, weights: Weights, normed: torch.Tensor, context: Mapping[str, torch.Tensor]
-    ) -> torch.Tensor:
-        batch, length, _ = normed.shape
+    def _attention(self, weights: Weights, tokens: torch.Tensor, context: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        mask, group, width = context["mask"], self.queries_per_unit, self.head_dim
+        batch, length = mask.shape[0], mask.shape[2]
 
         def heads(module: str) -> torch.Tensor:
-            x = linear(weights, f"self_attn.{module}", normed)
-            return x.view(batch, length, x.shape[2] // self.head_dim, self.head_dim).transpose(1, 2)
+            x = linear(weights, f"self_attn.{module}", tokens)
+            return x.view(batch, length, x.shape[1] // width, width).transpose(1, 2)
 
-        query, key, value = heads("q_proj"), heads("k_proj"), heads("v_proj")
-        query, key = (_rotate(x, context["cos"], context["sin"]) for x in (query, key))
-        units, group = key.shape[1], self.queries_per_unit
-        query = query.reshape(batch, units, group * length, self.head_dim)
-        scores = (query @ key.transpose(-1, -2) / math.sqrt(self.head_dim)).view(batch, units, group, length, length)
-        weighted = (scores + context["mask"][:, :, None]).softmax(dim=-1).view(batch, units, group * length, length)
-        mixed = (weighted @ value).view(batch, units * group, length, self.head_dim)
-        return mixed.transpose(1, 2).flatten(2)
+        query = _rotate(heads("q_proj"), context["cos"], context["sin"])
+        key = _rotate(heads("k_proj"), context["cos"], context["sin"])
+        units = key.shape[1]
+        query = query.reshape(batch * units, group * length, width)
+        key = key.reshape(batch * units, length, width)
+        value = heads("v_proj").reshape(batch * units, length, width)
+        scores = torch.bmm(query, key.transpose(1, 2)) / math.sqrt(width)
+        scores = scores.view(batch, units * group, length, length) + mask
+        mixed = torch.bmm(scores.softmax(dim=-1).view(batch * units, group * length, length), value)
+        mixed = mixed.view(batch, units * group, length, width).transpose(1, 2)
+        return mixed.reshape(batch * length, units * group * width)
 
     def logits(self, weights: Weights, hidden: torch.Tensor) -> torch.Tensor:
         """See :meth:`models.family.Family.logits`."""
@@ -162,8 +166,8 @@ class Llama(Family):
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotary positions (Su et al. 2021, arXiv 2104.09864): halves of the head turned by the angles, ``[..., S, head_dim]``."""
-    half = x.shape[-1] // 2
-    return x * cos + torch.cat((-x[..., half:], x[..., :half]), dim=-1) * sin
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
 def _window(config: Any) -> int | None:

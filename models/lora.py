@@ -20,14 +20,14 @@ def linear(weights: Weights, module: str, x: torch.Tensor) -> torch.Tensor:
             ``<module>.lora_A.weight`` ``[rank, in]`` and ``<module>.lora_B.weight`` ``[out, rank]`` with
             ``lora_scaling`` ``[]``.
         module: name of the layer within its stage.
-        x: float ``[..., in]``.
+        x: float ``[T, in]``, tokens of all sequences.
 
     Returns:
-        Float ``[..., out]``.
+        Float ``[T, out]``.
     """
     out = functional.linear(x, weights[f"{module}.weight"], weights.get(f"{module}.bias"))
     a = weights.get(names.lora_a(module))
     if a is None:
         return out
     narrow = functional.linear(x, a) * weights[names.LORA_SCALING]
-    return out + functional.linear(narrow, weights[names.lora_b(module)])
+    return torch.addmm(out, narrow, weights[names.lora_b(module)].t())

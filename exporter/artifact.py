@@ -1,0 +1,188 @@
+"""The artifact directory: written aside, then renamed, so that it is there whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import onnx
+import safetensors.torch
+import tokenizers
+import torch
+
+from edge_runtime.inference.description import file_ref
+from edge_runtime.wire import names
+from edge_runtime.wire.files import raise_if_disk_full, sync_directory, write_atomically
+from edge_runtime.wire.manifest import (
+    FORMAT_VERSION,
+    DenseSpec,
+    Dtype,
+    Manifest,
+    TensorSpec,
+    TextSpec,
+    digest_of,
+    encode_manifest,
+)
+from exporter.errors import OutputExistsError
+
+if TYPE_CHECKING:
+    from models.loading import PretrainedModel
+
+_DTYPES: Final[dict[torch.dtype, Dtype]] = {torch.float32: "float32", torch.float16: "float16"}
+_PRODUCERS: Final = ("fedspine", "onnx", "torch", "transformers")
+_TOKENIZER_EXTRAS: Final = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt")
+_ON_DEVICE: Final = {
+    names.TRAINING_GRAPH,
+    names.EVALUATION_GRAPH,
+    names.OPTIMIZER_GRAPH,
+    names.BASE_FILE,
+    names.INITIAL_FILE,
+    names.TOKENIZER_FILE,
+}
+
+
+def describe(model: PretrainedModel) -> Manifest:
+    """Manifest of a model, without files yet."""
+    family = model.family
+    shapes = {param.name: param.shape for param in family.head_params}
+    layers = {family.block_prefix(layer) + p.name: layer for layer in range(family.num_layers) for p in family.block_params}
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        family=family.name,
+        task=model.task,
+        model_name=model.name,
+        num_layers=family.num_layers,
+        hidden_size=family.hidden_size,
+        labels=model.labels,
+        text=_text_spec(model),
+        groups=family.group_specs(),
+        tensors=tuple(
+            TensorSpec(
+                name=param.name,
+                shape=param.shape,
+                dtype=_DTYPES[model.frozen[param.name].dtype],
+                layer=layers.get(param.name),
+                prune=param.prune,
+            )
+            for param in family.frozen_params()
+        ),
+        targets=family.target_specs(),
+        dense=tuple(DenseSpec(name=name, shape=shapes[name]) for name in family.dense),
+        files={},
+        producer=_producer(),
+    )
+
+
+def _text_spec(model: PretrainedModel) -> TextSpec:
+    tokenizer, config = model.tokenizer, model.config
+    eos = tokenizer.eos_token_id
+    pads = (tokenizer.pad_token_id, getattr(config, "pad_token_id", None), eos, 0)
+    appends_itself = eos is not None and tokenizer("a")["input_ids"][-1] == eos
+    return TextSpec(
+        pad_token_id=next(pad for pad in pads if pad is not None),
+        eos_token_id=eos,
+        append_eos=model.task == "causal-lm" and eos is not None and not appends_itself,
+        max_length=model.family.max_length,
+        vocab_size=model.family.vocab_size,
+    )
+
+
+def _producer() -> dict[str, str]:
+    found = {}
+    for package in _PRODUCERS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def check_output(out: Path, *, force: bool) -> None:
+    """Refuse an output directory that holds something.
+
+    Raises:
+        OutputExistsError: it does; with ``force``, unless it holds an artifact.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not force:
+        msg = f"{out} exists: choose another directory, or replace the artifact in it with --force"
+        raise OutputExistsError(msg)
+    if not (out / names.MANIFEST_FILE).is_file():
+        msg = f"{out} exists and holds no artifact, so --force does not replace it: choose another directory"
+        raise OutputExistsError(msg)
+
+
+@contextlib.contextmanager
+def written_aside(out: Path) -> Iterator[Path]:
+    """A new directory beside ``out`` that takes its place when the block ends well, and is removed otherwise.
+
+    Raises:
+        DiskFullError: there is no space.
+        OSError: any other fault of the file system.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    suffix = secrets.token_hex(4)
+    aside, before = (out.with_name(f".{out.name}.{suffix}.{kind}") for kind in ("part", "old"))
+    try:
+        aside.mkdir()
+        yield aside
+        if out.exists():
+            out.rename(before)
+        aside.rename(out)
+        sync_directory(out.parent)
+    except OSError as error:
+        raise_if_disk_full(error, out)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
+
+
+def write_graph(directory: Path, name: str, graph: onnx.ModelProto) -> None:
+    """Write a graph, after ONNX's own check of it."""
+    onnx.checker.check_model(graph)
+    write_atomically(directory / name, graph.SerializeToString(deterministic=True))
+
+
+def write_model_files(directory: Path, model: PretrainedModel) -> None:
+    """Write weights, tokenizer, and what a server needs to build the Hugging Face model again."""
+    for name, tensors in ((names.BASE_FILE, model.frozen), (names.INITIAL_FILE, model.dense)):
+        safetensors.torch.save_file(dict(tensors), directory / name)
+        (directory / name).chmod((directory.stat().st_mode & 0o666) | stat.S_IWUSR)  # it is made for its owner alone
+    config: dict[str, Any] = model.config.to_dict()
+    config.pop("_name_or_path", None)
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    write_atomically(directory / names.CONFIG_FILE, text.encode())
+    saved = directory / ".tokenizer"
+    model.tokenizer.save_pretrained(saved)
+    for name in _TOKENIZER_EXTRAS:
+        if (saved / name).is_file():
+            (saved / name).rename(directory / name)
+    shutil.rmtree(saved)
+    # Some tokenizers are stored with the padding and truncation of their last use; whoever tokenises decides on these.
+    tokenizer = tokenizers.Tokenizer.from_str(model.tokenizer.backend_tokenizer.to_str())
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    write_atomically(directory / names.TOKENIZER_FILE, tokenizer.to_str(pretty=True).encode())
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> str:
+    """Write the manifest; returns its SHA-256, the artifact's digest."""
+    data = encode_manifest(manifest)
+    write_atomically(directory / names.MANIFEST_FILE, data)
+    return digest_of(data)
+
+
+def list_files(directory: Path) -> dict[str, Any]:
+    """Size and SHA-256 of every file of an artifact but the manifest."""
+    return {
+        path.name: file_ref(path, on_device=path.name in _ON_DEVICE)
+        for path in sorted(directory.iterdir())
+        if path.name != names.MANIFEST_FILE
+    }

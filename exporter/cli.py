@@ -1,0 +1,73 @@
+"""Commands of the exporter: parse, say what happens on stderr, call. Errors go to the caller (``broker_server.cli``)."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from exporter.errors import MissingPackageError
+
+if TYPE_CHECKING:
+    from edge_runtime.wire.manifest import Task
+
+app = typer.Typer(
+    name="fedspine", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+
+
+@app.callback()
+def root() -> None:
+    """Pretrained model to artifact; artifact and adapters to compact model."""
+
+
+@app.command()
+def export(  # noqa: PLR0913 - one parameter per option
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Local directory, or id on the Hugging Face hub.")],
+    task: Annotated[str, typer.Option(help="text-classification or causal-lm.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Directory of the artifact.")],
+    labels: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="Names of the classes, where the checkpoint has no classifier.")
+    ] = None,
+    num_labels: Annotated[int | None, typer.Option(min=2, help="Their number, where they have no names.")] = None,
+    seed: Annotated[int, typer.Option(help="Of weights that the checkpoint lacks (a new classifier).")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there.")] = False,  # noqa: FBT002 - a flag
+) -> None:
+    """Turn a pretrained model into an artifact that devices train."""
+    with needed_packages("export"):
+        from exporter.export import export_model  # noqa: PLC0415 - torch takes seconds, --help needs none of it
+    manifest, digest = export_model(
+        model,
+        cast("Task", task),
+        out,
+        labels=None if labels is None else [name.strip() for name in labels.split(",")],
+        num_labels=num_labels,
+        seed=seed,
+        force=force,
+        progress=say,
+    )
+    size = sum(ref.size_bytes for ref in manifest.files.values())
+    print(f"{out}: {manifest.model_name}, {manifest.num_layers} layers, {size / 1e6:.1f} MB, digest {digest}")
+
+
+def say(line: str) -> None:
+    """Print a line about a step that takes a while."""
+    print(f"fedspine: {line}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def needed_packages(command: str) -> Iterator[None]:
+    """Turn a failing import into one line.
+
+    Raises:
+        MissingPackageError: names the package and how to get it.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        msg = f"{command} needs the package {error.name!r}: install the server, pip install 'fedspine[server]'"
+        raise MissingPackageError(msg) from error

@@ -1,0 +1,194 @@
+"""Stages composed into whole graphs: training (forward, loss, backward) and evaluation.
+
+Fused mode: a block's backward contains its forward, which merges with the forward placed before, so nothing is computed
+twice. Only what an output needs is placed: the gradient of the embedding, for one, is not.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edge_runtime.wire import names
+from edge_runtime.wire.adapter import AdapterLayout
+from edge_runtime.wire.plan import Plan
+from exporter.graph import Graph
+from exporter.stages import HIDDEN, HIDDEN_GRAD, INPUT_GRAD, Stages, grad_of, place
+from exporter.trace import BATCH, LENGTH, RANK
+
+if TYPE_CHECKING:
+    import onnx
+
+    from edge_runtime.wire.manifest import Manifest, TensorSpec
+    from exporter.graph import Dimension
+    from models.family import Family
+
+
+class Composition:
+    """A graph with the inputs that training and evaluation share; blocks are placed one after the other."""
+
+    def __init__(self, family: Family, manifest: Manifest, stages: Stages) -> None:
+        self.graph = Graph()
+        self._family = family
+        self._manifest = manifest
+        self._stages = stages
+        self._inputs()
+        self._trainable = self._split()
+        self._batch_sizes = {BATCH: self._size_of(names.INPUT_IDS, 0), LENGTH: self._size_of(names.INPUT_IDS, 1)}
+        self._context: dict[str, str] = {}
+
+    def _inputs(self) -> None:
+        graph, task = self.graph, self._manifest.task
+        for name in (names.INPUT_IDS, names.ATTENTION_MASK):
+            graph.input(name, np.int64, ("batch", "length"))
+        graph.input(names.LABELS, np.int64, ("batch",) if task == "text-classification" else ("batch", "length"))
+        graph.input(names.PARAMS, np.float32, ("num_params",))
+        graph.input(names.SPLIT_SIZES, np.int64, ("num_tensors",))
+        graph.input(names.RANK, np.int64, (1,))
+        graph.input(names.LORA_SCALING, np.float32, ())
+        for spec in self._manifest.tensors:
+            graph.input(spec.name, np.float32, dimensions(spec))
+
+    def _split(self) -> dict[str, str]:
+        """Trainable tensors by name, cut out of the flat vector."""
+        layout = AdapterLayout.of(self._manifest, Plan.full(self._manifest), 1)
+        dense = {spec.name: spec.shape for spec in self._manifest.dense}
+        pieces = self.graph.multi("Split", (names.PARAMS, names.SPLIT_SIZES), len(layout.shapes), axis=0)
+        rest = self.graph.constant([-1], np.int64)
+        by_rank = {
+            ".lora_A.weight": self.graph.op("Concat", names.RANK, rest, axis=0),
+            ".lora_B.weight": self.graph.op("Concat", rest, names.RANK, axis=0),
+        }
+        out = {}
+        for name, piece in zip(layout.shapes, pieces, strict=True):
+            if name in dense:
+                shape = self.graph.constant(dense[name], np.int64)
+            else:
+                shape = by_rank[name[-len(".lora_A.weight") :]]
+            out[name] = self.graph.op("Reshape", piece, shape)
+        return out
+
+    def _size_of(self, value: str, axis: int) -> str:
+        return self.graph.op("Shape", value, start=axis, end=axis + 1)
+
+    def _unit_sizes(self, layer: int) -> dict[str, str]:
+        """Numbers of units that a layer keeps, read from its first weight that has them."""
+        sizes: dict[str, str] = {}
+        for param in self._family.block_params:
+            for prune in param.prune:
+                if prune.group not in sizes:
+                    width = self._size_of(self._family.block_prefix(layer) + param.name, prune.axis)
+                    unit = self.graph.constant([prune.unit_size], np.int64)
+                    sizes[prune.group] = width if prune.unit_size == 1 else self.graph.op("Div", width, unit)
+        return sizes
+
+    def embed(self) -> str:
+        """Place the embedding; returns the first hidden states."""
+        inputs = {name: name for name in (names.INPUT_IDS, names.ATTENTION_MASK)}
+        inputs |= {p.name: p.name for p in self._family.embedding_params}
+        wanted = [HIDDEN, *(spec.name for spec in self._family.context)]
+        with self.graph.scope("embedding"):
+            self._context = place(self._stages.embedding, self.graph, inputs, self._batch_sizes, wanted)
+        return self._context.pop(HIDDEN)
+
+    def _block_inputs(self, layer: int, hidden: str) -> dict[str, str]:
+        prefix = self._family.block_prefix(layer)
+        inputs = {p.name: prefix + p.name for p in self._family.block_params}
+        for module in self._family.target_modules:
+            for factor in (names.lora_a(module), names.lora_b(module)):
+                inputs[factor] = self._trainable[prefix + factor]
+        return {**inputs, **self._context, names.LORA_SCALING: names.LORA_SCALING, HIDDEN: hidden}
+
+    def block(self, layer: int, hidden: str) -> str:
+        """Place the forward of a block; returns its hidden states."""
+        sizes = {**self._batch_sizes, RANK: names.RANK, **self._unit_sizes(layer)}
+        with self.graph.scope(f"block{layer}"):
+            out = place(self._stages.block, self.graph, self._block_inputs(layer, hidden), sizes, [HIDDEN])
+        return out[HIDDEN]
+
+    def block_backward(self, layer: int, hidden: str, gradient: str) -> tuple[dict[str, str], str | None]:
+        """Place the vector-Jacobian product of a block.
+
+        Args:
+            layer: index of the block.
+            hidden: hidden states that the block took.
+            gradient: with respect to those that it gave.
+
+        Returns:
+            Gradients of the trainable tensors by name, and the gradient with respect to ``hidden``; None for the first
+            block, because nothing before it is trained.
+        """
+        prefix = self._family.block_prefix(layer)
+        inputs = {**self._block_inputs(layer, hidden), HIDDEN_GRAD: gradient}
+        factors = [f for m in self._family.target_modules for f in (names.lora_a(m), names.lora_b(m))]
+        wanted = [*map(grad_of, factors)] + ([INPUT_GRAD] if layer else [])
+        sizes = {**self._batch_sizes, RANK: names.RANK, **self._unit_sizes(layer)}
+        with self.graph.scope(f"block{layer}.backward"):
+            out = place(self._stages.block, self.graph, inputs, sizes, wanted)
+        return {prefix + factor: out[grad_of(factor)] for factor in factors}, out.get(INPUT_GRAD)
+
+    def head(self, hidden: str, wanted: list[str]) -> dict[str, str]:
+        """Place the head, or what ``wanted`` needs of it."""
+        inputs = {p.name: self._trainable.get(p.name, p.name) for p in self._family.head_params}
+        inputs |= {names.LABELS: names.LABELS, HIDDEN: hidden}
+        with self.graph.scope("head"):
+            return place(self._stages.head, self.graph, inputs, self._batch_sizes, wanted)
+
+
+def dimensions(spec: TensorSpec) -> list[Dimension]:
+    """Axes of a frozen weight as a graph's input: fixed, or one name for all that shrink together."""
+    axes: list[Dimension] = list(spec.shape)
+    for prune in spec.prune:
+        times = "" if prune.unit_size == 1 else f"_x{prune.unit_size}"
+        axes[prune.axis] = f"layer{spec.layer}_{prune.group}{times}"
+    return axes
+
+
+def evaluation_graph(family: Family, manifest: Manifest, stages: Stages) -> onnx.ModelProto:
+    """Forward and counts; names in :mod:`edge_runtime.wire.names`."""
+    composition = Composition(family, manifest, stages)
+    hidden = composition.embed()
+    for layer in range(family.num_layers):
+        hidden = composition.block(layer, hidden)
+    wanted = [names.LOSS_SUM, names.NUM_TARGETS, names.NUM_CORRECT]
+    if manifest.task == "text-classification":
+        wanted.append(names.LOGITS)
+    found = composition.head(hidden, wanted)
+    outputs: dict[str, tuple[str, type[np.generic], tuple[Dimension, ...]]] = {
+        names.LOSS_SUM: (found[names.LOSS_SUM], np.float32, ()),
+        names.NUM_TARGETS: (found[names.NUM_TARGETS], np.int64, ()),
+        names.NUM_CORRECT: (found[names.NUM_CORRECT], np.int64, ()),
+    }
+    if manifest.task == "text-classification":
+        outputs[names.LOGITS] = (found[names.LOGITS], np.float32, ("batch", len(manifest.labels)))
+    return composition.graph.model("evaluation", outputs)
+
+
+def training_graph(family: Family, manifest: Manifest, stages: Stages) -> onnx.ModelProto:
+    """Forward, loss and backward; names in :mod:`edge_runtime.wire.names`."""
+    composition = Composition(family, manifest, stages)
+    graph = composition.graph
+    graph.input(names.GRAD_ACCUM, np.float32, ("num_params",))
+    hidden = [composition.embed()]
+    for layer in range(family.num_layers):
+        hidden.append(composition.block(layer, hidden[-1]))
+    dense = [spec.name for spec in manifest.dense]
+    head = composition.head(hidden[-1], [names.LOSS, INPUT_GRAD, *map(grad_of, dense)])
+    gradients = {name: head[grad_of(name)] for name in dense}
+    upstream: str | None = head[INPUT_GRAD]
+    for layer in reversed(range(family.num_layers)):
+        if upstream is not None:
+            found, upstream = composition.block_backward(layer, hidden[layer], upstream)
+            gradients |= found
+    layout = AdapterLayout.of(manifest, Plan.full(manifest), 1)
+    flat = graph.constant([-1], np.int64)
+    joined = graph.op("Concat", *(graph.op("Reshape", gradients[name], flat) for name in layout.shapes), axis=0)
+    accumulated = graph.op("Add", names.GRAD_ACCUM, joined)
+    return graph.model(
+        "training",
+        {
+            names.LOSS: (head[names.LOSS], np.float32, ()),
+            names.GRAD_ACCUM_OUT: (accumulated, np.float32, ("num_params",)),
+        },
+    )

@@ -1,0 +1,78 @@
+"""A pretrained model becomes an artifact: graphs that serve every arm, base weights, tokenizer, manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msgspec import structs
+
+from edge_runtime.wire import names
+from exporter import artifact
+from exporter.compose import evaluation_graph, training_graph
+from exporter.optimizer import optimizer_graph
+from exporter.stages import trace_stages
+from models.loading import load_model
+
+if TYPE_CHECKING:
+    from edge_runtime.wire.manifest import Manifest, Task
+
+
+def _silent(line: str) -> None:
+    del line
+
+
+def export_model(  # noqa: PLR0913 - the options of the command
+    model: str | Path,
+    task: Task,
+    out: Path,
+    *,
+    labels: Sequence[str] | None = None,
+    num_labels: int | None = None,
+    seed: int = 0,
+    force: bool = False,
+    progress: Callable[[str], None] = _silent,
+) -> tuple[Manifest, str]:
+    """Export a model. The same model, options and package versions give the same bytes.
+
+    Args:
+        model: local directory, or id on the Hugging Face hub.
+        task: what it is to be tuned for.
+        out: directory of the artifact; it appears whole or not at all.
+        labels: class names; text-classification with a checkpoint that has no classifier.
+        num_labels: their number, where they have no names.
+        seed: of weights that the checkpoint lacks.
+        force: replace an artifact that is there.
+        progress: takes a line about each step.
+
+    Returns:
+        The manifest and the artifact's digest.
+
+    Raises:
+        ModelError: see :func:`models.loading.load_model`.
+        ExportError: the output directory is taken, or a stage cannot be expressed in ONNX.
+        DiskFullError: there is no space.
+    """
+    artifact.check_output(out, force=force)
+    progress(f"loading {Path(model).name}")
+    loaded = load_model(model, task, labels=labels, num_labels=num_labels, seed=seed)
+    for note in loaded.notes:
+        progress(note)
+    manifest = artifact.describe(loaded)
+    progress(f"tracing the stages of {manifest.family}")
+    stages = trace_stages(loaded.family, task)
+    progress(f"composing graphs of {manifest.num_layers} layers")
+    graphs = {
+        names.TRAINING_GRAPH: training_graph(loaded.family, manifest, stages),
+        names.EVALUATION_GRAPH: evaluation_graph(loaded.family, manifest, stages),
+        names.OPTIMIZER_GRAPH: optimizer_graph(),
+    }
+    progress(f"writing {out}")
+    with artifact.written_aside(out) as directory:
+        for name, graph in graphs.items():
+            artifact.write_graph(directory, name, graph)
+        artifact.write_model_files(directory, loaded)
+        manifest = structs.replace(manifest, files=artifact.list_files(directory))
+        digest = artifact.write_manifest(directory, manifest)
+    return manifest, digest

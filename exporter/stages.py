@@ -1,0 +1,132 @@
+"""The three stages of a family, each traced once with its backward, ready to be placed in a graph any number of times."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from edge_runtime.wire import names
+from exporter.loss import cross_entropy, rows_and_targets
+from exporter.trace import BATCH, LENGTH, RANK, Axis, Traced, Tracer
+from exporter.translate import Translation
+
+if TYPE_CHECKING:
+    from edge_runtime.wire.manifest import Task
+    from exporter.graph import Graph
+    from models.family import Family, ParamSpec
+
+HIDDEN: Final = "hidden"
+"""Hidden states ``[B, S, H]``: an input of block and head, an output of embedding and block."""
+HIDDEN_GRAD: Final = "hidden.grad"
+"""Gradient with respect to the hidden states that a stage *gave*: an input of the block."""
+INPUT_GRAD: Final = "input.grad"
+"""Gradient with respect to the hidden states that a stage *took*: an output of block and head."""
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+def grad_of(parameter: str) -> str:
+    """Name of a stage's output that is the gradient of a parameter."""
+    return f"{parameter}.grad"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Stages:
+    """A model's stages."""
+
+    embedding: Traced
+    block: Traced
+    head: Traced
+
+
+def place(traced: Traced, graph: Graph, inputs: Mapping[str, str], sizes: Mapping[str, str], wanted: Sequence[str]) -> dict[str, str]:  # fmt: skip
+    """Place a stage, or the part of it that computes ``wanted``, in a graph.
+
+    Args:
+        traced: the stage.
+        graph: where it goes.
+        inputs: input of the stage to value of the graph.
+        sizes: named size to int64 ``[1]`` value of the graph.
+        wanted: outputs of the stage.
+
+    Returns:
+        Output of the stage to value of the graph.
+    """
+    return Translation(graph, traced, sizes).run(inputs, wanted)
+
+
+def trace_stages(family: Family, task: Task) -> Stages:
+    """Trace each stage once.
+
+    Raises:
+        ExportError: a stage uses an operation that has no translation, or fixes a size.
+    """
+    return Stages(
+        embedding=_trace_embedding(family),
+        block=_trace_block(family),
+        head=_trace_head(family, task),
+    )
+
+
+def _trace_embedding(family: Family) -> Traced:
+    tracer = Tracer([BATCH, LENGTH])
+    weights = {p.name: tracer.tensor(p.shape) for p in family.embedding_params}
+    inputs = {name: tracer.tensor((BATCH, LENGTH), torch.int64) for name in (names.INPUT_IDS, names.ATTENTION_MASK)}
+
+    def embed(t: Tensors) -> Tensors:
+        hidden, context = family.embed(t, t[names.INPUT_IDS], t[names.ATTENTION_MASK])
+        return {HIDDEN: hidden, **context}
+
+    return tracer.trace(embed, weights | inputs)
+
+
+def _trace_block(family: Family) -> Traced:
+    tracer = Tracer([BATCH, LENGTH, RANK, *family.groups])
+    inputs = {p.name: tracer.tensor(_axes(p)) for p in family.block_params}
+    axes = {p.name: _axes(p) for p in family.block_params}
+    trainable = []
+    for module in family.target_modules:
+        rows, columns = axes[f"{module}.weight"]
+        for name, shape in ((names.lora_a(module), (RANK, columns)), (names.lora_b(module), (rows, RANK))):
+            inputs[name] = tracer.tensor(shape)
+            trainable.append(name)
+    hidden: tuple[Axis, ...] = (BATCH, LENGTH, family.hidden_size)
+    inputs |= {spec.name: tracer.tensor(spec.shape) for spec in family.context}
+    inputs |= {names.LORA_SCALING: tracer.tensor(()), HIDDEN: tracer.tensor(hidden), HIDDEN_GRAD: tracer.tensor(hidden)}
+
+    def block(t: Tensors) -> Tensors:
+        leaves = {name: t[name].detach().requires_grad_() for name in (*trainable, HIDDEN)}
+        t = {**t, **leaves}
+        out = family.block(t, t[HIDDEN], {spec.name: t[spec.name] for spec in family.context})
+        gradients = torch.autograd.grad(out, list(leaves.values()), t[HIDDEN_GRAD])
+        return {HIDDEN: out, **dict(zip([*map(grad_of, trainable), INPUT_GRAD], gradients, strict=True))}
+
+    return tracer.trace(block, inputs)
+
+
+def _trace_head(family: Family, task: Task) -> Traced:
+    tracer = Tracer([BATCH, LENGTH])
+    inputs = {p.name: tracer.tensor(p.shape) for p in family.head_params}
+    inputs[HIDDEN] = tracer.tensor((BATCH, LENGTH, family.hidden_size))
+    labels: tuple[Axis, ...] = (BATCH,) if task == "text-classification" else (BATCH, LENGTH)
+    inputs[names.LABELS] = tracer.tensor(labels, torch.int64)
+
+    def head(t: Tensors) -> Tensors:
+        leaves = {name: t[name].detach().requires_grad_() for name in (*family.dense, HIDDEN)}
+        logits = family.logits({**t, **leaves}, leaves[HIDDEN])
+        outputs = cross_entropy(*rows_and_targets(logits, t[names.LABELS], task))
+        gradients = torch.autograd.grad(outputs[names.LOSS], list(leaves.values()))
+        outputs |= dict(zip([*map(grad_of, family.dense), INPUT_GRAD], gradients, strict=True))
+        return {names.LOGITS: logits, **outputs}
+
+    return tracer.trace(head, inputs)
+
+
+def _axes(param: ParamSpec) -> tuple[Axis, ...]:
+    axes: list[Axis] = list(param.shape)
+    for prune in param.prune:
+        axes[prune.axis] = (prune.group, prune.unit_size)
+    return tuple(axes)

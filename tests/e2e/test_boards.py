@@ -1,4 +1,4 @@
-"""The parts by themselves, as docs/boards.md starts them; with FEDSPINE_EDGE, devices of another installation."""
+"""The parts by themselves, as docs/server.md starts them; with FEDSPINE_EDGE, devices of another installation."""
 
 from __future__ import annotations
 
@@ -68,12 +68,12 @@ def wait_until_listening(port: int) -> None:
 
 @pytest.fixture
 def run_dir(tiny_bert_artifact: Path, tmp_path: Path) -> Path:
-    """A run directory as docs/boards.md has it, with the document's own config.toml for two devices and one round."""
+    """A run directory as docs/server.md has it, with the document's own config.toml for two devices and one round."""
     root = tmp_path / "my-run"
     digest = digest_of((tiny_bert_artifact / "manifest.json").read_bytes())
     shutil.copytree(tiny_bert_artifact, root / "artifacts" / digest)
     write_rows(root / "test.jsonl", 20, seed=9)
-    document = (ROOT / "docs" / "boards.md").read_text(encoding="utf-8")
+    document = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
     [sample] = re.findall(r"```toml\n(.*?)```", document, re.DOTALL)
     config = dataclasses.replace(
         CoordinatorConfig.from_toml(sample),

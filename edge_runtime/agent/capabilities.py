@@ -113,14 +113,6 @@ def measure_copy(clock: Callable[[], float] = time.perf_counter) -> float:
     return 1e-9 * COPY_BYTES / _fastest(lambda: np.copyto(target, source), clock)
 
 
-def peak_rss() -> int:
-    """Largest resident set of this process so far, bytes (VmHWM)."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return int(psutil.Process().memory_info().rss)
-
-
 def _fastest(operation: Callable[[], object], clock: Callable[[], float]) -> float:
     operation()
     best = float("inf")

@@ -13,7 +13,6 @@ from typing import Final
 import numpy as np
 
 from edge_runtime.agent.cache import ArtifactCache
-from edge_runtime.agent.capabilities import peak_rss
 from edge_runtime.agent.errors import StoppedError
 from edge_runtime.agent.traffic import Traffic
 from edge_runtime.engine import memory
@@ -177,7 +176,7 @@ class Workbench:
                 fetch_s=context.fetch_s + self._take_fetch_s(),
                 prepare_s=prepare_s,
                 evaluate_s=before_s + after_s,
-                peak_rss_bytes=peak_rss(),
+                peak_rss_bytes=memory.peak_rss_bytes(),
                 bytes_up=up,
                 bytes_down=down,
             ),

@@ -1,0 +1,159 @@
+"""Artifacts fetched from a real HTTP server."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_runtime.agent.cache import MAX_ARTIFACTS, ArtifactCache
+from edge_runtime.link.errors import ArtifactCorruptedError, ArtifactUnreachableError
+from edge_runtime.wire.manifest import FileRef, Manifest, TextSpec, digest_of, encode_manifest
+
+FILES = {"training.onnx": b"graph" * 1000, "base.safetensors": b"weights" * 3000}
+
+
+def write_artifact(folder: Path, name: str = "small") -> str:
+    """Write an artifact's files; returns its digest. Its graphs are never loaded here."""
+    refs = {n: FileRef(digest=digest_of(data), size_bytes=len(data), on_device=True) for n, data in FILES.items()}
+    refs["config.json"] = FileRef(digest="0" * 64, size_bytes=9, on_device=False)
+    manifest = Manifest(
+        format_version=1,
+        family="bert",
+        task="text-classification",
+        model_name=name,
+        num_layers=1,
+        hidden_size=4,
+        labels=("a", "b"),
+        text=TextSpec(pad_token_id=0, eos_token_id=None, append_eos=False, max_length=8, vocab_size=9),
+        groups=(),
+        tensors=(),
+        targets=(),
+        dense=(),
+        files=refs,
+        producer={},
+    )
+    data = encode_manifest(manifest)
+    target = folder / digest_of(data)
+    target.mkdir()
+    (target / "manifest.json").write_bytes(data)
+    for file_name, content in FILES.items():
+        (target / file_name).write_bytes(content)
+    return digest_of(data)
+
+
+class Site:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.requests: list[str] = []
+        site = self
+
+        class Handler(http.server.SimpleHTTPRequestHandler):
+            def do_GET(self) -> None:
+                site.requests.append(self.path.rpartition("/")[2])
+                super().do_GET()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True)
+        self.thread.start()
+
+    def url(self, digest: str) -> str:
+        return f"http://127.0.0.1:{self.server.server_address[1]}/{digest}/"
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    folder = tmp_path / "site"
+    folder.mkdir()
+    site = Site(folder)
+    yield site
+    site.close()
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> ArtifactCache:
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    return ArtifactCache(folder, lambda _: None)
+
+
+def ignore(_arrived: int, _lacking: int) -> None:
+    pass
+
+
+def test_an_artifact_is_fetched_and_opened(site: Site, cache: ArtifactCache) -> None:
+    digest = write_artifact(site.folder)
+    progress: list[tuple[int, int]] = []
+    artifact = cache.fetch(site.url(digest), digest, lambda *step: progress.append(step))
+    artifact.verify()
+    assert artifact.digest == digest
+    assert progress[-1][1] == 0
+    assert sum(arrived for arrived, _ in progress) >= sum(map(len, FILES.values()))
+
+
+def test_files_that_only_the_server_needs_are_not_fetched(site: Site, cache: ArtifactCache) -> None:
+    digest = write_artifact(site.folder)
+    cache.fetch(site.url(digest), digest, ignore)
+    assert "config.json" not in site.requests
+
+
+def test_a_second_start_fetches_nothing(site: Site, cache: ArtifactCache) -> None:
+    digest = write_artifact(site.folder)
+    cache.fetch(site.url(digest), digest, ignore)
+    site.requests.clear()
+    cache.fetch(site.url(digest), digest, ignore)
+    assert site.requests == []
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "base.safetensors"])
+@pytest.mark.parametrize("damage", [b"", b"bad"], ids=["empty", "changed"])
+def test_a_damaged_cached_file_is_fetched_again(
+    site: Site, cache: ArtifactCache, tmp_path: Path, name: str, damage: bytes
+) -> None:
+    digest = write_artifact(site.folder)
+    cache.fetch(site.url(digest), digest, ignore)
+    (tmp_path / "cache" / digest / name).write_bytes(damage)
+    site.requests.clear()
+    cache.fetch(site.url(digest), digest, ignore).verify()
+    assert site.requests == [name]
+
+
+def test_a_server_with_another_artifact_is_refused(site: Site, cache: ArtifactCache) -> None:
+    digest = write_artifact(site.folder)
+    with pytest.raises(ArtifactCorruptedError, match="the coordinator promised"):
+        cache.fetch(site.url(digest), "ab" * 32, ignore)
+
+
+def test_a_server_with_a_corrupted_file_is_refused_and_nothing_of_it_stays(
+    site: Site, cache: ArtifactCache, tmp_path: Path
+) -> None:
+    digest = write_artifact(site.folder)
+    (site.folder / digest / "base.safetensors").write_bytes(b"x" * len(FILES["base.safetensors"]))
+    with pytest.raises(ArtifactCorruptedError, match=r"base\.safetensors"):
+        cache.fetch(site.url(digest), digest, ignore)
+    assert not list((tmp_path / "cache" / digest).glob("base*"))
+
+
+def test_a_server_without_the_artifact_is_unreachable(site: Site, cache: ArtifactCache) -> None:
+    with pytest.raises(ArtifactUnreachableError, match="HTTP 404"):
+        cache.fetch(site.url("ab" * 32), "ab" * 32, ignore)
+
+
+def test_only_the_last_artifacts_stay(site: Site, cache: ArtifactCache, tmp_path: Path) -> None:
+    digests = [write_artifact(site.folder, f"model-{i}") for i in range(MAX_ARTIFACTS + 2)]
+    for digest in digests:
+        cache.fetch(site.url(digest), digest, ignore)
+    assert {p.name for p in (tmp_path / "cache").iterdir()} == set(digests[-MAX_ARTIFACTS:])

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edge_runtime.agent.outbox import MAX_ENTRIES, Outbox, key_of
+from edge_runtime.wire.files import DiskFullError
+from edge_runtime.wire.messages import Update
+
+MakeUpdate = Callable[..., Update]
+
+
+def test_an_update_survives_the_process(tmp_path: Path, make_update: MakeUpdate) -> None:
+    update = make_update(b"adapter")
+    Outbox(tmp_path).add(update, b"adapter")
+    again = Outbox(tmp_path)
+    assert again.updates() == [update]
+    assert again.get(("run", 1, 1)) == update
+    assert again.read_blob(key_of(update)) == b"adapter"
+
+
+def test_an_answered_update_is_gone(tmp_path: Path, make_update: MakeUpdate) -> None:
+    outbox, update = Outbox(tmp_path), make_update(b"adapter")
+    outbox.add(update, b"adapter")
+    assert outbox.remove(key_of(update)) == update
+    assert outbox.remove(key_of(update)) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_order_is_kept(tmp_path: Path, make_update: MakeUpdate) -> None:
+    outbox = Outbox(tmp_path)
+    for number in (3, 1, 2):
+        outbox.add(make_update(bytes([number]), number), bytes([number]))
+    assert [u.round_number for u in Outbox(tmp_path).updates()] == [3, 1, 2]
+
+
+def test_the_oldest_makes_room(tmp_path: Path, make_update: MakeUpdate) -> None:
+    outbox = Outbox(tmp_path)
+    for number in range(1, MAX_ENTRIES + 3):
+        outbox.add(make_update(bytes([number]), number), bytes([number]))
+    assert [u.round_number for u in outbox.updates()] == list(range(3, MAX_ENTRIES + 3))
+    assert len(list(tmp_path.iterdir())) == 2 * MAX_ENTRIES
+
+
+def test_a_blob_without_its_message_is_removed(tmp_path: Path, make_update: MakeUpdate) -> None:
+    Outbox(tmp_path).add(make_update(b"adapter"), b"adapter")
+    next(tmp_path.glob("*.update")).unlink()
+    assert Outbox(tmp_path).updates() == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("pattern", ["*.update", "*.safetensors"])
+@pytest.mark.parametrize("damage", [b"", b"\0\1\2"], ids=["empty", "garbage"])
+def test_damaged_entries_are_dropped(tmp_path: Path, make_update: MakeUpdate, pattern: str, damage: bytes) -> None:
+    Outbox(tmp_path).add(make_update(b"adapter"), b"adapter")
+    next(tmp_path.glob(pattern)).write_bytes(damage)
+    assert Outbox(tmp_path).updates() == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_half_written_files_are_removed(tmp_path: Path) -> None:
+    (tmp_path / ".abc.update.1234.part").write_bytes(b"half")
+    Outbox(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_no_entry(tmp_path: Path, make_update: MakeUpdate, monkeypatch: pytest.MonkeyPatch) -> None:
+    outbox = Outbox(tmp_path)
+
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(DiskFullError):
+            outbox.add(make_update(b"adapter"), b"adapter")
+    assert outbox.updates() == []
+    assert list(tmp_path.iterdir()) == []

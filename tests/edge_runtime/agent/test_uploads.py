@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edge_runtime.agent.outbox import Outbox, key_of
+from edge_runtime.agent.repeat import Repeat
+from edge_runtime.agent.uploads import Uploads
+from edge_runtime.link.transfers import Transfers
+from edge_runtime.wire.messages import AnyMessage, Chunk, ChunkRequest, Update
+
+MakeUpdate = Callable[..., Update]
+
+
+class Latest(random.Random):
+    """No jitter: the latest time that is allowed."""
+
+    def uniform(self, _a: float, b: float) -> float:
+        return b
+
+
+class Desk:
+    """Uploads with a clock to turn and a list of what was said."""
+
+    def __init__(self, directory: Path) -> None:
+        self.now = 0.0
+        self.said: list[Update] = []
+        self.sent: list[AnyMessage] = []
+        self.transfers = Transfers(lambda _, message: self.sent.append(message), lambda: self.now)
+        self.uploads = Uploads(
+            Outbox(directory), self.transfers, self.said.append, lambda: Repeat(Latest(), lambda: self.now)
+        )
+
+    def said_until(self, end: float) -> list[float]:
+        times = []
+        while self.now < end:
+            before = len(self.said)
+            self.uploads.tick()
+            if len(self.said) > before:
+                times.append(self.now)
+            self.now += 1
+        return times
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+def test_an_update_is_announced_ever_later_until_answered(desk: Desk, make_update: MakeUpdate) -> None:
+    update = make_update(b"adapter")
+    desk.uploads.add(update, b"adapter")
+    assert desk.said_until(200) == [0, 5, 15, 35, 75, 135, 195]
+    assert desk.uploads.close(key_of(update)) == update
+    assert desk.said_until(400) == []
+
+
+def test_a_repeated_assignment_is_answered_at_once(desk: Desk, make_update: MakeUpdate) -> None:
+    update = make_update(b"adapter")
+    desk.uploads.add(update, b"adapter")
+    desk.said_until(20)
+    assert desk.uploads.has(key_of(update))
+    assert desk.said_until(21) == [20]
+    assert not desk.uploads.has(("run", 2, 1))
+
+
+def test_an_update_waits_while_it_is_pulled(desk: Desk, make_update: MakeUpdate) -> None:
+    update = make_update(b"adapter")
+    desk.uploads.add(update, b"adapter")
+    desk.said_until(4)
+    desk.uploads.heard(update.adapter.digest)
+    assert desk.said_until(9) == []
+    assert desk.said_until(10) == [9]
+
+
+def test_the_adapter_is_offered_until_the_verdict(desk: Desk, make_update: MakeUpdate) -> None:
+    update = make_update(b"adapter of more than one chunk")
+    desk.uploads.add(update, b"adapter of more than one chunk")
+    request = ChunkRequest(digest=update.adapter.digest, missing=(1,))
+    desk.transfers.handle("coordinator", request)
+    assert desk.sent == [Chunk(digest=update.adapter.digest, index=1, payload=b" more than")]
+    desk.uploads.close(key_of(update))
+    desk.transfers.handle("coordinator", request)
+    assert len(desk.sent) == 1
+
+
+def test_after_a_restart_only_updates_of_the_run_are_announced(tmp_path: Path, make_update: MakeUpdate) -> None:
+    before = Desk(tmp_path)
+    mine, old = make_update(b"mine"), make_update(b"old", run_id="yesterday")
+    before.uploads.add(old, b"old")
+    before.uploads.add(mine, b"mine")
+    after = Desk(tmp_path)
+    assert after.said_until(3) == []
+    after.uploads.open("run")
+    after.uploads.tick()
+    assert after.said == [mine]
+    assert after.uploads.pending == mine
+    assert Outbox(tmp_path).updates() == [mine]
+
+
+def test_after_a_reconnect_everything_is_announced_at_once(desk: Desk, make_update: MakeUpdate) -> None:
+    desk.uploads.add(make_update(b"1", 1), b"1")
+    desk.uploads.add(make_update(b"2", 2), b"2")
+    desk.said_until(2)
+    desk.uploads.restart()
+    desk.uploads.tick()
+    assert [u.round_number for u in desk.said] == [1, 2, 1, 2]
+
+
+def test_two_updates_with_the_same_adapter_do_not_withdraw_each_other(desk: Desk, make_update: MakeUpdate) -> None:
+    first, second = make_update(b"same", 1), make_update(b"same", 2)
+    desk.uploads.add(first, b"same")
+    desk.uploads.add(second, b"same")
+    desk.uploads.close(key_of(first))
+    desk.transfers.handle("coordinator", ChunkRequest(digest=second.adapter.digest, missing=(0,)))
+    assert [m.payload for m in desk.sent if isinstance(m, Chunk)] == [b"same"]

@@ -25,9 +25,8 @@ from edge_runtime.wire.tensors import decode_tensors
 _STORED: Final[dict[str, np.dtype[Any]]] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
-    "I8": np.dtype("i1"),
 }
-_DTYPES: Final = {"float32": "F32", "float16": "F16", "int8": "I8"}
+_DTYPES: Final = {"float32": _STORED["F32"], "float16": _STORED["F16"]}
 _READ_BYTES: Final = 1 << 20
 
 
@@ -143,7 +142,7 @@ class Artifact:
                 msg = f"artifact file {path} is not a usable safetensors file: {error}"
                 raise ArtifactCorruptedError(msg, digest=self.digest) from error
         value = self._base.get(spec.name)
-        expected = _STORED[_DTYPES[spec.dtype]]
+        expected = _DTYPES.get(spec.dtype)
         if value is None or value.shape != spec.shape or value.dtype != expected:
             got = "nothing" if value is None else f"{value.dtype} {value.shape}"
             msg = (
@@ -174,14 +173,14 @@ def map_safetensors(path: Path) -> dict[str, npt.NDArray[np.generic]]:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is not a safetensors file, or holds a type other than F32, F16 and I8.
+        ValueError: it is not a safetensors file, or holds a type other than F32 and F16.
         KeyError: an entry of the header lacks a field.
         TypeError: an entry of the header is not an object.
     """
     with path.open("rb") as file:
         mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     header_bytes = int.from_bytes(mapped[:8], "little")
-    if len(mapped) < 8 or header_bytes > min(limits.MAX_TENSOR_HEADER_BYTES, len(mapped) - 8):  # noqa: PLR2004 - u64
+    if len(mapped) < 8 or header_bytes > min(limits.MAX_TENSOR_HEADER_BYTES, len(mapped) - 8):
         msg = f"header of {header_bytes} bytes announced in a file of {len(mapped)} bytes"
         raise ValueError(msg)
     header = json.loads(bytes(mapped[8 : 8 + header_bytes]))

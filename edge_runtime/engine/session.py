@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any, Final
 
@@ -74,14 +75,30 @@ class Binding:
 
 
 def _options(num_threads: int) -> Any:  # noqa: ANN401 - onnxruntime has no types
+    _share_one_arena()
     options = ort.SessionOptions()
     options.log_severity_level = _ERRORS_ONLY
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    # Planning one block of memory per input shape costs a third more memory and saves no time (measured).
+    options.enable_mem_pattern = False
+    options.add_session_config_entry("session.use_env_allocators", "1")
     # Several processes share the cores of a board (or of a simulated fleet): waiting threads must not burn them.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
+
+
+@functools.cache
+def _share_one_arena() -> None:
+    """Let all sessions of the process allocate from one arena: what training freed, evaluation uses.
+
+    It grows by powers of two; growing by what is asked for (``kSameAsRequested``) needs a quarter more memory when the
+    lengths of batches vary (measured).
+    """
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    arena = ort.OrtArenaCfg({"arena_extend_strategy": 0, "max_mem": 0})
+    ort.create_and_register_allocator(memory, arena)
 
 
 def _translate(error: Exception, what: str) -> GraphError | InsufficientMemoryError:

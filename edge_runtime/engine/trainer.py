@@ -111,6 +111,7 @@ class TrainingRun:
         self._next = {name: np.empty_like(params) for name in _STATE}
         self._zeros = np.zeros_like(params)
         self._grads = [np.empty_like(params), np.empty_like(params)]
+        self._last_grads = self._zeros
         self._loss = np.zeros((), np.float32)
         self._norm = np.zeros((), np.float32)
         self._training = self._bind_training(trainer.training)
@@ -151,6 +152,10 @@ class TrainingRun:
         """The adapter as it is now: float32 copies by name."""
         return self.layout.unflatten(self._state[names.PARAMS].copy())
 
+    def gradient(self) -> dict[str, Array]:
+        """Mean gradient of the last step's micro-batches, before clipping, by name; zeros before the first step."""
+        return self.layout.unflatten(self._last_grads * self._scalars[names.GRAD_SCALE])
+
     def _apply(self, grads: Array, num_micro_batches: int) -> None:
         """AdamW on the summed gradient; the new state becomes the current one only when the gradient is finite."""
         given, step = self._hyper_parameters, self.num_steps + 1
@@ -159,6 +164,7 @@ class TrainingRun:
         self._scalars[names.LEARNING_RATE][...] = given.learning_rate * warm_up
         self._scalars[names.BIAS_CORRECTION1][...] = 1.0 - given.beta1**step
         self._scalars[names.BIAS_CORRECTION2][...] = 1.0 - given.beta2**step
+        self._last_grads = grads
         self._optimizer.bind(names.GRADS, grads)
         for name in _STATE:
             self._optimizer.bind(name, self._state[name])

@@ -41,9 +41,7 @@ def make_artifact(tmp_path: Path) -> MakeArtifact:
         rng = np.random.default_rng(0)
         tensors = _tensors()
         classify = task == "text-classification"
-        save_file(
-            {t.name: rng.normal(size=t.shape).astype(t.dtype) for t in tensors}, directory / "base.safetensors"
-        )
+        save_file({t.name: rng.normal(size=t.shape).astype(t.dtype) for t in tensors}, directory / "base.safetensors")
         save_file({"classifier.weight": np.ones((2, 4), np.float32)}, directory / "initial.safetensors")
         if with_tokenizer:
             _write_tokenizer(directory / "tokenizer.json", classify=classify)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from edge_runtime.engine.artifact import Artifact, map_safetensors
 from edge_runtime.engine.errors import ArtifactCorruptedError
 from edge_runtime.wire.errors import ArtifactVersionError, ExitCode, ManifestError
 from edge_runtime.wire.manifest import digest_of
-from tests.edge_runtime.engine.conftest import MakeArtifact
+
+MakeArtifact = Callable[..., Artifact]
 
 
 def test_its_digest_is_that_of_the_manifest(make_artifact: MakeArtifact) -> None:

@@ -25,7 +25,8 @@ from edge_runtime.engine.errors import (
     UnknownLabelError,
 )
 from edge_runtime.wire.errors import ExitCode
-from tests.edge_runtime.engine.conftest import MakeArtifact
+
+MakeArtifact = Callable[..., Artifact]
 
 Write = Callable[..., Path]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,7 +13,8 @@ from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.slicing import slice_weights
 from edge_runtime.wire.errors import PlanError
 from edge_runtime.wire.plan import Plan
-from tests.edge_runtime.engine.conftest import MakeArtifact
+
+MakeArtifact = Callable[..., Artifact]
 
 
 def test_full_plan_gives_views_of_the_float32_weights(make_artifact: MakeArtifact) -> None:

@@ -1,0 +1,337 @@
+"""Make the folder that the device conformance tests read: ``python tests/conformance/prepare.py FOLDER``.
+
+Runs where torch is. For each family: a tiny artifact, examples, an adapter to start from, and for several arms what
+PyTorch says of losses, gradients, the trained adapter and the evaluation; and a compact model with PyTorch's logits
+and greedy tokens. The reference below prunes and tunes the Hugging Face model by hand: it shares no code with the engine but
+the drawing of batches.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+import transformers
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.nn import functional
+
+from edge_runtime.engine.artifact import Artifact
+from edge_runtime.engine.data import load_examples
+from edge_runtime.engine.dataset import Batch, Dataset, batches, eval_batches
+from edge_runtime.wire import adapter as adapters
+from edge_runtime.wire import names
+from edge_runtime.wire.adapter import AdapterLayout
+from edge_runtime.wire.manifest import Manifest, Task
+from edge_runtime.wire.messages import HyperParameters
+from edge_runtime.wire.plan import Plan
+from exporter.compact import compact_source
+from exporter.compact_merge import base_model, merged_model
+from exporter.compact_source import CompactSource
+from exporter.export import export_model
+from models.registry import family_for
+from models.surgery import prune_model
+
+Array = npt.NDArray[np.float32]
+
+TASKS: Final[dict[str, Task]] = {"bert": "text-classification", "llama": "causal-lm"}
+LABELS: Final = ("bad", "fair", "good")
+VOCAB_SIZE: Final = 96
+MAX_LENGTH: Final = 24
+FULL_RANK: Final = 4
+NUM_GENERATED: Final = 12
+HYPER_PARAMETERS: Final = HyperParameters(
+    learning_rate=2e-3,
+    weight_decay=0.01,
+    lora_scaling=2.0,
+    max_grad_norm=0.5,
+    num_warmup_steps=3,
+    num_local_steps=8,
+    batch_size=4,
+    num_accumulation_steps=2,
+    max_length=MAX_LENGTH,
+    seed=11,
+)
+# Rank, and for each layer the heads (bert: 4, llama: 2 key/value heads of two query heads) and channels (40) that stay.
+_ALL: Final = range(40)
+ARMS: Final[dict[str, dict[str, tuple[int, list[tuple[Sequence[int], Sequence[int]]]]]]] = {
+    "bert": {
+        "full": (4, [(range(4), _ALL), (range(4), _ALL)]),
+        "low-rank": (1, [(range(4), _ALL), (range(4), _ALL)]),
+        "quarter": (3, [((0, 2, 3), range(10, 40)), ((1, 2, 3), range(30))]),
+        "uneven": (2, [((1,), range(0, 40, 3)), ((0, 1, 3), (5, 6, 39))]),
+    },
+    "llama": {
+        "full": (4, [(range(2), _ALL), (range(2), _ALL)]),
+        "low-rank": (1, [(range(2), _ALL), (range(2), _ALL)]),
+        "half": (2, [((1,), range(20)), ((0,), range(1, 40, 2))]),
+        "uneven": (3, [((0, 1), range(0, 40, 3)), ((1,), (5, 6, 39))]),
+    },
+}
+COMPACT_ARM: Final = {"bert": "uneven", "llama": "half"}
+
+
+def main(folder: Path) -> None:
+    """Write the folder; it appears when it is complete.
+
+    Args:
+        folder: must not exist.
+    """
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
+        for family in TASKS:
+            _prepare_family(Path(aside) / "made" / family, family)
+        (Path(aside) / "made").rename(folder)
+
+
+def _prepare_family(directory: Path, family: str) -> None:
+    directory.mkdir(parents=True)
+    task = TASKS[family]
+    with tempfile.TemporaryDirectory() as source:
+        _save_model(Path(source), family)
+        _write_examples(directory, family)
+        export_model(Path(source), task, directory / "artifact", labels=LABELS if family == "bert" else None)
+    artifact = Artifact.open(directory / "artifact")
+    start = _random_adapter(artifact)
+    data = {name: load_examples(directory / f"{name}.jsonl", artifact, MAX_LENGTH) for name in ("train", "test")}
+    arms = {}
+    for name, (rank, kept) in ARMS[family].items():
+        plan = _plan(artifact.manifest, kept)
+        reference = _Reference(artifact, plan, rank, start)
+        arms[name] = _expectations(reference, data["train"], data["test"], directory / name)
+        (directory / name / "plan.msgpack").write_bytes(msgspec.msgpack.encode(plan))
+    shared = {"hyper_parameters": msgspec.to_builtins(HYPER_PARAMETERS), "arms": arms}
+    (directory / "expected.json").write_text(json.dumps(shared, indent=1))
+    plan = _plan(artifact.manifest, ARMS[family][COMPACT_ARM[family]][1])
+    _prepare_compact(directory, artifact, plan, start)
+
+
+def _save_model(directory: Path, family: str) -> None:
+    """A random Hugging Face model with a tokenizer of words."""
+    sizes = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 40,
+        "max_position_embeddings": 48,
+        "initializer_range": 0.2,
+    }
+    model: Any
+    if family == "bert":
+        bert = transformers.BertConfig(**sizes, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        model = transformers.BertModel(bert)
+    else:
+        llama = transformers.LlamaConfig(**sizes, num_key_value_heads=2, tie_word_embeddings=True, eos_token_id=2)
+        model = transformers.LlamaForCausalLM(llama)
+    model.save_pretrained(directory)
+    words = {"[PAD]": 0, "[UNK]": 1, "[EOS]": 2} | {f"w{i}": i for i in range(3, VOCAB_SIZE)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))  # noqa: S106 - a token of text
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "eos_token": "[EOS]"}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def _write_examples(directory: Path, family: str) -> None:
+    """Pre-tokenised examples of different lengths that a model can learn something from."""
+    rng = np.random.default_rng(1)
+    for name, count in (("train", 40), ("test", 13)):
+        lines = []
+        for _ in range(count):
+            label = int(rng.integers(len(LABELS)))
+            length = int(rng.integers(3, MAX_LENGTH))
+            ids = rng.integers(3 + 31 * label, 3 + 31 * (label + 1), length)
+            lines.append({"input_ids": ids.tolist()} | ({"label": LABELS[label]} if family == "bert" else {}))
+        (directory / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _random_adapter(artifact: Artifact) -> dict[str, Array]:
+    """A full adapter whose B is not zero, so that every gradient says something."""
+    rng = np.random.default_rng(2)
+    full = adapters.initial(artifact.manifest, artifact.initial(), FULL_RANK, rng)
+    noise = {name: rng.normal(0.0, 0.1, value.shape).astype(np.float32) for name, value in full.items()}
+    return {name: value + noise[name] for name, value in full.items()}
+
+
+def _plan(manifest: Manifest, kept: list[tuple[Sequence[int], Sequence[int]]]) -> Plan:
+    units: dict[tuple[int, str], npt.ArrayLike] = {}
+    for layer, (heads, channels) in enumerate(kept):
+        units[layer, "heads"], units[layer, "channels"] = list(heads), list(channels)
+    return Plan.from_kept(manifest, units)
+
+
+class _LoraLinear(torch.nn.Module):
+    """A frozen linear layer with LoRA factors beside it (Hu et al. 2021, arXiv 2106.09685)."""
+
+    def __init__(self, linear: torch.nn.Linear, a: torch.nn.Parameter, b: torch.nn.Parameter, scaling: float) -> None:
+        super().__init__()
+        self.linear, self.a, self.b, self.scaling = linear, a, b, scaling
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x) + self.scaling * (x @ self.a.T @ self.b.T)
+
+
+class _Reference:
+    """The Hugging Face model, pruned by hand, with trainable factors and classifier."""
+
+    def __init__(self, artifact: Artifact, plan: Plan, rank: int, start: dict[str, Array]) -> None:
+        manifest = artifact.manifest
+        self.task, self.rank = manifest.task, rank
+        self.model = base_model(artifact.directory, manifest).requires_grad_(requires_grad=False)
+        _prune(self.model, plan, manifest)
+        self.start = adapters.restrict(manifest, start, plan, rank)
+        layout = AdapterLayout.of(manifest, plan, rank)
+        self.parameters = {name: torch.nn.Parameter(torch.tensor(self.start[name])) for name in layout.shapes}
+        for target in manifest.targets:
+            factors = (self.parameters[name] for name in (names.lora_a(target.module), names.lora_b(target.module)))
+            linear = self.model.get_submodule(target.module)
+            self.model.set_submodule(
+                target.module, _LoraLinear(linear, *factors, scaling=HYPER_PARAMETERS.lora_scaling)
+            )
+        for dense in manifest.dense:
+            module, _, attribute = dense.name.rpartition(".")
+            setattr(self.model.get_submodule(module), attribute, self.parameters[dense.name])
+
+    def scores(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores ``[T, C]`` and targets ``[T]``."""
+        ids, mask, labels = (torch.from_numpy(x) for x in (batch.input_ids, batch.attention_mask, batch.labels))
+        logits = self.model(input_ids=ids, attention_mask=mask).logits
+        if self.task == "causal-lm":
+            return logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+        return logits, labels
+
+    def train(self, drawn: Iterator[Batch]) -> tuple[list[float], dict[str, Array]]:
+        """Loss of each optimizer step, and the first step's gradients; PyTorch's own AdamW and clipping."""
+        given = HYPER_PARAMETERS
+        parameters = list(self.parameters.values())
+        optimizer = torch.optim.AdamW(
+            parameters,
+            lr=given.learning_rate,
+            betas=(given.beta1, given.beta2),
+            eps=given.epsilon,
+            weight_decay=given.weight_decay,
+        )
+        losses, gradients = [], {}
+        for step in range(1, given.num_local_steps + 1):
+            optimizer.zero_grad()
+            total = 0.0
+            for batch in islice(drawn, given.num_accumulation_steps):
+                loss = functional.cross_entropy(*self.scores(batch)) / given.num_accumulation_steps
+                loss.backward()
+                total += loss.item()
+            losses.append(total)
+            if step == 1:
+                gradients = {name: p.grad.numpy().copy() for name, p in self.parameters.items() if p.grad is not None}
+            torch.nn.utils.clip_grad_norm_(parameters, given.max_grad_norm or float("inf"))
+            for group in optimizer.param_groups:
+                group["lr"] = given.learning_rate * min(1.0, step / given.num_warmup_steps)
+            optimizer.step()
+        return losses, gradients
+
+    def evaluate(self, dataset: Dataset) -> dict[str, float]:
+        """Sums over the dataset, one example at a time."""
+        loss_sum, num_targets, num_correct = 0.0, 0, 0
+        with torch.inference_mode():
+            for batch in eval_batches(dataset, 1):
+                scores, targets = self.scores(batch)
+                loss_sum += float(functional.cross_entropy(scores, targets, reduction="sum"))
+                num_targets += int((targets != names.IGNORE_LABEL).sum())
+                num_correct += int((scores.argmax(dim=-1) == targets).sum())
+        return {"loss_sum": loss_sum, "num_targets": num_targets, "num_correct": num_correct}
+
+
+def _prune(model: Any, plan: Plan, manifest: Manifest) -> None:
+    """Cut heads and channels out of the model's own linear layers, from its configuration alone."""
+    config = model.config
+    head_dim = config.hidden_size // config.num_attention_heads
+    for layer in range(manifest.num_layers):
+        heads, channels = plan.kept(layer, "heads"), plan.kept(layer, "channels")
+        if manifest.family == "bert":
+            block = model.bert.encoder.layer[layer]
+            attention = block.attention.self
+            attention.num_attention_heads, attention.all_head_size = len(heads), len(heads) * head_dim
+            width = _indices(heads, head_dim)
+            rows = [(attention.query, width), (attention.key, width), (attention.value, width)]
+            rows.append((block.intermediate.dense, channels))
+            columns = [(block.attention.output.dense, width), (block.output.dense, channels)]
+        else:
+            block = model.model.layers[layer]
+            queries = _indices(heads, head_dim * config.num_attention_heads // config.num_key_value_heads)
+            keys = _indices(heads, head_dim)
+            attention, mlp = block.self_attn, block.mlp
+            rows = [(attention.q_proj, queries), (attention.k_proj, keys), (attention.v_proj, keys)]
+            rows += [(mlp.gate_proj, channels), (mlp.up_proj, channels)]
+            columns = [(attention.o_proj, queries), (mlp.down_proj, channels)]
+        for linear, kept in rows:
+            linear.weight.data = linear.weight.data[kept]
+            if linear.bias is not None:
+                linear.bias.data = linear.bias.data[kept]
+        for linear, kept in columns:
+            linear.weight.data = linear.weight.data[:, kept]
+
+
+def _indices(units: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.int64]:
+    return np.concatenate([np.arange(unit * width, (unit + 1) * width) for unit in units])
+
+
+def _expectations(reference: _Reference, train: Dataset, test: Dataset, directory: Path) -> dict[str, Any]:
+    """Train the reference; write tensors, return the figures."""
+    directory.mkdir()
+    before = reference.evaluate(test)
+    drawn = batches(train, HYPER_PARAMETERS.batch_size, np.random.default_rng(HYPER_PARAMETERS.seed))
+    losses, gradients = reference.train(drawn)
+    trained = {name: parameter.detach().numpy() for name, parameter in reference.parameters.items()}
+    for name, tensors in (("start", reference.start), ("gradients", gradients), ("trained", trained)):
+        save_file(
+            {key: np.ascontiguousarray(value) for key, value in tensors.items()}, directory / f"{name}.safetensors"
+        )
+    after = reference.evaluate(test)
+    return {"rank": reference.rank, "losses": losses, "before": before, "after": after}
+
+
+def _prepare_compact(directory: Path, artifact: Artifact, plan: Plan, start: dict[str, Array]) -> None:
+    """A compact model, and what PyTorch's merged and pruned one says."""
+    source = CompactSource(
+        artifact_dir=artifact.directory,
+        manifest=artifact.manifest,
+        digest=artifact.digest,
+        adapter=start,
+        rank=FULL_RANK,
+        lora_scaling=HYPER_PARAMETERS.lora_scaling,
+        round_number=1,
+    )
+    compact_source(source, plan, 0.5, directory / "compact")
+    model = merged_model(source)
+    prune_model(model, family_for(model.config, source.manifest.task), source.manifest, plan)
+    rng = np.random.default_rng(3)
+    ids, mask = rng.integers(3, VOCAB_SIZE, (3, 10)), np.ones((3, 10), np.int64)
+    ids[1, 7:], mask[1, 7:] = 0, 0
+    with torch.inference_mode():
+        logits = model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)).logits
+        expected = {"input_ids": ids, "attention_mask": mask, "logits": logits.numpy()}
+        if artifact.manifest.task == "causal-lm":
+            tokens = model.generate(
+                torch.from_numpy(ids[:1]),
+                attention_mask=torch.ones(1, ids.shape[1], dtype=torch.int64),
+                do_sample=False,
+                max_new_tokens=NUM_GENERATED,
+                pad_token_id=0,
+            )
+            expected["generated"] = tokens.numpy()[0, ids.shape[1] :]
+    save_file(expected, directory / "infer.safetensors")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

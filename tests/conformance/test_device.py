@@ -1,0 +1,144 @@
+"""Device conformance: slice, train, evaluate and infer as PyTorch does, with the device's packages alone.
+
+Runs wherever the device runs, emulated aarch64 included. Tolerances are for float32 in another order of summation.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pytest
+from safetensors.numpy import load_file
+
+from edge_runtime.engine.artifact import Artifact
+from edge_runtime.engine.data import load_examples
+from edge_runtime.engine.dataset import Dataset, batches
+from edge_runtime.engine.evaluator import EvaluationResult, Evaluator
+from edge_runtime.engine.slicing import slice_weights
+from edge_runtime.engine.trainer import Trainer, train
+from edge_runtime.inference import CompactModel
+from edge_runtime.wire.messages import HyperParameters
+from edge_runtime.wire.plan import Plan
+
+NUM_ARMS = 4
+GRADIENT_TOLERANCE = 1e-5
+LOSS_TOLERANCE = 1e-5
+ADAPTER_TOLERANCE = 2e-4
+LOGITS_TOLERANCE = 1e-4
+
+
+class Case:
+    """One family's folder, with its sessions made once."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        expected = json.loads((directory / "expected.json").read_text())
+        self.given = msgspec.convert(expected["hyper_parameters"], HyperParameters)
+        self.arms: list[dict[str, Any]] = [{"name": name, **arm} for name, arm in expected["arms"].items()]
+        self.artifact = Artifact.open(directory / "artifact")
+        self.trainer = Trainer(self.artifact, num_threads=1)
+
+    def plan(self, arm: dict[str, Any]) -> Plan:
+        return msgspec.msgpack.decode((self.directory / arm["name"] / "plan.msgpack").read_bytes(), type=Plan)
+
+    def tensors(self, arm: dict[str, Any], name: str) -> dict[str, npt.NDArray[np.float32]]:
+        return load_file(self.directory / arm["name"] / f"{name}.safetensors")
+
+    def data(self, name: str) -> Dataset:
+        return load_examples(self.directory / f"{name}.jsonl", self.artifact, self.given.max_length)
+
+
+@pytest.fixture(scope="module")
+def case(family_dir: Path) -> Case:
+    return Case(family_dir)
+
+
+@pytest.fixture(params=range(NUM_ARMS), ids=lambda index: f"arm{index}")
+def arm(request: pytest.FixtureRequest, case: Case) -> dict[str, Any]:
+    assert len(case.arms) == NUM_ARMS
+    return case.arms[request.param]
+
+
+def test_slices_have_the_plans_sizes(case: Case, arm: dict[str, Any]) -> None:
+    plan = case.plan(arm)
+    weights = slice_weights(case.artifact, plan)
+    for spec in case.artifact.manifest.tensors:
+        shape = list(spec.shape)
+        for prune in spec.prune:
+            assert spec.layer is not None
+            shape[prune.axis] = plan.kept(spec.layer, prune.group).size * prune.unit_size
+        assert weights[spec.name].shape == tuple(shape)
+        assert weights[spec.name].flags.c_contiguous
+
+
+def test_training_follows_pytorch(case: Case, arm: dict[str, Any]) -> None:
+    run = case.trainer.start(case.plan(arm), arm["rank"], case.tensors(arm, "start"), case.given)
+    gradients: list[dict[str, npt.NDArray[np.float32]]] = []
+    losses: list[float] = []
+
+    def on_step(step: int, loss: float) -> None:
+        losses.append(loss)
+        if step == 1:
+            gradients.append(run.gradient())
+
+    drawn = batches(case.data("train"), case.given.batch_size, np.random.default_rng(case.given.seed))
+    train(run, drawn, case.given, on_step)
+
+    expected = case.tensors(arm, "gradients")
+    assert set(gradients[0]) == set(expected)
+    for name, value in expected.items():
+        difference = np.linalg.norm(gradients[0][name] - value) / np.linalg.norm(value)
+        assert difference <= GRADIENT_TOLERANCE, name
+    assert losses == pytest.approx(arm["losses"], rel=LOSS_TOLERANCE)
+    adapter = run.adapter()
+    for name, value in case.tensors(arm, "trained").items():
+        np.testing.assert_allclose(adapter[name], value, rtol=0, atol=ADAPTER_TOLERANCE, err_msg=name)
+
+
+@pytest.mark.parametrize(("when", "tensors"), [("before", "start"), ("after", "trained")])
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_evaluation_says_what_pytorch_says(
+    case: Case, arm: dict[str, Any], when: str, tensors: str, batch_size: int
+) -> None:
+    evaluator = Evaluator(case.artifact, case.plan(arm), num_threads=1)
+    adapter = case.tensors(arm, tensors)
+    result = evaluator.evaluate(adapter, arm["rank"], case.given.lora_scaling, case.data("test"), batch_size)
+    assert_same(result, arm[when])
+
+
+def test_evaluator_shares_the_runs_weights(case: Case, arm: dict[str, Any]) -> None:
+    run = case.trainer.start(case.plan(arm), arm["rank"], case.tensors(arm, "trained"), case.given)
+    evaluator = case.trainer.evaluator(run)
+    result = evaluator.evaluate(run.adapter(), arm["rank"], case.given.lora_scaling, case.data("test"), 3)
+    assert_same(result, arm["after"])
+
+
+def test_compact_model_infers_as_pytorch(family_dir: Path) -> None:
+    expected = load_file(family_dir / "infer.safetensors")
+    model = CompactModel.open(family_dir / "compact", num_threads=1)
+    logits = model.logits(expected["input_ids"], expected["attention_mask"])
+    if logits.ndim == 3:  # what stands at padding is of no use to anyone
+        seen = expected["attention_mask"] == 1
+        np.testing.assert_allclose(logits[seen], expected["logits"][seen], rtol=0, atol=LOGITS_TOLERANCE)
+    else:
+        np.testing.assert_allclose(logits, expected["logits"], rtol=0, atol=LOGITS_TOLERANCE)
+
+
+def test_compact_model_generates_pytorchs_tokens(conformance: Path) -> None:
+    expected = load_file(conformance / "llama" / "infer.safetensors")
+    model = CompactModel.open(conformance / "llama" / "compact", num_threads=1)
+    tokens = expected["generated"].tolist()
+    generated = list(model.generate_ids(expected["input_ids"][0].tolist(), max_new_tokens=len(tokens)))
+    assert generated == tokens[: len(generated)]
+    assert len(generated) == len(tokens) or tokens[len(generated)] == model.info.text.eos_token_id
+
+
+def assert_same(result: EvaluationResult, expected: dict[str, float]) -> None:
+    assert result.num_targets == expected["num_targets"]
+    assert result.num_correct == expected["num_correct"]
+    assert result.loss_sum == pytest.approx(expected["loss_sum"], rel=LOSS_TOLERANCE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,13 @@ from exporter.errors import MissingPackageError
 
 if TYPE_CHECKING:
     from edge_runtime.wire.manifest import Task
+
+
+class Quantization(enum.Enum):
+    """What ``--quantize`` takes."""
+
+    INT8 = "int8"
+
 
 app = typer.Typer(
     name="fedspine", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
@@ -31,7 +39,11 @@ def export(  # noqa: PLR0913 - one parameter per option
     task: Annotated[str, typer.Option(help="text-classification or causal-lm.")],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Directory of the artifact.")],
     labels: Annotated[
-        str | None, typer.Option(metavar="A,B,...", help="Names of the classes, where the checkpoint has no classifier.")
+        str | None,
+        typer.Option(metavar="A,B,...", help="Names of the classes, where the checkpoint has no classifier."),
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="One class; repeat it. For names that hold commas.")
     ] = None,
     num_labels: Annotated[int | None, typer.Option(min=2, help="Their number, where they have no names.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights that the checkpoint lacks (a new classifier).")] = 0,
@@ -40,11 +52,12 @@ def export(  # noqa: PLR0913 - one parameter per option
     """Turn a pretrained model into an artifact that devices train."""
     with needed_packages("export"):
         from exporter.export import export_model  # noqa: PLC0415 - torch takes seconds, --help needs none of it
+    named = label or (None if labels is None else [name.strip() for name in labels.split(",")])
     manifest, digest = export_model(
         model,
         cast("Task", task),
         out,
-        labels=None if labels is None else [name.strip() for name in labels.split(",")],
+        labels=named,
         num_labels=num_labels,
         seed=seed,
         force=force,
@@ -52,6 +65,38 @@ def export(  # noqa: PLR0913 - one parameter per option
     )
     size = sum(ref.size_bytes for ref in manifest.files.values())
     print(f"{out}: {manifest.model_name}, {manifest.num_layers} layers, {size / 1e6:.1f} MB, digest {digest}")
+
+
+@app.command()
+def compact(  # noqa: PLR0913 - one parameter per option
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory: the --out of fedspine run or coordinate.")],
+    sparsity: Annotated[float, typer.Option(help="Share of heads and channels to remove, 0 or more and less than 1.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Directory of the compact model.")],
+    quantize: Annotated[
+        Quantization | None, typer.Option(help="int8: 8-bit weights, a quarter of the size, nearly the same quality.")
+    ] = None,
+    round_number: Annotated[
+        int | None,
+        typer.Option("--round", metavar="N", min=0, help="Round whose adapter is merged; default: the last."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a compact model that is there.")] = False,  # noqa: FBT002 - a flag
+) -> None:
+    """Merge a run's adapter into its model, remove what the plan leaves out, write an inference model."""
+    with needed_packages("compact"):
+        from exporter.compact import compact_run  # noqa: PLC0415 - torch takes seconds, --help needs none of it
+    info = compact_run(
+        run,
+        sparsity,
+        out,
+        quantize=None if quantize is None else quantize.value,
+        round_number=round_number,
+        force=force,
+        progress=say,
+    )
+    size = f"{info.num_parameters / 1e6:.1f} M parameters, {info.num_bytes / 1e6:.1f} MB"
+    print(
+        f"{out}: {info.model_name} after round {info.round_number}, {info.sparsity:.1%} of prunable weights gone, {size}"
+    )
 
 
 def say(line: str) -> None:

@@ -92,6 +92,8 @@ class RunState:
     """End of waiting for devices, or of collecting updates."""
     num_awaited: int = 1
     """Devices to wait for before the round begins."""
+    has_assembled: bool = False
+    """Whether a round began in this process: until then devices may not have had the time to register."""
     num_empty_rounds: int = 0
     """Rounds in a row that ended without an update."""
     empty_reasons: tuple[str, ...] = ()

@@ -298,7 +298,7 @@ def _begin_if_ready(state: RunState) -> Step:
     is_late = state.now >= state.deadline_at
     if len(state.online) >= state.num_awaited or (is_late and state.online):
         chosen = ChooseArms(round_number=state.round_number, device_ids=tuple(sorted(state.online)))
-        return dataclasses.replace(state, phase=Phase.CHOOSING), (chosen,)
+        return dataclasses.replace(state, phase=Phase.CHOOSING, has_assembled=True), (chosen,)
     if not is_late:
         return state, ()
     waited = f"no device for round {state.round_number} within {state.limits.registration_timeout_s:g} s"
@@ -341,9 +341,19 @@ def _on_evaluated(state: RunState, event: EvaluationDone) -> Step:
         return failed, (finish, *commands)
     if state.round_number == state.limits.num_rounds:
         return dataclasses.replace(state, phase=Phase.FINISHED), (finish, FinishRun())
-    num_devices = state.limits.num_devices if state.round_number == 0 else 1
-    waiting, commands = _wait(dataclasses.replace(state, round_number=state.round_number + 1), num_devices)
+    next_state = dataclasses.replace(state, round_number=state.round_number + 1)
+    waiting, commands = _wait(next_state, _num_awaited(state))
     return waiting, (finish, *commands)
+
+
+def _num_awaited(state: RunState) -> int:
+    """Devices that the next round waits for: after a restart, those that had an answer in the round that went on."""
+    if state.round_number == 0:
+        return state.limits.num_devices
+    if state.has_assembled:
+        return 1
+    answered = {Outcome.ACCEPTED, Outcome.REJECTED, Outcome.FAILED}
+    return max(1, sum(participant.outcome in answered for participant in state.participants.values()))
 
 
 def _fail(state: RunState, what: str, reasons: list[str]) -> Step:

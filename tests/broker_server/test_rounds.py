@@ -387,6 +387,15 @@ def test_restart_with_all_updates_aggregates_at_once() -> None:
     assert commands == (Aggregate(round_number=1, keys=(key("a"),)),)
 
 
+def test_round_after_a_restarted_one_waits_for_the_devices_that_were_there() -> None:
+    desk = Desk()
+    desk.take(rounds.resume(LIMITS, 0.0, 0, participants(a=Outcome.ACCEPTED, b=None, c=Outcome.LOST)))
+    desk.feed(DeviceRegistered(device_id="b"), UpdateAnnounced(key=key("b")))
+    assert (desk.state.phase, desk.state.round_number) == (Phase.WAITING, 2)
+    desk.feed(DeviceRegistered(device_id="a"))
+    assert desk.sent(ChooseArms)[-1] == ChooseArms(round_number=2, device_ids=("a", "b"))
+
+
 def test_restart_between_rounds_waits_for_devices() -> None:
     state, commands = rounds.resume(LIMITS, 0.0, 2, None)
     assert (state.phase, state.round_number, commands) == (Phase.WAITING, 3, ())

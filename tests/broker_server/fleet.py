@@ -1,0 +1,227 @@
+"""Devices that follow a script instead of training: the real protocol over a real broker, faults on request."""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from broker_server.config import CoordinatorConfig, TrainingConfig, parse_arms
+from edge_runtime.link.mqtt import BrokerAddress, Connected, MqttLink, Received
+from edge_runtime.link.transfers import Transfers
+from edge_runtime.wire import chunks, limits, topics
+from edge_runtime.wire.messages import (
+    AnyMessage,
+    Assignment,
+    Cancel,
+    Failure,
+    FailureReason,
+    Finished,
+    Hello,
+    Measurements,
+    Presence,
+    Register,
+    Update,
+    Verdict,
+    Welcome,
+    decode_message,
+    encode_message,
+    kind_of,
+)
+from edge_runtime.wire.tensors import decode_tensors, encode_tensors
+from tests.broker_server import tiny
+
+FLEET, RUN = "test", "run-1"
+SAY_AGAIN_S = 0.3
+
+
+def config(run_dir: Path, url: str, **changes: object) -> CoordinatorConfig:
+    """A run of two rounds on the tiny model, without evaluation."""
+    digest = tiny.write_artifact(run_dir / "artifacts").digest
+    base = CoordinatorConfig(
+        run_id=RUN,
+        fleet=FLEET,
+        broker_url=url,
+        artifact_url="http://127.0.0.1:1/",
+        artifact_digest=digest,
+        num_devices=2,
+        training=TrainingConfig(num_rounds=2, num_local_steps=1, batch_size=2, max_length=8),
+        arms=parse_arms("0.0:3,0.5:2"),
+        scheduler="fixed",
+        registration_timeout_s=20.0,
+        round_deadline_s=20.0,
+        rejoin_s=1.0,
+    )
+    chosen = dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+    (run_dir / "config.toml").write_text(chosen.to_toml(), encoding="utf-8")
+    return chosen
+
+
+def measurements() -> Measurements:
+    return Measurements(
+        train_s=1.0,
+        step_s_p50=0.1,
+        step_s_p95=0.2,
+        fetch_s=0.0,
+        prepare_s=0.0,
+        evaluate_s=0.0,
+        peak_rss_bytes=1000,
+        bytes_up=10,
+        bytes_down=20,
+    )
+
+
+def train(assignment: Assignment, blob: bytes) -> bytes:
+    """Trained by a fixed rule: what it started from plus a hundredth, so that results can be computed by hand."""
+    del assignment
+    return encode_tensors({name: value + np.float32(0.01) for name, value in decode_tensors(blob).items()})
+
+
+def refuse(reason: FailureReason) -> Callable[[Assignment, bytes], FailureReason]:
+    return lambda _assignment, _blob: reason
+
+
+Script = Callable[[Assignment, bytes], bytes | FailureReason | None]
+"""What a device makes of an assignment: the bytes of its update, a refusal, or nothing at all."""
+
+
+class Device:
+    """One scripted device; runs in a thread of its own between ``with`` and its end."""
+
+    def __init__(self, url: str, device_id: str, script: Script = train) -> None:
+        self.device_id = device_id
+        self.script = script
+        self.received: list[AnyMessage] = []
+        self.largest_message_bytes = 0
+        self._unanswered: dict[tuple[int, int], Update] = {}
+        self._say_again_at = 0.0
+        self._session_id = f"session-{random.random()}"
+        will = Presence(device_id=device_id, session_id=self._session_id, online=False, detail="will")
+        self._link = MqttLink(
+            BrokerAddress.parse(url),
+            client_id=device_id,
+            subscriptions=topics.device_subscriptions(FLEET, device_id),
+            will=(topics.up(FLEET, device_id, kind_of(will)), encode_message(will)),
+            max_message_bytes=limits.MAX_MESSAGE_BYTES,
+            rng=random.Random(device_id),
+        )
+        self._transfers = Transfers(lambda _, message: self.say(message), time.monotonic)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._link.connect()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Go, with a good-bye."""
+        self._stop.set()
+        self._thread.join(5)
+        goodbye = self._goodbye()
+        self._link.close((topics.up(FLEET, self.device_id, kind_of(goodbye)), encode_message(goodbye)))
+
+    def say(self, message: AnyMessage, *, topic_of: str | None = None) -> None:
+        """Publish a message, under one's own topic or that of another device."""
+        self.shout(topics.up(FLEET, topic_of or self.device_id, kind_of(message)), encode_message(message))
+
+    def shout(self, topic: str, payload: bytes) -> None:
+        """Publish any bytes."""
+        self._link.publish(topic, payload)
+
+    def heard(self, kind: type[AnyMessage]) -> list[AnyMessage]:
+        """Messages of a kind, in order."""
+        return [message for message in self.received if isinstance(message, kind)]
+
+    def register(self) -> None:
+        """Say what it is."""
+        self.say(
+            Register(
+                device_id=self.device_id,
+                session_id=self._session_id,
+                capabilities=tiny.capabilities(),
+                num_examples=10,
+            )
+        )
+
+    def _goodbye(self) -> Presence:
+        return Presence(device_id=self.device_id, session_id=self._session_id, online=False, detail="leaving")
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            if time.monotonic() > self._say_again_at:
+                self._say_again_at = time.monotonic() + SAY_AGAIN_S
+                for update in list(self._unanswered.values()):
+                    self.say(update)
+            self._transfers.tick()
+            try:
+                event = self._link.events.get(timeout=0.05)
+            except queue.Empty:
+                continue
+            if isinstance(event, Connected):
+                self.register()
+            elif isinstance(event, Received):
+                self.largest_message_bytes = max(self.largest_message_bytes, len(event.payload))
+                self._on_message(decode_message(event.payload))
+
+    def _on_message(self, message: AnyMessage) -> None:
+        if self._transfers.handle("coordinator", message):
+            return
+        self.received.append(message)
+        match message:
+            case Hello():
+                self.register()
+            case Assignment() if (message.round_number, message.attempt) not in self._unanswered:
+                self._transfers.expect(message.adapter, "coordinator", lambda blob: self._work(message, blob))
+            case Verdict() | Cancel():
+                self._unanswered.pop((message.round_number, message.attempt), None)
+            case Finished():
+                self.say(self._goodbye())
+                self._stop.set()
+            case Welcome() | Assignment():
+                pass
+
+    def _work(self, assignment: Assignment, blob: bytes) -> None:
+        made = self.script(assignment, blob)
+        if made is None:
+            return
+        if isinstance(made, FailureReason):
+            self.say(
+                Failure(
+                    run_id=assignment.run_id,
+                    device_id=self.device_id,
+                    round_number=assignment.round_number,
+                    attempt=assignment.attempt,
+                    reason=made,
+                    detail="by script",
+                )
+            )
+            return
+        update = self.update(assignment, made)
+        self._transfers.offer(update.adapter.digest, lambda: made, chunk_bytes=update.adapter.chunk_bytes)
+        self._unanswered[assignment.round_number, assignment.attempt] = update
+        self._say_again_at = time.monotonic() + SAY_AGAIN_S
+        self.say(update)
+
+    def update(self, assignment: Assignment, blob: bytes) -> Update:
+        """The message that announces an update."""
+        return Update(
+            run_id=assignment.run_id,
+            device_id=self.device_id,
+            round_number=assignment.round_number,
+            attempt=assignment.attempt,
+            adapter=chunks.describe(blob),
+            num_examples=10,
+            train_loss=1.0,
+            measurements=measurements(),
+        )

@@ -1,0 +1,131 @@
+"""kill -9 of the coordinator's process: what it accepted counts, is not trained again, and the round goes on."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from broker_server.events import AnyEvent, EventReader
+from broker_server.store import Store
+from edge_runtime.wire.manifest import digest_of
+from edge_runtime.wire.messages import Assignment, Verdict
+from tests.broker_server import fleet
+from tests.broker_server.conftest import Broker
+from tests.broker_server.fleet import Device
+
+pytestmark = pytest.mark.e2e
+
+
+class Process:
+    """``fedspine coordinate RUN`` as a real process."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "broker_server", "coordinate", str(self._run_dir)]
+        with (self._run_dir / "coordinator.log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def wait(self, timeout_s: float) -> int:
+        assert self._process is not None
+        return self._process.wait(timeout_s)
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator[Process]:
+    one = Process(tmp_path)
+    yield one
+    one.kill()
+
+
+def wait_until(is_true: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    give_up_at = time.monotonic() + timeout_s
+    while not is_true():
+        assert time.monotonic() < give_up_at, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def wait_for(reader: EventReader, num_events: int) -> None:
+    happened: list[AnyEvent] = []
+
+    def is_enough() -> bool:
+        happened.extend(reader.new_events())
+        return len(happened) >= num_events
+
+    wait_until(is_enough)
+
+
+class Counting:
+    """Trains by the fixed rule, counts how often each assignment was trained, and can be held back."""
+
+    def __init__(self) -> None:
+        self.trained: collections.Counter[tuple[int, int]] = collections.Counter()
+        self.may_go_on = threading.Event()
+        self.may_go_on.set()
+
+    def __call__(self, assignment: Assignment, blob: bytes) -> bytes:
+        self.may_go_on.wait(60)
+        self.trained[assignment.round_number, assignment.attempt] += 1
+        return fleet.train(assignment, blob)
+
+
+def test_killed_in_the_middle_of_a_round(any_broker: Broker, tmp_path: Path, process: Process) -> None:
+    fleet.config(tmp_path, any_broker.url)
+    fast, slow = Counting(), Counting()
+    slow.may_go_on.clear()
+    process.start()
+    with Device(any_broker.url, "a", fast) as a, Device(any_broker.url, "b", slow):
+        wait_until(lambda: bool(a.heard(Verdict)))
+        kept = (tmp_path / "updates/1/a.safetensors").read_bytes()
+        process.kill()
+        process.start()
+        slow.may_go_on.set()
+        assert process.wait(60) == 0
+    store = Store.open(tmp_path)
+    records = store.load_round_records()
+    assert [[d.outcome for d in record.devices] for record in records] == [[], ["accepted"] * 2, ["accepted"] * 2]
+    assert fast.trained == {(1, 1): 1, (2, 1): 1}
+    (update,) = [one for one in store.load_updates(1) if one.device_id == "a"]
+    assert update.adapter.digest == digest_of(kept)
+
+
+def test_killed_again_and_again(broker: Broker, tmp_path: Path, process: Process) -> None:
+    """Kills come at any moment; in the end every round has its record, and no accepted update was trained twice."""
+    config = fleet.config(tmp_path, broker.url, registration_timeout_s=60.0, round_deadline_s=60.0)
+    longer = dataclasses.replace(config, training=dataclasses.replace(config.training, num_rounds=12))
+    (tmp_path / "config.toml").write_text(longer.to_toml())
+    scripts = {"a": Counting(), "b": Counting()}
+    accepted: set[tuple[str, int]] = set()
+    with Device(broker.url, "a", scripts["a"]) as a, Device(broker.url, "b", scripts["b"]) as b:
+        for num_events in (3, 4, 5, 6, 7, 8, 9, 10):  # a coordinator writes about ten a round
+            reader = EventReader(tmp_path / "events.jsonl", from_end=True)
+            process.start()
+            wait_for(reader, num_events)
+            process.kill()
+            accepted |= {
+                (d.device_id, m.round_number) for d in (a, b) for m in d.heard(Verdict) if isinstance(m, Verdict)
+            }
+        process.start()
+        assert process.wait(120) == 0
+    records = Store.open(tmp_path).load_round_records()
+    assert [record.round_number for record in records] == list(range(13))
+    for record in records[1:]:
+        assert {d.device_id: d.outcome for d in record.devices} == {"a": "accepted", "b": "accepted"}
+    for device_id, round_number in accepted:
+        assert scripts[device_id].trained[round_number, 1] == 1

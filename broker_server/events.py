@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -68,10 +69,14 @@ _decoder = msgspec.json.Decoder(AnyEvent)
 
 
 class EventLog:
-    """Appends events to a file, each line flushed."""
+    """Appends events to a file, each line flushed; a line that a killed process left unfinished is ended first."""
 
     def __init__(self, path: Path) -> None:
-        self._file: IO[bytes] = path.open("ab")
+        self._file: IO[bytes] = path.open("a+b")
+        if self._file.tell() > 0:
+            self._file.seek(-1, os.SEEK_END)
+            if self._file.read(1) != b"\n":
+                self._file.write(b"\n")
 
     def write(self, event: AnyEvent) -> None:
         """Append one event."""

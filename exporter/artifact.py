@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 _DTYPES: Final[dict[torch.dtype, Dtype]] = {torch.float32: "float32", torch.float16: "float16"}
 _PRODUCERS: Final = ("fedspine", "onnx", "torch", "transformers")
 _TOKENIZER_EXTRAS: Final = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt")
+TOKENIZER_FILES: Final = (names.TOKENIZER_FILE, *_TOKENIZER_EXTRAS)
+"""What an artifact may hold of a tokenizer: the first for devices, the others for Hugging Face's ``AutoTokenizer``."""
 _ON_DEVICE: Final = {
     names.TRAINING_GRAPH,
     names.EVALUATION_GRAPH,
@@ -52,7 +54,9 @@ def describe(model: PretrainedModel) -> Manifest:
     """Manifest of a model, without files yet."""
     family = model.family
     shapes = {param.name: param.shape for param in family.head_params}
-    layers = {family.block_prefix(layer) + p.name: layer for layer in range(family.num_layers) for p in family.block_params}
+    layers = {
+        family.block_prefix(layer) + p.name: layer for layer in range(family.num_layers) for p in family.block_params
+    }
     return Manifest(
         format_version=FORMAT_VERSION,
         family=family.name,

@@ -1,4 +1,4 @@
-"""Commands of the exporter: parse, say what happens on stderr, call. Errors go to the caller (``broker_server.cli``)."""
+"""Commands of the exporter: parse, say what happens on stderr, call. Errors go to ``broker_server.cli``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def root() -> None:
 
 
 @app.command()
-def export(  # noqa: PLR0913 - one parameter per option
+def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Local directory, or id on the Hugging Face hub.")],
     task: Annotated[str, typer.Option(help="text-classification or causal-lm.")],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Directory of the artifact.")],
@@ -68,7 +68,7 @@ def export(  # noqa: PLR0913 - one parameter per option
 
 
 @app.command()
-def compact(  # noqa: PLR0913 - one parameter per option
+def compact(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory: the --out of fedspine run or coordinate.")],
     sparsity: Annotated[float, typer.Option(help="Share of heads and channels to remove, 0 or more and less than 1.")],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Directory of the compact model.")],
@@ -94,9 +94,7 @@ def compact(  # noqa: PLR0913 - one parameter per option
         progress=say,
     )
     size = f"{info.num_parameters / 1e6:.1f} M parameters, {info.num_bytes / 1e6:.1f} MB"
-    print(
-        f"{out}: {info.model_name} after round {info.round_number}, {info.sparsity:.1%} of prunable weights gone, {size}"
-    )
+    print(f"{out}: {info.model_name} after round {info.round_number}, sparsity {info.sparsity:.3f}, {size}")
 
 
 def say(line: str) -> None:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Literal
-
-import tokenizers
 
 from edge_runtime.inference.description import (
     DESCRIPTION_FILE,
@@ -21,20 +17,20 @@ from edge_runtime.inference.description import (
     file_ref,
 )
 from edge_runtime.wire import names
-from edge_runtime.wire.files import raise_if_disk_full, sync_directory, write_atomically
+from edge_runtime.wire.files import write_atomically
 from edge_runtime.wire.plan import Plan
+from exporter.artifact import TOKENIZER_FILES, written_aside
 from exporter.compact_check import check_parity, logits_difference
 from exporter.compact_graph import export_graph, quantize_int8
 from exporter.compact_merge import merged_model
 from exporter.compact_source import CompactSource, read_plan, read_source
-from exporter.errors import CompactExistsError
+from exporter.errors import OutputExistsError
 from models.registry import family_for
 from models.surgery import prune_model
 
 Quantization = Literal["int8"]
 
 _TOKENIZER_CONFIG: Final = "tokenizer_config.json"
-_TOKENIZER_EXTRAS: Final = (_TOKENIZER_CONFIG, "special_tokens_map.json", "vocab.txt", "added_tokens.json")
 
 
 def compact_run(
@@ -64,7 +60,7 @@ def compact_run(
         The description written to ``fedspine.json``.
 
     Raises:
-        CompactExistsError: ``out`` exists and ``force`` is not set.
+        OutputExistsError: ``out`` exists and ``force`` is not set.
         CompactInputError: the run lacks what is needed, or it is damaged.
         CompactRatioError: ``sparsity`` is out of range.
         CompactParityError: the exported graph does not say what PyTorch says; nothing is written.
@@ -104,7 +100,7 @@ def compact_source(
     progress(f"merging the adapter of round {source.round_number} into {source.manifest.model_name}")
     model = merged_model(source)
     prune_model(model, family_for(model.config, source.manifest.task), source.manifest, plan)
-    with _aside(out, force=force) as directory:
+    with written_aside(out) as directory:
         progress("exporting the inference graph")
         graph = export_graph(model, source.manifest.task, directory)
         _write_config(directory, model)
@@ -122,33 +118,17 @@ def compact_source(
 
 
 def _refuse_existing(out: Path, *, force: bool) -> None:
-    if out.exists() and not force:
-        msg = f"{out} exists: give another directory, or --force to replace it"
-        raise CompactExistsError(msg)
-    if out.exists() and any(out.iterdir()) and not (out / DESCRIPTION_FILE).exists():
-        msg = f"{out} exists and is no compact model, so --force does not replace it: give another directory"
-        raise CompactExistsError(msg)
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not force:
+        msg = f"{out} exists: choose another directory, or replace the compact model in it with --force"
+        raise OutputExistsError(msg)
+    if not (out / DESCRIPTION_FILE).is_file():
+        msg = f"{out} exists and holds no compact model, so --force does not replace it: choose another directory"
+        raise OutputExistsError(msg)
 
 
-@contextlib.contextmanager
-def _aside(out: Path, *, force: bool) -> Iterator[Path]:
-    """A directory beside ``out`` that becomes it when the block ends well, and vanishes otherwise."""
-    aside = out.with_name(f".{out.name}.{secrets.token_hex(4)}.part")
-    try:
-        aside.mkdir(parents=True)
-        yield aside
-        if force and out.exists():
-            shutil.rmtree(out)
-        aside.rename(out)
-        sync_directory(out.parent)
-    except OSError as error:
-        raise_if_disk_full(error, out)
-        raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _write_config(directory: Path, model: Any) -> None:  # noqa: ANN401 - a PreTrainedModel of some class
+def _write_config(directory: Path, model: Any) -> None:
     """``config.json`` as Optimum reads it.
 
     Optimum 0.1 takes a decoder's cache to be ``hidden_size // num_attention_heads`` wide, which pruned heads break;
@@ -159,29 +139,18 @@ def _write_config(directory: Path, model: Any) -> None:  # noqa: ANN401 - a PreT
     config["architectures"] = [type(model).__name__]
     if head_dim := config.get("head_dim"):
         config["num_attention_heads"] = config["hidden_size"] // head_dim
-    write_atomically(directory / names.CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True).encode() + b"\n")
+    write_atomically(directory / names.CONFIG_FILE, _json(config))
 
 
 def _write_tokenizer(directory: Path, source: CompactSource) -> None:
-    """``tokenizer.json``, and what ``AutoTokenizer`` wants beside it."""
-    for name in (names.TOKENIZER_FILE, *_TOKENIZER_EXTRAS):
+    """The artifact's tokenizer, told for a decoder that it has no token types (``generate`` refuses them)."""
+    for name in TOKENIZER_FILES:
         if name in source.manifest.files:
             shutil.copyfile(source.artifact_dir / name, directory / name)
-    if names.TOKENIZER_FILE not in source.manifest.files or (directory / _TOKENIZER_CONFIG).exists():
-        return
-    text = source.manifest.text
-    tokenizer = tokenizers.Tokenizer.from_file(str(directory / names.TOKENIZER_FILE))
-    config: dict[str, object] = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": text.max_length,
-        "clean_up_tokenization_spaces": False,
-        "pad_token": tokenizer.id_to_token(text.pad_token_id),
-    }
-    if text.eos_token_id is not None:
-        config["eos_token"] = tokenizer.id_to_token(text.eos_token_id)
-    if source.manifest.task == "causal-lm":
-        config["model_input_names"] = ["input_ids", "attention_mask"]
-    write_atomically(directory / _TOKENIZER_CONFIG, json.dumps(config, indent=2, sort_keys=True).encode() + b"\n")
+    path = directory / _TOKENIZER_CONFIG
+    if source.manifest.task == "causal-lm" and path.exists():
+        config = {**json.loads(path.read_bytes()), "model_input_names": ["input_ids", "attention_mask"]}
+        write_atomically(path, _json(config))
 
 
 def _describe(
@@ -189,14 +158,13 @@ def _describe(
     source: CompactSource,
     plan: Plan,
     pruning_ratio: float,
-    model: Any,  # noqa: ANN401 - a PreTrainedModel of some class
+    model: Any,
     quantization: Quantization | None,
 ) -> CompactInfo:
     """Write ``fedspine.json`` for what lies in the directory."""
     manifest = source.manifest
-    needed = {names.TOKENIZER_FILE}
     files = {
-        path.name: file_ref(path, on_device=path.name in needed or path.name.startswith(MODEL_FILE))
+        path.name: file_ref(path, on_device=path.name == names.TOKENIZER_FILE or path.name.startswith(MODEL_FILE))
         for path in sorted(directory.iterdir())
         if path.name != DESCRIPTION_FILE
     }
@@ -219,3 +187,7 @@ def _describe(
     )
     write_atomically(directory / DESCRIPTION_FILE, encode_info(info))
     return info
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, indent=2, sort_keys=True).encode() + b"\n"

@@ -22,7 +22,7 @@ _THREADS: Final = 2
 Float32 = npt.NDArray[np.float32]
 
 
-def logits_difference(directory: Path, model: Any) -> tuple[float, float]:  # noqa: ANN401 - a PreTrainedModel
+def logits_difference(directory: Path, model: Any) -> tuple[float, float]:
     """Largest difference of a logit from PyTorch's, and the largest logit of PyTorch's.
 
     Two sequences of random tokens, the second padded on the right; a decoder also reads the first in steps, with its
@@ -56,7 +56,7 @@ def logits_difference(directory: Path, model: Any) -> tuple[float, float]:  # no
     return float(np.abs(got - expected).max()), float(np.abs(expected).max())
 
 
-def check_parity(directory: Path, model: Any) -> float:  # noqa: ANN401 - a PreTrainedModel
+def check_parity(directory: Path, model: Any) -> float:
     """Largest difference of a float32 logit from PyTorch's.
 
     Raises:

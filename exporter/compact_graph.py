@@ -23,7 +23,7 @@ _QUANTIZED_OPERATORS: Final = ["MatMul", "Gather"]
 _LOUD_LOGGERS: Final = ("optimum", "transformers", "root")
 
 
-def export_graph(model: Any, task: Task, directory: Path) -> Path:  # noqa: ANN401 - a PreTrainedModel of some class
+def export_graph(model: Any, task: Task, directory: Path) -> Path:
     """Write ``model.onnx``, ``config.json`` and, for a decoder, ``generation_config.json``.
 
     Optimum's own validation is left out: it would run PyTorch once more and only warn; :mod:`exporter.compact_check`

@@ -26,7 +26,7 @@ _AUTO_CLASSES: Final[dict[Task, Any]] = {
 }
 
 
-def base_model(artifact_dir: Path, manifest: Manifest) -> Any:  # noqa: ANN401 - a PreTrainedModel of some class
+def base_model(artifact_dir: Path, manifest: Manifest) -> Any:
     """The Hugging Face model of an artifact in float32, built from its files alone; dense tensors are not yet set.
 
     Raises:
@@ -56,7 +56,7 @@ def base_model(artifact_dir: Path, manifest: Manifest) -> Any:  # noqa: ANN401 -
     return model.eval()
 
 
-def merged_model(source: CompactSource) -> Any:  # noqa: ANN401 - a PreTrainedModel of some class
+def merged_model(source: CompactSource) -> Any:
     """The artifact's model with the source's adapter merged into its weights and its dense tensors in place.
 
     The adapter goes through PEFT's own format and code, so that what is deployed is what PEFT makes of the adapter.
@@ -73,5 +73,5 @@ def merged_model(source: CompactSource) -> Any:  # noqa: ANN401 - a PreTrainedMo
     return merged.eval().requires_grad_(requires_grad=False)
 
 
-def _tied(model: Any) -> list[str]:  # noqa: ANN401 - a PreTrainedModel of some class
+def _tied(model: Any) -> list[str]:
     return list(getattr(model, "_tied_weights_keys", None) or ()) if model.config.tie_word_embeddings else []

@@ -6,7 +6,6 @@ ExportError                    base
 └── CompactError               a compact model cannot be made
     ├── CompactInputError      the run lacks what is needed, or it is damaged (exit 17)
     ├── CompactRatioError      a sparsity outside [0, 1) (exit 21)
-    ├── CompactExistsError     the output directory is taken (exit 25)
     └── CompactParityError     the exported graph does not say what PyTorch says (exit 1)
 """
 
@@ -45,12 +44,6 @@ class CompactRatioError(CompactError):
     """A sparsity outside its range was asked for."""
 
     exit_code = ExitCode.ARM_OUT_OF_RANGE
-
-
-class CompactExistsError(CompactError):
-    """The output directory exists."""
-
-    exit_code = ExitCode.RUN_EXISTS
 
 
 class CompactParityError(CompactError):

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from models.family import Family
 
 
-def prune_model(model: Any, family: Family, manifest: Manifest, plan: Plan) -> None:  # noqa: ANN401 - a PreTrainedModel
+def prune_model(model: Any, family: Family, manifest: Manifest, plan: Plan) -> None:
     """Remove everything from ``model``, in place, that ``plan`` does not keep.
 
     Args:

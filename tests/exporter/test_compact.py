@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,25 +10,28 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import peft
 import pytest
 import torch
 import transformers
 from msgspec import structs
+from onnx import numpy_helper
 from optimum.onnxruntime import ORTModelForCausalLM, ORTModelForSequenceClassification
 
 from edge_runtime.inference import CompactModel
 from edge_runtime.wire import names, ranking
 from edge_runtime.wire.adapter import AdapterLayout
 from edge_runtime.wire.errors import ExitCode
-from edge_runtime.wire.manifest import Manifest, decode_manifest
+from edge_runtime.wire.manifest import Manifest, decode_manifest, digest_of
 from edge_runtime.wire.peft_format import write_peft
 from edge_runtime.wire.plan import Plan
 from edge_runtime.wire.tensors import encode_tensors
 from exporter.compact import compact_run, compact_source
 from exporter.compact_merge import base_model, merged_model
 from exporter.compact_source import CompactSource, read_plan, read_source
-from exporter.errors import CompactExistsError, CompactInputError, CompactRatioError
+from exporter.errors import CompactInputError, CompactRatioError, OutputExistsError
+from exporter.export import export_model
 from models.errors import ModelUnsupportedError
 from models.registry import family_for
 from models.surgery import prune_model
@@ -42,7 +46,7 @@ def write_run(directory: Path, artifact_dir: Path) -> Path:
     """A run directory as the coordinator leaves it: artifact, importance, a random adapter after some rounds."""
     manifest = decode_manifest((artifact_dir / names.MANIFEST_FILE).read_bytes())
     rng = np.random.default_rng(5)
-    digest = artifact_dir.name
+    digest = digest_of((artifact_dir / names.MANIFEST_FILE).read_bytes())
     shutil.copytree(artifact_dir, directory / "artifacts" / digest)
     importance = {(g.layer, g.group): rng.random(g.num_units).astype(np.float32) for g in manifest.groups}
     (directory / "importance.safetensors").write_bytes(encode_tensors(ranking.to_tensors(importance)))
@@ -69,6 +73,17 @@ def bert_run(tiny_bert_artifact: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="session")
 def llama_run(tiny_llama_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(tmp_path_factory.mktemp("llama") / "run", tiny_llama_artifact)
+
+
+@pytest.fixture(scope="session")
+def long_llama_run(tiny_llama_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Llama with positions for 64 tokens after a prompt; rotary positions need no weights."""
+    directory = tmp_path_factory.mktemp("long-llama")
+    shutil.copytree(tiny_llama_model, directory / "model")
+    config = directory / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 128}))
+    export_model(directory / "model", "causal-lm", directory / "artifact")
+    return write_run(directory / "run", directory / "artifact")
 
 
 @pytest.fixture(params=["bert", "llama"])
@@ -155,17 +170,17 @@ def test_peft_format_loads_and_gives_the_merged_logits(run_dir: Path, tmp_path: 
 
 @pytest.mark.parametrize("sparsity", SPARSITIES)
 def test_same_greedy_tokens_in_pytorch_optimum_and_on_the_device(
-    llama_run: Path, sparsity: float, tmp_path: Path
+    long_llama_run: Path, sparsity: float, tmp_path: Path
 ) -> None:
     """None of the three may stop at the end-of-text token, so that all 64 are compared."""
-    source = read_source(llama_run)
-    model = reference(source, read_plan(llama_run, source.manifest, sparsity))
-    compact_run(llama_run, sparsity, tmp_path / "compact")
+    source = read_source(long_llama_run)
+    model = reference(source, read_plan(long_llama_run, source.manifest, sparsity))
+    compact_run(long_llama_run, sparsity, tmp_path / "compact")
     optimum = ORTModelForCausalLM.from_pretrained(tmp_path / "compact")
     device = CompactModel.open(tmp_path / "compact", num_threads=1)
     model.generation_config.eos_token_id = optimum.generation_config.eos_token_id = None
     device.info = structs.replace(device.info, text=structs.replace(device.info.text, eos_token_id=None))
-    prompt = [1, 40, 50, 60, 70]
+    prompt = [2, 7, 9, 4, 20]
     inputs = {"input_ids": torch.tensor([prompt]), "attention_mask": torch.ones(1, 5, dtype=torch.int64)}
 
     with_torch = model.generate(**inputs, max_new_tokens=64, do_sample=False)[0].tolist()
@@ -192,23 +207,28 @@ def test_optimum_loads_a_classifier(bert_run: Path, tmp_path: Path, quantize: An
     assert tuple(model.config.id2label.values()) == info.labels
 
 
-def test_int8_is_smaller_and_close(run_dir: Path, tmp_path: Path) -> None:
+def test_int8_weighs_less_and_is_close(run_dir: Path, tmp_path: Path) -> None:
+    manifest = read_source(run_dir).manifest
     full = compact_run(run_dir, 0.25, tmp_path / "full")
     small = compact_run(run_dir, 0.25, tmp_path / "small", quantize="int8")
 
-    assert small.files["model.onnx"].size_bytes < full.files["model.onnx"].size_bytes
     assert (small.quantization, full.quantization) == ("int8", None)
-    ids, mask = random_batch(decode_manifest((next((run_dir / "artifacts").iterdir()) / "manifest.json").read_bytes()))
+    weights = {name: onnx.load(tmp_path / name / "model.onnx").graph.initializer for name in ("full", "small")}
+    num_bytes = {name: sum(numpy_helper.to_array(entry).nbytes for entry in weights[name]) for name in weights}
+    assert num_bytes["small"] < 0.5 * num_bytes["full"]
+    ids, mask = random_batch(manifest)
     expected = CompactModel.open(tmp_path / "full", num_threads=1).logits(ids, mask)
     got = CompactModel.open(tmp_path / "small", num_threads=1).logits(ids, mask)
     assert np.corrcoef(got.ravel(), expected.ravel())[0, 1] > 0.98
 
 
 def test_tied_embeddings_are_stored_once(llama_run: Path, tmp_path: Path) -> None:
-    info = compact_run(llama_run, 0.0, tmp_path / "compact")
+    compact_run(llama_run, 0.0, tmp_path / "compact")
 
-    graph_without_weights = 400_000
-    assert info.files["model.onnx"].size_bytes < 4 * info.num_parameters + graph_without_weights
+    graph = onnx.load(tmp_path / "compact" / "model.onnx").graph
+    producers = {name: node for node in graph.node for name in node.output}
+    matrix = producers[producers["logits"].input[1]]
+    assert (matrix.op_type, list(matrix.input)) == ("Transpose", ["model.embed_tokens.weight"])
 
 
 def test_an_encoder_may_keep_another_number_in_each_layer(bert_run: Path, tmp_path: Path) -> None:
@@ -241,9 +261,9 @@ def test_an_existing_directory_is_kept_unless_forced(bert_run: Path, tmp_path: P
     out = tmp_path / "compact"
     compact_run(bert_run, 0.0, out)
 
-    with pytest.raises(CompactExistsError, match="--force") as refusal:
+    with pytest.raises(OutputExistsError, match="--force") as refusal:
         compact_run(bert_run, 0.5, out)
-    assert refusal.value.exit_code is ExitCode.RUN_EXISTS
+    assert refusal.value.exit_code is ExitCode.USAGE
     assert CompactModel.open(out).info.pruning_ratio == 0.0
     compact_run(bert_run, 0.5, out, force=True)
 
@@ -254,7 +274,7 @@ def test_an_existing_directory_is_kept_unless_forced(bert_run: Path, tmp_path: P
 def test_force_replaces_nothing_but_compact_models(bert_run: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
 
-    with pytest.raises(CompactExistsError, match="no compact model"):
+    with pytest.raises(OutputExistsError, match="no compact model"):
         compact_run(bert_run, 0.0, tmp_path, force=True)
 
     assert (tmp_path / "thesis.txt").exists()

@@ -47,7 +47,7 @@ def llama(compact_llama: Path) -> CompactModel:
 
 
 def test_each_text_gets_the_class_it_gets_alone(bert: CompactModel) -> None:
-    texts = ["a", "some longer text", "b " * 30, "", "c c c"] * 5
+    texts = ["sun", "the old dog sleeps", "moon " * 30, "", "sea or wind"] * 5
 
     together = bert.classify(texts)
 
@@ -68,26 +68,27 @@ def test_a_text_beyond_the_models_positions_is_cut(bert: CompactModel) -> None:
 
 
 def test_pieces_are_the_text_of_the_tokens(llama: CompactModel) -> None:
-    ids = list(llama.generate_ids(llama._text.encode_prompt("hello"), max_new_tokens=20))
+    prompt_ids = llama._text.encode_prompt("the cat")
+    ids = list(llama.generate_ids(prompt_ids, max_new_tokens=20))
 
-    text = "".join(llama.generate("hello", max_new_tokens=20))
+    text = "".join(llama.generate("the cat", max_new_tokens=20))
 
-    assert text == llama._text.decode(ids)
+    assert llama._text.decode(prompt_ids) + text == llama._text.decode(prompt_ids + ids)
 
 
 def test_the_same_seed_draws_the_same_text(llama: CompactModel) -> None:
     def draw(seed: int) -> str:
         rng = np.random.default_rng(seed)
-        return "".join(llama.generate("hello", max_new_tokens=30, temperature=1.5, rng=rng))
+        return "".join(llama.generate("the cat", max_new_tokens=30, temperature=1.5, rng=rng))
 
     assert draw(0) == draw(0)
     assert draw(0) != draw(1)
 
 
 def test_top_1_is_greedy(llama: CompactModel) -> None:
-    drawn = llama.generate("hello", max_new_tokens=12, temperature=3.0, top_k=1, rng=np.random.default_rng(0))
+    drawn = llama.generate("the cat", max_new_tokens=12, temperature=3.0, top_k=1, rng=np.random.default_rng(0))
 
-    assert "".join(drawn) == "".join(llama.generate("hello", max_new_tokens=12))
+    assert "".join(drawn) == "".join(llama.generate("the cat", max_new_tokens=12))
 
 
 def test_generation_ends_at_the_end_of_text_token(llama: CompactModel) -> None:
@@ -132,7 +133,7 @@ def test_quality_is_what_the_evaluation_graph_measures(
     model = CompactModel.open(request.getfixturevalue(f"compact_{family}"), num_threads=1)
     data = tmp_path / "test.jsonl"
     labels = itertools.cycle(artifact.manifest.labels or ("none",))
-    lines = [json.dumps({"text": f"line {i} " * (i % 7 + 1), "label": next(labels)}) for i in range(20)]
+    lines = [json.dumps({"text": "the cat sings " * (i % 7 + 1), "label": next(labels)}) for i in range(20)]
     data.write_text("\n".join(lines))
     rng = np.random.default_rng(3)
     plan = Plan.full(artifact.manifest)
@@ -234,7 +235,7 @@ def test_another_version_is_refused(compact_bert: Path, tmp_path: Path) -> None:
 
 
 def test_data_is_checked_as_in_training(bert: CompactModel, tmp_path: Path) -> None:
-    (tmp_path / "test.jsonl").write_text('{"label": "a"}\n')
+    (tmp_path / "test.jsonl").write_text('{"label": "red"}\n')
 
     with pytest.raises(DataInvalidError, match=r"test\.jsonl:1: "):
         bert.evaluate(tmp_path / "test.jsonl")

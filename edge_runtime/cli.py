@@ -185,10 +185,11 @@ def _size(text: str) -> int:
 def _start(arguments: argparse.Namespace) -> int:
     from edge_runtime.agent import capabilities, precheck  # noqa: PLC0415 - see the module's docstring
     from edge_runtime.agent.agent import Agent, AgentSettings  # noqa: PLC0415
-    from edge_runtime.agent.identity import StateDirectory  # noqa: PLC0415
+    from edge_runtime.agent.identity import StateDirectory, check_name  # noqa: PLC0415
     from edge_runtime.agent.worker import WorkSettings  # noqa: PLC0415
     from edge_runtime.link.address import BrokerAddress, TlsFiles  # noqa: PLC0415
 
+    check_name(arguments.fleet, "fleet")
     broker = BrokerAddress.parse(arguments.broker).with_password(os.environ.get(PASSWORD_VARIABLE))
     num_threads = arguments.threads or capabilities.usable_cores()
     memory_limit_bytes = arguments.memory_limit or capabilities.default_memory_limit()

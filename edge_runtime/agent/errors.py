@@ -3,6 +3,7 @@
 AgentError
 ├── StateInUseError     another process works in the state directory
 ├── StateError          the state directory cannot be used
+├── BadNameError        a device id or fleet that topics do not allow
 └── StoppedError        somebody asked this device to stop what it was doing
 """
 
@@ -22,7 +23,13 @@ class StateInUseError(AgentError):
 
 
 class StateError(AgentError):
-    """The state directory, or an option about it, cannot be used."""
+    """The state directory cannot be used."""
+
+    exit_code = ExitCode.USAGE
+
+
+class BadNameError(AgentError):
+    """A device id or a fleet's name has characters that topics do not allow."""
 
     exit_code = ExitCode.USAGE
 

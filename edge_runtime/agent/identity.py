@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from edge_runtime.agent.errors import StateError, StateInUseError
+from edge_runtime.agent.errors import BadNameError, StateError, StateInUseError
 from edge_runtime.wire.files import raise_if_disk_full, write_atomically
 from edge_runtime.wire.topics import NAME
 
@@ -46,33 +46,31 @@ class StateDirectory:
 
         Raises:
             StateInUseError: another process holds it.
-            StateError: the directory cannot be written, or the name is not allowed.
+            StateError: the directory cannot be written.
+            BadNameError: the name is not allowed.
             DiskFullError: there is no space.
         """
         self.path = path
-        if device_id is not None and NAME.fullmatch(device_id) is None:
-            msg = (
-                f"device id {device_id!r} is not allowed: use 1 to 64 letters, digits, '.', '_' or '-', "
-                "starting with a letter or digit"
-            )
-            raise StateError(msg)
+        if device_id is not None:
+            check_name(device_id, "device id")
         try:
             for directory in (path, path / ARTIFACTS, path / OUTBOX):
                 directory.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            lock = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise_if_disk_full(error, path)
             msg = f"state directory {path} cannot be used ({error.strerror}): choose another with --state"
             raise StateError(msg) from error
+        self._lock: int | None = lock
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.device_id = self._identify(device_id)
         except BlockingIOError as error:
-            os.close(self._lock)
+            self.close()
             msg = f"state directory {path} is in use by another process: stop it, or choose another with --state"
             raise StateInUseError(msg) from error
         except BaseException:
-            os.close(self._lock)
+            self.close()
             raise
 
     @property
@@ -96,7 +94,13 @@ class StateDirectory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.close(self._lock)
+        self.close()
+
+    def close(self) -> None:
+        """Unlock the directory; closing twice does no harm."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _identify(self, given: str | None) -> str:
         path = self.path / ID_FILE
@@ -112,3 +116,17 @@ def new_device_id(host_name: str) -> str:
     """A new id: the host's name, for people, and eight random hexadecimal digits, because images are cloned."""
     readable = re.sub(r"[^A-Za-z0-9._-]+", "-", host_name.partition(".")[0]).strip("-._")[:40]
     return f"{readable or 'device'}-{secrets.token_hex(4)}"
+
+
+def check_name(name: str, what: str) -> None:
+    """Refuse a device id or fleet that cannot be a level of a topic.
+
+    Raises:
+        BadNameError: it cannot.
+    """
+    if NAME.fullmatch(name) is None:
+        msg = (
+            f"{what} {name!r} is not allowed: use 1 to 64 letters, digits, '.', '_' or '-', "
+            "starting with a letter or digit"
+        )
+        raise BadNameError(msg)

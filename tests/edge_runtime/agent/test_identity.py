@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.agent.errors import StateError, StateInUseError
+from edge_runtime.agent.errors import BadNameError, StateError, StateInUseError
 from edge_runtime.agent.identity import StateDirectory, new_device_id
 from edge_runtime.wire.errors import ExitCode
 from edge_runtime.wire.topics import NAME
@@ -56,7 +56,7 @@ def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "a/b", "+", "-x", "x" * 65])
 def test_names_that_topics_do_not_allow_are_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(StateError, match="not allowed"):
+    with pytest.raises(BadNameError, match="not allowed"):
         StateDirectory(tmp_path, name)
 
 

@@ -1,0 +1,210 @@
+"""``fedspine-edge`` as a person meets it: real processes, one line for each mistake, an exit code of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_runtime import cli
+from edge_runtime.agent.identity import StateDirectory
+from edge_runtime.engine.errors import DataInvalidError
+from edge_runtime.wire.errors import ExitCode
+
+EXAMPLE = '{"text": "the cat", "label": "red"}\n'
+
+
+def edge(*arguments: object, stdin: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "edge_runtime", *map(str, arguments)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, input=stdin, env=env)
+
+
+def check_refusal(result: subprocess.CompletedProcess[str], code: ExitCode, *expected: str) -> None:
+    """One line on standard error beside the log, nothing on standard output, the code of its kind."""
+    assert result.returncode == code, result.stderr
+    assert result.stdout == ""
+    complaints = [line for line in result.stderr.splitlines() if line.startswith("fedspine-edge: error: ")]
+    assert len(complaints) == 1
+    assert "Traceback" not in result.stderr
+    assert all(part in complaints[0] for part in expected), complaints[0]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "data.jsonl"
+    path.write_text(EXAMPLE)
+    return path
+
+
+@pytest.fixture
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+    return port
+
+
+def start(tmp_path: Path, data: Path, broker: str, *more: object, **environment: str) -> Any:
+    return edge("start", "--broker", broker, "--data", data, "--state", tmp_path / "state", *more, **environment)
+
+
+@pytest.mark.parametrize("command", ["start", "infer", "generate"])
+def test_help_shows_every_command(command: str) -> None:
+    result = edge(command, "--help")
+    assert result.returncode == ExitCode.OK
+    assert "--threads" in result.stdout
+
+
+def test_no_broker_is_one_line(tmp_path: Path, data: Path, closed_port: int) -> None:
+    result = start(tmp_path, data, f"mqtt://127.0.0.1:{closed_port}")
+    check_refusal(result, ExitCode.BROKER_UNREACHABLE, f"127.0.0.1:{closed_port}", "check")
+
+
+def test_a_wrong_password_is_one_line_without_it(tmp_path: Path, data: Path, start_mosquitto: Any) -> None:
+    (tmp_path / "passwords").write_text("")
+    broker = start_mosquitto(
+        "listener {port} 127.0.0.1", "allow_anonymous false", f"password_file {tmp_path / 'passwords'}"
+    )
+    url = f"mqtt://lab@127.0.0.1:{broker.port}"
+    result = start(tmp_path, data, url, FEDSPINE_BROKER_PASSWORD="hunter2")  # noqa: S106 - a test's
+    check_refusal(result, ExitCode.BROKER_REFUSED, "'lab'", "password")
+    assert "hunter2" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "expected"),
+    [
+        ("", ExitCode.DATA_EMPTY, "holds no example"),
+        ("not json\n", ExitCode.DATA_INVALID, "data.jsonl:1"),
+        ('{"label": "red"}\n', ExitCode.DATA_INVALID, "'text'"),
+        (None, ExitCode.DATA_INVALID, "cannot be read"),
+    ],
+    ids=["empty", "not-json", "no-text", "missing"],
+)
+def test_bad_data_is_found_before_the_broker(
+    tmp_path: Path, closed_port: int, content: str | None, code: ExitCode, expected: str
+) -> None:
+    data = tmp_path / "data.jsonl"
+    if content is not None:
+        data.write_text(content)
+    check_refusal(start(tmp_path, data, f"mqtt://127.0.0.1:{closed_port}"), code, expected)
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize(
+    ("broker", "more", "expected"),
+    [
+        ("http://host", (), "mqtt://"),
+        ("mqtt://127.0.0.1:1", ("--device-id", "a/b"), "'a/b'"),
+        ("mqtt://127.0.0.1:1", ("--fleet", "a/b"), "'a/b'"),
+        ("mqtts://127.0.0.1:1", ("--ca-file", "absent.pem"), "absent.pem"),
+        ("mqtts://127.0.0.1:1", ("--key-file", "key.pem"), "--cert-file"),
+    ],
+    ids=["url", "device-id", "fleet", "ca-file", "key-file"],
+)
+def test_impossible_options_are_one_line(
+    tmp_path: Path, data: Path, broker: str, more: tuple[str, ...], expected: str
+) -> None:
+    check_refusal(start(tmp_path, data, broker, *more), ExitCode.USAGE, expected)
+
+
+@pytest.mark.parametrize(
+    "more", [("--threads", "0"), ("--threads", "x"), ("--memory-limit", "many"), ("--holdout", "-1")], ids=str
+)
+def test_options_that_are_no_numbers_are_usage_errors(tmp_path: Path, data: Path, more: tuple[str, ...]) -> None:
+    assert start(tmp_path, data, "mqtt://127.0.0.1:1", *more).returncode == ExitCode.USAGE
+
+
+def test_a_state_directory_in_use_is_one_line(tmp_path: Path, data: Path, closed_port: int) -> None:
+    with StateDirectory(tmp_path / "state"):
+        result = start(tmp_path, data, f"mqtt://127.0.0.1:{closed_port}")
+    check_refusal(result, ExitCode.STATE_IN_USE, "in use")
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, ExitCode.INTERRUPTED), (signal.SIGTERM, ExitCode.OK)], ids=["int", "term"]
+)
+def test_signals_end_it_cleanly(
+    tmp_path: Path, data: Path, mosquitto: Any, number: signal.Signals, code: ExitCode
+) -> None:
+    command = [sys.executable, "-m", "edge_runtime", "start", "--broker", mosquitto.url, "--data", str(data)]
+    command += ["--state", str(tmp_path / "state"), "--device-id", "board-7"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "connected to" in line:
+                break
+        process.send_signal(number)
+        assert process.wait(20) == code
+    assert "board-7" in (tmp_path / "state" / "device-id").read_text()
+
+
+def test_waiting_for_a_broker_can_be_interrupted(tmp_path: Path, data: Path, closed_port: int) -> None:
+    command = [sys.executable, "-m", "edge_runtime", "start", "--broker", f"mqtt://127.0.0.1:{closed_port}"]
+    command += ["--data", str(data), "--state", str(tmp_path / "state"), "--wait-for-broker"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "trying again until it answers" in line:
+                break
+        started = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == ExitCode.INTERRUPTED
+        assert time.monotonic() - started < 15
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), "exactly one"),
+        (("-", "--text", "x"), "exactly one"),
+    ],
+    ids=["none", "two"],
+)
+def test_infer_wants_one_input(tmp_path: Path, arguments: tuple[str, ...], expected: str) -> None:
+    check_refusal(edge("infer", tmp_path, *arguments), ExitCode.USAGE, expected)
+
+
+@pytest.mark.parametrize("arguments", [("infer", "--text", "x"), ("generate", "--prompt", "x")], ids=str)
+def test_a_missing_model_is_one_line(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    command, *more = arguments
+    result = edge(command, tmp_path / "absent", *more)
+    assert result.returncode not in {ExitCode.OK, ExitCode.UNEXPECTED}
+    check_refusal(result, ExitCode(result.returncode), "absent")
+
+
+def test_an_unexpected_error_is_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_path: Path) -> None:
+        msg = "surprise\nin two lines"
+        raise ZeroDivisionError(msg)
+
+    monkeypatch.setattr("edge_runtime.agent.precheck.count_examples", fail)
+    code = cli.main(["start", "--broker", "mqtt://h", "--data", "d", "--state", "s"])
+    error = capsys.readouterr().err
+    assert code == ExitCode.UNEXPECTED
+    assert error.count("\n") == 1
+    assert "ZeroDivisionError: surprise in two lines" in error
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [("not json", ":2"), ("[]", ":2"), ('{"label": 1}', ":2"), ('{"text": 7}', ":2")],
+)
+def test_lines_to_classify_are_checked(tmp_path: Path, line: str, expected: str) -> None:
+    path = tmp_path / "f.jsonl"
+    path.write_text(f'{{"text": "fine"}}\n{line}\n')
+    texts = cli._read_texts(path)
+    assert next(texts) == "fine"
+    with pytest.raises(DataInvalidError, match=expected):
+        next(texts)

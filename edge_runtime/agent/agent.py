@@ -289,8 +289,8 @@ class Agent:
                 self._jobs.prepare(welcome, self._reporter.progress)
         elif work is not None and work.adapter is not None:
             work.is_running = True
-            self._reporter.change(DeviceState.TRAINING, *work.key[1:])
-            self._reporter.progress.num_steps = work.assignment.hyper_parameters.num_local_steps
+            num_steps = work.assignment.hyper_parameters.num_local_steps
+            self._reporter.change(DeviceState.TRAINING, *work.key[1:], num_steps=num_steps)
             self._jobs.work(self._workbench, work.assignment, work.adapter, welcome, self._reporter.progress)
 
     def _collect(self) -> None:

@@ -39,11 +39,13 @@ class Reporter:
         self._said: tuple[int, str] = (0, "")
         self._said_at = float("-inf")
 
-    def change(self, state: DeviceState, round_number: int = 0, attempt: int = 0, detail: str = "") -> None:
+    def change(
+        self, state: DeviceState, round_number: int = 0, attempt: int = 0, *, detail: str = "", num_steps: int = 0
+    ) -> None:
         """Enter a state; the old state's progress is forgotten."""
         self.state = state
         self._round = (round_number, attempt)
-        self.progress = Progress(detail=detail)
+        self.progress = Progress(detail=detail, num_steps=num_steps)
         self.say()
 
     def say(self) -> None:

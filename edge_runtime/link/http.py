@@ -31,6 +31,8 @@ MAX_ATTEMPTS: Final = 6
 """Attempts in a row that bring no new byte before the server counts as unreachable."""
 PART_SUFFIX: Final = ".part"
 LARGEST_WAIT_S: Final = 20.0
+LOOPBACK: Final = {"127.0.0.1", "::1", "localhost"}
+"""Hosts that are reached directly, whatever proxy the environment names."""
 
 _RETRIED_STATUS: Final = {408, 416, 425, 429, 500, 502, 503, 504}
 """Statuses that another attempt may cure (416: the part file is dropped first)."""
@@ -139,6 +141,8 @@ class _Server:
         rng: random.Random | None,
     ) -> None:
         _check_url(url)
+        direct = urllib.parse.urlsplit(url).hostname in LOOPBACK
+        self._opener = urllib.request.build_opener(*[urllib.request.ProxyHandler({})] if direct else [])
         self._url = url
         self._timeout_s = timeout_s
         self._max_attempts = max_attempts
@@ -205,7 +209,7 @@ class _Server:
         if start:
             headers["Range"] = f"bytes={start}-"
         request = urllib.request.Request(self._url, headers=headers)  # noqa: S310 - _check_url allows http(s) only
-        response = urllib.request.urlopen(request, timeout=self._timeout_s)  # noqa: S310 - as above
+        response = self._opener.open(request, timeout=self._timeout_s)
         if not isinstance(response, http.client.HTTPResponse):
             msg = "did not answer with HTTP"
             raise _CutError(msg)

@@ -229,9 +229,12 @@ class MqttLink:
                     self._attempt()
                 except LinkError as error:
                     logger.warning("%s; trying again", error)
-                else:
-                    connected_at = time.monotonic()
-                    break
+                    continue
+                connected_at = time.monotonic()
+                break
+            if self._closing.is_set() and self._connection is not None:
+                self._connection.close(CLOSE_TIMEOUT_S)
+                return
 
     def _receive(self, topic: str, payload: bytes) -> None:
         with self._lock:

@@ -15,7 +15,7 @@ class Listener:
 def test_a_change_is_said_at_once() -> None:
     listener = Listener()
     listener.reporter.change(DeviceState.TRAINING, 3, 1)
-    listener.reporter.change(DeviceState.UPLOADING, 3, 1, "soon")
+    listener.reporter.change(DeviceState.UPLOADING, 3, 1, detail="soon")
     assert [(s.state, s.round_number, s.attempt, s.detail) for s in listener.heard] == [
         (DeviceState.TRAINING, 3, 1, ""),
         (DeviceState.UPLOADING, 3, 1, "soon"),

@@ -297,6 +297,12 @@ def test_a_small_file_that_is_cut_is_asked_for_again(site: Site) -> None:
     assert http.fetch_small(site.url, len(BODY), pause=Pauses()) == BODY
 
 
+def test_loopback_is_reached_past_a_proxy(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.behaviours = [whole]
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert http.fetch_small(site.url, len(BODY), max_attempts=1) == BODY
+
+
 def test_an_unknown_host_is_unreachable() -> None:
     with pytest.raises(ArtifactUnreachableError, match="cannot be fetched"):
         http.fetch_small("http://127.0.0.1:9/manifest.json", 10, pause=Pauses(), max_attempts=2)

@@ -7,10 +7,11 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Self
 
+import msgspec
 import numpy as np
 
 from broker_server.config import CoordinatorConfig, TrainingConfig, parse_arms
@@ -95,9 +96,12 @@ Script = Callable[[Assignment, bytes], bytes | FailureReason | None]
 class Device:
     """One scripted device; runs in a thread of its own between ``with`` and its end."""
 
-    def __init__(self, url: str, device_id: str, script: Script = train) -> None:
+    def __init__(
+        self, url: str, device_id: str, script: Script = train, changes: Mapping[str, object] | None = None
+    ) -> None:
         self.device_id = device_id
         self.script = script
+        self.changes = changes or {}
         self.received: list[AnyMessage] = []
         self.largest_message_bytes = 0
         self._unanswered: dict[tuple[int, int], Update] = {}
@@ -214,8 +218,8 @@ class Device:
         self.say(update)
 
     def update(self, assignment: Assignment, blob: bytes) -> Update:
-        """The message that announces an update."""
-        return Update(
+        """The message that announces an update, with this device's changes."""
+        update = Update(
             run_id=assignment.run_id,
             device_id=self.device_id,
             round_number=assignment.round_number,
@@ -225,3 +229,4 @@ class Device:
             train_loss=1.0,
             measurements=measurements(),
         )
+        return msgspec.structs.replace(update, **self.changes)

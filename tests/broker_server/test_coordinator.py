@@ -208,6 +208,43 @@ def test_update_that_does_not_fit_is_rejected(
     assert not (tmp_path / "updates/1/b.safetensors").exists()
 
 
+def test_loss_that_is_not_finite_is_rejected(broker: Broker, tmp_path: Path, coordinate: Coordinate) -> None:
+    fleet.config(tmp_path, broker.url)
+    running = coordinate(tmp_path)
+    with Device(broker.url, "a"), Device(broker.url, "b", changes={"train_loss": float("nan")}) as b:
+        running.finish()
+    assert verdicts(b) == {1: False, 2: False}
+
+
+def test_update_of_another_run_is_answered_and_does_not_count(
+    broker: Broker, tmp_path: Path, coordinate: Coordinate
+) -> None:
+    fleet.config(tmp_path, broker.url, round_deadline_s=3.0)
+    running = coordinate(tmp_path)
+    with Device(broker.url, "a"), Device(broker.url, "b", changes={"run_id": "last week"}) as b:
+        running.finish()
+    first = b.heard(Verdict)[0]
+    assert isinstance(first, Verdict)
+    assert (first.run_id, first.accepted) == ("last week", False)
+    assert "'last week'" in first.detail
+    assert devices_of(tmp_path, 1)["b"].outcome == "timed_out"
+
+
+def test_update_that_was_made_again_is_pulled_anew(broker: Broker, tmp_path: Path, coordinate: Coordinate) -> None:
+    """A device that lost its disk while its update was on the way trains again; the first one cannot be pulled."""
+    fleet.config(tmp_path, broker.url, num_devices=1)
+    running = coordinate(tmp_path)
+
+    def forgetful(assignment: Assignment, blob: bytes) -> bytes:
+        lost = fleet.train(assignment, fleet.train(assignment, blob))
+        b.say(b.update(assignment, lost))  # announced, never offered
+        return fleet.train(assignment, blob)
+
+    with Device(broker.url, "b", forgetful) as b:
+        running.finish()
+    assert verdicts(b) == {1: True, 2: True}
+
+
 def test_nonsense_on_the_topics_does_no_harm(broker: Broker, tmp_path: Path, coordinate: Coordinate) -> None:
     fleet.config(tmp_path, broker.url)
     running = coordinate(tmp_path)

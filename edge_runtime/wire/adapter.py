@@ -1,7 +1,7 @@
 """Adapters: the trainable tensors for one plan and one rank, by name and as one flat vector.
 
-Order of the flat vector, which the graphs' ``Split`` follows: targets in the order of the manifest, A before B, then the
-dense tensors. A *full* adapter is one under the full plan; a device gets its restriction.
+Order of the flat vector, which the graphs' ``Split`` follows: targets in the order of the manifest, A before B, then
+the dense tensors. A *full* adapter is one under the full plan; a device gets its restriction.
 """
 
 from __future__ import annotations

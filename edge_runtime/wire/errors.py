@@ -18,7 +18,7 @@ from typing import ClassVar
 
 
 class ExitCode(enum.IntEnum):
-    """What a process of FedSpine ends with. docs/exit-codes.md has a section for each; a test holds the two together."""
+    """What a process of FedSpine ends with. docs/exit-codes.md has a section for each; a test holds both together."""
 
     OK = 0
     UNEXPECTED = 1

@@ -46,8 +46,10 @@ class PruneAxis(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GroupSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """Units of one layer that can be removed: attention heads (with grouped-query attention: key/value heads, each with
-    all its query heads) or feed-forward channels."""
+    """Units of one layer that can be removed: attention heads or feed-forward channels.
+
+    With grouped-query attention a unit is a key/value head with all its query heads.
+    """
 
     layer: int
     group: str
@@ -188,6 +190,15 @@ def _check(manifest: Manifest) -> None:
             msg = f"manifest has an impossible group: {group}"
             raise ManifestError(msg)
         sizes[group.layer, group.group] = group.num_units
+    _check_axes(manifest, sizes)
+    for name, ref in manifest.files.items():
+        is_plain = bool(name) and not name.startswith(".") and "/" not in name and "\\" not in name
+        if not is_plain or not _is_digest(ref.digest) or ref.size_bytes < 0:
+            msg = f"manifest lists an impossible file: {name!r} {ref}"
+            raise ManifestError(msg)
+
+
+def _check_axes(manifest: Manifest, sizes: dict[tuple[int, str], int]) -> None:
     for tensor in manifest.tensors:
         for prune in tensor.prune:
             _check_axis(tensor.name, tensor.layer, tensor.shape, prune, sizes)
@@ -196,10 +207,6 @@ def _check(manifest: Manifest) -> None:
         for axis in (target.out_prune, target.in_prune):
             if axis is not None:
                 _check_axis(target.module, target.layer, shape, axis, sizes)
-    for name, ref in manifest.files.items():
-        if "/" in name or "\\" in name or name.startswith(".") or not _is_digest(ref.digest) or ref.size_bytes < 0:
-            msg = f"manifest lists an impossible file: {name!r} {ref}"
-            raise ManifestError(msg)
 
 
 def _check_axis(
@@ -216,4 +223,4 @@ def _check_axis(
 
 
 def _is_digest(text: str) -> bool:
-    return len(text) == 64 and all(c in "0123456789abcdef" for c in text)  # noqa: PLR2004 - SHA-256 in hex
+    return len(text) == 64 and all(c in "0123456789abcdef" for c in text)

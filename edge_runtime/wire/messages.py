@@ -1,7 +1,8 @@
 """Every message of the protocol: msgspec structs, msgpack-encoded, tagged by kind.
 
-Unknown fields are ignored, so a newer peer may add some; missing fields and wrong types are refused. Delivery is at least
-once; the coordinator makes it effectively once by ``(round_number, device_id, attempt)``. docs/wire.md has the sequence.
+Unknown fields are ignored, so a newer peer may add some; missing fields and wrong types are refused. Delivery is at
+least once; the coordinator makes it effectively once by ``(round_number, device_id, attempt)``. docs/wire.md has the
+sequence.
 """
 
 from __future__ import annotations

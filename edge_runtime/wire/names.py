@@ -1,8 +1,9 @@
 """Names that the exporter writes into graphs and adapters, and that the engine and the server read.
 
 Frozen weights enter a graph under their Hugging Face parameter name (``bert.encoder.layer.0.output.dense.weight``).
-All trainable state is *flat*: one float32 vector ``[N]`` in the order of :class:`edge_runtime.wire.adapter.AdapterLayout`,
-split inside the graph, so that no step touches tensors one by one in Python.
+All trainable state is *flat*: one float32 vector ``[N]`` in the order of
+:class:`edge_runtime.wire.adapter.AdapterLayout`, split inside the graph, so that no step touches tensors one by one in
+Python.
 """
 
 from __future__ import annotations

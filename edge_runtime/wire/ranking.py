@@ -1,4 +1,4 @@
-"""From importance to plans: one ranking for all arms, so that the plan of a larger ratio lies within a smaller one's."""
+"""From importance to plans: one ranking for all arms, so that a larger ratio's plan lies within a smaller one's."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def sender(topic: str) -> str:
     'board-7'
     """
     parts = topic.split("/")
-    if len(parts) != 6 or "/".join(parts[:2]) != ROOT or parts[3] != "up":  # noqa: PLR2004 - the six levels above
+    if len(parts) != 6 or "/".join(parts[:2]) != ROOT or parts[3] != "up":
         msg = f"topic {topic!r} is not {ROOT}/<fleet>/up/<device_id>/<kind>"
         raise MessageError(msg)
     return check_name(parts[4], "device id")

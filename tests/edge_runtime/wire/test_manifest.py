@@ -57,6 +57,7 @@ FILE = {"digest": "a" * 64, "size_bytes": 1, "on_device": True}
         {"files": {"../escape": FILE}},
         {"files": {"a\\b": FILE}},
         {"files": {".hidden": FILE}},
+        {"files": {"": FILE}},
         {"files": {"x": FILE | {"digest": "A" * 64}}},
         {"files": {"x": FILE | {"digest": "ab"}}},
         {"files": {"x": FILE | {"size_bytes": -1}}},

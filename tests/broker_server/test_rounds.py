@@ -1,24 +1,17 @@
-"""Rounds: whatever is lost, repeated or late, every round ends and no update counts twice."""
+"""Rounds: each thing that can happen to a round, and what is done about it."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from broker_server import rounds
-from broker_server.config import parse_arms
 from broker_server.round_types import (
     Aggregate,
-    AggregationDone,
     AnswerOldUpdate,
-    ArmsChosen,
     ChooseArmAgain,
     ChooseArms,
-    Command,
     DeviceFailed,
     DeviceOffline,
     DeviceRegistered,
@@ -32,8 +25,6 @@ from broker_server.round_types import (
     Participant,
     Phase,
     PullUpdate,
-    RoundLimits,
-    RunState,
     SendAssignment,
     SendCancel,
     SendVerdict,
@@ -44,76 +35,7 @@ from broker_server.round_types import (
     UpdateStored,
 )
 from edge_runtime.wire.messages import FailureReason
-
-LARGE, SMALL = parse_arms("0.0:8,0.5:4")
-LIMITS = RoundLimits(num_rounds=3, num_devices=2, round_deadline_s=100, registration_timeout_s=50, rejoin_s=5)
-A, B = "board-a", "board-b"
-
-
-class Desk:
-    """Plays the coordinator around the machine: answers what it can at once, and keeps all commands."""
-
-    def __init__(self, limits: RoundLimits = LIMITS) -> None:
-        self.commands: list[Command] = []
-        self.stored: set[UpdateKey] = set()
-        self.cheaper: dict[str, bool] = {}
-        self.answers_pulls = True
-        self.take(rounds.start(limits, 0.0))
-
-    def take(self, step: rounds.Step) -> None:
-        self.state, commands = step
-        for command in commands:
-            self.commands.append(command)
-            answer = self.answer(command)
-            if answer is not None:
-                self.feed(answer)
-
-    def feed(self, *events: Event) -> None:
-        for event in events:
-            if isinstance(event, UpdateStored):
-                if rounds.open_participant(self.state, event.key) is None:
-                    continue  # as the intake does: what no longer counts is not stored
-                self.stored.add(event.key)
-            self.take(rounds.advance(self.state, event))
-
-    def answer(self, command: Command) -> Event | None:
-        match command:
-            case ChooseArms(round_number=number, device_ids=device_ids):
-                return ArmsChosen(round_number=number, arms=dict.fromkeys(device_ids, LARGE))
-            case ChooseArmAgain(round_number=number, device_id=device_id):
-                arm = SMALL if self.cheaper.get(device_id, True) else None
-                return ArmsChosen(round_number=number, arms={device_id: arm})
-            case Aggregate(round_number=number):
-                return AggregationDone(round_number=number)
-            case Evaluate(round_number=number):
-                return EvaluationDone(round_number=number)
-            case PullUpdate(key=key) if self.answers_pulls:
-                return UpdateStored(key=key)
-        return None
-
-    def sent(self, kind: type[Command]) -> list[Command]:
-        return [command for command in self.commands if isinstance(command, kind)]
-
-    def tick(self, seconds: float) -> None:
-        self.feed(Tick(now=self.state.now + seconds))
-
-    def outcomes(self) -> dict[str, Outcome | None]:
-        finished = [c for c in self.commands if isinstance(c, FinishRound)][-1]
-        return {p.device_id: p.outcome for p in finished.participants}
-
-
-def key(device_id: str, round_number: int = 1, attempt: int = 1) -> UpdateKey:
-    return UpdateKey(round_number=round_number, device_id=device_id, attempt=attempt)
-
-
-def begun() -> Desk:
-    """Round 1 with two devices that have their assignments."""
-    desk = Desk()
-    desk.feed(DeviceRegistered(device_id=A), DeviceRegistered(device_id=B))
-    assert desk.state.phase is Phase.COLLECTING
-    desk.commands.clear()
-    return desk
-
+from tests.broker_server.round_desk import LARGE, LIMITS, SMALL, A, B, Desk, begun, key
 
 # ---- the good case ---------------------------------------------------------------------------------------------------
 
@@ -404,87 +326,3 @@ def test_restart_between_rounds_waits_for_devices() -> None:
 def test_restart_of_a_finished_run_says_so() -> None:
     state, commands = rounds.resume(LIMITS, 0.0, 3, None)
     assert (state.phase, commands) == (Phase.FINISHED, (FinishRun(),))
-
-
-# ---- any interleaving ------------------------------------------------------------------------------------------------
-
-DEVICES = st.sampled_from([A, B, "c"])
-KEYS = st.builds(UpdateKey, round_number=st.integers(1, 4), device_id=DEVICES, attempt=st.integers(1, 3))
-EVENTS: st.SearchStrategy[Event] = st.one_of(
-    st.builds(DeviceRegistered, device_id=DEVICES),
-    st.builds(DeviceOffline, device_id=DEVICES),
-    st.builds(UpdateAnnounced, key=KEYS),
-    st.builds(UpdateStored, key=KEYS),
-    st.builds(UpdateRejected, key=KEYS, detail=st.just("wrong")),
-    st.builds(DeviceFailed, key=KEYS, reason=st.sampled_from(FailureReason), detail=st.just("cannot")),
-    st.builds(AggregationDone, round_number=st.integers(0, 4)),
-    st.builds(EvaluationDone, round_number=st.integers(0, 4)),
-    st.builds(ArmsChosen, round_number=st.integers(0, 4), arms=st.just({A: SMALL, B: None})),
-)
-
-
-def current(state: RunState, device_id: str) -> UpdateKey:
-    """The key of a device's present assignment, so that generated events often hit."""
-    known = state.participants.get(device_id)
-    return key(device_id, state.round_number or 1, known.attempt if known else 1)
-
-
-ACTIONS = st.lists(
-    st.one_of(
-        EVENTS,
-        st.floats(0.1, 60).map(lambda seconds: ("tick", seconds)),
-        st.tuples(st.sampled_from(["announce", "fail", "store"]), DEVICES),
-        st.tuples(st.just("pulls"), st.booleans()),
-        st.tuples(st.just("cheaper"), DEVICES),
-    ),
-    max_size=60,
-)
-
-
-def play(desk: Desk, actions: Iterable[object]) -> None:
-    for action in actions:
-        match action:
-            case ("tick", float(seconds)):
-                desk.tick(seconds)
-            case ("announce", str(device_id)):
-                desk.feed(UpdateAnnounced(key=current(desk.state, device_id)))
-            case ("store", str(device_id)):
-                desk.feed(UpdateStored(key=current(desk.state, device_id)))
-            case ("fail", str(device_id)):
-                reason = FailureReason.INSUFFICIENT_MEMORY
-                desk.feed(DeviceFailed(key=current(desk.state, device_id), reason=reason, detail="small"))
-            case ("pulls", bool(answers)):
-                desk.answers_pulls = answers
-            case ("cheaper", str(device_id)):
-                desk.cheaper[device_id] = not desk.cheaper.get(device_id, True)
-            case _:
-                desk.feed(action)  # type: ignore[arg-type]
-
-
-@settings(max_examples=400, deadline=None)
-@given(actions=ACTIONS)
-def test_any_interleaving_ends_and_counts_every_update_at_most_once(actions: list[object]) -> None:
-    desk = Desk()
-    play(desk, actions)
-    for _ in range(2 * (LIMITS.num_rounds + 1)):  # from here on only time passes: a wait and a deadline a round
-        desk.tick(200)
-    assert desk.state.phase in {Phase.FINISHED, Phase.FAILED}
-    assert len(desk.sent(FinishRun)) + len(desk.sent(FailRun)) == 1
-    finished = [c.round_number for c in desk.commands if isinstance(c, FinishRound)]
-    assert finished == list(range(len(finished)))
-    counted = [one for c in desk.commands if isinstance(c, Aggregate) for one in c.keys]
-    assert len(counted) == len({(one.round_number, one.device_id) for one in counted})
-    assert set(counted) <= desk.stored
-    confirmed = {c.key for c in desk.commands if isinstance(c, SendVerdict) and c.accepted}
-    assert confirmed <= desk.stored
-
-
-@settings(max_examples=200, deadline=None)
-@given(actions=ACTIONS)
-def test_every_stored_update_is_aggregated_in_its_round(actions: list[object]) -> None:
-    desk = Desk()
-    play(desk, actions)
-    for _ in range(2 * (LIMITS.num_rounds + 1)):
-        desk.tick(200)
-    counted = {one for c in desk.commands if isinstance(c, Aggregate) for one in c.keys}
-    assert counted == desk.stored

@@ -43,7 +43,7 @@ class Artifact:
         self.directory = directory
         self.manifest = manifest
         self.digest = digest
-        self._base: dict[str, npt.NDArray[np.generic]] | None = None
+        self._base: MappedTensors | None = None
 
     @classmethod
     def open(cls, directory: Path, *, verify: bool = True) -> Self:
@@ -137,11 +137,11 @@ class Artifact:
         if self._base is None:
             path = self.path(names.BASE_FILE)
             try:
-                self._base = map_safetensors(path)
+                self._base = MappedTensors(path)
             except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
                 msg = f"artifact file {path} is not a usable safetensors file: {error}"
                 raise ArtifactCorruptedError(msg, digest=self.digest) from error
-        value = self._base.get(spec.name)
+        value = self._base.tensors.get(spec.name)
         expected = _DTYPES.get(spec.dtype)
         if value is None or value.shape != spec.shape or value.dtype != expected:
             got = "nothing" if value is None else f"{value.dtype} {value.shape}"
@@ -151,6 +151,11 @@ class Artifact:
             )
             raise ArtifactCorruptedError(msg, digest=self.digest)
         return value
+
+    def release(self) -> None:
+        """Give the pages of the base weights that were read back to the system; views of them stay valid."""
+        if self._base is not None:
+            self._base.release()
 
     def _measure(self, name: str) -> tuple[int, str]:
         """Size in bytes and SHA-256 of a file, read in pieces."""
@@ -166,10 +171,11 @@ class Artifact:
         return size, digest.hexdigest()
 
 
-def map_safetensors(path: Path) -> dict[str, npt.NDArray[np.generic]]:
-    """Read-only views of all tensors of a safetensors file; nothing is read until it is used.
+class MappedTensors:
+    """The tensors of a safetensors file (https://huggingface.co/docs/safetensors), memory-mapped.
 
-    Format: https://huggingface.co/docs/safetensors.
+    Attributes:
+        tensors: read-only views by name; nothing is read until it is used.
 
     Raises:
         OSError: the file cannot be read.
@@ -177,8 +183,19 @@ def map_safetensors(path: Path) -> dict[str, npt.NDArray[np.generic]]:
         KeyError: an entry of the header lacks a field.
         TypeError: an entry of the header is not an object.
     """
-    with path.open("rb") as file:
-        mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.tensors = _views(memoryview(self._map))
+
+    def release(self) -> None:
+        """Drop the pages from this process; what is used again is read again."""
+        self._map.madvise(mmap.MADV_DONTNEED)
+
+
+def _views(mapped: memoryview) -> dict[str, npt.NDArray[np.generic]]:
+    """Arrays over the data of a safetensors file; see :class:`MappedTensors` for what is raised."""
     header_bytes = int.from_bytes(mapped[:8], "little")
     if len(mapped) < 8 or header_bytes > min(limits.MAX_TENSOR_HEADER_BYTES, len(mapped) - 8):
         msg = f"header of {header_bytes} bytes announced in a file of {len(mapped)} bytes"

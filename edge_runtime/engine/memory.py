@@ -1,13 +1,102 @@
-"""Memory: what the process has used."""
+"""Memory: what training will need, and what the process has used.
+
+The estimate is a sum of what must be alive at the peak, in units that follow from shapes. Its constants were fitted to
+VmHWM of onnxruntime 1.31 on x86-64 over two models (a 22.7 M parameter encoder, a 5.5 M parameter decoder) and 18
+settings of batch, length, pruning ratio and rank; the fit was within 7 % of each.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from edge_runtime.wire.adapter import AdapterLayout, target_indices
+from edge_runtime.wire.manifest import Manifest
+from edge_runtime.wire.plan import Plan
+
+_FLOAT_BYTES: Final = 4
+_STORED_BYTES: Final = {"float32": 4, "float16": 2, "int8": 1}
+_HEADS: Final = "heads"
+"""Group of attention heads, see :class:`edge_runtime.wire.manifest.PruneAxis`."""
+_PROCESS_BYTES: Final = 90 * 1024 * 1024
+"""Interpreter, packages, loaded graphs (76 MB measured), tokenizer and examples."""
+_STATE_VECTORS: Final = 13.7
+"""Vectors of N floats: adapter, gradients, moments, their next values, and the pieces inside the graph."""
+_LINEAR_FLOATS: Final = 1.02
+"""Floats per token for each input and output of a LoRA target."""
+_ATTENTION_FLOATS: Final = 1.35
+"""Floats per attention weight (heads x length x length)."""
+_LOGIT_FLOATS: Final = 4.65
+"""Floats per score of a causal-lm (tokens x vocabulary)."""
+
+
+def estimate_training_bytes(manifest: Manifest, plan: Plan, rank: int, batch_size: int, max_length: int) -> int:
+    """Peak resident memory of a device process that trains and evaluates, bytes.
+
+    Args:
+        manifest: the artifact's manifest.
+        plan: units that stay.
+        rank: LoRA rank.
+        batch_size: examples in a micro-batch.
+        max_length: tokens of the longest batch.
+
+    Raises:
+        TensorError: the rank is out of range.
+        PlanError: the plan is for another model.
+    """
+    plan.check(manifest)
+    tokens = batch_size * max_length
+    floats = _STATE_VECTORS * AdapterLayout.of(manifest, plan, rank).num_elements
+    floats += _LINEAR_FLOATS * tokens * _linear_width(manifest, plan)
+    floats += _ATTENTION_FLOATS * tokens * max_length * _num_query_heads(manifest, plan)
+    if manifest.task == "causal-lm":
+        floats += _LOGIT_FLOATS * tokens * manifest.text.vocab_size
+    weights, stored = _weight_bytes(manifest, plan)
+    # While slicing, what is stored may be resident too; it is given back before the first step.
+    return _PROCESS_BYTES + weights + max(stored, int(_FLOAT_BYTES * floats))
 
 
 def peak_rss_bytes(status: Path = Path("/proc/self/status")) -> int:
-    """Largest resident set of this process so far, bytes: ``VmHWM`` of Linux (``man 5 proc``)."""
-    for line in status.read_text(encoding="ascii", errors="replace").splitlines():
+    """Largest resident set of this process so far, bytes: ``VmHWM`` of Linux (``man 5 proc``); 0 elsewhere."""
+    try:
+        lines = status.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return 0
+    for line in lines:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     return 0
+
+
+def _linear_width(manifest: Manifest, plan: Plan) -> int:
+    """Inputs and outputs of all LoRA targets together, under the plan."""
+    width = 0
+    for target in manifest.targets:
+        rows, columns = target_indices(target, plan)
+        width += target.out_features if rows is None else rows.size
+        width += target.in_features if columns is None else columns.size
+    return width
+
+
+def _num_query_heads(manifest: Manifest, plan: Plan) -> int:
+    """Query heads that stay, over all layers: with grouped-query attention a unit has as many as its width says."""
+    widths: dict[int, list[int]] = {}
+    for target in manifest.targets:
+        if target.out_prune is not None and target.out_prune.group == _HEADS:
+            widths.setdefault(target.layer, []).append(target.out_prune.unit_size)
+    return sum(plan.kept(layer, _HEADS).size * (max(sizes) // min(sizes)) for layer, sizes in widths.items())
+
+
+def _weight_bytes(manifest: Manifest, plan: Plan) -> tuple[int, int]:
+    """Bytes of the sliced float32 weights, and of the base blob."""
+    weights = stored = 0
+    for tensor in manifest.tensors:
+        shape = list(tensor.shape)
+        stored += int(np.prod(shape)) * _STORED_BYTES[tensor.dtype]
+        for prune in tensor.prune:
+            if tensor.layer is not None:
+                shape[prune.axis] = plan.kept(tensor.layer, prune.group).size * prune.unit_size
+        weights += int(np.prod(shape)) * _FLOAT_BYTES
+    return weights, stored

@@ -41,6 +41,7 @@ def slice_weights(artifact: Artifact, plan: Plan) -> Weights:
             if spec.layer is not None:
                 value = _take(value, plan.indices(spec.layer, prune), prune.axis)
         weights[spec.name] = np.ascontiguousarray(value, dtype=np.float32)
+    artifact.release()
     return weights
 
 

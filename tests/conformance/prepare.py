@@ -2,8 +2,8 @@
 
 Runs where torch is. For each family: a tiny artifact, examples, an adapter to start from, and for several arms what
 PyTorch says of losses, gradients, the trained adapter and the evaluation; and a compact model with PyTorch's logits
-and greedy tokens. The reference below prunes and tunes the Hugging Face model by hand: it shares no code with the engine but
-the drawing of batches.
+and greedy tokens. The reference below prunes and tunes the Hugging Face model by hand: it shares no code with the
+engine but the reading of examples and the drawing of batches.
 """
 
 from __future__ import annotations
@@ -180,7 +180,8 @@ class _LoraLinear(torch.nn.Module):
         self.linear, self.a, self.b, self.scaling = linear, a, b, scaling
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.linear(x) + self.scaling * (x @ self.a.T @ self.b.T)
+        out: torch.Tensor = self.linear(x) + self.scaling * (x @ self.a.T @ self.b.T)
+        return out
 
 
 class _Reference:
@@ -195,11 +196,9 @@ class _Reference:
         layout = AdapterLayout.of(manifest, plan, rank)
         self.parameters = {name: torch.nn.Parameter(torch.tensor(self.start[name])) for name in layout.shapes}
         for target in manifest.targets:
-            factors = (self.parameters[name] for name in (names.lora_a(target.module), names.lora_b(target.module)))
+            a, b = self.parameters[names.lora_a(target.module)], self.parameters[names.lora_b(target.module)]
             linear = self.model.get_submodule(target.module)
-            self.model.set_submodule(
-                target.module, _LoraLinear(linear, *factors, scaling=HYPER_PARAMETERS.lora_scaling)
-            )
+            self.model.set_submodule(target.module, _LoraLinear(linear, a, b, HYPER_PARAMETERS.lora_scaling))
         for dense in manifest.dense:
             module, _, attribute = dense.name.rpartition(".")
             setattr(self.model.get_submodule(module), attribute, self.parameters[dense.name])

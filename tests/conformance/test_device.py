@@ -61,7 +61,8 @@ def case(family_dir: Path) -> Case:
 @pytest.fixture(params=range(NUM_ARMS), ids=lambda index: f"arm{index}")
 def arm(request: pytest.FixtureRequest, case: Case) -> dict[str, Any]:
     assert len(case.arms) == NUM_ARMS
-    return case.arms[request.param]
+    arm: dict[str, Any] = case.arms[request.param]
+    return arm
 
 
 def test_slices_have_the_plans_sizes(case: Case, arm: dict[str, Any]) -> None:

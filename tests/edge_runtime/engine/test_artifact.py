@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_runtime.engine.artifact import Artifact, map_safetensors
+from edge_runtime.engine.artifact import Artifact, MappedTensors
 from edge_runtime.engine.errors import ArtifactCorruptedError
 from edge_runtime.wire.errors import ArtifactVersionError, ExitCode, ManifestError
 from edge_runtime.wire.manifest import digest_of
@@ -119,6 +119,14 @@ def test_malformed_base_is_one_error(make_artifact: MakeArtifact, data: bytes) -
         artifact.stored(artifact.manifest.tensors[0])
 
 
+def test_views_stay_valid_when_pages_are_released(make_artifact: MakeArtifact) -> None:
+    artifact = make_artifact()
+    view = artifact.stored(artifact.manifest.tensors[0])
+    before = view.copy()
+    artifact.release()
+    np.testing.assert_array_equal(view, before)
+
+
 def test_base_with_another_shape_is_refused(make_artifact: MakeArtifact) -> None:
     from safetensors.numpy import save_file  # noqa: PLC0415 - this test alone
 
@@ -133,7 +141,7 @@ def test_mapping_agrees_with_the_library(make_artifact: MakeArtifact) -> None:
     from safetensors.numpy import load_file  # noqa: PLC0415 - this test alone
 
     path = make_artifact().path("base.safetensors")
-    mapped, loaded = map_safetensors(path), load_file(path)
+    mapped, loaded = MappedTensors(path).tensors, load_file(path)
     assert set(mapped) == set(loaded)
     for name, value in loaded.items():
         np.testing.assert_array_equal(mapped[name], value)

@@ -1,0 +1,101 @@
+"""The memory estimate: grows with what costs memory, and is near what a process really takes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from edge_runtime.engine.artifact import Artifact
+from edge_runtime.engine.memory import estimate_training_bytes, peak_rss_bytes
+from edge_runtime.wire.errors import PlanError, TensorError
+from edge_runtime.wire.manifest import Manifest
+from edge_runtime.wire.messages import HyperParameters
+from edge_runtime.wire.plan import Plan
+
+
+@pytest.fixture(params=["tiny_bert_artifact", "tiny_llama_artifact"])
+def manifest(request: pytest.FixtureRequest) -> Manifest:
+    return Artifact.open(request.getfixturevalue(request.param)).manifest
+
+
+def test_estimate_grows_with_batch_length_and_rank(manifest: Manifest) -> None:
+    plan = Plan.full(manifest)
+    base = estimate_training_bytes(manifest, plan, 4, 64, 64)
+    assert estimate_training_bytes(manifest, plan, 4, 128, 64) > base
+    assert estimate_training_bytes(manifest, plan, 4, 64, 128) > base
+    assert estimate_training_bytes(manifest, plan, 8, 64, 64) > base
+
+
+@pytest.mark.parametrize("group", ["heads", "channels"])
+def test_estimate_shrinks_with_the_plan(manifest: Manifest, group: str) -> None:
+    pruned = Plan.from_kept(manifest, {(layer, group): [1] for layer in range(manifest.num_layers)})
+    whole = estimate_training_bytes(manifest, Plan.full(manifest), 4, 64, 64)
+    assert estimate_training_bytes(manifest, pruned, 4, 64, 64) < whole
+
+
+def test_estimate_refuses_what_does_not_fit(manifest: Manifest) -> None:
+    with pytest.raises(TensorError):
+        estimate_training_bytes(manifest, Plan.full(manifest), 0, 1, 8)
+    with pytest.raises(PlanError):
+        estimate_training_bytes(manifest, Plan(groups=()), 4, 1, 8)
+
+
+def test_peak_is_that_of_the_process() -> None:
+    assert 10 * 2**20 < peak_rss_bytes() < 2**40
+
+
+def test_peak_where_the_system_does_not_tell(tmp_path: Path) -> None:
+    assert peak_rss_bytes(tmp_path / "nowhere") == 0
+    (tmp_path / "status").write_text("Name:\tpython\n")
+    assert peak_rss_bytes(tmp_path / "status") == 0
+
+
+_MEASURE = """
+import sys
+from pathlib import Path
+import msgspec, numpy as np
+from edge_runtime.engine.artifact import Artifact
+from edge_runtime.engine.dataset import Batch
+from edge_runtime.engine.memory import peak_rss_bytes
+from edge_runtime.engine.trainer import Trainer
+from edge_runtime.wire import adapter
+from edge_runtime.wire.messages import HyperParameters
+from edge_runtime.wire.plan import Plan
+artifact = Artifact.open(Path(sys.argv[1]))
+given = msgspec.json.decode(sys.argv[2], type=HyperParameters)
+start = adapter.initial(artifact.manifest, artifact.initial(), 8, np.random.default_rng(0))
+run = Trainer(artifact, num_threads=1).start(Plan.full(artifact.manifest), 8, start, given)
+ids = np.random.default_rng(0).integers(0, artifact.manifest.text.vocab_size, (given.batch_size, given.max_length))
+labels = ids if artifact.manifest.task == "causal-lm" else ids[:, 0] % 3
+batch = Batch(input_ids=ids, attention_mask=np.ones_like(ids), labels=labels)
+for _ in range(2):
+    run.step([batch])
+print(peak_rss_bytes())
+"""
+
+
+@pytest.mark.slow
+def test_estimate_is_near_the_measured_peak(manifest: Manifest, request: pytest.FixtureRequest) -> None:
+    """Large batches of a tiny model, so that activations are most of it."""
+    directory = request.getfixturevalue(request.node.callspec.params["manifest"])
+    given = HyperParameters(
+        learning_rate=1e-3,
+        weight_decay=0.0,
+        lora_scaling=2.0,
+        max_grad_norm=None,
+        num_warmup_steps=0,
+        num_local_steps=2,
+        batch_size=256,
+        num_accumulation_steps=1,
+        max_length=64,
+        seed=0,
+    )
+    command = [sys.executable, "-c", _MEASURE, str(directory), msgspec.json.encode(given).decode()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3])
+    measured = int(done.stdout)
+    estimate = estimate_training_bytes(manifest, Plan.full(manifest), 8, given.batch_size, given.max_length)
+    assert 0.75 * measured <= estimate <= 1.25 * measured

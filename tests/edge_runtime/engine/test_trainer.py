@@ -1,0 +1,237 @@
+"""Training on the tiny exported artifacts: state, accumulation, warm-up, divergence, the loop."""
+
+from __future__ import annotations
+
+import math
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from msgspec import structs
+
+from edge_runtime.engine.artifact import Artifact
+from edge_runtime.engine.dataset import Batch, Dataset
+from edge_runtime.engine.errors import DivergedError
+from edge_runtime.engine.evaluator import EvaluationResult, Evaluator
+from edge_runtime.engine.trainer import Trainer, TrainingRun, train
+from edge_runtime.wire import adapter as adapters
+from edge_runtime.wire.errors import PlanError, TensorError
+from edge_runtime.wire.messages import HyperParameters
+from edge_runtime.wire.plan import Plan
+
+RANK = 3
+GIVEN = HyperParameters(
+    learning_rate=1e-2,
+    weight_decay=0.0,
+    lora_scaling=2.0,
+    max_grad_norm=None,
+    num_warmup_steps=0,
+    num_local_steps=4,
+    batch_size=4,
+    num_accumulation_steps=1,
+    max_length=16,
+    seed=0,
+)
+
+
+@pytest.fixture(scope="module", params=["tiny_bert_artifact", "tiny_llama_artifact"])
+def trainer(request: pytest.FixtureRequest) -> Trainer:
+    return Trainer(Artifact.open(request.getfixturevalue(request.param)), num_threads=1)
+
+
+def start_adapter(artifact: Artifact) -> dict[str, npt.NDArray[np.float32]]:
+    rng = np.random.default_rng(4)
+    full = adapters.initial(artifact.manifest, artifact.initial(), RANK, rng)
+    return {name: value + rng.normal(0, 0.05, value.shape).astype(np.float32) for name, value in full.items()}
+
+
+def start(trainer: Trainer, **changes: Any) -> TrainingRun:
+    given = structs.replace(GIVEN, **changes)
+    return trainer.start(Plan.full(trainer.artifact.manifest), RANK, start_adapter(trainer.artifact), given)
+
+
+def make_batch(trainer: Trainer, rows: int = 4, seed: int = 0) -> Batch:
+    rng, manifest = np.random.default_rng(seed), trainer.artifact.manifest
+    ids = rng.integers(4, manifest.text.vocab_size, (rows, 9))
+    labels = ids if manifest.task == "causal-lm" else rng.integers(0, len(manifest.labels), rows)
+    return Batch(input_ids=ids, attention_mask=np.ones_like(ids), labels=labels)
+
+
+def flat(tensors: dict[str, npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    return np.concatenate([value.reshape(-1) for value in tensors.values()])
+
+
+def test_loss_falls_on_a_repeated_batch(trainer: Trainer) -> None:
+    run, batch = start(trainer), make_batch(trainer)
+    losses = [run.step([batch]) for _ in range(12)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_runs_do_not_touch_each_other(trainer: Trainer) -> None:
+    batch = make_batch(trainer)
+    alone = start(trainer)
+    expected = [alone.step([batch]) for _ in range(3)]
+    first, second = start(trainer), start(trainer, learning_rate=0.5)
+    interleaved = []
+    for _ in range(3):
+        interleaved.append(first.step([batch]))
+        second.step([batch])
+    assert interleaved == expected
+
+
+def test_adapter_is_a_copy_that_later_steps_leave_alone(trainer: Trainer) -> None:
+    run, batch = start(trainer), make_batch(trainer)
+    assert flat(run.adapter()).tolist() == flat(start_adapter(trainer.artifact)).tolist()
+    run.step([batch])
+    held = run.adapter()
+    before = flat(held).copy()
+    run.step([batch])
+    run.step([batch])
+    np.testing.assert_array_equal(flat(held), before)
+    assert not np.array_equal(flat(run.adapter()), before)
+
+
+@pytest.mark.parametrize("num_parts", [2, 3, 4])
+def test_accumulation_equals_one_large_batch(trainer: Trainer, num_parts: int) -> None:
+    whole = make_batch(trainer, rows=12)
+    size = 12 // num_parts
+    parts = [
+        Batch(
+            input_ids=np.ascontiguousarray(whole.input_ids[i : i + size]),
+            attention_mask=np.ascontiguousarray(whole.attention_mask[i : i + size]),
+            labels=np.ascontiguousarray(whole.labels[i : i + size]),
+        )
+        for i in range(0, 12, size)
+    ]
+    one, several = start(trainer), start(trainer)
+    assert several.step(parts) == pytest.approx(one.step([whole]), rel=1e-5)
+    expected = flat(one.gradient())
+    assert np.linalg.norm(flat(several.gradient()) - expected) <= 1e-5 * np.linalg.norm(expected)
+    assert several.grad_norm == pytest.approx(np.linalg.norm(expected), rel=1e-5)
+
+
+def test_warm_up_is_linear(trainer: Trainer) -> None:
+    """The size of an AdamW step with a constant gradient is the learning rate, for every element."""
+    run, batch = start(trainer, num_warmup_steps=4, learning_rate=1e-6), make_batch(trainer)
+    moved = []
+    for _ in range(6):
+        before = flat(run.adapter()).astype(np.float64)
+        run.step([batch])
+        moved.append(float(np.abs(flat(run.adapter()) - before).mean()))
+    ratios = np.array(moved) / moved[-1]
+    np.testing.assert_allclose(ratios, [0.25, 0.5, 0.75, 1, 1, 1], atol=0.08)
+
+
+def test_clipping_bounds_the_gradient_that_is_applied(trainer: Trainer) -> None:
+    """With a huge epsilon AdamW's step is proportional to the clipped gradient."""
+    batch = make_batch(trainer)
+    moved = {}
+    for limit in (None, 1e-3):
+        run = start(trainer, max_grad_norm=limit, epsilon=1e3, learning_rate=1e3)
+        run.step([batch])
+        moved[limit] = np.linalg.norm(flat(run.adapter()) - flat(start_adapter(trainer.artifact)))
+        assert run.grad_norm > 1e-2
+    assert moved[1e-3] == pytest.approx(moved[None] * 1e-3 / run.grad_norm, rel=0.05)
+
+
+def test_diverged_run_stops_and_keeps_its_last_adapter(trainer: Trainer) -> None:
+    run, batch = start(trainer, learning_rate=1e30), make_batch(trainer)
+    run.step([batch])
+    before = flat(run.adapter()).copy()
+    with pytest.raises(DivergedError, match="in step 2; lower the learning rate") as caught:
+        run.step([batch])
+    assert caught.value.step == 2
+    np.testing.assert_array_equal(flat(run.adapter()), before)
+
+
+def test_plan_and_adapter_must_fit(trainer: Trainer) -> None:
+    manifest = trainer.artifact.manifest
+    adapter = start_adapter(trainer.artifact)
+    pruned = Plan.from_kept(manifest, {(0, "heads"): [0]})
+    with pytest.raises(TensorError):
+        trainer.start(pruned, RANK, adapter, GIVEN)
+    with pytest.raises(TensorError):
+        trainer.start(Plan.full(manifest), RANK - 1, adapter, GIVEN)
+    with pytest.raises(PlanError):
+        trainer.start(Plan(groups=()), RANK, adapter, GIVEN)
+
+
+def test_loop_reports_every_step(trainer: Trainer) -> None:
+    run, seen = start(trainer), []
+    result = train(run, repeat(make_batch(trainer)), GIVEN, on_step=lambda step, loss: seen.append((step, loss)))
+    assert [step for step, _ in seen] == [1, 2, 3, 4]
+    assert result.mean_loss == pytest.approx(sum(loss for _, loss in seen) / 4)
+    assert len(result.step_times_s) == 4
+    assert all(time_s > 0 for time_s in result.step_times_s)
+    assert not result.stopped
+
+
+def test_loop_draws_as_many_micro_batches_as_asked(trainer: Trainer) -> None:
+    given = structs.replace(GIVEN, num_accumulation_steps=3, num_local_steps=2)
+    source = iter([make_batch(trainer, seed=seed) for seed in range(7)])
+    train(start(trainer), source, given)
+    assert len(list(source)) == 1
+
+
+def test_loop_stops_when_asked(trainer: Trainer) -> None:
+    run = start(trainer)
+    result = train(run, repeat(make_batch(trainer)), GIVEN, should_stop=lambda: run.num_steps == 2)
+    assert result.stopped
+    assert len(result.step_times_s) == 2
+
+
+def test_stopped_before_the_first_step(trainer: Trainer) -> None:
+    result = train(start(trainer), repeat(make_batch(trainer)), GIVEN, should_stop=lambda: True)
+    assert result.stopped
+    assert math.isnan(result.mean_loss)
+
+
+def examples_of(trainer: Trainer, lengths: list[int]) -> Dataset:
+    manifest, rng = trainer.artifact.manifest, np.random.default_rng(8)
+    return Dataset(
+        tokens=rng.integers(4, manifest.text.vocab_size, sum(lengths)).astype(np.int32),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        labels=None if manifest.task == "causal-lm" else rng.integers(0, 3, len(lengths)),
+        pad_token_id=manifest.text.pad_token_id,
+        max_length=32,
+    )
+
+
+def test_evaluation_does_not_depend_on_batches_or_padding(trainer: Trainer) -> None:
+    dataset, adapter = examples_of(trainer, [3, 30, 9, 17, 2]), start_adapter(trainer.artifact)
+    evaluator = Evaluator(trainer.artifact, Plan.full(trainer.artifact.manifest), num_threads=1)
+    one, many = (evaluator.evaluate(adapter, RANK, 2.0, dataset, size) for size in (1, 5))
+    is_language = trainer.artifact.manifest.task == "causal-lm"
+    assert one.num_targets == many.num_targets == (61 - 5 if is_language else 5)
+    assert one.num_correct == many.num_correct
+    assert one.loss_sum == pytest.approx(many.loss_sum, rel=1e-5)
+
+
+def test_evaluator_of_a_run_sees_the_same_weights(trainer: Trainer) -> None:
+    run, dataset = start(trainer), examples_of(trainer, [5, 6])
+    shared = trainer.evaluator(run).evaluate(run.adapter(), RANK, 2.0, dataset, 2)
+    own = Evaluator(trainer.artifact, run.plan, num_threads=1).evaluate(run.adapter(), RANK, 2.0, dataset, 2)
+    assert shared == own
+
+
+def test_nothing_to_evaluate(trainer: Trainer) -> None:
+    empty = examples_of(trainer, [4]).subset(np.array([], np.int64))
+    evaluator = Evaluator(trainer.artifact, Plan.full(trainer.artifact.manifest), num_threads=1)
+    result = evaluator.evaluate(start_adapter(trainer.artifact), RANK, 2.0, empty, 2)
+    assert result == EvaluationResult(loss_sum=0.0, num_targets=0, num_correct=0)
+    assert math.isnan(result.loss)
+    assert math.isnan(result.accuracy)
+
+
+def test_perplexity_beyond_a_float_is_infinite() -> None:
+    assert EvaluationResult(loss_sum=1e6, num_targets=1, num_correct=0).perplexity == math.inf
+    assert EvaluationResult(loss_sum=2.0, num_targets=4, num_correct=0).perplexity == pytest.approx(math.exp(0.5))
+
+
+def test_training_graph_names_are_the_contracts(tiny_bert_artifact: Path) -> None:
+    trainer = Trainer(Artifact.open(tiny_bert_artifact), num_threads=1)
+    assert {"params", "grad_accum", "split_sizes", "rank", "input_ids"} <= trainer.training.inputs
+    assert trainer.training.outputs == {"loss", "grad_accum.out"}

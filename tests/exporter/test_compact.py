@@ -192,6 +192,30 @@ def test_same_greedy_tokens_in_pytorch_optimum_and_on_the_device(
     assert with_optimum == with_torch
 
 
+@pytest.mark.parametrize(("model_type", "tied"), [("mistral", True), ("qwen2", False)])
+def test_relatives_of_llama_generate_in_optimum_and_on_the_device(
+    tiny_llama_model: Path, tmp_path: Path, model_type: str, *, tied: bool
+) -> None:
+    shutil.copytree(tiny_llama_model, tmp_path / "model")
+    settings = json.loads((tmp_path / "model" / "config.json").read_text())
+    for name in ("model_type", "architectures", "head_dim"):
+        settings.pop(name)
+    settings["tie_word_embeddings"] = tied
+    config = transformers.AutoConfig.for_model(model_type, **settings)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    export_model(tmp_path / "model", "causal-lm", tmp_path / "artifact")
+    run_dir = write_run(tmp_path / "run", tmp_path / "artifact")
+
+    compact_run(run_dir, 0.25, tmp_path / "compact")
+
+    device = CompactModel.open(tmp_path / "compact", num_threads=1)
+    answer = [7, 8, *device.generate_ids([7, 8], max_new_tokens=12)]
+    optimum = ORTModelForCausalLM.from_pretrained(tmp_path / "compact")
+    inputs = {"input_ids": torch.tensor([[7, 8]]), "attention_mask": torch.ones(1, 2, dtype=torch.int64)}
+    assert optimum.generate(**inputs, max_new_tokens=12, do_sample=False)[0].tolist()[: len(answer)] == answer
+    assert len(answer) > 2
+
+
 @pytest.mark.parametrize("quantize", [None, "int8"])
 def test_optimum_loads_a_classifier(bert_run: Path, tmp_path: Path, quantize: Any) -> None:
     info = compact_run(bert_run, 0.25, tmp_path / "compact", quantize=quantize)

@@ -116,10 +116,9 @@ class _VersionOnly(msgspec.Struct, frozen=True):
 
 
 def _check_files(directory: Path, info: CompactInfo, *, verify: bool) -> None:
-    for needed in (MODEL_FILE,):
-        if needed not in info.files:
-            msg = f"compact model {directory} does not list {needed}: make it again with `fedspine compact`"
-            raise CompactModelError(msg)
+    if MODEL_FILE not in info.files:
+        msg = f"compact model {directory} does not list {MODEL_FILE}: make it again with `fedspine compact`"
+        raise CompactModelError(msg)
     for name, expected in info.files.items():
         if "/" in name or "\\" in name or name.startswith("."):
             msg = f"compact model {directory} lists an impossible file {name!r}: make it again"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from broker_server.errors import StateInUseError
 
+
 @contextlib.contextmanager
 def hold(run_dir: Path, owner: str = "coordinator") -> Iterator[None]:
     """Hold a run directory; the system lets go of it when the process ends, however it ends.

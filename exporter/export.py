@@ -23,7 +23,7 @@ def _silent(line: str) -> None:
     del line
 
 
-def export_model(  # noqa: PLR0913 - the options of the command
+def export_model(
     model: str | Path,
     task: Task,
     out: Path,

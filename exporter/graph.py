@@ -1,7 +1,7 @@
 """Graphs under construction: equal nodes are made once, so that whatever is computed twice is computed once.
 
-Merging happens while nodes are added (value numbering): a node of the same kind with the same inputs and attributes returns
-the outputs of the first. A block's backward, which contains its forward, merges with the forward that came before.
+Merging happens while nodes are added (value numbering): a node of the same kind with the same inputs and attributes
+returns the outputs of the first. A block's backward, which contains its forward, merges with the one that came before.
 Serialised nodes stand in the order in which they were added, which is a topological one.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,8 @@ IR_VERSION: Final = 10
 
 Attribute = int | float | str | tuple[int, ...]
 Dimension = int | str | None
+Output = tuple[str, npt.DTypeLike, Sequence[Dimension]]
+"""Value, type and shape."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ class Graph:
                 kept.append(node)
         return kept[::-1]
 
-    def model(self, name: str, outputs: Mapping[str, tuple[str, npt.DTypeLike, Sequence[Dimension]]]) -> onnx.ModelProto:
+    def model(self, name: str, outputs: Mapping[str, Output]) -> onnx.ModelProto:
         """Serialisable model of what the outputs need; all declared inputs stay.
 
         Args:
@@ -138,10 +140,11 @@ class Graph:
 
 
 def _node_proto(node: Node, rename: Mapping[str, str]) -> onnx.NodeProto:
+    attributes: dict[str, Any] = dict(node.attributes)
     return helper.make_node(
         node.kind,
         [rename.get(value, value) for value in node.inputs],
         [rename.get(value, value) for value in node.outputs],
         name=node.outputs[0],
-        **dict(node.attributes),
+        **attributes,
     )

@@ -44,7 +44,7 @@ def cross_entropy(rows: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.
     valid = targets != names.IGNORE_LABEL
     index = torch.where(valid, targets, 0).unsqueeze(1)
     likelihoods = rows.log_softmax(dim=-1).gather(1, index).squeeze(1)
-    loss_sum = -torch.where(valid, likelihoods, 0.0).sum()
+    loss_sum = torch.where(valid, -likelihoods, 0.0).sum()
     num_targets = valid.sum()
     return {
         names.LOSS: loss_sum / num_targets.clamp(min=1).to(torch.float32),

@@ -30,7 +30,7 @@ def _handles(*names: str) -> Callable[[Handler], Handler]:
     return register
 
 
-def handler_for(target: Any) -> Handler:  # noqa: ANN401 - whatever torch.fx calls
+def handler_for(target: Any) -> Handler:
     """The function that translates an ATen operation.
 
     Raises:
@@ -64,7 +64,6 @@ for _name, _kind in {
     "sub.Scalar": "Sub",
     "mul.Tensor": "Mul",
     "mul.Scalar": "Mul",
-    "pow.Tensor_Scalar": "Pow",
     "maximum.default": "Max",
     "eq.Tensor": "Equal",
     "eq.Scalar": "Equal",
@@ -75,6 +74,18 @@ for _name, _kind in {
     "ge.Scalar": "GreaterOrEqual",
 }.items():
     HANDLERS[_name] = _binary(_kind)
+
+
+@_handles("pow.Tensor_Scalar")
+def _pow(t: Translation, x: Any, exponent: float) -> str:
+    """Small whole powers as products, which are several times as fast."""
+    if exponent not in {1, 2, 3}:
+        return t.graph.op("Pow", t.operand(x, t.dtype), t.scalar(exponent, t.dtype))
+    base = t.operand(x, t.dtype)
+    out = base
+    for _ in range(int(exponent) - 1):
+        out = t.graph.op("Mul", out, base)
+    return out
 
 
 @_handles("div.Tensor", "div.Scalar")
@@ -206,8 +217,8 @@ def _permute(t: Translation, x: Any, axes: Sequence[int]) -> str:
     order = [axis % len(axes) for axis in axes]
     name = x.name
     if (node := t.graph.producer(name)) is not None and node.kind == "Transpose":
-        before = dict(node.attributes)["perm"]
-        order, name = [before[axis] for axis in order], node.inputs[0]  # type: ignore[index] - a tuple, we wrote it
+        before: Any = dict(node.attributes)["perm"]
+        order, name = [before[axis] for axis in order], node.inputs[0]
     if order == sorted(order):
         return str(name)
     return t.graph.op("Transpose", name, perm=tuple(order))
@@ -320,18 +331,22 @@ def _scatter_value(t: Translation, x: Any, dim: int, index: Any, value: float) -
 
 @_handles("full.default", "full_like.default", "new_full.default")
 def _full(t: Translation, *args: Any, **_: object) -> str:
-    value = t.scalar(args[-1], t.dtype)
-    return value if not t.shape else t.graph.op("Expand", value, t.sizes(t.shape))
+    return _filled(t, args[-1])
 
 
 @_handles("zeros.default", "zeros_like.default", "new_zeros.default", "empty_permuted.default", "empty.memory_format")
 def _zeros(t: Translation, *_: object, **__: object) -> str:
-    return _full(t, 0)
+    return _filled(t, 0)
 
 
 @_handles("ones.default", "ones_like.default", "new_ones.default")
 def _ones(t: Translation, *_: object, **__: object) -> str:
-    return _full(t, 1)
+    return _filled(t, 1)
+
+
+def _filled(t: Translation, number: float) -> str:
+    value = t.scalar(number, t.dtype)
+    return value if not t.shape else t.graph.op("Expand", value, t.sizes(t.shape))
 
 
 @_handles("scalar_tensor.default")

@@ -1,4 +1,4 @@
-"""The optimizer graph: AdamW (Loshchilov & Hutter 2017, arXiv 1711.05101) on flat vectors, after clipping by global norm.
+"""The optimizer graph: AdamW (Loshchilov & Hutter 2017, arXiv 1711.05101) on flat vectors, after clipping by norm.
 
 Semantics of ``torch.nn.utils.clip_grad_norm_`` and ``torch.optim.AdamW``; the graph does not depend on the model.
 """

@@ -1,4 +1,4 @@
-"""The three stages of a family, each traced once with its backward, ready to be placed in a graph any number of times."""
+"""The three stages of a family, each traced once with its backward, ready to be placed any number of times."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ class Stages:
     head: Traced
 
 
-def place(traced: Traced, graph: Graph, inputs: Mapping[str, str], sizes: Mapping[str, str], wanted: Sequence[str]) -> dict[str, str]:  # fmt: skip
+def place(
+    traced: Traced, graph: Graph, inputs: Mapping[str, str], sizes: Mapping[str, str], wanted: Sequence[str]
+) -> dict[str, str]:
     """Place a stage, or the part of it that computes ``wanted``, in a graph.
 
     Args:

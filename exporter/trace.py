@@ -1,14 +1,14 @@
 """Tracing: a function of tensors with symbolic sizes becomes a flat list of ATen operations, its backward included.
 
 One pass of :func:`torch.fx.experimental.proxy_tensor.make_fx` over fake tensors records the function, and what
-:func:`torch.autograd.grad` does inside it. Sizes are a handful of symbols that all inputs share (one rank, one number of
-heads), not one per axis as ``torch.export`` makes them; reasoning about those was nine tenths of the time.
+:func:`torch.autograd.grad` does inside it. Sizes are a handful of symbols that all inputs share (one rank, one number
+of heads), not one per axis as ``torch.export`` makes them; reasoning about those was nine tenths of the time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from typing import Any, Final, cast
 
 import torch
 from torch._decomp import core_aten_decompositions
@@ -57,10 +57,10 @@ class Tracer:
         self._environment = ShapeEnv()
         self._mode = FakeTensorMode(shape_env=self._environment, allow_non_fake_inputs=True)
         self._sizes: dict[str, torch.SymInt] = {}
-        context = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])
+        context: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])
         for index, name in enumerate(sizes):
             probe = torch.empty(_FIRST_HINT + index * _HINT_STEP, device="meta")
-            self._sizes[name] = self._mode.from_tensor(probe, symbolic_context=context).shape[0]
+            self._sizes[name] = cast("torch.SymInt", self._mode.from_tensor(probe, symbolic_context=context).shape[0])
 
     def tensor(self, shape: Sequence[Axis], dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """A fake tensor."""
@@ -80,7 +80,8 @@ class Tracer:
         Raises:
             ExportError: the function fixed a size that must stay free.
         """
-        names, outputs = list(inputs), []
+        names = list(inputs)
+        outputs: list[str] = []
 
         def flat(*tensors: torch.Tensor) -> list[torch.Tensor]:
             result = function(dict(zip(names, tensors, strict=True)))
@@ -88,7 +89,7 @@ class Tracer:
             return list(result.values())
 
         with self._mode:
-            module = make_fx(flat, decomposition_table=core_aten_decompositions())(*inputs.values())
+            module = make_fx(flat, decomposition_table=dict(core_aten_decompositions()))(*inputs.values())
         symbols = {str(size.node.expr): name for name, size in self._sizes.items()}
         if lost := set(self._sizes) - set(symbols.values()) or any(not s.isidentifier() for s in symbols):
             msg = f"tracing fixed or merged a size that must stay free: {lost} ({sorted(symbols)})"

@@ -1,7 +1,7 @@
 """A traced function becomes nodes of a graph; sizes are worked out from named ones.
 
-Whatever the trace says about where a size was read is ignored: a size is an expression over the named sizes, and each of
-these is a value that the caller supplies. So forward and backward, which read sizes from different tensors, agree.
+Whatever the trace says about where a size was read is ignored: a size is an expression over the named sizes, and each
+of these is a value that the caller supplies. So forward and backward, which read sizes from different tensors, agree.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Translation:
             Output name to value.
         """
         nodes = list(self._traced.module.graph.nodes)
-        (results,) = nodes[-1].args
+        results: Any = nodes[-1].args[0]
         chosen = {name: results[self._traced.outputs.index(name)] for name in wanted}
         needed = _ancestors(chosen.values())
         values: dict[torch.fx.Node, Any] = {}
@@ -80,16 +80,16 @@ class Translation:
                 values[node] = self._translate(node, values)
         return {name: values[node].name for name, node in chosen.items()}
 
-    def _translate(self, node: torch.fx.Node, values: Mapping[torch.fx.Node, Any]) -> Any:  # noqa: ANN401 - Value, or tuple
+    def _translate(self, node: torch.fx.Node, values: Mapping[torch.fx.Node, Any]) -> Any:
         if node.op == "get_attr":
             constant = getattr(self._traced.module, str(node.target))
             return self._value(self.graph.constant(constant.numpy(), _NUMPY[constant.dtype]), constant)
 
-        def resolve(argument: torch.fx.Node) -> Any:  # noqa: ANN401 - a Value, or a SymInt
+        def resolve(argument: torch.fx.Node) -> Any:
             return values[argument] if argument in values else argument.meta["val"]
 
-        args = torch.fx.map_arg(node.args, resolve)
-        kwargs = torch.fx.map_arg(node.kwargs, resolve)
+        args: Any = torch.fx.map_arg(node.args, resolve)
+        kwargs: Any = torch.fx.map_arg(node.kwargs, resolve)
         if node.target is operator.getitem:
             return args[0][args[1]]
         fake = node.meta["val"]
@@ -106,7 +106,7 @@ class Translation:
 
     # ---- what operators use ----
 
-    def promoted(self, left: Any, right: Any) -> torch.dtype:  # noqa: ANN401 - Values or numbers
+    def promoted(self, left: Any, right: Any) -> torch.dtype:
         """Type in which an operation on two tensors, or on a tensor and a number, is done."""
         if isinstance(left, Value) and isinstance(right, Value):
             if bool(left.shape) == bool(right.shape):
@@ -116,7 +116,7 @@ class Translation:
         tensor, number = (left, right) if isinstance(left, Value) else (right, left)
         return torch.result_type(torch.empty(1, dtype=tensor.dtype), number)
 
-    def operand(self, x: Any, dtype: torch.dtype) -> str:  # noqa: ANN401 - a Value or a number
+    def operand(self, x: Any, dtype: torch.dtype) -> str:
         """Name of ``x`` as ``dtype``."""
         if not isinstance(x, Value):
             return self.scalar(x, dtype)
@@ -125,7 +125,7 @@ class Translation:
         kinds = {torch.float32: 1, torch.int64: 7, torch.bool: 9}  # TensorProto.DataType
         return self.graph.op("Cast", x.name, to=kinds[dtype])
 
-    def scalar(self, number: Any, dtype: torch.dtype) -> str:  # noqa: ANN401 - a number or a SymInt
+    def scalar(self, number: Any, dtype: torch.dtype) -> str:
         """A 0-dimensional value."""
         if isinstance(number, torch.SymInt):
             size = self.graph.op("Squeeze", self.sizes([number]), self.sizes([0]))
@@ -172,7 +172,7 @@ class Translation:
             parts.append(self.graph.constant(fixed, np.int64))
         return parts[0] if len(parts) == 1 else self.graph.op("Concat", *parts, axis=0)
 
-    def _size(self, expression: Any) -> str:  # noqa: ANN401 - a sympy expression
+    def _size(self, expression: Any) -> str:
         """An int64 vector of one element."""
         if expression.is_Integer:
             return self.graph.constant([int(expression)], np.int64)
@@ -189,11 +189,11 @@ class Translation:
         return out
 
 
-def _expression(size: Any) -> Any:  # noqa: ANN401 - a sympy expression
+def _expression(size: Any) -> Any:
     return size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(int(size))
 
 
-def _ancestors(nodes: Any) -> set[torch.fx.Node]:  # noqa: ANN401 - an iterable of nodes
+def _ancestors(nodes: Any) -> set[torch.fx.Node]:
     found: set[torch.fx.Node] = set()
     stack = list(nodes)
     while stack:

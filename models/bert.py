@@ -1,4 +1,4 @@
-"""BERT-like encoders (Devlin et al. 2018, arXiv 1810.04805) for text classification; post-layer-norm, learned positions."""
+"""BERT-like encoders (Devlin et al. 2018, arXiv 1810.04805) for text classification: post-norm, learned positions."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Errors of the room ``models``.
 
-    ModelError                  base
-    ├── ModelNotFoundError      no such directory or hub model, or files of it are missing (exit 10)
-    ├── ModelUnsupportedError   an architecture, a task or a setting that no family handles (exit 11)
-    └── LabelsError             class names are needed, or contradict the checkpoint's (exit 2)
+ModelError                  base
+├── ModelNotFoundError      no such directory or hub model, or files of it are missing (exit 10)
+├── ModelUnsupportedError   an architecture, a task or a setting that no family handles (exit 11)
+└── LabelsError             class names are needed, or contradict the checkpoint's (exit 2)
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a model family tells the exporter: stages as functions, their parameters, what can be pruned and tuned.
 
-A *stage* is the embedding, one block, or the head. All blocks of a model have the same parameters under another prefix, so
-one trace of one block serves every depth. Stages are plain functions of tensors; nothing here holds weights.
+A *stage* is the embedding, one block, or the head. All blocks of a model have the same parameters under another prefix,
+so one trace of one block serves every depth. Stages are plain functions of tensors; nothing here holds weights.
 
 Shape legend: ``B`` batch, ``S`` length, ``H`` hidden size, ``C`` classes or vocabulary.
 """
@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from edge_runtime.wire.manifest import GroupSpec, PruneAxis, Task, TargetSpec
+from edge_runtime.wire.manifest import GroupSpec, PruneAxis, TargetSpec, Task
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from models.lora import Weights
 
 HEADS = "heads"
-"""Group of the attention heads of a block; with grouped-query attention a unit is a key/value head and its query heads."""
+"""Group of a block's attention heads; with grouped-query attention a unit is a key/value head and its query heads."""
 CHANNELS = "channels"
 """Group of the feed-forward channels of a block."""
 
@@ -104,14 +104,14 @@ class Family(abc.ABC):
         """Hidden states ``[B, S, H]`` after one block.
 
         Args:
-            weights: the block's parameters without prefix, any number of units kept, with the LoRA factors of its targets.
+            weights: the block's parameters without prefix, of the units kept, with the LoRA factors of its targets.
             hidden: ``[B, S, H]``.
             context: what the embedding computed.
         """
 
     @abc.abstractmethod
     def logits(self, weights: Weights, hidden: torch.Tensor) -> torch.Tensor:
-        """Scores ``[B, C]`` (text-classification) or ``[B, S, C]`` (causal-lm) of the last hidden states ``[B, S, H]``."""
+        """Scores ``[B, C]`` (text-classification) or ``[B, S, C]`` (causal-lm) of the last hidden states."""
 
     @abc.abstractmethod
     def resize(self, model: Any, num_kept: Mapping[tuple[int, str], int]) -> None:
@@ -138,7 +138,7 @@ class Family(abc.ABC):
     @property
     def target_modules(self) -> tuple[str, ...]:
         """LoRA targets of a block, without prefix: by default every linear layer (a weight with two axes)."""
-        return tuple(p.name.removesuffix(".weight") for p in self.block_params if len(p.shape) == 2)  # noqa: PLR2004
+        return tuple(p.name.removesuffix(".weight") for p in self.block_params if len(p.shape) == 2)
 
     def frozen_params(self) -> tuple[ParamSpec, ...]:
         """Frozen parameters of the whole model under their full names, each once."""

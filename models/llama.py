@@ -144,11 +144,11 @@ class Llama(Family):
         return functional.linear(self._norm(weights["model.norm.weight"], hidden), weights[self.output_name])
 
     def resize(self, model: Any, num_kept: Mapping[tuple[int, str], int]) -> None:
-        """See :meth:`models.family.Family.resize`: one number of heads for all layers, as one cache serves them all."""
+        """See :meth:`models.family.Family.resize`: one number of heads for all layers, as one cache serves all."""
         heads = {num_kept[layer, HEADS] for layer in range(self.num_layers)}
         if len(heads) > 1:
             msg = (
-                f"layers keep {min(heads)} to {max(heads)} key/value heads, but the cache of a deployed decoder has one "
+                f"layers keep {min(heads)} to {max(heads)} key/value heads, but a deployed decoder's cache has one "
                 "width: use a plan that keeps the same number in every layer"
             )
             raise ModelUnsupportedError(msg)
@@ -165,7 +165,7 @@ class Llama(Family):
 
 
 def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary positions (Su et al. 2021, arXiv 2104.09864): halves of the head turned by the angles, ``[..., S, head_dim]``."""
+    """Rotary positions (Su et al. 2021, arXiv 2104.09864): halves of each head turned, ``[..., S, head_dim]``."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 

@@ -1,4 +1,4 @@
-"""Pretrained models from a local directory or the Hugging Face hub, through transformers, reduced to what is exported."""
+"""Pretrained models from a local directory or the Hugging Face hub, through transformers, reduced to what is needed."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def _wanted_labels(task: Task, labels: Sequence[str] | None, num_labels: int | N
         msg = "give either the labels or their number, not both"
         raise LabelsError(msg)
     names = tuple(str(i) for i in range(num_labels or 0)) if labels is None else tuple(labels)
-    if len(names) < 2 or len(set(names)) != len(names) or not all(name.strip() for name in names):  # noqa: PLR2004
+    if len(names) < 2 or len(set(names)) != len(names) or not all(name.strip() for name in names):
         msg = f"labels must be two or more different names, got {list(names)}"
         raise LabelsError(msg)
     return names
@@ -124,23 +124,25 @@ def _labels(config: Any, wanted: tuple[str, ...] | None, *, has_classifier: bool
     own = tuple(str(config.id2label[i]) for i in range(config.num_labels))
     if not has_classifier:
         if wanted is None:
-            msg = "the checkpoint has no classifier: say which classes it is for, --labels NAME,NAME,... or --num-labels N"
+            msg = "the checkpoint has no classifier: say what its classes are, --labels NAME,NAME,... or --num-labels N"
             raise LabelsError(msg)
         return wanted
     if wanted is None:
         return own
     if len(wanted) != len(own):
-        msg = f"the checkpoint's classifier has {len(own)} classes ({', '.join(own[:8])}), but {len(wanted)} are wanted"
+        msg = f"the checkpoint's classifier has {len(own)} classes ({', '.join(own[:8])}), not {len(wanted)}"
         raise LabelsError(msg)
     if wanted != own and not all(_GENERIC_LABEL.fullmatch(name) for name in own):
-        msg = f"the checkpoint's classes are {', '.join(own[:8])}, but {', '.join(wanted[:8])} are wanted: leave them out"
+        msg = f"the checkpoint's classes are {', '.join(own[:8])}, not {', '.join(wanted[:8])}: leave them out"
         raise LabelsError(msg)
     return wanted
 
 
 def _config(model: str | Path, task: Task) -> Any:
     if not Path(model).is_dir() and (Path(model).exists() or not _HUB_ID.fullmatch(str(model))):
-        msg = f"model directory {model} does not exist: give a directory with {_CONFIG}, or the id of a model on the hub"
+        msg = (
+            f"model directory {model} does not exist: give a directory with {_CONFIG}, or the id of a model on the hub"
+        )
         raise ModelNotFoundError(msg)
     if Path(model).is_dir():
         path = Path(model) / _CONFIG
@@ -225,7 +227,7 @@ def _translated(model: str | Path, what: str) -> Iterator[None]:
         if Path(model).is_dir():
             msg = f"{what} of the model in {model} cannot be loaded: {reason}"
         else:
-            msg = f"there is no directory {model!r}, and its {what} could not be had from the Hugging Face hub: {reason}"
+            msg = f"there is no directory {model}, and its {what} could not be had from the Hugging Face hub: {reason}"
         raise ModelNotFoundError(msg) from error
 
 

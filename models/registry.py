@@ -1,4 +1,4 @@
-"""The families that exist, and the choice among them. To add one: a file like ``bert.py``, and its class in FAMILIES."""
+"""The families that exist, and the choice among them. To add one: a file like ``bert.py``, its class in FAMILIES."""
 
 from __future__ import annotations
 

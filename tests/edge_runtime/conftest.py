@@ -14,6 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("busy-machine", deadline=None)  # a test may share its cores with a whole run
+settings.load_profile("busy-machine")
 
 AMQTT_SCRIPT = """
 import asyncio, sys

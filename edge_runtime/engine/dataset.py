@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Final, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +16,6 @@ from edge_runtime.engine.errors import DataEmptyError, DataInvalidError
 from edge_runtime.wire import names
 
 Int64 = npt.NDArray[np.int64]
-
-LENGTH_MULTIPLE: Final = 8
-"""Batches are padded to a multiple of this many tokens: few distinct shapes, whole vectors in the kernels."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +42,7 @@ class Dataset:
     """int64 ``[E]``; None for causal-lm, where the tokens are the targets."""
     pad_token_id: int
     max_length: int
-    """Longest example, and the longest batch, tokens."""
+    """No example is longer, tokens."""
 
     def __len__(self) -> int:
         return self.offsets.size - 1
@@ -86,10 +83,12 @@ class Dataset:
         return self.subset(np.sort(order[num_holdout:])), self.subset(np.sort(order[:num_holdout]))
 
     def batch(self, indices: Int64) -> Batch:
-        """The examples ``indices`` padded to the longest of them, rounded up, never beyond ``max_length``."""
+        """The examples ``indices`` (int64 ``[B]``, at least one), padded to the longest of them.
+
+        Not rounded up to a multiple of 8: on short texts (SST-2) that cost 14 % more time a step, and more memory.
+        """
         lengths = self.lengths[indices]
-        rounded = -(-int(lengths.max()) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
-        length = max(min(rounded, self.max_length), int(lengths.max()))
+        length = int(lengths.max())
         input_ids = np.full((indices.size, length), self.pad_token_id, np.int64)
         attention_mask = np.zeros((indices.size, length), np.int64)
         for row, (index, count) in enumerate(zip(indices, lengths, strict=True)):

@@ -94,7 +94,7 @@ def _tensors() -> tuple[TensorSpec, ...]:
 
 
 def _write_tokenizer(path: Path, *, classify: bool) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors  # noqa: PLC0415 - a server-side package
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))  # noqa: S106 - a token of text
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

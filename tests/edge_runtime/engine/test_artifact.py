@@ -128,7 +128,7 @@ def test_views_stay_valid_when_pages_are_released(make_artifact: MakeArtifact) -
 
 
 def test_base_with_another_shape_is_refused(make_artifact: MakeArtifact) -> None:
-    from safetensors.numpy import save_file  # noqa: PLC0415 - this test alone
+    from safetensors.numpy import save_file
 
     directory = make_artifact().directory
     save_file({"embedding": np.zeros((4, 10), np.float32)}, directory / "base.safetensors")
@@ -138,7 +138,7 @@ def test_base_with_another_shape_is_refused(make_artifact: MakeArtifact) -> None
 
 
 def test_mapping_agrees_with_the_library(make_artifact: MakeArtifact) -> None:
-    from safetensors.numpy import load_file  # noqa: PLC0415 - this test alone
+    from safetensors.numpy import load_file
 
     path = make_artifact().path("base.safetensors")
     mapped, loaded = MappedTensors(path).tensors, load_file(path)

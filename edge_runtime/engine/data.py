@@ -74,7 +74,6 @@ def load_examples(path: Path, artifact: Artifact, max_length: int) -> Dataset:
         offsets=offsets,
         labels=np.array(labels, np.int64) if classify else None,
         pad_token_id=manifest.text.pad_token_id,
-        max_length=max_length,
     )
 
 

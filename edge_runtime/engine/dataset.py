@@ -41,8 +41,6 @@ class Dataset:
     labels: Int64 | None
     """int64 ``[E]``; None for causal-lm, where the tokens are the targets."""
     pad_token_id: int
-    max_length: int
-    """No example is longer, tokens."""
 
     def __len__(self) -> int:
         return self.offsets.size - 1

@@ -107,7 +107,6 @@ class CompactModel:
             offsets=np.cumsum([0, *(len(ids) for ids in sequences)]).astype(np.int64),
             labels=np.zeros(len(texts), np.int64),
             pad_token_id=self.info.text.pad_token_id,
-            max_length=self.info.max_length,
         )
         out: dict[int, Prediction] = {}
         order = np.argsort(-dataset.lengths, kind="stable")

@@ -13,14 +13,13 @@ from edge_runtime.engine.dataset import Dataset, batches, eval_batches
 from edge_runtime.engine.errors import DataEmptyError, DataInvalidError
 
 
-def make_dataset(lengths: list[int], *, classify: bool = True, max_length: int = 20) -> Dataset:
+def make_dataset(lengths: list[int], *, classify: bool = True) -> Dataset:
     """Example ``e`` is ``e + 1`` repeated; its label is ``e``."""
     return Dataset(
         tokens=np.repeat(np.arange(1, len(lengths) + 1), lengths).astype(np.int32),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         labels=np.arange(len(lengths), dtype=np.int64) if classify else None,
         pad_token_id=0,
-        max_length=max_length,
     )
 
 

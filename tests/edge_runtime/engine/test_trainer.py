@@ -196,7 +196,6 @@ def examples_of(trainer: Trainer, lengths: list[int]) -> Dataset:
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         labels=None if manifest.task == "causal-lm" else rng.integers(0, 3, len(lengths)),
         pad_token_id=manifest.text.pad_token_id,
-        max_length=32,
     )
 
 

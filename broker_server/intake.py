@@ -77,7 +77,7 @@ class Intake:
             return [] if message.online else self._leave(message)
         if not self._mailroom.registry.heard(device_id, self._clock()):
             self._mailroom.to(device_id, self._hello)
-        return self._work(message)
+        return self._work(state, message)
 
     def take_silent(self) -> list[Event]:
         """Devices that have just been silent for too long."""
@@ -140,9 +140,13 @@ class Intake:
         self._ledger.device_seen(message.device_id, DeviceState.OFFLINE, detail)
         return [DeviceOffline(device_id=message.device_id, detail=detail)]
 
-    def _work(self, message: Letter) -> list[Event]:
+    def _work(self, state: RunState, message: Letter) -> list[Event]:
         if isinstance(message, Status):
             self._ledger.status_seen(message)
+            participant = state.participants.get(message.device_id)
+            if message.state is DeviceState.IDLE and participant is not None and participant.is_open:
+                # Its assignment was lost on the way: what a device that registers is told anyway is said again.
+                return [DeviceRegistered(device_id=message.device_id)]
         elif isinstance(message, Failure) and message.run_id == self._config.run_id:
             logger.warning("device %s: %s: %s", message.device_id, message.reason, message.detail)
             return [DeviceFailed(key=_key(message), reason=message.reason, detail=message.detail)]

@@ -230,6 +230,27 @@ def test_update_of_another_run_is_answered_and_does_not_count(
     assert devices_of(tmp_path, 1)["b"].outcome == "timed_out"
 
 
+def test_assignment_lost_on_the_way_is_sent_again(broker: Broker, tmp_path: Path, coordinate: Coordinate) -> None:
+    """A device that says it is idle although an assignment is open cannot have received it."""
+    fleet.config(tmp_path, broker.url, num_devices=1)
+    running = coordinate(tmp_path)
+    lost: list[bool] = []
+
+    def script(assignment: Assignment, blob: bytes) -> bytes | None:
+        if not lost:
+            lost.append(True)
+            return None
+        return fleet.train(assignment, blob)
+
+    with Device(broker.url, "a", script) as a:
+        wait_until(lambda: bool(lost))
+        a.say(Status(device_id="a", session_id="s", state=DeviceState.IDLE))
+        running.finish()
+        sent = [m.round_number for m in a.heard(Assignment) if isinstance(m, Assignment)]
+    assert sent == [1, 1, 2]
+    assert devices_of(tmp_path, 1)["a"].outcome == "accepted"
+
+
 def test_update_that_was_made_again_is_pulled_anew(broker: Broker, tmp_path: Path, coordinate: Coordinate) -> None:
     """A device that lost its disk while its update was on the way trains again; the first one cannot be pulled."""
     fleet.config(tmp_path, broker.url, num_devices=1)

@@ -6,7 +6,6 @@ ATen. An operation that is missing is refused by name; add a function here.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,7 +15,7 @@ import torch
 from exporter.errors import ExportError
 
 if TYPE_CHECKING:
-    from exporter.translate import Translation
+    from exporter.operands import Operands
 
 Handler = Callable[..., "str | tuple[str, ...]"]
 HANDLERS: Final[dict[str, Handler]] = {}
@@ -47,7 +46,7 @@ def handler_for(target: Any) -> Handler:
 
 
 def _binary(kind: str) -> Handler:
-    def handler(t: Translation, left: Any, right: Any, *, alpha: float = 1) -> str:
+    def handler(t: Operands, left: Any, right: Any, *, alpha: float = 1) -> str:
         dtype = t.promoted(left, right)
         if alpha != 1:
             right = t.graph.op("Mul", t.operand(right, dtype), t.scalar(alpha, dtype))
@@ -59,25 +58,20 @@ def _binary(kind: str) -> Handler:
 
 for _name, _kind in {
     "add.Tensor": "Add",
-    "add.Scalar": "Add",
     "sub.Tensor": "Sub",
-    "sub.Scalar": "Sub",
     "mul.Tensor": "Mul",
     "mul.Scalar": "Mul",
-    "maximum.default": "Max",
     "eq.Tensor": "Equal",
     "eq.Scalar": "Equal",
     "gt.Scalar": "Greater",
-    "lt.Scalar": "Less",
     "le.Tensor": "LessOrEqual",
     "le.Scalar": "LessOrEqual",
-    "ge.Scalar": "GreaterOrEqual",
 }.items():
     HANDLERS[_name] = _binary(_kind)
 
 
 @_handles("pow.Tensor_Scalar")
-def _pow(t: Translation, x: Any, exponent: float) -> str:
+def _pow(t: Operands, x: Any, exponent: float) -> str:
     """Small whole powers as products, which are several times as fast."""
     if exponent not in {1, 2, 3}:
         return t.graph.op("Pow", t.operand(x, t.dtype), t.scalar(exponent, t.dtype))
@@ -89,33 +83,20 @@ def _pow(t: Translation, x: Any, exponent: float) -> str:
 
 
 @_handles("div.Tensor", "div.Scalar")
-def _div(t: Translation, left: Any, right: Any) -> str:
+def _div(t: Operands, left: Any, right: Any) -> str:
     dtype = t.dtype  # true division: integers become floats
     return t.graph.op("Div", t.operand(left, dtype), t.operand(right, dtype))
 
 
-@_handles("ne.Scalar", "ne.Tensor")
-def _not_equal(t: Translation, left: Any, right: Any) -> str:
+@_handles("ne.Scalar")
+def _not_equal(t: Operands, left: Any, right: Any) -> str:
     dtype = t.promoted(left, right)
     return t.graph.op("Not", t.graph.op("Equal", t.operand(left, dtype), t.operand(right, dtype)))
 
 
-@_handles("rsub.Scalar")
-def _reverse_sub(t: Translation, left: Any, right: Any) -> str:
-    return t.graph.op("Sub", t.operand(right, t.dtype), t.operand(left, t.dtype))
-
-
-def _logical(kind: str) -> Handler:
-    return lambda t, left, right: t.graph.op(kind, t.operand(left, torch.bool), t.operand(right, torch.bool))
-
-
-for _name, _kind in {
-    "bitwise_and.Tensor": "And",
-    "logical_and.default": "And",
-    "bitwise_or.Tensor": "Or",
-    "logical_or.default": "Or",
-}.items():
-    HANDLERS[_name] = _logical(_kind)
+@_handles("bitwise_and.Tensor")
+def _and(t: Operands, left: Any, right: Any) -> str:
+    return t.graph.op("And", t.operand(left, torch.bool), t.operand(right, torch.bool))
 
 
 def _unary(kind: str) -> Handler:
@@ -125,7 +106,6 @@ def _unary(kind: str) -> Handler:
 for _name, _kind in {
     "neg": "Neg",
     "exp": "Exp",
-    "log": "Log",
     "sqrt": "Sqrt",
     "reciprocal": "Reciprocal",
     "tanh": "Tanh",
@@ -134,25 +114,22 @@ for _name, _kind in {
     "relu": "Relu",
     "cos": "Cos",
     "sin": "Sin",
-    "abs": "Abs",
-    "logical_not": "Not",
-    "bitwise_not": "Not",
 }.items():
     HANDLERS[f"{_name}.default"] = _unary(_kind)
 
 
 @_handles("rsqrt.default")
-def _rsqrt(t: Translation, x: Any) -> str:
+def _rsqrt(t: Operands, x: Any) -> str:
     return t.graph.op("Reciprocal", t.graph.op("Sqrt", x.name))
 
 
 @_handles("gelu.default")
-def _gelu(t: Translation, x: Any, *, approximate: str = "none") -> str:
+def _gelu(t: Operands, x: Any, *, approximate: str = "none") -> str:
     return t.graph.op("Gelu", x.name, approximate=approximate)
 
 
 @_handles("clamp.default")
-def _clamp(t: Translation, x: Any, low: Any = None, high: Any = None) -> str:
+def _clamp(t: Operands, x: Any, low: Any = None, high: Any = None) -> str:
     out: str = x.name
     if low is not None:
         out = t.graph.op("Max", out, t.scalar(low, t.dtype))
@@ -160,17 +137,17 @@ def _clamp(t: Translation, x: Any, low: Any = None, high: Any = None) -> str:
 
 
 @_handles("where.self")
-def _where(t: Translation, condition: Any, left: Any, right: Any) -> str:
+def _where(t: Operands, condition: Any, left: Any, right: Any) -> str:
     return t.graph.op("Where", condition.name, t.operand(left, t.dtype), t.operand(right, t.dtype))
 
 
 @_handles("_to_copy.default")
-def _to_copy(t: Translation, x: Any, **_: object) -> str:
+def _to_copy(t: Operands, x: Any, **_: object) -> str:
     return t.operand(x, t.dtype)
 
 
-@_handles("alias.default", "clone.default", "detach.default", "lift_fresh_copy.default", "contiguous.default")
-def _identity(t: Translation, x: Any, **_: object) -> str:
+@_handles("alias.default", "clone.default")
+def _identity(t: Operands, x: Any, **_: object) -> str:
     del t
     return str(x.name)
 
@@ -179,41 +156,41 @@ def _identity(t: Translation, x: Any, **_: object) -> str:
 
 
 @_handles("mm.default")
-def _mm(t: Translation, left: Any, right: Any) -> str:
+def _mm(t: Operands, left: Any, right: Any) -> str:
     left, trans_a = t.untransposed(left.name)
     right, trans_b = t.untransposed(right.name)
     return t.graph.op("Gemm", left, right, transA=int(trans_a), transB=int(trans_b))
 
 
 @_handles("addmm.default")
-def _addmm(t: Translation, bias: Any, left: Any, right: Any) -> str:
+def _addmm(t: Operands, bias: Any, left: Any, right: Any) -> str:
     left, trans_a = t.untransposed(left.name)
     right, trans_b = t.untransposed(right.name)
     return t.graph.op("Gemm", left, right, bias.name, transA=int(trans_a), transB=int(trans_b))
 
 
 @_handles("bmm.default")
-def _bmm(t: Translation, left: Any, right: Any) -> str:
+def _bmm(t: Operands, left: Any, right: Any) -> str:
     return t.graph.op("MatMul", left.name, right.name)
 
 
 # ---- shapes ----
 
 
-@_handles("view.default", "reshape.default", "_unsafe_view.default")
-def _view(t: Translation, x: Any, shape: Sequence[Any]) -> str:
+@_handles("view.default")
+def _view(t: Operands, x: Any, shape: Sequence[Any]) -> str:
     del shape  # -1 is resolved in the recorded result
     return t.reshape(x, t.shape)
 
 
-@_handles("unsqueeze.default", "squeeze.dim", "squeeze.dims")
-def _same_elements(t: Translation, x: Any, dim: Any) -> str:
+@_handles("unsqueeze.default", "squeeze.dims")
+def _same_elements(t: Operands, x: Any, dim: Any) -> str:
     del dim
     return t.reshape(x, t.shape)
 
 
-@_handles("permute.default", "transpose.int", "t.default")
-def _permute(t: Translation, x: Any, axes: Sequence[int]) -> str:
+@_handles("permute.default")
+def _permute(t: Operands, x: Any, axes: Sequence[int]) -> str:
     order = [axis % len(axes) for axis in axes]
     name = x.name
     if (node := t.graph.producer(name)) is not None and node.kind == "Transpose":
@@ -225,18 +202,18 @@ def _permute(t: Translation, x: Any, axes: Sequence[int]) -> str:
 
 
 @_handles("expand.default")
-def _expand(t: Translation, x: Any, shape: Sequence[Any]) -> str:
+def _expand(t: Operands, x: Any, shape: Sequence[Any]) -> str:
     del shape
     return str(x.name) if t.same_shape(x.shape, t.shape) else t.graph.op("Expand", x.name, t.sizes(t.shape))
 
 
 @_handles("cat.default")
-def _cat(t: Translation, parts: Sequence[Any], dim: int = 0) -> str:
+def _cat(t: Operands, parts: Sequence[Any], dim: int = 0) -> str:
     return t.graph.op("Concat", *(t.operand(part, t.dtype) for part in parts), axis=dim)
 
 
 @_handles("slice.Tensor")
-def _slice(t: Translation, x: Any, dim: int = 0, start: Any = 0, end: Any = None, step: int = 1) -> str:
+def _slice(t: Operands, x: Any, dim: int = 0, start: Any = 0, end: Any = None, step: int = 1) -> str:
     if t.same_shape(x.shape, t.shape):
         return str(x.name)
     stop = t.sizes([2**63 - 1 if end is None else end])
@@ -244,27 +221,20 @@ def _slice(t: Translation, x: Any, dim: int = 0, start: Any = 0, end: Any = None
 
 
 @_handles("select.int")
-def _select(t: Translation, x: Any, dim: int, index: Any) -> str:
+def _select(t: Operands, x: Any, dim: int, index: Any) -> str:
     return t.graph.op("Gather", x.name, t.graph.constant(index, np.int64), axis=dim)
 
 
 @_handles("split_with_sizes.default")
-def _split(t: Translation, x: Any, sizes: Sequence[int], dim: int = 0) -> tuple[str, ...]:
+def _split(t: Operands, x: Any, sizes: Sequence[int], dim: int = 0) -> tuple[str, ...]:
     return t.graph.multi("Split", (x.name, t.sizes(sizes)), len(sizes), axis=dim)
-
-
-@_handles("constant_pad_nd.default")
-def _pad(t: Translation, x: Any, pad: Sequence[Any], value: float = 0.0) -> str:
-    begins, ends = list(pad[0::2])[::-1], list(pad[1::2])[::-1]
-    free = [0] * (len(x.shape) - len(begins))
-    return t.graph.op("Pad", x.name, t.sizes([*free, *begins, *free, *ends]), t.scalar(value, t.dtype))
 
 
 # ---- reductions and look-ups ----
 
 
 def _reduction(kind: str) -> Handler:
-    def handler(t: Translation, x: Any, dim: Sequence[int] = (), keepdim: bool = False, **_: object) -> str:  # noqa: FBT001, FBT002 - ATen's signature
+    def handler(t: Operands, x: Any, dim: Sequence[int] = (), keepdim: bool = False, **_: object) -> str:  # noqa: FBT001, FBT002 - ATen's signature
         axes = [dim] if isinstance(dim, int) else list(dim or range(len(x.shape)))
         value = t.operand(x, t.dtype)
         return t.graph.op(kind, value, t.sizes(axes), keepdims=int(keepdim)) if axes else value
@@ -275,90 +245,66 @@ def _reduction(kind: str) -> Handler:
 for _name, _kind in {
     "sum.dim_IntList": "ReduceSum",
     "mean.dim": "ReduceMean",
-    "amax.default": "ReduceMax",
 }.items():
     HANDLERS[_name] = _reduction(_kind)
-HANDLERS["sum.default"] = HANDLERS["sum.dim_IntList"]
-HANDLERS["mean.default"] = HANDLERS["mean.dim"]
 
 
 @_handles("_softmax.default")
-def _softmax(t: Translation, x: Any, dim: int, half: bool) -> str:  # noqa: FBT001 - ATen's signature
+def _softmax(t: Operands, x: Any, dim: int, half: bool) -> str:  # noqa: FBT001 - ATen's signature
     del half
     return t.graph.op("Softmax", x.name, axis=dim)
 
 
 @_handles("_log_softmax.default")
-def _log_softmax(t: Translation, x: Any, dim: int, half: bool) -> str:  # noqa: FBT001 - ATen's signature
+def _log_softmax(t: Operands, x: Any, dim: int, half: bool) -> str:  # noqa: FBT001 - ATen's signature
     del half
     return t.graph.op("LogSoftmax", x.name, axis=dim)
 
 
 @_handles("argmax.default")
-def _argmax(t: Translation, x: Any, dim: int, keepdim: bool = False) -> str:  # noqa: FBT001, FBT002 - ATen's signature
+def _argmax(t: Operands, x: Any, dim: int, keepdim: bool = False) -> str:  # noqa: FBT001, FBT002 - ATen's signature
     return t.graph.op("ArgMax", x.name, axis=dim, keepdims=int(keepdim))
 
 
 @_handles("native_layer_norm.default")
-def _layer_norm(t: Translation, x: Any, shape: Sequence[int], weight: Any, bias: Any, eps: float) -> tuple[str, ...]:
+def _layer_norm(t: Operands, x: Any, shape: Sequence[int], weight: Any, bias: Any, eps: float) -> tuple[str, ...]:
     inputs = (x.name, weight.name, bias.name)
     return t.graph.multi("LayerNormalization", inputs, 3, axis=-len(shape), epsilon=eps)
 
 
 @_handles("embedding.default")
-def _embedding(t: Translation, weight: Any, indices: Any, *_: object) -> str:
+def _embedding(t: Operands, weight: Any, indices: Any, *_: object) -> str:
     return t.graph.op("Gather", weight.name, indices.name, axis=0)
 
 
 @_handles("gather.default")
-def _gather(t: Translation, x: Any, dim: int, index: Any) -> str:
+def _gather(t: Operands, x: Any, dim: int, index: Any) -> str:
     return t.graph.op("GatherElements", x.name, index.name, axis=dim)
 
 
 @_handles("scatter_add.default")
-def _scatter_add(t: Translation, x: Any, dim: int, index: Any, source: Any) -> str:
+def _scatter_add(t: Operands, x: Any, dim: int, index: Any, source: Any) -> str:
     return t.graph.op("ScatterElements", x.name, index.name, source.name, axis=dim, reduction="add")
-
-
-@_handles("scatter.value")
-def _scatter_value(t: Translation, x: Any, dim: int, index: Any, value: float) -> str:
-    source = t.graph.op("Expand", t.scalar(value, t.dtype), t.sizes(index.shape))
-    return t.graph.op("ScatterElements", x.name, index.name, source, axis=dim)
 
 
 # ---- new tensors ----
 
 
-@_handles("full.default", "full_like.default", "new_full.default")
-def _full(t: Translation, *args: Any, **_: object) -> str:
-    return _filled(t, args[-1])
-
-
-@_handles("zeros.default", "zeros_like.default", "new_zeros.default", "empty_permuted.default", "empty.memory_format")
-def _zeros(t: Translation, *_: object, **__: object) -> str:
-    return _filled(t, 0)
-
-
-@_handles("ones.default", "ones_like.default", "new_ones.default")
-def _ones(t: Translation, *_: object, **__: object) -> str:
-    return _filled(t, 1)
-
-
-def _filled(t: Translation, number: float) -> str:
-    value = t.scalar(number, t.dtype)
+@_handles("full.default", "full_like.default")
+def _full(t: Operands, *args: Any, **_: object) -> str:
+    value = t.scalar(args[-1], t.dtype)
     return value if not t.shape else t.graph.op("Expand", value, t.sizes(t.shape))
 
 
 @_handles("scalar_tensor.default")
-def _scalar_tensor(t: Translation, value: float, **_: object) -> str:
+def _scalar_tensor(t: Operands, value: float, **_: object) -> str:
     return t.scalar(value, t.dtype)
 
 
-@_handles("arange.default", "arange.start", "arange.start_step")
-def _arange(t: Translation, *bounds: Any, **_: object) -> str:
-    start, stop, step = {1: (0, *bounds, 1), 2: (*bounds, 1), 3: bounds}[len(bounds)]
-    if t.dtype != torch.int64 or math.isinf(float(step)):
+@_handles("arange.start_step")
+def _arange(t: Operands, start: Any, stop: Any, step: Any = 1, **_: object) -> str:
+    if t.dtype != torch.int64:
         msg = f"a range of {t.dtype} has no ONNX translation; make an int64 range and cast it"
         raise ExportError(msg)
-    start, stop, step = (t.graph.op("Squeeze", t.sizes([bound]), t.sizes([0])) for bound in (start, stop, step))
+    start, stop, step = (t.scalar(bound, torch.int64) for bound in (start, stop, step))
     return t.graph.op("Range", start, stop, step)

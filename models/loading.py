@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import safetensors
 import torch
 import transformers
 from transformers.utils import logging as transformers_logging
 
+from edge_runtime.wire.errors import FedSpineError
 from models.errors import LabelsError, ModelNotFoundError, ModelUnsupportedError
 from models.registry import family_class, family_for
 
@@ -222,7 +222,10 @@ def _translated(model: str | Path, what: str) -> Iterator[None]:
     """Turn whatever transformers, the hub or the file system raise into one line."""
     try:
         yield
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, ImportError, safetensors.SafetensorError) as error:
+    except FedSpineError:
+        raise
+    except Exception as error:
+        # tokenizers raises bare Exceptions, transformers about anything for files that are not what they should be.
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         if Path(model).is_dir():
             msg = f"{what} of the model in {model} cannot be loaded: {reason}"

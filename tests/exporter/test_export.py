@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -15,21 +13,21 @@ import safetensors.numpy
 import torch
 import transformers
 from tokenizers import Tokenizer
-from transformers import BertConfig, BertForSequenceClassification
 
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.wire import names
 from edge_runtime.wire.adapter import AdapterLayout
 from edge_runtime.wire.manifest import decode_manifest, digest_of
 from edge_runtime.wire.plan import Plan
+from exporter.artifact import describe, write_model_files
 from exporter.errors import OutputExistsError
 from exporter.export import export_model
-from models.errors import LabelsError, ModelError, ModelNotFoundError, ModelUnsupportedError
+from models.errors import ModelNotFoundError
+from models.loading import load_model
 from tests.conftest import WORDS, save_bert, save_llama, save_tokenizer
 from tests.exporter.reference import arms, graph_gradients, manifest_of, random_adapter, random_batch
 
 GRAPHS = [names.TRAINING_GRAPH, names.EVALUATION_GRAPH, names.OPTIMIZER_GRAPH]
-LABELS = ["red", "green", "blue"]
 
 
 @pytest.fixture(params=["bert", "llama"])
@@ -135,196 +133,17 @@ def test_no_path_of_this_machine_is_in_it(artifact: Path, tmp_path: Path) -> Non
         assert str(tmp_path.parent.parent).encode() not in path.read_bytes(), path.name
 
 
-def test_half_precision_is_kept_and_the_rest_is_float32(tmp_path: Path) -> None:
-    source = save_llama(tmp_path / "model")
-    transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).save_pretrained(source)
-    manifest, _ = export_model(source, "causal-lm", tmp_path / "artifact")
-    assert {spec.dtype for spec in manifest.tensors} == {"float16"}
-
-
-def test_bfloat16_beyond_the_range_of_float16_becomes_float32(tmp_path: Path) -> None:
-    source = save_llama(tmp_path / "model")
-    model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
-    model.model.norm.weight.data[0] = 1e6
-    model.save_pretrained(source)
-    manifest, _ = export_model(source, "causal-lm", tmp_path / "artifact")
-    assert {spec.name for spec in manifest.tensors if spec.dtype == "float32"} == {"model.norm.weight"}
-
-
 def test_padding_and_truncation_of_the_tokenizer_are_dropped(tmp_path: Path) -> None:
     source = save_bert(tmp_path / "model")
     tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
     tokenizer.enable_padding(length=9)
     tokenizer.enable_truncation(max_length=4)
     tokenizer.save(str(source / "tokenizer.json"))
-    export_model(source, "text-classification", tmp_path / "artifact", num_labels=2)
-    exported = Tokenizer.from_file(str(tmp_path / "artifact" / names.TOKENIZER_FILE))
+    loaded = load_model(source, "text-classification", labels=None, num_labels=2, seed=0)
+    write_model_files(tmp_path, loaded)
+    exported = Tokenizer.from_file(str(tmp_path / names.TOKENIZER_FILE))
     assert len(exported.encode("the cat").ids) == 4
     assert len(exported.encode("the cat sings and the dog runs").ids) == 9
-
-
-def test_text_settings(tiny_bert_artifact: Path, tiny_llama_artifact: Path) -> None:
-    bert, llama = manifest_of(tiny_bert_artifact).text, manifest_of(tiny_llama_artifact).text
-    assert (bert.pad_token_id, bert.append_eos, bert.max_length) == (0, False, 64)
-    assert (llama.pad_token_id, llama.eos_token_id, llama.append_eos) == (0, 3, True)
-    assert bert.vocab_size == llama.vocab_size == len(WORDS) + 4
-
-
-def test_a_tokenizer_that_ends_texts_itself_is_left_to_it(tmp_path: Path) -> None:
-    source = save_llama(tmp_path / "model")
-    special = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-    save_tokenizer(source, special, "<s> $A </s>")
-    manifest, _ = export_model(source, "causal-lm", tmp_path / "artifact")
-    assert not manifest.text.append_eos
-
-
-def test_a_sliding_window_limits_the_length(tmp_path: Path) -> None:
-    source = save_llama(tmp_path / "model", "mistral", sliding_window=16)
-    manifest, _ = export_model(source, "causal-lm", tmp_path / "artifact")
-    assert manifest.text.max_length == 16
-
-
-# ---- labels ----
-
-
-def save_classifier(directory: Path, id2label: dict[int, str] | None) -> Path:
-    save_bert(directory)
-    settings: dict[str, Any] = {"id2label": id2label} if id2label else {"num_labels": 3}
-    config = BertConfig.from_pretrained(directory, **settings)
-    BertForSequenceClassification(config).save_pretrained(directory)
-    return directory
-
-
-def test_a_trained_classifier_keeps_its_classes_and_values(tmp_path: Path) -> None:
-    source = save_classifier(tmp_path / "model", {0: "x", 1: "y", 2: "z"})
-    manifest, _ = export_model(source, "text-classification", tmp_path / "artifact")
-    assert manifest.labels == ("x", "y", "z")
-    initial = safetensors.numpy.load_file(tmp_path / "artifact" / names.INITIAL_FILE)
-    expected = BertForSequenceClassification.from_pretrained(source).state_dict()
-    np.testing.assert_array_equal(initial["classifier.weight"], expected["classifier.weight"])
-
-
-def test_classes_without_names_can_be_named(tmp_path: Path) -> None:
-    source = save_classifier(tmp_path / "model", None)
-    manifest, _ = export_model(source, "text-classification", tmp_path / "artifact", labels=LABELS)
-    assert manifest.labels == tuple(LABELS)
-
-
-@pytest.mark.parametrize("labels", [["a", "b"], ["x", "z", "y"]], ids=["another number", "another order"])
-def test_labels_that_contradict_the_checkpoint_are_refused(labels: list[str], tmp_path: Path) -> None:
-    source = save_classifier(tmp_path / "model", {0: "x", 1: "y", 2: "z"})
-    with pytest.raises(LabelsError, match="x, y, z"):
-        export_model(source, "text-classification", tmp_path / "artifact", labels=labels)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"labels": ["one"]},
-        {"labels": ["same", "same"]},
-        {"labels": ["one", " "]},
-        {"num_labels": 1},
-        {"labels": ["a", "b"], "num_labels": 2},
-    ],
-    ids=str,
-)
-def test_labels_must_be_given_and_make_sense(options: dict[str, Any], tiny_bert_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(LabelsError):
-        export_model(tiny_bert_model, "text-classification", tmp_path / "artifact", **options)
-
-
-def test_labels_are_not_for_causal_lm(tiny_llama_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(LabelsError, match="causal-lm"):
-        export_model(tiny_llama_model, "causal-lm", tmp_path / "artifact", num_labels=2)
-
-
-def test_a_new_classifier_follows_the_seed(tiny_bert_model: Path, tmp_path: Path) -> None:
-    found: list[Any] = []
-    for seed in (0, 0, 1):
-        out = tmp_path / f"artifact{len(found)}"
-        export_model(tiny_bert_model, "text-classification", out, num_labels=2, seed=seed)
-        found.append(safetensors.numpy.load_file(out / names.INITIAL_FILE)["classifier.weight"])
-    np.testing.assert_array_equal(found[0], found[1])
-    assert not np.array_equal(found[1], found[2])
-    assert found[0].std() == pytest.approx(0.02, rel=0.5)
-
-
-# ---- refusals ----
-
-
-def break_config(directory: Path, **changes: object) -> Path:
-    config = json.loads((directory / "config.json").read_text()) | changes
-    (directory / "config.json").write_text(json.dumps(config))
-    return directory
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"model_type": "mamba"}, "'mamba' is not supported; known architectures: bert, llama, mistral, qwen2"),
-        ({"model_type": "never-heard-of"}, "'never-heard-of' is not supported"),
-        ({"model_type": "bert"}, "'bert' cannot do causal-lm"),
-        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "type 'dynamic' are not supported"),
-        ({"vocab_size": 99}, "embed_tokens"),
-    ],
-    ids=["other architecture", "unknown architecture", "other task", "positions", "contradiction"],
-)
-def test_what_is_not_supported_is_refused_by_name(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
-    source = break_config(save_llama(tmp_path / "model"), **changes)
-    with pytest.raises((ModelUnsupportedError, ModelNotFoundError), match=message) as caught:
-        export_model(source, "causal-lm", tmp_path / "out" / "artifact")
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("lost", ["config.json", "model.safetensors", "tokenizer.json"])
-def test_a_directory_without_a_file_is_refused(lost: str, tmp_path: Path) -> None:
-    source = save_llama(tmp_path / "model")
-    (source / lost).unlink()
-    with pytest.raises(ModelNotFoundError):
-        export_model(source, "causal-lm", tmp_path / "artifact")
-    assert not (tmp_path / "artifact").exists()
-
-
-@pytest.mark.parametrize("broken", ["config.json", "model.safetensors", "tokenizer.json"])
-@pytest.mark.parametrize("content", [b"", b"[]", b"\xff\xfe garbage", b'{"model_type": 7}'], ids=range(4))
-def test_a_broken_file_is_one_clear_line(broken: str, content: bytes, tmp_path: Path) -> None:
-    source = save_llama(tmp_path / "model")
-    (source / broken).write_bytes(content)
-    with pytest.raises(ModelError) as caught:
-        export_model(source, "causal-lm", tmp_path / "artifact")
-    assert "\n" not in str(caught.value)
-
-
-def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path: Path) -> None:
-    source = save_llama(tmp_path / "model")
-    weights = safetensors.numpy.load_file(source / "model.safetensors")
-    del weights["model.layers.1.mlp.up_proj.weight"]
-    safetensors.numpy.save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelNotFoundError, match="up_proj"):
-        export_model(source, "causal-lm", tmp_path / "artifact")
-
-
-def test_a_missing_pooler_is_told(tmp_path: Path) -> None:
-    source = save_bert(tmp_path / "model")
-    transformers.BertModel.from_pretrained(source, add_pooling_layer=False).save_pretrained(source)
-    lines: list[str] = []
-    export_model(source, "text-classification", tmp_path / "artifact", num_labels=2, progress=lines.append)
-    assert any("pooler" in line for line in lines)
-
-
-@pytest.mark.parametrize("model", ["no/such/dir/here", "./nowhere", "/nowhere/at/all"])
-def test_a_directory_that_is_not_there_is_refused(model: str, tmp_path: Path) -> None:
-    with pytest.raises(ModelNotFoundError, match="does not exist"):
-        export_model(model, "causal-lm", tmp_path / "artifact")
-
-
-def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelNotFoundError, match="Hugging Face hub") as caught:
-        export_model("nobody/nothing", "causal-lm", tmp_path / "artifact")
-    assert "\n" not in str(caught.value)
 
 
 # ---- the output directory ----
@@ -348,6 +167,12 @@ def test_what_is_no_artifact_is_never_replaced(tiny_llama_model: Path, tmp_path:
     with pytest.raises(OutputExistsError, match="no artifact"):
         export_model(tiny_llama_model, "causal-lm", out, force=True)
     assert (out / "chapter.txt").exists()
+
+
+def test_a_refused_model_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="does not exist"):
+        export_model("./nowhere", "causal-lm", tmp_path / "out" / "artifact")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_failing_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,6 +207,21 @@ def test_depth_does_not_make_export_slow(family: str, tmp_path: Path) -> None:
         seconds[num_layers] = min(times)
         assert manifest.num_layers == num_layers
     assert seconds[24] <= 1.5 * seconds[6]
+
+
+def test_text_settings(tiny_bert_artifact: Path, tiny_llama_artifact: Path) -> None:
+    bert, llama = manifest_of(tiny_bert_artifact).text, manifest_of(tiny_llama_artifact).text
+    assert (bert.pad_token_id, bert.append_eos, bert.max_length) == (0, False, 64)
+    assert (llama.pad_token_id, llama.eos_token_id, llama.append_eos) == (0, 3, True)
+    assert bert.vocab_size == llama.vocab_size == len(WORDS) + 4
+
+
+def test_a_tokenizer_that_ends_texts_itself_is_left_to_it(tmp_path: Path) -> None:
+    source = save_llama(tmp_path / "model")
+    special = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    save_tokenizer(source, special, "<s> $A </s>")
+    loaded = load_model(source, "causal-lm", labels=None, num_labels=None, seed=0)
+    assert not describe(loaded).text.append_eos
 
 
 def test_a_copied_artifact_is_the_same_artifact(artifact: Path, tmp_path: Path) -> None:

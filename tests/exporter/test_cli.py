@@ -1,0 +1,76 @@
+"""``fedspine export``: what it takes, what it prints, and how it ends."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from broker_server.cli import call
+from edge_runtime.wire import names
+from edge_runtime.wire.errors import ExitCode
+from edge_runtime.wire.manifest import digest_of
+from tests.exporter.reference import manifest_of
+
+
+def test_it_exports(tiny_bert_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "artifact"
+    options = ["--task", "text-classification", "--labels", "red, green,blue", "-o", str(out)]
+    assert call(["export", str(tiny_bert_model), *options]) == ExitCode.OK
+    assert manifest_of(out).labels == ("red", "green", "blue")
+    printed = capsys.readouterr()
+    assert digest_of((out / names.MANIFEST_FILE).read_bytes()) in printed.out
+    lines = printed.err.splitlines()
+    assert len(lines) == 5, lines
+    assert all(line.startswith("fedspine: ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["./nowhere", "--task", "causal-lm"], ExitCode.MODEL_NOT_FOUND),
+        (["{bert}", "--task", "causal-lm"], ExitCode.MODEL_UNSUPPORTED),
+        (["{bert}", "--task", "translation"], ExitCode.MODEL_UNSUPPORTED),
+        (["{bert}", "--task", "text-classification"], ExitCode.USAGE),
+        (["{bert}", "--task", "text-classification", "--num-labels", "1"], ExitCode.USAGE),
+        (["{bert}"], ExitCode.USAGE),
+        ([], ExitCode.USAGE),
+    ],
+)
+def test_each_mistake_is_one_line_and_its_code(
+    arguments: list[str], code: ExitCode, tiny_bert_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled = [argument.format(bert=tiny_bert_model) for argument in arguments]
+    assert call(["export", *filled, "-o", str(tmp_path / "artifact")]) == code
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(errors) == 1
+    assert not (tmp_path / "artifact").exists()
+
+
+def test_a_taken_directory_is_refused(tiny_bert_artifact: Path, tiny_bert_model: Path) -> None:
+    options = ["--task", "text-classification", "--num-labels", "2", "-o", str(tiny_bert_artifact)]
+    assert call(["export", str(tiny_bert_model), *options]) == ExitCode.USAGE
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['torch', 'transformers', 'onnx']))\n"
+        "import exporter.cli\n"
+        "exporter.cli.app(args=['export', '--help'], standalone_mode=False)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--num-labels" in done.stdout
+
+
+def test_a_missing_package_is_named(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['torch']))\n"
+        "from broker_server.cli import call\n"
+        f"sys.exit(call(['export', 'x', '--task', 'causal-lm', '-o', {str(tmp_path / 'a')!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == ExitCode.MISSING_DEPENDENCY, done.stderr
+    assert "torch" in done.stderr

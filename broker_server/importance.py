@@ -34,7 +34,7 @@ def magnitude_importance(manifest: Manifest, read: Callable[[TensorSpec], npt.ND
     """
     totals = {(g.layer, g.group): np.zeros(g.num_units, np.float64) for g in manifest.groups}
     for spec in manifest.tensors:
-        if spec.layer is None or not spec.prune or len(spec.shape) < 2:  # noqa: PLR2004 - vectors are biases
+        if spec.layer is None or not spec.prune or len(spec.shape) < 2:
             continue
         squares = np.square(np.asarray(read(spec), dtype=np.float64))
         norm = float(np.sqrt(squares.sum()))

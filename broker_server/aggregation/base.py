@@ -116,7 +116,7 @@ def _check_global(manifest: Manifest, adapter: Mapping[str, Float32]) -> int:
         msg = "model has no LoRA target: nothing to aggregate"
         raise AggregationError(msg)
     first = adapter.get(names.lora_a(manifest.targets[0].module))
-    if first is None or first.ndim != 2:  # noqa: PLR2004 - a matrix
+    if first is None or first.ndim != 2:
         msg = f"global adapter lacks the matrix {names.lora_a(manifest.targets[0].module)!r}"
         raise AggregationError(msg)
     try:

@@ -21,7 +21,7 @@ from edge_runtime.engine.data import load_examples
 from edge_runtime.engine.dataset import Dataset, batches
 from edge_runtime.engine.errors import InsufficientMemoryError
 from edge_runtime.engine.evaluator import EvaluationResult
-from edge_runtime.engine.trainer import Trainer, TrainingResult, train
+from edge_runtime.engine.trainer import Trainer, TrainingResult, TrainingRun, train
 from edge_runtime.wire import chunks, limits
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import Arm, Assignment, LocalEvaluation, Measurements, Update, Welcome
@@ -146,21 +146,12 @@ class Workbench:
         prepare_s = time.perf_counter() - started + self._take_prepare_s()
         context.check()
 
-        def evaluate() -> tuple[EvaluationResult | None, float]:
-            if self._holdout is None or len(self._holdout) == 0:
-                return None, 0.0
-            began = time.perf_counter()
-            result = trainer.evaluator(run).evaluate(
-                run.adapter(), rank, hyper.lora_scaling, self._holdout, hyper.batch_size
-            )
-            return result, time.perf_counter() - began
-
-        before, before_s = evaluate()
+        before, before_s = self._evaluate(trainer, run, assignment)
         context.check()
         rng = np.random.default_rng([hyper.seed, assignment.round_number])
         trained = train(run, batches(dataset, hyper.batch_size, rng), hyper, context.on_step, context.stop.is_set)
         context.check()
-        after, after_s = evaluate()
+        after, after_s = self._evaluate(trainer, run, assignment)
         blob = encode_tensors(run.adapter(), context.welcome.wire_dtype)
         up, down = context.traffic.settle(len(blob))
         update = Update(
@@ -183,6 +174,19 @@ class Workbench:
             evaluation=_evaluation(before, after),
         )
         return update, blob
+
+    def _evaluate(
+        self, trainer: Trainer, run: TrainingRun, assignment: Assignment
+    ) -> tuple[EvaluationResult | None, float]:
+        """Quality on the device's own held-out examples, None where it has none; and the seconds that took."""
+        if self._holdout is None or len(self._holdout) == 0:
+            return None, 0.0
+        hyper = assignment.hyper_parameters
+        began = time.perf_counter()
+        result = trainer.evaluator(run).evaluate(
+            run.adapter(), assignment.arm.rank, hyper.lora_scaling, self._holdout, hyper.batch_size
+        )
+        return result, time.perf_counter() - began
 
     def _take_fetch_s(self) -> float:
         fetch_s, self._fetch_s = self._fetch_s, 0.0

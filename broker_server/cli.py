@@ -103,10 +103,10 @@ def call(arguments: list[str]) -> int:
         return _fail(message or "a command is needed, see above", ExitCode.USAGE)
     except FedSpineError as error:
         return _fail(str(error), error.child_exit_code if isinstance(error, ChildFailedError) else error.exit_code)
-    except OSError as error:
-        return _fail_on_system(error)
     except Exception as error:  # noqa: BLE001 - the last door: one line instead of a traceback
-        return _fail_unexpected(error)
+        return _fail_on_system(error) if isinstance(error, OSError) else _fail_unexpected(error)
+    if code == ExitCode.INTERRUPTED:  # typer's own answer to Ctrl-C
+        return _fail("interrupted", ExitCode.INTERRUPTED)
     return code if isinstance(code, int) else ExitCode.OK
 
 

@@ -10,6 +10,7 @@ CoordinatorError            base
 ├── RunExistsError          the output directory holds a run already, or none to resume (exit 25)
 ├── RunFailedError          a run ended without a result (exit 24)
 ├── ChildFailedError        a process of the run ended with an error (its own exit code is passed on)
+├── InterruptedRunError     Ctrl-C, SIGTERM or SIGHUP (exit 130)
 ├── DataInvalidError        a data file cannot be read, or lacks a field (exit 12)
 ├── DataEmptyError          a data file holds no example (exit 13)
 ├── UnknownLabelError       a held-out label that training never sees (exit 14)
@@ -92,6 +93,12 @@ class ChildFailedError(CoordinatorError):
     def is_specific(self) -> bool:
         """Whether the exit code alone says what was wrong."""
         return self.child_exit_code is not ExitCode.RUN_FAILED
+
+
+class InterruptedRunError(CoordinatorError):
+    """A run was ended by Ctrl-C, SIGTERM or SIGHUP."""
+
+    exit_code = ExitCode.INTERRUPTED
 
 
 class DataInvalidError(CoordinatorError):

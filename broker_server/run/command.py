@@ -13,8 +13,8 @@ from typing import Annotated
 
 import typer
 
-from broker_server.errors import ConfigError
-from broker_server.run.layout import default_root
+from broker_server.errors import ConfigError, InterruptedRunError
+from broker_server.run.layout import RunDirectory, default_root
 from broker_server.run.settings import HELP, PANEL, Panel, RunSettings, resolve
 
 _OWN = {
@@ -61,9 +61,15 @@ def _execute(settings: RunSettings | None, root: Path) -> None:
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
-    with make_display(sys.stdout) as display:
-        display.step(f"run directory: {root}")
-        report = resume_run(root, display) if settings is None else start_run(settings, root, display)
+    try:
+        with make_display(sys.stdout) as display:
+            display.step(f"run directory: {root}")
+            report = resume_run(root, display) if settings is None else start_run(settings, root, display)
+    except KeyboardInterrupt as error:
+        left = RunDirectory(root).job_file.exists()
+        then = f"go on with `fedspine run --resume --out {root}`" if left else "nothing was left behind"
+        msg = f"interrupted, all processes ended; {then}"
+        raise InterruptedRunError(msg) from error
     sys.stdout.write("\n".join(["", *summary_lines(report, root), ""]))
 
 

@@ -26,6 +26,7 @@ COMPACT_RESULT: Final = "compact.json"
 """What was measured of the compact model; in the run directory, so that a resumed job need not measure again."""
 
 _PROMPT_WORDS = 6
+_FEW_WORDS = 4
 _SAMPLE_TOKENS = 64
 
 
@@ -118,12 +119,12 @@ def summary_lines(report: Report, root: Path) -> list[str]:
 
 
 def _prompt(test_file: Path) -> str:
-    """The first words of the first held-out text that has enough of them."""
+    """The first words, at most half of them, of the first held-out text that has a few."""
     with test_file.open(encoding="utf-8") as lines:
         for line in lines:
             words = str(json.loads(line).get("text", "")).split()
-            if len(words) > 2 * _PROMPT_WORDS:
-                return " ".join(words[:_PROMPT_WORDS])
+            if len(words) >= _FEW_WORDS:
+                return " ".join(words[: min(_PROMPT_WORDS, len(words) // 2)])
     return ""
 
 

@@ -26,6 +26,9 @@ from edge_runtime.wire.errors import ExitCode
 PASSWORD_VARIABLE: Final = "FEDSPINE_BROKER_PASSWORD"  # noqa: S105 - the variable's name, not a password
 """Where every process of a run finds the password of a broker that is not its own."""
 
+NUM_HOLDOUT: Final = 32
+"""Examples (or windows) that each device holds out; all devices share this machine's cores, so fewer than a board's."""
+
 START_TIMEOUT_S: Final = 30.0
 """Longest wait for a server of this run to listen."""
 
@@ -67,7 +70,7 @@ def device_command(settings: RunSettings, directory: RunDirectory, device_id: st
     command += ["--state", str(directory.devices / device_id), "--threads", str(device_threads(settings))]
     if settings.device_memory_mb:
         command += ["--memory-limit", f"{settings.device_memory_mb}MiB"]
-    return [*command, "--exit-when-finished"]
+    return [*command, "--holdout", str(NUM_HOLDOUT), "--exit-when-finished"]
 
 
 def device_threads(settings: RunSettings) -> int:

@@ -72,7 +72,7 @@ class RunSettings:
     lora_scaling: float = option(Panel.TRAINING, "alpha / rank, the same for every rank", 2.0)
     seed: int = option(Panel.TRAINING, "seed of everything random", 0)
     eval_examples: int = option(
-        Panel.TRAINING, "held-out examples measured after each round; the last takes all; 0 = always all", 1000
+        Panel.TRAINING, "held-out examples measured after each round; the last takes all; 0 = always all"
     )
     round_deadline: float = option(Panel.TRAINING, "longest time of a round, seconds", 600.0)
     sparsity: float = option(Panel.RESULT, "pruning ratio of the compact model", 0.25)
@@ -169,22 +169,24 @@ TASK_DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {
     "text-classification": {
         "devices": 4,
         "rounds": 10,
-        "local_steps": 10,
+        "local_steps": 8,
         "batch_size": 16,
         "max_length": 64,
         "split": "iid",
         "arms": "0.0:8,0.25:8",
-        "learning_rate": 1e-3,
+        "learning_rate": 2e-3,
+        "eval_examples": 1000,
     },
     "causal-lm": {
         "devices": 4,
-        "rounds": 6,
-        "local_steps": 15,
-        "batch_size": 16,
+        "rounds": 5,
+        "local_steps": 20,
+        "batch_size": 8,
         "max_length": 128,
         "split": "iid",
         "arms": "0.0:8,0.25:8",
-        "learning_rate": 2e-3,
+        "learning_rate": 3e-3,
+        "eval_examples": 96,
     },
 }
 """What a task takes where nothing is said; chosen by experiment (docs/run.md)."""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-WORDS = {"sea": ["wave", "salt", "tide", "harbour", "fish"], "hill": ["rock", "snow", "peak", "valley", "goat"]}
-"""Two classes that are easy to tell apart."""
+WORDS = {"sea": ["sea", "wind", "blue", "rises", "falls"], "land": ["cat", "dog", "red", "sleeps", "runs"]}
+"""Two classes that are easy to tell apart, in words that the tiny models know."""
 
 Copy = Callable[..., Path]
 """Type of the fixture that copies prepared runs."""

@@ -15,7 +15,7 @@ from broker_server.versions import environment
 from edge_runtime.wire.manifest import Task
 
 TRAINING_STEP = "training"
-"""Name of the step whose time is the rounds' own."""
+"""Name of the step that plays the rounds."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +28,7 @@ class RunFacts:
     artifact_digest: str
     created_at: float
     steps: Mapping[str, float]
-    """Seconds of each step of the job, TRAINING_STEP excluded."""
+    """Seconds of each step of the job."""
     data: DataEntry
     config: Mapping[str, str | int | float]
 
@@ -50,7 +50,8 @@ def build_report(facts: RunFacts, rounds: Sequence[RoundRecord], compact: Compac
         raise RunFailedError(msg)
     last = evaluated[-1].evaluation
     devices = [device for record in rounds for device in record.devices]
-    steps = {**facts.steps, TRAINING_STEP: rounds[-1].elapsed_s}
+    training_s = max(facts.steps.get(TRAINING_STEP, 0.0), rounds[-1].elapsed_s)  # the latter survives kill -9
+    steps = {**facts.steps, TRAINING_STEP: training_s}
     accuracy, ppl = quality_fields(facts.task, last.loss, last.accuracy)
     return Report(
         run_id=facts.run_id,

@@ -51,7 +51,7 @@ def all_charts(report: Report) -> list[str]:
         time_per_device,
         step_time_per_arm,
         bytes_per_round,
-        memory_per_arm,
+        memory_per_device,
     )
     return [_draw(chart, report, number) for number, chart in enumerate(charts)]
 
@@ -107,11 +107,24 @@ def bytes_per_round(report: Report, axes: Axes) -> None:
     axes.margins(y=0.2)
 
 
-def memory_per_arm(report: Report, axes: Axes) -> None:
-    """Largest resident set of the device processes, by arm."""
-    _boxes(report, axes, lambda d: d.peak_rss_bytes)
-    axes.set(title="Peak memory of a device by arm so far")
+def memory_per_device(report: Report, axes: Axes) -> None:
+    """Largest resident set of each device's process so far, by round."""
+    devices = sorted({d.device_id for d in _trained(report)}, key=_natural)
+    for colour, device_id in zip(itertools.cycle(COLOURS), devices, strict=False):
+        points = [
+            (r.round_number, d.peak_rss_bytes)
+            for r in report.rounds
+            for d in r.devices
+            if d.device_id == device_id and d.peak_rss_bytes is not None
+        ]
+        axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3, linewidth=1.5, label=device_id)
+    axes.set(title="Peak memory of each device so far", xlabel="round")
+    axes.set_ylim(bottom=0)
+    axes.margins(y=0.15)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: bytes_text(value)))
+    if 0 < len(devices) <= len(COLOURS):
+        axes.legend(loc="lower center", ncols=4)
 
 
 def _quality_line(report: Report, axes: Axes, points: Sequence[tuple[float, float]]) -> None:

@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
 from broker_server.errors import ChildFailedError
 from broker_server.events import EventReader
+from broker_server.report.build import TRAINING_STEP
 from broker_server.report.schema import Report
 from broker_server.run import layout, preparation
 from broker_server.run.examples import DataSet
@@ -37,6 +39,10 @@ from broker_server.run.view import RunView
 from edge_runtime.wire.files import write_atomically
 from edge_runtime.wire.manifest import digest_of
 from edge_runtime.wire.names import MANIFEST_FILE
+
+PREPARE: Final = "prepare"
+COMPACT: Final = "compact"
+MEASURE: Final = "measure"
 
 
 def start_run(settings: RunSettings, root: Path, display: Display) -> Report:
@@ -131,9 +137,9 @@ class Job:
 
     def prepare(self) -> None:
         """Export the model and split the data, side by side where one does not need the other."""
-        if "prepare" in self.state.steps:
+        if PREPARE in self.state.done:
             return
-        with self._timed("prepare"):
+        with self._step(PREPARE):
             shutil.rmtree(self._directory.artifacts, ignore_errors=True)
             needs_labels = self._settings.task == "text-classification"
             export = None if needs_labels else self._start_export(())
@@ -147,8 +153,28 @@ class Job:
 
     def train(self) -> None:
         """All rounds that are left, with servers and devices as processes of their own."""
-        if self.state.is_trained:
+        if TRAINING_STEP in self.state.done:
             return
+        with self._step(TRAINING_STEP):
+            self._play_rounds()
+
+    def conclude(self) -> Report:
+        """Compact model, its figures, and the report."""
+        if COMPACT not in self.state.done:
+            with self._step(COMPACT):
+                self._display.step(f"making the compact model at sparsity {self._settings.sparsity}")
+                shutil.rmtree(self._directory.compact, ignore_errors=True)
+                command = compact_command(self._settings, self._directory)
+                self._supervisor.finish(self._supervisor.start("compact", command))
+        if MEASURE not in self.state.done:
+            with self._step(MEASURE):
+                self._display.step("measuring the compact model on all held-out examples")
+                measure_compact(self._settings, self._directory, num_cores())
+        return write_report(self._settings, self._directory, self.state)
+
+    # ---- parts of the steps ------------------------------------------------------------------------------------------
+
+    def _play_rounds(self) -> None:
         servers, broker_url, artifacts_url = start_servers(self._supervisor, self._settings, self._directory)
         config = self._settings.coordinator_config(
             run_id=self.state.run_id,
@@ -165,23 +191,6 @@ class Job:
         fleet = start_fleet(self._supervisor, self._settings, self._directory, servers, broker_url)
         watch(fleet, events, self._view, self._display)
         self._supervisor.stop([*fleet.devices.values(), *servers])
-        self._save(msgspec.structs.replace(self.state, is_trained=True))
-
-    def conclude(self) -> Report:
-        """Compact model, its figures, and the report."""
-        if "compact" not in self.state.steps:
-            with self._timed("compact"):
-                self._display.step(f"making the compact model at sparsity {self._settings.sparsity}")
-                shutil.rmtree(self._directory.compact, ignore_errors=True)
-                command = compact_command(self._settings, self._directory)
-                self._supervisor.finish(self._supervisor.start("compact", command))
-        if "measure" not in self.state.steps:
-            with self._timed("measure"):
-                self._display.step("measuring the compact model on all held-out examples")
-                measure_compact(self._settings, self._directory, num_cores())
-        return write_report(self._settings, self._directory, self.state)
-
-    # ---- parts of the steps ------------------------------------------------------------------------------------------
 
     def _start_export(self, labels: tuple[str, ...]) -> Child:
         self._display.step(f"exporting {preparation.model_name(self._settings)}")
@@ -201,12 +210,17 @@ class Job:
         self.state = msgspec.structs.replace(self.state, artifact_digest=digest)
 
     @contextlib.contextmanager
-    def _timed(self, step: str) -> Iterator[None]:
-        """Add a step's seconds to the state, and write it, when it is done."""
+    def _step(self, name: str) -> Iterator[None]:
+        """Count the seconds of a step, however it ends, and remember when it is done."""
         begun = time.monotonic()
-        yield
-        seconds = self.state.steps.get(step, 0.0) + time.monotonic() - begun
-        self._save(msgspec.structs.replace(self.state, steps={**self.state.steps, step: seconds}))
+        done: tuple[str, ...] = ()
+        try:
+            yield
+            done = (name,)
+        finally:
+            seconds = self.state.steps.get(name, 0.0) + time.monotonic() - begun
+            steps = {**self.state.steps, name: seconds}
+            self._save(msgspec.structs.replace(self.state, steps=steps, done=self.state.done + done))
 
     def _save(self, state: JobState) -> None:
         self._directory.save_state(state)

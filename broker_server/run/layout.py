@@ -28,10 +28,10 @@ class JobState(msgspec.Struct, frozen=True, kw_only=True):
     created_at: float
     """Unix seconds, UTC."""
     artifact_digest: str | None = None
-    is_trained: bool = False
-    """Whether the coordinator finished all rounds."""
+    done: tuple[str, ...] = ()
+    """Steps that are done."""
     steps: dict[str, float] = {}
-    """Seconds of each step that is done."""
+    """Seconds spent on each step so far, in all sessions."""
 
 
 class RunDirectory:

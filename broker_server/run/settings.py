@@ -179,7 +179,7 @@ TASK_DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {
     },
     "causal-lm": {
         "devices": 4,
-        "rounds": 5,
+        "rounds": 4,
         "local_steps": 20,
         "batch_size": 8,
         "max_length": 128,

@@ -86,7 +86,8 @@ class RunView:
 
     def _seen(self, event: events.DeviceSeen) -> str | None:
         device = self._device(event.device_id)
-        went_off = event.state == "offline" and device.state not in {"offline", "ended"}
+        is_over = bool(self.rounds) and self.rounds[-1].round_number >= self.num_rounds
+        went_off = event.state == "offline" and device.state not in {"offline", "ended"} and not is_over
         device.state, device.step, device.num_steps = event.state, event.step, event.num_steps
         return f"{event.device_id} went offline: {event.detail or 'no reason given'}" if went_off else None
 

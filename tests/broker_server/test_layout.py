@@ -104,7 +104,7 @@ def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_state_survives_its_file(tmp_path: Path) -> None:
-    state = JobState(run_id="r", created_at=2.5, artifact_digest="ab", is_trained=True, steps={"prepare": 1.5})
+    state = JobState(run_id="r", created_at=2.5, artifact_digest="ab", done=("prepare",), steps={"prepare": 1.5})
     RunDirectory(tmp_path).save_state(state)
 
     assert RunDirectory(tmp_path).load_state() == state

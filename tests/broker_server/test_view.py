@@ -55,6 +55,13 @@ def test_a_device_that_goes_offline_is_worth_one_line() -> None:
     assert lines == ["device-1 went offline: power cut", None]
 
 
+def test_good_byes_after_the_last_round_are_not_worth_a_line() -> None:
+    view = _view()
+    view.apply(RoundFinished(at=0.0, record=round_records()[-1]))
+
+    assert view.apply(_seen("device-1", "offline", detail="the run is over")) is None
+
+
 def test_time_left_is_what_the_rounds_so_far_took() -> None:
     view = _view()
     assert view.time_left_s is None

@@ -14,7 +14,7 @@ from edge_runtime.wire import names
 from edge_runtime.wire.adapter import AdapterLayout
 from edge_runtime.wire.plan import Plan
 from exporter.graph import Graph
-from exporter.stages import HIDDEN, HIDDEN_GRAD, INPUT_GRAD, Stages, grad_of, place
+from exporter.stages import HIDDEN, HIDDEN_GRAD, INPUT_GRAD, Stages, grad_of
 from exporter.trace import BATCH, LENGTH, RANK
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Composition:
         inputs |= {p.name: p.name for p in self._family.embedding_params}
         wanted = [HIDDEN, *(spec.name for spec in self._family.context)]
         with self.graph.scope("embedding"):
-            self._context = place(self._stages.embedding, self.graph, inputs, self._batch_sizes, wanted)
+            self._context = self._stages.embedding.place(self.graph, inputs, self._batch_sizes, wanted)
         return self._context.pop(HIDDEN)
 
     def _block_inputs(self, layer: int, hidden: str) -> dict[str, str]:
@@ -104,7 +104,7 @@ class Composition:
         """Place the forward of a block; returns its hidden states."""
         sizes = {**self._batch_sizes, RANK: names.RANK, **self._unit_sizes(layer)}
         with self.graph.scope(f"block{layer}"):
-            out = place(self._stages.block, self.graph, self._block_inputs(layer, hidden), sizes, [HIDDEN])
+            out = self._stages.block.place(self.graph, self._block_inputs(layer, hidden), sizes, [HIDDEN])
         return out[HIDDEN]
 
     def block_backward(self, layer: int, hidden: str, gradient: str) -> tuple[dict[str, str], str | None]:
@@ -125,7 +125,7 @@ class Composition:
         wanted = [*map(grad_of, factors)] + ([INPUT_GRAD] if layer else [])
         sizes = {**self._batch_sizes, RANK: names.RANK, **self._unit_sizes(layer)}
         with self.graph.scope(f"block{layer}.backward"):
-            out = place(self._stages.block, self.graph, inputs, sizes, wanted)
+            out = self._stages.block.place(self.graph, inputs, sizes, wanted)
         return {prefix + factor: out[grad_of(factor)] for factor in factors}, out.get(INPUT_GRAD)
 
     def head(self, hidden: str, wanted: list[str]) -> dict[str, str]:
@@ -133,7 +133,7 @@ class Composition:
         inputs = {p.name: self._trainable.get(p.name, p.name) for p in self._family.head_params}
         inputs |= {names.LABELS: names.LABELS, HIDDEN: hidden}
         with self.graph.scope("head"):
-            return place(self._stages.head, self.graph, inputs, self._batch_sizes, wanted)
+            return self._stages.head.place(self.graph, inputs, self._batch_sizes, wanted)
 
 
 def dimensions(spec: TensorSpec) -> list[Dimension]:

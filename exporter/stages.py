@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -11,11 +11,11 @@ import torch
 from edge_runtime.wire import names
 from exporter.loss import cross_entropy, rows_and_targets
 from exporter.trace import BATCH, LENGTH, RANK, Axis, Traced, Tracer
-from exporter.translate import Translation
+from exporter.translate import translate
 
 if TYPE_CHECKING:
     from edge_runtime.wire.manifest import Task
-    from exporter.graph import Graph
+    from exporter.stage_graph import StageGraph
     from models.family import Family, ParamSpec
 
 HIDDEN: Final = "hidden"
@@ -37,27 +37,9 @@ def grad_of(parameter: str) -> str:
 class Stages:
     """A model's stages."""
 
-    embedding: Traced
-    block: Traced
-    head: Traced
-
-
-def place(
-    traced: Traced, graph: Graph, inputs: Mapping[str, str], sizes: Mapping[str, str], wanted: Sequence[str]
-) -> dict[str, str]:
-    """Place a stage, or the part of it that computes ``wanted``, in a graph.
-
-    Args:
-        traced: the stage.
-        graph: where it goes.
-        inputs: input of the stage to value of the graph.
-        sizes: named size to int64 ``[1]`` value of the graph.
-        wanted: outputs of the stage.
-
-    Returns:
-        Output of the stage to value of the graph.
-    """
-    return Translation(graph, traced, sizes).run(inputs, wanted)
+    embedding: StageGraph
+    block: StageGraph
+    head: StageGraph
 
 
 def trace_stages(family: Family, task: Task) -> Stages:
@@ -67,9 +49,9 @@ def trace_stages(family: Family, task: Task) -> Stages:
         ExportError: a stage uses an operation that has no translation, or fixes a size.
     """
     return Stages(
-        embedding=_trace_embedding(family),
-        block=_trace_block(family),
-        head=_trace_head(family, task),
+        embedding=translate(_trace_embedding(family)),
+        block=translate(_trace_block(family)),
+        head=translate(_trace_head(family, task)),
     )
 
 

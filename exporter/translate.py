@@ -7,50 +7,54 @@ of these is a value that the caller supplies. So forward and backward, which rea
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
+from exporter.graph import Graph
 from exporter.operands import NUMPY_TYPES, Operands, Value
 from exporter.operators import handler_for
+from exporter.stage_graph import StageGraph
 
 if TYPE_CHECKING:
-    from exporter.graph import Graph
     from exporter.trace import Traced
 
 
-class Translation(Operands):
+def translate(traced: Traced) -> StageGraph:
+    """The nodes of a traced function.
+
+    Raises:
+        ExportError: an operation or a size has no translation.
+    """
+    graph = Graph()
+    sizes = {name: graph.input(f"size of {name}", np.int64, (1,)) for name in traced.symbols.values()}
+    outputs = _Translation(graph, traced, {symbol: sizes[name] for symbol, name in traced.symbols.items()}).run()
+    return StageGraph(graph, outputs, sizes)
+
+
+class _Translation(Operands):
     """One traced function going into a graph."""
 
     def __init__(self, graph: Graph, traced: Traced, sizes: Mapping[str, str]) -> None:
-        super().__init__(graph, {symbol: sizes[size] for symbol, size in traced.symbols.items() if size in sizes})
+        super().__init__(graph, sizes)
         self._traced = traced
 
-    def run(self, inputs: Mapping[str, str], wanted: Sequence[str]) -> dict[str, str]:
-        """Add the nodes that the wanted outputs need.
-
-        Args:
-            inputs: input name of the traced function to value in the graph; those not needed may be left out.
-            wanted: names of outputs.
-
-        Returns:
-            Output name to value.
-        """
-        nodes = list(self._traced.module.graph.nodes)
-        results: Any = nodes[-1].args[0]
-        chosen = {name: results[self._traced.outputs.index(name)] for name in wanted}
-        needed = _ancestors(chosen.values())
+    def run(self) -> dict[str, str]:
+        """Add all nodes; returns output name to value."""
+        *nodes, last = self._traced.module.graph.nodes
         values: dict[torch.fx.Node, Any] = {}
         placeholders = iter(self._traced.inputs)
-        for node in nodes[:-1]:
+        for node in nodes:
+            fake = node.meta.get("val")
             if node.op == "placeholder":
-                name = next(placeholders)
-                if node in needed:
-                    values[node] = self._value(inputs[name], node.meta["val"])
-            elif node in needed and isinstance(node.meta.get("val"), torch.Tensor | tuple | list | None):
+                name = self.graph.input(next(placeholders), NUMPY_TYPES[fake.dtype], [None] * fake.dim())
+                values[node] = self._value(name, fake)
+            elif not isinstance(fake, torch.SymInt):
                 values[node] = self._translate(node, values)
-        return {name: values[node].name for name, node in chosen.items()}
+        results: Any = last.args[0]
+        return {name: values[node].name for name, node in zip(self._traced.outputs, results, strict=True)}
 
     def _translate(self, node: torch.fx.Node, values: Mapping[torch.fx.Node, Any]) -> Any:
         if node.op == "get_attr":
@@ -75,14 +79,3 @@ class Translation(Operands):
     @staticmethod
     def _value(name: str, fake: torch.Tensor) -> Value:
         return Value(name, fake.dtype, tuple(fake.shape))
-
-
-def _ancestors(nodes: Any) -> set[torch.fx.Node]:
-    found: set[torch.fx.Node] = set()
-    stack = list(nodes)
-    while stack:
-        node = stack.pop()
-        if node not in found:
-            found.add(node)
-            stack.extend(node.all_input_nodes)
-    return found

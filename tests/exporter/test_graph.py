@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from exporter.errors import ExportError
 from exporter.graph import Graph
-from exporter.stages import place
 from exporter.trace import Tensors, Traced, Tracer
+from exporter.translate import translate
 
 FLOAT = (np.float32, ("n", "m"))
 
@@ -91,7 +91,7 @@ def function(request: pytest.FixtureRequest) -> tuple[Callable[[torch.Tensor], t
         "m": graph.op("Div", graph.op("Shape", "x", start=1, end=2), unit),
     }
     chosen = FUNCTIONS[request.param]
-    values = place(traced(chosen), graph, {"x": "x"}, sizes, ["out", "gradient"])
+    values = translate(traced(chosen)).place(graph, {"x": "x"}, sizes, ["out", "gradient"])
     model = graph.model("test", {name: (value, np.float32, None) for name, value in values.items()})  # type: ignore[misc]
     return chosen, ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
@@ -114,7 +114,7 @@ def test_a_traced_function_and_its_gradient_hold_at_any_size(
 
 def test_an_operation_without_translation_is_named() -> None:
     with pytest.raises(ExportError, match=r"aten\.cumsum.* has no ONNX translation"):
-        place(traced(lambda x: x.cumsum(0)), Graph(), {"x": "x"}, {"n": "n", "m": "m"}, ["out"])
+        translate(traced(lambda x: x.cumsum(0)))
 
 
 def test_a_function_that_fixes_a_size_is_refused() -> None:

@@ -105,7 +105,7 @@ def summary_lines(report: Report, root: Path) -> list[str]:
     if report.compact is not None:
         lines.append(
             f"compact model: {text(report.compact)}, {report.compact.sparsity:.0%} of the prunable weights removed, "
-            f"{bytes_text(report.compact.bytes)}, {report.compact.latency_ms:.1f} ms a {report.compact.latency_unit}"
+            f"{bytes_text(report.compact.bytes)}, {report.compact.latency_ms:.1f} ms per {report.compact.latency_unit}"
         )
         if isinstance(report.compact.sample, str):
             lines.append(f"it writes: {json.dumps(f'{report.compact.sample_prompt}{report.compact.sample}')}")

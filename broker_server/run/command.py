@@ -59,7 +59,7 @@ def _execute(settings: RunSettings | None, root: Path) -> None:
     from broker_server.run.job import resume_run, start_run  # noqa: PLC0415
     from broker_server.run.progress import make_display  # noqa: PLC0415
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:
         with make_display(sys.stdout) as display:
@@ -74,7 +74,7 @@ def _execute(settings: RunSettings | None, root: Path) -> None:
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    """Let SIGTERM and SIGHUP end a run as Ctrl-C does."""
+    """Let a signal end a run as Ctrl-C does, also where a shell started it with that ignored."""
     raise KeyboardInterrupt
 
 

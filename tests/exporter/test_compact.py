@@ -270,7 +270,7 @@ def test_a_decoder_with_caches_of_different_widths_is_refused(llama_run: Path, t
     source = read_source(llama_run)
     plan = Plan.from_kept(source.manifest, {(0, "heads"): [1]})
 
-    with pytest.raises(ModelUnsupportedError, match="key/value heads, but the cache of a deployed decoder"):
+    with pytest.raises(ModelUnsupportedError, match="key/value heads, but a deployed decoder's cache has one"):
         compact_source(source, plan, 0.3, tmp_path / "compact")
 
     assert list(tmp_path.iterdir()) == []

@@ -169,13 +169,13 @@ TASK_DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {
     "text-classification": {
         "devices": 4,
         "rounds": 10,
-        "local_steps": 12,
+        "local_steps": 10,
         "batch_size": 16,
         "max_length": 64,
         "split": "iid",
         "arms": "0.0:8,0.25:8",
         "learning_rate": 2e-3,
-        "eval_examples": 600,
+        "eval_examples": 500,
     },
     "causal-lm": {
         "devices": 4,

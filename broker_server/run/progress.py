@@ -121,11 +121,13 @@ def render_devices(view: RunView) -> RenderableType:
 def render_rounds(view: RunView, elapsed_s: float) -> RenderableType:
     """A bar of rounds with quality, time and time left."""
     finished = view.rounds[-1].round_number if view.rounds else 0
-    parts = [f"round {min(finished + 1, view.num_rounds)}/{view.num_rounds}"]
+    doing = " (evaluating)" if view.is_between_rounds else ""
+    now = [f"round {min(finished + 1, view.num_rounds)}/{view.num_rounds}{doing}"]
     if quality := view.quality():
-        parts.append(f"{metric_name(view.task)} {quality[0]} -> {quality[1]}")
-    parts.append(f"{duration_text(elapsed_s)} so far")
+        now.append(f"{metric_name(view.task)} {quality[0]} -> {quality[1]}")
+    times = [f"{duration_text(elapsed_s)} so far"]
     if view.time_left_s is not None:
-        parts.append(f"about {duration_text(view.time_left_s)} left")
+        times.append(f"about {duration_text(view.time_left_s)} of rounds left")
     bar = ProgressBar(total=max(1, view.num_rounds), completed=finished, width=60)
-    return Group(Text(""), bar, Text(" · ".join(parts), style="bold"))
+    lines = (Text(" · ".join(now), style="bold"), Text(" · ".join(times), style="dim"))
+    return Group(Text(""), bar, *lines)

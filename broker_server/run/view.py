@@ -73,6 +73,12 @@ class RunView:
             return None
         return statistics.median(seconds) * max(0, self.num_rounds - self.rounds[-1].round_number)
 
+    @property
+    def is_between_rounds(self) -> bool:
+        """Whether every device of the round has answered, so that the server aggregates and evaluates."""
+        playing = [device for device in self.devices.values() if device.arm and device.state != "ended"]
+        return bool(playing) and all(device.has_updated for device in playing)
+
     def quality(self) -> tuple[str, str] | None:
         """Quality before training and now, for people; None before the first evaluation."""
         known = [record.evaluation for record in self.rounds if record.evaluation is not None]
@@ -88,7 +94,9 @@ class RunView:
         device = self._device(event.device_id)
         is_over = bool(self.rounds) and self.rounds[-1].round_number >= self.num_rounds
         went_off = event.state == "offline" and device.state not in {"offline", "ended"} and not is_over
-        device.state, device.step, device.num_steps = event.state, event.step, event.num_steps
+        device.state = event.state
+        if event.num_steps:
+            device.step, device.num_steps = event.step, event.num_steps
         return f"{event.device_id} went offline: {event.detail or 'no reason given'}" if went_off else None
 
     def _round_line(self, record: RoundRecord) -> str:

@@ -47,6 +47,25 @@ def test_devices_show_arm_state_and_step() -> None:
     assert view.devices["device-2"].has_updated
 
 
+def test_a_device_that_rests_keeps_the_steps_it_made() -> None:
+    view = _view()
+    view.apply(_seen("device-1", "training", step=10))
+    resting = DeviceSeen(at=0.0, device_id="device-1", state="idle", round_number=0, step=0, num_steps=0, detail="")
+    view.apply(resting)
+
+    assert (view.devices["device-1"].state, view.devices["device-1"].step) == ("idle", 10)
+
+
+def test_between_rounds_the_server_works() -> None:
+    view = _view()
+    view.apply(RoundStarted(at=0.0, round_number=1, arms={"device-1": "0.0:8", "device-2": "0.0:8"}))
+    view.apply(UpdateAccepted(at=0.0, round_number=1, device_id="device-1"))
+    assert not view.is_between_rounds
+    view.mark_ended("device-2")
+
+    assert view.is_between_rounds
+
+
 def test_a_device_that_goes_offline_is_worth_one_line() -> None:
     view = _view()
 

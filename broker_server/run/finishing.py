@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import msgspec
 import numpy as np
 
+from broker_server.parallel_evaluation import evaluate_in_parts
 from broker_server.report.build import RunFacts, build_report, quality_fields
 from broker_server.report.page import render_page
 from broker_server.report.quality import bytes_text, duration_text, metric_name, metric_text
@@ -18,6 +20,9 @@ from broker_server.run.layout import JobState, RunDirectory
 from broker_server.run.preparation import model_name, read_summary
 from broker_server.run.settings import EMBEDDED_BROKERS, RunSettings
 from broker_server.store import Store
+from edge_runtime.engine.artifact import Artifact
+from edge_runtime.engine.data import load_examples
+from edge_runtime.engine.evaluator import EvaluationResult
 from edge_runtime.inference import CompactModel
 from edge_runtime.link.address import BrokerAddress
 from edge_runtime.wire.files import write_atomically
@@ -36,11 +41,11 @@ def measure_compact(settings: RunSettings, directory: RunDirectory, num_threads:
     Raises:
         FedSpineError: the model cannot be used.
     """
+    result = _evaluate(settings, directory, num_threads)
     model = CompactModel.open(directory.compact, num_threads=num_threads)
-    result = model.evaluate(directory.test_file, max_length=settings.max_length, batch_size=settings.batch_size)
     latency = model.latency(length=settings.max_length)
-    loss = result.loss_sum / max(1, result.num_targets)
-    accuracy, perplexity = quality_fields(settings.task, loss, result.num_correct / max(1, result.num_targets))
+    loss = result.loss
+    accuracy, perplexity = quality_fields(settings.task, loss, result.accuracy)
     compact = Compact(
         path=directory.compact.name,
         bytes=model.info.num_bytes,
@@ -60,6 +65,15 @@ def measure_compact(settings: RunSettings, directory: RunDirectory, num_threads:
         pieces = model.generate(prompt, max_new_tokens=_SAMPLE_TOKENS, temperature=0.7, top_k=40, rng=rng)
         compact = msgspec.structs.replace(compact, sample_prompt=prompt, sample="".join(pieces))
     write_atomically(directory.root / COMPACT_RESULT, msgspec.json.encode(compact))
+
+
+def _evaluate(settings: RunSettings, directory: RunDirectory, num_threads: int) -> EvaluationResult:
+    """Quality on all held-out examples; read with the artifact, whose tokenizer is the compact model's."""
+    artifact = Artifact.open(next(directory.artifacts.glob("[!.]*")), verify=False)
+    dataset = load_examples(directory.test_file, artifact, settings.max_length)
+    model = CompactModel.open(directory.compact, num_threads=1)
+    evaluate = partial(model.evaluate, max_length=settings.max_length, batch_size=settings.batch_size)
+    return evaluate_in_parts(dataset, [evaluate] * num_threads)
 
 
 def write_report(settings: RunSettings, directory: RunDirectory, state: JobState) -> Report:

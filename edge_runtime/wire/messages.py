@@ -13,6 +13,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from edge_runtime.wire import limits
+from edge_runtime.wire.adapter import Trainable
 from edge_runtime.wire.errors import MessageError
 from edge_runtime.wire.plan import Plan
 from edge_runtime.wire.tensors import WireDtype
@@ -119,6 +120,10 @@ class HyperParameters(msgspec.Struct, frozen=True, kw_only=True):
     epsilon: Annotated[float, msgspec.Meta(gt=0)] = 1e-8
     seed: Count
     """Order of the examples."""
+    importance_every_steps: Count = 0
+    """Optimizer steps from one scoring of the units to the next, and the scores go up with the update; 0 = off."""
+    trainable: Trainable = "all"
+    """``lora_b``: the A factors stay as they came, bit for bit, and are left out of the update."""
 
 
 class Measurements(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,6 +145,8 @@ class Measurements(msgspec.Struct, frozen=True, kw_only=True):
     """Payload bytes this device published (MQTT) since its last update."""
     bytes_down: Count
     """Payload bytes this device received (MQTT and HTTP) since its last update."""
+    importance_s: Seconds = 0.0
+    """Time spent scoring units between the steps; not part of ``train_s``."""
 
 
 class LocalEvaluation(msgspec.Struct, frozen=True, kw_only=True):
@@ -189,7 +196,7 @@ class Status(Message, frozen=True, kw_only=True):
 
 
 class Update(Message, frozen=True, kw_only=True):
-    """The device's reply to an assignment; the trained adapter follows in chunks."""
+    """The device's reply to an assignment; the trained adapter, and importance if asked for, follow in chunks."""
 
     run_id: str
     device_id: DeviceId
@@ -242,8 +249,15 @@ class Welcome(Message, frozen=True, kw_only=True):
     max_message_bytes: Annotated[int, msgspec.Meta(ge=4096, le=limits.MAX_MESSAGE_BYTES)] = limits.MAX_MESSAGE_BYTES
 
 
+class Pruning(msgspec.Struct, frozen=True, kw_only=True):
+    """A shrinking inside an assignment: before optimizer step ``at_step`` (1-based) only ``plan`` stays."""
+
+    at_step: Positive
+    plan: Plan
+
+
 class Assignment(Message, frozen=True, kw_only=True):
-    """What the coordinator asks of one device in one round; the adapter to start from follows in chunks."""
+    """What the coordinator asks of one device in one round; the payload to start from follows in chunks."""
 
     run_id: str
     device_id: DeviceId
@@ -255,6 +269,24 @@ class Assignment(Message, frozen=True, kw_only=True):
     deadline_s: Seconds
     """Time the device has, counted from when it receives this."""
     hyper_parameters: HyperParameters
+    prunings: tuple[Pruning, ...] = ()
+    """By ascending step, each plan within the one before; nothing is restarted, and the update is under the last."""
+
+    def __post_init__(self) -> None:
+        """Refuse prunings that are out of order or would never happen.
+
+        Raises:
+            ValueError: they are.
+        """
+        steps = [pruning.at_step for pruning in self.prunings]
+        if sorted(set(steps)) != steps or (steps and steps[-1] > self.hyper_parameters.num_local_steps):
+            msg = f"prunings at steps {steps} must ascend within {self.hyper_parameters.num_local_steps} local steps"
+            raise ValueError(msg)
+
+    @property
+    def final_plan(self) -> Plan:
+        """The plan that the update is under."""
+        return self.prunings[-1].plan if self.prunings else self.plan
 
 
 class Verdict(Message, frozen=True, kw_only=True):

@@ -57,6 +57,11 @@ BIAS_CORRECTION2: Final = "bias_correction2"  # float32 [], 1 - beta2 ** step
 OUT_SUFFIX: Final = ".out"
 GRAD_NORM: Final = "grad_norm"  # float32 []
 
+# In payloads, beside the adapter.
+IMPORTANCE_PREFIX: Final = "importance/"
+MERGED_A_SUFFIX: Final = ".merged_A.weight"
+MERGED_B_SUFFIX: Final = ".merged_B.weight"
+
 IGNORE_LABEL: Final = -100
 """Label of a position that is no target (PyTorch's ``ignore_index``)."""
 
@@ -77,3 +82,39 @@ def lora_b(module: str) -> str:
     'model.layers.0.mlp.up_proj.lora_B.weight'
     """
     return f"{module}.lora_B.weight"
+
+
+def is_lora_a(name: str) -> bool:
+    """Whether a tensor of an adapter is an A factor.
+
+    >>> is_lora_a(lora_a("model.layers.0.mlp.up_proj")), is_lora_a(lora_b("model.layers.0.mlp.up_proj"))
+    (True, False)
+    """
+    return name.endswith(".lora_A.weight")
+
+
+def merged_a(module: str) -> str:
+    """Name of the A side, float32 ``[m, in]``, of what is added to the frozen weight of a LoRA target.
+
+    >>> merged_a("model.layers.0.mlp.up_proj")
+    'model.layers.0.mlp.up_proj.merged_A.weight'
+    """
+    return module + MERGED_A_SUFFIX
+
+
+def merged_b(module: str) -> str:
+    """Name of the B side, float32 ``[out, m]``, of what is added to the frozen weight of a LoRA target.
+
+    >>> merged_b("model.layers.0.mlp.up_proj")
+    'model.layers.0.mlp.up_proj.merged_B.weight'
+    """
+    return module + MERGED_B_SUFFIX
+
+
+def importance(layer: int, group: str) -> str:
+    """Name of the scores, float32 ``[num_kept]``, of a group.
+
+    >>> importance(3, "heads")
+    'importance/3.heads'
+    """
+    return f"{IMPORTANCE_PREFIX}{layer}.{group}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import numpy as np
@@ -22,17 +22,19 @@ def encode_tensors(
     tensors: Mapping[str, npt.NDArray[np.float32]],
     dtype: WireDtype = "float32",
     metadata: Mapping[str, str] | None = None,
+    exact: Collection[str] = (),
 ) -> bytes:
-    """Safetensors bytes of named arrays, stored as ``dtype``.
+    """Safetensors bytes of named arrays, stored as ``dtype``; those named in ``exact`` as float32 in any case.
 
     Raises:
         TensorError: a value does not fit ``dtype`` (float16 overflows beyond 65504).
     """
     out: dict[str, npt.NDArray[np.floating]] = {}
     for name, value in tensors.items():
+        stored: WireDtype = "float32" if name in exact else dtype
         with np.errstate(over="ignore"):
-            cast = np.ascontiguousarray(value, dtype=np.dtype(dtype))
-        if dtype == "float16" and not np.isfinite(cast).all():
+            cast = np.ascontiguousarray(value, dtype=np.dtype(stored))
+        if stored == "float16" and not np.isfinite(cast).all():
             msg = f"tensor {name!r} does not fit float16 (largest magnitude {np.abs(value).max():g}); send float32"
             raise TensorError(msg)
         out[name] = cast

@@ -32,6 +32,7 @@ from edge_runtime.wire.messages import (
     LocalEvaluation,
     Measurements,
     Presence,
+    Pruning,
     Register,
     Status,
     Update,
@@ -93,6 +94,7 @@ EXAMPLES: list[AnyMessage] = [
             peak_rss_bytes=300_000_000,
             bytes_up=71_000,
             bytes_down=72_000,
+            importance_s=0.125,
         ),
         evaluation=LocalEvaluation(
             num_targets=20, loss_before=1.0, loss_after=0.5, accuracy_before=0.5, accuracy_after=0.75
@@ -136,6 +138,13 @@ EXAMPLES: list[AnyMessage] = [
             num_accumulation_steps=1,
             max_length=64,
             seed=7,
+            importance_every_steps=5,
+            trainable="lora_b",
+        ),
+        prunings=(
+            Pruning(
+                at_step=11, plan=Plan(groups=(KeptUnits(layer=0, group="heads", num_units=12, bitmap=b"\x7f\x01"),))
+            ),
         ),
     ),
     Verdict(run_id="run", device_id="board-7", round_number=3, attempt=1, accepted=True),
@@ -281,3 +290,33 @@ def test_the_largest_request_fits_into_a_message() -> None:
 def test_deep_nesting_is_refused() -> None:
     with pytest.raises(MessageError):
         decode_message(b"\x91" * 50_000)
+
+
+def test_what_came_later_may_be_missing() -> None:
+    """Bytes of a peer that knows nothing of importance and prunings."""
+    assignment = next(m for m in EXAMPLES if isinstance(m, Assignment))
+    fields = msgspec.msgpack.decode(encode_message(assignment))
+    del (
+        fields["prunings"],
+        fields["hyper_parameters"]["importance_every_steps"],
+        fields["hyper_parameters"]["trainable"],
+    )
+    decoded = decode_message(msgspec.msgpack.encode(fields))
+    assert isinstance(decoded, Assignment)
+    assert decoded.prunings == ()
+    assert decoded.final_plan == assignment.plan
+    assert (decoded.hyper_parameters.importance_every_steps, decoded.hyper_parameters.trainable) == (0, "all")
+
+
+@pytest.mark.parametrize("steps", [(0,), (21,), (5, 5), (6, 5)], ids=str)
+def test_prunings_must_ascend_within_the_steps(steps: tuple[int, ...]) -> None:
+    assignment = next(m for m in EXAMPLES if isinstance(m, Assignment))
+    fields = msgspec.msgpack.decode(encode_message(assignment))
+    fields["prunings"] = [fields["prunings"][0] | {"at_step": step} for step in steps]
+    with pytest.raises(MessageError):
+        decode_message(msgspec.msgpack.encode(fields))
+
+
+def test_the_update_is_under_the_last_plan() -> None:
+    assignment = next(m for m in EXAMPLES if isinstance(m, Assignment))
+    assert assignment.final_plan == assignment.prunings[-1].plan

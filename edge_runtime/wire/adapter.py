@@ -20,9 +20,6 @@ from edge_runtime.wire.plan import Indices, Plan
 
 Array = npt.NDArray[np.float32]
 Tensors = Mapping[str, Array]
-Merged = Mapping[str, tuple[Array, Array]]
-"""Factors A float32 ``[m, in]``, B float32 ``[out, m]`` by target module: the frozen weight W counts as
-W + lora_scaling * B A. Any ``m`` of 1 or more, another for each module; a module that is not there has nothing."""
 
 Trainable = Literal["all", "lora_b"]
 """Which tensors of an adapter are trained; ``lora_b``: all but the A factors (FFA-LoRA, arXiv 2403.12313)."""
@@ -163,81 +160,3 @@ def initial(manifest: Manifest, dense: Tensors, rank: int, rng: np.random.Genera
         out[spec.name] = np.array(dense[spec.name], np.float32, order="C")
     AdapterLayout.of(manifest, Plan.full(manifest), rank).check(out)
     return out
-
-
-def restrict_merged(manifest: Manifest, merged: Merged, plan: Plan) -> dict[str, tuple[Array, Array]]:
-    """The part of merged factors that a device with ``plan`` needs: kept coordinates, all components.
-
-    Args:
-        manifest: the artifact's manifest.
-        merged: factors under the full plan.
-        plan: units that stay.
-
-    Returns:
-        Contiguous float32 copies, in the order of the manifest.
-    """
-    out: dict[str, tuple[Array, Array]] = {}
-    for target in manifest.targets:
-        if target.module in merged:
-            rows, columns = target_indices(target, plan)
-            a, b = merged[target.module]
-            out[target.module] = (
-                np.array(a if columns is None else a[:, columns], np.float32, order="C"),
-                np.array(b if rows is None else b[rows], np.float32, order="C"),
-            )
-    return out
-
-
-def check_merged(manifest: Manifest, plan: Plan, merged: Merged) -> None:
-    """Refuse merged factors that do not fit: an unknown module, a wrong shape or type, a value not finite.
-
-    Raises:
-        TensorError: names the first offending module.
-    """
-    layout = AdapterLayout.of(manifest, plan, 1).shapes
-    for module, (a, b) in merged.items():
-        if names.lora_a(module) not in layout:
-            msg = f"merged factors are for {module!r}, which is no LoRA target of this model"
-            raise TensorError(msg)
-        (_, num_in), (num_out, _) = layout[names.lora_a(module)], layout[names.lora_b(module)]
-        num = a.shape[0] if a.ndim == 2 else 0
-        if num < 1 or a.shape != (num, num_in) or b.shape != (num_out, num):
-            msg = f"merged factors of {module!r} have shapes {a.shape} and {b.shape}, expected (m, {num_in}) "
-            msg += f"and ({num_out}, m)"
-            raise TensorError(msg)
-        if a.dtype.kind != "f" or b.dtype.kind != "f":
-            msg = f"merged factors of {module!r} have types {a.dtype} and {b.dtype}, expected floats"
-            raise TensorError(msg)
-        if not (np.isfinite(a).all() and np.isfinite(b).all()):
-            msg = f"merged factors of {module!r} hold values that are not finite"
-            raise TensorError(msg)
-
-
-def merged_tensors(merged: Merged) -> dict[str, Array]:
-    """Merged factors as named tensors, to lie beside an adapter's in one file; inverse of :func:`split_merged`."""
-    out: dict[str, Array] = {}
-    for module, (a, b) in merged.items():
-        out[names.merged_a(module)], out[names.merged_b(module)] = a, b
-    return out
-
-
-def split_merged(tensors: Tensors) -> tuple[dict[str, Array], dict[str, tuple[Array, Array]]]:
-    """All other tensors, and the merged factors among them by module.
-
-    Raises:
-        TensorError: a factor stands alone.
-    """
-    rest = dict(tensors)
-    merged: dict[str, tuple[Array, Array]] = {}
-    for name in tensors:
-        module = name.removesuffix(names.merged_a(""))
-        if module != name:
-            if names.merged_b(module) not in rest:
-                msg = f"merged factor {name!r} stands without its B"
-                raise TensorError(msg)
-            merged[module] = rest.pop(name), rest.pop(names.merged_b(module))
-    alone = [name for name in rest if name.endswith(names.merged_b(""))]
-    if alone:
-        msg = f"merged factor {alone[0]!r} stands without its A"
-        raise TensorError(msg)
-    return rest, merged

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from typing import Literal
+
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -8,8 +11,9 @@ from hypothesis import strategies as st
 
 from edge_runtime.wire import ranking
 from edge_runtime.wire.errors import PlanError
-from edge_runtime.wire.manifest import Manifest
+from edge_runtime.wire.manifest import GroupSpec, Manifest, Task
 from edge_runtime.wire.plan import uniform_num_kept
+from edge_runtime.wire.ranking import PlanPolicy
 
 Scores = dict[tuple[int, str], npt.NDArray[np.float32]]
 
@@ -82,3 +86,99 @@ def test_importance_survives_the_round_trip(manifest: Manifest, data: st.DataObj
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(PlanError, match=r"<layer>\.<group>"):
         ranking.from_tensors({name: np.zeros(1, np.float32)})
+
+
+# ---- policies --------------------------------------------------------------------------------------------------------
+
+
+def layered(manifest: Manifest, num_layers: int, task: Task) -> Manifest:
+    """Groups of a model of more layers; only they and the task matter for a plan."""
+    groups = tuple(
+        GroupSpec(layer=layer, group=group, num_units=num_units)
+        for layer in range(num_layers)
+        for group, num_units in (("heads", 4), ("channels", 10))
+    )
+    return msgspec.structs.replace(manifest, num_layers=num_layers, groups=groups, task=task, tensors=(), targets=())
+
+
+def policies(num_layers: int) -> st.SearchStrategy[PlanPolicy]:
+    return st.builds(
+        PlanPolicy,
+        scope=st.sampled_from(["layer", "global"]),
+        protect_first=st.integers(-1, num_layers // 2 - 1),
+        protect_last=st.integers(-1, num_layers // 2),
+    )
+
+
+TASKS: tuple[Task, ...] = ("text-classification", "causal-lm")
+RATIOS = st.floats(0, 0.99)
+
+
+@given(st.data(), st.sampled_from(TASKS), policies(6), RATIOS, RATIOS)
+def test_plans_of_one_ranking_are_nested_under_every_policy(
+    manifest: Manifest, data: st.DataObject, task: Task, policy: PlanPolicy, one: float, other: float
+) -> None:
+    model = layered(manifest, 6, task)
+    importance = draw_importance(data, model)
+    larger = ranking.plan_at(model, importance, max(one, other), policy)
+    smaller = ranking.plan_at(model, importance, min(one, other), policy)
+    assert larger.is_within(smaller)
+
+
+@given(st.data(), st.sampled_from(TASKS), policies(6), RATIOS)
+def test_protected_layers_stay_whole_but_for_the_heads_of_a_decoder(
+    manifest: Manifest, data: st.DataObject, task: Task, policy: PlanPolicy, ratio: float
+) -> None:
+    model = layered(manifest, 6, task)
+    plan = ranking.plan_at(model, draw_importance(data, model), ratio, policy)
+    resolved = policy.resolved(6)
+    for layer in (*range(resolved.protect_first), *range(6 - resolved.protect_last, 6)):
+        assert plan.kept(layer, "channels").size == 10
+        assert task == "causal-lm" or plan.kept(layer, "heads").size == 4
+    if task == "causal-lm":
+        assert len({plan.kept(layer, "heads").size for layer in range(6)}) == 1
+
+
+@given(st.data(), st.sampled_from(["layer", "global"]), RATIOS)
+def test_what_protected_layers_keep_is_removed_from_the_others(
+    manifest: Manifest, data: st.DataObject, scope: Literal["layer", "global"], ratio: float
+) -> None:
+    model = layered(manifest, 6, "text-classification")
+    policy = PlanPolicy(scope=scope, protect_last=1)
+    plan = ranking.plan_at(model, draw_importance(data, model), ratio, policy)
+    removed = sum(10 - plan.kept(layer, "channels").size for layer in range(6))
+    most = 5 * (10 - 1)  # five layers keep one unit each
+    rounding = 0.5 if scope == "global" else 5 * 0.5
+    assert abs(removed - min(ratio * 60, most)) <= rounding + 1e-9
+
+
+def test_units_of_all_layers_compete_where_the_scope_is_global(manifest: Manifest) -> None:
+    model = layered(manifest, 2, "text-classification")
+    importance = {(g.layer, g.group): np.full(g.num_units, 1.0 + g.layer, np.float32) for g in model.groups}
+    plan = ranking.plan_at(model, importance, 0.5, PlanPolicy(scope="global"))
+    assert plan.kept(0, "channels").tolist() == [0]  # one stays in every layer
+    assert plan.kept(1, "channels").tolist() == list(range(9))
+
+
+@pytest.mark.parametrize(("num_layers", "first", "last"), [(2, 0, 0), (4, 0, 0), (6, 0, 1), (12, 1, 1), (32, 3, 1)])
+def test_automatic_protection_follows_the_depth(num_layers: int, first: int, last: int) -> None:
+    policy = PlanPolicy(protect_first=-1, protect_last=-1).resolved(num_layers)
+    assert (policy.protect_first, policy.protect_last) == (first, last)
+
+
+@pytest.mark.parametrize("policy", [PlanPolicy(protect_first=2), PlanPolicy(protect_last=-2)], ids=str)
+def test_a_policy_that_leaves_nothing_to_prune_is_refused(manifest: Manifest, policy: PlanPolicy) -> None:
+    importance = {(g.layer, g.group): np.zeros(g.num_units, np.float32) for g in manifest.groups}
+    with pytest.raises(PlanError, match="one layer or more must be left"):
+        ranking.plan_at(manifest, importance, 0.5, policy)
+
+
+@given(policies(6))
+def test_a_policy_survives_as_metadata(policy: PlanPolicy) -> None:
+    assert PlanPolicy.from_metadata({**policy.to_metadata(), "other": "x"}) == policy
+
+
+def test_metadata_of_another_policy_is_refused() -> None:
+    assert PlanPolicy.from_metadata({}) == PlanPolicy()
+    with pytest.raises(PlanError, match="no plan policy"):
+        PlanPolicy.from_metadata({"scope": "tensor"})

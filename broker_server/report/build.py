@@ -30,7 +30,7 @@ class RunFacts:
     steps: Mapping[str, float]
     """Seconds of each step of the job."""
     data: DataEntry
-    config: Mapping[str, str | int | float]
+    config: Mapping[str, str | int | float | bool]
 
 
 def build_report(facts: RunFacts, rounds: Sequence[RoundRecord], compact: Compact | None) -> Report:

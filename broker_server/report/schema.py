@@ -123,7 +123,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     steps: dict[str, float]
     """Wall time of each step of the job, seconds."""
     data: DataEntry
-    config: dict[str, str | int | float]
+    config: dict[str, str | int | float | bool]
     """Settings of the run: the options of ``fedspine run``."""
     environment: dict[str, str]
     """Versions, processor, cores."""

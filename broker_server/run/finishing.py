@@ -98,7 +98,8 @@ def write_report(settings: RunSettings, directory: RunDirectory, state: JobState
         data=read_summary(directory),
         config=_shown_settings(settings),
     )
-    compact = msgspec.json.decode((directory.root / COMPACT_RESULT).read_bytes(), type=Compact)
+    measured = directory.root / COMPACT_RESULT
+    compact = msgspec.json.decode(measured.read_bytes(), type=Compact) if settings.compact else None
     report = build_report(facts, rounds, compact)
     write_atomically(directory.report_json, encode_report(report))
     write_atomically(directory.report_html, render_page(report).encode())
@@ -124,12 +125,10 @@ def summary_lines(report: Report, root: Path) -> list[str]:
         if isinstance(report.compact.sample, str):
             lines.append(f"it writes: {json.dumps(f'{report.compact.sample_prompt}{report.compact.sample}')}")
     verb = "generate" if report.task == "causal-lm" else "infer"
-    lines += [
-        f"report:        {root / 'report.html'} and {root / 'report.json'}",
-        f"compact model: {root / 'compact'} (use it: fedspine-edge {verb} {root / 'compact'})",
-        f"adapter:       {root / 'adapters' / 'peft'} (PEFT's format)",
-    ]
-    return lines
+    lines.append(f"report:        {root / 'report.html'} and {root / 'report.json'}")
+    if report.compact is not None:
+        lines.append(f"compact model: {root / 'compact'} (use it: fedspine-edge {verb} {root / 'compact'})")
+    return [*lines, f"adapter:       {root / 'adapters' / 'peft'} (PEFT's format)"]
 
 
 def _prompt(test_file: Path) -> str:
@@ -142,10 +141,10 @@ def _prompt(test_file: Path) -> str:
     return ""
 
 
-def _shown_settings(settings: RunSettings) -> dict[str, str | int | float]:
+def _shown_settings(settings: RunSettings) -> dict[str, str | int | float | bool]:
     """Settings for the report: names of files without their folders, and a broker without its password."""
     shown = dataclasses.asdict(settings)
-    for field in ("model", "data", "test"):
+    for field in ("model", "artifact", "data", "test"):
         shown[field] = Path(shown[field]).name if shown[field] else ""
     if settings.broker not in EMBEDDED_BROKERS:
         shown["broker"] = str(BrokerAddress.parse(settings.broker))

@@ -32,6 +32,7 @@ from broker_server.run.processes import (
     take_password,
 )
 from broker_server.run.progress import Display
+from broker_server.run.reuse import adopt_artifact
 from broker_server.run.settings import EMBEDDED_BROKERS, RunSettings, resolve
 from broker_server.run.supervisor import Child, Supervisor
 from broker_server.run.training import watch
@@ -142,14 +143,15 @@ class Job:
         with self._step(PREPARE):
             shutil.rmtree(self._directory.artifacts, ignore_errors=True)
             needs_labels = self._settings.task == "text-classification"
-            export = None if needs_labels else self._start_export(())
+            export = None if needs_labels else self._provide_artifact(())
             self._display.step("reading the data")
             data = preparation.load(self._settings)
-            export = export or self._start_export(data.labels)
+            export = self._provide_artifact(data.labels) if needs_labels else export
             preparation.write_split(self._settings, data, self._directory)
             self._display.step(_data_line(data, self._settings.devices))
-            self._supervisor.finish(export)
-            self._adopt_artifact()
+            if export is not None:
+                self._supervisor.finish(export)
+            self._name_artifact()
 
     def train(self) -> None:
         """All rounds that are left, with servers and devices as processes of their own."""
@@ -159,7 +161,14 @@ class Job:
             self._play_rounds()
 
     def conclude(self) -> Report:
-        """Compact model, its figures, and the report."""
+        """Compact model and its figures, where wanted, and the report."""
+        if self._settings.compact:
+            self._make_compact()
+        return write_report(self._settings, self._directory, self.state)
+
+    # ---- parts of the steps ------------------------------------------------------------------------------------------
+
+    def _make_compact(self) -> None:
         if COMPACT not in self.state.done:
             with self._step(COMPACT):
                 self._display.step(f"making the compact model at sparsity {self._settings.sparsity}")
@@ -170,9 +179,6 @@ class Job:
             with self._step(MEASURE):
                 self._display.step("measuring the compact model on all held-out examples")
                 measure_compact(self._settings, self._directory, num_cores())
-        return write_report(self._settings, self._directory, self.state)
-
-    # ---- parts of the steps ------------------------------------------------------------------------------------------
 
     def _play_rounds(self) -> None:
         servers, broker_url, artifacts_url = start_servers(self._supervisor, self._settings, self._directory)
@@ -192,10 +198,14 @@ class Job:
         watch(fleet, events, self._view, self._display)
         self._supervisor.stop([*fleet.devices.values(), *servers])
 
-    def _start_export(self, labels: tuple[str, ...]) -> Child:
+    def _provide_artifact(self, labels: tuple[str, ...]) -> Child | None:
+        """Start the export of the model, or take the artifact that was exported earlier (then None)."""
+        self._directory.artifacts.mkdir(exist_ok=True)
+        if self._settings.artifact:
+            adopt_artifact(Path(self._settings.artifact), labels, self._exported)
+            return None
         self._display.step(f"exporting {preparation.model_name(self._settings)}")
         source = preparation.model_source(self._settings)
-        self._directory.artifacts.mkdir(exist_ok=True)
         command = export_command(self._settings, source, labels, self._exported)
         return self._supervisor.start("export", command)
 
@@ -203,8 +213,8 @@ class Job:
     def _exported(self) -> Path:
         return self._directory.artifacts / ".new"
 
-    def _adopt_artifact(self) -> None:
-        """Give the exported artifact its place by digest."""
+    def _name_artifact(self) -> None:
+        """Give the artifact its place by digest."""
         digest = digest_of((self._exported / MANIFEST_FILE).read_bytes())
         self._exported.rename(self._directory.artifacts / digest)
         self.state = msgspec.structs.replace(self.state, artifact_digest=digest)

@@ -20,6 +20,7 @@ from broker_server.ports import check_port
 from broker_server.report.schema import DataEntry, DeviceData
 from broker_server.run.examples import LABEL, DataSet, Example, load_data, write_examples
 from broker_server.run.layout import RunDirectory
+from broker_server.run.reuse import check_artifact
 from broker_server.run.settings import EMBEDDED_BROKERS, RunSettings
 from broker_server.run.split import SplitSpec, parse_split, split
 from broker_server.scheduler import make_scheduler
@@ -40,10 +41,13 @@ def check_settings(settings: RunSettings) -> None:
         ModelNotFoundError: the model is a path without a model.
         DataInvalidError: a data file does not exist.
         PortTakenError: a port that was asked for is in use.
-        ConfigError: an unknown scheduler or aggregation.
+        ConfigError: an unknown scheduler or aggregation, or an artifact for another task.
+        ArtifactCorruptedError: the artifact that was given is none, or damaged.
         MissingExtraError: mosquitto is asked for and not installed.
     """
     model_source(settings)
+    if settings.artifact:
+        check_artifact(Path(settings.artifact), settings.task)
     for path in (settings.data, settings.test):
         if path and not Path(path).is_file():
             msg = f"data file {path} does not exist: give a file of JSON lines"

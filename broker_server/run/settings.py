@@ -51,6 +51,7 @@ class RunSettings:
 
     model: str = option(Panel.MODEL, "directory or hub id of a pretrained model (default: the small Llama shipped)", "")
     task: Task = option(Panel.MODEL, "text-classification or causal-lm; needed with --model")  # noqa: RUF009 - a field
+    artifact: str = option(Panel.MODEL, "directory of an artifact exported earlier (default: export the model)", "")
     data: str = option(Panel.MODEL, "JSON lines to train on (default: the docstrings of Python's standard library)", "")
     test: str = option(Panel.MODEL, "held-out JSON lines (default: a random tenth of the data)", "")
     text_field: str = option(Panel.MODEL, "field that holds the text", "text")
@@ -76,6 +77,7 @@ class RunSettings:
     )
     round_deadline: float = option(Panel.TRAINING, "longest time of a round, seconds", 600.0)
     sparsity: float = option(Panel.RESULT, "pruning ratio of the compact model", 0.25)
+    compact: bool = option(Panel.RESULT, "make and measure a compact model at the end", default=True)
     quantize: Literal["", "int8"] = option(Panel.RESULT, "int8, to quantise the compact model", "")
     broker: str = option(
         Panel.PROCESSES, "auto, mosquitto or amqtt (started here), or the URL of one that runs", "auto"

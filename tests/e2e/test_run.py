@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from broker_server.broker_process import find_mosquitto
 from broker_server.report.schema import decode_report
 from broker_server.run.preparation import free_port
+from broker_server.run.settings import RunSettings
 from edge_runtime.inference import CompactModel
 from edge_runtime.wire.limits import MAX_MESSAGE_BYTES
 from tests.e2e.processes import fedspine_run, report_of
@@ -70,3 +72,22 @@ def test_a_finished_run_resumes_to_its_report_at_once(finished: Path) -> None:
     assert again.process.returncode == 0, again.errors
     assert "devices begin" not in again.output
     assert report_of(finished) == before
+
+
+def test_an_earlier_artifact_is_used_and_a_compact_model_can_be_left_out(
+    prepared_classifier: Path, classify_settings: RunSettings, tmp_path: Path
+) -> None:
+    (artifact,) = (prepared_classifier / "artifacts").iterdir()
+    config = tmp_path / "settings.toml"
+    settings = dataclasses.replace(classify_settings, artifact=str(artifact), compact=False, rounds=1)
+    config.write_text(settings.to_toml())
+    root = tmp_path / "run"
+
+    run = fedspine_run("--config", str(config), "--out", str(root))
+
+    assert run.process.returncode == 0, run.errors
+    assert "exporting" not in run.output
+    assert report_of(root)["artifact_digest"] == artifact.name
+    assert report_of(root)["compact"] is None
+    assert not (root / "compact").exists()
+    assert "compact model" not in run.output

@@ -42,7 +42,9 @@ def plan(manifest: Manifest) -> Plan:
 
 def arrays(payload: Payload) -> dict[object, Array]:
     """All arrays of a payload in one map."""
-    out: dict[object, Array] = {**payload.adapter, **payload.importance}
+    out: dict[object, Array] = {}
+    out.update(payload.adapter.items())
+    out.update(payload.importance.items())
     for module, (a, b) in payload.merged.items():
         out[module, "A"], out[module, "B"] = a, b
     return out
@@ -54,14 +56,16 @@ def same(first: Payload, second: Payload) -> bool:
 
 
 @given(st.integers(0, 99), st.integers(0, 5), st.sets(st.sampled_from(["importance", "merged"])))
-def test_everything_survives_the_round_trip(
-    manifest: Manifest, seed: int, layer: int, extras: set[str]
-) -> None:
+def test_everything_survives_the_round_trip(manifest: Manifest, seed: int, layer: int, extras: set[str]) -> None:
     rng = np.random.default_rng(seed)
     payload = Payload(
         adapter={"l0.q.lora_A.weight": random(rng, 2, 3)},
-        importance={(layer, "heads"): random(rng, 4), (0, "channels"): random(rng, 1)} if "importance" in extras else {},
-        merged={t.module: (random(rng, 3, 2), random(rng, 5, 3)) for t in manifest.targets} if "merged" in extras else {},
+        importance={(layer, "heads"): random(rng, 4), (0, "channels"): random(rng, 1)}
+        if "importance" in extras
+        else {},
+        merged={t.module: (random(rng, 3, 2), random(rng, 5, 3)) for t in manifest.targets}
+        if "merged" in extras
+        else {},
     )
     assert same(decode_payload(encode_payload(payload)), payload)
 

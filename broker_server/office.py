@@ -36,6 +36,7 @@ from broker_server.round_types import (
     UpdateKey,
 )
 from broker_server.rounds import MAX_ATTEMPTS
+from broker_server.scheduler import ArmOutcome
 from broker_server.store import Learnt, Store
 from edge_runtime.wire.messages import Arm, Cancel, FailureReason, Update, Verdict
 
@@ -147,15 +148,14 @@ class Office:
     # ---- scheduler ---------------------------------------------------------------------------------------------------
 
     def _choose_again(self, state: RunState, command: ChooseArmAgain) -> Event:
-        self._observe(command.round_number, state.participants[command.device_id])
+        self._run.scheduler.observe(self._outcome(command.round_number, state.participants[command.device_id]))
         rng = self._run.generator(ARMS, command.round_number)
         arm = self._run.scheduler.choose_again(command.round_number, command.device_id, rng)
         return ArmsChosen(round_number=command.round_number, arms={command.device_id: arm})
 
-    def _observe(self, round_number: int, participant: Participant) -> None:
+    def _outcome(self, round_number: int, participant: Participant) -> ArmOutcome:
         sparsity = self._run.assigner.sparsity(participant.arm)
-        outcome = arm_outcome(round_number, participant, sparsity, self._ledger.accepted(participant))
-        self._run.scheduler.observe(outcome)
+        return arm_outcome(round_number, participant, sparsity, self._ledger.accepted(participant))
 
     # ---- rounds ------------------------------------------------------------------------------------------------------
 
@@ -215,12 +215,15 @@ class Office:
         return []
 
     def _finish_round(self, command: FinishRound) -> None:
-        for participant in command.participants:
+        scheduler = self._run.scheduler
+        outcomes = [self._outcome(command.round_number, participant) for participant in command.participants]
+        for participant, outcome in zip(command.participants, outcomes, strict=True):
             was_observed = (
                 participant.reason is FailureReason.INSUFFICIENT_MEMORY and participant.attempt < MAX_ATTEMPTS
             )
             if not was_observed:
-                self._observe(command.round_number, participant)
+                scheduler.observe(outcome)
+        scheduler.observe_round(outcomes)
         self._ledger.finish_round(command.round_number, command.participants, self._evaluation, self.learnt())
         for digest in self._run.assigner.clear():
             self._mailroom.withdraw(digest)

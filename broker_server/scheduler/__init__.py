@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from broker_server.errors import ConfigError
-from broker_server.scheduler.base import ArmOutcome, Scheduler
+from broker_server.scheduler.base import ArmBox, ArmOutcome, Scheduler, SchedulerContext
 from broker_server.scheduler.fixed import FixedScheduler
 from broker_server.scheduler.random import RandomScheduler
 from broker_server.scheduler.uniform import UniformScheduler
 from edge_runtime.wire.messages import Arm
 
-__all__ = ["SCHEDULERS", "ArmOutcome", "Scheduler", "make_scheduler"]
+__all__ = ["SCHEDULERS", "ArmBox", "ArmOutcome", "Scheduler", "SchedulerContext", "make_scheduler"]
 
 SCHEDULERS: dict[str, type[Scheduler]] = {
     scheduler.name: scheduler for scheduler in (FixedScheduler, RandomScheduler, UniformScheduler)
@@ -17,13 +17,13 @@ SCHEDULERS: dict[str, type[Scheduler]] = {
 """Schedulers by name."""
 
 
-def make_scheduler(name: str, arms: tuple[Arm, ...]) -> Scheduler:
-    """A new scheduler.
+def make_scheduler(name: str, arms: tuple[Arm, ...], context: SchedulerContext | None = None) -> Scheduler:
+    """A new scheduler; ``context`` holds what some of them have to be told (see :class:`SchedulerContext`).
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is none of that name, or it needs to be told what ``context`` does not say.
     """
     if name not in SCHEDULERS:
         msg = f"scheduler {name!r} is not known, expected one of {', '.join(sorted(SCHEDULERS))}"
         raise ConfigError(msg)
-    return SCHEDULERS[name](arms)
+    return SCHEDULERS[name](arms, context)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from broker_server.scheduler.base import Scheduler
+from broker_server.scheduler.base import Scheduler, SchedulerContext
 from edge_runtime.wire.messages import Arm
 
 
@@ -15,8 +15,8 @@ class FixedScheduler(Scheduler):
 
     name: ClassVar[str] = "fixed"
 
-    def __init__(self, arms: tuple[Arm, ...]) -> None:
-        super().__init__(arms)
+    def __init__(self, arms: tuple[Arm, ...], context: SchedulerContext | None = None) -> None:
+        super().__init__(arms, context)
         self._dealt: dict[str, int] = {}
 
     def state(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from broker_server.scheduler.base import Scheduler
+from broker_server.scheduler.base import Scheduler, SchedulerContext
 from edge_runtime.wire.messages import Arm
 
 
@@ -19,8 +19,8 @@ class UniformScheduler(Scheduler):
 
     name: ClassVar[str] = "uniform"
 
-    def __init__(self, arms: tuple[Arm, ...]) -> None:
-        super().__init__(arms)
+    def __init__(self, arms: tuple[Arm, ...], context: SchedulerContext | None = None) -> None:
+        super().__init__(arms, context)
         self._counts: dict[str, list[int]] = {}
 
     def state(self) -> dict[str, Any]:

@@ -1,21 +1,25 @@
-"""The global adapter of each round on disk: ``adapters/round-NNNN.safetensors`` and ``adapters/peft/``."""
+"""The global adapter of each round on disk: ``adapters/round-NNNN.safetensors`` and ``adapters/peft/``.
+
+Merged factors lie in the same file, under the names that they have on the wire.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from broker_server.aggregation import Aggregated
 from broker_server.errors import StoreError
-from edge_runtime.wire.adapter import AdapterLayout
+from edge_runtime.wire import names
 from edge_runtime.wire.errors import TensorError
 from edge_runtime.wire.files import write_atomically
 from edge_runtime.wire.manifest import Manifest
+from edge_runtime.wire.payload import check_payload, decode_payload
 from edge_runtime.wire.peft_format import write_peft
 from edge_runtime.wire.plan import Plan
-from edge_runtime.wire.tensors import decode_tensors, encode_tensors
+from edge_runtime.wire.tensors import encode_tensors
 
 Adapter = dict[str, npt.NDArray[np.float32]]
 
@@ -40,8 +44,8 @@ class GlobalAdapters:
         self.rank = rank
         self.lora_scaling = lora_scaling
 
-    def write(self, round_number: int, adapter: Mapping[str, npt.NDArray[np.float32]]) -> None:
-        """Write the adapter of a round, and the same in PEFT's format.
+    def write(self, round_number: int, state: Aggregated) -> None:
+        """Write adapter and merged factors of a round, and the sum of both in PEFT's format.
 
         Raises:
             DiskFullError: there is no space.
@@ -54,24 +58,28 @@ class GlobalAdapters:
             "lora_scaling": repr(self.lora_scaling),
             "round_number": str(round_number),
         }
-        write_atomically(path, encode_tensors(adapter, metadata=metadata))
-        write_peft(path.parent / PEFT_FOLDER, self._manifest, adapter, self.rank, self.lora_scaling)
+        tensors = dict(state.adapter)
+        for module, (a, b) in state.merged.items():
+            tensors[names.merged_a(module)], tensors[names.merged_b(module)] = a, b
+        write_atomically(path, encode_tensors(tensors, metadata=metadata))
+        peft_dir = path.parent / PEFT_FOLDER
+        write_peft(peft_dir, self._manifest, state.adapter, self.rank, self.lora_scaling, merged=state.merged)
 
     def exists(self, round_number: int) -> bool:
         """Whether the adapter of a round was written."""
         return adapter_path(self._run_dir, round_number).is_file()
 
-    def read(self, round_number: int) -> Adapter:
-        """The adapter of a round.
+    def read(self, round_number: int) -> Aggregated:
+        """Adapter and merged factors of a round.
 
         Raises:
             StoreError: the file is missing or is no adapter of this run.
         """
         path = adapter_path(self._run_dir, round_number)
         try:
-            adapter = decode_tensors(path.read_bytes())
-            AdapterLayout.of(self._manifest, Plan.full(self._manifest), self.rank).check(adapter)
+            payload = decode_payload(path.read_bytes())
+            check_payload(self._manifest, Plan.full(self._manifest), self.rank, payload, is_update=False)
         except (OSError, TensorError) as error:
             msg = f"global adapter {path} cannot be used ({error}): start a new run, or put the file back"
             raise StoreError(msg, round_number=round_number) from error
-        return adapter
+        return Aggregated(adapter=payload.adapter, merged=payload.merged)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 
-from broker_server.adapters import Adapter
-from broker_server.aggregation import DeviceUpdate
+from broker_server.aggregation import Aggregated, DeviceUpdate
 from broker_server.background import Background
 from broker_server.errors import StoreError
 from broker_server.intake import Intake
@@ -48,7 +47,7 @@ class _Done:
     """What a background job brings back."""
 
     event: Event
-    adapter: Adapter | None = None
+    adapter: Aggregated | None = None
     evaluation: EvaluationRecord | None = None
 
 
@@ -111,7 +110,7 @@ class Office:
     def _send(self, command: Command) -> None:
         match command:
             case SendAssignment(key=key, arm=arm):
-                ref, blob = self._run.assigner.blob(arm, self._adapter)
+                ref, blob = self._run.assigner.blob(arm, self._adapter.adapter)
                 self._mailroom.offer(ref, blob)
                 self._mailroom.to(key.device_id, self._run.assigner.message(command, ref))
             case SendVerdict(key=key, accepted=accepted, detail=detail):
@@ -171,7 +170,7 @@ class Office:
         before = self._adapter
         self._background.start(lambda: self._combine(command.round_number, before, accepted))
 
-    def _combine(self, round_number: int, before: Adapter, accepted: list[tuple[Arm, Update]]) -> _Done:
+    def _combine(self, round_number: int, before: Aggregated, accepted: list[tuple[Arm, Update]]) -> _Done:
         """In the background: the round's global adapter, on disk; without updates it is the one before."""
         adapter = before
         if accepted:
@@ -199,7 +198,7 @@ class Office:
         held_out, event = self._run.held_out, EvaluationDone(round_number=command.round_number)
         if held_out is None:
             return [event]
-        adapter, adapters, config = self._adapter, self._run.adapters, self._run.config
+        adapter, adapters, config = self._adapter.adapter, self._run.adapters, self._run.config
 
         def job() -> _Done:
             record = held_out.evaluate(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from broker_server.adapters import GlobalAdapters
-from broker_server.aggregation import Aggregation, make_aggregation
+from broker_server.aggregation import Aggregated, Aggregation, make_aggregation
 from broker_server.assignments import Assigner
 from broker_server.config import CoordinatorConfig
 from broker_server.errors import StoreError
@@ -95,7 +95,7 @@ def open_run(run_dir: Path, config: CoordinatorConfig, store: Store) -> Run:
     )
     if not adapters.exists(0):
         rng = run.generator(INITIAL_ADAPTER, 0)
-        adapters.write(0, initial(manifest, artifact.initial(), config.max_rank, rng))
+        adapters.write(0, Aggregated(adapter=initial(manifest, artifact.initial(), config.max_rank, rng)))
     return run
 
 

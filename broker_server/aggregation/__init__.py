@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from broker_server.aggregation.base import Aggregation, DeviceUpdate
+from broker_server.aggregation.base import Aggregated, Aggregation, DeviceUpdate
 from broker_server.aggregation.fedit import FedIt
 from broker_server.aggregation.flexlora import FlexLora
+from broker_server.aggregation.norms import change_norm
 from broker_server.errors import ConfigError
 
-__all__ = ["AGGREGATIONS", "Aggregation", "DeviceUpdate", "make_aggregation"]
+__all__ = ["AGGREGATIONS", "Aggregated", "Aggregation", "DeviceUpdate", "change_norm", "make_aggregation"]
 
 AGGREGATIONS: dict[str, type[Aggregation]] = {rule.name: rule for rule in (FedIt, FlexLora)}
 """Rules by name."""

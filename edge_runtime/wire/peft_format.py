@@ -1,14 +1,26 @@
-"""PEFT's on-disk format, which ``PeftModel.from_pretrained`` loads. Pure: JSON and safetensors, no peft."""
+"""PEFT's on-disk format, which ``PeftModel.from_pretrained`` loads. Pure: JSON and safetensors, no peft.
+
+PEFT knows nothing of merged factors. They become more components of the adapter: [B merged_B] [A; merged_A] is
+B A + merged_B merged_A, so what PEFT loads is exactly what the fleet has. Such a module has a larger rank than the
+others, which ``rank_pattern`` says; ``alpha_pattern`` keeps its scaling. To go on training it is possible, but its rank
+is then that of everything ever merged.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
+from edge_runtime.wire import names
 from edge_runtime.wire.adapter import AdapterLayout, Tensors
 from edge_runtime.wire.files import write_atomically
 from edge_runtime.wire.manifest import Manifest
+from edge_runtime.wire.payload import Merged, check_merged
 from edge_runtime.wire.plan import Plan
 from edge_runtime.wire.tensors import encode_tensors
 
@@ -20,7 +32,15 @@ KEY_PREFIX: Final = "base_model.model."
 _TASK_TYPES: Final = {"text-classification": "SEQ_CLS", "causal-lm": "CAUSAL_LM"}
 
 
-def write_peft(directory: Path, manifest: Manifest, adapter: Tensors, rank: int, lora_scaling: float) -> None:
+def write_peft(
+    directory: Path,
+    manifest: Manifest,
+    adapter: Tensors,
+    rank: int,
+    lora_scaling: float,
+    *,
+    merged: Merged | None = None,
+) -> None:
     """Write a full adapter as ``adapter_config.json`` and ``adapter_model.safetensors``.
 
     Modules are listed by their whole path, so that no other module of the model ends like one of them (BERT's pooler is
@@ -32,22 +52,41 @@ def write_peft(directory: Path, manifest: Manifest, adapter: Tensors, rank: int,
         adapter: tensors under the full plan.
         rank: their LoRA rank.
         lora_scaling: alpha / rank.
+        merged: factors folded into the frozen weights, full plan; see the module.
 
     Raises:
-        TensorError: the tensors are not those of a full adapter of this rank.
+        TensorError: the tensors are not those of a full adapter of this rank, or merged factors do not fit.
         DiskFullError: there is no space.
     """
-    AdapterLayout.of(manifest, Plan.full(manifest), rank).check(adapter)
+    plan, merged = Plan.full(manifest), {} if merged is None else merged
+    AdapterLayout.of(manifest, plan, rank).check(adapter)
+    check_merged(manifest, plan, merged)
     directory.mkdir(parents=True, exist_ok=True)
     weights = {KEY_PREFIX + name: value for name, value in adapter.items()}
+    for module, (merged_a, merged_b) in merged.items():
+        a, b = names.lora_a(module), names.lora_b(module)
+        weights[KEY_PREFIX + a] = np.concatenate([adapter[a], merged_a], dtype=np.float32)
+        weights[KEY_PREFIX + b] = np.concatenate([adapter[b], merged_b], axis=1, dtype=np.float32)
     write_atomically(directory / WEIGHTS_FILE, encode_tensors(weights, metadata={"format": "pt"}))
-    config = peft_config(manifest, rank, lora_scaling)
+    ranks = {module: rank + merged[module][0].shape[0] for module in sorted(merged)}
+    config = peft_config(manifest, rank, lora_scaling, ranks)
     write_atomically(directory / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True).encode() + b"\n")
 
 
-def peft_config(manifest: Manifest, rank: int, lora_scaling: float) -> dict[str, object]:
-    """The content of ``adapter_config.json`` for an adapter of this model."""
+def peft_config(
+    manifest: Manifest, rank: int, lora_scaling: float, ranks: Mapping[str, int] | None = None
+) -> dict[str, object]:
+    """The content of ``adapter_config.json`` for an adapter of this model.
+
+    Args:
+        manifest: the artifact's manifest.
+        rank: LoRA rank of all modules but those in ``ranks``.
+        lora_scaling: alpha / rank, the same for all.
+        ranks: by module. PEFT reads its keys as regular expressions.
+    """
+    ranks = {re.escape(module): own for module, own in (ranks or {}).items()}
     return {
+        "alpha_pattern": {module: lora_scaling * own for module, own in ranks.items()},
         "base_model_name_or_path": manifest.model_name,
         "bias": "none",
         "fan_in_fan_out": False,
@@ -58,6 +97,7 @@ def peft_config(manifest: Manifest, rank: int, lora_scaling: float) -> dict[str,
         "modules_to_save": sorted({dense.name.rpartition(".")[0] for dense in manifest.dense}) or None,
         "peft_type": "LORA",
         "r": rank,
+        "rank_pattern": ranks,
         "target_modules": sorted(target.module for target in manifest.targets),
         "task_type": _TASK_TYPES[manifest.task],
         "use_rslora": False,

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker_server.aggregation import AGGREGATIONS, DeviceUpdate, make_aggregation
-from broker_server.aggregation.flexlora import ROW_NORM
+from broker_server.aggregation import AGGREGATIONS, Aggregated, DeviceUpdate, make_aggregation
+from broker_server.aggregation.factorise import ROW_NORM
 from broker_server.errors import AggregationError, ConfigError
 from edge_runtime.wire import names
 from edge_runtime.wire.adapter import restrict, target_indices
@@ -28,6 +28,10 @@ Float64 = npt.NDArray[np.float64]
 
 def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
+
+
+def aggregate(name: str, old: tiny.Adapter, updates: Sequence[DeviceUpdate]) -> dict[str, npt.NDArray[np.float32]]:
+    return dict(make_aggregation(name).aggregate(MANIFEST, Aggregated(adapter=old), updates, rng()).adapter)
 
 
 def update(device_id: str, *, ratio: float = 0.0, rank: int = 2, num_examples: int = 5, seed: int = 0) -> DeviceUpdate:
@@ -85,7 +89,7 @@ def test_flexlora_is_the_dense_sum_over_what_is_held(updates: list[DeviceUpdate]
     rank = 4 + sum(one.rank for one in updates)  # old factors and all devices fit: nothing is cut
     old = tiny.adapter(FULL, rank, rng(7))
     old = {name: value * (0.0 if "mixer" in name else 1.0) for name, value in old.items()}
-    new = make_aggregation("flexlora").aggregate(MANIFEST, old, updates, rng())
+    new = aggregate("flexlora", old, updates)
     for target in MANIFEST.targets:
         expected = dense_sum(target, old, updates)
         np.testing.assert_allclose(product(target, new), expected, atol=1e-5 * max(1.0, np.abs(expected).max()))
@@ -96,9 +100,7 @@ def test_flexlora_is_the_dense_sum_over_what_is_held(updates: list[DeviceUpdate]
 def test_order_does_not_matter(updates: list[DeviceUpdate], name: str, data: st.DataObject) -> None:
     old = tiny.adapter(FULL, 4, rng(7))
     shuffled = data.draw(st.permutations(updates))
-    rule = make_aggregation(name)
-    first = rule.aggregate(MANIFEST, old, updates, rng())
-    second = rule.aggregate(MANIFEST, old, shuffled, rng())
+    first, second = aggregate(name, old, updates), aggregate(name, old, shuffled)
     for key in first:
         np.testing.assert_array_equal(first[key], second[key])
 
@@ -107,7 +109,7 @@ def test_order_does_not_matter(updates: list[DeviceUpdate], name: str, data: st.
 @given(updates=any_updates())
 def test_fedit_averages_each_element_over_its_holders(updates: list[DeviceUpdate]) -> None:
     old = tiny.adapter(FULL, 4, rng(7))
-    new = make_aggregation("fedit").aggregate(MANIFEST, old, updates, rng())
+    new = aggregate("fedit", old, updates)
     target = MANIFEST.targets[1]  # rows of B are pruned
     key = names.lora_b(target.module)
     for row in range(target.out_features):
@@ -125,7 +127,7 @@ def test_fedit_averages_each_element_over_its_holders(updates: list[DeviceUpdate
 
 def test_fedit_of_equal_plans_and_ranks_is_the_plain_average() -> None:
     updates = [update("a", num_examples=1, seed=1), update("b", num_examples=3, seed=2)]
-    new = make_aggregation("fedit").aggregate(MANIFEST, tiny.adapter(FULL, 2, rng(7)), updates, rng())
+    new = aggregate("fedit", tiny.adapter(FULL, 2, rng(7)), updates)
     for key, value in new.items():
         np.testing.assert_allclose(value, 0.25 * updates[0].tensors[key] + 0.75 * updates[1].tensors[key], atol=1e-6)
 
@@ -135,7 +137,7 @@ def test_what_nobody_holds_keeps_its_value(name: str) -> None:
     old = tiny.adapter(FULL, 2, rng(7))
     plan = plan_at(MANIFEST, tiny.importance(), 0.5)
     pruned = update("a", ratio=0.5)
-    new = make_aggregation(name).aggregate(MANIFEST, {**old}, [pruned], rng())
+    new = aggregate(name, {**old}, [pruned])
     if name == "fedit":
         key, (rows, _) = names.lora_b(MANIFEST.targets[1].module), target_indices(MANIFEST.targets[1], plan)
         assert rows is not None
@@ -145,7 +147,7 @@ def test_what_nobody_holds_keeps_its_value(name: str) -> None:
         return
     wide = {k: np.concatenate([v, np.zeros_like(v)], axis=0 if "lora_A" in k else 1) for k, v in old.items()}
     wide["classifier.weight"] = old["classifier.weight"]
-    new = make_aggregation(name).aggregate(MANIFEST, wide, [pruned], rng())
+    new = aggregate(name, wide, [pruned])
     for target in MANIFEST.targets:
         rows, columns = target_indices(target, plan)
         if rows is not None:
@@ -160,7 +162,7 @@ def test_what_nobody_holds_keeps_its_value(name: str) -> None:
 @given(updates=any_updates(), rank=st.integers(4, 6))
 def test_flexlora_cuts_to_the_best_approximation(updates: list[DeviceUpdate], rank: int) -> None:
     old = tiny.adapter(FULL, rank, rng(7))
-    new = make_aggregation("flexlora").aggregate(MANIFEST, old, updates, rng())
+    new = aggregate("flexlora", old, updates)
     for target in MANIFEST.targets:
         expected = dense_sum(target, old, updates)
         sizes = np.linalg.svd(expected, compute_uv=False)
@@ -170,7 +172,7 @@ def test_flexlora_cuts_to_the_best_approximation(updates: list[DeviceUpdate], ra
 
 def test_rows_of_a_have_the_norm_of_a_fresh_one_and_the_leading_come_first() -> None:
     old = tiny.adapter(FULL, 4, rng(7))
-    new = make_aggregation("flexlora").aggregate(MANIFEST, old, [update("a", rank=4), update("b", rank=3)], rng())
+    new = aggregate("flexlora", old, [update("a", rank=4), update("b", rank=3)])
     a, b = new["mixer.lora_A.weight"], new["mixer.lora_B.weight"]
     np.testing.assert_allclose(a @ a.T, ROW_NORM**2 * np.eye(4), atol=1e-6)
     assert np.all(np.diff(np.linalg.norm(b, axis=0)) <= 1e-6)
@@ -178,7 +180,7 @@ def test_rows_of_a_have_the_norm_of_a_fresh_one_and_the_leading_come_first() -> 
 
 def test_an_empty_component_can_be_trained_again() -> None:
     old = tiny.adapter(FULL, 4, rng(7))
-    new = make_aggregation("flexlora").aggregate(MANIFEST, old, [update("a", rank=1)], rng())
+    new = aggregate("flexlora", old, [update("a", rank=1)])
     a, b = new["mixer.lora_A.weight"], new["mixer.lora_B.weight"]
     np.testing.assert_array_equal(b[:, 1:], 0.0)
     assert np.all(np.linalg.norm(a, axis=1) > 0.1)
@@ -187,9 +189,7 @@ def test_an_empty_component_can_be_trained_again() -> None:
 def test_adapters_that_were_never_trained_stay_trainable() -> None:
     start = update("a", rank=2)
     zeros = {k: np.zeros_like(v) if "lora_B" in k else v for k, v in start.tensors.items()}
-    new = make_aggregation("flexlora").aggregate(
-        MANIFEST, tiny.adapter(FULL, 2, rng(7)), [dataclasses.replace(start, tensors=zeros)], rng()
-    )
+    new = aggregate("flexlora", tiny.adapter(FULL, 2, rng(7)), [dataclasses.replace(start, tensors=zeros)])
     assert all(np.all(v == 0) for k, v in new.items() if "lora_B" in k)
     assert all(np.all(np.linalg.norm(v, axis=1) > 0.1) for k, v in new.items() if "lora_A" in k)
 
@@ -197,7 +197,7 @@ def test_adapters_that_were_never_trained_stay_trainable() -> None:
 @pytest.mark.parametrize("name", sorted(AGGREGATIONS))
 def test_dense_tensors_are_averaged_by_examples(name: str) -> None:
     updates = [update("a", num_examples=1, seed=1), update("b", num_examples=3, seed=2, ratio=0.5)]
-    new = make_aggregation(name).aggregate(MANIFEST, tiny.adapter(FULL, 2, rng(7)), updates, rng())
+    new = aggregate(name, tiny.adapter(FULL, 2, rng(7)), updates)
     expected = 0.25 * updates[0].tensors["classifier.weight"] + 0.75 * updates[1].tensors["classifier.weight"]
     np.testing.assert_allclose(new["classifier.weight"], expected, atol=1e-6)
 
@@ -205,7 +205,7 @@ def test_dense_tensors_are_averaged_by_examples(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(AGGREGATIONS))
 def test_result_can_be_restricted_to_any_arm(name: str) -> None:
     old = tiny.adapter(FULL, 4, rng(7))
-    new = make_aggregation(name).aggregate(MANIFEST, old, [update("a", rank=3), update("b", ratio=0.5)], rng())
+    new = aggregate(name, old, [update("a", rank=3), update("b", ratio=0.5)])
     plan = plan_at(MANIFEST, tiny.importance(), 0.5)
     restrict(MANIFEST, new, plan, 2)
     assert all(value.dtype == np.float32 and value.flags.c_contiguous for value in new.values())
@@ -237,7 +237,7 @@ NAN = np.full((2, 4), np.nan, np.float32)
 def test_what_cannot_be_combined_is_refused_by_name(name: str, updates: list[DeviceUpdate], said: str) -> None:
     old = tiny.adapter(FULL, 4, rng(7))
     with pytest.raises(AggregationError, match=said) as caught:
-        make_aggregation(name).aggregate(MANIFEST, old, updates, rng())
+        aggregate(name, old, updates)
     assert caught.value.device_id == (None if said in {"no update", "total weight is zero"} else "bad")
 
 
@@ -245,7 +245,7 @@ def test_global_adapter_of_another_model_is_refused() -> None:
     old = tiny.adapter(FULL, 4, rng(7))
     del old["classifier.weight"]
     with pytest.raises(AggregationError, match=r"classifier\.weight"):
-        make_aggregation("fedit").aggregate(MANIFEST, old, [update("a")], rng())
+        aggregate("fedit", old, [update("a")])
 
 
 def test_unknown_rule_is_refused_with_the_known_ones() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from broker_server.errors import ArmError, ConfigError
+from broker_server.pruning.config import PruningConfig
 from edge_runtime.wire import limits
 from edge_runtime.wire.messages import Arm
 
@@ -82,7 +83,15 @@ class CoordinatorConfig:
     """Devices a round waits for before it starts (at most ``registration_timeout_s``)."""
     training: TrainingConfig
     arms: tuple[Arm, ...]
-    """Arms that the scheduler may play."""
+    """Arms that the scheduler may play; for one that plays between them, the corners of what it may play."""
+    pruning: PruningConfig = dataclasses.field(default_factory=PruningConfig)
+    sparsity: float | None = None
+    """Pruning ratio that will be deployed: that of the deploy rounds and of the evaluation of the sub-model; None =
+    neither."""
+    eval_sparse: bool = False
+    """Whether the sub-model is evaluated in every round; else only in the last."""
+    emulation_file: str | None = None
+    """Classes of emulated devices, relative to the run directory (docs/emulation.md); None = time is what it is."""
     scheduler: str = "uniform"
     """``fixed`` (each device keeps one arm, dealt in turn), ``random``, or ``uniform`` (every arm equally often)."""
     aggregation: str = "flexlora"
@@ -125,6 +134,11 @@ class CoordinatorConfig:
         if self.wire_dtype not in {"float32", "float16"}:
             msg = f"wire_dtype is {self.wire_dtype!r}, expected 'float32' or 'float16'"
             raise ConfigError(msg)
+        if self.sparsity is not None:
+            check_arm(Arm(pruning_ratio=self.sparsity, rank=1))
+        if self.pruning.deploy_rounds and self.sparsity is None:
+            msg = f"deploy_rounds is {self.pruning.deploy_rounds}, but no sparsity is given to deploy"
+            raise ConfigError(msg)
 
     @property
     def max_rank(self) -> int:
@@ -136,7 +150,7 @@ class CoordinatorConfig:
         lines = [
             f"{field.name} = {toml_value(getattr(self, field.name))}"
             for field in dataclasses.fields(self)
-            if field.name not in {"training", "arms"} and getattr(self, field.name) is not None
+            if field.name not in {"training", "pruning", "arms"} and getattr(self, field.name) is not None
         ]
         lines.append(f"arms = {toml_value(format_arms(self.arms))}")
         lines.append("\n[training]")
@@ -145,6 +159,8 @@ class CoordinatorConfig:
             for field in dataclasses.fields(self.training)
             for value in [getattr(self.training, field.name)]
         ]
+        lines.append("\n[pruning]")
+        lines += [f"{name} = {toml_value(value)}" for name, value in dataclasses.asdict(self.pruning).items()]
         if self.num_evaluation_examples is None:
             lines.insert(0, "num_evaluation_examples = 0")
         return "\n".join(lines) + "\n"
@@ -165,7 +181,8 @@ class CoordinatorConfig:
             if data.get("num_evaluation_examples") == 0:
                 data["num_evaluation_examples"] = None
             arms = parse_arms(data.pop("arms"))
-            return cls(**data, arms=arms, training=TrainingConfig(**training))
+            pruning = PruningConfig(**data.pop("pruning", {}))
+            return cls(**data, arms=arms, pruning=pruning, training=TrainingConfig(**training))
         except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
             msg = f"configuration is malformed: {error}"
             raise ConfigError(msg) from error

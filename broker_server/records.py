@@ -39,6 +39,18 @@ class DeviceRecord(msgspec.Struct, frozen=True, kw_only=True):
     bytes_down: int | None
     local_accuracy_before: float | None
     local_accuracy_after: float | None
+    reason: str | None = None
+    """Of the last failure: a :class:`edge_runtime.wire.messages.FailureReason`."""
+    num_steps: int | None = None
+    """Optimizer steps of the assignment."""
+    completion_s: float | None = None
+    """From assignment to stored update: emulated where devices are, else wall time; None where neither is known."""
+    device_class: str | None = None
+    """Class of an emulated device."""
+    emulated_s: float | None = None
+    """What its part in the round took on the virtual clock; None where nothing is emulated, or nothing was trained."""
+    adapter_delta: float | None = None
+    """Frobenius norm of the change of B A, over all targets."""
 
 
 class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,3 +63,11 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Time since training began, summed over interruptions, at the end of the round."""
     evaluation: EvaluationRecord | None
     devices: tuple[DeviceRecord, ...]
+    sparse: EvaluationRecord | None = None
+    """Quality of the sub-model at the run's sparsity, cut out of the same adapter."""
+    is_deploy: bool = False
+    """Whether all devices trained the plan that is deployed."""
+    emulated_s: float | None = None
+    """The round on the virtual clock: its slowest device, at most the deadline; None where nothing is emulated."""
+    elapsed_emulated_s: float | None = None
+    """The virtual clock at the end of the round."""

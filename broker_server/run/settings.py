@@ -13,6 +13,7 @@ import msgspec
 
 from broker_server.config import CoordinatorConfig, TrainingConfig, check_arm, parse_arms, toml_value
 from broker_server.errors import ArmError, ConfigError
+from broker_server.pruning.config import PruningConfig
 from broker_server.run.examples import LABEL, Fields
 from broker_server.run.split import parse_split
 from edge_runtime.wire.manifest import Task
@@ -22,14 +23,19 @@ from edge_runtime.wire.topics import check_name
 FLEET: Final = "run"
 """Fleet of a run that plays all devices itself."""
 
+EMULATION_FILE: Final = "fleet.toml"
+"""Classes of a run's emulated devices, in the run directory."""
+
 
 class Panel(enum.StrEnum):
     """Groups of options in ``fedspine run --help``."""
 
     MODEL = "Model and data"
     TRAINING = "Training"
+    PRUNING = "Pruning"
     RESULT = "Result"
     PROCESSES = "Processes"
+    EMULATION = "Emulated fleet"
 
 
 HELP: Final = "help"
@@ -76,6 +82,21 @@ class RunSettings:
         Panel.TRAINING, "held-out examples measured after each round; the last takes all; 0 = always all"
     )
     round_deadline: float = option(Panel.TRAINING, "longest time of a round, seconds", 600.0)
+    importance: Literal["magnitude", "lora"] = option(
+        Panel.PRUNING,
+        "what ranks heads and channels: magnitude of the weights, or lora gradients on devices",
+        "magnitude",
+    )
+    importance_every_steps: int = option(Panel.PRUNING, "steps between two scores on a device, with lora", 5)
+    importance_smoothing: float = option(Panel.PRUNING, "weight of the last round's global scores, in [0, 1)", 0.5)
+    prune_scope: Literal["layer", "global"] = option(Panel.PRUNING, "rank units in each layer, or over all", "layer")
+    protect_first: int = option(Panel.PRUNING, "first layers that stay whole; -1 = a tenth of all", -1)
+    protect_last: int = option(Panel.PRUNING, "last layers that stay whole; -1 = one, of five or more", -1)
+    ramp_warmup_rounds: int = option(Panel.PRUNING, "rounds without pruning, before the ramp", 0)
+    ramp_rounds: int = option(Panel.PRUNING, "rounds of the cubic ramp to an arm's ratio; 0 = at once", 0)
+    recovery_steps: int = option(Panel.PRUNING, "least steps between two prunings inside an assignment", 20)
+    deploy_rounds: int = option(Panel.PRUNING, "last rounds that train the plan of --sparsity on all devices", 0)
+    eval_sparse: bool = option(Panel.PRUNING, "measure the sub-model at --sparsity in every round", default=False)
     sparsity: float = option(Panel.RESULT, "pruning ratio of the compact model", 0.25)
     compact: bool = option(Panel.RESULT, "make and measure a compact model at the end", default=True)
     quantize: Literal["", "int8"] = option(Panel.RESULT, "int8, to quantise the compact model", "")
@@ -87,6 +108,14 @@ class RunSettings:
     wire_dtype: Literal["float32", "float16"] = option(Panel.PROCESSES, "type of adapters on the wire", "float32")
     threads: int = option(Panel.PROCESSES, "threads of each device; 0 = cores / devices", 0)
     device_memory_mb: int = option(Panel.PROCESSES, "memory a device allows itself, MiB; 0 = its own choice", 0)
+    fleet: str = option(
+        Panel.EMULATION, "TOML file of device classes, or jetson for the built-in one; time is then emulated", ""
+    )
+    calibration: str = option(
+        Panel.EMULATION,
+        "JSON file of measured step times that several runs share (default: one in the run directory)",
+        "",
+    )
 
     def __post_init__(self) -> None:
         counts = ("devices", "rounds", "local_steps", "batch_size", "accumulation_steps", "max_length")
@@ -149,6 +178,10 @@ class RunSettings:
             num_devices=self.devices,
             training=training,
             arms=parse_arms(self.arms),
+            pruning=self.pruning_config(),
+            sparsity=self.sparsity,
+            eval_sparse=self.eval_sparse,
+            emulation_file=EMULATION_FILE if self.fleet else None,
             scheduler=self.scheduler,
             aggregation=self.aggregation,
             seed=self.seed,
@@ -157,6 +190,25 @@ class RunSettings:
             test_file="data/test.jsonl",
             num_evaluation_examples=self.eval_examples or None,
             num_threads=num_threads,
+        )
+
+    def pruning_config(self) -> PruningConfig:
+        """How the coordinator prunes.
+
+        Raises:
+            ConfigError: a value out of range.
+        """
+        return PruningConfig(
+            importance=self.importance,
+            importance_every_steps=self.importance_every_steps,
+            importance_smoothing=self.importance_smoothing,
+            scope=self.prune_scope,
+            protect_first=self.protect_first,
+            protect_last=self.protect_last,
+            warmup_rounds=self.ramp_warmup_rounds,
+            ramp_rounds=self.ramp_rounds,
+            recovery_steps=self.recovery_steps,
+            deploy_rounds=self.deploy_rounds,
         )
 
     def to_toml(self) -> str:

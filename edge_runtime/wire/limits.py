@@ -1,6 +1,7 @@
 """Every limit of the protocol, checked before memory is allocated.
 
-The message limit follows the strictest brokers in use (AWS IoT Core: 128 KB, ApsaraMQ: 64-128 KB); see docs/wire.md.
+The message limit is below that of AWS IoT Core (128 KB) and far below what mosquitto and EMQX can be set to; a broker that
+accepts less than a message of this size cannot be used. See docs/wire.md.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ MAX_MESSAGE_BYTES: Final = 96 * 1024
 
 CHUNK_BYTES: Final = 64 * 1024
 """Payload of one chunk of a blob, bytes; leaves room for the envelope inside MAX_MESSAGE_BYTES."""
+
+MIN_CHUNK_BYTES: Final = 1024
+"""Smallest payload of a chunk that a header may announce, bytes: a blob has at most half a million chunks."""
 
 MAX_BLOB_BYTES: Final = 512 * 1024 * 1024
 """Largest blob that travels through MQTT in chunks (an adapter), bytes."""

@@ -23,8 +23,8 @@ SCHEMA_VERSION: Final = 1
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
-Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-DeviceId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+DeviceId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
 Text = Annotated[str, msgspec.Meta(max_length=2_000)]
 
 
@@ -64,7 +64,7 @@ class BlobRef(msgspec.Struct, frozen=True, kw_only=True):
 
     digest: Digest
     size_bytes: Annotated[int, msgspec.Meta(ge=1, le=limits.MAX_BLOB_BYTES)]
-    chunk_bytes: Annotated[int, msgspec.Meta(ge=1, le=limits.MAX_MESSAGE_BYTES)]
+    chunk_bytes: Annotated[int, msgspec.Meta(ge=limits.MIN_CHUNK_BYTES, le=limits.MAX_MESSAGE_BYTES)]
 
     @property
     def num_chunks(self) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from edge_runtime.wire import chunks
+from edge_runtime.wire import chunks, limits
 from edge_runtime.wire.messages import Measurements, Update
 
 MakeUpdate = Callable[..., Update]
@@ -20,7 +20,7 @@ def make_update() -> MakeUpdate:
             device_id="board-7",
             round_number=round_number,
             attempt=attempt,
-            adapter=chunks.describe(blob, 10),
+            adapter=chunks.describe(blob, limits.MIN_CHUNK_BYTES),
             num_examples=5,
             train_loss=1.0,
             measurements=Measurements(

@@ -77,11 +77,12 @@ def test_an_update_waits_while_it_is_pulled(desk: Desk, make_update: MakeUpdate)
 
 
 def test_the_adapter_is_offered_until_the_verdict(desk: Desk, make_update: MakeUpdate) -> None:
-    update = make_update(b"adapter of more than one chunk")
-    desk.uploads.add(update, b"adapter of more than one chunk")
+    blob = bytes(1024) + b"second chunk"
+    update = make_update(blob)
+    desk.uploads.add(update, blob)
     request = ChunkRequest(digest=update.adapter.digest, missing=(1,))
     desk.transfers.handle("coordinator", request)
-    assert desk.sent == [Chunk(digest=update.adapter.digest, index=1, payload=b" more than")]
+    assert desk.sent == [Chunk(digest=update.adapter.digest, index=1, payload=b"second chunk")]
     desk.uploads.close(key_of(update))
     desk.transfers.handle("coordinator", request)
     assert len(desk.sent) == 1

@@ -10,7 +10,7 @@ from msgspec import UNSET, UnsetType
 from broker_server.errors import RunFailedError
 from broker_server.records import DeviceRecord, EvaluationRecord, RoundRecord
 from broker_server.report.quality import perplexity
-from broker_server.report.schema import Compact, DataEntry, DeviceEntry, Outcome, Report, RoundEntry
+from broker_server.report.schema import Compact, DataEntry, DeviceEntry, FleetEntry, Outcome, Report, RoundEntry
 from broker_server.versions import environment
 from edge_runtime.wire.manifest import Task
 
@@ -31,6 +31,8 @@ class RunFacts:
     """Seconds of each step of the job."""
     data: DataEntry
     config: Mapping[str, str | int | float | bool]
+    fleet: FleetEntry | None = None
+    """Classes of emulated devices."""
 
 
 def build_report(facts: RunFacts, rounds: Sequence[RoundRecord], compact: Compact | None) -> Report:
@@ -53,6 +55,8 @@ def build_report(facts: RunFacts, rounds: Sequence[RoundRecord], compact: Compac
     training_s = max(facts.steps.get(TRAINING_STEP, 0.0), rounds[-1].elapsed_s)  # the latter survives kill -9
     steps = {**facts.steps, TRAINING_STEP: training_s}
     accuracy, ppl = quality_fields(facts.task, last.loss, last.accuracy)
+    sparse = next((record.sparse for record in reversed(rounds) if record.sparse is not None), None)
+    sparse_accuracy, sparse_ppl = _optional_quality(facts.task, sparse)
     return Report(
         run_id=facts.run_id,
         task=facts.task,
@@ -66,6 +70,10 @@ def build_report(facts: RunFacts, rounds: Sequence[RoundRecord], compact: Compac
             seconds=sum(steps.values()),
             bytes_up=sum(device.bytes_up or 0 for device in devices),
             bytes_down=sum(device.bytes_down or 0 for device in devices),
+            accuracy_at_sparsity=sparse_accuracy,
+            perplexity_at_sparsity=sparse_ppl,
+            loss_at_sparsity=None if sparse is None else sparse.loss,
+            emulated_s=rounds[-1].elapsed_emulated_s,
         ),
         rounds=tuple(_round(record, facts.task) for record in rounds),
         compact=compact,
@@ -73,6 +81,7 @@ def build_report(facts: RunFacts, rounds: Sequence[RoundRecord], compact: Compac
         data=facts.data,
         config=dict(facts.config),
         environment=environment(),
+        fleet=facts.fleet,
     )
 
 
@@ -81,12 +90,15 @@ def quality_fields(task: Task, loss: float, accuracy: float) -> tuple[float | Un
     return (UNSET, perplexity(loss)) if task == "causal-lm" else (accuracy, UNSET)
 
 
+def _optional_quality(task: Task, evaluation: EvaluationRecord | None) -> tuple[float | UnsetType, float | UnsetType]:
+    """As :func:`quality_fields`; both absent where nothing was measured."""
+    return (UNSET, UNSET) if evaluation is None else quality_fields(task, evaluation.loss, evaluation.accuracy)
+
+
 def _round(record: RoundRecord, task: Task) -> RoundEntry:
-    evaluation: EvaluationRecord | None = record.evaluation
-    accuracy: float | UnsetType = UNSET
-    ppl: float | UnsetType = UNSET
-    if evaluation is not None:
-        accuracy, ppl = quality_fields(task, evaluation.loss, evaluation.accuracy)
+    evaluation, sparse = record.evaluation, record.sparse
+    accuracy, ppl = _optional_quality(task, evaluation)
+    sparse_accuracy, sparse_ppl = _optional_quality(task, sparse)
     return RoundEntry(
         round_number=record.round_number,
         accuracy=accuracy,
@@ -95,6 +107,12 @@ def _round(record: RoundRecord, task: Task) -> RoundEntry:
         num_targets=0 if evaluation is None else evaluation.num_targets,
         seconds=record.seconds,
         devices=tuple(_device(device) for device in record.devices),
+        accuracy_at_sparsity=sparse_accuracy,
+        perplexity_at_sparsity=sparse_ppl,
+        loss_at_sparsity=None if sparse is None else sparse.loss,
+        is_deploy=record.is_deploy,
+        emulated_s=record.emulated_s,
+        elapsed_emulated_s=record.elapsed_emulated_s,
     )
 
 
@@ -114,4 +132,11 @@ def _device(record: DeviceRecord) -> DeviceEntry:
         peak_rss_bytes=record.peak_rss_bytes,
         bytes_up=record.bytes_up,
         bytes_down=record.bytes_down,
+        attempt=record.attempt,
+        reason=record.reason,
+        num_steps=record.num_steps,
+        completion_s=record.completion_s,
+        device_class=record.device_class,
+        emulated_s=record.emulated_s,
+        adapter_delta=record.adapter_delta,
     )

@@ -6,6 +6,7 @@ import io
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Final
 
 import matplotlib as mpl
@@ -53,7 +54,7 @@ def all_charts(report: Report) -> list[str]:
         bytes_per_round,
         memory_per_device,
     )
-    return [_draw(chart, report, number) for number, chart in enumerate(charts)]
+    return [draw(partial(chart, report), number) for number, chart in enumerate(charts)]
 
 
 def quality_over_rounds(report: Report, axes: Axes) -> None:
@@ -65,12 +66,16 @@ def quality_over_rounds(report: Report, axes: Axes) -> None:
 
 
 def quality_over_time(report: Report, axes: Axes) -> None:
-    """Held-out quality against the seconds spent in rounds."""
-    elapsed = itertools.accumulate(r.seconds for r in report.rounds)
+    """Held-out quality against the seconds spent in rounds: emulated ones where there are."""
+    is_emulated = report.final.emulated_s is not None
+    elapsed = itertools.accumulate((r.emulated_s or 0.0) if is_emulated else r.seconds for r in report.rounds)
     pairs = zip(elapsed, report.rounds, strict=True)
     points = [(seconds, value) for seconds, r in pairs if (value := _quality(report, r)) is not None]
     _quality_line(report, axes, points)
-    axes.set(title=f"Held-out {metric_name(report.task)} by time", xlabel="seconds since the start of round 0")
+    axes.set(
+        title=f"Held-out {metric_name(report.task)} by time",
+        xlabel=f"{'emulated ' if is_emulated else ''}seconds since the start of round 0",
+    )
 
 
 def time_per_device(report: Report, axes: Axes) -> None:
@@ -194,11 +199,16 @@ def _arm_legend(axes: Axes) -> None:
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3)
 
 
-def _draw(chart: Callable[[Report, Axes], None], report: Report, number: int) -> str:
-    """One chart as an ``<svg>`` element whose ids do not clash with those of others on the page."""
+def draw(chart: Callable[[Axes], None], number: int) -> str:
+    """One chart as an ``<svg>`` element whose ids do not clash with those of others on the page.
+
+    Args:
+        chart: draws into the axes.
+        number: unique on the page.
+    """
     with mpl.rc_context(_STYLE | {"svg.hashsalt": f"fedspine-{number}"}):
         figure = Figure(figsize=(5.6, 3.2), layout="constrained")
-        chart(report, figure.add_subplot())
+        chart(figure.add_subplot())
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = out.getvalue()

@@ -33,6 +33,7 @@ def render_page(report: Report) -> str:
         change=_change(report, before, after),
         quality=lambda entry: _text(report, _quality(report, entry)),
         created=dt.datetime.fromtimestamp(report.created_at, tz=dt.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        sparse=_sparse_text(report),
         charts=all_charts(report),
         rounds=[(entry, _summary(entry)) for entry in report.rounds],
     )
@@ -41,6 +42,11 @@ def render_page(report: Report) -> str:
 def _quality(report: Report, entry: object) -> float | None:
     value: float | UnsetType | None = getattr(entry, metric_name(report.task))
     return None if isinstance(value, UnsetType) else value
+
+
+def _sparse_text(report: Report) -> str | None:
+    value: float | UnsetType = getattr(report.final, f"{metric_name(report.task)}_at_sparsity")
+    return None if isinstance(value, UnsetType) else metric_text(report.task, value)
 
 
 def _text(report: Report, value: float | None) -> str:

@@ -36,6 +36,20 @@ class DeviceEntry(msgspec.Struct, frozen=True, kw_only=True):
     """Largest resident set of the device process so far."""
     bytes_up: int | None
     bytes_down: int | None
+    attempt: int = 1
+    """Assignments that it got in this round; all but the last were refused for lack of memory."""
+    reason: str | None = None
+    """Why the last assignment failed, such as ``insufficient_memory``; null where it did not."""
+    num_steps: int | None = None
+    """Optimizer steps that were asked for."""
+    completion_s: float | None = None
+    """From assignment to stored update: emulated where devices are, else wall time."""
+    device_class: str | None = None
+    """Class of an emulated device."""
+    emulated_s: float | None = None
+    """Its part in the round on the virtual clock: emulated."""
+    adapter_delta: float | None = None
+    """Frobenius norm of the change of B A, over all targets."""
 
 
 class RoundEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +65,16 @@ class RoundEntry(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     """Wall time of the round, aggregation and evaluation included."""
     devices: tuple[DeviceEntry, ...]
+    accuracy_at_sparsity: float | UnsetType = UNSET
+    """Of the sub-model at the run's ``sparsity``, where it was measured."""
+    perplexity_at_sparsity: float | UnsetType = UNSET
+    loss_at_sparsity: float | None = None
+    is_deploy: bool = False
+    """Whether all devices trained the plan that is deployed."""
+    emulated_s: float | None = None
+    """Length of the round on the virtual clock: emulated; null where nothing is."""
+    elapsed_emulated_s: float | None = None
+    """The virtual clock at its end: emulated."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +89,12 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """Payload bytes from devices, all rounds."""
     bytes_down: int
     """Payload bytes to devices, all rounds, artifact included."""
+    accuracy_at_sparsity: float | UnsetType = UNSET
+    """Of the sub-model at the run's ``sparsity``: what would be deployed, before quantisation."""
+    perplexity_at_sparsity: float | UnsetType = UNSET
+    loss_at_sparsity: float | None = None
+    emulated_s: float | None = None
+    """All rounds on the virtual clock: emulated; null where nothing is."""
 
 
 class Compact(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,6 +137,39 @@ class DataEntry(msgspec.Struct, frozen=True, kw_only=True):
     devices: tuple[DeviceData, ...]
 
 
+class FleetDrift(msgspec.Struct, frozen=True, kw_only=True):
+    """A class changed its speed."""
+
+    from_round: int
+    factor: float
+    """Steps took so many times as long as at the start."""
+
+
+class FleetClass(msgspec.Struct, frozen=True, kw_only=True):
+    """A class of emulated devices."""
+
+    name: str
+    device_ids: tuple[str, ...]
+    compute_factor: float
+    """A step took so many times as long as on one thread of the machine that was calibrated: emulated."""
+    memory_mb: int
+    """Cap, MiB, that its processes kept to; 0 = none."""
+    uplink_mbit_s: float
+    downlink_mbit_s: float
+    availability: float
+    drift: tuple[FleetDrift, ...]
+
+
+class FleetEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """The emulated fleet."""
+
+    classes: tuple[FleetClass, ...]
+    jitter: float
+    """Standard deviation of the logarithm of compute times."""
+    deadline_s: float
+    """Longest round on the virtual clock; 0 = none."""
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """The whole of ``report.json``."""
 
@@ -127,6 +190,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of the run: the options of ``fedspine run``."""
     environment: dict[str, str]
     """Versions, processor, cores."""
+    fleet: FleetEntry | None = None
+    """Classes of the emulated devices; null where nothing is emulated."""
 
 
 def encode_report(report: Report) -> bytes:

@@ -8,14 +8,24 @@ import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from broker_server.errors import ReportError, RunFailedError
+from broker_server.records import EvaluationRecord
 from broker_server.report.build import RunFacts, build_report
 from broker_server.report.charts import all_charts
 from broker_server.report.page import render_page
 from broker_server.report.quality import bytes_text, duration_text, perplexity
-from broker_server.report.schema import decode_report, encode_report, json_schema
+from broker_server.report.schema import (
+    FleetClass,
+    FleetDrift,
+    FleetEntry,
+    Report,
+    decode_report,
+    encode_report,
+    json_schema,
+)
 from edge_runtime.wire.manifest import Task
 from tests.broker_server.report_samples import round_records, sample_report
 
@@ -138,3 +148,49 @@ def test_figures_for_people() -> None:
 def test_a_hopeless_loss_has_a_finite_perplexity() -> None:
     assert math.isfinite(perplexity(1e9))
     assert perplexity(-1.0) == 1.0
+
+
+def emulated_report() -> Report:
+    """Rounds of 50 emulated seconds each, with a sub-model measured in the last."""
+    rounds = [
+        msgspec.structs.replace(record, emulated_s=50.0, elapsed_emulated_s=50.0 * (record.round_number + 1))
+        for record in round_records()
+    ]
+    sparse = EvaluationRecord(loss=1.0, accuracy=0.5, num_targets=500, is_complete=True, evaluate_s=0.5)
+    rounds[-1] = msgspec.structs.replace(rounds[-1], sparse=sparse, is_deploy=True)
+    tx2 = FleetClass(
+        name="tx2",
+        device_ids=("device-1", "device-2"),
+        compute_factor=8.3,
+        memory_mb=0,
+        uplink_mbit_s=10.0,
+        downlink_mbit_s=20.0,
+        availability=0.9,
+        drift=(FleetDrift(from_round=2, factor=3.0),),
+    )
+    facts = RunFacts(
+        run_id="r", task="text-classification", model_name="m", artifact_digest="", created_at=0.0, steps={},
+        data=sample_report().data, config={"sparsity": 0.5}, fleet=FleetEntry(classes=(tx2,), jitter=0.05, deadline_s=0.0),
+    )  # fmt: skip
+    return build_report(facts, rounds, None)
+
+
+def test_emulated_time_is_reported_and_called_so() -> None:
+    report = emulated_report()
+
+    assert decode_report(encode_report(report)) == report
+    assert (report.final.emulated_s, report.rounds[1].emulated_s, report.rounds[1].elapsed_emulated_s) == (200, 50, 100)
+    page = render_page(report)
+    assert "Emulated time" in page
+    assert "x 3.0 from round 2" in page
+    assert "modelled, not measured" in page
+
+
+def test_the_sub_model_has_figures_of_its_own() -> None:
+    report = emulated_report()
+
+    assert (report.final.accuracy_at_sparsity, report.final.loss_at_sparsity) == (0.5, 1.0)
+    assert [entry.is_deploy for entry in report.rounds] == [False, False, False, True]
+    data = json.loads(encode_report(report))
+    assert "accuracy_at_sparsity" not in data["rounds"][1]
+    assert "At sparsity 50.0%" in render_page(report)

@@ -1,14 +1,12 @@
-"""The artifact directory: written aside, then renamed, so that it is there whole or not at all."""
+"""The files of an artifact, and the manifest that describes them."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.metadata
 import json
-import secrets
 import shutil
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,7 +17,7 @@ import torch
 
 from edge_runtime.inference.description import file_ref
 from edge_runtime.wire import names
-from edge_runtime.wire.files import raise_if_disk_full, sync_directory, write_atomically
+from edge_runtime.wire.files import write_atomically
 from edge_runtime.wire.manifest import (
     FORMAT_VERSION,
     DenseSpec,
@@ -30,11 +28,12 @@ from edge_runtime.wire.manifest import (
     digest_of,
     encode_manifest,
 )
-from exporter.errors import OutputExistsError
+from exporter.output import Kind, foreign_writer
 
 if TYPE_CHECKING:
     from models.loading import PretrainedModel
 
+ARTIFACT: Final = Kind("artifact", names.MANIFEST_FILE)
 _DTYPES: Final[dict[torch.dtype, Dtype]] = {torch.float32: "float32", torch.float16: "float16"}
 _PRODUCERS: Final = ("fedspine", "onnx", "torch", "transformers")
 _TOKENIZER_EXTRAS: Final = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt")
@@ -106,48 +105,6 @@ def _producer() -> dict[str, str]:
     return found
 
 
-def check_output(out: Path, *, force: bool) -> None:
-    """Refuse an output directory that holds something.
-
-    Raises:
-        OutputExistsError: it does; with ``force``, unless it holds an artifact.
-    """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not force:
-        msg = f"{out} exists: choose another directory, or replace the artifact in it with --force"
-        raise OutputExistsError(msg)
-    if not (out / names.MANIFEST_FILE).is_file():
-        msg = f"{out} exists and holds no artifact, so --force does not replace it: choose another directory"
-        raise OutputExistsError(msg)
-
-
-@contextlib.contextmanager
-def written_aside(out: Path) -> Iterator[Path]:
-    """A new directory beside ``out`` that takes its place when the block ends well, and is removed otherwise.
-
-    Raises:
-        DiskFullError: there is no space.
-        OSError: any other fault of the file system.
-    """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    suffix = secrets.token_hex(4)
-    aside, before = (out.with_name(f".{out.name}.{suffix}.{kind}") for kind in ("part", "old"))
-    try:
-        aside.mkdir()
-        yield aside
-        if out.exists():
-            out.rename(before)
-        aside.rename(out)
-        sync_directory(out.parent)
-    except OSError as error:
-        raise_if_disk_full(error, out)
-        raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(before, ignore_errors=True)
-
-
 def write_graph(directory: Path, name: str, graph: onnx.ModelProto) -> None:
     """Write a graph, after ONNX's own check of it."""
     onnx.checker.check_model(graph)
@@ -157,7 +114,8 @@ def write_graph(directory: Path, name: str, graph: onnx.ModelProto) -> None:
 def write_model_files(directory: Path, model: PretrainedModel) -> None:
     """Write weights, tokenizer, and what a server needs to build the Hugging Face model again."""
     for name, tensors in ((names.BASE_FILE, model.frozen), (names.INITIAL_FILE, model.dense)):
-        safetensors.torch.save_file(dict(tensors), directory / name)
+        with foreign_writer(directory, sum(tensor.nbytes for tensor in tensors.values())):
+            safetensors.torch.save_file(dict(tensors), directory / name)  # from where they lie: no copy in memory
         (directory / name).chmod((directory.stat().st_mode & 0o666) | stat.S_IWUSR)  # it is made for its owner alone
     config: dict[str, Any] = model.config.to_dict()
     config.pop("_name_or_path", None)

@@ -19,16 +19,17 @@ from edge_runtime.inference.description import (
 from edge_runtime.wire import names
 from edge_runtime.wire.files import write_atomically
 from edge_runtime.wire.plan import Plan
-from exporter.artifact import TOKENIZER_FILES, written_aside
+from exporter.artifact import TOKENIZER_FILES
 from exporter.compact_check import check_parity, logits_difference
 from exporter.compact_graph import export_graph, quantize_int8
 from exporter.compact_merge import merged_model
 from exporter.compact_source import CompactSource, read_plan, read_source
-from exporter.errors import OutputExistsError
+from exporter.output import Kind, check_output, foreign_writer, written_aside
 from models.registry import family_for
 from models.surgery import prune_model
 
 Quantization = Literal["int8"]
+COMPACT: Final = Kind("compact model", DESCRIPTION_FILE)
 
 _TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 
@@ -66,7 +67,7 @@ def compact_run(
         CompactParityError: the exported graph does not say what PyTorch says; nothing is written.
         DiskFullError: there is no space; nothing is left behind.
     """
-    _refuse_existing(out, force=force)
+    check_output(out, COMPACT, force=force)
     source = read_source(run_dir, adapter=adapter, round_number=round_number)
     plan = read_plan(run_dir, source.manifest, sparsity)
     return compact_source(source, plan, sparsity, out, quantize=quantize, force=force, progress=progress)
@@ -96,13 +97,14 @@ def compact_source(
     Raises:
         ModelUnsupportedError: a decoder's plan keeps other numbers of heads in different layers.
     """
-    _refuse_existing(out, force=force)
+    check_output(out, COMPACT, force=force)
     progress(f"merging the adapter of round {source.round_number} into {source.manifest.model_name}")
     model = merged_model(source)
     prune_model(model, family_for(model.config, source.manifest.task), source.manifest, plan)
-    with written_aside(out) as directory:
+    with written_aside(out, COMPACT) as directory:
         progress("exporting the inference graph")
-        graph = export_graph(model, source.manifest.task, directory)
+        with foreign_writer(directory, sum(parameter.nbytes for parameter in model.parameters())):
+            graph = export_graph(model, source.manifest.task, directory)
         _write_config(directory, model)
         _write_tokenizer(directory, source)
         info = _describe(directory, source, plan, pruning_ratio, model, None)
@@ -110,22 +112,12 @@ def compact_source(
         difference = check_parity(directory, model)
         progress(f"logits differ by {difference:.1e} at most")
         if quantize is not None:
-            quantize_int8(graph)
+            with foreign_writer(directory, graph.stat().st_size):
+                quantize_int8(graph)
             info = _describe(directory, source, plan, pruning_ratio, model, quantize)
             difference, largest = logits_difference(directory, model)
             progress(f"8-bit weights move a logit by {difference:.2g} at most (largest {largest:.2g})")
     return info
-
-
-def _refuse_existing(out: Path, *, force: bool) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not force:
-        msg = f"{out} exists: choose another directory, or replace the compact model in it with --force"
-        raise OutputExistsError(msg)
-    if not (out / DESCRIPTION_FILE).is_file():
-        msg = f"{out} exists and holds no compact model, so --force does not replace it: choose another directory"
-        raise OutputExistsError(msg)
 
 
 def _write_config(directory: Path, model: Any) -> None:

@@ -12,6 +12,7 @@ from edge_runtime.wire import names
 from exporter import artifact
 from exporter.compose import evaluation_graph, training_graph
 from exporter.optimizer import optimizer_graph
+from exporter.output import check_output, written_aside
 from exporter.stages import trace_stages
 from models.loading import load_model
 
@@ -54,7 +55,7 @@ def export_model(
         ExportError: the output directory is taken, or a stage cannot be expressed in ONNX.
         DiskFullError: there is no space.
     """
-    artifact.check_output(out, force=force)
+    check_output(out, artifact.ARTIFACT, force=force)
     progress(f"loading {Path(model).name}")
     loaded = load_model(model, task, labels=labels, num_labels=num_labels, seed=seed)
     for note in loaded.notes:
@@ -69,7 +70,7 @@ def export_model(
         names.OPTIMIZER_GRAPH: optimizer_graph(),
     }
     progress(f"writing {out}")
-    with artifact.written_aside(out) as directory:
+    with written_aside(out, artifact.ARTIFACT) as directory:
         for name, graph in graphs.items():
             artifact.write_graph(directory, name, graph)
         artifact.write_model_files(directory, loaded)

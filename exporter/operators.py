@@ -96,7 +96,9 @@ def _not_equal(t: Operands, left: Any, right: Any) -> str:
 
 @_handles("bitwise_and.Tensor")
 def _and(t: Operands, left: Any, right: Any) -> str:
-    return t.graph.op("And", t.operand(left, torch.bool), t.operand(right, torch.bool))
+    dtype = t.promoted(left, right)
+    kind = "And" if dtype == torch.bool else "BitwiseAnd"
+    return t.graph.op(kind, t.operand(left, dtype), t.operand(right, dtype))
 
 
 def _unary(kind: str) -> Handler:

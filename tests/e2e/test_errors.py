@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import socket
-import subprocess
-from collections.abc import Iterator
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from broker_server.run.preparation import free_port
 from broker_server.run.settings import RunSettings
 from edge_runtime.wire.errors import ExitCode
 from edge_runtime.wire.manifest import digest_of
+from tests.conftest import Disk, save_bert
 from tests.e2e.processes import error_line, fedspine_run, mosquitto
 from tests.e2e.rows import Copy, write_rows
 
@@ -104,26 +105,19 @@ def test_an_arm_outside_its_range(root: Path, classify_settings: RunSettings) ->
     _refused(root, classify_settings, ExitCode.ARM_OUT_OF_RANGE, "arm 0.97:8", arms="0.0:8,0.97:8")
 
 
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)],
-        capture_output=True,
-        check=False,
-    )
-    if mounted.returncode != 0:
-        pytest.skip("a small tmpfs cannot be mounted here (not root?)")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
-def test_a_full_disk(tiny_disk: Path, tmp_path: Path, classify_settings: RunSettings) -> None:
+@pytest.mark.parametrize(
+    ("num_bytes", "part"), [(256 * 1024, "disk full"), (1536 * 1024, "export: disk full")], ids=["rows", "weights"]
+)
+def test_a_full_disk(
+    num_bytes: int, part: str, small_disk: Disk, tmp_path: Path, classify_settings: RunSettings
+) -> None:
+    """The second disk has room for the rows and the graphs, not for the weights."""
     data = write_rows(tmp_path / "many.jsonl", 6000, seed=3)
+    model = save_bert(tmp_path / "model", vocab_size=20_000)
 
-    _refused(tiny_disk / "run", classify_settings, ExitCode.DISK_FULL, "disk full", data=data)
+    root = small_disk(num_bytes) / "run"
+
+    _refused(root, classify_settings, ExitCode.DISK_FULL, part, data=data, model=model)
 
 
 def test_a_damaged_artifact(prepared_classifier: Path, copy_of: Copy) -> None:
@@ -164,9 +158,10 @@ def test_devices_with_too_little_memory(prepared_classifier: Path, copy_of: Copy
 
 
 def _wait_for_port(port: int) -> None:
-    for _ in range(200):
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=0.1).close()
-        except OSError:
-            continue
-        return
+    give_up_at = time.monotonic() + 20
+    while time.monotonic() < give_up_at:
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
+            return
+        time.sleep(0.02)
+    pytest.fail(f"nobody listens on port {port}")

@@ -12,6 +12,7 @@ from broker_server.cli import call
 from edge_runtime.wire import names
 from edge_runtime.wire.errors import ExitCode
 from edge_runtime.wire.manifest import digest_of
+from tests.conftest import Disk, save_bert
 from tests.exporter.reference import manifest_of
 
 
@@ -74,3 +75,16 @@ def test_a_missing_package_is_named(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == ExitCode.MISSING_DEPENDENCY, done.stderr
     assert "torch" in done.stderr
+
+
+def test_a_disk_with_room_for_graphs_but_not_for_weights(
+    small_disk: Disk, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = save_bert(tmp_path / "model", vocab_size=20_000)
+    disk = small_disk(1_000_000)
+
+    code = call(["export", str(model), "--task", "text-classification", "--num-labels", "2", "-o", str(disk / "a")])
+
+    assert code == ExitCode.DISK_FULL
+    assert "disk full" in capsys.readouterr().err
+    assert list(disk.iterdir()) == []

@@ -23,6 +23,7 @@ from edge_runtime.inference import CompactModel
 from edge_runtime.wire import names, ranking
 from edge_runtime.wire.adapter import AdapterLayout
 from edge_runtime.wire.errors import ExitCode
+from edge_runtime.wire.files import DiskFullError
 from edge_runtime.wire.manifest import Manifest, decode_manifest, digest_of
 from edge_runtime.wire.peft_format import write_peft
 from edge_runtime.wire.plan import Plan
@@ -35,6 +36,7 @@ from exporter.export import export_model
 from models.errors import ModelUnsupportedError
 from models.registry import family_for
 from models.surgery import prune_model
+from tests.conftest import Disk
 
 RANK = 3
 SCALING = 1.5
@@ -305,6 +307,23 @@ def test_force_replaces_nothing_but_compact_models(bert_run: Path, tmp_path: Pat
         compact_run(bert_run, 0.0, tmp_path, force=True)
 
     assert (tmp_path / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("quantize", "num_models"), [(None, 0.7), ("int8", 1.5)], ids=["no room for the graph", "no room to quantise"]
+)
+def test_a_full_disk_has_its_exit_code(
+    quantize: Any, num_models: float, run_dir: Path, tmp_path: Path, small_disk: Disk
+) -> None:
+    """The disk holds so many times the graph."""
+    compact_run(run_dir, 0.0, tmp_path / "whole")
+    disk = small_disk(int(num_models * (tmp_path / "whole" / "model.onnx").stat().st_size))
+
+    with pytest.raises(DiskFullError) as refusal:
+        compact_run(run_dir, 0.0, disk / "compact", quantize=quantize)
+
+    assert refusal.value.exit_code is ExitCode.DISK_FULL
+    assert list(disk.iterdir()) == []
 
 
 @pytest.mark.parametrize("sparsity", [-0.1, 1.0, float("nan")])

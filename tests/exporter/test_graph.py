@@ -77,6 +77,8 @@ FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "heads": lambda x: x.view(x.shape[0], x.shape[1] // 4, 4).transpose(0, 1).reshape(-1, 4) @ torch.ones(4, 3),
     "halves": lambda x: torch.cat([part * (i + 1) for i, part in enumerate(x.view(-1, 4).chunk(2, -1))], -1),
     "choice": lambda x: torch.where(x > 0, x, 2 * x) - torch.where(x <= 1, 1, 0),
+    "bits of whole numbers": lambda x: x * ((x > 0).long() * 6 & ((x <= 1).long() * 3 + 4)),
+    "both": lambda x: torch.where((x > 0) & (x <= 1), x, 2 * x),
     "division": lambda x: 1 / (x * x + 1) - x / 3,
 }
 

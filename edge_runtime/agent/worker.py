@@ -24,9 +24,17 @@ from edge_runtime.engine.evaluator import EvaluationResult
 from edge_runtime.engine.trainer import Trainer, TrainingResult, TrainingRun, train
 from edge_runtime.wire import chunks, limits
 from edge_runtime.wire.manifest import Manifest
-from edge_runtime.wire.messages import Arm, Assignment, LocalEvaluation, Measurements, Update, Welcome
+from edge_runtime.wire.messages import (
+    Arm,
+    Assignment,
+    HyperParameters,
+    LocalEvaluation,
+    Measurements,
+    Update,
+    Welcome,
+)
+from edge_runtime.wire.payload import Payload, check_payload, decode_payload, encode_payload
 from edge_runtime.wire.plan import Plan, uniform_num_kept
-from edge_runtime.wire.tensors import decode_tensors, encode_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -118,16 +126,16 @@ class Workbench:
             )
             raise InsufficientMemoryError(msg)
 
-    def run(self, assignment: Assignment, adapter: bytes, context: WorkContext) -> tuple[Update, bytes]:
+    def run(self, assignment: Assignment, blob: bytes, context: WorkContext) -> tuple[Update, bytes]:
         """Work on one assignment.
 
         Args:
             assignment: what to do.
-            adapter: safetensors bytes to start from.
+            blob: payload to start from.
             context: see :class:`WorkContext`.
 
         Returns:
-            The update and its adapter's safetensors bytes.
+            The update and its payload's bytes.
 
         Raises:
             StoppedError: it was asked to stop.
@@ -135,31 +143,32 @@ class Workbench:
             DivergedError: training left the finite numbers.
             FedSpineError: anything else that is known to go wrong.
         """
-        hyper, plan, rank = assignment.hyper_parameters, assignment.plan, assignment.arm.rank
-        plan.check(self.artifact.manifest)
-        self.check_memory(plan, rank, hyper.batch_size, hyper.max_length)
+        hyper = assignment.hyper_parameters
+        given = self._check(assignment, blob)
         context.check()
         dataset = self.load(hyper.max_length)
         trainer = self.trainer()
         started = time.perf_counter()
-        run = trainer.start(plan, rank, decode_tensors(adapter), hyper)
+        run = trainer.start(assignment.plan, assignment.arm.rank, given.adapter, hyper, given.merged)
+        del given
         prepare_s = time.perf_counter() - started + self._take_prepare_s()
         context.check()
 
         before, before_s = self._evaluate(trainer, run, assignment)
         context.check()
         rng = np.random.default_rng([hyper.seed, assignment.round_number])
-        trained = train(run, batches(dataset, hyper.batch_size, rng), hyper, context.on_step, context.stop.is_set)
+        drawn = batches(dataset, hyper.batch_size, rng)
+        trained = train(run, drawn, hyper, context.on_step, context.stop.is_set, assignment.prunings)
         context.check()
         after, after_s = self._evaluate(trainer, run, assignment)
-        blob = encode_tensors(run.adapter(), context.welcome.wire_dtype)
-        up, down = context.traffic.settle(len(blob))
+        made = _encode(run, hyper, context.welcome)
+        up, down = context.traffic.settle(len(made))
         update = Update(
             run_id=assignment.run_id,
             device_id=assignment.device_id,
             round_number=assignment.round_number,
             attempt=assignment.attempt,
-            adapter=chunks.describe(blob, chunk_bytes(context.welcome)),
+            adapter=chunks.describe(made, chunk_bytes(context.welcome)),
             num_examples=len(dataset),
             train_loss=trained.mean_loss,
             measurements=Measurements(
@@ -173,7 +182,27 @@ class Workbench:
             ),
             evaluation=_evaluation(before, after),
         )
-        return update, blob
+        return update, made
+
+    def _check(self, assignment: Assignment, blob: bytes) -> Payload:
+        """Look at everything that was sent before any work is done; memory is that of the first, the largest plan.
+
+        Raises:
+            PlanError: a plan is for another model, or a pruning brings units back.
+            TensorError: the payload does not fit.
+            InsufficientMemoryError: the arm does not fit this device.
+        """
+        manifest, hyper, plan = self.artifact.manifest, assignment.hyper_parameters, assignment.plan
+        plan.check(manifest)
+        for pruning in assignment.prunings:
+            pruning.plan.check_within(manifest, plan)
+            plan = pruning.plan
+        self.check_memory(assignment.plan, assignment.arm.rank, hyper.batch_size, hyper.max_length)
+        payload = decode_payload(blob)
+        check_payload(
+            manifest, assignment.plan, assignment.arm.rank, payload, is_update=False, trainable=hyper.trainable
+        )
+        return payload
 
     def _evaluate(
         self, trainer: Trainer, run: TrainingRun, assignment: Assignment
@@ -296,12 +325,20 @@ def chunk_bytes(welcome: Welcome) -> int:
     return min(limits.CHUNK_BYTES, welcome.max_message_bytes - 512)
 
 
+def _encode(run: TrainingRun, hyper: HyperParameters, welcome: Welcome) -> bytes:
+    """What goes up: the tensors that were trained, and the scores where they were asked for."""
+    adapter = run.adapter()
+    trained = {name: adapter[name] for name in run.layout.trained(hyper.trainable).shapes}
+    return encode_payload(Payload(adapter=trained, importance=run.importance()), welcome.wire_dtype)
+
+
 def _times(trained: TrainingResult) -> dict[str, float]:
     steps = np.array(trained.step_times_s or (0.0,))
     return {
         "train_s": float(steps.sum()),
         "step_s_p50": float(np.percentile(steps, 50)),
         "step_s_p95": float(np.percentile(steps, 95)),
+        "importance_s": trained.importance_s,
     }
 
 

@@ -44,10 +44,13 @@ class Binding:
 
     onnxruntime reads and writes the arrays' own memory: nothing is copied in or out, and an array changed in place is
     seen by the next run. The binding keeps the arrays alive.
+
+    Attributes:
+        graph: whose inputs and outputs they are.
     """
 
     def __init__(self, graph: Graph) -> None:
-        self._graph = graph
+        self.graph = graph
         self._io: Any = graph.session.io_binding()
         self._alive: dict[str, npt.NDArray[np.generic]] = {}
 
@@ -69,9 +72,9 @@ class Binding:
             InsufficientMemoryError: it could not allocate.
         """
         try:
-            self._graph.session.run_with_iobinding(self._io)
+            self.graph.session.run_with_iobinding(self._io)
         except Exception as error:  # onnxruntime's exceptions share no base of their own
-            raise _translate(error, f"{self._graph.path.name} failed") from error
+            raise _translate(error, f"{self.graph.path.name} failed") from error
 
 
 def _options(num_threads: int) -> Any:  # noqa: ANN401 - onnxruntime has no types

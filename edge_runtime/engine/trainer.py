@@ -3,7 +3,8 @@
 One optimizer step over ``M`` micro-batches: the training graph adds each one's gradient to ``grad_accum``, then the
 optimizer graph divides by ``M``, clips by global norm and applies AdamW (Loshchilov and Hutter 2019,
 https://arxiv.org/abs/1711.05101, decoupled decay). Vectors alternate between two buffers, so a graph never writes what
-it reads and nothing is copied.
+it reads and nothing is copied. When a run shrinks to a smaller plan, weights, adapter and both moments lose the same
+units, and the next step goes on with the step count as it was.
 
 Shape legend: ``N`` trainable elements, ``M`` micro-batches of a step.
 """
@@ -23,11 +24,13 @@ from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.dataset import Batch
 from edge_runtime.engine.errors import DivergedError
 from edge_runtime.engine.evaluator import Evaluator
+from edge_runtime.engine.importance import ImportanceTracker, Scores, unit_scores
 from edge_runtime.engine.session import Binding, Graph
-from edge_runtime.engine.slicing import Weights, slice_weights
+from edge_runtime.engine.slicing import NOTHING_MERGED, Weights, shrink_weights, slice_weights
 from edge_runtime.wire import names
-from edge_runtime.wire.adapter import AdapterLayout
-from edge_runtime.wire.messages import HyperParameters
+from edge_runtime.wire.adapter import AdapterLayout, shrink
+from edge_runtime.wire.messages import HyperParameters, Pruning
+from edge_runtime.wire.payload import Merged
 from edge_runtime.wire.plan import Plan
 
 Array = npt.NDArray[np.float32]
@@ -55,7 +58,12 @@ class Trainer:
         self._evaluation: Graph | None = None
 
     def start(
-        self, plan: Plan, rank: int, adapter: Mapping[str, Array], hyper_parameters: HyperParameters
+        self,
+        plan: Plan,
+        rank: int,
+        adapter: Mapping[str, Array],
+        hyper_parameters: HyperParameters,
+        merged: Merged = NOTHING_MERGED,
     ) -> TrainingRun:
         """Slice the weights and bind everything for one assignment.
 
@@ -64,13 +72,15 @@ class Trainer:
             rank: LoRA rank of ``adapter``.
             adapter: where training starts, float32, under (plan, rank).
             hyper_parameters: see :class:`HyperParameters`.
+            merged: factors under ``plan`` that are added to the frozen weights.
 
         Raises:
             PlanError: the plan is for another model.
-            TensorError: the adapter does not fit plan and rank.
+            TensorError: adapter or merged factors do not fit plan and rank.
             ArtifactCorruptedError: the base weights are not what the manifest says.
         """
-        return TrainingRun(self, plan, rank, adapter, hyper_parameters)
+        weights = slice_weights(self.artifact, plan, merged, lora_scaling=hyper_parameters.lora_scaling)
+        return TrainingRun(self, plan, rank, adapter, hyper_parameters, weights)
 
     def evaluator(self, run: TrainingRun) -> Evaluator:
         """An evaluator for the plan of ``run`` that shares its sliced weights; the graph is loaded on first use."""
@@ -87,10 +97,14 @@ class TrainingRun:
     Attributes:
         plan: units that stay.
         layout: order and shapes of the adapter.
-        weights: sliced frozen weights.
+        weights: sliced frozen weights, merged factors included.
         num_steps: optimizer steps done.
         grad_norm: global norm of the last step's mean gradient, before clipping.
     """
+
+    _state: dict[str, Array]
+    _next: dict[str, Array]
+    _frozen: list[slice]
 
     def __init__(
         self,
@@ -99,23 +113,23 @@ class TrainingRun:
         rank: int,
         adapter: Mapping[str, Array],
         hyper_parameters: HyperParameters,
+        weights: Weights,
     ) -> None:
         self.plan = plan
-        self.layout = AdapterLayout.of(trainer.artifact.manifest, plan, rank)
-        params = self.layout.flatten(adapter)
-        self.weights: Weights = slice_weights(trainer.artifact, plan)
+        self.weights = weights
         self.num_steps = 0
         self.grad_norm = 0.0
+        self._manifest = trainer.artifact.manifest
         self._hyper_parameters = hyper_parameters
-        self._state = {name: np.zeros_like(params) for name in _STATE} | {names.PARAMS: params}
-        self._next = {name: np.empty_like(params) for name in _STATE}
-        self._zeros = np.zeros_like(params)
-        self._grads = [np.empty_like(params), np.empty_like(params)]
-        self._last_grads = self._zeros
+        self._importance = ImportanceTracker(plan)
         self._loss = np.zeros((), np.float32)
         self._norm = np.zeros((), np.float32)
+        self.layout = AdapterLayout.of(self._manifest, plan, rank)
+        params = self.layout.flatten(adapter)
         self._training = self._bind_training(trainer.training)
         self._scalars = self._bind_optimizer(trainer.optimizer)
+        zeros = np.zeros_like(params)
+        self._hold({names.PARAMS: params, names.EXP_AVG: zeros, names.EXP_AVG_SQ: zeros.copy()}, zeros.copy())
 
     def step(self, micro_batches: Sequence[Batch]) -> float:
         """One optimizer step.
@@ -145,15 +159,54 @@ class TrainingRun:
             grads, total = summed, total + float(self._loss)
         loss = total / len(micro_batches)
         self._check_finite("loss", loss)
+        for part in self._frozen:
+            grads[part] = 0.0
         self._apply(grads, len(micro_batches))
         return loss
+
+    def prune(self, plan: Plan) -> None:
+        """Shrink to a smaller plan where it is: weights, adapter, moments and smoothed scores lose the same units.
+
+        What stays keeps its value bit for bit, the step count goes on, and so do warm-up and bias correction.
+
+        Raises:
+            PlanError: the plan is for another model, or keeps a unit that is gone.
+        """
+        plan.check_within(self._manifest, self.plan)
+        for name, value in shrink_weights(self._manifest, self.weights, self.plan, plan):
+            self.weights[name] = value
+            if name in self._training.graph.inputs:
+                self._training.bind(name, value)
+        layout = AdapterLayout.of(self._manifest, plan, self.layout.rank)
+
+        def shrunk(flat: Array) -> Array:
+            return layout.flatten(shrink(self._manifest, self.layout.unflatten(flat), self.plan, plan))
+
+        state = {name: shrunk(value) for name, value in self._state.items()}
+        last_grads = shrunk(self._last_grads)
+        self._importance.restrict(plan)
+        self.plan, self.layout = plan, layout
+        self._hold(state, last_grads)
+
+    def score_units(self) -> None:
+        """Take the last step's gradient into the importance of the units, at the adapter that it was taken at."""
+        adapter = self.layout.unflatten(self._last_params)
+        scaling = self._hyper_parameters.lora_scaling
+        self._importance.update(unit_scores(self._manifest, self.weights, adapter, self.gradient(), scaling))
+
+    def importance(self) -> Scores:
+        """Smoothed scores of the units that stay; empty before the first that were finite for every group."""
+        return self._importance.scores()
 
     def adapter(self) -> dict[str, Array]:
         """The adapter as it is now: float32 copies by name."""
         return self.layout.unflatten(self._state[names.PARAMS].copy())
 
     def gradient(self) -> dict[str, Array]:
-        """Mean gradient of the last step's micro-batches, before clipping, by name; zeros before the first step."""
+        """Mean gradient of the last step's micro-batches, before clipping, by name.
+
+        Zeros before the first step, and for what is not trained; under a smaller plan, after :meth:`prune`.
+        """
         return self.layout.unflatten(self._last_grads * self._scalars[names.GRAD_SCALE])
 
     def _apply(self, grads: Array, num_micro_batches: int) -> None:
@@ -171,16 +224,28 @@ class TrainingRun:
             self._optimizer.bind_output(name + names.OUT_SUFFIX, self._next[name])
         self._optimizer.run()
         self._check_finite("gradient norm", float(self._norm))
+        for part in self._frozen:  # no decay either
+            self._next[names.PARAMS][part] = self._state[names.PARAMS][part]
+        self._last_params = self._state[names.PARAMS]  # untouched until the next step
         self._state, self._next = self._next, self._state
         self._training.bind(names.PARAMS, self._state[names.PARAMS])
         self.num_steps, self.grad_norm = step, float(self._norm)
+
+    def _hold(self, state: dict[str, Array], last_grads: Array) -> None:
+        """Make these vectors ``[N]`` the current state, with buffers of their size; layout and plan are set before."""
+        self._state = state
+        self._last_params, self._last_grads = state[names.PARAMS], last_grads
+        self._next = {name: np.empty_like(value) for name, value in state.items()}
+        self._zeros = np.zeros_like(last_grads)
+        self._grads = [np.empty_like(last_grads), np.empty_like(last_grads)]
+        self._frozen = _frozen_parts(self.layout, self._hyper_parameters)
+        self._training.bind(names.PARAMS, state[names.PARAMS])
+        self._training.bind(names.SPLIT_SIZES, self.layout.sizes)
 
     def _bind_training(self, graph: Graph) -> Binding:
         binding = Binding(graph)
         fixed: dict[str, npt.NDArray[np.generic]] = {
             **self.weights,
-            names.PARAMS: self._state[names.PARAMS],
-            names.SPLIT_SIZES: self.layout.sizes,
             names.RANK: np.array([self.layout.rank], np.int64),
             names.LORA_SCALING: np.array(self._hyper_parameters.lora_scaling, np.float32),
         }
@@ -222,6 +287,15 @@ class TrainingRun:
             raise DivergedError(msg, step=step)
 
 
+def _frozen_parts(layout: AdapterLayout, hyper_parameters: HyperParameters) -> list[slice]:
+    """Where in the flat vector the tensors lie that are not trained."""
+    trained = layout.trained(hyper_parameters.trainable).shapes
+    ends = np.cumsum(layout.sizes).tolist()
+    begins = [0, *ends[:-1]]
+    parts = zip(layout.shapes, begins, ends, strict=True)
+    return [slice(begin, end) for name, begin, end in parts if name not in trained]
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingResult:
     """What a training loop did."""
@@ -229,7 +303,9 @@ class TrainingResult:
     mean_loss: float
     """Mean of the steps' losses, nats; NaN when no step was made."""
     step_times_s: tuple[float, ...]
-    """Wall time of each optimizer step, drawing its batches included."""
+    """Wall time of each optimizer step, drawing its batches and a pruning before it included."""
+    importance_s: float
+    """Wall time of scoring units, between the steps."""
     stopped: bool
     """Whether it was asked to stop before the last step."""
 
@@ -240,8 +316,11 @@ def train(
     hyper_parameters: HyperParameters,
     on_step: Callable[[int, float], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    prunings: Sequence[Pruning] = (),
 ) -> TrainingResult:
     """Make ``hyper_parameters.num_local_steps`` optimizer steps.
+
+    Units are scored after every ``importance_every_steps`` steps, and after the last one when there are fewer.
 
     Args:
         run: what :meth:`Trainer.start` returned.
@@ -249,23 +328,33 @@ def train(
         hyper_parameters: number of steps and of micro-batches in each.
         on_step: called after each step with the number of steps made and the step's loss.
         should_stop: asked before each step; True ends the loop.
+        prunings: before which steps the run shrinks to which plans.
 
     Raises:
+        PlanError: a pruning keeps a unit that is gone.
         DivergedError: see :meth:`TrainingRun.step`.
         GraphError: onnxruntime failed.
         InsufficientMemoryError: it could not allocate.
     """
     losses: list[float] = []
     times_s: list[float] = []
-    stopped = False
-    for step in range(1, hyper_parameters.num_local_steps + 1):
+    importance_s, stopped = 0.0, False
+    plans = {pruning.at_step: pruning.plan for pruning in prunings}
+    num_steps, every = hyper_parameters.num_local_steps, hyper_parameters.importance_every_steps
+    for step in range(1, num_steps + 1):
         if should_stop is not None and should_stop():
             stopped = True
             break
         started = time.perf_counter()
+        if step in plans:
+            run.prune(plans[step])
         losses.append(run.step(list(islice(batches, hyper_parameters.num_accumulation_steps))))
-        times_s.append(time.perf_counter() - started)
+        stepped = time.perf_counter()
+        times_s.append(stepped - started)
+        if every and step % min(every, num_steps) == 0:
+            run.score_units()
+            importance_s += time.perf_counter() - stepped
         if on_step is not None:
             on_step(step, losses[-1])
     mean_loss = math.fsum(losses) / len(losses) if losses else math.nan
-    return TrainingResult(mean_loss=mean_loss, step_times_s=tuple(times_s), stopped=stopped)
+    return TrainingResult(mean_loss=mean_loss, step_times_s=tuple(times_s), importance_s=importance_s, stopped=stopped)

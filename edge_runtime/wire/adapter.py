@@ -149,6 +149,32 @@ def restrict(manifest: Manifest, full: Tensors, plan: Plan, rank: int) -> dict[s
     return out
 
 
+def shrink(manifest: Manifest, tensors: Tensors, plan: Plan, smaller: Plan) -> dict[str, Array]:
+    """The part of an adapter under ``plan`` that stays under a plan within it; all components stay.
+
+    Args:
+        manifest: the artifact's manifest.
+        tensors: adapter, gradient or moments under ``plan``, by name.
+        plan: units that are there.
+        smaller: units that stay, a part of them.
+
+    Returns:
+        Contiguous float32 copies, in layout order.
+    """
+    out: dict[str, Array] = {}
+    for target in manifest.targets:
+        a, b = tensors[names.lora_a(target.module)], tensors[names.lora_b(target.module)]
+        if target.in_prune is not None:
+            a = a[:, smaller.positions(target.layer, target.in_prune, plan)]
+        if target.out_prune is not None:
+            b = b[smaller.positions(target.layer, target.out_prune, plan)]
+        out[names.lora_a(target.module)] = np.array(a, np.float32, order="C")
+        out[names.lora_b(target.module)] = np.array(b, np.float32, order="C")
+    for dense in manifest.dense:
+        out[dense.name] = np.array(tensors[dense.name], np.float32, order="C")
+    return out
+
+
 def initial(manifest: Manifest, dense: Tensors, rank: int, rng: np.random.Generator) -> dict[str, Array]:
     """A fresh full adapter: A uniform in +-1/sqrt(in_features), B zero (PEFT's default), dense tensors as given."""
     out: dict[str, Array] = {}

@@ -101,6 +101,31 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         units = self.kept(layer, prune.group)
         return (units[:, None] * prune.unit_size + np.arange(prune.unit_size)).reshape(-1)
 
+    def positions(self, layer: int, prune: PruneAxis, within: Plan) -> Indices:
+        """Where along an axis that is already sliced to ``within`` the indices are that stay, ascending, int64.
+
+        Args:
+            layer: the tensor's layer.
+            prune: the axis.
+            within: a plan that holds every unit of this one.
+        """
+        units = np.searchsorted(within.kept(layer, prune.group), self.kept(layer, prune.group))
+        return (units[:, None] * prune.unit_size + np.arange(prune.unit_size)).reshape(-1).astype(np.int64)
+
+    def check_within(self, manifest: Manifest, other: Plan) -> None:
+        """Refuse a plan that is not a shrinking of another one.
+
+        Raises:
+            PlanError: it is for another model than ``manifest``, or keeps a unit that ``other`` has not.
+        """
+        self.check(manifest)
+        for entry, held in zip(self.groups, other.groups, strict=True):
+            extra = np.setdiff1d(_units(entry), _units(held))
+            if extra.size:
+                where = f"layer {entry.layer}, {entry.group}"
+                msg = f"pruning cannot bring units back: {where} keeps {extra[:8].tolist()}, which are gone"
+                raise PlanError(msg)
+
     def is_within(self, other: Plan) -> bool:
         """Whether every unit of this plan also stays under ``other`` (plans from one ranking are nested)."""
         pairs = zip(self.groups, other.groups, strict=True)

@@ -27,6 +27,23 @@ class TlsFiles:
     key_file: Path | None = None
     """Its private key; may be in ``cert_file`` instead."""
 
+    def context_for(self, address: BrokerAddress) -> ssl.SSLContext | None:
+        """As :meth:`context`; None for an address that is not encrypted.
+
+        Raises:
+            AddressError: a file is missing or holds nothing usable, or the address would leave it unused.
+        """
+        if address.is_encrypted:
+            return self.context()
+        for option, path in (("ca", self.ca_file), ("cert", self.cert_file), ("key", self.key_file)):
+            if path is not None:
+                msg = (
+                    f"broker {address} is not encrypted, so the {option} file {path} would do nothing: "
+                    "use mqtts:// or wss://, or leave the file out"
+                )
+                raise AddressError(msg)
+        return None
+
     def context(self) -> ssl.SSLContext:
         """A client context that checks certificate and host name.
 

@@ -82,6 +82,7 @@ class Connection:
         self._outcome: queue.Queue[LinkError | None] = queue.Queue()
         self._is_open = False
         self._is_over = False
+        self._network_thread: threading.Thread | None = None
         self._ended = threading.Event()
         self._unconfirmed: dict[int, int] = {}
         self._confirmed_early: set[int] = set()
@@ -92,7 +93,13 @@ class Connection:
     @property
     def is_open(self) -> bool:
         """Whether messages can be published."""
-        return self._is_open and not self._is_over
+        return self._is_open and not self._is_over and not self.is_dead
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the network thread ended without a word: an error in paho, or in a callback of ours."""
+        thread = self._network_thread
+        return self._is_open and not self._is_over and thread is not None and not thread.is_alive()
 
     def open(self) -> None:
         """Connect and subscribe; returns when the broker has confirmed both.
@@ -156,6 +163,13 @@ class Connection:
         self._is_over = True
         self._client.disconnect()
 
+    def bury(self) -> None:
+        """Close the socket of a connection whose network thread is dead; the broker publishes the last will."""
+        self._is_over = True
+        sock = self._client.socket()
+        if sock is not None:
+            sock.close()
+
     def _make_client(self) -> paho.Client:
         settings = self._settings
         address = settings.address
@@ -195,6 +209,7 @@ class Connection:
     def _handle_connect(
         self, client: paho.Client, _userdata: object, _flags: object, reason: ReasonCode, properties: Properties | None
     ) -> None:
+        self._network_thread = threading.current_thread()
         if reason.is_failure:
             self._outcome.put(self._refusal(reason))
             return
@@ -203,7 +218,7 @@ class Connection:
         if largest is not None and largest < needed:
             msg = (
                 f"broker {self._settings.address} accepts packets of at most {largest} bytes, this needs {needed}: "
-                "raise the broker's limit or lower max_message_bytes"
+                "raise the broker's limit (mosquitto: max_packet_size), or use another broker"
             )
             self._outcome.put(BrokerRefusedError(msg))
             return

@@ -34,6 +34,9 @@ MAX_EVENTS: Final = 1024
 STABLE_S: Final = 10.0
 """A connection that lasted this long starts the back-off anew; shorter ones count as failures."""
 
+WATCH_S: Final = 1.0
+"""How often it is checked that the network thread lives."""
+
 CLOSE_TIMEOUT_S: Final = 3.0
 """How long a good-bye may take."""
 
@@ -103,7 +106,7 @@ class MqttLink:
             rng: source of the jitter.
 
         Raises:
-            AddressError: a TLS file cannot be used.
+            AddressError: a TLS file cannot be used, or would not be.
         """
         self.events: queue.Queue[LinkEvent] = queue.Queue(MAX_EVENTS)
         self.bytes_sent = 0
@@ -117,7 +120,7 @@ class MqttLink:
             subscriptions=tuple(subscriptions),
             will=will,
             max_message_bytes=max_message_bytes,
-            tls=(tls or TlsFiles()).context() if address.is_encrypted else None,
+            tls=(tls or TlsFiles()).context_for(address),
             connect_timeout_s=connect_timeout_s,
         )
         self._rng = rng
@@ -213,7 +216,7 @@ class MqttLink:
         failures = 0
         connected_at = time.monotonic()
         while True:
-            reason = self._lost.get()
+            reason = self._wait_for_loss()
             if self._closing.is_set():
                 return
             if self._connection is not None:
@@ -235,6 +238,16 @@ class MqttLink:
             if self._closing.is_set() and self._connection is not None:
                 self._connection.close(CLOSE_TIMEOUT_S)
                 return
+
+    def _wait_for_loss(self) -> str:
+        """Why the connection is gone, as soon as it is."""
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return self._lost.get(timeout=WATCH_S)
+            connection = self._connection
+            if connection is not None and connection.is_dead:
+                connection.bury()
+                return "the network thread ended unexpectedly"
 
     def _receive(self, topic: str, payload: bytes) -> None:
         with self._lock:

@@ -1,7 +1,7 @@
 """Every limit of the protocol, checked before memory is allocated.
 
-The message limit is below that of AWS IoT Core (128 KB) and far below what mosquitto and EMQX can be set to; a broker that
-accepts less than a message of this size cannot be used. See docs/wire.md.
+The message limit is below that of AWS IoT Core (128 KB) and of what mosquitto and EMQX allow unless they are told
+otherwise; a broker that accepts less than a message of this size cannot be used. See docs/wire.md.
 """
 
 from __future__ import annotations

@@ -111,6 +111,86 @@ def test_delays_grow_to_a_cap_with_full_jitter(mosquitto: Any, make_link: MakeLi
     assert [high for _, high in jitter.bounds[:9]] == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]
 
 
+CONNACK = bytes([0x20, 3, 0, 0, 0])
+MALFORMED = {
+    "topic longer than its packet": b"\x30\x05\xff\xffabc",
+    "packet ends within the topic's length": b"\x30\x01\x00",
+    "unknown property": b"\x30\x06\x00\x01t\x02\x7e\x00",
+    "unknown reason of a PUBACK": b"\x40\x03\x00\x01\x05",
+    "PUBACK without a packet identifier": b"\x40\x01\x00",
+    "unknown packet type": b"\xf0\x01\x00",
+}
+
+
+@pytest.fixture
+def serve_malformed() -> Iterator[Callable[[bytes], str]]:
+    """A server that answers CONNECT and SUBSCRIBE as a broker does; its first connection then gets these bytes."""
+    stop, threads, sockets = threading.Event(), [], []
+
+    def start(bad: bytes) -> str:
+        server = socket.create_server(("127.0.0.1", 0))
+        server.settimeout(0.1)
+        sockets.append(server)
+
+        def serve() -> None:
+            packets = [bad]
+            while not stop.is_set():
+                try:
+                    peer, _ = server.accept()
+                except TimeoutError:
+                    continue
+                sockets.append(peer)
+                peer.settimeout(5)
+                peer.recv(1000)
+                peer.sendall(CONNACK)
+                subscribe = peer.recv(1000)
+                peer.sendall(b"\x90\x04" + subscribe[2:4] + b"\x00\x01")
+                if packets:
+                    peer.sendall(packets.pop())
+
+        threads.append(threading.Thread(target=serve))
+        threads[0].start()
+        return f"mqtt://127.0.0.1:{server.getsockname()[1]}"
+
+    yield start
+    stop.set()
+    for thread in threads:
+        thread.join()
+    for sock in sockets:
+        sock.close()
+
+
+@pytest.mark.parametrize("bad", list(MALFORMED.values()), ids=list(MALFORMED))
+def test_a_malformed_packet_is_a_lost_connection(
+    serve_malformed: Callable[[bytes], str], make_link: MakeLink, bad: bytes
+) -> None:
+    link = make_link(serve_malformed(bad))
+    link.connect()
+    next_event(link, Connected)
+    next_event(link, Disconnected)
+    next_event(link, Connected)
+    assert link.is_connected
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # that is what the test is about
+def test_a_dead_network_thread_is_a_lost_connection(mosquitto: Any, make_link: MakeLink) -> None:
+    link = make_link(mosquitto.url)
+    receive = link._receive
+
+    def fail_once(topic: str, payload: bytes) -> None:
+        link._receive = receive  # type: ignore[method-assign]
+        raise RuntimeError(topic, payload)
+
+    link._receive = fail_once  # type: ignore[method-assign]
+    link.connect()
+    next_event(link, Connected)
+    link.publish("t/x", b"deadly")
+    assert "network thread" in next_event(link, Disconnected).reason
+    next_event(link, Connected)
+    link.publish("t/x", b"alive")
+    assert next_event(link, Received).payload == b"alive"
+
+
 def test_nothing_published_while_offline_is_queued(mosquitto: Any, make_link: MakeLink) -> None:
     link = make_link(mosquitto.url)
     link.connect()
@@ -315,6 +395,14 @@ def test_tls_files_that_do_not_exist_are_named(tmp_path: Path) -> None:
 def test_a_key_without_certificate_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AddressError, match="--cert-file"):
         TlsFiles(key_file=tmp_path / "key.pem").context()
+
+
+@pytest.mark.parametrize("name", ["ca_file", "cert_file", "key_file"])
+@pytest.mark.parametrize("scheme", ["mqtt", "ws"])
+def test_files_that_would_do_nothing_are_refused(make_link: MakeLink, tmp_path: Path, scheme: str, name: str) -> None:
+    with pytest.raises(AddressError, match=r"not encrypted.*file\.pem would do nothing: use mqtts://") as caught:
+        make_link(f"{scheme}://127.0.0.1:1", tls=TlsFiles(**{name: tmp_path / "file.pem"}))
+    assert caught.value.exit_code == ExitCode.USAGE
 
 
 def test_a_file_that_is_no_certificate_is_refused(tmp_path: Path) -> None:

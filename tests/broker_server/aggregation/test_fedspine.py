@@ -1,0 +1,131 @@
+"""fedspine: components are held too, and importance moves weights within bounds."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from broker_server.aggregation import Aggregated, DeviceUpdate
+from broker_server.aggregation.base import _target_updates
+from broker_server.aggregation.fedspine import LARGEST_FACTOR, unit_weights
+from edge_runtime.wire import names
+from edge_runtime.wire.manifest import TargetSpec
+from tests.broker_server.aggregation.samples import (
+    FULL,
+    HALF,
+    MANIFEST,
+    RANK,
+    Float32,
+    Float64,
+    adapter,
+    aggregate,
+    assert_close,
+    before,
+    dense_product,
+    held,
+    product,
+    update,
+    updates,
+)
+
+UP = next(target for target in MANIFEST.targets if target.module == "up")
+
+
+def weights_of(target: TargetSpec, sent: list[DeviceUpdate]) -> list[Float64]:
+    return unit_weights(_target_updates(target, adapter(FULL, RANK, 7), sent))
+
+
+def whole_product(target: TargetSpec, old: Aggregated, one: DeviceUpdate) -> Float64:
+    """A device's product, with the old components that it did not have."""
+    a, b = old.adapter[names.lora_a(target.module)], old.adapter[names.lora_b(target.module)]
+    rest = b[:, one.rank :].astype(np.float64) @ a[one.rank :].astype(np.float64)
+    return dense_product(target, one) + rest * held(target, one.plan)
+
+
+@settings(max_examples=50, deadline=None)
+@given(sent=updates())
+def test_it_is_the_dense_sum_of_whole_products_by_unit_weights(sent: list[DeviceUpdate]) -> None:
+    old = before(rank=10)  # nothing is cut
+    new = aggregate("fedspine", old, sent)
+    sent = sorted((one for one in sent if one.num_examples), key=lambda one: one.device_id)
+    for target in MANIFEST.targets:
+        total, weight = np.zeros((target.out_features, target.in_features)), np.zeros(())
+        for one, own in zip(sent, weights_of(target, sent), strict=True):
+            axis = 1 if target.in_prune is not None else 0
+            by_coordinate = np.zeros(total.shape[axis])
+            by_coordinate[held(target, one.plan).any(axis=1 - axis)] = own
+            spread = by_coordinate[None, :] if axis else by_coordinate[:, None]
+            total, weight = total + spread * whole_product(target, old, one), weight + spread
+        weight = np.broadcast_to(weight, total.shape)
+        expected = np.where(weight > 0, total / np.where(weight > 0, weight, 1.0), product(target, old))
+        assert_close(product(target, new), expected)
+
+
+@settings(max_examples=50, deadline=None)
+@given(sent=updates())
+def test_weights_stay_within_their_bounds(sent: list[DeviceUpdate]) -> None:
+    sent = [one for one in sent if one.num_examples]
+    for target in MANIFEST.targets:
+        for one, own in zip(sent, weights_of(target, sent), strict=True):
+            assert own.shape == (np.count_nonzero(held(target, one.plan).any(axis=0 if target.in_prune else 1)),)
+            assert own.min() >= one.num_examples / LARGEST_FACTOR * (1 - 1e-12)
+            assert own.max() <= one.num_examples * LARGEST_FACTOR * (1 + 1e-12)
+            if not one.importance or target.module == "mixer":
+                np.testing.assert_array_equal(own, float(one.num_examples))
+
+
+@settings(max_examples=25, deadline=None)
+@given(sent=updates(ranks=st.just(RANK)))
+def test_without_importance_and_at_equal_ranks_it_is_flexlora(sent: list[DeviceUpdate]) -> None:
+    sent = [dataclasses.replace(one, importance={}) for one in sent]
+    first, second = aggregate("fedspine", before(), sent), aggregate("flexlora", before(), sent)
+    for key, value in first.adapter.items():
+        np.testing.assert_allclose(value, second.adapter[key], rtol=0, atol=1e-6)
+
+
+def scored(device_id: str, channels: list[float], *, scale: float = 1.0, num_examples: int = 5) -> DeviceUpdate:
+    plan = FULL if len(channels) == 10 else HALF
+    one = update(device_id, plan=plan, num_examples=num_examples)
+    return dataclasses.replace(one, importance={(0, "channels"): np.array(channels, np.float32) * np.float32(scale)})
+
+
+def test_the_device_to_which_a_unit_matters_more_weighs_more_there() -> None:
+    flat = [1.0] * 10
+    a, b = weights_of(UP, [scored("a", [1.4, 0.6, *flat[2:]]), scored("b", flat)])
+    np.testing.assert_allclose(a / b, [1.4, 0.6, *flat[2:]], rtol=1e-6)
+
+
+def test_the_scale_of_a_device_s_loss_does_not_matter() -> None:
+    one, other = [3.0, *[1.0] * 9], [1.0, 2.0, *[1.0] * 8]
+    plain = weights_of(UP, [scored("a", one), scored("b", other)])
+    scaled = weights_of(UP, [scored("a", one, scale=1000.0), scored("b", other)])
+    np.testing.assert_allclose(plain, scaled, rtol=1e-6)
+
+
+def test_a_device_that_holds_only_important_units_is_not_held_back_for_it() -> None:
+    """Its mean is higher than that of a device that holds everything; only units that both hold are compared."""
+    everything = [10.0, 1.0, 10.0, 1.0, 10.0, 1.0, 1.0, 10.0, 1.0, 10.0]  # HALF keeps 0, 2, 4, 7, 9
+    whole, half = weights_of(UP, [scored("a", everything), scored("b", [10.0] * 5)])
+    np.testing.assert_allclose(half, 5.0)
+    np.testing.assert_allclose(whole, 5.0)
+
+
+@pytest.mark.parametrize("scores", [[0.0] * 10, [1.0, *[0.0] * 9], [1e30] * 10], ids=["zero", "one", "huge"])
+def test_odd_scores_do_no_harm(scores: list[float]) -> None:
+    for own in weights_of(UP, [scored("a", scores), scored("b", [1.0] * 10), scored("c", [0.0] * 5)]):
+        assert np.all((own >= 2.5) & (own <= 10.0))
+
+
+def test_a_small_rank_leaves_the_other_components_alone() -> None:
+    """All devices have rank 1 and learn nothing: flexlora forgets components 2 to 4, fedspine keeps them."""
+    old = before()
+    first: dict[str, Float32] = {k: v[:1] if "lora_A" in k else v[:, :1] for k, v in old.adapter.items() if "lora" in k}
+    first["classifier.weight"] = old.adapter["classifier.weight"]
+    sent = [dataclasses.replace(update(device_id, rank=1), tensors=first) for device_id in ("a", "b")]
+    for target in MANIFEST.targets:
+        assert_close(product(target, aggregate("fedspine", old, sent)), product(target, old))
+        assert np.linalg.matrix_rank(product(target, aggregate("flexlora", old, sent))) == 1

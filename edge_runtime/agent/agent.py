@@ -84,6 +84,7 @@ class _Work:
 
     assignment: Assignment
     received_at: float
+    deadline_at: float
     adapter: tuple[bytes, float] | None = None
     """Safetensors bytes to start from, and how long they took to arrive, seconds; None until they are here."""
     is_running: bool = False
@@ -206,8 +207,12 @@ class Agent:
         self._mouth.is_registered = True
         self._reporter.heartbeat_s = max(1.0, welcome.heartbeat_s)
         previous, self._welcome = self._welcome, welcome
+        if previous is not None and previous.run_id != welcome.run_id:
+            self._drop_work(f"run {welcome.run_id} began")
+            if self._workbench is not None:
+                self._reporter.change(DeviceState.IDLE)
         if previous is not None and previous.artifact_digest != welcome.artifact_digest:
-            self._drop_work("a run with another artifact began")
+            self._drop_work("the run has another artifact now")
             self._jobs.stop()
             self._workbench = None
         self._uploads.open(welcome.run_id)
@@ -219,14 +224,17 @@ class Agent:
             logger.info("assignment of run %s, which did not welcome this device; registering", assignment.run_id)
             self._mouth.register_again()
             return
-        work = _Work(assignment, self._clock())
+        now = self._clock()
+        work = _Work(assignment, now, now + assignment.deadline_s)
         if self._uploads.has(work.key):
             return
         if (refusal := self._refusals.get(work.key)) is not None:
             self._mouth.say(refusal)
             return
         if self._work is not None:
-            if work.key[1:] <= self._work.key[1:]:
+            if work.key == self._work.key:
+                self._work.deadline_at = work.deadline_at
+            if work.key <= self._work.key:  # both of this run: a welcome to another one drops the work
                 self._reporter.say()
                 return
             self._drop_work(f"superseded by round {assignment.round_number}, attempt {assignment.attempt}")
@@ -273,8 +281,8 @@ class Agent:
 
     def _check_deadline(self) -> None:
         work = self._work
-        if work is not None and self._clock() > work.received_at + work.assignment.deadline_s:
-            detail = f"deadline of {work.assignment.deadline_s:g} s passed"
+        if work is not None and self._clock() > work.deadline_at:
+            detail = f"deadline passed, {self._clock() - work.received_at:.1f} s after the assignment came"
             self._drop_work(detail)
             self._refuse(work, FailureReason.CANCELLED, detail)
 
@@ -340,7 +348,7 @@ class Agent:
         self._work = None
         try:
             self._uploads.add(update, blob)
-        except FedSpineError as error:
+        except (FedSpineError, OSError) as error:
             self._refuse(work, reason_of(error), str(error))
             return
         self._reporter.change(DeviceState.UPLOADING, *work.key[1:])

@@ -122,8 +122,9 @@ class Coordinator:
         self.say(Welcome(**fields))
 
     def assign(self, round_number: int = 1, attempt: int = 1, **changes: Any) -> Assignment:
-        plan = stand_in_plan(self.artifact.manifest, ARM)
-        blob = encode_tensors(adapter.restrict(self.artifact.manifest, self.full, plan, ARM.rank))
+        arm = changes.get("arm", ARM)
+        plan = stand_in_plan(self.artifact.manifest, arm)
+        blob = encode_tensors(adapter.restrict(self.artifact.manifest, self.full, plan, arm.rank))
         ref = chunks.describe(blob)
         self.transfers.offer(ref.digest, lambda: blob)
         hyper = {"num_local_steps": 4, "learning_rate": 1e-2, **changes.pop("hyper", {})}

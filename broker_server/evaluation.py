@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from broker_server.aggregation import Aggregated
 from broker_server.parallel_evaluation import evaluate_in_parts
 from broker_server.records import EvaluationRecord
 from edge_runtime.engine.artifact import Artifact
@@ -20,6 +21,8 @@ from edge_runtime.engine.evaluator import EvaluationResult, Evaluator
 from edge_runtime.engine.session import Graph
 from edge_runtime.engine.slicing import slice_weights
 from edge_runtime.wire import names
+from edge_runtime.wire.adapter import restrict
+from edge_runtime.wire.payload import Merged, restrict_merged
 from edge_runtime.wire.plan import Plan
 
 MAX_BATCH_SIZE: Final = 16
@@ -57,29 +60,41 @@ class HeldOut:
             self._sample = self._all.subset(np.sort(order[:num_examples]))
         is_classifier = artifact.manifest.task == "text-classification"
         self._batch_size = MAX_BATCH_SIZE if is_classifier else min(MAX_BATCH_SIZE, batch_size)
-        self._evaluators: list[Evaluator] = []
+        self._graph: Graph | None = None
+        self._unpruned: list[Evaluator] = []
 
     def evaluate(
         self,
-        adapter: Mapping[str, npt.NDArray[np.float32]],
+        state: Aggregated,
         rank: int,
         lora_scaling: float,
         *,
         use_all: bool,
         num_threads: int,
+        plan: Plan | None = None,
     ) -> EvaluationRecord:
-        """Quality of a full adapter.
+        """Quality of a global adapter, with all that was merged into the frozen weights.
+
+        Args:
+            state: adapter and merged factors under the full plan.
+            rank: LoRA rank of the adapter.
+            lora_scaling: alpha / rank.
+            use_all: whether all examples count, instead of the sample that rounds share.
+            num_threads: evaluators that work side by side.
+            plan: evaluates the sub-model with these units; None = the whole model.
 
         Raises:
             EngineError: the graph cannot be loaded or run.
-            TensorError: the adapter does not fit.
+            TensorError: the adapter or merged factors do not fit.
         """
         started = time.perf_counter()
-        self._load(num_threads)
+        manifest, full = self._artifact.manifest, Plan.full(self._artifact.manifest)
+        adapter = state.adapter if plan is None else restrict(manifest, state.adapter, plan, rank)
+        evaluators = self._evaluators(full if plan is None else plan, state.merged, lora_scaling, num_threads)
         dataset = self._all if use_all else self._sample
         result = evaluate_in_parts(
             dataset,
-            [partial(self._run, evaluator, adapter, rank, lora_scaling) for evaluator in self._evaluators],
+            [partial(self._run, evaluator, adapter, rank, lora_scaling) for evaluator in evaluators],
         )
         return EvaluationRecord(
             loss=result.loss,
@@ -89,16 +104,22 @@ class HeldOut:
             evaluate_s=time.perf_counter() - started,
         )
 
-    def _load(self, num_threads: int) -> None:
-        """Make one evaluator for each thread, on first use; they share graph and weights."""
-        if self._evaluators:
-            return
-        plan = Plan.full(self._artifact.manifest)
-        weights = slice_weights(self._artifact, plan)
-        graph = Graph(self._artifact.path(names.EVALUATION_GRAPH), num_threads=1)
-        self._evaluators = [
-            Evaluator(self._artifact, plan, num_threads=1, weights=weights, graph=graph) for _ in range(num_threads)
+    def _evaluators(self, plan: Plan, merged: Merged, lora_scaling: float, num_threads: int) -> list[Evaluator]:
+        """One evaluator for each thread; they share graph and weights. Those of the unchanged model are kept."""
+        is_unchanged = not merged and plan == Plan.full(self._artifact.manifest)
+        if is_unchanged and len(self._unpruned) == num_threads:
+            return self._unpruned
+        if self._graph is None:
+            self._graph = Graph(self._artifact.path(names.EVALUATION_GRAPH), num_threads=1)
+        held = restrict_merged(self._artifact.manifest, merged, plan)
+        weights = slice_weights(self._artifact, plan, held, lora_scaling=lora_scaling)
+        evaluators = [
+            Evaluator(self._artifact, plan, num_threads=1, weights=weights, graph=self._graph)
+            for _ in range(num_threads)
         ]
+        if is_unchanged:
+            self._unpruned = evaluators
+        return evaluators
 
     def _run(
         self,

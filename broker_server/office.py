@@ -198,7 +198,7 @@ class Office:
         held_out, event = self._run.held_out, EvaluationDone(round_number=command.round_number)
         if held_out is None:
             return [event]
-        adapter, adapters, config = self._adapter.adapter, self._run.adapters, self._run.config
+        adapter, adapters, config = self._adapter, self._run.adapters, self._run.config
 
         def job() -> _Done:
             record = held_out.evaluate(

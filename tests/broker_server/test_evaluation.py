@@ -8,12 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from broker_server.aggregation import Aggregated
 from broker_server.evaluation import HeldOut
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.data import load_examples
 from edge_runtime.engine.errors import DataEmptyError, DataInvalidError, UnknownLabelError
 from edge_runtime.engine.evaluator import Evaluator
-from edge_runtime.wire.adapter import initial
+from edge_runtime.engine.slicing import slice_weights
+from edge_runtime.wire import names
+from edge_runtime.wire.adapter import initial, restrict
+from edge_runtime.wire.payload import restrict_merged
 from edge_runtime.wire.plan import Plan
 
 pytest.importorskip("torch", reason="needs an exported model")
@@ -36,7 +40,7 @@ def held_out(artifact: Artifact, path: Path, *, num_examples: int | None = None,
 def test_it_is_what_a_device_would_measure(tiny_bert_artifact: Path, test_file: Path) -> None:
     artifact = Artifact.open(tiny_bert_artifact)
     adapter = initial(artifact.manifest, artifact.initial(), 4, np.random.default_rng(0))
-    record = held_out(artifact, test_file).evaluate(adapter, 4, 2.0, use_all=True, num_threads=1)
+    record = held_out(artifact, test_file).evaluate(Aggregated(adapter=adapter), 4, 2.0, use_all=True, num_threads=1)
     dataset = load_examples(test_file, artifact, 16)
     expected = Evaluator(artifact, Plan.full(artifact.manifest), num_threads=1).evaluate(adapter, 4, 2.0, dataset, 32)
     assert (record.num_targets, record.is_complete) == (18, True)
@@ -47,27 +51,81 @@ def test_sample_is_the_same_in_every_round_and_smaller(tiny_bert_artifact: Path,
     artifact = Artifact.open(tiny_bert_artifact)
     adapter = initial(artifact.manifest, artifact.initial(), 4, np.random.default_rng(0))
     examples = held_out(artifact, test_file, num_examples=7)
-    first = examples.evaluate(adapter, 4, 2.0, use_all=False, num_threads=1)
-    second = examples.evaluate(adapter, 4, 2.0, use_all=False, num_threads=1)
+    first = examples.evaluate(Aggregated(adapter=adapter), 4, 2.0, use_all=False, num_threads=1)
+    second = examples.evaluate(Aggregated(adapter=adapter), 4, 2.0, use_all=False, num_threads=1)
     assert (first.num_targets, first.is_complete) == (7, False)
     assert first.loss == second.loss
-    again = held_out(artifact, test_file, num_examples=7).evaluate(adapter, 4, 2.0, use_all=False, num_threads=1)
+    again = held_out(artifact, test_file, num_examples=7).evaluate(
+        Aggregated(adapter=adapter), 4, 2.0, use_all=False, num_threads=1
+    )
     assert again.loss == pytest.approx(first.loss)
 
 
 def test_sample_that_is_everything_is_complete(tiny_bert_artifact: Path, test_file: Path) -> None:
     artifact = Artifact.open(tiny_bert_artifact)
     adapter = initial(artifact.manifest, artifact.initial(), 4, np.random.default_rng(0))
-    record = held_out(artifact, test_file, num_examples=1000).evaluate(adapter, 4, 2.0, use_all=False, num_threads=1)
+    record = held_out(artifact, test_file, num_examples=1000).evaluate(
+        Aggregated(adapter=adapter), 4, 2.0, use_all=False, num_threads=1
+    )
     assert record.is_complete
 
 
 def test_causal_lm_counts_predicted_tokens(tiny_llama_artifact: Path, test_file: Path) -> None:
     artifact = Artifact.open(tiny_llama_artifact)
     adapter = initial(artifact.manifest, artifact.initial(), 4, np.random.default_rng(0))
-    record = held_out(artifact, test_file).evaluate(adapter, 4, 2.0, use_all=True, num_threads=1)
+    record = held_out(artifact, test_file).evaluate(Aggregated(adapter=adapter), 4, 2.0, use_all=True, num_threads=1)
     assert record.num_targets > 18
     assert np.isfinite(record.loss)
+
+
+def random_state(artifact: Artifact, rng: np.random.Generator) -> Aggregated:
+    """An adapter of rank 4 that changes something, and three components merged into every other target."""
+    manifest = artifact.manifest
+    adapter = initial(manifest, artifact.initial(), 4, rng)
+    adapter = {key: rng.normal(0.0, 0.3, value.shape).astype(np.float32) for key, value in adapter.items()}
+    merged = {
+        target.module: (
+            rng.normal(0.0, 0.3, (3, target.in_features)).astype(np.float32),
+            rng.normal(0.0, 0.3, (target.out_features, 3)).astype(np.float32),
+        )
+        for target in manifest.targets[::2]
+    }
+    return Aggregated(adapter=adapter, merged=merged)
+
+
+def test_merged_factors_count_as_more_components_of_the_adapter(tiny_bert_artifact: Path, test_file: Path) -> None:
+    artifact = Artifact.open(tiny_bert_artifact)
+    rng = np.random.default_rng(3)
+    state = random_state(artifact, rng)
+    examples = held_out(artifact, test_file)
+    record = examples.evaluate(state, 4, 2.0, use_all=True, num_threads=2)
+    wide = {spec.name: state.adapter[spec.name] for spec in artifact.manifest.dense}
+    for target in artifact.manifest.targets:
+        nothing = np.zeros((3, target.in_features), np.float32), np.zeros((target.out_features, 3), np.float32)
+        more_a, more_b = state.merged.get(target.module, nothing)
+        a, b = names.lora_a(target.module), names.lora_b(target.module)
+        wide[a] = np.concatenate([state.adapter[a], more_a])
+        wide[b] = np.concatenate([state.adapter[b], more_b], axis=1)
+    expected = examples.evaluate(Aggregated(adapter=wide), 7, 2.0, use_all=True, num_threads=2)
+    without = examples.evaluate(Aggregated(adapter=state.adapter), 4, 2.0, use_all=True, num_threads=2)
+    assert record.loss == pytest.approx(expected.loss, rel=1e-4)
+    assert abs(without.loss - record.loss) > 1e-3
+
+
+def test_a_sub_model_is_evaluated_as_a_device_would(tiny_bert_artifact: Path, test_file: Path) -> None:
+    artifact = Artifact.open(tiny_bert_artifact)
+    manifest = artifact.manifest
+    state = random_state(artifact, np.random.default_rng(4))
+    plan = Plan.from_kept(manifest, {(g.layer, g.group): np.arange(0, g.num_units, 2) for g in manifest.groups})
+    examples = held_out(artifact, test_file)
+    record = examples.evaluate(state, 4, 2.0, use_all=True, num_threads=1, plan=plan)
+    weights = slice_weights(artifact, plan, restrict_merged(manifest, state.merged, plan), lora_scaling=2.0)
+    evaluator = Evaluator(artifact, plan, num_threads=1, weights=weights)
+    dataset = load_examples(test_file, artifact, 16)
+    expected = evaluator.evaluate(restrict(manifest, state.adapter, plan, 4), 4, 2.0, dataset, 16)
+    whole = examples.evaluate(state, 4, 2.0, use_all=True, num_threads=1)
+    assert record.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert abs(whole.loss - record.loss) > 1e-4
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 ModelError                  base
 ├── ModelNotFoundError      no such directory or hub model, or files of it are missing (exit 10)
 ├── ModelUnsupportedError   an architecture, a task or a setting that no family handles (exit 11)
-└── LabelsError             class names are needed, or contradict the checkpoint's (exit 2)
+└── LabelsError             class names are needed, or make no sense (exit 2)
+    └── LabelsDifferError   they are not those of the checkpoint's classifier (exit 14)
 """
 
 from __future__ import annotations
@@ -28,6 +29,12 @@ class ModelUnsupportedError(ModelError):
 
 
 class LabelsError(ModelError):
-    """Class names are needed and were not given, or contradict the checkpoint's."""
+    """Class names are needed and were not given, or make no sense."""
 
     exit_code = ExitCode.USAGE
+
+
+class LabelsDifferError(LabelsError):
+    """The class names are not those of the checkpoint's classifier."""
+
+    exit_code = ExitCode.UNKNOWN_LABEL

@@ -15,14 +15,14 @@ import transformers
 from transformers.utils import logging as transformers_logging
 
 from edge_runtime.wire.errors import FedSpineError
-from models.errors import LabelsError, ModelNotFoundError, ModelUnsupportedError
+from models.errors import LabelsDifferError, LabelsError, ModelNotFoundError, ModelUnsupportedError
+from models.hub import is_hub_id
 from models.registry import family_class, family_for
 
 if TYPE_CHECKING:
     from edge_runtime.wire.manifest import Task
     from models.family import Family
 
-_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _CONFIG: Final = "config.json"
 _AUTO: Final[dict[Task, Any]] = {
     "text-classification": transformers.AutoModelForSequenceClassification,
@@ -67,7 +67,8 @@ def load_model(
     Raises:
         ModelNotFoundError: there is no such model, or files are missing or unreadable.
         ModelUnsupportedError: no family handles it.
-        LabelsError: class names are needed, or contradict the checkpoint's.
+        LabelsError: class names are needed, or make no sense.
+        LabelsDifferError: they are not those of the checkpoint's classifier.
     """
     wanted = _wanted_labels(task, labels, num_labels)
     with _quiet():
@@ -120,7 +121,7 @@ def _wanted_labels(task: Task, labels: Sequence[str] | None, num_labels: int | N
 
 
 def _labels(config: Any, wanted: tuple[str, ...] | None, *, has_classifier: bool) -> tuple[str, ...]:
-    """Class names: the wanted ones, unless the checkpoint has a classifier whose classes have names of their own."""
+    """Class names in the order of the classifier's outputs: the checkpoint's own, where its classifier has names."""
     own = tuple(str(config.id2label[i]) for i in range(config.num_labels))
     if not has_classifier:
         if wanted is None:
@@ -129,17 +130,19 @@ def _labels(config: Any, wanted: tuple[str, ...] | None, *, has_classifier: bool
         return wanted
     if wanted is None:
         return own
-    if len(wanted) != len(own):
-        msg = f"the checkpoint's classifier has {len(own)} classes ({', '.join(own[:8])}), not {len(wanted)}"
-        raise LabelsError(msg)
-    if wanted != own and not all(_GENERIC_LABEL.fullmatch(name) for name in own):
-        msg = f"the checkpoint's classes are {', '.join(own[:8])}, not {', '.join(wanted[:8])}: leave them out"
-        raise LabelsError(msg)
+    if set(wanted) == set(own):
+        return own  # in the order in which the classifier's outputs stand for them
+    if len(wanted) != len(own) or not all(_GENERIC_LABEL.fullmatch(name) for name in own):
+        msg = (
+            f"the checkpoint's classifier has {len(own)} classes ({', '.join(own[:8])}), not {len(wanted)} "
+            f"({', '.join(wanted[:8])}): use its names, or a checkpoint without a classifier"
+        )
+        raise LabelsDifferError(msg)
     return wanted
 
 
 def _config(model: str | Path, task: Task) -> Any:
-    if not Path(model).is_dir() and (Path(model).exists() or not _HUB_ID.fullmatch(str(model))):
+    if not Path(model).is_dir() and (Path(model).exists() or not is_hub_id(str(model))):
         msg = (
             f"model directory {model} does not exist: give a directory with {_CONFIG}, or the id of a model on the hub"
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.resources
-import re
 import socket
 from collections import Counter
 from pathlib import Path
@@ -25,12 +24,12 @@ from broker_server.run.settings import EMBEDDED_BROKERS, RunSettings
 from broker_server.run.split import SplitSpec, parse_split, split
 from broker_server.scheduler import make_scheduler
 from edge_runtime.wire.files import write_atomically
+from models.hub import is_hub_id
 
 HOST: Final = "127.0.0.1"
 """All processes of a run talk over loopback."""
 
 BUILT_IN_MODEL: Final = "tiny-llama"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _MAX_CLASSES_SHOWN = 8
 
 
@@ -72,7 +71,7 @@ def model_source(settings: RunSettings) -> str:
     path = Path(settings.model).expanduser()
     if path.is_dir() and (path / "config.json").is_file():
         return str(path.resolve())
-    if path.exists() or _HUB_ID.fullmatch(settings.model) is None:
+    if path.exists() or not is_hub_id(settings.model):
         problem = "holds no config.json" if path.is_dir() else "is no directory"
         msg = f"model {settings.model} {problem}: give a directory that save_pretrained wrote, or a hub id"
         raise ModelNotFoundError(msg)

@@ -31,7 +31,7 @@ def adopt_artifact(directory: Path, labels: tuple[str, ...], destination: Path) 
 
     Args:
         directory: a checked artifact.
-        labels: classes of the data, in order; empty for causal-lm.
+        labels: classes of the data, in any order; empty for causal-lm.
         destination: the new directory; its parent exists.
 
     Raises:
@@ -43,7 +43,7 @@ def adopt_artifact(directory: Path, labels: tuple[str, ...], destination: Path) 
 
 
 def _check_labels(manifest: Manifest, labels: tuple[str, ...], directory: Path) -> None:
-    if manifest.labels != labels:
+    if set(manifest.labels) != set(labels):
         msg = (
             f"artifact {directory} was exported for the classes {list(manifest.labels[:8])}, the data has "
             f"{list(labels[:8])}: export the model for these"

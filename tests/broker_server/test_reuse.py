@@ -23,6 +23,12 @@ def test_the_files_of_an_artifact_are_shared_not_copied(tiny_bert_artifact: Path
     assert all((tmp_path / "adopted" / name).samefile(source / name) for name in names)
 
 
+def test_the_order_of_the_classes_is_the_artifacts(tiny_bert_artifact: Path, tmp_path: Path) -> None:
+    adopt_artifact(tiny_bert_artifact, ("blue", "green", "red"), tmp_path / "adopted")
+
+    check_artifact(tmp_path / "adopted", "text-classification")
+
+
 def test_across_file_systems_the_files_are_copied(
     tiny_bert_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -38,7 +44,7 @@ def test_across_file_systems_the_files_are_copied(
 
 def test_an_artifact_of_other_classes_is_refused(tiny_bert_artifact: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="exported for the classes"):
-        adopt_artifact(tiny_bert_artifact, ("blue", "green", "red"), tmp_path / "adopted")
+        adopt_artifact(tiny_bert_artifact, ("blue", "green"), tmp_path / "adopted")
 
     assert not (tmp_path / "adopted").exists()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -128,25 +127,30 @@ def created(root: Path) -> Iterator[RunDirectory]:
         DiskFullError: there is no space.
     """
     check_free(root)
-    existed = root.exists()
+    missing = [path for path in (root, *root.parents) if not path.exists()]
+    before = frozenset(root.rglob("*"))
     try:
         root.mkdir(parents=True, exist_ok=True)
         yield RunDirectory(root)
     except BaseException as error:
-        keep_logs = isinstance(error, ChildFailedError) and not error.is_specific
-        _clear(root, keep=LOGS if keep_logs else "")
-        if not existed and not keep_logs and root.is_dir():
-            root.rmdir()
+        keeps_logs = isinstance(error, ChildFailedError) and not error.is_specific
+        _clear(root, keep=before | frozenset((root / LOGS).rglob("*") if keeps_logs else ()))
+        for path in missing:
+            with contextlib.suppress(OSError):  # not empty, or never made
+                path.rmdir()
         if isinstance(error, OSError):
             raise_if_disk_full(error, root)
         raise
 
 
-def _clear(root: Path, keep: str) -> None:
-    for path in root.iterdir() if root.is_dir() else ():
-        if path.is_dir():
-            if path.name != keep:
-                shutil.rmtree(path)
+def _clear(root: Path, keep: frozenset[Path]) -> None:
+    """Remove what is not to be kept; folders that hold something of that stay."""
+    for path in sorted(root.rglob("*"), reverse=True):  # what is in a folder before the folder
+        if path in keep:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            with contextlib.suppress(OSError):  # not empty
+                path.rmdir()
         else:
             path.unlink()
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 from broker_server.errors import ChildFailedError
 from broker_server.tether import tethered
@@ -20,10 +20,11 @@ from edge_runtime.wire.errors import ExitCode
 
 _ERROR_LINE = re.compile(r"fedspine[\w-]*: error: (.+)")
 _LOG_TAIL_BYTES = 16_384
+_POLL_S = 0.02
 _PASSED_ON = frozenset(ExitCode) - {ExitCode.OK, ExitCode.UNEXPECTED, ExitCode.USAGE, ExitCode.INTERRUPTED}
 
 
-@dataclasses.dataclass(slots=True, kw_only=True)
+@dataclasses.dataclass(slots=True, kw_only=True, eq=False)
 class Child:
     """One process of the run."""
 
@@ -35,7 +36,25 @@ class Child:
     @property
     def returncode(self) -> int | None:
         """What it ended with (negative: a signal), or None while it runs."""
-        return self.process.poll()
+        return self._note_end(os.WNOHANG)
+
+    def wait(self) -> int:
+        """What it ended with, as soon as it has."""
+        return cast("int", self._note_end(0))
+
+    def send(self, number: signal.Signals) -> None:
+        """Signal it and its descendants, unless it is known to have ended: its id may be another's then."""
+        if self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, number)
+
+    def _note_end(self, options: int) -> int | None:
+        """Look whether it ended; if so, kill what is left of its group, and only then give its id back."""
+        if self.process.returncode is None:
+            if os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT | options) is None:
+                return None
+            self.send(signal.SIGKILL)
+        return self.process.wait()
 
     def failure(self) -> ChildFailedError:
         """The error to report for a process that ended: its own last error line, and its own exit code if specific."""
@@ -106,24 +125,20 @@ class Supervisor:
         Raises:
             ChildFailedError: it ended otherwise.
         """
-        if child.process.wait() != 0:
+        code = child.wait()
+        self._children.remove(child)
+        if code != 0:
             raise child.failure()
 
     def stop(self, children: Sequence[Child]) -> None:
         """End processes and whatever they started: asked first, killed when they have not ended in the grace time."""
         chosen = list(children)
         for child in chosen:
-            _signal_group(child, signal.SIGTERM)
+            child.send(signal.SIGTERM)
         give_up_at = time.monotonic() + self._grace_s
+        while any(child.returncode is None for child in chosen) and time.monotonic() < give_up_at:
+            time.sleep(_POLL_S)
         for child in chosen:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.process.wait(timeout=max(0.0, give_up_at - time.monotonic()))
-        for child in chosen:
-            _signal_group(child, signal.SIGKILL)
-            child.process.wait()
-
-
-def _signal_group(child: Child, number: signal.Signals) -> None:
-    """Signal a process and its descendants; a group that is gone is fine."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.process.pid, number)
+            child.send(signal.SIGKILL)
+            child.wait()
+        self._children = [child for child in self._children if child not in chosen]

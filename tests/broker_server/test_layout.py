@@ -73,6 +73,34 @@ def test_a_directory_that_was_there_stays(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()], ids=["error", "interrupted"])
+def test_logs_that_were_there_stay(tmp_path: Path, error: BaseException) -> None:
+    (tmp_path / "logs" / "mine").mkdir(parents=True)
+    (tmp_path / "logs" / "mine" / "years.log").write_text("of work")
+
+    with pytest.raises(type(error)), created(tmp_path) as directory:
+        _fail_with_a_log(directory, error)
+
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
+        "logs",
+        "logs/mine",
+        "logs/mine/years.log",
+    ]
+
+
+def _fail_with_a_log(directory: RunDirectory, error: BaseException) -> None:
+    directory.save_state(STATE)
+    (directory.logs / "export.log").write_text("trace")
+    raise error
+
+
+def test_folders_above_that_were_made_go_too(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no"):
+        _fail_inside(tmp_path / "a" / "b", ValueError("no"))
+
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_logs_stay_where_they_say_more_than_the_error(tmp_path: Path) -> None:
     root = tmp_path / "run"
     log = root / "logs" / "export.log"

@@ -71,6 +71,34 @@ def test_what_a_process_started_ends_with_it(tmp_path: Path) -> None:
     assert _ends(grandchild)
 
 
+def test_what_a_process_leaves_when_it_ends_by_itself_is_ended(tmp_path: Path) -> None:
+    code = "import subprocess; print(subprocess.Popen(['sleep', '600']).pid, flush=True)"
+    with Supervisor(tmp_path) as supervisor:
+        child = supervisor.start("parent", [sys.executable, "-c", code])
+        grandchild = int(_wait_for(child.log))
+        supervisor.finish(child)
+
+        assert _ends(grandchild)
+
+
+@pytest.mark.parametrize("how", ["finished", "seen to have ended", "stopped"])
+def test_an_id_that_may_be_anothers_by_now_gets_no_signal(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Supervisor(tmp_path) as supervisor:
+        child = supervisor.start("short", ["true"])
+        if how == "finished":
+            supervisor.finish(child)
+        elif how == "stopped":
+            supervisor.stop([child])
+        while child.returncode is None:
+            time.sleep(0.02)
+        signalled: list[int] = []
+        monkeypatch.setattr(os, "killpg", lambda group, _: signalled.append(group))
+
+    assert signalled == []
+
+
 def test_kill_9_of_the_supervisor_leaves_nothing_running(tmp_path: Path) -> None:
     code = (
         "import subprocess, sys, time; from broker_server.tether import tethered; "

@@ -56,6 +56,8 @@ class ArtifactCache:
         folder = self._directory / digest
         folder.mkdir(exist_ok=True)
         manifest = self._manifest(folder, base_url, digest, on_progress)
+        os.utime(folder)
+        self._make_room_beside(folder)
         lacking = {
             name: ref for name, ref in manifest.files.items() if ref.on_device and not _is_whole(folder / name, ref)
         }
@@ -70,8 +72,6 @@ class ArtifactCache:
             url = urllib.parse.urljoin(base_url, urllib.parse.quote(name))
             path = folder / name
             http.download(url, path, digest=ref.digest, size_bytes=ref.size_bytes, on_progress=count, pause=self._pause)
-        os.utime(folder)
-        self._forget_old()
         return Artifact.open(folder, verify=False)
 
     def _manifest(self, folder: Path, base_url: str, digest: str, on_progress: Progress) -> Manifest:
@@ -94,9 +94,11 @@ class ArtifactCache:
         write_atomically(path, data)
         return manifest
 
-    def _forget_old(self) -> None:
-        folders = sorted((p for p in self._directory.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime_ns)
-        for folder in folders[:-MAX_ARTIFACTS]:
+    def _make_room_beside(self, current: Path) -> None:
+        """Remove the oldest other artifacts; which is older is told by the clock, which may have been set back."""
+        others = [path for path in self._directory.iterdir() if path.is_dir() and path != current]
+        others.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        for folder in others[MAX_ARTIFACTS - 1 :]:
             logger.info("removing artifact %s, not used any more", folder.name[:12])
             shutil.rmtree(folder)
 

@@ -10,6 +10,7 @@ import logging
 from pathlib import Path
 from typing import Final
 
+from edge_runtime.link.http import digest_of_file
 from edge_runtime.wire.errors import MessageError
 from edge_runtime.wire.files import write_atomically
 from edge_runtime.wire.manifest import digest_of
@@ -48,19 +49,24 @@ class Outbox:
                 path.unlink()
 
     def add(self, update: Update, blob: bytes) -> None:
-        """Keep an update; when this returns, it survives a power cut.
+        """Keep an update; when this returns, it survives a power cut, and the oldest has made room for it.
 
         Raises:
-            DiskFullError: there is no space.
+            DiskFullError: there is no space; nothing of this update is left, and the others stay.
+            OSError: any other fault of the file system, with the same effect.
         """
-        while len(self._entries) >= MAX_ENTRIES:
+        key = key_of(update)
+        try:
+            write_atomically(self.blob_file(key), blob)
+            write_atomically(self._file(key, _MESSAGE), encode_message(update))
+        except Exception:
+            self.remove(key)
+            raise
+        self._entries[key] = update
+        while len(self._entries) > MAX_ENTRIES:
             oldest = next(iter(self._entries))
             logger.warning("outbox is full; dropping the update of round %d", oldest[1])
             self.remove(oldest)
-        stem = _stem(key_of(update))
-        write_atomically(self._directory / (stem + _BLOB), blob)
-        write_atomically(self._directory / (stem + _MESSAGE), encode_message(update))
-        self._entries[key_of(update)] = update
 
     def get(self, key: Key) -> Update | None:
         """The update of an assignment, if it waits here."""
@@ -70,29 +76,28 @@ class Outbox:
         """All that wait, oldest first."""
         return list(self._entries.values())
 
-    def read_blob(self, key: Key) -> bytes:
-        """The adapter of an update.
-
-        Raises:
-            OSError: the file cannot be read.
-        """
-        return (self._directory / (_stem(key) + _BLOB)).read_bytes()
+    def blob_file(self, key: Key) -> Path:
+        """Where the adapter of an update lies, if it waits here."""
+        return self._file(key, _BLOB)
 
     def remove(self, key: Key) -> Update | None:
         """Forget an update; returns it if it was here."""
         update = self._entries.pop(key, None)
         for suffix in (_MESSAGE, _BLOB):
-            (self._directory / (_stem(key) + suffix)).unlink(missing_ok=True)
+            self._file(key, suffix).unlink(missing_ok=True)
         return update
+
+    def _file(self, key: Key, suffix: str) -> Path:
+        return self._directory / (_stem(key) + suffix)
 
     def _load(self, path: Path) -> Update | None:
         try:
             update = decode_message(path.read_bytes())
-            blob = path.with_suffix(_BLOB).read_bytes()
+            digest = digest_of_file(path.with_suffix(_BLOB))
         except (OSError, MessageError) as error:
             logger.warning("dropping %s from the outbox: %s", path.name, error)
             return None
-        if not isinstance(update, Update) or digest_of(blob) != update.adapter.digest:
+        if not isinstance(update, Update) or digest != update.adapter.digest:
             logger.warning("dropping %s from the outbox: it does not belong to its blob", path.name)
             return None
         return update if _stem(key_of(update)) == path.stem else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable
 
@@ -57,13 +56,15 @@ class Uploads:
 
         Raises:
             DiskFullError: there is no space.
+            OSError: any other fault of the file system.
         """
-        before = {key_of(waiting) for waiting in self._outbox.updates()}
+        before = self._outbox.updates()
         self._outbox.add(update, blob)
-        after = {key_of(waiting) for waiting in self._outbox.updates()}
-        for dropped in before - after:
-            self._timers.pop(dropped, None)
         self._offer(update)
+        for dropped in before:
+            if self._outbox.get(key_of(dropped)) is None:
+                self._timers.pop(key_of(dropped), None)
+                self._withdraw(dropped)
 
     def has(self, key: Key) -> bool:
         """Whether the update of an assignment waits here; if so, it is announced again at once."""
@@ -76,8 +77,8 @@ class Uploads:
         """Forget an answered update; returns it if it was here."""
         self._timers.pop(key, None)
         update = self._outbox.remove(key)
-        if update is not None and all(u.adapter.digest != update.adapter.digest for u in self._outbox.updates()):
-            self._transfers.withdraw(update.adapter.digest)
+        if update is not None:
+            self._withdraw(update)
         return update
 
     def heard(self, digest: str) -> None:
@@ -100,9 +101,15 @@ class Uploads:
                 self._publish(update)
                 timer.said()
 
+    def _withdraw(self, gone: Update) -> None:
+        """Offer an adapter no more, or from the file of another update that is the same to the byte."""
+        self._transfers.withdraw(gone.adapter.digest)
+        for update in self._outbox.updates():
+            if update.adapter.digest == gone.adapter.digest and key_of(update) in self._timers:
+                self._transfers.offer_file(update.adapter, self._outbox.blob_file(key_of(update)))
+
     def _offer(self, update: Update) -> None:
         key = key_of(update)
         if key not in self._timers:
-            source = functools.partial(self._outbox.read_blob, key)
-            self._transfers.offer(update.adapter.digest, source, chunk_bytes=update.adapter.chunk_bytes)
+            self._transfers.offer_file(update.adapter, self._outbox.blob_file(key))
             self._timers[key] = self._new_repeat()

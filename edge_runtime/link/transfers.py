@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Final
 
 from edge_runtime.wire import chunks, limits
@@ -39,6 +41,9 @@ MAX_CORRUPTED: Final = 3
 Key = tuple[str, str]
 """Digest, peer."""
 
+_Cut = Callable[[Iterable[int]], Iterator[Chunk]]
+"""Chunks of one blob."""
+
 
 @dataclasses.dataclass(slots=True)
 class _Incoming:
@@ -47,7 +52,10 @@ class _Incoming:
     on_complete: Callable[[bytes], None]
     on_failed: Callable[[str], None] | None
     assembly: chunks.Assembly
-    unasked: collections.deque[int]
+    next_index: int = 0
+    """Chunks from here on were never asked for."""
+    repeat: list[int] = dataclasses.field(default_factory=list)
+    """Chunks that were asked for in vain, ascending; at most a window."""
     asked: set[int] = dataclasses.field(default_factory=set)
     received_bytes: int = 0
     repeat_at: float = 0.0
@@ -67,13 +75,23 @@ class Transfers:
         """
         self._send = send
         self._clock = clock
-        self._offers: dict[str, tuple[Callable[[], bytes], int]] = {}
+        self._offers: dict[str, _Cut] = {}
         self._active: dict[Key, _Incoming] = {}
         self._waiting: collections.OrderedDict[Key, _Incoming] = collections.OrderedDict()
 
     def offer(self, digest: str, source: Callable[[], bytes], *, chunk_bytes: int = limits.CHUNK_BYTES) -> None:
         """Answer requests for a blob from now on; ``source`` reads it, ``chunk_bytes`` is as in its header."""
-        self._offers[digest] = (source, chunk_bytes)
+
+        def cut(indices: Iterable[int]) -> Iterator[Chunk]:
+            blob = source()
+            ref = BlobRef(digest=digest, size_bytes=len(blob), chunk_bytes=chunk_bytes)
+            return chunks.cut(blob, ref, indices)
+
+        self._offers[digest] = cut
+
+    def offer_file(self, ref: BlobRef, path: Path) -> None:
+        """Answer requests for a blob that lies in a file; of it, only what is asked for is read."""
+        self._offers[ref.digest] = functools.partial(chunks.cut_file, path, ref)
 
     def withdraw(self, digest: str) -> None:
         """Stop answering requests for a blob; unknown digests are fine."""
@@ -97,8 +115,7 @@ class Transfers:
         key = (ref.digest, peer)
         if key in self._active or key in self._waiting:
             return
-        unasked = collections.deque(range(ref.num_chunks))
-        self._waiting[key] = _Incoming(ref, peer, on_complete, on_failed, chunks.Assembly(ref), unasked)
+        self._waiting[key] = _Incoming(ref, peer, on_complete, on_failed, chunks.Assembly(ref))
         self._start_waiting()
 
     def is_expected(self, digest: str, peer: str) -> bool:
@@ -147,11 +164,8 @@ class Transfers:
         if offer is None:
             logger.debug("%s asks for blob %s, which is not offered (any more)", peer, request.digest[:12])
             return
-        source, chunk_bytes = offer
         try:
-            blob = source()
-            ref = BlobRef(digest=request.digest, size_bytes=len(blob), chunk_bytes=chunk_bytes)
-            for chunk in chunks.cut(blob, ref, request.missing[:WINDOW]):
+            for chunk in offer(request.missing[:WINDOW]):
                 self._send(peer, chunk)
         except (FedSpineError, OSError) as error:
             logger.warning("cannot answer %s: %s", peer, error)
@@ -187,7 +201,8 @@ class Transfers:
             incoming.num_corrupted += 1
             incoming.received_bytes = 0
             incoming.asked.clear()
-            incoming.unasked = collections.deque(range(incoming.ref.num_chunks))
+            incoming.repeat.clear()
+            incoming.next_index = 0
             if incoming.num_corrupted < MAX_CORRUPTED:
                 if key in self._active:
                     self._ask(incoming)
@@ -200,11 +215,13 @@ class Transfers:
         incoming.on_complete(blob)
 
     def _ask(self, incoming: _Incoming) -> None:
-        wanted: list[int] = []
-        while incoming.unasked and len(incoming.asked) + len(wanted) < WINDOW:
-            index = incoming.unasked.popleft()
-            if not incoming.assembly.has(index):
-                wanted.append(index)
+        room = WINDOW - len(incoming.asked)
+        lacking = [index for index in incoming.repeat if not incoming.assembly.has(index)]
+        wanted, incoming.repeat = lacking[:room], lacking[room:]
+        while len(wanted) < room and incoming.next_index < incoming.ref.num_chunks:
+            if not incoming.assembly.has(incoming.next_index):
+                wanted.append(incoming.next_index)
+            incoming.next_index += 1
         incoming.asked.update(wanted)
         incoming.repeat_at = self._clock() + incoming.timeout_s
         if wanted:
@@ -212,7 +229,7 @@ class Transfers:
 
     @staticmethod
     def _unask(incoming: _Incoming) -> None:
-        incoming.unasked.extendleft(sorted(incoming.asked, reverse=True))
+        incoming.repeat = sorted({*incoming.repeat, *incoming.asked})
         incoming.asked.clear()
 
     def _start_waiting(self) -> None:

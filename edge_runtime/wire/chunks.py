@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from edge_runtime.wire import limits
 from edge_runtime.wire.errors import MessageError
@@ -15,6 +16,31 @@ def describe(blob: bytes, chunk_bytes: int = limits.CHUNK_BYTES) -> BlobRef:
     return BlobRef(digest=digest_of(blob), size_bytes=len(blob), chunk_bytes=chunk_bytes)
 
 
+def cut_file(path: Path, ref: BlobRef, indices: Iterable[int]) -> Iterator[Chunk]:
+    """Chunks of a blob that lies in a file; only they are read.
+
+    Raises:
+        MessageError: an index outside the blob, or the file is shorter than its header says.
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        for index in indices:
+            size = _size_of(ref, index)
+            file.seek(index * ref.chunk_bytes)
+            payload = file.read(size)
+            if len(payload) != size:
+                msg = f"{path} ends within chunk {index}: it is not the blob of {ref.size_bytes} bytes that it was"
+                raise MessageError(msg, digest=ref.digest)
+            yield Chunk(digest=ref.digest, index=index, payload=payload)
+
+
+def _size_of(ref: BlobRef, index: int) -> int:
+    if not 0 <= index < ref.num_chunks:
+        msg = f"chunk {index} asked of a blob of {ref.num_chunks} chunks"
+        raise MessageError(msg, digest=ref.digest)
+    return min(ref.chunk_bytes, ref.size_bytes - index * ref.chunk_bytes)
+
+
 def cut(blob: bytes, ref: BlobRef, indices: Iterable[int] | None = None) -> Iterator[Chunk]:
     """The chunks of a blob, all or only ``indices``.
 
@@ -22,11 +48,8 @@ def cut(blob: bytes, ref: BlobRef, indices: Iterable[int] | None = None) -> Iter
         MessageError: an index outside the blob.
     """
     for index in range(ref.num_chunks) if indices is None else indices:
-        if not 0 <= index < ref.num_chunks:
-            msg = f"chunk {index} asked of a blob of {ref.num_chunks} chunks"
-            raise MessageError(msg)
         start = index * ref.chunk_bytes
-        yield Chunk(digest=ref.digest, index=index, payload=blob[start : start + ref.chunk_bytes])
+        yield Chunk(digest=ref.digest, index=index, payload=blob[start : start + _size_of(ref, index)])
 
 
 class Assembly:
@@ -48,7 +71,7 @@ class Assembly:
         if not 0 <= chunk.index < self.ref.num_chunks:
             msg = f"chunk {chunk.index} of a blob of {self.ref.num_chunks} chunks"
             raise MessageError(msg, digest=chunk.digest)
-        expected = min(self.ref.chunk_bytes, self.ref.size_bytes - chunk.index * self.ref.chunk_bytes)
+        expected = _size_of(self.ref, chunk.index)
         if len(chunk.payload) != expected:
             msg = f"chunk {chunk.index} is {len(chunk.payload)} bytes, expected {expected}"
             raise MessageError(msg, digest=chunk.digest)

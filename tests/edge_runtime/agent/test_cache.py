@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import http.server
+import os
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -157,3 +159,29 @@ def test_only_the_last_artifacts_stay(site: Site, cache: ArtifactCache, tmp_path
     for digest in digests:
         cache.fetch(site.url(digest), digest, ignore)
     assert {p.name for p in (tmp_path / "cache").iterdir()} == set(digests[-MAX_ARTIFACTS:])
+
+
+def test_the_artifact_in_use_stays_when_the_clock_was_set_back(
+    site: Site, cache: ArtifactCache, tmp_path: Path
+) -> None:
+    digests = [write_artifact(site.folder, f"model-{i}") for i in range(MAX_ARTIFACTS + 1)]
+    tomorrow = time.time_ns() + 86_400 * 10**9
+    for digest in digests[:-1]:
+        cache.fetch(site.url(digest), digest, ignore)
+        os.utime(tmp_path / "cache" / digest, ns=(tomorrow, tomorrow))
+    cache.fetch(site.url(digests[-1]), digests[-1], ignore).verify()
+    assert digests[-1] in {p.name for p in (tmp_path / "cache").iterdir()}
+
+
+def test_room_is_made_before_anything_is_downloaded(site: Site, cache: ArtifactCache, tmp_path: Path) -> None:
+    digests = [write_artifact(site.folder, f"model-{i}") for i in range(MAX_ARTIFACTS + 1)]
+    for digest in digests[:-1]:
+        cache.fetch(site.url(digest), digest, ignore)
+    numbers: list[int] = []
+
+    def count(_arrived: int, lacking: int) -> None:
+        if lacking:
+            numbers.append(len(list((tmp_path / "cache").iterdir())))
+
+    cache.fetch(site.url(digests[-1]), digests[-1], count)
+    assert set(numbers) == {MAX_ARTIFACTS}

@@ -20,7 +20,7 @@ def test_an_update_survives_the_process(tmp_path: Path, make_update: MakeUpdate)
     again = Outbox(tmp_path)
     assert again.updates() == [update]
     assert again.get(("run", 1, 1)) == update
-    assert again.read_blob(key_of(update)) == b"adapter"
+    assert again.blob_file(key_of(update)).read_bytes() == b"adapter"
 
 
 def test_an_answered_update_is_gone(tmp_path: Path, make_update: MakeUpdate) -> None:
@@ -68,15 +68,24 @@ def test_half_written_files_are_removed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_leaves_no_entry(tmp_path: Path, make_update: MakeUpdate, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("num_files", [0, 1], ids=["before the blob", "before the message"])
+def test_a_full_disk_leaves_nothing_of_the_update_and_all_others(
+    tmp_path: Path, make_update: MakeUpdate, monkeypatch: pytest.MonkeyPatch, num_files: int
+) -> None:
     outbox = Outbox(tmp_path)
+    for number in range(1, MAX_ENTRIES + 1):
+        outbox.add(make_update(bytes([number]), number), bytes([number]))
+    before = sorted(tmp_path.iterdir())
+    sync, flushed = os.fsync, iter(range(100))
 
-    def full(_descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def full(descriptor: int) -> None:
+        if next(flushed) >= 2 * num_files:  # a file and its directory
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(DiskFullError):
-            outbox.add(make_update(b"adapter"), b"adapter")
-    assert outbox.updates() == []
-    assert list(tmp_path.iterdir()) == []
+            outbox.add(make_update(b"adapter", 99), b"adapter")
+    assert [u.round_number for u in outbox.updates()] == list(range(1, MAX_ENTRIES + 1))
+    assert sorted(tmp_path.iterdir()) == before

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.agent.outbox import Outbox, key_of
+from edge_runtime.agent.outbox import MAX_ENTRIES, Outbox, key_of
 from edge_runtime.agent.repeat import Repeat
 from edge_runtime.agent.uploads import Uploads
 from edge_runtime.link.transfers import Transfers
@@ -111,10 +111,23 @@ def test_after_a_reconnect_everything_is_announced_at_once(desk: Desk, make_upda
     assert [u.round_number for u in desk.said] == [1, 2, 1, 2]
 
 
-def test_two_updates_with_the_same_adapter_do_not_withdraw_each_other(desk: Desk, make_update: MakeUpdate) -> None:
+@pytest.mark.parametrize("answered", [0, 1])
+def test_two_updates_with_the_same_adapter_do_not_withdraw_each_other(
+    desk: Desk, make_update: MakeUpdate, answered: int
+) -> None:
     first, second = make_update(b"same", 1), make_update(b"same", 2)
     desk.uploads.add(first, b"same")
     desk.uploads.add(second, b"same")
-    desk.uploads.close(key_of(first))
+    desk.uploads.close(key_of((first, second)[answered]))
     desk.transfers.handle("coordinator", ChunkRequest(digest=second.adapter.digest, missing=(0,)))
     assert [m.payload for m in desk.sent if isinstance(m, Chunk)] == [b"same"]
+
+
+def test_an_update_that_made_room_is_offered_no_more(desk: Desk, make_update: MakeUpdate) -> None:
+    updates = [make_update(bytes([number]), number) for number in range(1, MAX_ENTRIES + 2)]
+    for number, update in enumerate(updates, start=1):
+        desk.uploads.add(update, bytes([number]))
+    for update in updates:
+        desk.transfers.handle("coordinator", ChunkRequest(digest=update.adapter.digest, missing=(0,)))
+    assert [m.payload for m in desk.sent if isinstance(m, Chunk)] == [bytes([n]) for n in range(2, MAX_ENTRIES + 2)]
+    assert updates[0].adapter.digest not in desk.transfers._offers

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from edge_runtime.link import transfers as module
 from edge_runtime.link.transfers import Transfers
-from edge_runtime.wire import chunks
+from edge_runtime.wire import chunks, limits
 from edge_runtime.wire.manifest import digest_of
 from edge_runtime.wire.messages import AnyMessage, BlobRef, Chunk, ChunkRequest, Hello
 
@@ -206,6 +208,47 @@ def test_a_source_that_cannot_be_read_is_survived() -> None:
     net.sender.offer(ref.digest, fail)
     assert net.sender.handle("receiver", ChunkRequest(digest=ref.digest, missing=(0,)))
     assert net.wire == []
+
+
+def test_of_a_file_only_what_is_asked_for_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "blob"
+    size, chunk = limits.MAX_BLOB_BYTES - 10, limits.CHUNK_BYTES
+    with path.open("wb") as file:  # half a gigabyte that takes no room on the disk
+        file.truncate(size)
+        file.seek(7 * chunk)
+        file.write(b"seven")
+    ref = BlobRef(digest="ab" * 32, size_bytes=size, chunk_bytes=chunk)
+    net = Net()
+    net.sender.offer_file(ref, path)
+    tracemalloc.start()
+    net.sender.handle("receiver", ChunkRequest(digest=ref.digest, missing=(7, ref.num_chunks - 1)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    payloads = [m.payload for _, _, m in net.wire if isinstance(m, Chunk)]
+    assert (payloads[0][:5], len(payloads[0]), len(payloads[1])) == (b"seven", chunk, chunk - 10)
+    assert peak < 1_000_000
+
+
+@pytest.mark.parametrize("damage", ["short", "gone"])
+def test_a_file_that_is_not_what_it_was_is_survived(tmp_path: Path, damage: str) -> None:
+    net, (blob, ref) = Net(), blob_of(4)
+    if damage == "short":
+        (tmp_path / "blob").write_bytes(blob[:12])
+    net.sender.offer_file(ref, tmp_path / "blob")
+    assert net.sender.handle("receiver", ChunkRequest(digest=ref.digest, missing=(1, 3)))
+    assert net.wire == []
+
+
+def test_a_header_of_many_chunks_costs_no_memory() -> None:
+    """What a peer announces is believed only as far as it delivers."""
+    net = Net()
+    tracemalloc.start()
+    for number in range(100):
+        digest = f"{number:064x}"
+        net.receiver.expect(BlobRef(digest=digest, size_bytes=limits.MAX_BLOB_BYTES, chunk_bytes=1024), "p", print)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1_000_000
 
 
 def test_one_request_is_answered_with_a_bounded_number_of_chunks() -> None:

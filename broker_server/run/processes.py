@@ -14,6 +14,7 @@ from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Final
 
+from broker_server.coordinator import PASSWORD_VARIABLE
 from broker_server.errors import ChildFailedError
 from broker_server.run.layout import RunDirectory
 from broker_server.run.preparation import HOST, free_port
@@ -22,9 +23,6 @@ from broker_server.run.supervisor import Child, Supervisor
 from edge_runtime.link.mqtt import BrokerAddress, MqttLink
 from edge_runtime.wire import limits
 from edge_runtime.wire.errors import ExitCode
-
-PASSWORD_VARIABLE: Final = "FEDSPINE_BROKER_PASSWORD"  # noqa: S105 - the variable's name, not a password
-"""Where every process of a run finds the password of a broker that is not its own."""
 
 NUM_HOLDOUT: Final = 32
 """Examples (or windows) that each device holds out; all devices share this machine's cores, so fewer than a board's."""

@@ -9,8 +9,9 @@ import pytest
 import typer.main
 
 from broker_server.cli import app
+from broker_server.coordinator import PASSWORD_VARIABLE
 from broker_server.errors import ArmError, ConfigError
-from broker_server.run.processes import PASSWORD_VARIABLE, take_password
+from broker_server.run.processes import take_password
 from broker_server.run.settings import RunSettings, resolve
 
 CLASSIFY = {"task": "text-classification", "model": "m", "data": "d.jsonl"}

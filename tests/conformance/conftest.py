@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-# Needs torch, which a device has not: pytest must not import it when it looks for doctests.
-collect_ignore = ["prepare.py"]
+# They need torch, which a device has not: pytest must not import them when it looks for doctests.
+collect_ignore = ["prepare.py", "reference.py", "shrinking.py"]
 
 _HERE = Path(__file__).resolve().parent
 

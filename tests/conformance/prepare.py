@@ -1,9 +1,8 @@
 """Make the folder that the device conformance tests read: ``python tests/conformance/prepare.py FOLDER``.
 
 Runs where torch is. For each family: a tiny artifact, examples, an adapter to start from, and for several arms what
-PyTorch says of losses, gradients, the trained adapter and the evaluation; and a compact model with PyTorch's logits
-and greedy tokens. The reference below prunes and tunes the Hugging Face model by hand: it shares no code with the
-engine but the reading of examples and the drawing of batches.
+PyTorch says of losses, gradients, the trained adapter and the evaluation (reference.py); a run that shrinks on its way
+and scores its units (shrinking.py); and a compact model with PyTorch's logits and greedy tokens.
 """
 
 from __future__ import annotations
@@ -11,8 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,44 +21,29 @@ import torch
 import transformers
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from torch.nn import functional
 
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.data import load_examples
-from edge_runtime.engine.dataset import Batch, Dataset, batches, eval_batches
+from edge_runtime.engine.dataset import Dataset, batches
 from edge_runtime.wire import adapter as adapters
-from edge_runtime.wire import names
-from edge_runtime.wire.adapter import AdapterLayout
 from edge_runtime.wire.manifest import Manifest, Task
-from edge_runtime.wire.messages import HyperParameters
 from edge_runtime.wire.plan import Plan
 from exporter.compact import compact_source
-from exporter.compact_merge import base_model, merged_model
+from exporter.compact_merge import merged_model
 from exporter.compact_source import CompactSource
 from exporter.export import export_model
 from models.registry import family_for
 from models.surgery import prune_model
+from tests.conformance.reference import HYPER_PARAMETERS, MAX_LENGTH, Reference
+from tests.conformance.shrinking import prepare_shrinking
 
 Array = npt.NDArray[np.float32]
 
 TASKS: Final[dict[str, Task]] = {"bert": "text-classification", "llama": "causal-lm"}
 LABELS: Final = ("bad", "fair", "good")
 VOCAB_SIZE: Final = 96
-MAX_LENGTH: Final = 24
 FULL_RANK: Final = 4
 NUM_GENERATED: Final = 12
-HYPER_PARAMETERS: Final = HyperParameters(
-    learning_rate=2e-3,
-    weight_decay=0.01,
-    lora_scaling=2.0,
-    max_grad_norm=0.5,
-    num_warmup_steps=3,
-    num_local_steps=8,
-    batch_size=4,
-    num_accumulation_steps=2,
-    max_length=MAX_LENGTH,
-    seed=11,
-)
 # Rank, and for each layer the heads (bert: 4, llama: 2 key/value heads of two query heads) and channels (40) that stay.
 _ALL: Final = range(40)
 ARMS: Final[dict[str, dict[str, tuple[int, list[tuple[Sequence[int], Sequence[int]]]]]]] = {
@@ -107,13 +90,14 @@ def _prepare_family(directory: Path, family: str) -> None:
     arms = {}
     for name, (rank, kept) in ARMS[family].items():
         plan = _plan(artifact.manifest, kept)
-        reference = _Reference(artifact, plan, rank, start)
+        reference = Reference(artifact, plan, rank, start)
         arms[name] = _expectations(reference, data["train"], data["test"], directory / name)
         (directory / name / "plan.msgpack").write_bytes(msgspec.msgpack.encode(plan))
     shared = {"hyper_parameters": msgspec.to_builtins(HYPER_PARAMETERS), "arms": arms}
     (directory / "expected.json").write_text(json.dumps(shared, indent=1))
     plan = _plan(artifact.manifest, ARMS[family][COMPACT_ARM[family]][1])
     _prepare_compact(directory, artifact, plan, start)
+    prepare_shrinking(directory / "shrinking", artifact, plan, start, data["train"])
 
 
 def _save_model(directory: Path, family: str) -> None:
@@ -172,120 +156,7 @@ def _plan(manifest: Manifest, kept: list[tuple[Sequence[int], Sequence[int]]]) -
     return Plan.from_kept(manifest, units)
 
 
-class _LoraLinear(torch.nn.Module):
-    """A frozen linear layer with LoRA factors beside it (Hu et al. 2021, arXiv 2106.09685)."""
-
-    def __init__(self, linear: torch.nn.Linear, a: torch.nn.Parameter, b: torch.nn.Parameter, scaling: float) -> None:
-        super().__init__()
-        self.linear, self.a, self.b, self.scaling = linear, a, b, scaling
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = self.linear(x) + self.scaling * (x @ self.a.T @ self.b.T)
-        return out
-
-
-class _Reference:
-    """The Hugging Face model, pruned by hand, with trainable factors and classifier."""
-
-    def __init__(self, artifact: Artifact, plan: Plan, rank: int, start: dict[str, Array]) -> None:
-        manifest = artifact.manifest
-        self.task, self.rank = manifest.task, rank
-        self.model = base_model(artifact.directory, manifest).requires_grad_(requires_grad=False)
-        _prune(self.model, plan, manifest)
-        self.start = adapters.restrict(manifest, start, plan, rank)
-        layout = AdapterLayout.of(manifest, plan, rank)
-        self.parameters = {name: torch.nn.Parameter(torch.tensor(self.start[name])) for name in layout.shapes}
-        for target in manifest.targets:
-            a, b = self.parameters[names.lora_a(target.module)], self.parameters[names.lora_b(target.module)]
-            linear = self.model.get_submodule(target.module)
-            self.model.set_submodule(target.module, _LoraLinear(linear, a, b, HYPER_PARAMETERS.lora_scaling))
-        for dense in manifest.dense:
-            module, _, attribute = dense.name.rpartition(".")
-            setattr(self.model.get_submodule(module), attribute, self.parameters[dense.name])
-
-    def scores(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Scores ``[T, C]`` and targets ``[T]``."""
-        ids, mask, labels = (torch.from_numpy(x) for x in (batch.input_ids, batch.attention_mask, batch.labels))
-        logits = self.model(input_ids=ids, attention_mask=mask).logits
-        if self.task == "causal-lm":
-            return logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-        return logits, labels
-
-    def train(self, drawn: Iterator[Batch]) -> tuple[list[float], dict[str, Array]]:
-        """Loss of each optimizer step, and the first step's gradients; PyTorch's own AdamW and clipping."""
-        given = HYPER_PARAMETERS
-        parameters = list(self.parameters.values())
-        optimizer = torch.optim.AdamW(
-            parameters,
-            lr=given.learning_rate,
-            betas=(given.beta1, given.beta2),
-            eps=given.epsilon,
-            weight_decay=given.weight_decay,
-        )
-        losses, gradients = [], {}
-        for step in range(1, given.num_local_steps + 1):
-            optimizer.zero_grad()
-            total = 0.0
-            for batch in islice(drawn, given.num_accumulation_steps):
-                loss = functional.cross_entropy(*self.scores(batch)) / given.num_accumulation_steps
-                loss.backward()
-                total += loss.item()
-            losses.append(total)
-            if step == 1:
-                gradients = {name: p.grad.numpy().copy() for name, p in self.parameters.items() if p.grad is not None}
-            torch.nn.utils.clip_grad_norm_(parameters, given.max_grad_norm or float("inf"))
-            for group in optimizer.param_groups:
-                group["lr"] = given.learning_rate * min(1.0, step / given.num_warmup_steps)
-            optimizer.step()
-        return losses, gradients
-
-    def evaluate(self, dataset: Dataset) -> dict[str, float]:
-        """Sums over the dataset, one example at a time."""
-        loss_sum, num_targets, num_correct = 0.0, 0, 0
-        with torch.inference_mode():
-            for batch in eval_batches(dataset, 1):
-                scores, targets = self.scores(batch)
-                loss_sum += float(functional.cross_entropy(scores, targets, reduction="sum"))
-                num_targets += int((targets != names.IGNORE_LABEL).sum())
-                num_correct += int((scores.argmax(dim=-1) == targets).sum())
-        return {"loss_sum": loss_sum, "num_targets": num_targets, "num_correct": num_correct}
-
-
-def _prune(model: Any, plan: Plan, manifest: Manifest) -> None:
-    """Cut heads and channels out of the model's own linear layers, from its configuration alone."""
-    config = model.config
-    head_dim = config.hidden_size // config.num_attention_heads
-    for layer in range(manifest.num_layers):
-        heads, channels = plan.kept(layer, "heads"), plan.kept(layer, "channels")
-        if manifest.family == "bert":
-            block = model.bert.encoder.layer[layer]
-            attention = block.attention.self
-            attention.num_attention_heads, attention.all_head_size = len(heads), len(heads) * head_dim
-            width = _indices(heads, head_dim)
-            rows = [(attention.query, width), (attention.key, width), (attention.value, width)]
-            rows.append((block.intermediate.dense, channels))
-            columns = [(block.attention.output.dense, width), (block.output.dense, channels)]
-        else:
-            block = model.model.layers[layer]
-            queries = _indices(heads, head_dim * config.num_attention_heads // config.num_key_value_heads)
-            keys = _indices(heads, head_dim)
-            attention, mlp = block.self_attn, block.mlp
-            rows = [(attention.q_proj, queries), (attention.k_proj, keys), (attention.v_proj, keys)]
-            rows += [(mlp.gate_proj, channels), (mlp.up_proj, channels)]
-            columns = [(attention.o_proj, queries), (mlp.down_proj, channels)]
-        for linear, kept in rows:
-            linear.weight.data = linear.weight.data[kept]
-            if linear.bias is not None:
-                linear.bias.data = linear.bias.data[kept]
-        for linear, kept in columns:
-            linear.weight.data = linear.weight.data[:, kept]
-
-
-def _indices(units: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.int64]:
-    return np.concatenate([np.arange(unit * width, (unit + 1) * width) for unit in units])
-
-
-def _expectations(reference: _Reference, train: Dataset, test: Dataset, directory: Path) -> dict[str, Any]:
+def _expectations(reference: Reference, train: Dataset, test: Dataset, directory: Path) -> dict[str, Any]:
     """Train the reference; write tensors, return the figures."""
     directory.mkdir()
     before = reference.evaluate(test)

@@ -22,13 +22,15 @@ from edge_runtime.engine.evaluator import EvaluationResult, Evaluator
 from edge_runtime.engine.slicing import slice_weights
 from edge_runtime.engine.trainer import Trainer, train
 from edge_runtime.inference import CompactModel
-from edge_runtime.wire.messages import HyperParameters
+from edge_runtime.wire.messages import HyperParameters, Pruning
+from edge_runtime.wire.payload import Payload, check_payload, decode_payload
 from edge_runtime.wire.plan import Plan
 
 NUM_ARMS = 4
 GRADIENT_TOLERANCE = 1e-5
 LOSS_TOLERANCE = 1e-5
 ADAPTER_TOLERANCE = 2e-5
+IMPORTANCE_TOLERANCE = 1e-3
 LOGITS_TOLERANCE = 1e-4
 
 
@@ -117,6 +119,29 @@ def test_evaluator_shares_the_runs_weights(case: Case, arm: dict[str, Any]) -> N
     evaluator = case.trainer.evaluator(run)
     result = evaluator.evaluate(run.adapter(), arm["rank"], case.given.lora_scaling, case.data("test"), 3)
     assert_same(result, arm["after"])
+
+
+def test_a_run_that_shrinks_on_its_way_follows_pytorch(case: Case, family_dir: Path) -> None:
+    """Merged factors in the base, units scored, and a pruning in the middle that keeps the optimizer's state."""
+    folder = family_dir / "shrinking"
+    expected = json.loads((folder / "expected.json").read_text())
+    start = decode_payload((folder / "start.safetensors").read_bytes())
+    update = decode_payload((folder / "update.safetensors").read_bytes())
+    plan = msgspec.msgpack.decode((folder / "plan.msgpack").read_bytes(), type=Plan)
+    given = msgspec.structs.replace(case.given, importance_every_steps=expected["scored_every"])
+    run = case.trainer.start(Plan.full(case.artifact.manifest), expected["rank"], start.adapter, given, start.merged)
+    losses: list[float] = []
+    drawn = batches(case.data("train"), given.batch_size, np.random.default_rng(given.seed))
+    pruning = Pruning(at_step=expected["shrinks_at"], plan=plan)
+    train(run, drawn, given, lambda _, loss: losses.append(loss), prunings=[pruning])
+
+    assert losses == pytest.approx(expected["losses"], rel=LOSS_TOLERANCE)
+    made = Payload(adapter=run.adapter(), importance=run.importance())
+    check_payload(case.artifact.manifest, plan, expected["rank"], made, is_update=True)
+    for name, value in update.adapter.items():
+        np.testing.assert_allclose(made.adapter[name], value, rtol=0, atol=ADAPTER_TOLERANCE, err_msg=name)
+    for key, scores in update.importance.items():
+        np.testing.assert_allclose(made.importance[key], scores, rtol=IMPORTANCE_TOLERANCE, err_msg=str(key))
 
 
 def test_compact_model_infers_as_pytorch(family_dir: Path) -> None:

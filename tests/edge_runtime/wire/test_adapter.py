@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime.wire import limits
-from edge_runtime.wire.adapter import AdapterLayout, initial, restrict
+from edge_runtime.wire.adapter import AdapterLayout, initial, restrict, shrink
 from edge_runtime.wire.errors import TensorError
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.plan import Plan
@@ -140,3 +140,30 @@ def test_a_fresh_adapter_changes_nothing(manifest: Manifest) -> None:
     assert np.abs(fresh["l0.q.lora_A.weight"]).max() <= 1 / np.sqrt(6)
     assert fresh["l0.q.lora_A.weight"].any()
     assert np.array_equal(fresh["classifier.weight"], dense["classifier.weight"])
+
+
+@given(st.data())
+def test_shrinking_twice_is_restricting_once(manifest: Manifest, data: st.DataObject) -> None:
+    plan = draw_plan(data, manifest)
+    smaller = Plan.from_kept(
+        manifest,
+        {
+            (g.layer, g.group): sorted(
+                data.draw(st.sets(st.sampled_from(plan.kept(g.layer, g.group).tolist()), min_size=1))
+            )
+            for g in manifest.groups
+        },
+    )
+    full = random_tensors(AdapterLayout.of(manifest, Plan.full(manifest), 3))
+    shrunk = shrink(manifest, restrict(manifest, full, plan, 3), plan, smaller)
+    expected = restrict(manifest, full, smaller, 3)
+    assert list(shrunk) == list(expected)
+    assert all(np.array_equal(shrunk[name], expected[name]) for name in expected)
+
+
+def test_what_is_trained_keeps_the_order(manifest: Manifest) -> None:
+    layout = AdapterLayout.of(manifest, Plan.full(manifest), 2)
+    assert layout.trained("all") == layout
+    kept = [name for name in layout.shapes if not name.endswith("lora_A.weight")]
+    assert list(layout.trained("lora_b").shapes) == kept
+    assert kept[-1] == "classifier.bias"

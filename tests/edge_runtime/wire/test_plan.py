@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime.wire.errors import PlanError
-from edge_runtime.wire.manifest import GroupSpec, Manifest
+from edge_runtime.wire.manifest import GroupSpec, Manifest, PruneAxis
 from edge_runtime.wire.plan import KeptUnits, Plan, uniform_num_kept
 
 
@@ -121,3 +121,23 @@ def test_at_least_one_unit_stays_and_never_more_than_all(num_units: int, pruning
 def test_bits_are_least_significant_first(manifest: Manifest) -> None:
     plan = Plan.from_kept(manifest, {(0, "channels"): np.array([0, 9])})
     assert plan.groups[1].bitmap == b"\x01\x02"
+
+
+def test_positions_are_those_within_a_larger_plan(manifest: Manifest) -> None:
+    larger = Plan.from_kept(manifest, {(0, "heads"): [0, 2, 3], (1, "channels"): [1, 4, 6, 9]})
+    smaller = Plan.from_kept(manifest, {(0, "heads"): [0, 3], (1, "channels"): [4, 9]})
+    heads = PruneAxis(axis=0, group="heads", unit_size=3)
+    assert smaller.positions(0, heads, larger).tolist() == [0, 1, 2, 6, 7, 8]
+    assert np.array_equal(larger.indices(0, heads)[smaller.positions(0, heads, larger)], smaller.indices(0, heads))
+    channels = PruneAxis(axis=1, group="channels", unit_size=1)
+    assert smaller.positions(1, channels, larger).tolist() == [1, 3]
+
+
+def test_a_plan_that_brings_units_back_is_no_shrinking(manifest: Manifest) -> None:
+    larger = Plan.from_kept(manifest, {(0, "heads"): [0, 2]})
+    Plan.from_kept(manifest, {(0, "heads"): [2]}).check_within(manifest, larger)
+    larger.check_within(manifest, larger)
+    with pytest.raises(PlanError, match=r"layer 0, heads keeps \[1\]"):
+        Plan.from_kept(manifest, {(0, "heads"): [1, 2]}).check_within(manifest, larger)
+    with pytest.raises(PlanError, match="another model"):
+        Plan(groups=()).check_within(manifest, larger)

@@ -1,0 +1,184 @@
+"""One assignment on the workbench: what comes down, what goes up, what is refused before any work is done."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from edge_runtime.agent.traffic import Traffic
+from edge_runtime.agent.worker import Progress, Workbench, WorkContext, WorkSettings, stand_in_plan
+from edge_runtime.engine import memory
+from edge_runtime.engine.artifact import Artifact
+from edge_runtime.engine.errors import InsufficientMemoryError
+from edge_runtime.wire import adapter as adapters
+from edge_runtime.wire import chunks, names
+from edge_runtime.wire.errors import PlanError, TensorError
+from edge_runtime.wire.manifest import Manifest
+from edge_runtime.wire.messages import Arm, Assignment, HyperParameters, Pruning, Update, Welcome
+from edge_runtime.wire.payload import Payload, check_payload, decode_payload, encode_payload
+from edge_runtime.wire.plan import Plan
+from tests.edge_runtime.agent.stage import EXAMPLES
+
+Array = npt.NDArray[np.float32]
+RANK = 2
+
+
+@pytest.fixture
+def make_workbench(tiny_bert_artifact: Path, tmp_path: Path) -> Any:
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join(EXAMPLES))
+
+    def make(memory_limit_bytes: int = 10**12) -> Workbench:
+        settings = WorkSettings(data=data, num_holdout=4, num_threads=1, memory_limit_bytes=memory_limit_bytes)
+        return Workbench(Artifact.open(tiny_bert_artifact), settings, 0.0)
+
+    return make
+
+
+@pytest.fixture
+def workbench(make_workbench: Any) -> Workbench:
+    workbench: Workbench = make_workbench()
+    return workbench
+
+
+def plan_of(manifest: Manifest, ratio: float) -> Plan:
+    return stand_in_plan(manifest, Arm(pruning_ratio=ratio, rank=RANK))
+
+
+def start(manifest: Manifest, plan: Plan, **extras: Any) -> bytes:
+    rng = np.random.default_rng(0)
+    dense = {spec.name: np.zeros(spec.shape, np.float32) for spec in manifest.dense}
+    full = adapters.initial(manifest, dense, RANK, rng)
+    return encode_payload(Payload(adapter=adapters.restrict(manifest, full, plan, RANK), **extras))
+
+
+def run(
+    workbench: Workbench, blob: bytes, plan: Plan, prunings: tuple[Pruning, ...] = (), **hyper: Any
+) -> tuple[Update, Payload]:
+    given: dict[str, Any] = {
+        "learning_rate": 1e-2,
+        "weight_decay": 0.1,
+        "lora_scaling": 2.0,
+        "max_grad_norm": 1.0,
+        "num_warmup_steps": 1,
+        "num_local_steps": 4,
+        "batch_size": 4,
+        "num_accumulation_steps": 1,
+        "max_length": 16,
+        "seed": 0,
+        **hyper,
+    }
+    assignment = Assignment(
+        run_id="run",
+        device_id="board-7",
+        round_number=1,
+        attempt=1,
+        arm=Arm(pruning_ratio=0.5, rank=RANK),
+        plan=plan,
+        adapter=chunks.describe(blob),
+        deadline_s=60.0,
+        hyper_parameters=HyperParameters(**given),
+        prunings=prunings,
+    )
+    welcome = Welcome(
+        run_id="run",
+        device_id="board-7",
+        artifact_url="http://localhost/",
+        artifact_digest=workbench.digest,
+        arms=(assignment.arm,),
+        batch_size=4,
+        max_length=16,
+    )
+    context = WorkContext(
+        welcome=welcome,
+        stop=threading.Event(),
+        progress=Progress(),
+        traffic=Traffic(lambda: (0, 0)),
+        fetch_s=0.0,
+    )
+    update, made = workbench.run(assignment, blob, context)
+    assert update.adapter.size_bytes == len(made)
+    return update, decode_payload(made)
+
+
+def test_without_extras_an_update_is_the_adapter(workbench: Workbench) -> None:
+    manifest = workbench.artifact.manifest
+    plan = plan_of(manifest, 0.5)
+    update, made = run(workbench, start(manifest, plan), plan)
+    check_payload(manifest, plan, RANK, made, is_update=True)
+    assert made.importance == {}
+    assert update.measurements.importance_s == 0.0
+
+
+def test_update_is_under_the_last_plan_with_a_score_per_unit_that_stays(workbench: Workbench) -> None:
+    manifest = workbench.artifact.manifest
+    plans = [plan_of(manifest, ratio) for ratio in (0.0, 0.25, 0.5)]
+    prunings = (Pruning(at_step=2, plan=plans[1]), Pruning(at_step=4, plan=plans[2]))
+    update, made = run(workbench, start(manifest, plans[0]), plans[0], prunings, importance_every_steps=1)
+    check_payload(manifest, plans[2], RANK, made, is_update=True)
+    assert {key: scores.size for key, scores in made.importance.items()} == {
+        (layer, group): size for layer in range(2) for group, size in (("heads", 2), ("channels", 12))
+    }
+    assert all(scores.all() for scores in made.importance.values())
+    assert update.measurements.importance_s > 0.0
+    assert update.evaluation is not None
+
+
+def test_factors_that_are_not_trained_do_not_go_up(workbench: Workbench) -> None:
+    manifest = workbench.artifact.manifest
+    plan = plan_of(manifest, 0.25)
+    _, made = run(workbench, start(manifest, plan), plan, trainable="lora_b")
+    check_payload(manifest, plan, RANK, made, is_update=True, trainable="lora_b")
+    assert not any(names.is_lora_a(name) for name in made.adapter)
+    assert all(value.any() for name, value in made.adapter.items() if name.endswith("lora_B.weight"))
+
+
+def test_merged_factors_change_what_is_trained(workbench: Workbench) -> None:
+    manifest = workbench.artifact.manifest
+    plan, rng = Plan.full(manifest), np.random.default_rng(3)
+    merged = {
+        t.module: (
+            rng.normal(0, 0.3, (1, t.in_features)).astype(np.float32),
+            rng.normal(0, 0.3, (t.out_features, 1)).astype(np.float32),
+        )
+        for t in manifest.targets
+    }
+    plain, _ = run(workbench, start(manifest, plan), plan)
+    update, made = run(workbench, start(manifest, plan, merged=merged), plan)
+    assert made.merged == {}
+    assert update.train_loss != plain.train_loss
+
+
+def test_memory_is_that_of_the_first_plan(make_workbench: Any, workbench: Workbench) -> None:
+    """The peak is before the first pruning."""
+    manifest = workbench.artifact.manifest
+    full, small = Plan.full(manifest), plan_of(manifest, 0.75)
+    limit = memory.estimate_training_bytes(manifest, full, RANK, 4, 16) - 1
+    assert memory.estimate_training_bytes(manifest, small, RANK, 4, 16) < limit
+    tight = make_workbench(memory_limit_bytes=limit)
+    run(tight, start(manifest, small), small)
+    with pytest.raises(InsufficientMemoryError):
+        run(tight, start(manifest, full), full, (Pruning(at_step=1, plan=small),))
+
+
+def test_prunings_that_bring_units_back_are_refused_at_once(workbench: Workbench) -> None:
+    manifest = workbench.artifact.manifest
+    small = plan_of(manifest, 0.5)
+    prunings = (Pruning(at_step=4, plan=Plan.full(manifest)),)
+    with pytest.raises(PlanError, match="cannot bring units back"):
+        run(workbench, start(manifest, small), small, prunings)
+
+
+def test_a_payload_that_does_not_fit_is_refused(workbench: Workbench) -> None:
+    manifest = workbench.artifact.manifest
+    plan = Plan.full(manifest)
+    scores = {(g.layer, g.group): np.ones(g.num_units, np.float32) for g in manifest.groups}
+    with pytest.raises(TensorError, match="only updates do"):
+        run(workbench, start(manifest, plan, importance=scores), plan)
+    with pytest.raises(TensorError, match="has shape"):
+        run(workbench, start(manifest, plan), plan_of(manifest, 0.5))

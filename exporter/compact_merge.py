@@ -57,7 +57,7 @@ def base_model(artifact_dir: Path, manifest: Manifest) -> Any:
 
 
 def merged_model(source: CompactSource) -> Any:
-    """The artifact's model with the source's adapter merged into its weights and its dense tensors in place.
+    """The artifact's model with the source's adapter in its weights, and all that was merged before; dense tensors set.
 
     The adapter goes through PEFT's own format and code, so that what is deployed is what PEFT makes of the adapter.
 
@@ -68,7 +68,9 @@ def merged_model(source: CompactSource) -> Any:
     model = base_model(source.artifact_dir, source.manifest)
     with tempfile.TemporaryDirectory(prefix="fedspine-peft-") as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        write_peft(Path(folder), source.manifest, source.adapter, source.rank, source.lora_scaling)
+        write_peft(
+            Path(folder), source.manifest, source.adapter, source.rank, source.lora_scaling, merged=source.merged
+        )
         merged = peft.PeftModel.from_pretrained(model, folder).merge_and_unload()
     return merged.eval().requires_grad_(requires_grad=False)
 

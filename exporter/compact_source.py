@@ -13,9 +13,10 @@ import safetensors
 
 from edge_runtime.inference.description import file_ref
 from edge_runtime.wire import names, ranking
-from edge_runtime.wire.adapter import AdapterLayout, Array
+from edge_runtime.wire.adapter import Array
 from edge_runtime.wire.errors import PlanError, TensorError
 from edge_runtime.wire.manifest import Manifest, decode_manifest, digest_of
+from edge_runtime.wire.payload import Merged, Payload, check_payload, decode_payload
 from edge_runtime.wire.plan import Plan
 from edge_runtime.wire.tensors import decode_tensors
 from exporter.errors import CompactInputError, CompactRatioError
@@ -43,6 +44,8 @@ class CompactSource:
     """alpha / rank."""
     round_number: int
     """0 = before training."""
+    merged: Merged = dataclasses.field(default_factory=dict)
+    """Factors that the run folded into the frozen weights, under the full plan; empty for most rules of aggregation."""
 
 
 def read_source(run_dir: Path, *, adapter: Path | None = None, round_number: int | None = None) -> CompactSource:
@@ -59,7 +62,7 @@ def read_source(run_dir: Path, *, adapter: Path | None = None, round_number: int
         ManifestError: the artifact's manifest is malformed or of another version.
     """
     path = adapter or _adapter_path(run_dir, round_number)
-    tensors, metadata = _read_adapter(path)
+    payload, metadata = _read_adapter(path)
     try:
         digest = metadata["artifact_digest"]
         rank, number = int(metadata["rank"]), int(metadata["round_number"])
@@ -74,7 +77,7 @@ def read_source(run_dir: Path, *, adapter: Path | None = None, round_number: int
     artifact_dir = run_dir / ARTIFACTS / digest
     manifest = _read_manifest(artifact_dir, digest)
     try:
-        AdapterLayout.of(manifest, Plan.full(manifest), rank).check(tensors)
+        check_payload(manifest, Plan.full(manifest), rank, payload, is_update=False)
     except TensorError as error:
         msg = f"adapter {path} does not fit its artifact: {error}"
         raise CompactInputError(msg) from error
@@ -82,15 +85,16 @@ def read_source(run_dir: Path, *, adapter: Path | None = None, round_number: int
         artifact_dir=artifact_dir,
         manifest=manifest,
         digest=digest,
-        adapter=tensors,
+        adapter=payload.adapter,
         rank=rank,
         lora_scaling=lora_scaling,
         round_number=number,
+        merged=payload.merged,
     )
 
 
 def read_plan(run_dir: Path, manifest: Manifest, sparsity: float) -> Plan:
-    """The plan at a ratio, from the run's importance; at ratio 0 the full plan, which needs none.
+    """The plan at a ratio, from the run's importance and by its policy; at ratio 0 the full plan, which needs none.
 
     Raises:
         CompactRatioError: the ratio is not in [0, 1).
@@ -103,7 +107,10 @@ def read_plan(run_dir: Path, manifest: Manifest, sparsity: float) -> Plan:
         return Plan.full(manifest)
     path = run_dir / IMPORTANCE_FILE
     try:
-        return ranking.plan_at(manifest, ranking.from_tensors(decode_tensors(path.read_bytes())), sparsity)
+        importance = ranking.from_tensors(decode_tensors(path.read_bytes()))
+        with safetensors.safe_open(path, framework="numpy") as file:
+            policy = ranking.PlanPolicy.from_metadata(file.metadata() or {})
+        return ranking.plan_at(manifest, importance, sparsity, policy)
     except OSError as error:
         msg = f"{path} cannot be read ({error.strerror}): without it only sparsity 0 can be made"
         raise CompactInputError(msg) from error
@@ -129,11 +136,11 @@ def _adapter_path(run_dir: Path, round_number: int | None) -> Path:
     return found[number]
 
 
-def _read_adapter(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
+def _read_adapter(path: Path) -> tuple[Payload, dict[str, str]]:
     try:
-        tensors = decode_tensors(path.read_bytes())
+        payload = decode_payload(path.read_bytes())
         with safetensors.safe_open(path, framework="numpy") as file:
-            return tensors, file.metadata() or {}
+            return payload, file.metadata() or {}
     except OSError as error:
         msg = f"adapter {path} cannot be read: {error.strerror}"
         raise CompactInputError(msg) from error

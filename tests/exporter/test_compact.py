@@ -13,6 +13,7 @@ import numpy.typing as npt
 import onnx
 import peft
 import pytest
+import safetensors
 import torch
 import transformers
 from msgspec import structs
@@ -27,7 +28,7 @@ from edge_runtime.wire.files import DiskFullError
 from edge_runtime.wire.manifest import Manifest, decode_manifest, digest_of
 from edge_runtime.wire.peft_format import write_peft
 from edge_runtime.wire.plan import Plan
-from edge_runtime.wire.tensors import encode_tensors
+from edge_runtime.wire.tensors import decode_tensors, encode_tensors
 from exporter.compact import compact_run, compact_source
 from exporter.compact_merge import base_model, merged_model
 from exporter.compact_source import CompactSource, read_plan, read_source
@@ -158,6 +159,59 @@ def test_merging_adds_scaled_products_and_replaces_dense_tensors(run_dir: Path) 
         np.testing.assert_allclose(difference.detach().numpy(), SCALING * (b @ a), atol=1e-5)
     for dense in source.manifest.dense:
         np.testing.assert_array_equal(merged.get_parameter(dense.name).detach().numpy(), source.adapter[dense.name])
+
+
+@pytest.fixture(params=["bert", "llama"])
+def merging_run(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A run whose rule of aggregation folds factors into the frozen weights, of another rank in each target."""
+    run = tmp_path / "merging"
+    shutil.copytree(request.getfixturevalue(f"{request.param}_run"), run)
+    source, rng = read_source(run), np.random.default_rng(6)
+    tensors = dict(source.adapter)
+    for index, target in enumerate(source.manifest.targets[1:]):
+        num = 1 + index % 5
+        tensors[names.merged_a(target.module)] = rng.normal(0.0, 0.2, (num, target.in_features)).astype(np.float32)
+        tensors[names.merged_b(target.module)] = rng.normal(0.0, 0.2, (target.out_features, num)).astype(np.float32)
+    metadata = {
+        "artifact_digest": source.digest,
+        "rank": str(RANK),
+        "lora_scaling": str(SCALING),
+        "round_number": "11",
+    }
+    (run / "adapters" / "round-0011.safetensors").write_bytes(encode_tensors(tensors, metadata=metadata))
+    return run
+
+
+def test_what_was_merged_in_training_is_in_the_model(merging_run: Path, tmp_path: Path) -> None:
+    source = read_source(merging_run)
+    base, whole = base_model(source.artifact_dir, source.manifest), merged_model(source)
+    for target in source.manifest.targets:
+        a, b = source.adapter[names.lora_a(target.module)], source.adapter[names.lora_b(target.module)]
+        expected = b @ a
+        if target.module in source.merged:
+            more_a, more_b = source.merged[target.module]
+            expected = expected + more_b @ more_a
+        difference = whole.get_parameter(f"{target.module}.weight") - base.get_parameter(f"{target.module}.weight")
+        np.testing.assert_allclose(difference.detach().numpy(), SCALING * expected, atol=1e-5)
+
+    plan = read_plan(merging_run, source.manifest, 0.25)
+    compact_run(merging_run, 0.25, tmp_path / "compact")
+    ids, mask = random_batch(source.manifest)
+    got = CompactModel.open(tmp_path / "compact", num_threads=1).logits(ids, mask)
+    expected = torch_logits(reference(source, plan), ids, mask)
+    assert np.abs((got if got.ndim == 2 else got[mask == 1]) - expected).max() <= 1e-4
+
+
+def test_merged_factors_of_another_model_are_refused(merging_run: Path, tmp_path: Path) -> None:
+    path = merging_run / "adapters" / "round-0011.safetensors"
+    tensors = decode_tensors(path.read_bytes())
+    key = next(key for key in tensors if key.endswith(names.merged_a("")))
+    with safetensors.safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+    path.write_bytes(encode_tensors({**tensors, key: tensors[key][:, 1:]}, metadata=metadata))
+
+    with pytest.raises(CompactInputError, match="merged factors"):
+        compact_run(merging_run, 0.25, tmp_path / "compact")
 
 
 def test_peft_format_loads_and_gives_the_merged_logits(run_dir: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from broker_server import export_door
+from broker_server.compare.command import compare
 from broker_server.errors import ChildFailedError
 from broker_server.run.command import run
 from broker_server.versions import environment
@@ -27,7 +28,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command(help=str(run.__doc__).partition("Raises:")[0])(run)
+for command in (run, compare):
+    app.command(help=str(command.__doc__).partition("Raises:")[0])(command)
 
 
 @app.callback(invoke_without_command=True)

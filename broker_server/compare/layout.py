@@ -1,0 +1,87 @@
+"""The directory of a comparison: where its runs lie, how far each came, and what of a finished one is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import shutil
+from pathlib import Path
+from typing import Final
+
+from broker_server.compare.config import RunKey
+from broker_server.errors import RunExistsError
+from broker_server.report.schema import Report, decode_report
+from broker_server.run.layout import RunDirectory
+from broker_server.run.settings import RunSettings, resolve
+from broker_server.store import UPDATES_FOLDER
+
+RUNS: Final = "runs"
+PATHS: Final = frozenset({"artifact", "calibration"})
+"""Settings that only say where things of the comparison lie."""
+
+
+class Progress(enum.Enum):
+    """How far a run came."""
+
+    NEW = "new"
+    STARTED = "started"
+    FINISHED = "finished"
+
+
+class ComparisonDirectory:
+    """Paths of a comparison."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.runs = root / RUNS
+        self.logs = root / "logs"
+        self.artifacts = root / "artifacts"
+        self.calibration = root / "calibration.json"
+        self.summary_json = root / "summary.json"
+        self.page = root / "comparison.html"
+        self.tables = root / "comparison.md"
+
+    def run(self, key: RunKey) -> RunDirectory:
+        """Directory of one run."""
+        return RunDirectory(self.runs / key.method / f"seed-{key.seed}")
+
+    def artifact(self, seed: int) -> Path:
+        """Artifact of the runs with a seed: a new classifier's first weights depend on it."""
+        return self.artifacts / f"seed-{seed}"
+
+    def progress(self, key: RunKey, wanted: RunSettings) -> Progress:
+        """How far a run came.
+
+        Raises:
+            RunExistsError: it was made with other settings, or its directory holds something else.
+            ConfigError: its settings are damaged.
+        """
+        directory = self.run(key)
+        if not directory.job_file.exists():
+            if directory.root.exists() and (not directory.root.is_dir() or any(directory.root.iterdir())):
+                msg = f"{directory.root} is not an empty directory, and no run: remove it, or give another --out"
+                raise RunExistsError(msg)
+            return Progress.NEW
+        made = dataclasses.asdict(resolve({}, directory.settings_file))
+        for name, value in dataclasses.asdict(wanted).items():
+            if name not in PATHS and made[name] != value:
+                msg = (
+                    f"{directory.root} was run with {name} = {made[name]!r}, the comparison now says {value!r}: "
+                    "give another --out, or remove that directory to run it again"
+                )
+                raise RunExistsError(msg)
+        return Progress.FINISHED if directory.report_json.exists() else Progress.STARTED
+
+    def report(self, key: RunKey) -> Report:
+        """Report of a finished run.
+
+        Raises:
+            ReportError: it is damaged, or of another version.
+        """
+        return decode_report(self.run(key).report_json.read_bytes())
+
+    def tidy(self, key: RunKey) -> None:
+        """Remove what a finished run needs no more: the devices' copies of the artifact, and updates."""
+        directory = self.run(key)
+        shutil.rmtree(directory.devices, ignore_errors=True)
+        shutil.rmtree(directory.root / UPDATES_FOLDER, ignore_errors=True)

@@ -1,0 +1,198 @@
+"""The methods that can be compared by name, each a configuration of ``fedspine run`` and nothing else.
+
+A name or a source with "like" takes the idea of a published system into this one (same engine, same messages, same
+evaluation); it is not that system's own code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from broker_server.config import format_arms
+from edge_runtime.wire.messages import Arm
+
+Settings = dict[str, object]
+"""Settings of ``fedspine run``, by name."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """What presets may ask of the settings that all methods share."""
+
+    rounds: int
+    sparsity: float
+    """Pruning ratio that is wanted in the end."""
+    arms: tuple[Arm, ...]
+    """Grid of arms; its bounding box is the space of methods that are not bound to a grid."""
+
+    @property
+    def max_rank(self) -> int:
+        """Rank of methods that know only one."""
+        return max(arm.rank for arm in self.arms)
+
+    @property
+    def unpruned(self) -> str:
+        """The one arm of methods that do not prune and know one rank."""
+        return format_arms((Arm(pruning_ratio=0.0, rank=self.max_rank),))
+
+    @property
+    def pruned(self) -> str:
+        """The one arm of methods that prune to the wanted ratio."""
+        return format_arms((Arm(pruning_ratio=self.sparsity, rank=self.max_rank),))
+
+    @property
+    def ranks(self) -> str:
+        """Unpruned arms, one for each rank of the grid, largest first."""
+        ranks = sorted({arm.rank for arm in self.arms}, reverse=True)
+        return format_arms(tuple(Arm(pruning_ratio=0.0, rank=rank) for rank in ranks))
+
+    @property
+    def ratios(self) -> str:
+        """Arms of the largest rank, one for each ratio of the grid, ascending."""
+        ratios = sorted({arm.pruning_ratio for arm in self.arms})
+        return format_arms(tuple(Arm(pruning_ratio=ratio, rank=self.max_rank) for ratio in ratios))
+
+    def rounds_share(self, share: float) -> int:
+        """A share of the rounds, at least one."""
+        return max(1, round(share * self.rounds))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """A method by name."""
+
+    label: str
+    """Name for tables."""
+    about: str
+    """What it does, in a line, with its source."""
+    settings: Callable[[Shared], Settings]
+
+
+RAMP_SHARE: Final = 0.25
+"""Rounds of the ramp to an arm's ratio, as a share of all (ours)."""
+
+DEPLOY_SHARE: Final = 0.15
+"""Last rounds at the deployed size, as a share of all (ours)."""
+
+
+def _adaptive(scheduler: str) -> Callable[[Shared], Settings]:
+    """The whole system, with another scheduler."""
+
+    def settings(shared: Shared) -> Settings:
+        return {
+            "scheduler": scheduler,
+            "aggregation": "fedspine",
+            "importance": "lora",
+            "ramp_rounds": shared.rounds_share(RAMP_SHARE),
+            "deploy_rounds": shared.rounds_share(DEPLOY_SHARE),
+        }
+
+    return settings
+
+
+def _unpruned(aggregation: str) -> Callable[[Shared], Settings]:
+    """One arm, nothing pruned, another rule of aggregation."""
+    return lambda shared: {"scheduler": "fixed", "arms": shared.unpruned, "aggregation": aggregation}
+
+
+def _by_rank(aggregation: str) -> Callable[[Shared], Settings]:
+    """Nothing pruned; faster classes get larger ranks."""
+    return lambda shared: {"scheduler": "by_class", "arms": shared.ranks, "aggregation": aggregation}
+
+
+def _one_shot(shared: Shared) -> Settings:
+    return {
+        "scheduler": "fixed",
+        "arms": shared.pruned,
+        "aggregation": "fedit",
+        "importance": "magnitude",
+        "ramp_rounds": 0,
+    }
+
+
+def _loraprune(shared: Shared) -> Settings:
+    return {
+        "scheduler": "fixed",
+        "arms": shared.pruned,
+        "aggregation": "fedit",
+        "importance": "lora",
+        "ramp_rounds": shared.rounds_share(0.5),
+    }
+
+
+def _fedlps(shared: Shared) -> Settings:
+    return {"scheduler": "fedlps", "arms": shared.ratios, "aggregation": "fedit", "importance": "magnitude"}
+
+
+def _fedara(shared: Shared) -> Settings:
+    return {"scheduler": "fedara", "arms": shared.ranks, "aggregation": "flexlora"}
+
+
+PRESETS: Final[Mapping[str, Preset]] = {
+    "fedspine": Preset(
+        label="FedSpine",
+        about="bandit over (pruning ratio, rank), LoRA-gradient importance, iterative pruning (arXiv 2501.02438)",
+        settings=_adaptive("fedspine"),
+    ),
+    "fedit": Preset(
+        label="FedIT",
+        about="one rank, nothing pruned, A and B averaged (arXiv 2305.05644)",
+        settings=_unpruned("fedit"),
+    ),
+    "hetlora": Preset(
+        label="HetLoRA",
+        about="ranks by class of device, nothing pruned, zero-padded and weighted by norm (arXiv 2401.06432)",
+        settings=_by_rank("hetlora"),
+    ),
+    "one_shot": Preset(
+        label="One-shot",
+        about="pruned once by magnitude before training, then federated LoRA (LLM-Pruner-like)",
+        settings=_one_shot,
+    ),
+    "loraprune": Preset(
+        label="LoRAPrune",
+        about="one fixed ratio for all, LoRA-gradient importance, cubic ramp (arXiv 2305.18403, like)",
+        settings=_loraprune,
+    ),
+    "fedara": Preset(
+        label="FedARA-like",
+        about="ranks allocated as training goes on, nothing pruned, combined by SVD (FedARA, like)",
+        settings=_fedara,
+    ),
+    "fedlps": Preset(
+        label="FedLPS-like",
+        about="bandit over the pruning ratio alone, one rank, magnitude (FedLPS, like)",
+        settings=_fedlps,
+    ),
+    "random": Preset(label="Random arm", about="as FedSpine, each arm drawn at random", settings=_adaptive("random")),
+    "oracle": Preset(
+        label="Oracle arm",
+        about="as FedSpine, the scheduler knows the device models (emulation only)",
+        settings=_adaptive("oracle"),
+    ),
+    "ducb": Preset(
+        label="Discounted UCB", about="as FedSpine, discounted UCB on the grid of arms", settings=_adaptive("ducb")
+    ),
+    "thompson": Preset(
+        label="Thompson", about="as FedSpine, Thompson sampling on the grid of arms", settings=_adaptive("thompson")
+    ),
+    "ffa_lora": Preset(
+        label="FFA-LoRA", about="one rank, nothing pruned, A frozen (arXiv 2403.12313)", settings=_unpruned("ffa_lora")
+    ),
+    "flexlora": Preset(
+        label="FlexLoRA",
+        about="one rank, nothing pruned, exact sum and SVD (arXiv 2402.11505)",
+        settings=_unpruned("flexlora"),
+    ),
+    "flora": Preset(
+        label="FLoRA", about="ranks by class, nothing pruned, stacked (arXiv 2409.05976)", settings=_by_rank("flora")
+    ),
+    "fedex_lora": Preset(
+        label="FedEx-LoRA",
+        about="one rank, nothing pruned, averages plus residual (arXiv 2410.09432)",
+        settings=_unpruned("fedex_lora"),
+    ),
+}
+"""By name, as in a comparison's ``methods``."""

@@ -4,15 +4,34 @@ from __future__ import annotations
 
 from broker_server.errors import ConfigError
 from broker_server.scheduler.base import ArmBox, ArmOutcome, Scheduler, SchedulerContext
+from broker_server.scheduler.by_class import ByClassScheduler
+from broker_server.scheduler.ducb import DiscountedUcbScheduler
+from broker_server.scheduler.fedara import FedAraScheduler
+from broker_server.scheduler.fedlps import FedLpsScheduler
+from broker_server.scheduler.fedspine import FedSpineScheduler
 from broker_server.scheduler.fixed import FixedScheduler
+from broker_server.scheduler.oracle import OracleScheduler
 from broker_server.scheduler.random import RandomScheduler
+from broker_server.scheduler.thompson import ThompsonScheduler
 from broker_server.scheduler.uniform import UniformScheduler
 from edge_runtime.wire.messages import Arm
 
 __all__ = ["SCHEDULERS", "ArmBox", "ArmOutcome", "Scheduler", "SchedulerContext", "make_scheduler"]
 
 SCHEDULERS: dict[str, type[Scheduler]] = {
-    scheduler.name: scheduler for scheduler in (FixedScheduler, RandomScheduler, UniformScheduler)
+    scheduler.name: scheduler
+    for scheduler in (
+        ByClassScheduler,
+        DiscountedUcbScheduler,
+        FedAraScheduler,
+        FedLpsScheduler,
+        FedSpineScheduler,
+        FixedScheduler,
+        OracleScheduler,
+        RandomScheduler,
+        ThompsonScheduler,
+        UniformScheduler,
+    )
 }
 """Schedulers by name."""
 

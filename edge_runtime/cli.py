@@ -94,7 +94,9 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="at most N tokens (default 64)")
     generate.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 = greedy (default)")
     generate.add_argument("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest; 0 = all")
-    generate.add_argument("--seed", type=int, default=0, help="of the drawing, with a temperature above 0 (default 0)")
+    generate.add_argument(
+        "--seed", type=_count, default=0, metavar="N", help="of the drawing, with a temperature above 0 (default 0)"
+    )
     generate.set_defaults(command=_generate)
     for command in (infer, generate):
         command.add_argument("--threads", type=_positive, metavar="N", help="default: one for each core")

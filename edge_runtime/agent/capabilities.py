@@ -131,7 +131,7 @@ def _cached(cache: Path, machine: Machine) -> Rates | None:
         rates = msgspec.json.decode(cache.read_bytes(), type=Rates)
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         logger.warning("%s is not readable (%s); measuring again", cache, error)
         return None
     return rates if rates.machine == machine else None

@@ -49,9 +49,10 @@ class Mouthpiece:
         self._device_id = device_id
         self._rng = rng
         self._registration = self.new_repeat()
+        # Names hold no colon, so that no two devices of one broker share an id and throw each other out.
         self.link = MqttLink(
             broker,
-            client_id=f"fedspine-{fleet}-{device_id}",
+            client_id=f"fedspine:{fleet}:{device_id}",
             subscriptions=topics.device_subscriptions(fleet, device_id),
             will=self.goodbye("connection lost"),
             max_message_bytes=limits.MAX_MESSAGE_BYTES,

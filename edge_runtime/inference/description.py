@@ -90,7 +90,7 @@ def read_info(directory: Path, *, verify: bool = True) -> CompactInfo:
             )
             raise CompactVersionError(msg)
         info = msgspec.json.decode(data, type=CompactInfo)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         msg = f"{path} is malformed ({error}): make the compact model again, or copy it again"
         raise CompactModelError(msg) from error
     _check_files(directory, info, verify=verify)

@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from edge_runtime.engine.errors import InsufficientMemoryError
 from edge_runtime.engine.session import Graph
+from edge_runtime.engine.session import _translate as translate
 from edge_runtime.inference.errors import CompactModelError, InferenceError
 from edge_runtime.inference.scoring import Float32, Int64
 
@@ -42,7 +44,8 @@ def run(graph: Graph, outputs: Sequence[str], values: Mapping[str, Any]) -> list
         values: arrays, or onnxruntime values (which are neither converted nor copied), by input name.
 
     Raises:
-        InferenceError: onnxruntime failed.
+        InsufficientMemoryError: it could not allocate.
+        InferenceError: it failed otherwise.
     """
     feeds = {
         name: ort.OrtValue.ortvalue_from_numpy(value) if isinstance(value, np.ndarray) else value
@@ -51,8 +54,10 @@ def run(graph: Graph, outputs: Sequence[str], values: Mapping[str, Any]) -> list
     try:
         results: list[Any] = graph.session.run_with_ort_values(list(outputs), feeds)
     except Exception as error:  # onnxruntime's exceptions share no base of their own
-        detail = " ".join(str(error).split())[:300]
-        msg = f"{graph.path} failed ({detail}): use shorter or fewer texts, or make the compact model again"
+        translated = translate(error, f"{graph.path} failed")
+        if isinstance(translated, InsufficientMemoryError):
+            raise translated from error
+        msg = f"{translated}; use shorter or fewer texts, or make the compact model again"
         raise InferenceError(msg) from error
     return results
 

@@ -166,7 +166,7 @@ def decode_manifest(data: bytes) -> Manifest:
             )
             raise ArtifactVersionError(msg)
         manifest = msgspec.json.decode(data, type=Manifest)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         msg = f"manifest is malformed: {error}"
         raise ManifestError(msg) from error
     _check(manifest)

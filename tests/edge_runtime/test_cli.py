@@ -106,8 +106,9 @@ def test_bad_data_is_found_before_the_broker(
         ("mqtt://127.0.0.1:1", ("--fleet", "a/b"), "'a/b'"),
         ("mqtts://127.0.0.1:1", ("--ca-file", "absent.pem"), "absent.pem"),
         ("mqtts://127.0.0.1:1", ("--key-file", "key.pem"), "--cert-file"),
+        ("mqtt://127.0.0.1:1", ("--ca-file", "ca.pem"), "not encrypted"),
     ],
-    ids=["url", "device-id", "fleet", "ca-file", "key-file"],
+    ids=["url", "device-id", "fleet", "ca-file", "key-file", "ca-file unused"],
 )
 def test_impossible_options_are_one_line(
     tmp_path: Path, data: Path, broker: str, more: tuple[str, ...], expected: str
@@ -120,6 +121,13 @@ def test_impossible_options_are_one_line(
 )
 def test_options_that_are_no_numbers_are_usage_errors(tmp_path: Path, data: Path, more: tuple[str, ...]) -> None:
     assert start(tmp_path, data, "mqtt://127.0.0.1:1", *more).returncode == ExitCode.USAGE
+
+
+@pytest.mark.parametrize("seed", ["-1", "1.5", "x"])
+def test_a_seed_that_is_no_count_is_a_usage_error(tmp_path: Path, seed: str) -> None:
+    result = edge("generate", tmp_path, "--prompt", "x", "--temperature", "1", f"--seed={seed}")
+    assert result.returncode == ExitCode.USAGE
+    assert "--seed" in result.stderr
 
 
 def test_a_state_directory_in_use_is_one_line(tmp_path: Path, data: Path, closed_port: int) -> None:

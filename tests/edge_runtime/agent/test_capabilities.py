@@ -34,8 +34,9 @@ def test_another_number_of_threads_is_measured_again(tmp_path: Path, monkeypatch
     assert find(tmp_path / "c.json", num_threads=2).matmul_gflops == 42.0
 
 
-def test_a_damaged_cache_is_measured_again(tmp_path: Path) -> None:
-    (tmp_path / "c.json").write_bytes(b"{")
+@pytest.mark.parametrize("damage", [b"{", b'{"machine": "\xff"}', b"[" * 100_000], ids=["cut", "no UTF-8", "deep"])
+def test_a_damaged_cache_is_measured_again(tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / "c.json").write_bytes(damage)
     assert find(tmp_path / "c.json").matmul_gflops > 0
     assert find(tmp_path / "c.json").matmul_gflops > 0
 

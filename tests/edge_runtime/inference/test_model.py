@@ -201,6 +201,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "nothing there": shutil.rmtree,
     "no description": lambda directory: (directory / "fedspine.json").unlink(),
     "description is no JSON": _write("fedspine.json", b"{"),
+    "description is no UTF-8": _write("fedspine.json", b'{"schema_version": 1, "family": "\xff"}'),
     "description lacks a field": _write("fedspine.json", b'{"schema_version": 1}'),
     "no model": lambda directory: (directory / "model.onnx").unlink(),
     "another model": _write("model.onnx", b"not a graph"),

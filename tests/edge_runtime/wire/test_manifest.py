@@ -84,6 +84,14 @@ def test_malformed_bytes_are_refused(data: bytes) -> None:
         decode_manifest(data)
 
 
+@pytest.mark.parametrize("text", [b"bert\xff", b"\xc3\x28", b"\xed\xa0\x80"], ids=["byte", "pair", "surrogate"])
+def test_text_that_is_no_utf8_is_refused(manifest: Manifest, text: bytes) -> None:
+    data = encode_manifest(manifest).replace(manifest.model_name.encode(), text)
+    with pytest.raises(ManifestError, match="malformed") as caught:
+        decode_manifest(data)
+    assert caught.value.exit_code == ExitCode.ARTIFACT_CORRUPTED
+
+
 @given(st.binary(max_size=100))
 def test_arbitrary_bytes_are_refused(data: bytes) -> None:
     with pytest.raises(ManifestError):

@@ -1,105 +1,214 @@
-"""From an arm to an assignment: plan, restricted adapter, hyper-parameters; and what an update to it must look like."""
+"""From an arm to an assignment: plans, restricted adapter, hyper-parameters; and what an update to it must look like.
+
+Plans follow the importance of the day, so what was asked for is kept for each assignment, on disk too: an update is
+read under the plans that were *sent*, also by a coordinator that was restarted in between.
+"""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from typing import Final
 
+import msgspec
 import numpy as np
-import numpy.typing as npt
 
-from broker_server.adapters import Adapter
+from broker_server.aggregation import Aggregated
 from broker_server.config import CoordinatorConfig
-from broker_server.round_types import SendAssignment
+from broker_server.pruning.schedule import Segment, is_deploy, segments
+from broker_server.round_types import SendAssignment, UpdateKey
 from edge_runtime.wire import chunks
-from edge_runtime.wire.adapter import AdapterLayout, restrict
+from edge_runtime.wire.adapter import AdapterLayout, Trainable, restrict
 from edge_runtime.wire.errors import MessageError
 from edge_runtime.wire.manifest import Manifest
-from edge_runtime.wire.messages import Arm, Assignment, BlobRef, HyperParameters, Update
+from edge_runtime.wire.messages import Arm, Assignment, BlobRef, HyperParameters, Pruning, Update, encode_message
+from edge_runtime.wire.payload import Payload, check_payload, decode_payload, encode_payload, restrict_merged
 from edge_runtime.wire.plan import Plan
 from edge_runtime.wire.ranking import Importance, plan_at
-from edge_runtime.wire.tensors import WireDtype, decode_tensors, encode_tensors
+from edge_runtime.wire.tensors import WireDtype
 
 HEADER_BYTES_PER_TENSOR = 512
 """Allowance for a tensor's entry in a safetensors header; names are module paths."""
 
+MAX_PLAN_BYTES: Final = 64 * 1024
+"""All plans of one assignment together, which is one message (96 KB at most)."""
+
+
+class AssignedWork(msgspec.Struct, frozen=True, kw_only=True):
+    """What one assignment asks for, as far as its update and its time depend on it."""
+
+    rank: int
+    segments: tuple[Segment, ...]
+    """Ratios of its steps, the first at step 1."""
+    plans: tuple[Plan, ...]
+    """One for each segment."""
+    num_local_steps: int
+    bytes_down: int
+    """Assignment and blob, bytes."""
+
+    @property
+    def start_arm(self) -> Arm:
+        """The arm that its first step plays: what must fit the device's memory."""
+        return Arm(pruning_ratio=self.segments[0].pruning_ratio, rank=self.rank)
+
+    @property
+    def played_arm(self) -> Arm:
+        """The arm that its last step plays: that of the scheduler, as far as the ramp went."""
+        return Arm(pruning_ratio=self.segments[-1].pruning_ratio, rank=self.rank)
+
+    @property
+    def final_plan(self) -> Plan:
+        """The plan that the update is under."""
+        return self.plans[-1]
+
 
 class Assigner:
-    """Plans and blobs of one run; a plan is made once for each ratio, a blob once for each arm of a round."""
+    """Plans and blobs of one run; a plan is made once for each ratio and importance, a blob once in a round."""
 
-    def __init__(self, config: CoordinatorConfig, manifest: Manifest, importance: Importance) -> None:
+    def __init__(
+        self,
+        config: CoordinatorConfig,
+        manifest: Manifest,
+        importance: Importance,
+        *,
+        trainable: Trainable = "all",
+        works: Mapping[UpdateKey, AssignedWork] | None = None,
+    ) -> None:
+        """Start from what is known.
+
+        Args:
+            config: of the run.
+            manifest: of the artifact.
+            importance: scores that rank the units now.
+            trainable: what devices train and send back.
+            works: assignments of a round that had begun.
+        """
         self._config = config
         self._manifest = manifest
         self._importance = importance
+        self._trainable: Trainable = trainable
+        self._works = dict(works or {})
         self._plans: dict[float, Plan] = {}
-        self._sparsities: dict[float, float] = {}
-        self._blobs: dict[Arm, tuple[BlobRef, bytes]] = {}
+        self._blobs: dict[tuple[str, int], tuple[BlobRef, bytes]] = {}
 
-    def plan(self, arm: Arm) -> Plan:
-        """The plan of an arm."""
-        if arm.pruning_ratio not in self._plans:
-            self._plans[arm.pruning_ratio] = plan_at(self._manifest, self._importance, arm.pruning_ratio)
-        return self._plans[arm.pruning_ratio]
+    def use(self, importance: Importance) -> None:
+        """Rank units by other scores from now on; what was assigned stays as it is."""
+        self._importance = importance
+        self._plans.clear()
 
-    def sparsity(self, arm: Arm) -> float:
-        """Measured fraction of the prunable weights that the arm's plan removes, [0, 1)."""
-        if arm.pruning_ratio not in self._sparsities:
-            self._sparsities[arm.pruning_ratio] = self.plan(arm).sparsity(self._manifest)
-        return self._sparsities[arm.pruning_ratio]
+    def plan(self, pruning_ratio: float) -> Plan:
+        """The plan of a ratio, under the importance of now."""
+        if pruning_ratio not in self._plans:
+            policy = self._config.pruning.policy
+            self._plans[pruning_ratio] = plan_at(self._manifest, self._importance, pruning_ratio, policy)
+        return self._plans[pruning_ratio]
 
-    def blob(self, arm: Arm, adapter: Mapping[str, npt.NDArray[np.float32]]) -> tuple[BlobRef, bytes]:
-        """The part of this round's global adapter that a device with this arm starts from."""
-        if arm not in self._blobs:
+    def work(self, key: UpdateKey) -> AssignedWork | None:
+        """What was assigned under ``key`` in this round; None = nothing was sent yet."""
+        return self._works.get(key)
+
+    def assign(
+        self, command: SendAssignment, start: Aggregated, *, at_once: bool
+    ) -> tuple[AssignedWork, BlobRef, bytes]:
+        """What a device is to do, and the blob that it starts from; the same when it is asked for again.
+
+        Args:
+            command: the assignment.
+            start: what all devices of the round start from.
+            at_once: whether the arm's ratio is played in full from the first step on, without a ramp.
+        """
+        known = self._works.get(command.key)
+        work = known or self._new_work(command, at_once=at_once)
+        cached = (work.plans[0].digest(), work.rank)
+        if cached not in self._blobs:
             dtype: WireDtype = "float16" if self._config.wire_dtype == "float16" else "float32"
-            data = encode_tensors(restrict(self._manifest, adapter, self.plan(arm), arm.rank), dtype)
-            self._blobs[arm] = chunks.describe(data), data
-        return self._blobs[arm]
+            payload = Payload(
+                adapter=restrict(self._manifest, start.adapter, work.plans[0], work.rank),
+                merged=restrict_merged(self._manifest, start.merged, work.plans[0]),
+            )
+            data = encode_payload(payload, dtype)
+            self._blobs[cached] = chunks.describe(data), data
+        ref, blob = self._blobs[cached]
+        if known is None:
+            num_bytes = len(blob) + len(encode_message(self.message(command, work, ref)))
+            work = msgspec.structs.replace(work, bytes_down=num_bytes)
+            self._works[command.key] = work
+        return work, ref, blob
 
     def clear(self) -> tuple[str, ...]:
-        """Forget the blobs of a round that is over; returns their digests."""
+        """Forget the assignments and blobs of a round that is over; returns the blobs' digests."""
         digests = tuple(ref.digest for ref, _ in self._blobs.values())
         self._blobs.clear()
+        self._works.clear()
         return digests
 
-    def message(self, command: SendAssignment, ref: BlobRef) -> Assignment:
+    def message(self, command: SendAssignment, work: AssignedWork, ref: BlobRef) -> Assignment:
         """What is sent to the device."""
         key = command.key
+        later = zip(work.segments[1:], work.plans[1:], strict=True)
         return Assignment(
             run_id=self._config.run_id,
             device_id=key.device_id,
             round_number=key.round_number,
             attempt=key.attempt,
             arm=command.arm,
-            plan=self.plan(command.arm),
+            plan=work.plans[0],
             adapter=ref,
             deadline_s=command.deadline_s,
             hyper_parameters=self._hyper_parameters(key.round_number, key.device_id),
+            prunings=tuple(Pruning(at_step=segment.at_step, plan=plan) for segment, plan in later),
         )
 
-    def check_size(self, update: Update, arm: Arm) -> None:
-        """Refuse an update that is larger than any adapter of the arm, before anything is pulled.
+    def check_size(self, update: Update, key: UpdateKey) -> None:
+        """Refuse an update that is larger than any answer to its assignment, before anything is pulled.
 
         Raises:
-            MessageError: it is.
+            MessageError: it is, or nothing was assigned.
         """
-        layout = AdapterLayout.of(self._manifest, self.plan(arm), arm.rank)
-        most = 4 * layout.num_elements + HEADER_BYTES_PER_TENSOR * (1 + len(layout.shapes))
+        work = self._assigned(key)
+        layout = AdapterLayout.of(self._manifest, work.final_plan, work.rank)
+        num_scores = sum(work.final_plan.kept(g.layer, g.group).size for g in self._manifest.groups)
+        num_tensors = 1 + len(layout.shapes) + len(self._manifest.groups)
+        most = 4 * (layout.num_elements + num_scores) + HEADER_BYTES_PER_TENSOR * num_tensors
         if update.adapter.size_bytes > most:
             msg = f"update is {update.adapter.size_bytes} bytes, at most {most} are expected"
-            raise MessageError(msg, device_id=update.device_id, round_number=update.round_number)
+            raise MessageError(msg, device_id=key.device_id, round_number=key.round_number)
 
-    def read_update(self, blob: bytes, arm: Arm) -> Adapter:
-        """The tensors of an update.
+    def read_update(self, blob: bytes, key: UpdateKey) -> Payload:
+        """The tensors of an update, under the last plan that was sent.
 
         Raises:
-            TensorError: malformed, or other names, shapes or values than the arm's.
+            TensorError: malformed, or other names, shapes or values than were asked for.
+            MessageError: nothing was assigned.
         """
-        tensors = decode_tensors(blob)
-        AdapterLayout.of(self._manifest, self.plan(arm), arm.rank).check(tensors)
-        return tensors
+        work, payload = self._assigned(key), decode_payload(blob)
+        check_payload(self._manifest, work.final_plan, work.rank, payload, is_update=True, trainable=self._trainable)
+        return payload
+
+    def _assigned(self, key: UpdateKey) -> AssignedWork:
+        work = self._works.get(key)
+        if work is None:
+            msg = f"no assignment was sent to {key.device_id} in round {key.round_number} as attempt {key.attempt}"
+            raise MessageError(msg, device_id=key.device_id, round_number=key.round_number)
+        return work
+
+    def _new_work(self, command: SendAssignment, *, at_once: bool) -> AssignedWork:
+        config, number = self._config, command.key.round_number
+        num_steps, ratio = config.training.num_local_steps, command.arm.pruning_ratio
+        if at_once or is_deploy(config.pruning, number, config.training.num_rounds):
+            parts: tuple[Segment, ...] = (Segment(at_step=1, pruning_ratio=ratio),)
+        else:
+            parts = _fitting(segments(config.pruning, ratio, number, num_steps), self._manifest)
+        return AssignedWork(
+            rank=command.arm.rank,
+            segments=parts,
+            plans=tuple(self.plan(part.pruning_ratio) for part in parts),
+            num_local_steps=num_steps,
+            bytes_down=0,
+        )
 
     def _hyper_parameters(self, round_number: int, device_id: str) -> HyperParameters:
-        training = self._config.training
+        training, pruning = self._config.training, self._config.pruning
         entropy = (self._config.seed, round_number, zlib.crc32(device_id.encode()))
         return HyperParameters(
             learning_rate=training.learning_rate_at(round_number),
@@ -112,4 +221,13 @@ class Assigner:
             num_accumulation_steps=training.num_accumulation_steps,
             max_length=training.max_length,
             seed=int(np.random.SeedSequence(entropy).generate_state(1)[0]),
+            importance_every_steps=pruning.importance_every_steps if pruning.importance == "lora" else 0,
+            trainable=self._trainable,
         )
+
+
+def _fitting(parts: tuple[Segment, ...], manifest: Manifest) -> tuple[Segment, ...]:
+    """The last of the segments, as many as fit a message with their plans; the first of them from step 1 on."""
+    plan_bytes = sum(64 + (group.num_units + 7) // 8 for group in manifest.groups)
+    kept = parts[-max(1, MAX_PLAN_BYTES // plan_bytes) :]
+    return (Segment(at_step=1, pruning_ratio=kept[0].pruning_ratio), *kept[1:])

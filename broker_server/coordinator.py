@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 CONFIG_FILE: Final = "config.toml"
 EVENTS_FILE: Final = "events.jsonl"
 PASSWORD_VARIABLE: Final = "FEDSPINE_BROKER_PASSWORD"  # noqa: S105 - the name of the variable, not a password
+"""Where every process of a run finds the password of a broker that is not its own."""
 TICK_S: Final = 0.25
 """Longest pause between two looks at the clock."""
 BUSY_TICK_S: Final = 0.02
@@ -95,10 +96,8 @@ class Coordinator:
         self._session_id = secrets.token_hex(8)
         self._link = _link(run.config, random.Random(self._session_id))  # noqa: S311 - jitter
         self._mailroom = Mailroom(run.config.fleet, self._link, clock)
-        self._ledger = Ledger(store, events, sparsity=run.assigner.sparsity, clock=clock, wall_clock=wall_clock)
-        self._intake = Intake(
-            run.config, self._mailroom, run.assigner, self._ledger, session_id=self._session_id, clock=clock
-        )
+        self._ledger = Ledger(store, events, clock=clock, wall_clock=wall_clock)
+        self._intake = Intake(run, self._mailroom, self._ledger, session_id=self._session_id, clock=clock)
         self._office = Office(run, store, self._ledger, self._mailroom, self._intake)
         self._pending: collections.deque[Event] = collections.deque()
         self._leave_at: float | None = None

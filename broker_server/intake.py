@@ -7,10 +7,9 @@ import math
 from collections.abc import Callable
 from typing import Final
 
-from broker_server.assignments import Assigner
-from broker_server.config import CoordinatorConfig
 from broker_server.ledger import Ledger
 from broker_server.mailroom import HEARTBEAT_S, Letter, Mailroom
+from broker_server.parts import Run
 from broker_server.round_types import (
     DeviceFailed,
     DeviceOffline,
@@ -19,6 +18,7 @@ from broker_server.round_types import (
     RunState,
     UpdateAnnounced,
     UpdateKey,
+    UpdateLate,
     UpdateRejected,
     UpdateStored,
 )
@@ -47,17 +47,18 @@ class Intake:
 
     def __init__(
         self,
-        config: CoordinatorConfig,
+        run: Run,
         mailroom: Mailroom,
-        assigner: Assigner,
         ledger: Ledger,
         *,
         session_id: str,
         clock: Callable[[], float],
     ) -> None:
+        config = run.config
         self._config = config
+        self._run = run
         self._mailroom = mailroom
-        self._assigner = assigner
+        self._assigner = run.assigner
         self._ledger = ledger
         self._hello = Hello(run_id=config.run_id, session_id=session_id)
         self._clock = clock
@@ -93,9 +94,14 @@ class Intake:
         if update is None or _key(update) != key or participant is None:
             return []
         try:
-            self._assigner.check_size(update, participant.arm)
+            self._assigner.check_size(update, key)
         except WireError as error:
             return [UpdateRejected(key=key, detail=str(error))]
+        emulated_s = self._run.emulated_s(key, update.adapter.size_bytes)
+        if emulated_s is not None and emulated_s > self._run.deadline_s:
+            self._ledger.late(key, emulated_s)
+            detail = f"{emulated_s:.1f} s on the virtual clock, the deadline is {self._run.deadline_s:g} s (emulated)"
+            return [UpdateLate(key=key, detail=detail)]
         before = self._pulling.get(key.device_id)
         if before is not None and before.adapter.digest != update.adapter.digest:
             self._mailroom.stop_pulling(before.adapter, key.device_id)
@@ -189,10 +195,10 @@ class Intake:
         if isinstance(content, str):
             return UpdateRejected(key=key, detail=content)
         try:
-            self._assigner.read_update(content, participant.arm)
+            self._assigner.read_update(content, key)
         except WireError as error:
             return UpdateRejected(key=key, detail=str(error)[:MAX_DETAIL])
-        self._ledger.accept_update(update, content)
+        self._ledger.accept_update(key, update, content)
         return UpdateStored(key=key)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from broker_server.config import format_arms
 from broker_server.events import (
@@ -17,13 +17,21 @@ from broker_server.events import (
     Started,
     UpdateAccepted,
 )
-from broker_server.outcomes import device_record
-from broker_server.records import EvaluationRecord, RoundRecord
-from broker_server.round_types import Outcome, Participant, Phase, RunState
+from broker_server.records import DeviceRecord, EvaluationRecord, RoundRecord
+from broker_server.round_types import Outcome, Participant, Phase, RunState, UpdateKey
 from broker_server.store import Learnt, Store
-from edge_runtime.wire.messages import Arm, DeviceState, Register, Status, Update
+from edge_runtime.wire.messages import DeviceState, Register, Status, Update
 
 logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Quality:
+    """What a global adapter is worth; None where it was not measured."""
+
+    full: EvaluationRecord | None = None
+    sparse: EvaluationRecord | None = None
+    """Of the sub-model at the run's sparsity."""
 
 
 class Ledger:
@@ -34,17 +42,18 @@ class Ledger:
         store: Store,
         events: EventLog,
         *,
-        sparsity: Callable[[Arm], float],
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
     ) -> None:
         self._store = store
         self._events = events
-        self._sparsity = sparsity
         self._clock = clock
         self._wall_clock = wall_clock
         records = store.load_round_records()
         self._elapsed_s = records[-1].elapsed_s if records else 0.0
+        self._elapsed_emulated_s = (records[-1].elapsed_emulated_s or 0.0) if records else 0.0
+        self._sent_at: dict[UpdateKey, float] = {}
+        self._completion_s: dict[UpdateKey, float] = {}
         self._earlier_s = 0.0
         self._began_at = clock()
         self._accepted: dict[str, Update] = {}
@@ -85,10 +94,24 @@ class Ledger:
                     UpdateAccepted(at=self._wall_clock(), round_number=round_number, device_id=participant.device_id)
                 )
 
-    def accept_update(self, update: Update, blob: bytes) -> None:
+    def assigned(self, key: UpdateKey) -> None:
+        """An assignment goes out; the first time counts."""
+        self._sent_at.setdefault(key, self._clock())
+
+    def accept_update(self, key: UpdateKey, update: Update, blob: bytes) -> None:
         """Keep an update; see :meth:`broker_server.store.Store.accept_update`."""
         self._store.accept_update(update, blob, self._wall_clock())
         self._accepted[update.device_id] = update
+        if key in self._sent_at:
+            self._completion_s[key] = self._clock() - self._sent_at[key]
+
+    def late(self, key: UpdateKey, emulated_s: float) -> None:
+        """An update came after the deadline of the virtual clock."""
+        self._completion_s[key] = emulated_s
+
+    def completion_s(self, key: UpdateKey) -> float | None:
+        """Wall time from an assignment to its stored update (emulated, if it was late); None = not known."""
+        return self._completion_s.get(key)
 
     def accepted(self, participant: Participant) -> Update | None:
         """The accepted update of a participant."""
@@ -97,28 +120,46 @@ class Ledger:
     def finish_round(
         self,
         round_number: int,
-        participants: Iterable[Participant],
-        evaluation: EvaluationRecord | None,
+        devices: tuple[DeviceRecord, ...],
+        quality: Quality,
         learnt: Learnt,
+        *,
+        emulated_s: float | None = None,
+        is_deploy: bool = False,
     ) -> None:
-        """Write the record of a round."""
+        """Write the record of a round.
+
+        Args:
+            round_number: 0 = before training.
+            devices: what became of its assignments.
+            quality: of its adapter.
+            learnt: what the scheduler knows by now.
+            emulated_s: length of the round on the virtual clock; None = nothing is emulated.
+            is_deploy: whether all trained the plan that is deployed.
+        """
         seconds = self._active_s
         self._elapsed_s += seconds if round_number > 0 else 0.0
+        self._elapsed_emulated_s += emulated_s or 0.0
         record = RoundRecord(
             round_number=round_number,
             seconds=seconds,
             elapsed_s=self._elapsed_s,
-            evaluation=evaluation,
-            devices=tuple(device_record(p, self._sparsity(p.arm), self.accepted(p)) for p in participants),
+            evaluation=quality.full,
+            devices=devices,
+            sparse=quality.sparse,
+            is_deploy=is_deploy,
+            emulated_s=emulated_s,
+            elapsed_emulated_s=None if emulated_s is None else self._elapsed_emulated_s,
         )
         self._store.finish_round(record, learnt, self._wall_clock())
         self._log(RoundFinished(at=self._wall_clock(), record=record))
         self.last_finished = round_number
         self._began_at, self._earlier_s, self._accepted = self._clock(), 0.0, {}
-        quality = (
-            "not evaluated" if evaluation is None else f"loss {evaluation.loss:.4f}, {evaluation.accuracy:.4f} right"
-        )
-        logger.info("round %d finished after %.1f s: %s", round_number, seconds, quality)
+        self._sent_at.clear()
+        self._completion_s.clear()
+        full = quality.full
+        text = "not evaluated" if full is None else f"loss {full.loss:.4f}, {full.accuracy:.4f} right"
+        logger.info("round %d finished after %.1f s: %s", round_number, seconds, text)
 
     def run_started(self, run_id: str, num_rounds: int) -> None:
         """A coordinator process is here."""

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 
-from broker_server.aggregation import Aggregated, DeviceUpdate
 from broker_server.background import Background
+from broker_server.combining import Knowledge, combine_round
+from broker_server.dealer import Dealer
 from broker_server.errors import StoreError
 from broker_server.intake import Intake
-from broker_server.ledger import Ledger
+from broker_server.ledger import Ledger, Quality
 from broker_server.mailroom import Mailroom
-from broker_server.outcomes import arm_outcome
-from broker_server.parts import AGGREGATION, ARMS, Run
+from broker_server.parts import Run
 from broker_server.records import EvaluationRecord
 from broker_server.round_types import (
     Aggregate,
@@ -26,7 +25,6 @@ from broker_server.round_types import (
     EvaluationDone,
     Event,
     FinishRound,
-    Participant,
     PullUpdate,
     RunState,
     SendAssignment,
@@ -34,12 +32,9 @@ from broker_server.round_types import (
     SendVerdict,
     UpdateKey,
 )
-from broker_server.rounds import MAX_ATTEMPTS
-from broker_server.scheduler import ArmOutcome
 from broker_server.store import Learnt, Store
-from edge_runtime.wire.messages import Arm, Cancel, FailureReason, Update, Verdict
-
-logger = logging.getLogger(__name__)
+from edge_runtime.wire.messages import Cancel, Verdict
+from edge_runtime.wire.plan import Plan
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +42,8 @@ class _Done:
     """What a background job brings back."""
 
     event: Event
-    adapter: Aggregated | None = None
-    evaluation: EvaluationRecord | None = None
+    knowledge: Knowledge | None = None
+    quality: Quality | None = None
 
 
 class Office:
@@ -61,8 +56,10 @@ class Office:
         self._mailroom = mailroom
         self._intake = intake
         self._background: Background[_Done] = Background()
-        self._adapter = run.adapters.read(ledger.last_finished or 0)
-        self._evaluation: EvaluationRecord | None = None
+        self._dealer = Dealer(run, ledger, store.load_refusers())
+        state = run.adapters.read(ledger.last_finished or 0)
+        self._knowledge = Knowledge(state=state, importance=run.importance, deltas={})
+        self._quality = Quality()
 
     @property
     def is_busy(self) -> bool:
@@ -77,11 +74,10 @@ class Office:
         """Do what a command says; the answers that are known at once."""
         match command:
             case ChooseArms(round_number=round_number, device_ids=device_ids):
-                rng = self._run.generator(ARMS, round_number)
-                arms: dict[str, Arm | None] = dict(self._run.scheduler.choose(round_number, device_ids, rng))
-                return [ArmsChosen(round_number=round_number, arms=arms)]
-            case ChooseArmAgain():
-                return [self._choose_again(state, command)]
+                return [ArmsChosen(round_number=round_number, arms=self._dealer.choose(round_number, device_ids))]
+            case ChooseArmAgain(round_number=round_number, device_id=device_id):
+                arm = self._dealer.choose_again(round_number, state.participants[device_id])
+                return [ArmsChosen(round_number=round_number, arms={device_id: arm})]
             case PullUpdate(key=key):
                 return self._intake.pull(state, key)
             case Aggregate():
@@ -99,20 +95,19 @@ class Office:
         done = self._background.poll()
         if done is None:
             return []
-        if done.adapter is not None:
-            self._adapter = done.adapter
-        if done.evaluation is not None:
-            self._evaluation = done.evaluation
+        if done.knowledge is not None:
+            self._knowledge = done.knowledge
+            self._run.assigner.use(done.knowledge.importance)
+        if done.quality is not None:
+            self._quality = done.quality
         return [done.event]
 
     # ---- to devices --------------------------------------------------------------------------------------------------
 
     def _send(self, command: Command) -> None:
         match command:
-            case SendAssignment(key=key, arm=arm):
-                ref, blob = self._run.assigner.blob(arm, self._adapter.adapter)
-                self._mailroom.offer(ref, blob)
-                self._mailroom.to(key.device_id, self._run.assigner.message(command, ref))
+            case SendAssignment():
+                self._assign(command)
             case SendVerdict(key=key, accepted=accepted, detail=detail):
                 self._intake.forget(key)
                 self._verdict(key, accepted=accepted, detail=detail)
@@ -144,85 +139,71 @@ class Office:
         )
         self._mailroom.to(key.device_id, verdict)
 
-    # ---- scheduler ---------------------------------------------------------------------------------------------------
-
-    def _choose_again(self, state: RunState, command: ChooseArmAgain) -> Event:
-        self._run.scheduler.observe(self._outcome(command.round_number, state.participants[command.device_id]))
-        rng = self._run.generator(ARMS, command.round_number)
-        arm = self._run.scheduler.choose_again(command.round_number, command.device_id, rng)
-        return ArmsChosen(round_number=command.round_number, arms={command.device_id: arm})
-
-    def _outcome(self, round_number: int, participant: Participant) -> ArmOutcome:
-        sparsity = self._run.assigner.sparsity(participant.arm)
-        return arm_outcome(round_number, participant, sparsity, self._ledger.accepted(participant))
+    def _assign(self, command: SendAssignment) -> None:
+        """Send an assignment; what it asks for is on disk first, so that its update can be read after a restart."""
+        assigner, key = self._run.assigner, command.key
+        at_once = self._dealer.plays_at_once(key.device_id)
+        is_known = assigner.work(key) is not None
+        work, ref, blob = assigner.assign(command, self._knowledge.state, at_once=at_once)
+        if not is_known:
+            self._store.save_work(key, work)
+            self._ledger.assigned(key)
+        self._mailroom.offer(ref, blob)
+        self._mailroom.to(key.device_id, assigner.message(command, work, ref))
 
     # ---- rounds ------------------------------------------------------------------------------------------------------
 
     def _aggregate(self, state: RunState, command: Aggregate) -> None:
-        accepted = [
-            (participant.arm, update)
-            for participant in (state.participants[key.device_id] for key in command.keys)
-            if (update := self._ledger.accepted(participant)) is not None
-        ]
+        participants = (state.participants[key.device_id] for key in command.keys)
+        accepted = [update for p in participants if (update := self._ledger.accepted(p)) is not None]
         if len(accepted) != len(command.keys):
             msg = f"round {command.round_number}: {len(command.keys)} updates count, {len(accepted)} are on disk"
             raise StoreError(msg, round_number=command.round_number)
-        before = self._adapter
-        self._background.start(lambda: self._combine(command.round_number, before, accepted))
+        before, event = self._knowledge, AggregationDone(round_number=command.round_number)
 
-    def _combine(self, round_number: int, before: Aggregated, accepted: list[tuple[Arm, Update]]) -> _Done:
-        """In the background: the round's global adapter, on disk; without updates it is the one before."""
-        adapter = before
-        if accepted:
-            updates = [self._device_update(arm, update) for arm, update in accepted]
-            rng = self._run.generator(AGGREGATION, round_number)
-            adapter = self._run.aggregation.aggregate(self._run.manifest, before, updates, rng)
-        self._run.adapters.write(round_number, adapter)
-        return _Done(event=AggregationDone(round_number=round_number), adapter=adapter)
+        def job() -> _Done:
+            knowledge = combine_round(self._run, self._store, command.round_number, before, accepted)
+            return _Done(event=event, knowledge=knowledge)
 
-    def _device_update(self, arm: Arm, update: Update) -> DeviceUpdate:
-        blob = self._store.read_update(update)
-        if blob is None:
-            msg = f"accepted update {self._store.update_path(update.round_number, update.device_id)} is damaged: resume"
-            raise StoreError(msg, device_id=update.device_id, round_number=update.round_number)
-        return DeviceUpdate(
-            device_id=update.device_id,
-            plan=self._run.assigner.plan(arm),
-            rank=arm.rank,
-            num_examples=update.num_examples,
-            tensors=self._run.assigner.read_update(blob, arm),
-        )
+        self._background.start(job)
 
     def _evaluate(self, command: Evaluate) -> list[Event]:
-        self._evaluation = None
+        self._quality = Quality()
         held_out, event = self._run.held_out, EvaluationDone(round_number=command.round_number)
         if held_out is None:
             return [event]
-        adapter, adapters, config = self._adapter, self._run.adapters, self._run.config
+        config, adapters, state = self._run.config, self._run.adapters, self._knowledge.state
+        sub_model = None
+        if config.sparsity is not None and (command.is_last or config.eval_sparse):
+            sub_model = self._run.assigner.plan(config.sparsity)
 
-        def job() -> _Done:
-            record = held_out.evaluate(
-                adapter,
+        def measure(plan: Plan | None) -> EvaluationRecord:
+            return held_out.evaluate(
+                state,
                 adapters.rank,
                 adapters.lora_scaling,
                 use_all=command.is_last,
                 num_threads=config.num_threads,
+                plan=plan,
             )
-            return _Done(event=event, evaluation=record)
+
+        def job() -> _Done:
+            sparse = None if sub_model is None else measure(sub_model)
+            return _Done(event=event, quality=Quality(full=measure(None), sparse=sparse))
 
         self._background.start(job)
         return []
 
     def _finish_round(self, command: FinishRound) -> None:
-        scheduler = self._run.scheduler
-        outcomes = [self._outcome(command.round_number, participant) for participant in command.participants]
-        for participant, outcome in zip(command.participants, outcomes, strict=True):
-            was_observed = (
-                participant.reason is FailureReason.INSUFFICIENT_MEMORY and participant.attempt < MAX_ATTEMPTS
-            )
-            if not was_observed:
-                scheduler.observe(outcome)
-        scheduler.observe_round(outcomes)
-        self._ledger.finish_round(command.round_number, command.participants, self._evaluation, self.learnt())
+        number = command.round_number
+        devices, emulated_s = self._dealer.finish(number, command.participants, self._knowledge.deltas)
+        self._ledger.finish_round(
+            number,
+            devices,
+            self._quality,
+            self.learnt(),
+            emulated_s=emulated_s,
+            is_deploy=number > 0 and self._dealer.is_deploy(number),
+        )
         for digest in self._run.assigner.clear():
             self._mailroom.withdraw(digest)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,23 +12,22 @@ from broker_server.adapters import GlobalAdapters
 from broker_server.aggregation import Aggregated, Aggregation, make_aggregation
 from broker_server.assignments import Assigner
 from broker_server.config import CoordinatorConfig
+from broker_server.emulation.clock import VirtualClock
+from broker_server.emulation.context import scheduler_context
+from broker_server.emulation.fleet import load_fleet
+from broker_server.emulation.step_times import STEP_TIMES_FILE, read_step_times
 from broker_server.errors import StoreError
 from broker_server.evaluation import HeldOut
-from broker_server.importance import Scores, magnitude_importance
+from broker_server.pruning.files import ImportanceFiles
+from broker_server.pruning.scores import Scores
+from broker_server.round_types import UpdateKey
 from broker_server.scheduler import Scheduler, make_scheduler
 from broker_server.store import Store
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.wire.adapter import initial
-from edge_runtime.wire.errors import PlanError, TensorError
-from edge_runtime.wire.files import write_atomically
 from edge_runtime.wire.manifest import Manifest
-from edge_runtime.wire.ranking import check_importance, from_tensors, to_tensors
-from edge_runtime.wire.tensors import decode_tensors, encode_tensors
-
-logger = logging.getLogger(__name__)
 
 ARTIFACTS_FOLDER = "artifacts"
-IMPORTANCE_FILE = "importance.safetensors"
 
 INITIAL_ADAPTER, ARMS, AGGREGATION = range(3)
 """What a generator is for: with the run's seed and a round it gives the same numbers after a restart."""
@@ -44,8 +43,27 @@ class Run:
     assigner: Assigner
     scheduler: Scheduler
     aggregation: Aggregation
+    importance_files: ImportanceFiles
+    importance: Scores
+    """After the last finished round."""
     held_out: HeldOut | None
     """None: no held-out file was given, nothing is evaluated."""
+    clock: VirtualClock | None = None
+    """Of an emulated fleet; None: time is what it is."""
+
+    @property
+    def deadline_s(self) -> float:
+        """Longest time of a round on the virtual clock, emulated; infinite where there is none."""
+        return math.inf if self.clock is None else self.clock.deadline_s
+
+    def emulated_s(self, key: UpdateKey, bytes_up: int) -> float | None:
+        """Emulated seconds from an assignment to its update of ``bytes_up``; None where nothing is emulated."""
+        work = self.assigner.work(key)
+        if self.clock is None or work is None:
+            return None
+        return self.clock.completion_s(
+            key, work.rank, work.segments, work.num_local_steps, bytes_down=work.bytes_down, bytes_up=bytes_up
+        )
 
     def generator(self, purpose: int, round_number: int) -> np.random.Generator:
         """The generator for a purpose in a round."""
@@ -57,41 +75,36 @@ def open_run(run_dir: Path, config: CoordinatorConfig, store: Store) -> Run:
 
     Raises:
         EngineError: the artifact or the held-out file cannot be used.
-        ConfigError: an unknown scheduler or aggregation.
+        ConfigError: an unknown scheduler or aggregation, or a fleet's file that cannot be used.
+        PlanError: the plan policy leaves no layer to prune.
         StoreError: a file of the run cannot be used.
         DiskFullError: there is no space.
     """
-    scheduler = make_scheduler(config.scheduler, config.arms)
-    learnt = store.load_scheduler(config.scheduler)
-    if learnt is not None:
-        scheduler.restore(learnt)
     aggregation = make_aggregation(config.aggregation)
     artifact = Artifact.open(run_dir / ARTIFACTS_FOLDER / config.artifact_digest)
     if artifact.digest != config.artifact_digest:
         msg = f"artifact {artifact.directory} has digest {artifact.digest[:12]}..., the run is of another: put it back"
         raise StoreError(msg, digest=artifact.digest)
-    manifest, training = artifact.manifest, config.training
-    held_out = None
-    if config.test_file is not None:
-        held_out = HeldOut(
-            artifact,
-            run_dir / config.test_file,
-            max_length=training.max_length,
-            num_examples=config.num_evaluation_examples,
-            batch_size=training.batch_size,
-            seed=config.seed,
-        )
+    manifest, clock = artifact.manifest, open_clock(run_dir, config)
     adapters = GlobalAdapters(
-        run_dir, manifest, artifact.digest, rank=config.max_rank, lora_scaling=training.lora_scaling
+        run_dir, manifest, artifact.digest, rank=config.max_rank, lora_scaling=config.training.lora_scaling
     )
+    records, opened = store.load_round_records(), store.load_open_round()
+    policy, by_round = config.pruning.policy.resolved(manifest.num_layers), config.pruning.importance == "lora"
+    importance_files = ImportanceFiles(run_dir, artifact, policy, by_round=by_round)
+    importance = importance_files.open(records[-1].round_number if records else 0)
+    works = {} if opened is None else store.load_works(opened.round_number)
     run = Run(
         config=config,
         manifest=manifest,
         adapters=adapters,
-        assigner=Assigner(config, manifest, open_importance(run_dir, artifact)),
-        scheduler=scheduler,
+        assigner=Assigner(config, manifest, importance, trainable=aggregation.trainable, works=works),
+        scheduler=_open_scheduler(config, manifest, clock, store),
         aggregation=aggregation,
-        held_out=held_out,
+        importance_files=importance_files,
+        importance=importance,
+        held_out=_open_held_out(run_dir, config, artifact),
+        clock=clock,
     )
     if not adapters.exists(0):
         rng = run.generator(INITIAL_ADAPTER, 0)
@@ -99,23 +112,36 @@ def open_run(run_dir: Path, config: CoordinatorConfig, store: Store) -> Run:
     return run
 
 
-def open_importance(run_dir: Path, artifact: Artifact) -> Scores:
-    """The scores that rank a run's units, from ``importance.safetensors``; computed and written the first time.
+def _open_scheduler(
+    config: CoordinatorConfig, manifest: Manifest, clock: VirtualClock | None, store: Store
+) -> Scheduler:
+    scheduler = make_scheduler(config.scheduler, config.arms, scheduler_context(config, manifest, clock))
+    learnt = store.load_scheduler(config.scheduler)
+    if learnt is not None:
+        scheduler.restore(learnt)
+    return scheduler
+
+
+def _open_held_out(run_dir: Path, config: CoordinatorConfig, artifact: Artifact) -> HeldOut | None:
+    if config.test_file is None:
+        return None
+    return HeldOut(
+        artifact,
+        run_dir / config.test_file,
+        max_length=config.training.max_length,
+        num_examples=config.num_evaluation_examples,
+        batch_size=config.training.batch_size,
+        seed=config.seed,
+    )
+
+
+def open_clock(run_dir: Path, config: CoordinatorConfig) -> VirtualClock | None:
+    """The virtual clock of a run whose fleet is emulated.
 
     Raises:
-        StoreError: the file is damaged, or of another model.
-        ArtifactCorruptedError: the base weights cannot be read.
+        ConfigError: the fleet's file or the step times beside it cannot be used.
     """
-    path = run_dir / IMPORTANCE_FILE
-    if not path.exists():
-        scores = magnitude_importance(artifact.manifest, artifact.stored)
-        write_atomically(path, encode_tensors(to_tensors(scores)))
-        logger.info("ranked %d units by magnitude", sum(s.size for s in scores.values()))
-        return scores
-    try:
-        scores = from_tensors(decode_tensors(path.read_bytes()))
-        check_importance(artifact.manifest, scores)
-    except (OSError, TensorError, PlanError) as error:
-        msg = f"importance {path} cannot be used ({error}): plans would change; put the file back or start a new run"
-        raise StoreError(msg) from error
-    return scores
+    if config.emulation_file is None:
+        return None
+    fleet = load_fleet(run_dir / config.emulation_file)
+    return VirtualClock(fleet, read_step_times(run_dir / STEP_TIMES_FILE), config.seed)

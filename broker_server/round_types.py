@@ -158,6 +158,14 @@ class UpdateRejected:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateLate:
+    """An update is there, but on the virtual clock of an emulated fleet the round's deadline has passed."""
+
+    key: UpdateKey
+    detail: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceFailed:
     """A device refused its assignment or gave it up."""
 
@@ -188,6 +196,7 @@ Event = (
     | UpdateAnnounced
     | UpdateStored
     | UpdateRejected
+    | UpdateLate
     | DeviceFailed
     | AggregationDone
     | EvaluationDone

@@ -6,7 +6,7 @@
                              FAILED (no device in time)                            FAILED (too many empty rounds)
 
 The coordinator executes the commands and answers with events: :class:`ChooseArms` with :class:`ArmsChosen`,
-:class:`PullUpdate` with :class:`UpdateStored` or :class:`UpdateRejected`, :class:`Aggregate` with
+:class:`PullUpdate` with :class:`UpdateStored`, :class:`UpdateRejected` or :class:`UpdateLate`, :class:`Aggregate` with
 :class:`AggregationDone`, :class:`Evaluate` with :class:`EvaluationDone`. Time enters only with :class:`Tick`.
 Events may be lost, repeated or late; each has a decided answer. An update counts once, by its :class:`UpdateKey`.
 """
@@ -45,6 +45,7 @@ from broker_server.round_types import (
     Tick,
     UpdateAnnounced,
     UpdateKey,
+    UpdateLate,
     UpdateRejected,
     UpdateStored,
 )
@@ -106,8 +107,8 @@ def advance(state: RunState, event: Event) -> Step:  # noqa: C901, PLR0911 - one
             return _on_announced(state, event)
         case UpdateStored():
             return _on_stored(state, event)
-        case UpdateRejected():
-            return _on_rejected(state, event)
+        case UpdateRejected() | UpdateLate():
+            return _on_refused(state, event)
         case DeviceFailed():
             return _on_failed(state, event)
         case AggregationDone():
@@ -274,12 +275,13 @@ def _on_stored(state: RunState, event: UpdateStored) -> Step:
     return closed, (SendVerdict(key=event.key, accepted=True, detail=""), *more)
 
 
-def _on_rejected(state: RunState, event: UpdateRejected) -> Step:
+def _on_refused(state: RunState, event: UpdateRejected | UpdateLate) -> Step:
     participant = open_participant(state, event.key)
     if participant is None:
         return _on_announced(state, UpdateAnnounced(key=event.key))
-    rejected = _decided(participant, Outcome.REJECTED, event.detail)
-    closed, more = _close_if_complete(_with_participants(state, {participant.device_id: rejected}))
+    outcome = Outcome.REJECTED if isinstance(event, UpdateRejected) else Outcome.TIMED_OUT
+    refused = _decided(participant, outcome, event.detail)
+    closed, more = _close_if_complete(_with_participants(state, {participant.device_id: refused}))
     return closed, (SendVerdict(key=event.key, accepted=False, detail=event.detail), *more)
 
 

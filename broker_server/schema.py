@@ -6,7 +6,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 metadata = sa.MetaData()
 
@@ -46,6 +46,15 @@ assignments = sa.Table(
     sa.Column("outcome", sa.Text),  # null while it is open
     sa.Column("reason", sa.Text),
     sa.Column("detail", sa.Text, nullable=False),
+)
+
+works = sa.Table(
+    "works",
+    metadata,
+    sa.Column("round_number", sa.Integer, primary_key=True),
+    sa.Column("device_id", sa.Text, primary_key=True),
+    sa.Column("attempt", sa.Integer, primary_key=True),
+    sa.Column("work", sa.LargeBinary, nullable=False),  # msgpack of an AssignedWork: the plans that were sent
 )
 
 updates = sa.Table(

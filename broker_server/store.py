@@ -2,7 +2,7 @@
 
 What a restarted coordinator needs is on disk before anything that depends on it leaves the process:
 
-    assignments     row, then the message
+    assignments     row, and the plans that it asks for, then the message
     update          file (flushed to disk), row, then the verdict
     global adapter  file, then the round's record
 
@@ -24,6 +24,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
 from broker_server import schema
+from broker_server.assignments import AssignedWork
 from broker_server.errors import StoreError
 from broker_server.records import RoundRecord
 from broker_server.round_types import Outcome, Participant, UpdateKey
@@ -165,6 +166,37 @@ class Store:
             elif participant.outcome is Outcome.ACCEPTED:
                 participants[device_id] = dataclasses.replace(participant, outcome=None)
         return OpenRound(round_number=round_number, active_s=active_s, participants=participants)
+
+    # ---- what was assigned -------------------------------------------------------------------------------------------
+
+    def save_work(self, key: UpdateKey, work: AssignedWork) -> None:
+        """Remember what an assignment asks for, before it is sent."""
+        row = {**dataclasses.asdict(key), "work": msgspec.msgpack.encode(work)}
+        with self._transaction() as connection:
+            connection.execute(insert(schema.works).values(row).on_conflict_do_update(set_=row))
+
+    def load_works(self, round_number: int) -> dict[UpdateKey, AssignedWork]:
+        """What the assignments of a round asked for.
+
+        Raises:
+            StoreError: a row is damaged.
+        """
+        table = schema.works
+        out = {}
+        for row in self._query(sa.select(table).where(table.c.round_number == round_number)):
+            key = UpdateKey(round_number=row.round_number, device_id=row.device_id, attempt=row.attempt)
+            try:
+                out[key] = msgspec.msgpack.decode(row.work, type=AssignedWork)
+            except msgspec.DecodeError as error:
+                msg = f"{self._run_dir / STATE_FILE}: an assignment of round {round_number} is damaged ({error})"
+                raise StoreError(msg, device_id=key.device_id, round_number=round_number) from error
+        return out
+
+    def load_refusers(self) -> set[str]:
+        """Devices that refused an assignment for lack of memory, in any round."""
+        table = schema.assignments
+        refused = table.c.reason == FailureReason.INSUFFICIENT_MEMORY.value
+        return {str(row[0]) for row in self._query(sa.select(table.c.device_id).where(refused).distinct())}
 
     # ---- updates -----------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,8 @@ from typing import Annotated, Final
 
 import msgspec
 
-from broker_server.errors import ConfigError
+from broker_server.config import parse_arms
+from broker_server.errors import ArmError, ConfigError
 from edge_runtime.wire.messages import DeviceId
 
 BUILT_IN: Final = ("jetson",)
@@ -47,6 +48,13 @@ class DeviceClass(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     availability: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
     """Probability that a device takes part in a round, drawn for each by itself."""
     drift: tuple[Drift, ...] = ()
+    arm: str = ""
+    """``RATIO:RANK`` that the scheduler ``by_class`` plays on it; empty = dealt by speed."""
+
+    def __post_init__(self) -> None:
+        if self.arm and len(parse_arms(self.arm)) != 1:
+            msg = f"arm {self.arm!r} of class {self.name} is not one RATIO:RANK"
+            raise ValueError(msg)
 
     def compute_factor_at(self, round_number: int) -> float:
         """Compute factor in a round, drift included."""
@@ -103,7 +111,7 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
                 for field in ("compute_factor", "uplink_mbit_s", "downlink_mbit_s", "availability")
             ]
             drift = ", ".join(f"{{ from_round = {d.from_round}, factor = {float(d.factor)!r} }}" for d in one.drift)
-            lines += [f"memory_mb = {one.memory_mb}", f"drift = [{drift}]"]
+            lines += [f"memory_mb = {one.memory_mb}", f"drift = [{drift}]", f'arm = "{one.arm}"']
         if self.members:
             lines += ["", "[fleet.members]", *(f'"{device_id}" = "{name}"' for device_id, name in self.members.items())]
         return "\n".join(lines) + "\n"
@@ -125,7 +133,7 @@ def parse_fleet(text: str, source: str) -> Fleet:
             msg = f"fleet {source} has tables {sorted(data)}, expected [fleet]"
             raise ConfigError(msg)
         return msgspec.convert(data["fleet"], Fleet)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError, ArmError) as error:
         msg = f"fleet {source} is malformed: {error}"
         raise ConfigError(msg) from error
 

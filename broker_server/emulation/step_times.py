@@ -7,12 +7,15 @@ import contextlib
 import fcntl
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 
 from broker_server.errors import ConfigError
 from edge_runtime.wire.files import write_atomically
+
+STEP_TIMES_FILE: Final = "step-times.json"
+"""Step times of one run, in its directory."""
 
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
 
@@ -68,6 +71,28 @@ def provide(path: Path, key: str, measure: Callable[[], StepTimes]) -> StepTimes
             known[key] = measure()
             write_atomically(path, msgspec.json.format(msgspec.json.encode(known)) + b"\n")
         return known[key]
+
+
+def read_step_times(path: Path) -> StepTimes:
+    """The step times of one run.
+
+    Raises:
+        ConfigError: the file is missing or damaged.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=StepTimes)
+    except (OSError, msgspec.DecodeError) as error:
+        msg = f"step times {path} cannot be used ({error}): an emulated fleet needs them; `fedspine run` measures them"
+        raise ConfigError(msg) from error
+
+
+def write_step_times(path: Path, times: StepTimes) -> None:
+    """Write the step times of one run.
+
+    Raises:
+        DiskFullError: there is no space.
+    """
+    write_atomically(path, msgspec.json.format(msgspec.json.encode(times)) + b"\n")
 
 
 def _read(path: Path) -> dict[str, StepTimes]:

@@ -1,0 +1,84 @@
+"""From the updates of a round to what the fleet knows after it: adapter and importance; in the background."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from broker_server.aggregation import Aggregated, DeviceUpdate, change_norm
+from broker_server.errors import StoreError
+from broker_server.parts import AGGREGATION, Run
+from broker_server.pruning.schedule import is_deploy
+from broker_server.pruning.scores import DeviceScores, Scores, combine
+from broker_server.round_types import UpdateKey
+from broker_server.store import Store
+from edge_runtime.wire.adapter import restrict
+from edge_runtime.wire.messages import Update
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Knowledge:
+    """What is known after a round."""
+
+    state: Aggregated
+    importance: Scores
+    deltas: Mapping[str, float]
+    """By device, the Frobenius norm of the change of B A that its training made."""
+
+
+def combine_round(
+    run: Run, store: Store, round_number: int, before: Knowledge, accepted: Sequence[Update]
+) -> Knowledge:
+    """Aggregate a round and write what came out; without updates all stays as it was.
+
+    Importance comes first on disk, then the adapter; the round's record, which makes both count, comes last.
+
+    Raises:
+        StoreError: the file of an update is damaged.
+        AggregationError: updates cannot be combined.
+        DiskFullError: there is no space.
+    """
+    state, importance, deltas = before.state, before.importance, dict[str, float]()
+    if accepted:
+        updates = [_device_update(run, store, update) for update in accepted]
+        deltas = {update.device_id: _delta(run, before.state, update) for update in updates}
+        rng = run.generator(AGGREGATION, round_number)
+        state = run.aggregation.aggregate(run.manifest, before.state, updates, rng)
+        importance = _importance(run, round_number, before.importance, updates)
+    if run.config.pruning.importance == "lora":
+        run.importance_files.write(round_number, importance)
+    run.adapters.write(round_number, state)
+    return Knowledge(state=state, importance=importance, deltas=deltas)
+
+
+def _importance(run: Run, round_number: int, before: Scores, updates: Sequence[DeviceUpdate]) -> Scores:
+    pruning = run.config.pruning
+    if pruning.importance != "lora" or is_deploy(pruning, round_number, run.config.training.num_rounds):
+        return before
+    devices = [
+        DeviceScores(device_id=u.device_id, plan=u.plan, num_examples=u.num_examples, scores=u.importance)
+        for u in updates
+    ]
+    return combine(before, devices, pruning.importance_smoothing)
+
+
+def _device_update(run: Run, store: Store, update: Update) -> DeviceUpdate:
+    key = UpdateKey(round_number=update.round_number, device_id=update.device_id, attempt=update.attempt)
+    blob, work = store.read_update(update), run.assigner.work(key)
+    if blob is None or work is None:
+        msg = f"accepted update {store.update_path(key.round_number, key.device_id)} is damaged: resume"
+        raise StoreError(msg, device_id=key.device_id, round_number=key.round_number)
+    payload = run.assigner.read_update(blob, key)
+    return DeviceUpdate(
+        device_id=key.device_id,
+        plan=work.final_plan,
+        rank=work.rank,
+        num_examples=update.num_examples,
+        tensors=payload.adapter,
+        importance=payload.importance,
+    )
+
+
+def _delta(run: Run, before: Aggregated, update: DeviceUpdate) -> float:
+    sent = restrict(run.manifest, before.adapter, update.plan, update.rank)
+    return change_norm(run.manifest, sent, update.tensors)

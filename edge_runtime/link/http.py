@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import logging
@@ -12,7 +13,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from pathlib import Path
 from typing import IO, Final
@@ -155,13 +156,7 @@ class _Server:
         while (have := _size(part)) < size_bytes:
             try:
                 self._append(part, have, size_bytes, report)
-            except (
-                _CutError,
-                http.client.HTTPException,
-                urllib.error.URLError,
-                ConnectionError,
-                TimeoutError,
-            ) as error:
+            except (_CutError, urllib.error.HTTPError) as error:
                 if (
                     isinstance(error, urllib.error.HTTPError)
                     and error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
@@ -176,7 +171,7 @@ class _Server:
         while True:
             try:
                 return self._read(num_bytes)
-            except (_CutError, OSError, http.client.HTTPException) as error:
+            except (_CutError, urllib.error.HTTPError) as error:
                 failures += 1
                 self._wait_or_give_up(error, failures)
 
@@ -197,7 +192,8 @@ class _Server:
 
     def _read(self, num_bytes: int) -> bytes:
         with self._open(0) as response:
-            body = response.read(num_bytes)
+            with _cut_by_the_network():
+                body = response.read(num_bytes)
             expected = response.headers.get("Content-Length", "")
         if expected.isdigit() and len(body) < min(num_bytes, int(expected)):
             msg = f"was cut after {len(body)} bytes"
@@ -209,14 +205,15 @@ class _Server:
         if start:
             headers["Range"] = f"bytes={start}-"
         request = urllib.request.Request(self._url, headers=headers)  # noqa: S310 - _check_url allows http(s) only
-        response = self._opener.open(request, timeout=self._timeout_s)
+        with _cut_by_the_network():
+            response = self._opener.open(request, timeout=self._timeout_s)
         if not isinstance(response, http.client.HTTPResponse):
             msg = "did not answer with HTTP"
             raise _CutError(msg)
         return response
 
     def _wait_or_give_up(self, error: Exception, failures: int) -> None:
-        reason = str(getattr(error, "reason", "") or error)
+        reason = str(error)
         if isinstance(error, urllib.error.HTTPError):
             error.close()
             reason = f"HTTP {error.code} {error.reason}"
@@ -233,9 +230,23 @@ class _Server:
         self._pause(delay_s)
 
 
+@contextlib.contextmanager
+def _cut_by_the_network() -> Iterator[None]:
+    """Whatever goes wrong with a connection, TLS included, may be better next time; files are outside of this."""
+    try:
+        yield
+    except urllib.error.HTTPError:
+        raise
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", "") or error
+        msg = str(reason) or type(error).__name__
+        raise _CutError(msg) from error
+
+
 def _copy(response: http.client.HTTPResponse, file: IO[bytes], lacking: int, report: Progress) -> None:
     while lacking > 0:
-        block = response.read1(min(BLOCK_BYTES, lacking))
+        with _cut_by_the_network():
+            block = response.read1(min(BLOCK_BYTES, lacking))
         if not block:
             return
         file.write(block)

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
+import os
 import random
+import socket
+import ssl
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -96,6 +101,21 @@ def hang_up(handler: BaseHTTPRequestHandler, _start: int) -> None:
 
 @pytest.fixture
 def site() -> Iterator[Site]:
+    with serve() as plan:
+        yield plan
+
+
+@pytest.fixture
+def tls_site(certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    with serve(context) as plan:
+        yield plan
+
+
+@contextlib.contextmanager
+def serve(tls: ssl.SSLContext | None = None) -> Iterator[Site]:
     plan = Site()
 
     class Handler(BaseHTTPRequestHandler):
@@ -111,13 +131,34 @@ def site() -> Iterator[Site]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    plan.url = f"http://127.0.0.1:{server.server_address[1]}/base.safetensors"
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+    plan.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{server.server_address[1]}/base.safetensors"
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield plan
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+def broken_tls(handler: BaseHTTPRequestHandler, start: int) -> None:
+    """Half of the body as it should be, then bytes that are no TLS record."""
+    answer(handler, start, BODY, num_bytes=100_000)
+    os.write(handler.connection.fileno(), b"no TLS record at all" * 10)
+
+
+def garbage(handler: BaseHTTPRequestHandler, _start: int) -> None:
+    handler.close_connection = True
+    handler.wfile.write(b"this is no HTTP\r\n\r\n")
+
+
+def reset(handler: BaseHTTPRequestHandler, start: int) -> None:
+    """A part of the body, then a reset in place of the end."""
+    answer(handler, start, BODY, num_bytes=1000)
+    handler.wfile.flush()
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    hang_up(handler, start)
 
 
 @dataclasses.dataclass
@@ -227,6 +268,38 @@ def test_a_busy_server_is_asked_again_with_growing_jittered_waits(site: Site, tm
     pauses = fetch(site, tmp_path / "f", rng=random.Random(1))
     assert len(pauses.waits) == 3
     assert all(0 <= wait <= bound for wait, bound in zip(pauses.waits, (1, 2, 4), strict=True))
+
+
+def test_a_connection_that_breaks_within_tls_is_tried_again(tls_site: Site, tmp_path: Path) -> None:
+    tls_site.behaviours = [broken_tls, whole]
+    fetch(tls_site, tmp_path / "f")
+    assert tls_site.starts[0] == 0
+    assert len(tls_site.starts) == 2
+    assert (tmp_path / "f").read_bytes() == BODY
+
+
+def test_a_small_file_whose_tls_breaks_is_asked_for_again(tls_site: Site) -> None:
+    tls_site.behaviours = [broken_tls, whole]
+    assert http.fetch_small(tls_site.url, len(BODY), pause=Pauses()) == BODY
+
+
+@pytest.mark.parametrize("behaviour", [garbage, reset], ids=["no HTTP", "reset"])
+def test_a_connection_that_breaks_is_tried_again(
+    site: Site, tmp_path: Path, behaviour: Callable[[BaseHTTPRequestHandler, int], None]
+) -> None:
+    site.behaviours = [behaviour, whole]
+    fetch(site, tmp_path / "f")
+    assert len(site.starts) == 2
+    assert (tmp_path / "f").read_bytes() == BODY
+
+
+def test_a_fault_of_the_disk_is_not_one_of_the_network(site: Site, tmp_path: Path) -> None:
+    """Trying again would not mend it."""
+    site.behaviours = [whole]
+    (tmp_path / "f.part").symlink_to("/dev/full")
+    with pytest.raises(DiskFullError):
+        fetch(site, tmp_path / "f")
+    assert len(site.starts) == 1
 
 
 def test_a_missing_file_is_unreachable_at_once(site: Site, tmp_path: Path) -> None:

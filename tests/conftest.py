@@ -96,6 +96,18 @@ def save_bert(directory: Path, **changes: Any) -> Path:
     return directory
 
 
+def save_bert_classifier(directory: Path, labels: tuple[str, ...]) -> Path:
+    """The random BERT with a classifier whose classes have names."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    save_bert(directory)
+    config = BertConfig.from_pretrained(directory, id2label=dict(enumerate(labels)))
+    model = BertForSequenceClassification.from_pretrained(directory, config=config)
+    scatter(model.classifier)
+    model.save_pretrained(directory)
+    return directory
+
+
 def save_llama(directory: Path, model_type: str = "llama", **changes: Any) -> Path:
     """A random decoder with grouped-query attention: 2 layers, 8 query heads of 8 on 4 key/value heads, 24 channels."""
     import torch

@@ -22,14 +22,15 @@ TIMEOUT_S = 300.0
 
 
 class Run:
-    """One ``fedspine run`` process."""
+    """One ``fedspine run`` process, in ``folder`` (None: the current one)."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, folder: Path | None = None) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "broker_server", "run", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            cwd=folder,
             env=os.environ | {"PYTHONPATH": str(Path.cwd())},
         )
         self.output = ""
@@ -43,9 +44,9 @@ class Run:
             self.process.kill()
             self.process.communicate()
 
-    def wait(self) -> int:
+    def wait(self, timeout_s: float = TIMEOUT_S) -> int:
         """Its exit code."""
-        self.output, self.errors = self.process.communicate(timeout=TIMEOUT_S)
+        self.output, self.errors = self.process.communicate(timeout=timeout_s)
         return self.process.returncode
 
     def send(self, number: signal.Signals) -> None:

@@ -14,7 +14,8 @@ from broker_server.run.preparation import free_port
 from broker_server.run.settings import RunSettings
 from edge_runtime.inference import CompactModel
 from edge_runtime.wire.limits import MAX_MESSAGE_BYTES
-from tests.e2e.processes import fedspine_run, report_of
+from tests.conftest import save_bert_classifier
+from tests.e2e.processes import Run, fedspine_run, report_of
 from tests.e2e.rows import Copy
 from tests.e2e.tap import Tap
 
@@ -43,6 +44,49 @@ def test_a_classifier_is_tuned_pruned_and_reported(kind: str, prepared_classifie
     assert tap.kinds["update"] >= 6
     assert (root / "adapters" / "peft" / "adapter_config.json").is_file()
     assert "accuracy: " in run.output
+
+
+def test_a_classifier_with_classes_of_its_own_from_the_command_line(
+    classify_settings: RunSettings, tmp_path: Path
+) -> None:
+    """A run from its very beginning; the checkpoint's order of classes is not that of their names."""
+    model = save_bert_classifier(tmp_path / "model", ("sea", "land"))
+    root = tmp_path / "run"
+    options = {
+        "model": model,
+        "task": classify_settings.task,
+        "data": classify_settings.data,
+        "test": classify_settings.test,
+        "devices": 2,
+        "rounds": 1,
+        "local-steps": 2,
+        "batch-size": 4,
+        "max-length": 16,
+        "arms": "0.0:4,0.5:2",
+        "threads": 1,
+        "out": root,
+    }
+
+    run = fedspine_run(*(word for name, value in options.items() for word in (f"--{name}", str(value))))
+
+    assert run.process.returncode == 0, run.errors
+    assert [entry["round_number"] for entry in report_of(root)["rounds"]] == [0, 1]
+    assert CompactModel.open(root / "compact").info.labels == ("sea", "land")
+
+
+@pytest.mark.slow
+def test_a_run_without_options_learns(tmp_path: Path) -> None:
+    """What README promises: perplexity falls by three quarters, and a compact model and a report are left."""
+    with Run(folder=tmp_path) as run:
+        code = run.wait(timeout_s=1800.0)
+
+    assert code == 0, run.errors
+    report = report_of(tmp_path / "fedspine-run")
+    before, after = report["rounds"][0]["perplexity"], report["final"]["perplexity"]
+    assert after <= 0.25 * before
+    assert after < report["compact"]["perplexity"] <= 0.5 * before
+    assert "compact" in run.output
+    assert CompactModel.open(tmp_path / "fedspine-run" / "compact").info.task == "causal-lm"
 
 
 @pytest.fixture(scope="module")

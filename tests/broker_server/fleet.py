@@ -103,7 +103,6 @@ class Device:
         self.script = script
         self.changes = changes or {}
         self.received: list[AnyMessage] = []
-        self.largest_message_bytes = 0
         self._unanswered: dict[tuple[int, int], Update] = {}
         self._say_again_at = 0.0
         self._session_id = f"session-{random.random()}"
@@ -175,7 +174,6 @@ class Device:
             if isinstance(event, Connected):
                 self.register()
             elif isinstance(event, Received):
-                self.largest_message_bytes = max(self.largest_message_bytes, len(event.payload))
                 self._on_message(decode_message(event.payload))
 
     def _on_message(self, message: AnyMessage) -> None:

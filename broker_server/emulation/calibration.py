@@ -26,9 +26,9 @@ from edge_runtime.wire.plan import Plan, uniform_num_kept
 
 RATIOS: Final = (0.0, 0.25, 0.5, 0.75, 0.9375)
 RANKS: Final = (2, 8, 32)
-NUM_WARMUP: Final = 2
-NUM_TIMED: Final = 7
-"""Steps of each point; the points take turns, so that a busy moment falls on all of them."""
+NUM_PASSES: Final = 3
+NUM_TIMED: Final = 2
+"""Steps of each point in each pass, on the same batches; points take turns, so that a busy moment falls on all."""
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,14 +76,12 @@ def measure(artifact: Artifact, data: Path, workload: Workload) -> StepTimes:
         raise DataEmptyError(msg)
     trainer = Trainer(artifact, num_threads=1)
     draws = batches(dataset, workload.batch_size, np.random.default_rng(0))
-    runs = {point: _start(trainer, *point, workload) for point in itertools.product(RATIOS, RANKS)}
-    times_s: dict[tuple[float, int], list[float]] = {point: [] for point in runs}
-    for number in range(NUM_WARMUP + NUM_TIMED):
-        micro_batches = list(itertools.islice(draws, workload.num_accumulation_steps))
-        for point, run in runs.items():
-            seconds = _time(run, micro_batches)
-            if number >= NUM_WARMUP:
-                times_s[point].append(seconds)
+    times_s: dict[tuple[float, int], list[float]] = {point: [] for point in itertools.product(RATIOS, RANKS)}
+    for _ in range(NUM_PASSES):
+        steps = [list(itertools.islice(draws, workload.num_accumulation_steps)) for _ in range(1 + NUM_TIMED)]
+        for (ratio, rank), known_s in times_s.items():
+            run = _start(trainer, ratio, rank, workload)
+            known_s.extend([_time(run, step) for step in steps][1:])  # the first one allocates
     return StepTimes(
         ratios=RATIOS,
         ranks=RANKS,
@@ -108,7 +106,7 @@ def _hyper_parameters(workload: Workload) -> HyperParameters:
         lora_scaling=1.0,
         max_grad_norm=1.0,
         num_warmup_steps=0,
-        num_local_steps=NUM_WARMUP + NUM_TIMED,
+        num_local_steps=1 + NUM_TIMED,
         batch_size=workload.batch_size,
         num_accumulation_steps=workload.num_accumulation_steps,
         max_length=workload.max_length,

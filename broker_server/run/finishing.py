@@ -16,6 +16,7 @@ from broker_server.report.build import RunFacts, build_report, quality_fields
 from broker_server.report.page import render_page
 from broker_server.report.quality import bytes_text, duration_text, metric_name, metric_text
 from broker_server.report.schema import Compact, Report, encode_report
+from broker_server.run.emulate import fleet_entry, read_fleet
 from broker_server.run.layout import JobState, RunDirectory
 from broker_server.run.preparation import model_name, read_summary
 from broker_server.run.settings import EMBEDDED_BROKERS, RunSettings
@@ -97,6 +98,7 @@ def write_report(settings: RunSettings, directory: RunDirectory, state: JobState
         steps=state.steps,
         data=read_summary(directory),
         config=_shown_settings(settings),
+        fleet=fleet_entry(read_fleet(settings, directory)),
     )
     measured = directory.root / COMPACT_RESULT
     compact = msgspec.json.decode(measured.read_bytes(), type=Compact) if settings.compact else None
@@ -117,6 +119,8 @@ def summary_lines(report: Report, root: Path) -> list[str]:
     where = f"{report.rounds[-1].round_number} rounds on {len(report.data.devices)} devices"
     seconds = duration_text(report.final.seconds)
     lines = [f"{name}: {text(report.rounds[0])} before training, {text(report.final)} after {where} ({seconds} in all)"]
+    if report.final.emulated_s is not None:
+        lines.append(f"emulated time: {duration_text(report.final.emulated_s)} on the virtual clock of the fleet")
     if report.compact is not None:
         lines.append(
             f"compact model: {text(report.compact)}, {report.compact.sparsity:.0%} of the prunable weights removed, "
@@ -144,7 +148,7 @@ def _prompt(test_file: Path) -> str:
 def _shown_settings(settings: RunSettings) -> dict[str, str | int | float | bool]:
     """Settings for the report: names of files without their folders, and a broker without its password."""
     shown = dataclasses.asdict(settings)
-    for field in ("model", "artifact", "data", "test"):
+    for field in ("model", "artifact", "data", "test", "fleet", "calibration"):
         shown[field] = Path(shown[field]).name if shown[field] else ""
     if settings.broker not in EMBEDDED_BROKERS:
         shown["broker"] = str(BrokerAddress.parse(settings.broker))

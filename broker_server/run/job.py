@@ -19,6 +19,7 @@ from broker_server.events import EventReader
 from broker_server.report.build import TRAINING_STEP
 from broker_server.report.schema import Report
 from broker_server.run import layout, preparation
+from broker_server.run.emulate import settle_fleet
 from broker_server.run.examples import DataSet
 from broker_server.run.finishing import measure_compact, write_report
 from broker_server.run.layout import JobState, RunDirectory
@@ -42,6 +43,7 @@ from edge_runtime.wire.manifest import digest_of
 from edge_runtime.wire.names import MANIFEST_FILE
 
 PREPARE: Final = "prepare"
+CALIBRATE: Final = "calibrate"
 COMPACT: Final = "compact"
 MEASURE: Final = "measure"
 
@@ -157,6 +159,10 @@ class Job:
         """All rounds that are left, with servers and devices as processes of their own."""
         if TRAINING_STEP in self.state.done:
             return
+        if self._settings.fleet and CALIBRATE not in self.state.done:
+            with self._step(CALIBRATE):
+                self._display.step("emulated fleet: step times, measured where no run has yet")
+                settle_fleet(self._settings, self._directory, self.state.artifact_digest or "")
         with self._step(TRAINING_STEP):
             self._play_rounds()
 

@@ -10,7 +10,9 @@ from typing import Final
 import msgspec
 
 from broker_server import run_lock
+from broker_server.emulation.step_times import STEP_TIMES_FILE
 from broker_server.errors import ChildFailedError, RunExistsError, StoreError
+from broker_server.run.settings import EMULATION_FILE
 from edge_runtime.wire.files import raise_if_disk_full, write_atomically
 
 DEFAULT_NAME: Final = "fedspine-run"
@@ -47,6 +49,8 @@ class RunDirectory:
         self.test_file = self.data / "test.jsonl"
         self.data_summary = self.data / "summary.json"
         self.devices = root / "devices"
+        self.fleet_file = root / EMULATION_FILE
+        self.step_times_file = root / STEP_TIMES_FILE
         self.logs = root / LOGS
         self.compact = root / "compact"
         self.report_json = root / "report.json"
@@ -55,6 +59,10 @@ class RunDirectory:
     def device_data(self, device_id: str) -> Path:
         """Training examples of a device."""
         return self.data / f"{device_id}.jsonl"
+
+    def calibration_file(self, shared: str) -> Path:
+        """Where step times are measured into: a file that runs share, or one of this run."""
+        return Path(shared) if shared else self.root / "calibration.json"
 
     def load_state(self) -> JobState:
         """Read ``job.json``.

@@ -14,6 +14,8 @@ import numpy as np
 from broker_server.aggregation import make_aggregation
 from broker_server.broker_process import find_broker
 from broker_server.config import parse_arms
+from broker_server.emulation.context import fleet_context
+from broker_server.emulation.fleet import load_fleet
 from broker_server.errors import DataInvalidError, ModelNotFoundError
 from broker_server.ports import check_port
 from broker_server.report.schema import DataEntry, DeviceData
@@ -40,7 +42,8 @@ def check_settings(settings: RunSettings) -> None:
         ModelNotFoundError: the model is a path without a model.
         DataInvalidError: a data file does not exist.
         PortTakenError: a port that was asked for is in use.
-        ConfigError: an unknown scheduler or aggregation, or an artifact for another task.
+        ConfigError: an unknown scheduler or aggregation, one that needs an emulated fleet, a fleet that cannot be used,
+            or an artifact for another task.
         ArtifactCorruptedError: the artifact that was given is none, or damaged.
         MissingExtraError: mosquitto is asked for and not installed.
     """
@@ -56,7 +59,8 @@ def check_settings(settings: RunSettings) -> None:
             check_port(HOST, port)
     if settings.broker in EMBEDDED_BROKERS:
         find_broker(settings.broker)
-    make_scheduler(settings.scheduler, parse_arms(settings.arms))
+    fleet = load_fleet(settings.fleet).dealt(settings.device_ids) if settings.fleet else None
+    make_scheduler(settings.scheduler, parse_arms(settings.arms), fleet_context(fleet, settings.rounds))
     make_aggregation(settings.aggregation)
 
 

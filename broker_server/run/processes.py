@@ -16,6 +16,7 @@ from typing import Final
 
 from broker_server.coordinator import PASSWORD_VARIABLE
 from broker_server.errors import ChildFailedError
+from broker_server.run.emulate import read_fleet
 from broker_server.run.layout import RunDirectory
 from broker_server.run.preparation import HOST, free_port
 from broker_server.run.settings import EMBEDDED_BROKERS, FLEET, RunSettings
@@ -61,13 +62,15 @@ def compact_command(settings: RunSettings, directory: RunDirectory) -> list[str]
     return [*command, "-o", str(directory.compact)]
 
 
-def device_command(settings: RunSettings, directory: RunDirectory, device_id: str, broker_url: str) -> list[str]:
-    """Command line of one device: what a person would type on a board."""
+def device_command(
+    settings: RunSettings, directory: RunDirectory, device_id: str, broker_url: str, memory_mb: int
+) -> list[str]:
+    """Command line of one device: what a person would type on a board; ``memory_mb`` 0 = its own choice."""
     command = [sys.executable, "-m", "edge_runtime", "start", "--broker", broker_url, "--fleet", FLEET]
     command += ["--device-id", device_id, "--data", str(directory.device_data(device_id))]
     command += ["--state", str(directory.devices / device_id), "--threads", str(device_threads(settings))]
-    if settings.device_memory_mb:
-        command += ["--memory-limit", f"{settings.device_memory_mb}MiB"]
+    if memory_mb:
+        command += ["--memory-limit", f"{memory_mb}MiB"]
     return [*command, "--holdout", str(NUM_HOLDOUT), "--exit-when-finished"]
 
 
@@ -155,9 +158,11 @@ def start_fleet(
     """Start the coordinator, whose ``config.toml`` is written, and all devices."""
     coordinator = supervisor.start("coordinator", server_command("coordinate", str(directory.root)))
     devices = {}
+    emulated = read_fleet(settings, directory)
     for device_id in settings.device_ids:
         (directory.devices / device_id).mkdir(parents=True, exist_ok=True)
-        command = device_command(settings, directory, device_id, broker_url)
+        cap_mb = emulated.class_of(device_id).memory_mb if emulated is not None else 0
+        command = device_command(settings, directory, device_id, broker_url, cap_mb or settings.device_memory_mb)
         devices[device_id] = supervisor.start(device_id, command)
     return Fleet(servers=servers, coordinator=coordinator, devices=devices)
 

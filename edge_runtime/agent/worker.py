@@ -22,7 +22,7 @@ from edge_runtime.engine.dataset import Dataset, batches
 from edge_runtime.engine.errors import InsufficientMemoryError
 from edge_runtime.engine.evaluator import EvaluationResult
 from edge_runtime.engine.trainer import Trainer, TrainingResult, TrainingRun, train
-from edge_runtime.wire import chunks, limits
+from edge_runtime.wire import chunks
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import (
     Arm,
@@ -168,7 +168,7 @@ class Workbench:
             device_id=assignment.device_id,
             round_number=assignment.round_number,
             attempt=assignment.attempt,
-            adapter=chunks.describe(made, chunk_bytes(context.welcome)),
+            adapter=chunks.describe(made),
             num_examples=len(dataset),
             train_loss=trained.mean_loss,
             measurements=Measurements(
@@ -318,11 +318,6 @@ def stand_in_plan(manifest: Manifest, arm: Arm) -> Plan:
     """A plan of the size that ``arm`` will have; which units stay does not matter for memory."""
     kept = {(spec.layer, spec.group): np.arange(uniform_num_kept(spec, arm.pruning_ratio)) for spec in manifest.groups}
     return Plan.from_kept(manifest, kept)
-
-
-def chunk_bytes(welcome: Welcome) -> int:
-    """Payload of one chunk: what the negotiated message size leaves beside the envelope, bytes."""
-    return min(limits.CHUNK_BYTES, welcome.max_message_bytes - 512)
 
 
 def _encode(run: TrainingRun, hyper: HyperParameters, welcome: Welcome) -> bytes:

@@ -33,7 +33,7 @@ class Graph:
         try:
             self.session: Any = ort.InferenceSession(str(path), _options(num_threads), providers=_PROVIDERS)
         except Exception as error:  # onnxruntime's exceptions share no base of their own
-            raise _translate(error, f"cannot load {path}") from error
+            raise translate(error, f"cannot load {path}") from error
         self.inputs: frozenset[str] = frozenset(value.name for value in self.session.get_inputs())
         self.outputs: frozenset[str] = frozenset(value.name for value in self.session.get_outputs())
         self.path = path
@@ -74,7 +74,7 @@ class Binding:
         try:
             self.graph.session.run_with_iobinding(self._io)
         except Exception as error:  # onnxruntime's exceptions share no base of their own
-            raise _translate(error, f"{self.graph.path.name} failed") from error
+            raise translate(error, f"{self.graph.path.name} failed") from error
 
 
 def _options(num_threads: int) -> Any:  # noqa: ANN401 - onnxruntime has no types
@@ -104,7 +104,7 @@ def _share_one_arena() -> None:
     ort.create_and_register_allocator(memory, arena)
 
 
-def _translate(error: Exception, what: str) -> GraphError | InsufficientMemoryError:
+def translate(error: Exception, what: str) -> GraphError | InsufficientMemoryError:
     """Our error for one of onnxruntime's, in one line."""
     detail = " ".join(str(error).split())
     if isinstance(error, MemoryError) or any(mark in detail for mark in _NO_MEMORY):

@@ -10,8 +10,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from edge_runtime.engine.errors import InsufficientMemoryError
-from edge_runtime.engine.session import Graph
-from edge_runtime.engine.session import _translate as translate
+from edge_runtime.engine.session import Graph, translate
 from edge_runtime.inference.errors import CompactModelError, InferenceError
 from edge_runtime.inference.scoring import Float32, Int64
 

@@ -22,11 +22,11 @@ TIMEOUT_S = 300.0
 
 
 class Run:
-    """One ``fedspine run`` process, in ``folder`` (None: the current one)."""
+    """One ``fedspine run`` (or other command) process, in ``folder`` (None: the current one)."""
 
-    def __init__(self, *arguments: str, folder: Path | None = None) -> None:
+    def __init__(self, *arguments: str, folder: Path | None = None, command: str = "run") -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "broker_server", "run", *arguments],
+            [sys.executable, "-m", "broker_server", command, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,61 +20,22 @@ from onnx import numpy_helper
 from optimum.onnxruntime import ORTModelForCausalLM, ORTModelForSequenceClassification
 
 from edge_runtime.inference import CompactModel
-from edge_runtime.wire import names, ranking
-from edge_runtime.wire.adapter import AdapterLayout
-from edge_runtime.wire.errors import ExitCode
-from edge_runtime.wire.files import DiskFullError
-from edge_runtime.wire.manifest import Manifest, decode_manifest, digest_of
+from edge_runtime.wire import names
+from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.peft_format import write_peft
 from edge_runtime.wire.plan import Plan
 from edge_runtime.wire.tensors import decode_tensors, encode_tensors
 from exporter.compact import compact_run, compact_source
 from exporter.compact_merge import base_model, merged_model
 from exporter.compact_source import CompactSource, read_plan, read_source
-from exporter.errors import CompactInputError, CompactRatioError, OutputExistsError
+from exporter.errors import CompactInputError
 from exporter.export import export_model
 from models.errors import ModelUnsupportedError
 from models.registry import family_for
 from models.surgery import prune_model
-from tests.conftest import Disk
+from tests.exporter.runs import RANK, SCALING, write_run
 
-RANK = 3
-SCALING = 1.5
 SPARSITIES = [0.0, 0.25, 0.5]
-ROUND_NUMBERS = (0, 2, 10)
-
-
-def write_run(directory: Path, artifact_dir: Path) -> Path:
-    """A run directory as the coordinator leaves it: artifact, importance, a random adapter after some rounds."""
-    manifest = decode_manifest((artifact_dir / names.MANIFEST_FILE).read_bytes())
-    rng = np.random.default_rng(5)
-    digest = digest_of((artifact_dir / names.MANIFEST_FILE).read_bytes())
-    shutil.copytree(artifact_dir, directory / "artifacts" / digest)
-    importance = {(g.layer, g.group): rng.random(g.num_units).astype(np.float32) for g in manifest.groups}
-    (directory / "importance.safetensors").write_bytes(encode_tensors(ranking.to_tensors(importance)))
-    (directory / "adapters").mkdir()
-    shapes = AdapterLayout.of(manifest, Plan.full(manifest), RANK).shapes
-    for number in ROUND_NUMBERS:
-        tensors = {name: rng.normal(0.0, 0.2, shape).astype(np.float32) for name, shape in shapes.items()}
-        metadata = {
-            "artifact_digest": digest,
-            "rank": str(RANK),
-            "lora_scaling": str(SCALING),
-            "round_number": str(number),
-        }
-        path = directory / "adapters" / f"round-{number:04d}.safetensors"
-        path.write_bytes(encode_tensors(tensors, metadata=metadata))
-    return directory
-
-
-@pytest.fixture(scope="session")
-def bert_run(tiny_bert_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_run(tmp_path_factory.mktemp("bert") / "run", tiny_bert_artifact)
-
-
-@pytest.fixture(scope="session")
-def llama_run(tiny_llama_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_run(tmp_path_factory.mktemp("llama") / "run", tiny_llama_artifact)
 
 
 @pytest.fixture(scope="session")
@@ -87,12 +47,6 @@ def long_llama_run(tiny_llama_model: Path, tmp_path_factory: pytest.TempPathFact
     config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 128}))
     export_model(directory / "model", "causal-lm", directory / "artifact")
     return write_run(directory / "run", directory / "artifact")
-
-
-@pytest.fixture(params=["bert", "llama"])
-def run_dir(request: pytest.FixtureRequest) -> Path:
-    run: Path = request.getfixturevalue(f"{request.param}_run")
-    return run
 
 
 def reference(source: CompactSource, plan: Plan) -> Any:
@@ -333,103 +287,3 @@ def test_a_decoder_with_caches_of_different_widths_is_refused(llama_run: Path, t
         compact_source(source, plan, 0.3, tmp_path / "compact")
 
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(("asked", "taken"), [(None, 10), (0, 0), (2, 2)])
-def test_adapter_is_the_rounds_or_the_last(bert_run: Path, asked: int | None, taken: int) -> None:
-    assert read_source(bert_run, round_number=asked).round_number == taken
-
-
-def test_an_existing_directory_is_kept_unless_forced(bert_run: Path, tmp_path: Path) -> None:
-    out = tmp_path / "compact"
-    compact_run(bert_run, 0.0, out)
-
-    with pytest.raises(OutputExistsError, match="--force") as refusal:
-        compact_run(bert_run, 0.5, out)
-    assert refusal.value.exit_code is ExitCode.USAGE
-    assert CompactModel.open(out).info.pruning_ratio == 0.0
-    compact_run(bert_run, 0.5, out, force=True)
-
-    assert CompactModel.open(out).info.pruning_ratio == 0.5
-    assert list(tmp_path.iterdir()) == [out]
-
-
-def test_force_replaces_nothing_but_compact_models(bert_run: Path, tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("years of work")
-
-    with pytest.raises(OutputExistsError, match="no compact model"):
-        compact_run(bert_run, 0.0, tmp_path, force=True)
-
-    assert (tmp_path / "thesis.txt").exists()
-
-
-@pytest.mark.parametrize(
-    ("quantize", "num_models"), [(None, 0.7), ("int8", 1.5)], ids=["no room for the graph", "no room to quantise"]
-)
-def test_a_full_disk_has_its_exit_code(
-    quantize: Any, num_models: float, run_dir: Path, tmp_path: Path, small_disk: Disk
-) -> None:
-    """The disk holds so many times the graph."""
-    compact_run(run_dir, 0.0, tmp_path / "whole")
-    disk = small_disk(int(num_models * (tmp_path / "whole" / "model.onnx").stat().st_size))
-
-    with pytest.raises(DiskFullError) as refusal:
-        compact_run(run_dir, 0.0, disk / "compact", quantize=quantize)
-
-    assert refusal.value.exit_code is ExitCode.DISK_FULL
-    assert list(disk.iterdir()) == []
-
-
-@pytest.mark.parametrize("sparsity", [-0.1, 1.0, float("nan")])
-def test_sparsity_out_of_range_is_refused(bert_run: Path, tmp_path: Path, sparsity: float) -> None:
-    with pytest.raises(CompactRatioError, match="expected 0 or more and less than 1") as refusal:
-        compact_run(bert_run, sparsity, tmp_path / "compact")
-
-    assert refusal.value.exit_code is ExitCode.ARM_OUT_OF_RANGE
-    assert list(tmp_path.iterdir()) == []
-
-
-def _empty_adapters(run: Path) -> None:
-    shutil.rmtree(run / "adapters")
-    (run / "adapters").mkdir()
-
-
-def _truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-40])
-
-
-DAMAGE: dict[str, Callable[[Path], object]] = {
-    "no run": shutil.rmtree,
-    "no adapters": lambda run: shutil.rmtree(run / "adapters"),
-    "empty adapters": _empty_adapters,
-    "cut adapter": lambda run: _truncate(run / "adapters" / "round-0010.safetensors"),
-    "no metadata": lambda run: (run / "adapters" / "round-0010.safetensors").write_bytes(
-        encode_tensors({"x": np.zeros(1, np.float32)})
-    ),
-    "no artifact": lambda run: shutil.rmtree(run / "artifacts"),
-    "changed manifest": lambda run: _truncate(next((run / "artifacts").iterdir()) / "manifest.json"),
-    "cut base": lambda run: _truncate(next((run / "artifacts").iterdir()) / "base.safetensors"),
-    "no importance": lambda run: (run / "importance.safetensors").unlink(),
-    "cut importance": lambda run: _truncate(run / "importance.safetensors"),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_run_is_refused_and_nothing_is_written(bert_run: Path, tmp_path: Path, damage: str) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(bert_run, run)
-    DAMAGE[damage](run)
-    out = tmp_path / "out"
-    out.mkdir()
-
-    with pytest.raises(CompactInputError) as refusal:
-        compact_run(run, 0.25, out / "compact")
-
-    assert "\n" not in str(refusal.value)
-    assert refusal.value.exit_code is ExitCode.ARTIFACT_CORRUPTED
-    assert list(out.iterdir()) == []
-
-
-def test_a_round_that_does_not_exist_is_refused(bert_run: Path, tmp_path: Path) -> None:
-    with pytest.raises(CompactInputError, match="no round 3; it has 0 to 10"):
-        compact_run(bert_run, 0.25, tmp_path / "compact", round_number=3)

@@ -1,0 +1,120 @@
+"""What a compact model is made from and where it goes: chosen, refused, and nothing half-written."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge_runtime.inference import CompactModel
+from edge_runtime.wire.errors import ExitCode
+from edge_runtime.wire.files import DiskFullError
+from edge_runtime.wire.tensors import encode_tensors
+from exporter.compact import compact_run
+from exporter.compact_source import read_source
+from exporter.errors import CompactInputError, CompactRatioError, OutputExistsError
+from tests.conftest import Disk
+
+
+@pytest.mark.parametrize(("asked", "taken"), [(None, 10), (0, 0), (2, 2)])
+def test_adapter_is_the_rounds_or_the_last(bert_run: Path, asked: int | None, taken: int) -> None:
+    assert read_source(bert_run, round_number=asked).round_number == taken
+
+
+def test_an_existing_directory_is_kept_unless_forced(bert_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "compact"
+    compact_run(bert_run, 0.0, out)
+
+    with pytest.raises(OutputExistsError, match="--force") as refusal:
+        compact_run(bert_run, 0.5, out)
+    assert refusal.value.exit_code is ExitCode.USAGE
+    assert CompactModel.open(out).info.pruning_ratio == 0.0
+    compact_run(bert_run, 0.5, out, force=True)
+
+    assert CompactModel.open(out).info.pruning_ratio == 0.5
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_force_replaces_nothing_but_compact_models(bert_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+
+    with pytest.raises(OutputExistsError, match="no compact model"):
+        compact_run(bert_run, 0.0, tmp_path, force=True)
+
+    assert (tmp_path / "thesis.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("quantize", "num_models"), [(None, 0.7), ("int8", 1.5)], ids=["no room for the graph", "no room to quantise"]
+)
+def test_a_full_disk_has_its_exit_code(
+    quantize: Any, num_models: float, run_dir: Path, tmp_path: Path, small_disk: Disk
+) -> None:
+    """The disk holds so many times the graph."""
+    compact_run(run_dir, 0.0, tmp_path / "whole")
+    disk = small_disk(int(num_models * (tmp_path / "whole" / "model.onnx").stat().st_size))
+
+    with pytest.raises(DiskFullError) as refusal:
+        compact_run(run_dir, 0.0, disk / "compact", quantize=quantize)
+
+    assert refusal.value.exit_code is ExitCode.DISK_FULL
+    assert list(disk.iterdir()) == []
+
+
+@pytest.mark.parametrize("sparsity", [-0.1, 1.0, float("nan")])
+def test_sparsity_out_of_range_is_refused(bert_run: Path, tmp_path: Path, sparsity: float) -> None:
+    with pytest.raises(CompactRatioError, match="expected 0 or more and less than 1") as refusal:
+        compact_run(bert_run, sparsity, tmp_path / "compact")
+
+    assert refusal.value.exit_code is ExitCode.ARM_OUT_OF_RANGE
+    assert list(tmp_path.iterdir()) == []
+
+
+def _empty_adapters(run: Path) -> None:
+    shutil.rmtree(run / "adapters")
+    (run / "adapters").mkdir()
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "no run": shutil.rmtree,
+    "no adapters": lambda run: shutil.rmtree(run / "adapters"),
+    "empty adapters": _empty_adapters,
+    "cut adapter": lambda run: _truncate(run / "adapters" / "round-0010.safetensors"),
+    "no metadata": lambda run: (run / "adapters" / "round-0010.safetensors").write_bytes(
+        encode_tensors({"x": np.zeros(1, np.float32)})
+    ),
+    "no artifact": lambda run: shutil.rmtree(run / "artifacts"),
+    "changed manifest": lambda run: _truncate(next((run / "artifacts").iterdir()) / "manifest.json"),
+    "cut base": lambda run: _truncate(next((run / "artifacts").iterdir()) / "base.safetensors"),
+    "no importance": lambda run: (run / "importance.safetensors").unlink(),
+    "cut importance": lambda run: _truncate(run / "importance.safetensors"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_run_is_refused_and_nothing_is_written(bert_run: Path, tmp_path: Path, damage: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(bert_run, run)
+    DAMAGE[damage](run)
+    out = tmp_path / "out"
+    out.mkdir()
+
+    with pytest.raises(CompactInputError) as refusal:
+        compact_run(run, 0.25, out / "compact")
+
+    assert "\n" not in str(refusal.value)
+    assert refusal.value.exit_code is ExitCode.ARTIFACT_CORRUPTED
+    assert list(out.iterdir()) == []
+
+
+def test_a_round_that_does_not_exist_is_refused(bert_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(CompactInputError, match="no round 3; it has 0 to 10"):
+        compact_run(bert_run, 0.25, tmp_path / "compact", round_number=3)

@@ -246,7 +246,6 @@ class Welcome(Message, frozen=True, kw_only=True):
     max_length: Positive
     wire_dtype: WireDtype = "float32"
     heartbeat_s: Seconds = 15.0
-    max_message_bytes: Annotated[int, msgspec.Meta(ge=4096, le=limits.MAX_MESSAGE_BYTES)] = limits.MAX_MESSAGE_BYTES
 
 
 class Pruning(msgspec.Struct, frozen=True, kw_only=True):

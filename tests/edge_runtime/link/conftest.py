@@ -1,11 +1,31 @@
-"""What tests of encrypted connections share."""
+"""Links that are closed at the end, and a certificate."""
 
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from edge_runtime.link.mqtt import BrokerAddress, MqttLink
+from tests.edge_runtime.link.links import Jitter, MakeLink
+
+
+@pytest.fixture
+def make_link() -> Iterator[MakeLink]:
+    links: list[MqttLink] = []
+
+    def make(url: str, client_id: str = "a", subscriptions: tuple[str, ...] = ("t/#",), **options: Any) -> MqttLink:
+        settings: dict[str, Any] = {"will": None, "max_message_bytes": 4096, "rng": Jitter(), **options}
+        link = MqttLink(BrokerAddress.parse(url), client_id=client_id, subscriptions=subscriptions, **settings)
+        links.append(link)
+        return link
+
+    yield make
+    for link in links:
+        link.close()
 
 
 @pytest.fixture

@@ -5,65 +5,20 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edge_runtime.link import connection
-from edge_runtime.link.errors import AddressError, BrokerRefusedError, BrokerUnreachableError
+from edge_runtime.link.errors import BrokerRefusedError, BrokerUnreachableError
 from edge_runtime.link.mqtt import (
-    BrokerAddress,
     Connected,
     Disconnected,
-    LinkEvent,
-    MqttLink,
     Received,
-    TlsFiles,
 )
 from edge_runtime.wire.errors import ExitCode, MessageError
-
-MakeLink = Callable[..., MqttLink]
-
-
-class Jitter(random.Random):
-    """Records the bounds it is asked for and hardly waits.
-
-    Not zero: who connects to a closed loopback port again and again meets itself in the end (a simultaneous open).
-    """
-
-    def __init__(self) -> None:
-        super().__init__(0)
-        self.bounds: list[tuple[float, float]] = []
-
-    def uniform(self, a: float, b: float) -> float:
-        self.bounds.append((a, b))
-        return 0.02
-
-
-@pytest.fixture
-def make_link() -> Iterator[MakeLink]:
-    links: list[MqttLink] = []
-
-    def make(url: str, client_id: str = "a", subscriptions: tuple[str, ...] = ("t/#",), **options: Any) -> MqttLink:
-        settings: dict[str, Any] = {"will": None, "max_message_bytes": 4096, "rng": Jitter(), **options}
-        link = MqttLink(BrokerAddress.parse(url), client_id=client_id, subscriptions=subscriptions, **settings)
-        links.append(link)
-        return link
-
-    yield make
-    for link in links:
-        link.close()
-
-
-def next_event(link: MqttLink, kind: type[LinkEvent], timeout_s: float = 20.0) -> Any:
-    """The next event of a kind; others are skipped."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        event = link.events.get(timeout=max(0.01, deadline - time.monotonic()))
-        if isinstance(event, kind):
-            return event
+from tests.edge_runtime.link.links import Jitter, MakeLink, next_event
 
 
 def test_a_message_arrives_at_every_subscriber(broker: Any, make_link: MakeLink) -> None:
@@ -108,86 +63,6 @@ def test_delays_grow_to_a_cap_with_full_jitter(mosquitto: Any, make_link: MakeLi
         time.sleep(0.01)
     assert [low for low, _ in jitter.bounds[:9]] == [0.0] * 9
     assert [high for _, high in jitter.bounds[:9]] == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]
-
-
-CONNACK = bytes([0x20, 3, 0, 0, 0])
-MALFORMED = {
-    "topic longer than its packet": b"\x30\x05\xff\xffabc",
-    "packet ends within the topic's length": b"\x30\x01\x00",
-    "unknown property": b"\x30\x06\x00\x01t\x02\x7e\x00",
-    "unknown reason of a PUBACK": b"\x40\x03\x00\x01\x05",
-    "PUBACK without a packet identifier": b"\x40\x01\x00",
-    "unknown packet type": b"\xf0\x01\x00",
-}
-
-
-@pytest.fixture
-def serve_malformed() -> Iterator[Callable[[bytes], str]]:
-    """A server that answers CONNECT and SUBSCRIBE as a broker does; its first connection then gets these bytes."""
-    stop, threads, sockets = threading.Event(), [], []
-
-    def start(bad: bytes) -> str:
-        server = socket.create_server(("127.0.0.1", 0))
-        server.settimeout(0.1)
-        sockets.append(server)
-
-        def serve() -> None:
-            packets = [bad]
-            while not stop.is_set():
-                try:
-                    peer, _ = server.accept()
-                except TimeoutError:
-                    continue
-                sockets.append(peer)
-                peer.settimeout(5)
-                peer.recv(1000)
-                peer.sendall(CONNACK)
-                subscribe = peer.recv(1000)
-                peer.sendall(b"\x90\x04" + subscribe[2:4] + b"\x00\x01")
-                if packets:
-                    peer.sendall(packets.pop())
-
-        threads.append(threading.Thread(target=serve))
-        threads[0].start()
-        return f"mqtt://127.0.0.1:{server.getsockname()[1]}"
-
-    yield start
-    stop.set()
-    for thread in threads:
-        thread.join()
-    for sock in sockets:
-        sock.close()
-
-
-@pytest.mark.parametrize("bad", list(MALFORMED.values()), ids=list(MALFORMED))
-def test_a_malformed_packet_is_a_lost_connection(
-    serve_malformed: Callable[[bytes], str], make_link: MakeLink, bad: bytes
-) -> None:
-    link = make_link(serve_malformed(bad))
-    link.connect()
-    next_event(link, Connected)
-    next_event(link, Disconnected)
-    next_event(link, Connected)
-    assert link.is_connected
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # that is what the test is about
-def test_a_dead_network_thread_is_a_lost_connection(mosquitto: Any, make_link: MakeLink) -> None:
-    link = make_link(mosquitto.url)
-    receive = link._receive
-
-    def fail_once(topic: str, payload: bytes) -> None:
-        link._receive = receive  # type: ignore[method-assign]
-        raise RuntimeError(topic, payload)
-
-    link._receive = fail_once  # type: ignore[method-assign]
-    link.connect()
-    next_event(link, Connected)
-    link.publish("t/x", b"deadly")
-    assert "network thread" in next_event(link, Disconnected).reason
-    next_event(link, Connected)
-    link.publish("t/x", b"alive")
-    assert next_event(link, Received).payload == b"alive"
 
 
 def test_nothing_published_while_offline_is_queued(mosquitto: Any, make_link: MakeLink) -> None:
@@ -346,55 +221,6 @@ def test_websockets_work(websocket_broker: Any, make_link: MakeLink) -> None:
     link.connect()
     link.publish("t/x", b"1")
     assert next_event(link, Received).payload == b"1"
-
-
-def tls_lines(cert: Path, key: Path) -> tuple[str, ...]:
-    return ("listener {port} 127.0.0.1", "allow_anonymous true", f"certfile {cert}", f"keyfile {key}")
-
-
-def test_tls_with_a_known_authority_connects(
-    start_mosquitto: Any, make_link: MakeLink, certificate: tuple[Path, Path]
-) -> None:
-    broker = start_mosquitto(*tls_lines(*certificate))
-    link = make_link(f"mqtts://127.0.0.1:{broker.port}", tls=TlsFiles(ca_file=certificate[0]))
-    link.connect()
-    assert next_event(link, Connected)
-
-
-@pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnraisableExceptionWarning"
-)  # paho leaves the socket to the collector
-def test_tls_with_an_unknown_authority_is_refused(
-    start_mosquitto: Any, make_link: MakeLink, certificate: tuple[Path, Path]
-) -> None:
-    broker = start_mosquitto(*tls_lines(*certificate))
-    with pytest.raises(BrokerRefusedError, match=r"CERTIFICATE_VERIFY_FAILED.*--ca-file"):
-        make_link(f"mqtts://127.0.0.1:{broker.port}").connect()
-
-
-def test_tls_files_that_do_not_exist_are_named(tmp_path: Path) -> None:
-    with pytest.raises(AddressError, match=r"absent\.pem does not exist"):
-        TlsFiles(ca_file=tmp_path / "absent.pem").context()
-
-
-def test_a_key_without_certificate_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(AddressError, match="--cert-file"):
-        TlsFiles(key_file=tmp_path / "key.pem").context()
-
-
-@pytest.mark.parametrize("name", ["ca_file", "cert_file", "key_file"])
-@pytest.mark.parametrize("scheme", ["mqtt", "ws"])
-def test_files_that_would_do_nothing_are_refused(make_link: MakeLink, tmp_path: Path, scheme: str, name: str) -> None:
-    with pytest.raises(AddressError, match=r"not encrypted.*file\.pem would do nothing: use mqtts://") as caught:
-        make_link(f"{scheme}://127.0.0.1:1", tls=TlsFiles(**{name: tmp_path / "file.pem"}))
-    assert caught.value.exit_code == ExitCode.USAGE
-
-
-def test_a_file_that_is_no_certificate_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "ca.pem"
-    path.write_text("no certificate")
-    with pytest.raises(AddressError, match="PEM format"):
-        TlsFiles(ca_file=path).context()
 
 
 def test_no_events_are_lost_when_the_owner_is_slow(

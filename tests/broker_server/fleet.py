@@ -15,9 +15,13 @@ import msgspec
 import numpy as np
 
 from broker_server.config import CoordinatorConfig, TrainingConfig, parse_arms
+from broker_server.emulation.fleet import Fleet
+from broker_server.emulation.step_times import STEP_TIMES_FILE, StepTimes, write_step_times
+from broker_server.run.settings import EMULATION_FILE
 from edge_runtime.link.mqtt import BrokerAddress, Connected, MqttLink, Received
 from edge_runtime.link.transfers import Transfers
-from edge_runtime.wire import chunks, limits, topics
+from edge_runtime.wire import chunks, limits, names, topics
+from edge_runtime.wire.adapter import target_indices
 from edge_runtime.wire.messages import (
     AnyMessage,
     Assignment,
@@ -36,6 +40,7 @@ from edge_runtime.wire.messages import (
     encode_message,
     kind_of,
 )
+from edge_runtime.wire.payload import Payload, decode_payload, encode_payload
 from edge_runtime.wire.tensors import decode_tensors, encode_tensors
 from tests.broker_server import tiny
 
@@ -83,6 +88,29 @@ def train(assignment: Assignment, blob: bytes) -> bytes:
     """Trained by a fixed rule: what it started from plus a hundredth, so that results can be computed by hand."""
     del assignment
     return encode_tensors({name: value + np.float32(0.01) for name, value in decode_tensors(blob).items()})
+
+
+def train_and_score(assignment: Assignment, blob: bytes) -> bytes:
+    """As :func:`train`, pruned as was asked, with scores: unit ``u`` of a group is worth ``1 + u``, of any device."""
+    manifest, start, final = tiny.manifest(), assignment.plan, assignment.final_plan
+    trained = decode_payload(train(assignment, blob)).adapter
+    for target in manifest.targets:
+        before, after = target_indices(target, start), target_indices(target, final)
+        if before[0] is not None and after[0] is not None:
+            name = names.lora_b(target.module)
+            trained[name] = trained[name][np.searchsorted(before[0], after[0])]
+        if before[1] is not None and after[1] is not None:
+            name = names.lora_a(target.module)
+            trained[name] = trained[name][:, np.searchsorted(before[1], after[1])]
+    scores = {(g.layer, g.group): (1.0 + final.kept(g.layer, g.group)).astype(np.float32) for g in final.groups}
+    return encode_payload(Payload(adapter=trained, importance=scores))
+
+
+def emulate(run_dir: Path, emulated: Fleet) -> None:
+    """Write the files of an emulated fleet: a step takes a second, whatever the arm."""
+    times = StepTimes(ratios=(0.0,), ranks=(1,), step_s=((1.0,),), machine="test", measured_at=1.0)
+    (run_dir / EMULATION_FILE).write_text(emulated.to_toml(), encoding="utf-8")
+    write_step_times(run_dir / STEP_TIMES_FILE, times)
 
 
 def refuse(reason: FailureReason) -> Callable[[Assignment, bytes], FailureReason]:

@@ -170,7 +170,8 @@ def emulated_report() -> Report:
     )
     facts = RunFacts(
         run_id="r", task="text-classification", model_name="m", artifact_digest="", created_at=0.0, steps={},
-        data=sample_report().data, config={"sparsity": 0.5}, fleet=FleetEntry(classes=(tx2,), jitter=0.05, deadline_s=0.0),
+        data=sample_report().data, config={"sparsity": 0.5},
+        fleet=FleetEntry(classes=(tx2,), jitter=0.05, deadline_s=0.0),
     )  # fmt: skip
     return build_report(facts, rounds, None)
 

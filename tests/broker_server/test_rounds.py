@@ -31,6 +31,7 @@ from broker_server.round_types import (
     Tick,
     UpdateAnnounced,
     UpdateKey,
+    UpdateLate,
     UpdateRejected,
     UpdateStored,
 )
@@ -326,3 +327,35 @@ def test_restart_between_rounds_waits_for_devices() -> None:
 def test_restart_of_a_finished_run_says_so() -> None:
     state, commands = rounds.resume(LIMITS, 0.0, 3, None)
     assert (state.phase, commands) == (Phase.FINISHED, (FinishRun(),))
+
+
+# ---- the virtual clock of an emulated fleet --------------------------------------------------------------------------
+
+
+def test_late_update_on_the_virtual_clock_is_a_timeout_and_its_device_is_told() -> None:
+    desk = begun()
+    desk.answers_pulls = False
+    desk.feed(UpdateAnnounced(key=key(A)), UpdateLate(key=key(A), detail="9 s, the deadline is 5 s (emulated)"))
+    assert desk.sent(SendVerdict) == [
+        SendVerdict(key=key(A), accepted=False, detail="9 s, the deadline is 5 s (emulated)")
+    ]
+    assert desk.sent(Aggregate) == []
+    desk.feed(UpdateStored(key=key(B)))
+    assert desk.outcomes() == {A: Outcome.TIMED_OUT, B: Outcome.ACCEPTED}
+
+
+def test_round_of_late_updates_only_is_empty_but_goes_on() -> None:
+    desk = begun()
+    desk.answers_pulls = False
+    desk.feed(UpdateLate(key=key(A), detail="late"), UpdateLate(key=key(B), detail="late"))
+    assert desk.sent(Aggregate) == [Aggregate(round_number=1, keys=())]
+    assert desk.state.round_number == 2
+
+
+def test_late_update_counts_as_late_only_once() -> None:
+    desk = begun()
+    desk.answers_pulls = False
+    desk.feed(UpdateLate(key=key(A), detail="late"), UpdateAnnounced(key=key(A)), UpdateLate(key=key(A), detail="late"))
+    assert [c.accepted for c in desk.commands if isinstance(c, SendVerdict)] == [False, False, False]
+    assert desk.sent(PullUpdate) == []
+    assert desk.state.participants[A].outcome is Outcome.TIMED_OUT

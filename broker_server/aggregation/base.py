@@ -22,10 +22,10 @@ from broker_server.aggregation.factorise import compress
 from broker_server.aggregation.targets import Contribution, Float32, Float64, TargetUpdates
 from broker_server.errors import AggregationError
 from edge_runtime.wire import names
-from edge_runtime.wire.adapter import AdapterLayout, Trainable, target_indices
+from edge_runtime.wire.adapter import AdapterLayout, Trainable, restrict, target_indices
 from edge_runtime.wire.errors import WireError
 from edge_runtime.wire.manifest import Manifest, TargetSpec
-from edge_runtime.wire.payload import Merged, check_merged
+from edge_runtime.wire.payload import Merged, Payload, check_merged, restrict_merged
 from edge_runtime.wire.plan import Plan
 
 
@@ -75,6 +75,8 @@ class Aggregation(abc.ABC):
     """What devices train and send back."""
     restarts: ClassVar[bool] = False
     """Whether every round starts from an adapter that changes nothing (B is zero), all else being merged."""
+    sends_rest: ClassVar[bool] = False
+    """Whether a device of a small rank is sent the components beyond it too, to be merged into its frozen weights."""
 
     def aggregate(
         self, manifest: Manifest, before: Aggregated, updates: Sequence[DeviceUpdate], rng: np.random.Generator
@@ -116,6 +118,27 @@ class Aggregation(abc.ABC):
             stacked = np.stack([_double(update.tensors[dense.name]) for update in counted])
             adapter[dense.name] = np.average(stacked, axis=0, weights=weights).astype(np.float32)
         return Aggregated(adapter=adapter, merged=merged)
+
+    def start(self, manifest: Manifest, state: Aggregated, plan: Plan, rank: int) -> Payload:
+        """What a device with ``plan`` and ``rank`` starts from: its part of the adapter, and of what is merged.
+
+        Args:
+            manifest: the artifact's manifest.
+            state: under the full plan.
+            plan: units that the device holds.
+            rank: components that it trains, the leading ones.
+
+        Raises:
+            TensorError: the adapter has fewer components than ``rank``.
+        """
+        merged = restrict_merged(manifest, state.merged, plan)
+        everything = state.adapter[names.lora_a(manifest.targets[0].module)].shape[0]
+        if self.sends_rest and everything > rank:
+            whole = restrict(manifest, state.adapter, plan, everything)
+            for target in manifest.targets:
+                b, a = whole[names.lora_b(target.module)][:, rank:], whole[names.lora_a(target.module)][rank:]
+                _fold(merged, target, (_double(b), _double(a)))
+        return Payload(adapter=restrict(manifest, state.adapter, plan, rank), merged=merged)
 
     @abc.abstractmethod
     def _combine(self, target: TargetUpdates, rng: np.random.Generator) -> Combined:

@@ -1,12 +1,18 @@
 """The exact weighted sum of the devices' products B A, as two stacked factors; the dense matrix is never built.
 
-With weights ``w_ki`` of device ``k`` at coordinate ``i`` (a row of the product where B's rows are pruned, a column
-where A's columns are) and ``H_i`` the devices that hold it, coordinate by coordinate
+A product is the sum of its components b_j a_j (column ``j`` of B, row ``j`` of A). With weights ``w_ki`` of device
+``k`` at coordinate ``i`` (a row of the product where B's rows are pruned, a column where A's columns are) and ``H_ij``
+the devices that count there,
 
-    W_i = sum_{k in H_i} w_ki (B_k A_k)_i / sum_{k in H_i} w_ki,     W_i = (B A)_i of the old adapter if H_i is empty
+    W_i = sum_j W_ij,     W_ij = sum_{k in H_ij} w_ki (b_kj a_kj)_i / sum_{k in H_ij} w_ki
+                          W_ij = (b_j a_j)_i of the old adapter if H_ij is empty
 
-Dividing by what is held is ours. It is a scaling of the rows of the stacked B_k (or of the columns of the stacked A_k),
-and old values are one more block, so W = L M with L ``[O, S]`` and M ``[S, I]``, S the sum of the ranks.
+where ``k`` counts if its plan keeps coordinate ``i``, and, if components are held too, its rank is above ``j``.
+Otherwise a device of a small rank counts with zero in the other components, and W_i is the plain weighted sum of the
+products. With equal ranks both are the same. Dividing by what is held is ours.
+
+It is a scaling of the elements of the stacked B_k (or of the stacked A_k, where their columns are pruned), and old
+values are one more block, so W = L M with L ``[O, S]`` and M ``[S, I]``, S the sum of the ranks.
 """
 
 from __future__ import annotations
@@ -20,33 +26,28 @@ from edge_runtime.wire.plan import Indices
 
 
 def stacked_sum(
-    target: TargetUpdates, weights: Sequence[Float64], *, keep_components: bool = False
+    target: TargetUpdates, weights: Sequence[Float64], *, holds_components: bool
 ) -> tuple[Float64, Float64]:
     """Left ``[O, S]`` and right ``[S, I]`` whose product is W.
 
     Args:
         target: old factors and contributions.
         weights: for each contribution its positive weights at the coordinates that it holds.
-        keep_components: False: a device of rank r says that components beyond r are zero, as FlexLoRA has it. True
-            (ours): it says nothing of them, so in its product they stay what they were: (B_k A_k)_i in the formula
-            becomes (B_k A_k)_i + sum_{j >= r_k} B_ij A_j of the old adapter.
+        holds_components: whether a device counts only in the components that it has; see the module.
     """
-    total = np.zeros(target.num_coordinates)
+    total = np.zeros((target.num_coordinates, target.rank))
     for one, weight in zip(target.contributions, weights, strict=True):
-        total[one.held] += weight
+        total[one.held, : one.rank if holds_components else target.rank] += weight[:, None]
     lefts, rights = [], []
-    kept = np.zeros((target.num_coordinates, target.rank))  # share of the old component at a coordinate
-    kept[total == 0] = 1.0
     for one, weight in zip(target.contributions, weights, strict=True):
-        share = weight / total[one.held]
-        if keep_components:
-            kept[one.held, one.rank :] += share[:, None]
+        share = weight[:, None] / total[one.held, : one.rank]
         if target.prunes_columns:
             lefts.append(one.b)
-            rights.append(_spread((one.a * share).T, one.held, target.num_coordinates).T)
+            rights.append(_spread(one.a.T * share, one.held, target.num_coordinates).T)
         else:
-            lefts.append(_spread(one.b * share[:, None], one.held, target.num_coordinates))
+            lefts.append(_spread(one.b * share, one.held, target.num_coordinates))
             rights.append(one.a)
+    kept = total == 0
     (components,) = np.nonzero(kept.any(axis=0))
     if components.size:
         kept, a, b = kept[:, components], target.old_a[components], target.old_b[:, components]

@@ -6,6 +6,10 @@ The averages are those of ``fedit``. The residual, the exact sum by examples min
 
 and is added to what is merged, so that adapter and merged factors together are the exact sum. As with ``flora`` the
 merged factors of all rounds are sent to devices compressed (ours).
+
+The paper has equal ranks. Otherwise a device counts only in the components that it has, in the averages and in the sum
+alike (ours): if it counted with zero in the sum alone, the residual would take away in every round what the averages
+keep, and grow without bound.
 """
 
 from __future__ import annotations
@@ -29,5 +33,5 @@ class FedExLora(Aggregation):
         del rng
         weights = [float(one.num_examples) for one in target.contributions]
         a, b = average_a(target, weights), average_b(target, weights)
-        left, right = stacked_sum(target, target.by_examples())
+        left, right = stacked_sum(target, target.by_examples(), holds_components=True)
         return Combined(a=a, b=b, folded=(np.concatenate([left, -b], axis=1), np.concatenate([right, a])))

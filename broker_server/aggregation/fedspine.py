@@ -4,9 +4,11 @@ The paper (arXiv 2501.02438) says that updates are rebuilt into compatible shape
 heterogeneity; how is ours. As in ``flexlora`` products are summed exactly and decomposed again to the global rank, with
 two differences:
 
-* *Components are held, too.* A device of rank r started from the leading r components and knows nothing of the others:
-  in its product they stay what they were. (In ``flexlora`` it says that they are zero, and every small rank in a round
-  pulls them down.) With equal ranks there is no difference.
+* *Components are held, too.* A device of rank r trains the leading r components and says nothing of the others, so each
+  component is divided by the weight of those that trained it. (In ``flexlora`` it says that the others are zero, and
+  every small rank in a round pulls them down.) So that it does not learn the others' part once more, it is sent them to
+  be merged into its frozen weights: every device starts from the whole global model, whatever its rank. That costs a
+  download of R instead of r components; training and upload stay those of rank r. With equal ranks nothing differs.
 * *Weights are those of a unit.* At the coordinates of unit ``u`` (a head, a channel) device ``k`` weighs
 
       w_ku = n_k clip(s_ku / mean_u, 1/2, 2)
@@ -44,9 +46,10 @@ class FedSpine(Aggregation):
     """See the module."""
 
     name: ClassVar[str] = "fedspine"
+    sends_rest: ClassVar[bool] = True
 
     def _combine(self, target: TargetUpdates, rng: np.random.Generator) -> Combined:
-        left, right = stacked_sum(target, unit_weights(target), keep_components=True)
+        left, right = stacked_sum(target, unit_weights(target), holds_components=True)
         a, b = decompose(left, right, target.rank, rng)
         return Combined(a=a, b=b)
 

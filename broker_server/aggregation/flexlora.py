@@ -1,6 +1,6 @@
 """``flexlora``: the exact sum of the products B A by examples, decomposed again to the global rank (arXiv 2402.11505).
 
-The sum is :func:`broker_server.aggregation.exact.stacked_sum`, where a device of a smaller rank counts with zero in the
+The sum is that of :mod:`broker_server.aggregation.exact`, where a device of a smaller rank counts with zero in the
 components it never had, as in the paper; the decomposition is :func:`broker_server.aggregation.factorise.decompose`.
 Exact up to the cut at rank R, which is the best approximation of that rank.
 """
@@ -23,6 +23,6 @@ class FlexLora(Aggregation):
     name: ClassVar[str] = "flexlora"
 
     def _combine(self, target: TargetUpdates, rng: np.random.Generator) -> Combined:
-        left, right = stacked_sum(target, target.by_examples())
+        left, right = stacked_sum(target, target.by_examples(), holds_components=False)
         a, b = decompose(left, right, target.rank, rng)
         return Combined(a=a, b=b)

@@ -31,5 +31,5 @@ class FLora(Aggregation):
         return Combined(
             a=fresh_a(target.rank, target.spec.in_features, rng),
             b=np.zeros_like(target.old_b),
-            folded=stacked_sum(target, target.by_examples()),
+            folded=stacked_sum(target, target.by_examples(), holds_components=False),
         )

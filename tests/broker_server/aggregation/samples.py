@@ -146,15 +146,13 @@ def aggregate(name: str, old: Aggregated, updates: Sequence[DeviceUpdate]) -> Ag
 
 def product(target: TargetSpec, tensors: dict[str, Float32] | Aggregated) -> Float64:
     """What the factors add to the frozen weight, dense; with an :class:`Aggregated` also what is merged."""
-    merged: Float64 = np.zeros((target.out_features, target.in_features))
-    if isinstance(tensors, Aggregated):
-        if target.module in tensors.merged:
-            a, b = tensors.merged[target.module]
-            merged = b.astype(np.float64) @ a.astype(np.float64)
-        tensors = dict(tensors.adapter)
-    a, b = tensors[names.lora_a(target.module)], tensors[names.lora_b(target.module)]
-    own: Float64 = b.astype(np.float64) @ a.astype(np.float64)
-    return own if merged.shape != own.shape else own + merged
+    merged = tensors.merged if isinstance(tensors, Aggregated) else {}
+    adapter = tensors.adapter if isinstance(tensors, Aggregated) else tensors
+    pairs = [(adapter[names.lora_a(target.module)], adapter[names.lora_b(target.module)])]
+    if target.module in merged:
+        pairs.append(merged[target.module])
+    out: Float64 = np.sum([b.astype(np.float64) @ a.astype(np.float64) for a, b in pairs], axis=0)
+    return out
 
 
 def held(target: TargetSpec, plan: Plan) -> npt.NDArray[np.bool_]:
@@ -184,6 +182,33 @@ def dense_sum(target: TargetSpec, old: Aggregated, updates: Sequence[DeviceUpdat
         total += one.num_examples * dense_product(target, one)
         weight += one.num_examples * held(target, one.plan)
     return np.where(weight > 0, total / np.maximum(weight, 1), product(target, dict(old.adapter)))
+
+
+def component_sum(
+    target: TargetSpec, old: Aggregated, updates: Sequence[DeviceUpdate], weights: Sequence[Float64] | None = None
+) -> Float64:
+    """The same where devices count only in the components that they have: component by component, all dense.
+
+    ``weights`` are those of each device at the coordinates it holds, instead of its examples.
+    """
+    a, b = names.lora_a(target.module), names.lora_b(target.module)
+    out = np.zeros((target.out_features, target.in_features))
+    axis = 0 if target.in_prune is not None else 1
+    for j in range(old.adapter[a].shape[0]):
+        total, weight = np.zeros_like(out), np.zeros_like(out)
+        for index, one in enumerate(updates):
+            if one.rank <= j:
+                continue
+            mask = held(target, one.plan)
+            by_coordinate = np.zeros(out.shape[1 - axis])
+            by_coordinate[mask.any(axis=axis)] = one.num_examples if weights is None else weights[index]
+            own = mask * (by_coordinate[None, :] if axis == 0 else by_coordinate[:, None])
+            value = np.zeros_like(out)
+            value[mask] = np.outer(one.tensors[b][:, j], one.tensors[a][j]).reshape(-1)
+            total, weight = total + own * value, weight + own
+        before = np.outer(old.adapter[b][:, j], old.adapter[a][j])
+        out += np.where(weight > 0, total / np.where(weight > 0, weight, 1.0), before)
+    return out
 
 
 def merged_product(target: TargetSpec, state: Aggregated) -> Float64:

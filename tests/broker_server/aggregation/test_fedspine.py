@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker_server.aggregation import Aggregated, DeviceUpdate
+from broker_server.aggregation import Aggregated, DeviceUpdate, make_aggregation
 from broker_server.aggregation.base import _target_updates
 from broker_server.aggregation.fedspine import LARGEST_FACTOR, unit_weights
-from edge_runtime.wire import names
+from edge_runtime.wire.adapter import restrict
 from edge_runtime.wire.manifest import TargetSpec
+from edge_runtime.wire.payload import check_payload
+from edge_runtime.wire.plan import Plan
 from tests.broker_server.aggregation.samples import (
     FULL,
     HALF,
@@ -25,8 +27,9 @@ from tests.broker_server.aggregation.samples import (
     aggregate,
     assert_close,
     before,
-    dense_product,
+    component_sum,
     held,
+    plans,
     product,
     update,
     updates,
@@ -39,30 +42,34 @@ def weights_of(target: TargetSpec, sent: list[DeviceUpdate]) -> list[Float64]:
     return unit_weights(_target_updates(target, adapter(FULL, RANK, 7), sent))
 
 
-def whole_product(target: TargetSpec, old: Aggregated, one: DeviceUpdate) -> Float64:
-    """A device's product, with the old components that it did not have."""
-    a, b = old.adapter[names.lora_a(target.module)], old.adapter[names.lora_b(target.module)]
-    rest = b[:, one.rank :].astype(np.float64) @ a[one.rank :].astype(np.float64)
-    return dense_product(target, one) + rest * held(target, one.plan)
-
-
 @settings(max_examples=50, deadline=None)
 @given(sent=updates())
-def test_it_is_the_dense_sum_of_whole_products_by_unit_weights(sent: list[DeviceUpdate]) -> None:
+def test_it_is_the_dense_sum_over_the_components_that_are_held_by_unit_weights(sent: list[DeviceUpdate]) -> None:
     old = before(rank=10)  # nothing is cut
     new = aggregate("fedspine", old, sent)
     sent = sorted((one for one in sent if one.num_examples), key=lambda one: one.device_id)
     for target in MANIFEST.targets:
-        total, weight = np.zeros((target.out_features, target.in_features)), np.zeros(())
-        for one, own in zip(sent, weights_of(target, sent), strict=True):
-            axis = 1 if target.in_prune is not None else 0
-            by_coordinate = np.zeros(total.shape[axis])
-            by_coordinate[held(target, one.plan).any(axis=1 - axis)] = own
-            spread = by_coordinate[None, :] if axis else by_coordinate[:, None]
-            total, weight = total + spread * whole_product(target, old, one), weight + spread
-        weight = np.broadcast_to(weight, total.shape)
-        expected = np.where(weight > 0, total / np.where(weight > 0, weight, 1.0), product(target, old))
-        assert_close(product(target, new), expected)
+        assert_close(product(target, new), component_sum(target, old, sent, weights_of(target, sent)))
+
+
+@settings(max_examples=25, deadline=None)
+@given(plan=plans(), rank=st.integers(1, RANK), merged=st.booleans())
+def test_every_device_starts_from_the_whole_model(plan: Plan, rank: int, *, merged: bool) -> None:
+    old = before(merged=merged)
+    start = make_aggregation("fedspine").start(MANIFEST, old, plan, rank)
+    check_payload(MANIFEST, plan, rank, start, is_update=False)
+    for target in MANIFEST.targets:
+        got = product(target, Aggregated(adapter=start.adapter, merged=start.merged))
+        expected = product(target, old)[held(target, plan)]
+        assert_close(got.reshape(-1), expected)
+
+
+def test_other_rules_send_the_leading_components_and_what_is_merged() -> None:
+    old = before(merged=True)
+    start = make_aggregation("flora").start(MANIFEST, old, HALF, 2)
+    assert start.merged.keys() == old.merged.keys()
+    for key, value in restrict(MANIFEST, old.adapter, HALF, 2).items():
+        np.testing.assert_array_equal(start.adapter[key], value)
 
 
 @settings(max_examples=50, deadline=None)

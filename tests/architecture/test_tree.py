@@ -73,6 +73,24 @@ def test_links_of_a_document_lead_somewhere(root: Path, document: str) -> None:
     assert not missing
 
 
+def test_measured_figures_say_how_when_and_where(root: Path) -> None:
+    """benchmarks/README.md: no figure without the command that reproduces it, the date and the machine."""
+    measured = re.compile(r"^## Measured\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+    texts = {path: path.read_text(encoding="utf-8") for path in sorted((root / "docs").glob("*.md"))}
+    sections = {path: measured.findall(text) for path, text in texts.items()}
+    assert any(sections.values())
+    facts = {"command": r"(python|fedspine|scripts/)\S*", "date": r"20\d\d-\d\d-\d\d", "machine": r"\d cores"}
+    assert not [
+        f"{path.name}: no {fact}"
+        for path, found in sections.items()
+        for section in found
+        for fact, pattern in facts.items()
+        if not re.search(pattern, section)
+    ]
+    modules = re.findall(r"python -m (benchmarks\.\w+)", "".join(texts.values()))
+    assert not [module for module in modules if not (root / f"{module.replace('.', '/')}.py").is_file()]
+
+
 def test_table_of_what_to_open_names_what_is_there(root: Path) -> None:
     table = (root / "README.md").read_text(encoding="utf-8").split("## To change X, open Y")[1].split("\n## ")[0]
     rows = [line for line in table.splitlines() if line.startswith("|")][2:]

@@ -1,0 +1,148 @@
+"""Time and memory of one optimizer step on the device, by arm: ``python -m benchmarks.step ARTIFACT``.
+
+Each arm runs in a fresh process, one after the other, on random tokens: graph loaded, weights sliced, some steps to
+warm up, then the steps that count. Units are ranked at random, which changes no shape. Writes JSON to stdout: seconds
+of wall and processor time (median, least, greatest), the process's peak memory, versions, machine and its load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import dataclasses
+import datetime as dt
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from edge_runtime.engine.artifact import Artifact
+from edge_runtime.engine.dataset import Batch
+from edge_runtime.engine.trainer import Trainer
+from edge_runtime.wire import adapter, ranking
+from edge_runtime.wire.manifest import Manifest
+from edge_runtime.wire.messages import HyperParameters
+
+ARMS: Final = "0.0:8,0.25:8,0.5:8"
+NUM_WARMUP_STEPS: Final = 3
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What is timed."""
+
+    artifact: Path
+    pruning_ratio: float
+    rank: int
+    batch_size: int
+    length: int
+    threads: int
+    steps: int
+    seed: int
+
+
+def main() -> None:
+    """Parse, measure every arm, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("artifact", type=Path, help="directory that `fedspine export` wrote")
+    parser.add_argument("--arms", default=ARMS, help="pruning ratio and LoRA rank of each, default: %(default)s")
+    parser.add_argument("--batch-size", type=int, default=8, help="examples in a step, default: %(default)s")
+    parser.add_argument("--length", type=int, default=128, help="tokens of an example, default: %(default)s")
+    parser.add_argument("--threads", type=int, default=1, help="threads of an operator, default: %(default)s")
+    parser.add_argument("--steps", type=int, default=20, help="steps that count, default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of tokens, ranking and adapter, default: %(default)s")
+    arguments = vars(parser.parse_args())
+    arms = [arm.split(":") for arm in arguments.pop("arms").split(",")]
+    settings = [Setting(pruning_ratio=float(ratio), rank=int(rank), **arguments) for ratio, rank in arms]
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as pool:
+        results = list(pool.map(measure, settings))
+    print(json.dumps({"environment": environment(), "arms": results}, indent=2))
+
+
+def measure(setting: Setting) -> dict[str, Any]:
+    """Time the steps of one arm, in a process of its own."""
+    artifact = Artifact.open(setting.artifact)
+    manifest, rng = artifact.manifest, np.random.default_rng(setting.seed)
+    importance = {(g.layer, g.group): rng.random(g.num_units).astype(np.float32) for g in manifest.groups}
+    plan = ranking.plan_at(manifest, importance, setting.pruning_ratio)
+    full = adapter.initial(manifest, artifact.initial() if manifest.dense else {}, setting.rank, rng)
+    begin = time.perf_counter()
+    run = Trainer(artifact, num_threads=setting.threads).start(
+        plan, setting.rank, adapter.restrict(manifest, full, plan, setting.rank), hyper_parameters(setting)
+    )
+    load_s = time.perf_counter() - begin
+    batch = random_batch(manifest, setting, rng)
+    wall, cpu = [], []
+    for _ in range(NUM_WARMUP_STEPS + setting.steps):
+        begin, cpu_begin = time.perf_counter(), time.process_time()
+        run.step([batch])
+        wall.append(time.perf_counter() - begin)
+        cpu.append(time.process_time() - cpu_begin)
+    return {
+        **{key: value for key, value in dataclasses.asdict(setting).items() if key != "artifact"},
+        "model": manifest.model_name,
+        "sparsity": round(plan.sparsity(manifest), 4),
+        "num_trainable": sum(value.size for value in run.adapter().values()),
+        "load_s": round(load_s, 3),
+        "step_wall_s": spread(wall[NUM_WARMUP_STEPS:]),
+        "step_cpu_s": spread(cpu[NUM_WARMUP_STEPS:]),
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+
+
+def hyper_parameters(setting: Setting) -> HyperParameters:
+    """Those of an ordinary assignment."""
+    return HyperParameters(
+        learning_rate=1e-3,
+        weight_decay=0.01,
+        lora_scaling=2.0,
+        max_grad_norm=1.0,
+        num_warmup_steps=2,
+        num_local_steps=NUM_WARMUP_STEPS + setting.steps,
+        batch_size=setting.batch_size,
+        num_accumulation_steps=1,
+        max_length=setting.length,
+        seed=setting.seed,
+    )
+
+
+def random_batch(manifest: Manifest, setting: Setting, rng: np.random.Generator) -> Batch:
+    """Examples without padding."""
+    shape = (setting.batch_size, setting.length)
+    ids = rng.integers(0, manifest.text.vocab_size, shape)
+    labels = rng.integers(0, len(manifest.labels), setting.batch_size) if manifest.labels else ids
+    return Batch(input_ids=ids, attention_mask=np.ones(shape, np.int64), labels=labels)
+
+
+def spread(seconds: list[float]) -> dict[str, float]:
+    """Median, least and greatest, to a tenth of a millisecond."""
+    found = {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)}
+    return {name: round(value, 4) for name, value in found.items()}
+
+
+def environment() -> dict[str, Any]:
+    """What a result must say of where it was made; folders without their way there."""
+    words = [Path(word).name for word in sys.argv[1:]]
+    return {
+        "date": dt.datetime.now(dt.UTC).date().isoformat(),
+        "command": " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *words]),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in ("numpy", "onnxruntime")},
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": len(os.sched_getaffinity(0)),
+        "load": [round(load, 1) for load in os.getloadavg()],
+    }
+
+
+if __name__ == "__main__":
+    main()

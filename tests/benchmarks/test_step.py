@@ -1,0 +1,33 @@
+"""The script that times steps says what a figure needs beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def test_a_step_is_timed_for_every_arm(tiny_llama_artifact: Path) -> None:
+    options = ["--arms", "0.0:4,0.5:2", "--steps", "3", "--batch-size", "2", "--length", "8"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.step", str(tiny_llama_artifact), *options],
+        env=os.environ | {"PYTHONPATH": str(Path.cwd())},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    full, pruned = result["arms"]
+    assert (full["sparsity"], pruned["sparsity"]) == (0.0, pytest.approx(0.5, abs=0.1))
+    assert full["num_trainable"] > pruned["num_trainable"] > 0
+    for arm in (full, pruned):
+        assert 0 < arm["step_wall_s"]["min"] <= arm["step_wall_s"]["median"] <= arm["step_wall_s"]["max"]
+        assert arm["peak_memory_mib"] > 0
+    assert {"date", "command", "onnxruntime", "cores", "load"} <= set(result["environment"])
+    assert str(tiny_llama_artifact.parent) not in done.stdout

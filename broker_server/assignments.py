@@ -13,16 +13,16 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from broker_server.aggregation import Aggregated
+from broker_server.aggregation import Aggregated, Aggregation
 from broker_server.config import CoordinatorConfig
 from broker_server.pruning.schedule import Segment, is_deploy, segments
 from broker_server.round_types import SendAssignment, UpdateKey
 from edge_runtime.wire import chunks
-from edge_runtime.wire.adapter import AdapterLayout, Trainable, restrict
+from edge_runtime.wire.adapter import AdapterLayout
 from edge_runtime.wire.errors import MessageError
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import Arm, Assignment, BlobRef, HyperParameters, Pruning, Update, encode_message
-from edge_runtime.wire.payload import Payload, check_payload, decode_payload, encode_payload, restrict_merged
+from edge_runtime.wire.payload import Payload, check_payload, decode_payload, encode_payload
 from edge_runtime.wire.plan import Plan
 from edge_runtime.wire.ranking import Importance, plan_at
 from edge_runtime.wire.tensors import WireDtype
@@ -70,8 +70,8 @@ class Assigner:
         config: CoordinatorConfig,
         manifest: Manifest,
         importance: Importance,
+        aggregation: Aggregation,
         *,
-        trainable: Trainable = "all",
         works: Mapping[UpdateKey, AssignedWork] | None = None,
     ) -> None:
         """Start from what is known.
@@ -80,13 +80,13 @@ class Assigner:
             config: of the run.
             manifest: of the artifact.
             importance: scores that rank the units now.
-            trainable: what devices train and send back.
+            aggregation: says what devices start from, train and send back.
             works: assignments of a round that had begun.
         """
         self._config = config
         self._manifest = manifest
         self._importance = importance
-        self._trainable: Trainable = trainable
+        self._aggregation = aggregation
         self._works = dict(works or {})
         self._plans: dict[float, Plan] = {}
         self._blobs: dict[tuple[str, int], tuple[BlobRef, bytes]] = {}
@@ -122,10 +122,7 @@ class Assigner:
         cached = (work.plans[0].digest(), work.rank)
         if cached not in self._blobs:
             dtype: WireDtype = "float16" if self._config.wire_dtype == "float16" else "float32"
-            payload = Payload(
-                adapter=restrict(self._manifest, start.adapter, work.plans[0], work.rank),
-                merged=restrict_merged(self._manifest, start.merged, work.plans[0]),
-            )
+            payload = self._aggregation.start(self._manifest, start, work.plans[0], work.rank)
             data = encode_payload(payload, dtype)
             self._blobs[cached] = chunks.describe(data), data
         ref, blob = self._blobs[cached]
@@ -182,7 +179,9 @@ class Assigner:
             MessageError: nothing was assigned.
         """
         work, payload = self._assigned(key), decode_payload(blob)
-        check_payload(self._manifest, work.final_plan, work.rank, payload, is_update=True, trainable=self._trainable)
+        check_payload(
+            self._manifest, work.final_plan, work.rank, payload, is_update=True, trainable=self._aggregation.trainable
+        )
         return payload
 
     def _assigned(self, key: UpdateKey) -> AssignedWork:
@@ -222,7 +221,7 @@ class Assigner:
             max_length=training.max_length,
             seed=int(np.random.SeedSequence(entropy).generate_state(1)[0]),
             importance_every_steps=pruning.importance_every_steps if pruning.importance == "lora" else 0,
-            trainable=self._trainable,
+            trainable=self._aggregation.trainable,
         )
 
 

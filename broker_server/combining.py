@@ -12,7 +12,6 @@ from broker_server.pruning.schedule import is_deploy
 from broker_server.pruning.scores import DeviceScores, Scores, combine
 from broker_server.round_types import UpdateKey
 from broker_server.store import Store
-from edge_runtime.wire.adapter import restrict
 from edge_runtime.wire.messages import Update
 
 
@@ -80,5 +79,5 @@ def _device_update(run: Run, store: Store, update: Update) -> DeviceUpdate:
 
 
 def _delta(run: Run, before: Aggregated, update: DeviceUpdate) -> float:
-    sent = restrict(run.manifest, before.adapter, update.plan, update.rank)
-    return change_norm(run.manifest, sent, update.tensors)
+    sent = run.aggregation.start(run.manifest, before, update.plan, update.rank)
+    return change_norm(run.manifest, sent.adapter, update.tensors)

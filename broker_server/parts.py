@@ -98,7 +98,7 @@ def open_run(run_dir: Path, config: CoordinatorConfig, store: Store) -> Run:
         config=config,
         manifest=manifest,
         adapters=adapters,
-        assigner=Assigner(config, manifest, importance, trainable=aggregation.trainable, works=works),
+        assigner=Assigner(config, manifest, importance, aggregation, works=works),
         scheduler=_open_scheduler(config, manifest, clock, store),
         aggregation=aggregation,
         importance_files=importance_files,

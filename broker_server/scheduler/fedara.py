@@ -82,10 +82,9 @@ class FedAraScheduler(Scheduler):
         self._importance = dict(state["importance"])
 
     def _fitting(self, device_id: str, rank: int) -> Arm | None:
-        """The least pruned arm of at most a rank that is feasible, of those the largest rank; None where none is."""
-        for ratio in self.box.ratios():
-            for lower in range(rank, self.box.min_rank - 1, -1):
-                arm = Arm(pruning_ratio=ratio, rank=lower)
-                if self.is_feasible(device_id, arm):
-                    return arm
-        return None
+        """The least pruned of the listed ratios at which nothing failed; where all did, a lower rank at the largest."""
+        failed = [arm.pruning_ratio for arm in self._infeasible.get(device_id, ())]
+        ratios = sorted({arm.pruning_ratio for arm in self.arms})
+        fitting = next((ratio for ratio in ratios if ratio > max(failed, default=-1.0)), self.box.max_ratio)
+        arms = (Arm(pruning_ratio=fitting, rank=lower) for lower in range(rank, self.box.min_rank - 1, -1))
+        return next((arm for arm in arms if self.is_feasible(device_id, arm)), None)

@@ -40,7 +40,7 @@ class FedLpsScheduler(Scheduler):
 
     def choose(self, round_number: int, device_ids: Sequence[str], rng: np.random.Generator) -> dict[str, Arm]:
         """See the base."""
-        cheapest = Arm(pruning_ratio=self.box.max_ratio, rank=self.box.max_rank)
+        cheapest = Arm(pruning_ratio=self.box.max_ratio, rank=self.box.min_rank)
         return {
             device_id: self.choose_again(round_number, device_id, rng) or cheapest for device_id in sorted(device_ids)
         }

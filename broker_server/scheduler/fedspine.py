@@ -41,9 +41,9 @@ from broker_server.scheduler.reward import KAPPA, Credit, Floats, completion_s, 
 from broker_server.scheduler.time_model import TimeModel
 from edge_runtime.wire.messages import Arm
 
-TOLERANCE: Final = 0.01
+TOLERANCE: Final = 0.02
 """Fraction of the learning speed that a shorter round may cost."""
-CAUTION: Final = 2.0
+CAUTION: Final = 3.0
 """Standard errors of a predicted time that must still end by tau."""
 LEVEL_PRIOR: Final = 4.0
 """Plays that a device's gain level of 1 is worth before any was seen."""

@@ -28,9 +28,9 @@ from broker_server.scheduler.reward import Floats, prior_gain
 from broker_server.scheduler.ucb import bonus
 from edge_runtime.wire.messages import Arm
 
-DISCOUNT: Final = 0.95
+DISCOUNT: Final = 0.98
 """Counts and sums are multiplied by this after every round."""
-EXPLORATION: Final = 0.05
+EXPLORATION: Final = 0.03
 """c."""
 PRIOR_PLAYS: Final = 6.0
 """n0."""

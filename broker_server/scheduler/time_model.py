@@ -26,7 +26,7 @@ from broker_server.scheduler.limits import groups
 from broker_server.scheduler.reward import Floats
 from edge_runtime.wire.messages import Arm
 
-DISCOUNT: Final = 0.96
+DISCOUNT: Final = 0.98
 """Weight of an observation is multiplied by this for each later one of the same device."""
 SURPRISE: Final = 0.25
 """Absolute log ratio of observed to predicted time from which a device has changed (or four times the usual error).
@@ -36,7 +36,7 @@ NOISE: Final = 0.05
 """Relative standard deviation of a completion time that the regression assumes."""
 SHAPE_STRENGTH: Final = 2.0
 """Observations that the prior shape is worth."""
-MAX_OBSERVATIONS: Final = 32
+MAX_OBSERVATIONS: Final = 64
 """Observations kept for each device; the weight of an older one is below 0.3."""
 
 PRIOR_SHAPE: Final = (0.1, 0.8, 0.05, 0.05)

@@ -109,7 +109,9 @@ class RunView:
             return f"before training: {quality}"
         accepted = sum(device.outcome == "accepted" for device in record.devices)
         others = [f"{d.device_id} {d.outcome.replace('_', ' ')}" for d in record.devices if d.outcome != "accepted"]
+        emulated = "" if record.emulated_s is None else f" ({record.emulated_s:.1f} s emulated)"
         return (
             f"round {record.round_number}/{self.num_rounds}: {quality}, {accepted} updates, {record.seconds:.1f} s"
+            f"{emulated}"
             f"{' (' + ', '.join(others) + ')' if others else ''}"
         )

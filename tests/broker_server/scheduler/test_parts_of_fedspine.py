@@ -122,10 +122,10 @@ def test_estimates_borrow_from_neighbours_and_keep_the_prior_far_away() -> None:
     fresh, _ = Partition(BOX, POINTS).estimate()
     partition = Partition(BOX, POINTS)
     for _ in range(20):
-        partition.observe([(Arm(pruning_ratio=0.75, rank=7), 0.6)] * 3)
+        partition.observe([(Arm(pruning_ratio=0.75, rank=7), 0.35)] * 3)
     mean, extra = partition.estimate()
     near, far = POINTS.index(Arm(pruning_ratio=0.765625, rank=7)), POINTS.index(Arm(pruning_ratio=0.0, rank=16))
-    assert abs(mean[near] - 0.6) < 0.1 < abs(fresh[near] - 0.6)
+    assert abs(mean[near] - 0.35) < 0.05 < abs(fresh[near] - 0.35)
     assert mean[far] == pytest.approx(fresh[far], abs=0.05)
     assert extra[near] < extra[far]
     grid = mean.reshape(len(BOX.ratios()), -1)

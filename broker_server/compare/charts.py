@@ -75,9 +75,7 @@ def quality_at_sparsity(summary: Summary, axes: Axes) -> None:
         for row, figure in known:
             axes.plot(_ends(figure), [row, row], color=colour, linewidth=1.2)
     _name_rows(axes, [method.label for method in methods])
-    if summary.task == "causal-lm":
-        axes.set_xscale("log")
-    else:
+    if summary.task != "causal-lm":
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
     axes.set(title=f"Final {metric_name(summary.task)} at equal sparsity")
     axes.legend(loc="best")
@@ -145,13 +143,19 @@ def _curves(summary: Summary, axes: Axes, costs: Callable[[MethodSummary], Seque
         axes.fill_between(x, low, high, color=colour, alpha=0.1, linewidth=0)
     if summary.target is not None:
         axes.axhline(summary.target, color="#94a3b8", linestyle="--", linewidth=1)
-    if summary.task == "causal-lm":
+    if summary.task != "causal-lm":
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    elif _spans_decades(summary):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else ""))
-    else:
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
     axes.legend(loc="best", fontsize=7, ncols=2)
+
+
+def _spans_decades(summary: Summary) -> bool:
+    """Whether perplexities need a logarithmic axis; on a narrow one it would have no labels."""
+    values = [value for method in _plain(summary) for p in method.curve for value in (p.quality_min, p.quality_max)]
+    return max(values, default=1.0) > 4 * min(values, default=1.0)
 
 
 def _bars(axes: Axes, figures: Sequence[tuple[str, Figure]], colour: int) -> None:

@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 def compare(
     config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="What to compare; see docs/compare.md.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Directory of the runs and of what came of them.")],
-    quick: Annotated[
-        bool, typer.Option("--quick", help="The smaller form: what the quick table of the file says.")
-    ] = False,  # noqa: FBT002 - a flag
+    quick: Annotated[bool, typer.Option("--quick", help="The smaller form: as the quick table says.")] = False,  # noqa: FBT002 - a flag
     jobs: Annotated[int, typer.Option(min=0, help="Runs at a time; 0 = as cores and memory allow.")] = 0,
     method: Annotated[list[str] | None, typer.Option(help="Only runs of this method; repeat it.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Only runs with this seed; repeat it.")] = None,

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Final
 
 from broker_server.compare.config import RunKey
+from broker_server.compare.trace import Trace, trace_of
 from broker_server.errors import RunExistsError
-from broker_server.report.schema import Report, decode_report
+from broker_server.report.schema import decode_report
 from broker_server.run.layout import RunDirectory
 from broker_server.run.settings import RunSettings, resolve
 from broker_server.store import UPDATES_FOLDER
+from edge_runtime.wire.manifest import decode_manifest
+from edge_runtime.wire.names import MANIFEST_FILE
 
 RUNS: Final = "runs"
 PATHS: Final = frozenset({"artifact", "calibration"})
@@ -72,13 +75,18 @@ class ComparisonDirectory:
                 raise RunExistsError(msg)
         return Progress.FINISHED if directory.report_json.exists() else Progress.STARTED
 
-    def report(self, key: RunKey) -> Report:
-        """Report of a finished run.
+    def trace(self, key: RunKey) -> Trace:
+        """What a finished run did.
 
         Raises:
-            ReportError: it is damaged, or of another version.
+            ReportError: its report is damaged, or of another version.
+            ManifestError: the manifest of its artifact is damaged.
+            OSError: one of them cannot be read.
         """
-        return decode_report(self.run(key).report_json.read_bytes())
+        run = self.run(key)
+        report = decode_report(run.report_json.read_bytes())
+        manifest = decode_manifest((run.artifacts / report.artifact_digest / MANIFEST_FILE).read_bytes())
+        return trace_of(report, sum(ref.size_bytes for ref in manifest.files.values() if ref.on_device))
 
     def tidy(self, key: RunKey) -> None:
         """Remove what a finished run needs no more: the devices' copies of the artifact, and updates."""

@@ -15,7 +15,7 @@ from broker_server.compare.children import RunChild
 from broker_server.compare.config import Comparison, RunKey
 from broker_server.compare.display import Display, standing
 from broker_server.compare.layout import ComparisonDirectory, Progress
-from broker_server.compare.trace import Trace, trace_of
+from broker_server.compare.trace import Trace
 from broker_server.errors import ChildFailedError
 from broker_server.report.quality import duration_text
 from broker_server.run import preparation
@@ -71,10 +71,11 @@ def load_finished(comparison: Comparison, directory: ComparisonDirectory) -> dic
     """Runs that are finished already.
 
     Raises:
-        ReportError: a report is damaged.
+        ReportError: a report is damaged, or of another version.
+        ManifestError: so is the manifest of its artifact.
     """
     return {
-        key: trace_of(directory.report(key))
+        key: directory.trace(key)
         for key in comparison.run_keys
         if directory.progress(key, comparison.settings(key)) is Progress.FINISHED
     }
@@ -159,7 +160,7 @@ class _Pool:
                 self._fail(child.key, error)
                 continue
             try:
-                self._results.finished[child.key] = trace_of(self._directory.report(child.key))
+                self._results.finished[child.key] = self._directory.trace(child.key)
             except (FedSpineError, OSError) as unreadable:
                 self._fail(child.key, str(unreadable))
                 continue

@@ -64,6 +64,7 @@ def summarise(
         clock=first.clock,
         target=comparison.target,
         sparsity=comparison.settings(comparison.run_keys[0]).sparsity,
+        artifact_bytes=first.artifact_bytes,
         seeds=comparison.seeds,
         reference=comparison.reference,
         config=shown(comparison.shared),

@@ -90,7 +90,7 @@ class MethodSummary(msgspec.Struct, frozen=True, kw_only=True):
     time_to_target_s: Figure
     """End of the first evaluated round that reached the target."""
     bytes_to_target: Figure
-    """Payload bytes from and to all devices by then, artifact included."""
+    """Payload bytes from and to all devices by then, without the artifact."""
     rounds_to_target: Figure
     time_to_target_at_sparsity_s: Figure
     """As ``time_to_target_s``, of the sub-model at the wanted sparsity."""
@@ -141,6 +141,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     target: float | None
     sparsity: float
     """Pruning ratio of the figures "at sparsity"."""
+    artifact_bytes: int
+    """What each device downloads once, with every method the same; not in any other figure."""
     seeds: tuple[int, ...]
     reference: str
     """Method that the tables set the others against."""

@@ -61,7 +61,11 @@ def remarks(summary: Summary) -> list[str]:
         if summary.clock == "emulated"
         else "times are wall times of this machine's rounds, evaluation included"
     )
-    lines = [f"{seeds}; a cell is the median over seeds, with the smallest and the largest in brackets; {clock}."]
+    artifact = (
+        f"bytes are without the artifact, which each device downloads once ({bytes_text(summary.artifact_bytes)})"
+    )
+    spread = "a cell is the median over seeds, with the smallest and the largest in brackets"
+    lines = [f"{seeds}; {spread}; {clock}; {artifact}."]
     if summary.failed:
         failed = "; ".join(f"{run.method} seed {run.seed}: {run.error}" for run in summary.failed)
         lines.append(f"Runs that failed: {failed}.")
@@ -134,7 +138,7 @@ def cost_to_target(summary: Summary) -> Table:
         title="Cost to target",
         note=f"Until the end of the first evaluated round with a held-out {metric_name(summary.task)} of {target} or "
         f"{'less' if summary.task == 'causal-lm' else 'more'}. A run that never got there counts as infinitely dear; "
-        "the spread is over those that did. Bytes hold the artifact. Memory is the largest resident set of a device's "
+        "the spread is over those that did. Memory is the largest resident set of a device's "
         "process on this machine.",
         columns=(
             "method", "reached", f"{summary.clock} time", f"times {reference.label}'s", "rounds", "bytes",

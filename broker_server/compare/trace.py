@@ -26,7 +26,7 @@ class Point:
     time_s: float
     """Since training began: emulated where the run is, else wall time of the rounds (evaluation included)."""
     num_bytes: int
-    """Payload bytes from and to all devices so far, artifact included."""
+    """Payload bytes from and to all devices so far, without the artifact, which each downloads once."""
     quality: float
     """Accuracy or perplexity of the global model on held-out examples."""
     sparse_quality: float | None
@@ -74,7 +74,8 @@ class Trace:
     final_sparse_quality: float | None
     peak_rss_bytes: int | None
     """Largest resident set of any device's process."""
-    report: Report
+    artifact_bytes: int
+    """What a device downloads once."""
 
     @property
     def is_lower_better(self) -> bool:
@@ -86,14 +87,20 @@ class Trace:
         return quality <= target if self.is_lower_better else quality >= target
 
 
-def trace_of(report: Report) -> Trace:
-    """Read a run's report."""
+def trace_of(report: Report, artifact_bytes: int = 0) -> Trace:
+    """Read a run's report.
+
+    Args:
+        report: of a finished run.
+        artifact_bytes: size of the files that a device downloads once; taken off its first download.
+    """
     name = metric_name(report.task)
     clock = _clock(report)
     points, elapsed_s, num_bytes = [], 0.0, 0
+    served: set[str] = set()
     for entry in report.rounds:
         elapsed_s += _seconds(entry, clock) if entry.round_number else 0.0  # round 0 only evaluates
-        num_bytes += sum((device.bytes_up or 0) + (device.bytes_down or 0) for device in entry.devices)
+        num_bytes += sum(_bytes(device, artifact_bytes, served) for device in entry.devices)
         quality = getattr(entry, name)
         if isinstance(quality, float):
             sparse = getattr(entry, f"{name}_at_sparsity", None)
@@ -116,12 +123,21 @@ def trace_of(report: Report) -> Trace:
         final_quality=float(getattr(report.final, name)),
         final_sparse_quality=final_sparse if isinstance(final_sparse, float) else None,
         peak_rss_bytes=max(rss, default=None),
-        report=report,
+        artifact_bytes=artifact_bytes,
     )
 
 
 def _devices(report: Report) -> itertools.chain[DeviceEntry]:
     return itertools.chain.from_iterable(entry.devices for entry in report.rounds)
+
+
+def _bytes(device: DeviceEntry, artifact_bytes: int, served: set[str]) -> int:
+    """Bytes of a device's part in a round; ``served`` collects those whose download of the artifact is taken off."""
+    down = device.bytes_down or 0
+    if down and device.device_id not in served:
+        served.add(device.device_id)
+        down = max(0, down - artifact_bytes)
+    return (device.bytes_up or 0) + down
 
 
 def _clock(report: Report) -> Clock:

@@ -26,7 +26,7 @@ def device(
     outcome: str = "accepted",
     reason: str | None = None,
     attempt: int = 1,
-    num_bytes: int = ROUND_BYTES,
+    extra_down: int = 0,
 ) -> DeviceEntry:
     """Device 1 is slow, device 2 is fast."""
     return DeviceEntry(
@@ -42,8 +42,8 @@ def device(
         step_s_p50=0.1,
         step_s_p95=0.1,
         peak_rss_bytes=300_000_000 + number,
-        bytes_up=num_bytes,
-        bytes_down=num_bytes,
+        bytes_up=ROUND_BYTES,
+        bytes_down=ROUND_BYTES + extra_down,
         attempt=attempt,
         reason=reason,
         completion_s=seconds,
@@ -71,7 +71,7 @@ def report(
         if sparse:
             values[f"{name}_at_sparsity"] = sparse[number]
         extra = ARTIFACT_BYTES if number == 1 else 0
-        usual = tuple(device(d, s, num_bytes=ROUND_BYTES + extra) for d, s in ((1, slow_s), (2, fast_s)))
+        usual = tuple(device(d, s, extra_down=extra) for d, s in ((1, slow_s), (2, fast_s)))
         played = ((devices or {}).get(number) or usual) if number else ()
         rounds.append(
             RoundEntry(
@@ -95,7 +95,7 @@ def report(
 
 def trace(qualities: Sequence[float], **options: Any) -> Trace:
     """See :func:`report`."""
-    return trace_of(report(qualities, **options))
+    return trace_of(report(qualities, **options), artifact_bytes=ARTIFACT_BYTES)
 
 
 def comparison(**changes: Any) -> Comparison:

@@ -115,6 +115,7 @@ def _hyper_parameters(workload: Workload) -> HyperParameters:
 
 
 def _time(run: TrainingRun, micro_batches: list[Batch]) -> float:
-    began = time.perf_counter()
+    """Seconds of the processor, which on one thread are those of an idle machine, also where others work on it too."""
+    began = time.process_time()
     run.step(micro_batches)
-    return time.perf_counter() - began
+    return time.process_time() - began

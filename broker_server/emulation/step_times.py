@@ -21,7 +21,7 @@ Seconds = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class StepTimes(msgspec.Struct, frozen=True, kw_only=True):
-    """Median seconds of one optimizer step, on one thread, by pruning ratio and rank."""
+    """Median processor seconds of one optimizer step, on one thread, by pruning ratio and rank."""
 
     ratios: Annotated[tuple[float, ...], msgspec.Meta(min_length=1)]
     """Ascending."""

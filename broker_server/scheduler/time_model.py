@@ -36,6 +36,11 @@ NOISE: Final = 0.05
 """Relative standard deviation of a completion time that the regression assumes."""
 SHAPE_STRENGTH: Final = 2.0
 """Observations that the prior shape is worth."""
+DOUBTED: Final = 0.1
+"""Weight of a time that is shorter than expected by as much, until a second one in a row confirms it.
+
+A device that is slow holds up all, so that is believed at once; one that is fast can wait a round.
+"""
 MAX_OBSERVATIONS: Final = 64
 """Observations kept for each device; the weight of an older one is below 0.3."""
 
@@ -69,14 +74,17 @@ class TimeModel:
     def observe(self, device_id: str, arm: Arm, completion_s: float) -> None:
         """Add a completion time (positive, seconds); :meth:`fit` makes it count."""
         seen = self._seen.setdefault(device_id, _Seen([], [], []))
+        weight = 1.0
         if device_id in self._theta:
-            predicted = float(self.features([arm])[0] @ self._theta[device_id])
-            error = abs(float(np.log(completion_s / predicted)))
-            if error > max(SURPRISE, 4 * self._usual_error):
+            error = self._error_of(device_id, arm, completion_s)
+            bound = max(SURPRISE, 4 * self._usual_error)
+            if abs(error) <= bound:
+                self._usual_error += 0.02 * (1.25 * abs(error) - self._usual_error)
+            elif error > 0 or len(seen.seconds) < 3 or seen.weights[-1] == DOUBTED:
                 seen = self._seen[device_id] = _Seen([], [], [])
             else:
-                self._usual_error += 0.02 * (1.25 * error - self._usual_error)
-        seen.weights = [*(weight * DISCOUNT for weight in seen.weights[-MAX_OBSERVATIONS + 1 :]), 1.0]
+                weight = DOUBTED
+        seen.weights = [*(earlier * DISCOUNT for earlier in seen.weights[-MAX_OBSERVATIONS + 1 :]), weight]
         seen.seconds = [*seen.seconds[-MAX_OBSERVATIONS + 1 :], completion_s]
         seen.arms = [*seen.arms[-MAX_OBSERVATIONS + 1 :], (arm.pruning_ratio, arm.rank)]
 
@@ -139,6 +147,10 @@ class TimeModel:
     def _features(self, ratios: Floats, ranks: Floats) -> Floats:
         kept, relative = 1.0 - ratios, ranks / self._max_rank
         return np.stack([np.ones_like(kept), kept, kept * relative, relative], axis=1)
+
+    def _error_of(self, device_id: str, arm: Arm, completion_s: float) -> float:
+        """Logarithm of observed over predicted time."""
+        return float(np.log(completion_s / (self.features([arm])[0] @ self._theta[device_id])))
 
     def _shrinkage(self, speeds: dict[str, float]) -> dict[str, float]:
         """Factors that move devices of like speed together, as far as their differences are explained by error.

@@ -87,6 +87,15 @@ def test_one_observation_after_a_change_tells_the_new_speed() -> None:
     assert model.predict(["a"], points) == pytest.approx(3 * model.predict(["b"], points), rel=0.12)
 
 
+def test_a_time_that_is_too_short_counts_from_the_second_on() -> None:
+    model = trained(TimeModel(BOX), {"a": (2.0, 0.0), "b": (2.0, 0.0), "c": (8.0, 0.0)}, 15, 0.03)
+    arm, points = Arm(pruning_ratio=0.5, rank=8), model.features(POINTS)
+    for times_of_b in (1.0, 1 / 3):
+        model.observe("a", arm, true_seconds(arm, 2.0, 0.0) / 3)
+        model.fit()
+        assert model.predict(["a"], points) == pytest.approx(times_of_b * model.predict(["b"], points), rel=0.12)
+
+
 def test_unknown_device_is_taken_for_the_slowest() -> None:
     model = trained(TimeModel(BOX), {"a": (1.0, 0.0), "b": (8.0, 0.0)}, 3, 0.0)
     points = model.features(POINTS)

@@ -5,7 +5,10 @@ few steps, as one device would, and units are scored from LoRA gradients on the 
 neighbouring channels, is removed alone (physically, as a plan does), and the loss on held-out examples is measured
 anew. Spearman's rank correlation between the rise of the loss and the scores says what a score is worth: of LoRA
 gradients, of weight magnitude, and of chance. Correlations are reported over all layers at once (what a global ranking
-needs) and as the mean over layers of each layer's own (what a per-layer ranking needs).
+needs) and as the mean over layers of each layer's own (what a per-layer ranking needs); for the rise as it is, and for
+its size without sign, which is what the formula of LoRA gradients estimates. Where one removal changes little, the sign
+of the change is decided by which examples were held out: how well the rises on two halves of the examples agree
+(``agreement``) bounds what any score can reach.
 
 Writes ``OUT/importance.json`` and ``OUT/importance.md``.
 """
@@ -79,8 +82,13 @@ class Removal:
     layer: int
     group: str
     units: tuple[int, ...]
-    loss_rise: float
-    """Nats per target."""
+    loss_rises: tuple[float, float]
+    """Nats per target, on either half of the held-out examples."""
+
+    @property
+    def loss_rise(self) -> float:
+        """Mean of both halves."""
+        return (self.loss_rises[0] + self.loss_rises[1]) / 2
 
 
 def cases(shared: Path, *, quick: bool) -> list[Case]:
@@ -98,7 +106,7 @@ def cases(shared: Path, *, quick: bool) -> list[Case]:
             num_steps=4 if quick else 120,
             batch_size=16,
             max_length=64,
-            num_evaluation=16 if quick else 128,
+            num_evaluation=16 if quick else 256,
             num_blocks=1 if quick else 16,
         ),
         Case(
@@ -178,28 +186,46 @@ def removals(run: TrainingRun, artifact: Artifact, case: Case, dataset: Dataset,
     """The true rise of the loss for every block."""
     manifest, full = artifact.manifest, Plan.full(artifact.manifest)
     graph = Graph(artifact.path(names.EVALUATION_GRAPH), num_threads=num_threads)
-    tuned = run.adapter()
+    tuned, order = run.adapter(), np.arange(len(dataset))
+    halves = [dataset.subset(order[::2]), dataset.subset(order[1::2])]
 
-    def loss(plan: Plan) -> float:
+    def losses(plan: Plan) -> npt.NDArray[np.float64]:
         weights = dict(run.weights) | dict(shrink_weights(manifest, run.weights, full, plan))
         evaluator = Evaluator(artifact, plan, num_threads=num_threads, weights=weights, graph=graph)
         part = adapters.restrict(manifest, tuned, plan, RANK)
-        return evaluator.evaluate(part, RANK, 2.0, dataset, EVALUATION_BATCH).loss
+        return np.array([evaluator.evaluate(part, RANK, 2.0, half, EVALUATION_BATCH).loss for half in halves])
 
-    whole, out = loss(full), []
+    whole, out = losses(full), []
     for (layer, group), units in blocks(manifest, case.num_blocks):
         kept = np.setdiff1d(np.arange(manifest.group(layer, group).num_units), units)
-        rise = loss(Plan.from_kept(manifest, {(layer, group): kept})) - whole
-        out.append(Removal(layer=layer, group=group, units=units, loss_rise=rise))
+        first, second = (losses(Plan.from_kept(manifest, {(layer, group): kept})) - whole).tolist()
+        out.append(Removal(layer=layer, group=group, units=units, loss_rises=(first, second)))
     return out
 
 
 def correlate(removed: Sequence[Removal], scores: Scores) -> dict[str, float]:
-    """Spearman's correlation of the loss's rise with the summed scores, over all layers and as mean over layers."""
+    """Spearman's correlation of what was measured with the summed scores; see :func:`compare` for the names."""
     summed = np.array([float(scores[r.layer, r.group][list(r.units)].sum()) for r in removed])
-    rises, layers = np.array([r.loss_rise for r in removed]), np.array([r.layer for r in removed])
-    own = [spearman(rises[layers == layer], summed[layers == layer]) for layer in np.unique(layers)]
-    return {"all_layers": spearman(rises, summed), "within_layers": float(np.nanmean(own))}
+    return compare(removed, np.array([r.loss_rise for r in removed]), summed)
+
+
+def agreement(removed: Sequence[Removal]) -> dict[str, float]:
+    """Spearman's correlation of the rises on one half of the examples with those on the other."""
+    first, second = np.array([r.loss_rises for r in removed]).T
+    signed = compare(removed, first, second)
+    sizes = compare(removed, first, np.abs(second))
+    return {name: (sizes if name.endswith("_size") else signed)[name] for name in signed}
+
+
+def compare(
+    removed: Sequence[Removal], rises: npt.NDArray[np.float64], others: npt.NDArray[np.float64]
+) -> dict[str, float]:
+    """Correlation over all layers, and the mean over layers of each layer's own; ``_size``: of the rises' sizes."""
+    layers, out = np.array([r.layer for r in removed]), {}
+    for suffix, values in (("", rises), ("_size", np.abs(rises))):
+        own = [spearman(values[layers == layer], others[layers == layer]) for layer in np.unique(layers)]
+        out[f"all_layers{suffix}"], out[f"within_layers{suffix}"] = spearman(values, others), float(np.nanmean(own))
+    return out
 
 
 def study(
@@ -223,6 +249,7 @@ def study(
         table[group] = {name: correlate(mine, value) for name, value in scores.items()}
         table[group]["random"] = {key: float(np.nanmean([r[key] for r in random])) for key in random[0]}
         table[group]["random_spread"] = {key: float(np.nanstd([r[key] for r in random])) for key in random[0]}
+        table[group]["agreement"] = agreement(mine)
         table[group]["num_removed"] = len(mine)
     return {
         "seed": seed,
@@ -257,23 +284,28 @@ def _read(artifact: Artifact, path: Path, examples: list[Example], case: Case) -
 
 def markdown(results: Mapping[str, Any]) -> str:
     """Tables of medians over the seeds, lowest and highest in brackets."""
+    columns = ("all_layers", "within_layers", "all_layers_size", "within_layers_size")
     lines = [
         "# Importance against the true loss change",
         "",
         f"Spearman's rank correlation, {results['machine']}; seeds {', '.join(map(str, results['seeds']))}.",
-        "`random` is 0 with the spread of 200 random rankings.",
+        "`random` is 0 with the spread of 200 random rankings; `agreement` is that of two halves of the examples.",
     ]
     for name, runs in results["cases"].items():
-        lines += ["", f"## {name}", "", "| removed | score | all layers | within layers |", "|---|---|---|---|"]
+        lines += [
+            "",
+            f"## {name}",
+            "",
+            "| removed | score | rise: all layers | within | its size: all layers | within |",
+        ]
+        lines.append("|---|---|---|---|---|---|")
         for group, table in runs[0]["table"].items():
             what = f"{table['num_removed']} {'heads' if group == 'heads' else 'blocks of channels'}"
-            for score in ("lora", "magnitude"):
-                cells = [
-                    _median([run["table"][group][score][k] for run in runs]) for k in ("all_layers", "within_layers")
-                ]
-                lines.append(f"| {what} | {score} | {cells[0]} | {cells[1]} |")
-            spread = table["random_spread"]
-            lines.append(f"| {what} | random | 0 ± {spread['all_layers']:.2f} | 0 ± {spread['within_layers']:.2f} |")
+            for score in ("lora", "magnitude", "agreement"):
+                cells = [_median([run["table"][group][score][column] for run in runs]) for column in columns]
+                lines.append(f"| {what} | {score} | {' | '.join(cells)} |")
+            spread = " | ".join(f"0 ± {table['random_spread'][column]:.2f}" for column in columns)
+            lines.append(f"| {what} | random | {spread} |")
     return "\n".join(lines) + "\n"
 
 

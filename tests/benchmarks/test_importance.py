@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.importance import Case, Removal, blocks, correlate, markdown, spearman, study
+from benchmarks.importance import Case, Removal, agreement, blocks, correlate, markdown, spearman, study
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.dataset import Dataset
 
@@ -55,13 +55,28 @@ def test_unequal_lengths_are_refused() -> None:
 def test_a_score_that_knows_the_loss_is_perfect() -> None:
     rises = {(layer, unit): float(10 * layer + unit) for layer in range(2) for unit in range(4)}
     removed = [
-        Removal(layer=layer, group="heads", units=(unit,), loss_rise=rise) for (layer, unit), rise in rises.items()
+        Removal(layer=layer, group="heads", units=(unit,), loss_rises=(rise, rise))
+        for (layer, unit), rise in rises.items()
     ]
     scores = {(layer, "heads"): np.array([rises[layer, u] for u in range(4)], np.float32) for layer in range(2)}
-    assert correlate(removed, scores) == pytest.approx({"all_layers": 1.0, "within_layers": 1.0})
+    for found in (correlate(removed, scores), agreement(removed)):
+        assert list(found.values()) == pytest.approx([1.0] * 4)
     swapped = {(0, "heads"): scores[1, "heads"], (1, "heads"): scores[0, "heads"]}
     assert correlate(removed, swapped)["within_layers"] == pytest.approx(1.0)
     assert correlate(removed, swapped)["all_layers"] < 0
+
+
+def test_size_is_compared_without_sign() -> None:
+    rises = [-4.0, 3.0, -2.0, 1.0]
+    removed = [
+        Removal(layer=0, group="heads", units=(unit,), loss_rises=(rise, -rise)) for unit, rise in enumerate(rises)
+    ]
+    scores = {(0, "heads"): np.array([4, 3, 2, 1], np.float32)}
+    halves = [dataclasses.replace(r, loss_rises=(r.loss_rises[0], r.loss_rises[0])) for r in removed]
+    assert correlate(halves, scores)["all_layers_size"] == pytest.approx(1.0)
+    assert correlate(halves, scores)["all_layers"] < 0.5
+    assert agreement(removed)["all_layers"] == pytest.approx(-1.0)
+    assert agreement(removed)["all_layers_size"] == pytest.approx(1.0)
 
 
 def test_every_unit_is_removed_once(tiny_bert_artifact: Path) -> None:
@@ -87,7 +102,7 @@ def test_study_of_a_tiny_model(tiny_bert_artifact: Path) -> None:
         for score in ("lora", "magnitude"):
             assert all(-1 <= value <= 1 for value in table[score].values())
         assert abs(table["random"]["all_layers"]) < 0.2
-    assert all(np.isfinite(removal["loss_rise"]) for removal in result["removals"])
+    assert all(np.isfinite(removal["loss_rises"]).all() for removal in result["removals"])
     again = study(dataclasses.replace(CASE), artifact, dataset, dataset, 0, 1)
     assert again["table"] == result["table"]
     text = markdown({"machine": "x", "seeds": [0, 0], "cases": {"tiny": [result, again]}})

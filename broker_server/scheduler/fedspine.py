@@ -13,7 +13,7 @@ twenty rounds, some device spoils every round. The reward is therefore taken apa
    by the round's level (they shrink as training goes on) and by the device's own (data differ).
 2. *Time* is each device's own: :class:`.TimeModel`.
 3. *The round time to aim at*, tau, maximises the learning speed J of :mod:`.profile` under both. J is flat around its
-   maximum, so of the times within 1 % of it the shortest is taken, and tau stays while it is as good as that.
+   maximum, so of the times within 2 % of it the shortest is taken, and tau stays while it is as good as that.
 4. *Each device* then maximises the optimistic reward (U(x) for the gain, tau for mean T) over the points that it is
    expected to finish by tau. So it explores only where that costs nobody time: fast devices, which have time to spare,
    learn the gain for all, and prune nothing they need not.

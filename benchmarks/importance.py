@@ -8,7 +8,7 @@ gradients, of weight magnitude, and of chance. Correlations are reported over al
 needs) and as the mean over layers of each layer's own (what a per-layer ranking needs); for the rise as it is, and for
 its size without sign, which is what the formula of LoRA gradients estimates. Where one removal changes little, the sign
 of the change is decided by which examples were held out: how well the rises on two halves of the examples agree
-(``agreement``) bounds what any score can reach.
+(``agreement``) says how much of what was measured is noise.
 
 Writes ``OUT/importance.json`` and ``OUT/importance.md``.
 """

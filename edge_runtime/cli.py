@@ -135,7 +135,7 @@ def _add_start(start: argparse.ArgumentParser) -> None:
         type=_count,
         default=64,
         metavar="N",
-        help="examples that are never trained on but evaluated before and after (default 64, at most a fifth)",
+        help="examples of the file to evaluate on, not to train on (default 64, at most a fifth)",
     )
     trust = start.add_argument_group("encrypted brokers")
     trust.add_argument("--ca-file", type=Path, metavar="PEM", help="authority of the broker (default: the system's)")

@@ -39,7 +39,10 @@ from edge_runtime.wire.plan import Plan, uniform_num_kept
 logger = logging.getLogger(__name__)
 
 HOLDOUT_SEED: Final = 0
-"""Fixed, so that an example held out once is never trained on."""
+"""Fixed: the same file gives the same held-out examples in every round and after every restart.
+
+They are others once the file has another number of examples, or language modelling is cut at another ``max_length``.
+"""
 
 MIN_TRAINING_RATIO: Final = 5
 """At most one in so many examples is held out, however small the file is."""
@@ -62,7 +65,7 @@ class WorkSettings:
     data: Path
     """JSON lines."""
     num_holdout: int
-    """Examples kept for local evaluation."""
+    """Examples kept for local evaluation, at most one in :data:`MIN_TRAINING_RATIO`."""
     num_threads: int
     """Threads of one operator."""
     memory_limit_bytes: int
@@ -154,13 +157,12 @@ class Workbench:
         prepare_s = time.perf_counter() - started + self._take_prepare_s()
         context.check()
 
-        before, before_s = self._evaluate(trainer, run, assignment)
-        context.check()
+        before, before_s = self._evaluate(trainer, run, assignment, context)
         rng = np.random.default_rng([hyper.seed, assignment.round_number])
         drawn = batches(dataset, hyper.batch_size, rng)
-        trained = train(run, drawn, hyper, context.on_step, context.stop.is_set, assignment.prunings)
+        trained = train(run, drawn, hyper, context.on_step, context.check, assignment.prunings)
         context.check()
-        after, after_s = self._evaluate(trainer, run, assignment)
+        after, after_s = self._evaluate(trainer, run, assignment, context)
         made = _encode(run, hyper, context.welcome)
         up, down = context.traffic.settle(len(made))
         update = Update(
@@ -205,7 +207,7 @@ class Workbench:
         return payload
 
     def _evaluate(
-        self, trainer: Trainer, run: TrainingRun, assignment: Assignment
+        self, trainer: Trainer, run: TrainingRun, assignment: Assignment, context: WorkContext
     ) -> tuple[EvaluationResult | None, float]:
         """Quality on the device's own held-out examples, None where it has none; and the seconds that took."""
         if self._holdout is None or len(self._holdout) == 0:
@@ -213,7 +215,7 @@ class Workbench:
         hyper = assignment.hyper_parameters
         began = time.perf_counter()
         result = trainer.evaluator(run).evaluate(
-            run.adapter(), assignment.arm.rank, hyper.lora_scaling, self._holdout, hyper.batch_size
+            run.adapter(), assignment.arm.rank, hyper.lora_scaling, self._holdout, hyper.batch_size, context.check
         )
         return result, time.perf_counter() - began
 

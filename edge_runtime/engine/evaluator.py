@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -97,6 +97,7 @@ class Evaluator:
         lora_scaling: float,
         dataset: Dataset,
         batch_size: int,
+        on_batch: Callable[[], None] | None = None,
     ) -> EvaluationResult:
         """Evaluate an adapter on every example once.
 
@@ -106,6 +107,7 @@ class Evaluator:
             lora_scaling: alpha / rank.
             dataset: examples.
             batch_size: examples at a time, 1 or more.
+            on_batch: called before each batch; raises to stop.
 
         Raises:
             TensorError: the adapter does not fit plan and rank.
@@ -125,6 +127,8 @@ class Evaluator:
         losses: list[float] = []
         num_targets = num_correct = 0
         for batch in eval_batches(dataset, batch_size):
+            if on_batch is not None:
+                on_batch()
             self._binding.bind(names.INPUT_IDS, batch.input_ids)
             self._binding.bind(names.ATTENTION_MASK, batch.attention_mask)
             self._binding.bind(names.LABELS, batch.labels)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 import numpy as np
@@ -131,13 +131,14 @@ class TrainingRun:
         zeros = np.zeros_like(params)
         self._hold({names.PARAMS: params, names.EXP_AVG: zeros, names.EXP_AVG_SQ: zeros.copy()}, zeros.copy())
 
-    def step(self, micro_batches: Sequence[Batch]) -> float:
+    def step(self, micro_batches: Iterable[Batch], on_batch: Callable[[], None] | None = None) -> float:
         """One optimizer step.
 
         The learning rate of step ``s`` (1-based) is ``learning_rate * min(1, s / num_warmup_steps)``.
 
         Args:
             micro_batches: 1 or more; their gradients are averaged with equal weight.
+            on_batch: called before each of them; raises to stop, which leaves the adapter as it was before this step.
 
         Returns:
             Mean of the micro-batches' losses before the step, nats.
@@ -147,21 +148,23 @@ class TrainingRun:
             GraphError: onnxruntime failed.
             InsufficientMemoryError: it could not allocate.
         """
-        total, grads = 0.0, self._zeros
-        for index, batch in enumerate(micro_batches):
-            summed = self._grads[index % 2]
+        num_batches, total, grads = 0, 0.0, self._zeros
+        for batch in micro_batches:
+            if on_batch is not None:
+                on_batch()
+            summed = self._grads[num_batches % 2]
             self._training.bind(names.INPUT_IDS, batch.input_ids)
             self._training.bind(names.ATTENTION_MASK, batch.attention_mask)
             self._training.bind(names.LABELS, batch.labels)
             self._training.bind(names.GRAD_ACCUM, grads)
             self._training.bind_output(names.GRAD_ACCUM_OUT, summed)
             self._training.run()
-            grads, total = summed, total + float(self._loss)
-        loss = total / len(micro_batches)
+            num_batches, grads, total = num_batches + 1, summed, total + float(self._loss)
+        loss = total / num_batches
         self._check_finite("loss", loss)
         for part in self._frozen:
             grads[part] = 0.0
-        self._apply(grads, len(micro_batches))
+        self._apply(grads, num_batches)
         return loss
 
     def prune(self, plan: Plan) -> None:
@@ -301,13 +304,11 @@ class TrainingResult:
     """What a training loop did."""
 
     mean_loss: float
-    """Mean of the steps' losses, nats; NaN when no step was made."""
+    """Mean of the steps' losses, nats."""
     step_times_s: tuple[float, ...]
     """Wall time of each optimizer step, drawing its batches and a pruning before it included."""
     importance_s: float
     """Wall time of scoring units, between the steps."""
-    stopped: bool
-    """Whether it was asked to stop before the last step."""
 
 
 def train(
@@ -315,7 +316,7 @@ def train(
     batches: Iterator[Batch],
     hyper_parameters: HyperParameters,
     on_step: Callable[[int, float], None] | None = None,
-    should_stop: Callable[[], bool] | None = None,
+    on_batch: Callable[[], None] | None = None,
     prunings: Sequence[Pruning] = (),
 ) -> TrainingResult:
     """Make ``hyper_parameters.num_local_steps`` optimizer steps.
@@ -327,7 +328,7 @@ def train(
         batches: endless batches, see :func:`edge_runtime.engine.dataset.batches`.
         hyper_parameters: number of steps and of micro-batches in each.
         on_step: called after each step with the number of steps made and the step's loss.
-        should_stop: asked before each step; True ends the loop.
+        on_batch: called before each micro-batch; raises to stop, and what the step under way has summed is dropped.
         prunings: before which steps the run shrinks to which plans.
 
     Raises:
@@ -338,17 +339,14 @@ def train(
     """
     losses: list[float] = []
     times_s: list[float] = []
-    importance_s, stopped = 0.0, False
+    importance_s = 0.0
     plans = {pruning.at_step: pruning.plan for pruning in prunings}
     num_steps, every = hyper_parameters.num_local_steps, hyper_parameters.importance_every_steps
     for step in range(1, num_steps + 1):
-        if should_stop is not None and should_stop():
-            stopped = True
-            break
         started = time.perf_counter()
         if step in plans:
             run.prune(plans[step])
-        losses.append(run.step(list(islice(batches, hyper_parameters.num_accumulation_steps))))
+        losses.append(run.step(islice(batches, hyper_parameters.num_accumulation_steps), on_batch))
         stepped = time.perf_counter()
         times_s.append(stepped - started)
         if every and step % min(every, num_steps) == 0:
@@ -356,5 +354,5 @@ def train(
             importance_s += time.perf_counter() - stepped
         if on_step is not None:
             on_step(step, losses[-1])
-    mean_loss = math.fsum(losses) / len(losses) if losses else math.nan
-    return TrainingResult(mean_loss=mean_loss, step_times_s=tuple(times_s), importance_s=importance_s, stopped=stopped)
+    mean_loss = math.fsum(losses) / len(losses)
+    return TrainingResult(mean_loss=mean_loss, step_times_s=tuple(times_s), importance_s=importance_s)

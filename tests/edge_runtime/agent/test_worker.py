@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from edge_runtime.agent.errors import StoppedError
 from edge_runtime.agent.traffic import Traffic
 from edge_runtime.agent.worker import Progress, Workbench, WorkContext, WorkSettings, stand_in_plan
 from edge_runtime.engine import memory
@@ -58,7 +59,12 @@ def start(manifest: Manifest, plan: Plan, **extras: Any) -> bytes:
 
 
 def run(
-    workbench: Workbench, blob: bytes, plan: Plan, prunings: tuple[Pruning, ...] = (), **hyper: Any
+    workbench: Workbench,
+    blob: bytes,
+    plan: Plan,
+    prunings: tuple[Pruning, ...] = (),
+    stop: threading.Event | None = None,
+    **hyper: Any,
 ) -> tuple[Update, Payload]:
     given: dict[str, Any] = {
         "learning_rate": 1e-2,
@@ -96,7 +102,7 @@ def run(
     )
     context = WorkContext(
         welcome=welcome,
-        stop=threading.Event(),
+        stop=stop or threading.Event(),
         progress=Progress(),
         traffic=Traffic(lambda: (0, 0)),
         fetch_s=0.0,
@@ -182,3 +188,48 @@ def test_a_payload_that_does_not_fit_is_refused(workbench: Workbench) -> None:
         run(workbench, start(manifest, plan, importance=scores), plan)
     with pytest.raises(TensorError, match="has shape"):
         run(workbench, start(manifest, plan), plan_of(manifest, 0.5))
+
+
+class StopAfter(threading.Event):
+    """Set once it was asked ``number`` times whether it is."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.num_asked, self._number = 0, number
+
+    def is_set(self) -> bool:
+        self.num_asked += 1
+        return self.num_asked > self._number
+
+
+def test_a_stop_is_seen_before_every_micro_batch_and_every_batch_of_an_evaluation(workbench: Workbench) -> None:
+    """4 held-out examples in batches of 1, twice, and 2 steps of 8 micro-batches: 24 places, beside those between."""
+    manifest = workbench.artifact.manifest
+    plan = Plan.full(manifest)
+    blob = start(manifest, plan)
+    hyper: dict[str, Any] = {"num_local_steps": 2, "batch_size": 1, "num_accumulation_steps": 8}
+    never = StopAfter(1000)
+    run(workbench, blob, plan, stop=never, **hyper)
+    assert never.num_asked >= 24
+    for number in range(never.num_asked):
+        stop = StopAfter(number)
+        with pytest.raises(StoppedError):
+            run(workbench, blob, plan, stop=stop, **hyper)
+        assert stop.num_asked == number + 1
+
+
+def held_out(workbench: Workbench, max_length: int) -> set[tuple[int, ...]]:
+    workbench.load(max_length)
+    dataset = workbench._holdout
+    assert dataset is not None
+    return {tuple(dataset.subset(np.array([i])).tokens.tolist()) for i in range(len(dataset))}
+
+
+def test_the_same_file_gives_the_same_held_out_examples(make_workbench: Any, tmp_path: Path) -> None:
+    lines = [f'{{"input_ids": [{i}], "label": 0}}' for i in range(4, 24)]
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    first = make_workbench()
+    once = held_out(first, 16)
+    assert len(once) == 4
+    assert held_out(first, 8) == once
+    assert held_out(make_workbench(), 16) == once

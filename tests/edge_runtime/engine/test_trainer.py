@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from itertools import repeat
+from collections.abc import Callable
+from itertools import count, repeat
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,6 @@ def test_loop_reports_every_step(trainer: Trainer) -> None:
     assert result.mean_loss == pytest.approx(sum(loss for _, loss in seen) / 4)
     assert len(result.step_times_s) == 4
     assert all(time_s > 0 for time_s in result.step_times_s)
-    assert not result.stopped
 
 
 def test_loop_draws_as_many_micro_batches_as_asked(trainer: Trainer) -> None:
@@ -176,17 +176,44 @@ def test_loop_draws_as_many_micro_batches_as_asked(trainer: Trainer) -> None:
     assert len(list(source)) == 1
 
 
-def test_loop_stops_when_asked(trainer: Trainer) -> None:
-    run = start(trainer)
-    result = train(run, repeat(make_batch(trainer)), GIVEN, should_stop=lambda: run.num_steps == 2)
-    assert result.stopped
-    assert len(result.step_times_s) == 2
+class StopAtBatchError(Exception):
+    """Raised by :func:`stop_at`."""
 
 
-def test_stopped_before_the_first_step(trainer: Trainer) -> None:
-    result = train(start(trainer), repeat(make_batch(trainer)), GIVEN, should_stop=lambda: True)
-    assert result.stopped
-    assert math.isnan(result.mean_loss)
+def stop_at(number: int) -> Callable[[], None]:
+    """Raises when it is called for the ``number``-th time (1-based), and whenever it is called again."""
+    calls = count(1)
+
+    def on_batch() -> None:
+        if next(calls) >= number:
+            raise StopAtBatchError
+
+    return on_batch
+
+
+@pytest.mark.parametrize(("at_batch", "num_steps"), [(1, 0), (2, 0), (3, 0), (4, 1), (8, 2)], ids=str)
+def test_loop_is_stopped_between_micro_batches(trainer: Trainer, at_batch: int, num_steps: int) -> None:
+    """Half a step leaves no trace: the adapter is that of the steps before."""
+    given = structs.replace(GIVEN, num_accumulation_steps=3)
+    run, whole = start(trainer), start(trainer)
+    drawn = [make_batch(trainer, seed=seed) for seed in range(12)]
+    source = iter(drawn)
+    with pytest.raises(StopAtBatchError):
+        train(run, source, given, on_batch=stop_at(at_batch))
+    assert run.num_steps == num_steps
+    assert len(list(source)) == 12 - at_batch
+    for step in range(num_steps):
+        whole.step(drawn[3 * step : 3 * step + 3])
+    np.testing.assert_array_equal(flat(run.adapter()), flat(whole.adapter()))
+
+
+def test_evaluation_is_stopped_between_batches(trainer: Trainer) -> None:
+    run, dataset = start(trainer), examples_of(trainer, [5, 6, 7])
+    evaluator = trainer.evaluator(run)
+    with pytest.raises(StopAtBatchError):
+        evaluator.evaluate(run.adapter(), RANK, 2.0, dataset, 1, stop_at(2))
+    whole = evaluator.evaluate(run.adapter(), RANK, 2.0, dataset, 1, stop_at(4))
+    assert whole == evaluator.evaluate(run.adapter(), RANK, 2.0, dataset, 1)
 
 
 def examples_of(trainer: Trainer, lengths: list[int]) -> Dataset:

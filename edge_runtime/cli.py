@@ -20,9 +20,8 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Final
 
+from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress, TlsFiles
 from edge_runtime.wire.errors import ExitCode, FedSpineError
-
-PASSWORD_VARIABLE: Final = "FEDSPINE_BROKER_PASSWORD"  # noqa: S105 - the variable's name, not a password
 
 THREAD_VARIABLES: Final = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -189,7 +188,6 @@ def _start(arguments: argparse.Namespace) -> int:
     from edge_runtime.agent.agent import Agent, AgentSettings  # noqa: PLC0415
     from edge_runtime.agent.identity import StateDirectory, check_name  # noqa: PLC0415
     from edge_runtime.agent.worker import WorkSettings  # noqa: PLC0415
-    from edge_runtime.link.address import BrokerAddress, TlsFiles  # noqa: PLC0415
 
     check_name(arguments.fleet, "fleet")
     broker = BrokerAddress.parse(arguments.broker).with_password(os.environ.get(PASSWORD_VARIABLE))

@@ -15,6 +15,9 @@ DEFAULT_PORTS: Final = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 
 DEFAULT_WEBSOCKET_PATH: Final = "/mqtt"
 
+PASSWORD_VARIABLE: Final = "FEDSPINE_BROKER_PASSWORD"  # noqa: S105 - the name of the variable, not a password
+"""Where every process, of server and device alike, finds the password of a broker whose URL has none."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TlsFiles:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from edge_runtime.link.address import PASSWORD_VARIABLE
+
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 EMPTY_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}
@@ -110,3 +112,15 @@ def test_commands_are_installed_from_functions_that_exist(
     for target in project["project"]["scripts"].values():
         module, function = target.split(":")
         assert function in {node.name for node in trees[module].body if isinstance(node, ast.FunctionDef)}
+
+
+def test_the_passwords_variable_has_one_name_and_one_place_in_a_room(trees: dict[str, ast.Module]) -> None:
+    places = [
+        (module.partition(".")[0], node.value)
+        for module, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and re.fullmatch(r"FEDSPINE_\w*PASSWORD\w*", str(node.value))
+    ]
+    assert ("edge_runtime", PASSWORD_VARIABLE) in places
+    assert len(set(places)) == len(places)
+    assert {name for _, name in places} == {PASSWORD_VARIABLE}

@@ -25,7 +25,6 @@ from edge_runtime.wire.messages import Arm, Assignment, BlobRef, HyperParameters
 from edge_runtime.wire.payload import Payload, check_payload, decode_payload, encode_payload
 from edge_runtime.wire.plan import Plan
 from edge_runtime.wire.ranking import Importance, plan_at
-from edge_runtime.wire.tensors import WireDtype
 
 HEADER_BYTES_PER_TENSOR = 512
 """Allowance for a tensor's entry in a safetensors header; names are module paths."""
@@ -121,9 +120,8 @@ class Assigner:
         work = known or self._new_work(command, at_once=at_once)
         cached = (work.plans[0].digest(), work.rank)
         if cached not in self._blobs:
-            dtype: WireDtype = "float16" if self._config.wire_dtype == "float16" else "float32"
             payload = self._aggregation.start(self._manifest, start, work.plans[0], work.rank)
-            data = encode_payload(payload, dtype)
+            data = encode_payload(payload, self._config.wire_dtype)
             self._blobs[cached] = chunks.describe(data), data
         ref, blob = self._blobs[cached]
         if known is None:

@@ -3,60 +3,58 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 import tomllib
+from decimal import Decimal
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Final, Self
 
 from broker_server.errors import ArmError, ConfigError
 from broker_server.pruning.config import PruningConfig
+from broker_server.ranges import MOST, Range, Words, check_fields, from_table
 from edge_runtime.wire import limits
 from edge_runtime.wire.messages import Arm
+from edge_runtime.wire.tensors import WireDtype
+
+Count = Annotated[int, Range(0, MOST)]
+Positive = Annotated[int, Range(1, MOST)]
+Factor = Annotated[float, Range(0, 1e6, above=True)]
+"""Beyond it a float32 overflows where such numbers are multiplied."""
+LONGEST_S: Final = 1e9
+"""Longest time of anything: 30 years, which timers can still count."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
     """How devices train."""
 
-    num_rounds: int
+    num_rounds: Positive
     """Rounds, 1 or more."""
-    num_local_steps: int
+    num_local_steps: Positive
     """Optimizer steps of one assignment."""
-    batch_size: int
+    batch_size: Positive
     """Examples in a micro-batch."""
-    max_length: int
+    max_length: Positive
     """Tokens in an example."""
-    num_accumulation_steps: int = 1
+    num_accumulation_steps: Positive = 1
     """Micro-batches in one optimizer step."""
-    learning_rate: float = 2e-3
+    learning_rate: Factor = 2e-3
     """Peak learning rate of AdamW."""
-    final_learning_rate_ratio: float = 0.1
+    final_learning_rate_ratio: Annotated[float, Range(0, 1, above=True)] = 0.1
     """Learning rate of the last round as a fraction of the first one's; cosine between (ours)."""
-    weight_decay: float = 0.0
+    weight_decay: Annotated[float, Range(0, 1e6)] = 0.0
     """Decoupled weight decay."""
-    lora_scaling: float = 2.0
+    lora_scaling: Factor = 2.0
     """alpha / rank, the same for every rank."""
-    max_grad_norm: float | None = 1.0
+    max_grad_norm: Factor | None = 1.0
     """Clipping by global norm; None (TOML: 0) = off."""
-    num_warmup_steps: int = 2
+    num_warmup_steps: Count = 2
     """Linear warm-up at the start of each assignment, optimizer steps."""
 
     def __post_init__(self) -> None:
-        for name in ("num_rounds", "num_local_steps", "batch_size", "max_length", "num_accumulation_steps"):
-            if getattr(self, name) < 1:
-                msg = f"{name} is {getattr(self, name)}, expected 1 or more"
-                raise ConfigError(msg)
-        for name in ("learning_rate", "lora_scaling"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
-                msg = f"{name} is {getattr(self, name)}, expected a positive number"
-                raise ConfigError(msg)
-        if self.weight_decay < 0 or self.num_warmup_steps < 0 or not 0 < self.final_learning_rate_ratio <= 1:
-            msg = "weight_decay and num_warmup_steps must be 0 or more, final_learning_rate_ratio in (0, 1]"
-            raise ConfigError(msg)
-        if self.max_grad_norm is not None and self.max_grad_norm <= 0:
-            msg = f"max_grad_norm is {self.max_grad_norm}, expected a positive number, or none to switch clipping off"
-            raise ConfigError(msg)
+        check_fields(self)
 
     def learning_rate_at(self, round_number: int) -> float:
         """Learning rate of a round (1-based): cosine from ``learning_rate`` to its final ratio (ours)."""
@@ -69,9 +67,9 @@ class TrainingConfig:
 class CoordinatorConfig:
     """What the coordinator process needs; stored as ``config.toml`` in the run directory."""
 
-    run_id: str
+    run_id: Annotated[str, Words(200)]
     """Unique name of the run."""
-    fleet: str
+    fleet: Annotated[str, Words(200)]
     """Level of the MQTT topics that separates fleets on one broker."""
     broker_url: str
     """``mqtt://host:port`` or ``mqtts://user@host:8883``; a password comes from ``FEDSPINE_BROKER_PASSWORD``."""
@@ -79,8 +77,8 @@ class CoordinatorConfig:
     """Base URL under which ``artifacts/`` is served, with a slash at the end."""
     artifact_digest: str
     """Digest of the artifact to train."""
-    num_devices: int
-    """Devices a round waits for before it starts (at most ``registration_timeout_s``)."""
+    num_devices: Positive
+    """Devices that the first round waits for (at most ``registration_timeout_s``); later ones: see ``rejoin_s``."""
     training: TrainingConfig
     arms: tuple[Arm, ...]
     """Arms that the scheduler may play; for one that plays between them, the corners of what it may play."""
@@ -96,21 +94,22 @@ class CoordinatorConfig:
     """``fixed`` (each device keeps one arm, dealt in turn), ``random``, or ``uniform`` (every arm equally often)."""
     aggregation: str = "flexlora"
     """``fedit`` or ``flexlora``."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """Seed of everything random."""
-    round_deadline_s: float = 600.0
+    round_deadline_s: Annotated[float, Range(0, LONGEST_S, above=True)] = 600.0
     """Longest time of a round."""
-    registration_timeout_s: float = 120.0
+    registration_timeout_s: Annotated[float, Range(0, LONGEST_S, above=True)] = 120.0
     """Longest wait for ``num_devices``; then the round starts with those that are there (one or more)."""
-    rejoin_s: float = 5.0
-    """How long a round waits for a device that went offline to come back."""
-    wire_dtype: str = "float32"
-    """``float32`` or ``float16``: type of adapters on the wire."""
+    rejoin_s: Annotated[float, Range(0, LONGEST_S)] = 5.0
+    """How long a round waits for a device that went offline to come back; and how long a later round waits, before it
+    starts, for as many devices as answered in the one before."""
+    wire_dtype: WireDtype = "float32"
+    """Type of adapters on the wire."""
     test_file: str | None = None
     """Held-out examples for the server's evaluation, relative to the run directory or absolute."""
-    num_evaluation_examples: int | None = 1000
+    num_evaluation_examples: Positive | None = 1000
     """Examples (seeded sample) evaluated after each round; the last round uses all. None = always all."""
-    num_threads: int = 2
+    num_threads: Annotated[int, Range(1, 1024)] = 2
     """Threads of the server's evaluation."""
     broker_ca_file: str | None = None
     """Authority that signed the broker's certificate (PEM); None = the system's."""
@@ -120,22 +119,14 @@ class CoordinatorConfig:
     """Its private key (PEM)."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        if self.sparsity is not None:
+            check_sparsity(self.sparsity)
         if not self.arms:
             msg = "no arms given: expected at least one RATIO:RANK, such as 0.25:8"
             raise ArmError(msg)
         for arm in self.arms:
             check_arm(arm)
-        if self.num_devices < 1:
-            msg = f"num_devices is {self.num_devices}, expected 1 or more"
-            raise ConfigError(msg)
-        if min(self.round_deadline_s, self.registration_timeout_s) <= 0 or self.rejoin_s < 0:
-            msg = "round_deadline_s and registration_timeout_s must be positive, rejoin_s 0 or more"
-            raise ConfigError(msg)
-        if self.wire_dtype not in {"float32", "float16"}:
-            msg = f"wire_dtype is {self.wire_dtype!r}, expected 'float32' or 'float16'"
-            raise ConfigError(msg)
-        if self.sparsity is not None:
-            check_arm(Arm(pruning_ratio=self.sparsity, rank=1))
         if self.pruning.deploy_rounds and self.sparsity is None:
             msg = f"deploy_rounds is {self.pruning.deploy_rounds}, but no sparsity is given to deploy"
             raise ConfigError(msg)
@@ -175,17 +166,21 @@ class CoordinatorConfig:
         """
         try:
             data: dict[str, Any] = tomllib.loads(text)
-            training = dict(data.pop("training"))
+        except tomllib.TOMLDecodeError as error:
+            msg = f"configuration is no TOML: {error}"
+            raise ConfigError(msg) from error
+        training, arms = data.get("training"), data.get("arms")
+        if isinstance(training, dict):
             if training.get("max_grad_norm") == 0:
                 training["max_grad_norm"] = None
-            if data.get("num_evaluation_examples") == 0:
-                data["num_evaluation_examples"] = None
-            arms = parse_arms(data.pop("arms"))
-            pruning = PruningConfig(**data.pop("pruning", {}))
-            return cls(**data, arms=arms, pruning=pruning, training=TrainingConfig(**training))
-        except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
-            msg = f"configuration is malformed: {error}"
-            raise ConfigError(msg) from error
+            data["training"] = from_table(training, TrainingConfig, "training")
+        if data.get("num_evaluation_examples") == 0:
+            data["num_evaluation_examples"] = None
+        if isinstance(arms, str):
+            data["arms"] = parse_arms(arms)
+        if "pruning" in data:
+            data["pruning"] = from_table(data["pruning"], PruningConfig, "pruning")
+        return from_table(data, cls, "")
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -225,7 +220,7 @@ def parse_arms(text: str) -> tuple[Arm, ...]:
 
 def format_arms(arms: tuple[Arm, ...]) -> str:
     """Inverse of :func:`parse_arms`."""
-    return ",".join(f"{arm.pruning_ratio}:{arm.rank}" for arm in arms)
+    return ",".join(f"{Decimal(repr(arm.pruning_ratio)):f}:{arm.rank}" for arm in arms)  # never as 1e-05
 
 
 def check_arm(arm: Arm) -> Arm:
@@ -243,6 +238,17 @@ def check_arm(arm: Arm) -> Arm:
     return arm
 
 
+def check_sparsity(sparsity: float) -> None:
+    """Refuse a pruning ratio that no sub-model may have.
+
+    Raises:
+        ArmError: it is outside the range.
+    """
+    if not 0.0 <= sparsity <= MAX_PRUNING_RATIO:
+        msg = f"sparsity is {sparsity}, expected a pruning ratio of 0 to {MAX_PRUNING_RATIO}"
+        raise ArmError(msg)
+
+
 MAX_PRUNING_RATIO = 0.95
 """Largest pruning ratio an arm may ask for."""
 
@@ -255,5 +261,5 @@ def toml_value(value: object) -> str:
         return str(value)
     if isinstance(value, float):
         return repr(value)
-    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    # JSON's escapes are TOML's, but for one control character that JSON leaves as it is.
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -133,7 +133,7 @@ class Intake:
             arms=config.arms,
             batch_size=config.training.batch_size,
             max_length=config.training.max_length,
-            wire_dtype="float16" if config.wire_dtype == "float16" else "float32",
+            wire_dtype=config.wire_dtype,
             heartbeat_s=HEARTBEAT_S,
         )
         self._mailroom.to(message.device_id, welcome)

@@ -11,13 +11,13 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from broker_server.config import CoordinatorConfig, TrainingConfig, check_arm, parse_arms, toml_value
+from broker_server.config import CoordinatorConfig, TrainingConfig, check_sparsity, parse_arms, toml_value
 from broker_server.errors import ArmError, ConfigError
+from broker_server.ports import MAX_PORT
 from broker_server.pruning.config import PruningConfig
 from broker_server.run.examples import LABEL, Fields
 from broker_server.run.split import parse_split
 from edge_runtime.wire.manifest import Task
-from edge_runtime.wire.messages import Arm
 from edge_runtime.wire.topics import check_name
 
 FLEET: Final = "run"
@@ -134,7 +134,7 @@ class RunSettings:
         if self.broker not in EMBEDDED_BROKERS and "://" not in self.broker:
             msg = f"broker {self.broker!r} is not known: expected auto, mosquitto, amqtt, or a URL such as mqtt://host:1883"
             raise ConfigError(msg)
-        check_arm(Arm(pruning_ratio=self.sparsity, rank=1))
+        check_sparsity(self.sparsity)
         parse_split(self.split)
         self.coordinator_config(run_id="check", broker_url="", artifact_url="", artifact_digest="")
 
@@ -216,7 +216,6 @@ class RunSettings:
         return "".join(f"{key} = {toml_value(value)}\n" for key, value in dataclasses.asdict(self).items())
 
 
-MAX_PORT: Final = 65_535
 EMBEDDED_BROKERS: Final = frozenset({"auto", "mosquitto", "amqtt"})
 
 TASK_DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {

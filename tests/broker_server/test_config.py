@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import tomllib
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_server.config import CoordinatorConfig, TrainingConfig, format_arms, parse_arms
+from broker_server.config import (
+    MAX_PRUNING_RATIO,
+    CoordinatorConfig,
+    TrainingConfig,
+    format_arms,
+    parse_arms,
+    toml_value,
+)
 from broker_server.errors import ArmError, ConfigError
 from edge_runtime.wire.errors import ExitCode
+from edge_runtime.wire.messages import Arm
 
 TRAINING = TrainingConfig(num_rounds=10, num_local_steps=5, batch_size=4, max_length=64)
 CONFIG = CoordinatorConfig(
@@ -40,17 +49,33 @@ def test_toml_there_and_back(changes: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("name", "value", "expected"),
     [
-        ("num_devices", 0),
-        ("round_deadline_s", 0.0),
-        ("rejoin_s", -1.0),
-        ("wire_dtype", "int4"),
+        ("num_devices", 0, "a whole number from 1 to 2147483647"),
+        ("num_devices", 2.0, "a whole number from 1 to 2147483647"),
+        ("num_devices", True, "a whole number"),
+        ("num_devices", 2**31, "a whole number"),
+        ("round_deadline_s", 0.0, "a finite number above 0 to 1000000000"),
+        ("round_deadline_s", float("inf"), "a finite number above 0"),
+        ("registration_timeout_s", "120", "a finite number above 0"),
+        ("rejoin_s", -1.0, "a finite number from 0"),
+        ("rejoin_s", float("nan"), "a finite number from 0"),
+        ("wire_dtype", "int4", "'float32' or 'float16'"),
+        ("seed", -1, "a whole number from 0"),
+        ("seed", "0", "a whole number from 0"),
+        ("num_threads", 0, "a whole number from 1 to 1024"),
+        ("num_evaluation_examples", -5, "a whole number from 1 to 2147483647 or none"),
+        ("eval_sparse", 1, "true or false"),
+        ("run_id", "", "text of 1 to 200 characters"),
+        ("scheduler", 3, "text"),
+        ("sparsity", float("nan"), "a finite number or none"),
+        ("training", 3, "a TrainingConfig"),
     ],
 )
-def test_setting_out_of_range(name: str, value: object) -> None:
-    with pytest.raises(ConfigError, match=name) as caught:
+def test_setting_of_a_wrong_type_or_out_of_range(name: str, value: object, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
         dataclasses.replace(CONFIG, **{name: value})  # type: ignore[arg-type]
+    assert str(caught.value).startswith(f"{name} is {value!r}, expected {expected}")
     assert caught.value.exit_code is ExitCode.USAGE
 
 
@@ -59,15 +84,58 @@ def test_setting_out_of_range(name: str, value: object) -> None:
     [
         ("num_rounds", 0),
         ("batch_size", -1),
+        ("num_local_steps", 1.5),
         ("learning_rate", float("nan")),
+        ("learning_rate", float("inf")),
         ("lora_scaling", 0.0),
         ("max_grad_norm", -1.0),
+        ("weight_decay", -0.1),
+        ("num_warmup_steps", -1),
         ("final_learning_rate_ratio", 2.0),
+        ("final_learning_rate_ratio", 0.0),
     ],
 )
 def test_training_setting_out_of_range(name: str, value: float) -> None:
-    with pytest.raises(ConfigError, match=name):
+    with pytest.raises(ConfigError, match=f"{name} is {value}, expected"):
         dataclasses.replace(TRAINING, **{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("num_devices = 3", 'num_devices = "3"', "num_devices is '3', expected a whole number from 1"),
+        ("num_devices = 3", "", "configuration lacks num_devices"),
+        ("num_rounds = 10", "", r"table \[training\] lacks num_rounds"),
+        ("num_rounds = 10", "num_rounds = 10\ncolour = 1", r"table \[training\] has the key 'colour'"),
+        ("batch_size = 4", "batch_size = 4.0", "batch_size is 4.0, expected a whole number from 1"),
+        ("ramp_rounds = 0", "ramp_rounds = []", r"ramp_rounds is \[\], expected a whole number from 0"),
+        ('scope = "layer"', 'scope = "row"', "scope is 'row', expected 'layer' or 'global'"),
+        ("importance_smoothing = 0.5", "importance_smoothing = 1", "expected a finite number from 0 to below 1"),
+        ('arms = "0.0:8', 'arms = 3 # "', "arms is 3, expected"),
+        ("[pruning]", "[[pruning]]", "pruning is .*, expected a table"),
+    ],
+)
+def test_what_is_wrong_in_the_file_is_named(old: str, new: str, said: str) -> None:
+    text = CONFIG.to_toml()
+    assert old in text
+    with pytest.raises(ConfigError, match=said) as caught:
+        CoordinatorConfig.from_toml(text.replace(old, new))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_whole_number_will_do_where_any_number_is_expected() -> None:
+    assert dataclasses.replace(TRAINING, learning_rate=1).learning_rate_at(1) == 1.0
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=20))
+def test_any_text_survives_toml(text: str) -> None:
+    assert tomllib.loads(f"key = {toml_value(text)}\n") == {"key": text}
+
+
+@pytest.mark.parametrize("text", ["two\nlines", "\x00\x1b\x7f", "tab\t", "\u2028"])
+def test_control_characters_survive_toml(text: str) -> None:
+    config = dataclasses.replace(CONFIG, test_file=text)
+    assert CoordinatorConfig.from_toml(config.to_toml()) == config
 
 
 @pytest.mark.parametrize(
@@ -89,6 +157,16 @@ def test_arm_outside_its_range_has_its_own_exit_code(text: str) -> None:
 def test_arms_there_and_back(pairs: list[tuple[int, int]]) -> None:
     arms = parse_arms(",".join(f"{percent / 100}:{rank}" for percent, rank in pairs))
     assert parse_arms(format_arms(arms)) == arms
+
+
+@given(st.floats(0.0, MAX_PRUNING_RATIO))
+def test_the_smallest_ratio_is_written_as_it_is_read(ratio: float) -> None:
+    arms = (Arm(pruning_ratio=ratio, rank=8),)
+    assert parse_arms(format_arms(arms)) == arms
+
+
+def test_no_ratio_is_written_with_an_exponent() -> None:
+    assert format_arms((Arm(pruning_ratio=1e-05, rank=8), Arm(pruning_ratio=0.0, rank=4))) == "0.00001:8,0.0:4"
 
 
 def test_learning_rate_falls_by_a_cosine() -> None:

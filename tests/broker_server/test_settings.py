@@ -34,7 +34,7 @@ def test_a_file_overrides_defaults_and_options_override_the_file(tmp_path: Path)
 
 
 def test_settings_survive_their_file(tmp_path: Path) -> None:
-    settings = resolve({**CLASSIFY, "model": 'odd"\\name', "learning_rate": 3e-4, "threads": 2})
+    settings = resolve({**CLASSIFY, "model": 'odd"\\\nname\x7f', "learning_rate": 3e-4, "threads": 2})
     config = tmp_path / "run.toml"
     config.write_text(settings.to_toml())
 
@@ -68,6 +68,11 @@ def test_a_wrong_setting_is_refused(options: dict[str, object], message: str) ->
 def test_an_arm_outside_its_range_has_its_own_error(options: dict[str, object]) -> None:
     with pytest.raises(ArmError):
         resolve(options)
+
+
+def test_a_sparsity_outside_its_range_is_not_called_an_arm() -> None:
+    with pytest.raises(ArmError, match=r"^sparsity is 0\.97, expected a pruning ratio of 0 to 0\.95$"):
+        resolve({"sparsity": 0.97})
 
 
 def test_a_file_that_is_no_toml_is_refused(tmp_path: Path) -> None:

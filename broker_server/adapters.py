@@ -14,7 +14,7 @@ from broker_server.aggregation import Aggregated
 from broker_server.errors import StoreError
 from edge_runtime.wire import names
 from edge_runtime.wire.errors import TensorError
-from edge_runtime.wire.files import write_atomically
+from edge_runtime.wire.files import make_directories, write_atomically
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.payload import check_payload, decode_payload
 from edge_runtime.wire.peft_format import write_peft
@@ -51,7 +51,7 @@ class GlobalAdapters:
             DiskFullError: there is no space.
         """
         path = adapter_path(self._run_dir, round_number)
-        path.parent.mkdir(exist_ok=True)
+        make_directories(path.parent)
         metadata = {
             "artifact_digest": self._digest,
             "rank": str(self.rank),

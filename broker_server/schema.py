@@ -1,4 +1,4 @@
-"""Tables of ``state.sqlite``. A change here is a new :data:`SCHEMA_VERSION`."""
+"""Tables of ``state.sqlite``. A change that another release could not work with is a new :data:`SCHEMA_VERSION`."""
 
 from __future__ import annotations
 
@@ -65,15 +65,6 @@ updates = sa.Table(
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("message", sa.LargeBinary, nullable=False),  # msgpack of the Update message
     sa.Column("accepted_at", sa.Float, nullable=False),
-)
-
-measurements = sa.Table(
-    "measurements",
-    metadata,
-    sa.Column("round_number", sa.Integer, primary_key=True),
-    sa.Column("device_id", sa.Text, primary_key=True),
-    sa.Column("name", sa.Text, primary_key=True),
-    sa.Column("value", sa.Float, nullable=False),
 )
 
 scheduler = sa.Table(

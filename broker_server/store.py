@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -29,7 +28,7 @@ from broker_server.errors import StoreError
 from broker_server.records import RoundRecord
 from broker_server.round_types import Outcome, Participant, UpdateKey
 from edge_runtime.wire.errors import MessageError
-from edge_runtime.wire.files import DiskFullError, write_atomically
+from edge_runtime.wire.files import DiskFullError, make_directories, write_atomically
 from edge_runtime.wire.manifest import digest_of
 from edge_runtime.wire.messages import Arm, FailureReason, Register, Update, decode_message, encode_message
 
@@ -93,10 +92,6 @@ class Store:
         updated = {name: value for name, value in row.items() if name != "first_seen_at"}
         with self._transaction() as connection:
             connection.execute(insert(schema.devices).values(row).on_conflict_do_update(set_=updated))
-
-    def load_device_ids(self) -> list[str]:
-        """Devices ever seen, by name."""
-        return [str(row[0]) for row in self._query(sa.select(schema.devices.c.device_id).order_by("device_id"))]
 
     # ---- rounds ------------------------------------------------------------------------------------------------------
 
@@ -207,17 +202,17 @@ class Store:
             DiskFullError: there is no space; the update is not accepted.
         """
         path = self.update_path(update.round_number, update.device_id)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directories(path.parent)
         write_atomically(path, blob)
-        key = {"round_number": update.round_number, "device_id": update.device_id}
-        row = {**key, "attempt": update.attempt, "message": encode_message(update), "accepted_at": at}
-        measured = msgspec.to_builtins(update.measurements)
+        row = {
+            "round_number": update.round_number,
+            "device_id": update.device_id,
+            "attempt": update.attempt,
+            "message": encode_message(update),
+            "accepted_at": at,
+        }
         with self._transaction() as connection:
             connection.execute(insert(schema.updates).values(row).on_conflict_do_update(set_=row))
-            for name, value in measured.items():
-                if math.isfinite(value):
-                    figure = {**key, "name": name, "value": float(value)}
-                    connection.execute(insert(schema.measurements).values(figure).on_conflict_do_update(set_=figure))
 
     def load_updates(self, round_number: int) -> list[Update]:
         """Accepted updates of a round whose files are intact, by device id."""

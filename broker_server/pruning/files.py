@@ -16,7 +16,7 @@ from broker_server.importance import magnitude_importance
 from broker_server.pruning.scores import Scores
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.wire.errors import PlanError, TensorError
-from edge_runtime.wire.files import write_atomically
+from edge_runtime.wire.files import make_directories, write_atomically
 from edge_runtime.wire.ranking import Importance, PlanPolicy, check_importance, from_tensors, to_tensors
 from edge_runtime.wire.tensors import decode_tensors, encode_tensors
 
@@ -67,7 +67,7 @@ class ImportanceFiles:
         data = encode_tensors(dict(to_tensors(scores)), metadata=self._metadata)
         if self._by_round:
             path = self._path(round_number)
-            path.parent.mkdir(exist_ok=True)
+            make_directories(path.parent)
             write_atomically(path, data)
         write_atomically(self._run_dir / IMPORTANCE_FILE, data)
 

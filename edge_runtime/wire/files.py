@@ -39,6 +39,23 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
 
 
+def make_directories(directory: Path) -> None:
+    """Make a directory, and those above it that are missing, so that they are still there after a power cut.
+
+    Raises:
+        DiskFullError: there is no space.
+        OSError: any other fault of the file system; among others, a file is in the way.
+    """
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for path in missing[::-1]:
+            sync_directory(path.parent)
+    except OSError as error:
+        raise_if_disk_full(error, directory)
+        raise
+
+
 def raise_if_disk_full(error: OSError, path: Path) -> None:
     """Translate "no space left" into one clear line; return for any other error.
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from edge_runtime.wire import names
 from edge_runtime.wire.adapter import AdapterLayout, Tensors
-from edge_runtime.wire.files import write_atomically
+from edge_runtime.wire.files import make_directories, write_atomically
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.payload import Merged, check_merged
 from edge_runtime.wire.plan import Plan
@@ -61,7 +61,7 @@ def write_peft(
     plan, merged = Plan.full(manifest), {} if merged is None else merged
     AdapterLayout.of(manifest, plan, rank).check(adapter)
     check_merged(manifest, plan, merged)
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directories(directory)
     weights = {KEY_PREFIX + name: value for name, value in adapter.items()}
     for module, (merged_a, merged_b) in merged.items():
         a, b = names.lora_a(module), names.lora_b(module)

@@ -12,7 +12,7 @@ from broker_server.errors import StoreError
 from broker_server.records import EvaluationRecord, RoundRecord
 from broker_server.round_types import Outcome, Participant, UpdateKey
 from broker_server.store import Learnt, Store
-from edge_runtime.wire import chunks
+from edge_runtime.wire import chunks, files
 from edge_runtime.wire.messages import FailureReason, Measurements, Register, Update
 from tests.broker_server import tiny
 
@@ -176,15 +176,6 @@ def test_damaged_update_is_asked_for_again(tmp_path: Path, damage: bytes) -> Non
     assert opened.participants["a"].is_open
 
 
-def test_figures_can_be_asked_for_in_sql(tmp_path: Path) -> None:
-    reopen(tmp_path).accept_update(update(), BLOB, 101.0)
-    with sqlite3.connect(tmp_path / "state.sqlite") as connection:
-        rows = dict(connection.execute("SELECT name, value FROM measurements WHERE device_id = 'a'"))
-    connection.close()
-    assert rows["train_s"] == 1.5
-    assert rows["peak_rss_bytes"] == pytest.approx(2.0**64)
-
-
 def test_devices_are_remembered(tmp_path: Path) -> None:
     store = reopen(tmp_path)
     for session_id in ("first", "second"):
@@ -192,7 +183,26 @@ def test_devices_are_remembered(tmp_path: Path) -> None:
             device_id="a", session_id=session_id, capabilities=tiny.capabilities(), num_examples=2**64 - 1
         )
         store.save_device(register, 5.0)
-    assert reopen(tmp_path).load_device_ids() == ["a"]
+    with sqlite3.connect(tmp_path / "state.sqlite") as connection:
+        rows = list(connection.execute("SELECT device_id, register ->> 'session_id' FROM devices"))
+    connection.close()
+    assert rows == [("a", "second")]
+
+
+def test_directories_of_updates_survive_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    sync = files.sync_directory
+
+    def spy(directory: Path) -> None:
+        synced.append(str(directory.relative_to(tmp_path)))
+        sync(directory)
+
+    monkeypatch.setattr(files, "sync_directory", spy)
+    store = reopen(tmp_path)
+    store.accept_update(update(), BLOB, 101.0)
+    assert synced == [".", "updates", "updates/1"]
+    store.accept_update(update("b"), BLOB, 101.0)
+    assert synced[3:] == ["updates/1"]
 
 
 # ---- a store that cannot be used -------------------------------------------------------------------------------------

@@ -92,6 +92,8 @@ class RunState:
     """End of waiting for devices, or of collecting updates."""
     num_awaited: int = 1
     """Devices to wait for before the round begins."""
+    patient_until: float = 0.0
+    """How long to wait for all of those; from then on one is enough."""
     has_assembled: bool = False
     """Whether a round began in this process: until then devices may not have had the time to register."""
     num_empty_rounds: int = 0

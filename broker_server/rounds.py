@@ -289,19 +289,24 @@ def _on_refused(state: RunState, event: UpdateRejected | UpdateLate) -> Step:
 
 
 def _wait(state: RunState, num_devices: int) -> Step:
+    """Wait for devices: the first round of a process as long as devices may take to register, later ones a moment."""
     deadline_at = state.now + state.limits.registration_timeout_s
     state = dataclasses.replace(
-        state, phase=Phase.WAITING, participants={}, num_awaited=num_devices, deadline_at=deadline_at
+        state,
+        phase=Phase.WAITING,
+        participants={},
+        num_awaited=num_devices,
+        patient_until=state.now + state.limits.rejoin_s if state.has_assembled else deadline_at,
+        deadline_at=deadline_at,
     )
     return _begin_if_ready(state)
 
 
 def _begin_if_ready(state: RunState) -> Step:
-    is_late = state.now >= state.deadline_at
-    if len(state.online) >= state.num_awaited or (is_late and state.online):
+    if len(state.online) >= state.num_awaited or (state.online and state.now >= state.patient_until):
         chosen = ChooseArms(round_number=state.round_number, device_ids=tuple(sorted(state.online)))
         return dataclasses.replace(state, phase=Phase.CHOOSING, has_assembled=True), (chosen,)
-    if not is_late:
+    if state.now < state.deadline_at:
         return state, ()
     waited = f"no device for round {state.round_number} within {state.limits.registration_timeout_s:g} s"
     return _fail(state, waited, [f"{device_id}: {why}" for device_id, why in sorted(state.farewells.items())])
@@ -349,11 +354,9 @@ def _on_evaluated(state: RunState, event: EvaluationDone) -> Step:
 
 
 def _num_awaited(state: RunState) -> int:
-    """Devices that the next round waits for: after a restart, those that had an answer in the round that went on."""
+    """Devices that the next round waits for: as many as answered in this one, so that none that is lost is."""
     if state.round_number == 0:
         return state.limits.num_devices
-    if state.has_assembled:
-        return 1
     answered = {Outcome.ACCEPTED, Outcome.REJECTED, Outcome.FAILED}
     return max(1, sum(participant.outcome in answered for participant in state.participants.values()))
 

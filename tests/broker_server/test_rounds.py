@@ -103,6 +103,41 @@ def test_late_device_takes_part_from_the_next_round() -> None:
     assert desk.sent(ChooseArms) == [ChooseArms(round_number=2, device_ids=(A, B, "late"))]
 
 
+def between_rounds() -> Desk:
+    """Both devices have answered in round 1, and one fell away before round 2 began."""
+    desk = begun()
+    desk.answers_pulls = False
+    desk.feed(UpdateStored(key=key(A)), DeviceOffline(device_id=A), UpdateStored(key=key(B)))
+    return desk
+
+
+def test_later_round_waits_a_moment_for_the_devices_that_answered() -> None:
+    desk = between_rounds()
+    assert (desk.state.phase, desk.state.round_number) == (Phase.WAITING, 2)
+    desk.tick(4.9)
+    desk.feed(DeviceRegistered(device_id=A))
+    assert desk.sent(ChooseArms) == [ChooseArms(round_number=2, device_ids=(A, B))]
+
+
+def test_device_that_is_really_gone_does_not_hold_up_the_rounds() -> None:
+    desk = between_rounds()
+    desk.tick(4.9)
+    assert desk.state.phase is Phase.WAITING
+    desk.tick(0.2)
+    assert desk.sent(ChooseArms) == [ChooseArms(round_number=2, device_ids=(B,))]
+    desk.feed(UpdateStored(key=key(B, 2)))
+    assert desk.sent(ChooseArms)[1:] == [ChooseArms(round_number=3, device_ids=(B,))]
+
+
+def test_later_round_without_any_device_waits_as_long_as_the_first() -> None:
+    desk = between_rounds()
+    desk.feed(DeviceOffline(device_id=B))
+    desk.tick(49)
+    assert desk.state.phase is Phase.WAITING
+    desk.feed(DeviceRegistered(device_id=A))
+    assert desk.sent(ChooseArms) == [ChooseArms(round_number=2, device_ids=(A,))]
+
+
 # ---- devices that go and come ----------------------------------------------------------------------------------------
 
 

@@ -14,13 +14,14 @@ from edge_runtime.engine import importance
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.dataset import Batch
 from edge_runtime.engine.importance import ImportanceTracker, sensitivity_sums, unit_scores
-from edge_runtime.engine.slicing import slice_weights
 from edge_runtime.engine.trainer import Trainer, TrainingRun
 from edge_runtime.wire import adapter as adapters
 from edge_runtime.wire import names
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import HyperParameters
 from edge_runtime.wire.plan import Plan
+from edge_runtime.wire.ranking import PlanPolicy, plan_at
+from tests.edge_runtime.engine.planted import KINDS, draw_units, plant, removed
 
 Array = npt.NDArray[np.float32]
 RANK, SCALING = 3, 2.0
@@ -167,44 +168,46 @@ def test_groups_are_summed_over_all_coupled_matrices(trainer: Trainer) -> None:
         np.testing.assert_allclose(scores[key], value, rtol=2e-4)
 
 
-def planted(artifact: Artifact, dead: dict[tuple[int, str], list[int]], how: str) -> dict[str, Array]:
-    """Base weights in which some units are dead: all their weights are zero, or nothing reads what they say."""
-    weights = {name: value.copy() for name, value in slice_weights(artifact, Plan.full(artifact.manifest)).items()}
-    for spec in artifact.manifest.tensors:
-        for prune in spec.prune:
-            if spec.layer is None or (how == "disconnected" and prune.axis == 0):
-                continue
-            for unit in dead[spec.layer, prune.group]:
-                index: list[Any] = [slice(None)] * len(spec.shape)
-                index[prune.axis] = slice(unit * prune.unit_size, (unit + 1) * prune.unit_size)
-                weights[spec.name][tuple(index)] = 0.0
-    return weights
-
-
-@pytest.mark.parametrize("how", ["zero", "disconnected"])
-def test_planted_dead_units_score_least(trainer: Trainer, how: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_planted_dead_units_are_pruned_first(trainer: Trainer, kind: str) -> None:
     """B starts at zero, as in a first round, so a unit that is cut off stays cut off until it is trained."""
     artifact = trainer.artifact
     manifest, rng = artifact.manifest, np.random.default_rng(7)
-    dead = {
-        (g.layer, g.group): sorted(rng.choice(g.num_units, g.num_units // 4, replace=False).tolist())
-        for g in manifest.groups
-    }
+    dead = draw_units(manifest, rng)
     adapter = adapters.initial(manifest, artifact.initial(), 4, rng)
-    run = TrainingRun(
-        trainer,
-        Plan.full(manifest),
-        4,
-        adapter,
-        structs.replace(GIVEN, learning_rate=1e-4),
-        planted(artifact, dead, how),
-    )
+    given = structs.replace(GIVEN, learning_rate=1e-4)
+    run = TrainingRun(trainer, Plan.full(manifest), 4, adapter, given, plant(artifact, dead, kind))
     for seed in range(4):
         run.step([make_batch(manifest, seed)])
         run.score_units()
-    for key, scores in run.importance().items():
-        num_dead = len(dead[key])
-        assert sorted(np.argsort(scores)[:num_dead].tolist()) == dead[key], key
+    scores = run.importance()
+    for key, units in dead.items():
+        alive = np.setdiff1d(np.arange(scores[key].size), units)
+        assert scores[key][units].max() < 0.2 * scores[key][alive].min(), key
+    assert removed(manifest, plan_at(manifest, scores, 0.25)) == dead
+    over_layers = plan_at(manifest, scores, 0.25, PlanPolicy(scope="global"))
+    assert removed(manifest, over_layers) == dead
+    further = removed(manifest, plan_at(manifest, scores, 0.5))
+    assert all(set(units) < set(further[key]) for key, units in dead.items())
+
+
+def test_a_key_value_head_is_dead_only_with_all_its_query_heads(tiny_llama_artifact: Path) -> None:
+    """Grouped-query attention: unit 1 of each layer has lost one of its two query heads, unit 2 both."""
+    artifact = Artifact.open(tiny_llama_artifact)
+    manifest, rng = artifact.manifest, np.random.default_rng(3)
+    dead = {(g.layer, g.group): [2] if g.group == "heads" else [] for g in manifest.groups}
+    weights = plant(artifact, dead, "disconnected")
+    for layer in range(manifest.num_layers):
+        weights[f"model.layers.{layer}.self_attn.o_proj.weight"][:, 16:24] = 0.0
+    adapter = adapters.initial(manifest, artifact.initial(), 4, rng)
+    trainer = Trainer(artifact, num_threads=1)
+    run = TrainingRun(trainer, Plan.full(manifest), 4, adapter, structs.replace(GIVEN, learning_rate=1e-4), weights)
+    run.step([make_batch(manifest)])
+    run.score_units()
+    for layer in range(manifest.num_layers):
+        scores = run.importance()[layer, "heads"]
+        assert scores[2] < 0.01 * scores[1]
+        assert scores[1] < scores[[0, 3]].min()
 
 
 def test_scores_are_smoothed_from_the_first_on() -> None:

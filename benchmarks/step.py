@@ -1,8 +1,9 @@
 """Time and memory of one optimizer step on the device, by arm: ``python -m benchmarks.step ARTIFACT``.
 
 Each arm runs in a fresh process, one after the other, on random tokens: graph loaded, weights sliced, some steps to
-warm up, then the steps that count. Units are ranked at random, which changes no shape. Writes JSON to stdout: seconds
-of wall and processor time (median, least, greatest), the process's peak memory, versions, machine and its load.
+warm up, then the steps that count, and after each of them the importance of all units is computed once from its
+gradient. Units are ranked at random, which changes no shape. Writes JSON to stdout: seconds of wall and processor time
+(median, least, greatest) of a step and of one importance, the process's peak memory, versions, machine and its load.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -48,6 +50,21 @@ class Setting:
     threads: int
     steps: int
     seed: int
+
+
+class Stopwatch:
+    """Wall and processor time, seconds, of the same thing done several times."""
+
+    def __init__(self) -> None:
+        self.wall_s: list[float] = []
+        self.cpu_s: list[float] = []
+
+    def time(self, work: Callable[[], object]) -> None:
+        """Do it once more."""
+        begin, cpu_begin = time.perf_counter(), time.process_time()
+        work()
+        self.wall_s.append(time.perf_counter() - begin)
+        self.cpu_s.append(time.process_time() - cpu_begin)
 
 
 def main() -> None:
@@ -82,20 +99,20 @@ def measure(setting: Setting) -> dict[str, Any]:
     )
     load_s = time.perf_counter() - begin
     batch = random_batch(manifest, setting, rng)
-    wall, cpu = [], []
+    steps, scorings = Stopwatch(), Stopwatch()
     for _ in range(NUM_WARMUP_STEPS + setting.steps):
-        begin, cpu_begin = time.perf_counter(), time.process_time()
-        run.step([batch])
-        wall.append(time.perf_counter() - begin)
-        cpu.append(time.process_time() - cpu_begin)
+        steps.time(lambda: run.step([batch]))
+        scorings.time(run.score_units)
     return {
         **{key: value for key, value in dataclasses.asdict(setting).items() if key != "artifact"},
         "model": manifest.model_name,
         "sparsity": round(plan.sparsity(manifest), 4),
         "num_trainable": sum(value.size for value in run.adapter().values()),
         "load_s": round(load_s, 3),
-        "step_wall_s": spread(wall[NUM_WARMUP_STEPS:]),
-        "step_cpu_s": spread(cpu[NUM_WARMUP_STEPS:]),
+        "step_wall_s": spread(steps.wall_s[NUM_WARMUP_STEPS:]),
+        "step_cpu_s": spread(steps.cpu_s[NUM_WARMUP_STEPS:]),
+        "importance_wall_s": spread(scorings.wall_s[NUM_WARMUP_STEPS:]),
+        "importance_cpu_s": spread(scorings.cpu_s[NUM_WARMUP_STEPS:]),
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
 

@@ -208,7 +208,7 @@ class Assigner:
         training, pruning = self._config.training, self._config.pruning
         entropy = (self._config.seed, round_number, zlib.crc32(device_id.encode()))
         return HyperParameters(
-            learning_rate=training.learning_rate_at(round_number),
+            learning_rate=self._config.learning_rate_at(round_number),
             weight_decay=training.weight_decay,
             lora_scaling=training.lora_scaling,
             max_grad_norm=training.max_grad_norm,

@@ -43,7 +43,7 @@ class TrainingConfig:
     learning_rate: Factor = 2e-3
     """Peak learning rate of AdamW."""
     final_learning_rate_ratio: Annotated[float, Range(0, 1, above=True)] = 0.1
-    """Learning rate of the last round as a fraction of the first one's; cosine between (ours)."""
+    """Where the cosine over the rounds ends, as a fraction of ``learning_rate`` (ours)."""
     weight_decay: Annotated[float, Range(0, 1e6)] = 0.0
     """Decoupled weight decay."""
     lora_scaling: Factor = 2.0
@@ -55,12 +55,6 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-
-    def learning_rate_at(self, round_number: int) -> float:
-        """Learning rate of a round (1-based): cosine from ``learning_rate`` to its final ratio (ours)."""
-        progress = (round_number - 1) / max(1, self.num_rounds - 1)
-        low = self.learning_rate * self.final_learning_rate_ratio
-        return low + (self.learning_rate - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +129,22 @@ class CoordinatorConfig:
     def max_rank(self) -> int:
         """Rank of the global adapter: the largest of the arms."""
         return max(arm.rank for arm in self.arms)
+
+    def learning_rate_at(self, round_number: int) -> float:
+        """Learning rate of a round (1-based).
+
+        A cosine from ``learning_rate`` to its final ratio over the rounds before the deploy rounds. These begin again, at
+        ``deploy_learning_rate_ratio`` of it, and end there too: what has just lost units must move to recover. A warm
+        restart as in SGDR (arXiv 1608.03983); its place and height are ours.
+        """
+        peak, num_deploy = self.training.learning_rate, min(self.pruning.deploy_rounds, self.training.num_rounds)
+        low = peak * self.training.final_learning_rate_ratio
+        index, length = round_number - 1, self.training.num_rounds - num_deploy
+        if index >= length:
+            peak = max(low, peak * self.pruning.deploy_learning_rate_ratio)
+            index, length = index - length, num_deploy
+        progress = min(1.0, index / max(1, length - 1))
+        return low + (peak - low) * 0.5 * (1 + math.cos(math.pi * progress))
 
     def to_toml(self) -> str:
         """TOML text that :meth:`from_toml` reads back to an equal configuration."""

@@ -39,6 +39,8 @@ class PruningConfig:
     """Optimizer steps, at least, between two prunings inside an assignment."""
     deploy_rounds: Count = 0
     """Last rounds, in which every device trains the plan that is deployed, under importance that no longer changes."""
+    deploy_learning_rate_ratio: Annotated[float, Range(0, 1, above=True)] = 0.5
+    """Learning rate of the first deploy round as a fraction of the peak; cosine from there (ours)."""
 
     def __post_init__(self) -> None:
         check_fields(self)

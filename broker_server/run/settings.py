@@ -73,7 +73,7 @@ class RunSettings:
     scheduler: str = option(Panel.TRAINING, "who gets which arm: fedspine, uniform, ... (docs/scheduler.md)", "uniform")
     aggregation: str = option(Panel.TRAINING, "fedspine, flexlora, fedit, ... (docs/aggregation.md)", "flexlora")
     learning_rate: float = option(Panel.TRAINING, "peak learning rate of AdamW")
-    final_learning_rate_ratio: float = option(Panel.TRAINING, "the last round's share of it; cosine between", 0.1)
+    final_learning_rate_ratio: float = option(Panel.TRAINING, "the end of its cosine over the rounds, as a share", 0.1)
     weight_decay: float = option(Panel.TRAINING, "decoupled weight decay", 0.0)
     warmup_steps: int = option(Panel.TRAINING, "linear warm-up at the start of each assignment", 2)
     lora_scaling: float = option(Panel.TRAINING, "alpha / rank, the same for every rank", 2.0)
@@ -96,6 +96,9 @@ class RunSettings:
     ramp_rounds: int = option(Panel.PRUNING, "rounds of the cubic ramp to an arm's ratio; 0 = at once", 0)
     recovery_steps: int = option(Panel.PRUNING, "least steps between two prunings inside an assignment", 20)
     deploy_rounds: int = option(Panel.PRUNING, "last rounds that train the plan of --sparsity on all devices", 0)
+    deploy_learning_rate_ratio: float = option(
+        Panel.PRUNING, "the first deploy round's share of the learning rate; cosine from there", 0.5
+    )
     eval_sparse: bool = option(Panel.PRUNING, "measure the sub-model at --sparsity in every round", default=False)
     sparsity: float = option(Panel.RESULT, "pruning ratio of the compact model", 0.25)
     compact: bool = option(Panel.RESULT, "make and measure a compact model at the end", default=True)
@@ -209,6 +212,7 @@ class RunSettings:
             ramp_rounds=self.ramp_rounds,
             recovery_steps=self.recovery_steps,
             deploy_rounds=self.deploy_rounds,
+            deploy_learning_rate_ratio=self.deploy_learning_rate_ratio,
         )
 
     def to_toml(self) -> str:

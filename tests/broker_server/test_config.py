@@ -124,7 +124,7 @@ def test_what_is_wrong_in_the_file_is_named(old: str, new: str, said: str) -> No
 
 
 def test_a_whole_number_will_do_where_any_number_is_expected() -> None:
-    assert dataclasses.replace(TRAINING, learning_rate=1).learning_rate_at(1) == 1.0
+    assert dataclasses.replace(TRAINING, learning_rate=1).learning_rate == 1.0
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=20))
@@ -169,12 +169,38 @@ def test_no_ratio_is_written_with_an_exponent() -> None:
     assert format_arms((Arm(pruning_ratio=1e-05, rank=8), Arm(pruning_ratio=0.0, rank=4))) == "0.00001:8,0.0:4"
 
 
+def rates(num_rounds: int, deploy_rounds: int, final_ratio: float = 0.1) -> list[float]:
+    training = dataclasses.replace(TRAINING, num_rounds=num_rounds, final_learning_rate_ratio=final_ratio)
+    pruning = dataclasses.replace(CONFIG.pruning, deploy_rounds=deploy_rounds, deploy_learning_rate_ratio=0.5)
+    config = dataclasses.replace(CONFIG, training=training, pruning=pruning, sparsity=0.5)
+    return [config.learning_rate_at(number) for number in range(1, num_rounds + 1)]
+
+
 def test_learning_rate_falls_by_a_cosine() -> None:
-    rates = [TRAINING.learning_rate_at(i) for i in range(1, 11)]
-    assert rates[0] == pytest.approx(2e-3)
-    assert rates[-1] == pytest.approx(2e-4)
-    assert rates == sorted(rates, reverse=True)
+    found = rates(10, deploy_rounds=0)
+    assert found[0] == pytest.approx(2e-3)
+    assert found[-1] == pytest.approx(2e-4)
+    assert found == sorted(found, reverse=True)
 
 
-def test_one_round_trains_at_the_full_rate() -> None:
-    assert dataclasses.replace(TRAINING, num_rounds=1).learning_rate_at(1) == pytest.approx(2e-3)
+def test_deploy_rounds_begin_again_at_their_share_of_the_learning_rate() -> None:
+    found = rates(10, deploy_rounds=4)
+    assert found[:6] == pytest.approx(rates(6, deploy_rounds=0))
+    assert found[6] == pytest.approx(1e-3)
+    assert found[9] == pytest.approx(2e-4)
+    assert found[6:] == sorted(found[6:], reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("num_rounds", "deploy_rounds", "final_ratio", "expected"),
+    [
+        pytest.param(1, 0, 0.1, [2e-3], id="one round trains at the full rate"),
+        pytest.param(1, 1, 0.1, [1e-3], id="one deploy round, at theirs"),
+        pytest.param(2, 5, 0.1, [1e-3, 2e-4], id="more deploy rounds than rounds"),
+        pytest.param(2, 1, 0.8, [2e-3, 1.6e-3], id="never below the end of the cosine"),
+    ],
+)
+def test_short_runs_have_learning_rates_too(
+    num_rounds: int, deploy_rounds: int, final_ratio: float, expected: list[float]
+) -> None:
+    assert rates(num_rounds, deploy_rounds, final_ratio) == pytest.approx(expected)

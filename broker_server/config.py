@@ -133,9 +133,9 @@ class CoordinatorConfig:
     def learning_rate_at(self, round_number: int) -> float:
         """Learning rate of a round (1-based).
 
-        A cosine from ``learning_rate`` to its final ratio over the rounds before the deploy rounds. These begin again, at
-        ``deploy_learning_rate_ratio`` of it, and end there too: what has just lost units must move to recover. A warm
-        restart as in SGDR (arXiv 1608.03983); its place and height are ours.
+        A cosine from ``learning_rate`` to its final ratio over the rounds before the deploy rounds. They begin again
+        at ``deploy_learning_rate_ratio`` of it, and end there too: what has just lost units must move to recover. A
+        warm restart as in SGDR (arXiv 1608.03983); its place and height are ours.
         """
         peak, num_deploy = self.training.learning_rate, min(self.pruning.deploy_rounds, self.training.num_rounds)
         low = peak * self.training.final_learning_rate_ratio

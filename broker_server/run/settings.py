@@ -45,9 +45,9 @@ PANEL: Final = "panel"
 
 
 def option(panel: Panel, text: str, default: object = dataclasses.MISSING) -> Any:  # noqa: ANN401 - as dataclasses.field
-    """A setting that is an option of the command line too; without a default, the task decides."""
+    """A setting that is an option of the command line too; without a default the task decides, unless the text says."""
     shown = f" (default: {default})" if default not in {dataclasses.MISSING, ""} else ""
-    by_task = " (default: by task)" if default is dataclasses.MISSING else ""
+    by_task = " (default: by task)" if default is dataclasses.MISSING and "(default:" not in text else ""
     return dataclasses.field(default=default, metadata={HELP: f"{text}{shown}{by_task}.", PANEL: panel})
 
 
@@ -56,7 +56,9 @@ class RunSettings:
     """Everything a whole run is asked for. Field names are the options' names, with underscores."""
 
     model: str = option(Panel.MODEL, "directory or hub id of a pretrained model (default: the small Llama shipped)", "")
-    task: Task = option(Panel.MODEL, "text-classification or causal-lm; needed with --model")  # noqa: RUF009 - a field
+    task: Task = option(  # noqa: RUF009 - a field
+        Panel.MODEL, "text-classification or causal-lm; needed with --model (default: causal-lm)"
+    )
     artifact: str = option(Panel.MODEL, "directory of an artifact exported earlier (default: export the model)", "")
     data: str = option(Panel.MODEL, "JSON lines to train on (default: the docstrings of Python's standard library)", "")
     test: str = option(Panel.MODEL, "held-out JSON lines (default: a random tenth of the data)", "")
@@ -89,7 +91,9 @@ class RunSettings:
     )
     importance_every_steps: int = option(Panel.PRUNING, "steps between two scores on a device, with lora", 5)
     importance_smoothing: float = option(Panel.PRUNING, "weight of the last round's global scores, in [0, 1)", 0.5)
-    prune_scope: Literal["layer", "global"] = option(Panel.PRUNING, "rank units in each layer, or over all", "layer")
+    prune_scope: Literal["layer", "global"] = option(
+        Panel.PRUNING, "layer: rank units in each layer; global: over all layers", "layer"
+    )
     protect_first: int = option(Panel.PRUNING, "first layers that stay whole; -1 = a tenth of all", -1)
     protect_last: int = option(Panel.PRUNING, "last layers that stay whole; -1 = one, of five or more", -1)
     ramp_warmup_rounds: int = option(Panel.PRUNING, "rounds without pruning, before the ramp", 0)
@@ -108,7 +112,9 @@ class RunSettings:
     )
     broker_port: int = option(Panel.PROCESSES, "port of a broker started here; 0 = any free one", 0)
     artifact_port: int = option(Panel.PROCESSES, "port of the artifact server; 0 = any free one", 0)
-    wire_dtype: Literal["float32", "float16"] = option(Panel.PROCESSES, "type of adapters on the wire", "float32")
+    wire_dtype: Literal["float32", "float16"] = option(
+        Panel.PROCESSES, "float32 or float16: type of adapters on the wire", "float32"
+    )
     threads: int = option(Panel.PROCESSES, "threads of each device; 0 = cores / devices", 0)
     device_memory_mb: int = option(Panel.PROCESSES, "memory a device allows itself, MiB; 0 = its own choice", 0)
     fleet: str = option(

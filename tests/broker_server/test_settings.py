@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from broker_server.cli import app
 from broker_server.coordinator import PASSWORD_VARIABLE
 from broker_server.errors import ArmError, ConfigError
 from broker_server.run.processes import take_password
-from broker_server.run.settings import RunSettings, resolve
+from broker_server.run.settings import HELP, RunSettings, resolve
 
 CLASSIFY = {"task": "text-classification", "model": "m", "data": "d.jsonl"}
 
@@ -104,3 +105,12 @@ def test_settings_without_a_password_stay_as_they_are() -> None:
     for broker in ("auto", "mqtt://broker.example", "mqtt://lab@broker.example"):
         settings = resolve({"broker": broker})
         assert take_password(settings, {}) == settings
+
+
+def test_help_of_an_option_names_its_choices_and_one_default() -> None:
+    hints = typing.get_type_hints(RunSettings)
+    for field in dataclasses.fields(RunSettings):
+        text: str = field.metadata[HELP]
+        assert text.count("(default:") <= 1, field.name
+        if typing.get_origin(hints[field.name]) is typing.Literal:
+            assert all(choice in text for choice in typing.get_args(hints[field.name])), field.name

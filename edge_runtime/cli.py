@@ -123,7 +123,9 @@ def _add_start(start: argparse.ArgumentParser) -> None:
     needed.add_argument("--state", required=True, type=Path, metavar="DIR", help="where this device keeps its state")
     identity = start.add_argument_group("identity")
     identity.add_argument("--device-id", metavar="ID", help="default: made once and kept in the state directory")
-    identity.add_argument("--fleet", default="default", metavar="NAME", help="devices that train together (default)")
+    identity.add_argument(
+        "--fleet", default="default", metavar="NAME", help="devices that train together (default: %(default)s)"
+    )
     work = start.add_argument_group("work")
     work.add_argument("--threads", type=_positive, metavar="N", help="default: one for each core")
     work.add_argument(

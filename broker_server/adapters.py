@@ -62,8 +62,17 @@ class GlobalAdapters:
         for module, (a, b) in state.merged.items():
             tensors[names.merged_a(module)], tensors[names.merged_b(module)] = a, b
         write_atomically(path, encode_tensors(tensors, metadata=metadata))
-        peft_dir = path.parent / PEFT_FOLDER
-        write_peft(peft_dir, self._manifest, state.adapter, self.rank, self.lora_scaling, merged=state.merged)
+        self._write_peft(state)
+
+    def forget(self, round_number: int) -> None:
+        """Undo the last :meth:`write`: the adapter of the round before is the last one again.
+
+        Raises:
+            StoreError: that one cannot be used.
+            DiskFullError: there is no space.
+        """
+        self._write_peft(self.read(round_number - 1))
+        adapter_path(self._run_dir, round_number).unlink(missing_ok=True)
 
     def exists(self, round_number: int) -> bool:
         """Whether the adapter of a round was written."""
@@ -83,3 +92,7 @@ class GlobalAdapters:
             msg = f"global adapter {path} cannot be used ({error}): start a new run, or put the file back"
             raise StoreError(msg, round_number=round_number) from error
         return Aggregated(adapter=payload.adapter, merged=payload.merged)
+
+    def _write_peft(self, state: Aggregated) -> None:
+        directory = self._run_dir / ADAPTERS_FOLDER / PEFT_FOLDER
+        write_peft(directory, self._manifest, state.adapter, self.rank, self.lora_scaling, merged=state.merged)

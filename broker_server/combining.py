@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from broker_server.aggregation import Aggregated, DeviceUpdate, change_norm
-from broker_server.errors import StoreError
+import numpy as np
+
+from broker_server.aggregation import Aggregated, DeviceUpdate, change_norm, check_bounds
+from broker_server.errors import AggregationError, StoreError
 from broker_server.parts import AGGREGATION, Run
 from broker_server.pruning.schedule import is_deploy
 from broker_server.pruning.scores import DeviceScores, Scores, combine
@@ -23,6 +25,8 @@ class Knowledge:
     importance: Scores
     deltas: Mapping[str, float]
     """By device, the Frobenius norm of the change of B A that its training made."""
+    discarded: str = ""
+    """Why the updates of the round were not used, so that all else is as it was before; empty = they were."""
 
 
 def combine_round(
@@ -30,24 +34,51 @@ def combine_round(
 ) -> Knowledge:
     """Aggregate a round and write what came out; without updates all stays as it was.
 
+    So it does where no adapter comes out that could be sent to devices again: the run goes on from the last one, now
+    and after a restart, which would aggregate the same.
+
     Importance comes first on disk, then the adapter; the round's record, which makes both count, comes last.
 
     Raises:
         StoreError: the file of an update is damaged.
-        AggregationError: updates cannot be combined.
         DiskFullError: there is no space.
     """
-    state, importance, deltas = before.state, before.importance, dict[str, float]()
+    after = Knowledge(state=before.state, importance=before.importance, deltas={})
     if accepted:
         updates = [_device_update(run, store, update) for update in accepted]
-        deltas = {update.device_id: _delta(run, before.state, update) for update in updates}
-        rng = run.generator(AGGREGATION, round_number)
-        state = run.aggregation.aggregate(run.manifest, before.state, updates, rng)
-        importance = _importance(run, round_number, before.importance, updates)
+        try:
+            after = _aggregate(run, round_number, before, updates)
+        except (AggregationError, np.linalg.LinAlgError) as error:
+            after = dataclasses.replace(after, discarded=f"aggregation failed: {error}")
     if run.config.pruning.importance == "lora":
-        run.importance_files.write(round_number, importance)
-    run.adapters.write(round_number, state)
-    return Knowledge(state=state, importance=importance, deltas=deltas)
+        run.importance_files.write(round_number, after.importance)
+    run.adapters.write(round_number, after.state)
+    return after
+
+
+def forget_round(run: Run, store: Store, round_number: int) -> None:
+    """Undo a round whose adapter is of no use: a restart trains it again from the adapter of the round before.
+
+    Raises:
+        StoreError: the files of the round before cannot be used.
+        DiskFullError: there is no space.
+    """
+    store.forget_round(round_number)
+    run.adapters.forget(round_number)
+    if run.config.pruning.importance == "lora":
+        run.importance_files.write(round_number - 1, run.importance_files.open(round_number - 1))
+
+
+def _aggregate(run: Run, round_number: int, before: Knowledge, updates: Sequence[DeviceUpdate]) -> Knowledge:
+    rng = run.generator(AGGREGATION, round_number)
+    with np.errstate(over="ignore", invalid="ignore"):  # what does not fit a float32 is found below
+        state = run.aggregation.aggregate(run.manifest, before.state, updates, rng)
+    check_bounds(run.manifest, state.adapter, state.merged)
+    return Knowledge(
+        state=state,
+        importance=_importance(run, round_number, before.importance, updates),
+        deltas={update.device_id: _delta(run, before.state, update) for update in updates},
+    )
 
 
 def _importance(run: Run, round_number: int, before: Scores, updates: Sequence[DeviceUpdate]) -> Scores:

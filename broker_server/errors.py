@@ -9,6 +9,7 @@ CoordinatorError            base
 ├── StateInUseError         another coordinator holds the run directory (exit 26)
 ├── RunExistsError          the output directory holds a run already, or none to resume (exit 25)
 ├── RunFailedError          a run ended without a result (exit 24)
+│   └── TrainingDivergedError   the global model's loss is not finite (exit 24)
 ├── ChildFailedError        a process of the run ended with an error (its own exit code is passed on)
 ├── InterruptedRunError     Ctrl-C, SIGTERM or SIGHUP (exit 130)
 ├── DataInvalidError        a data file cannot be read, or lacks a field (exit 12)
@@ -72,6 +73,10 @@ class RunFailedError(CoordinatorError):
     """A run ended without a result."""
 
     exit_code = ExitCode.RUN_FAILED
+
+
+class TrainingDivergedError(RunFailedError):
+    """The loss of the global model is not finite after a round; the round is undone."""
 
 
 class ChildFailedError(CoordinatorError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from broker_server.aggregation import Aggregated
+from broker_server.errors import RunFailedError, TrainingDivergedError
 from broker_server.parallel_evaluation import evaluate_in_parts
 from broker_server.records import EvaluationRecord
 from edge_runtime.engine.artifact import Artifact
@@ -27,6 +29,29 @@ from edge_runtime.wire.plan import Plan
 
 MAX_BATCH_SIZE: Final = 16
 """Examples at a time; for causal-lm at most the training batch, since logits grow with the vocabulary."""
+
+
+def finite(round_number: int, record: EvaluationRecord) -> EvaluationRecord:
+    """The quality of a round's global adapter, which a run can go on from only if its loss is finite.
+
+    Args:
+        round_number: 0 = before training.
+        record: of the whole model.
+
+    Raises:
+        TrainingDivergedError: the loss is not finite after training.
+        RunFailedError: nor was it before any.
+    """
+    if math.isfinite(record.loss):
+        return record
+    if round_number == 0:
+        msg = f"the model's held-out loss is {record.loss} before training: check the model and the held-out file"
+        raise RunFailedError(msg, round_number=0)
+    msg = (
+        f"training diverged in round {round_number}: lower the learning rate (in run.toml, or in config.toml where "
+        f"there is none) and resume, which trains the round again; its held-out loss is {record.loss}"
+    )
+    raise TrainingDivergedError(msg, round_number=round_number)
 
 
 class HeldOut:

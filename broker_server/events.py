@@ -51,6 +51,13 @@ class UpdateAccepted(Event, frozen=True, kw_only=True):
     device_id: str
 
 
+class UpdatesDiscarded(Event, frozen=True, kw_only=True):
+    """The updates of a round could not be used: its adapter is that of the round before."""
+
+    round_number: int
+    detail: str
+
+
 class RoundFinished(Event, frozen=True, kw_only=True):
     """A round is over."""
 
@@ -63,7 +70,7 @@ class RunFinished(Event, frozen=True, kw_only=True):
     run_id: str
 
 
-AnyEvent = Started | DeviceSeen | RoundStarted | UpdateAccepted | RoundFinished | RunFinished
+AnyEvent = Started | DeviceSeen | RoundStarted | UpdateAccepted | UpdatesDiscarded | RoundFinished | RunFinished
 
 _decoder = msgspec.json.Decoder(AnyEvent)
 

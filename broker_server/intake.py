@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable
 from typing import Final
 
+from broker_server.aggregation import check_bounds
+from broker_server.errors import AggregationError
 from broker_server.ledger import Ledger
 from broker_server.mailroom import HEARTBEAT_S, Letter, Mailroom
 from broker_server.parts import Run
@@ -195,8 +197,9 @@ class Intake:
         if isinstance(content, str):
             return UpdateRejected(key=key, detail=content)
         try:
-            self._assigner.read_update(content, key)
-        except WireError as error:
+            payload = self._assigner.read_update(content, key)
+            check_bounds(self._run.manifest, payload.adapter)
+        except (WireError, AggregationError) as error:
             return UpdateRejected(key=key, detail=str(error)[:MAX_DETAIL])
         self._ledger.accept_update(key, update, content)
         return UpdateStored(key=key)

@@ -16,6 +16,7 @@ from broker_server.events import (
     RunFinished,
     Started,
     UpdateAccepted,
+    UpdatesDiscarded,
 )
 from broker_server.records import DeviceRecord, EvaluationRecord, RoundRecord
 from broker_server.round_types import Outcome, Participant, Phase, RunState, UpdateKey
@@ -104,6 +105,11 @@ class Ledger:
         self._accepted[update.device_id] = update
         if key in self._sent_at:
             self._completion_s[key] = self._clock() - self._sent_at[key]
+
+    def updates_discarded(self, round_number: int, detail: str) -> None:
+        """The updates of a round could not be used."""
+        logger.warning("round %d: its updates are not used, the last adapter stays: %s", round_number, detail)
+        self._log(UpdatesDiscarded(at=self._wall_clock(), round_number=round_number, detail=detail))
 
     def late(self, key: UpdateKey, emulated_s: float) -> None:
         """An update came after the deadline of the virtual clock."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import math
 
 from broker_server.background import Background
-from broker_server.combining import Knowledge, combine_round
+from broker_server.combining import Knowledge, combine_round, forget_round
 from broker_server.dealer import Dealer
-from broker_server.errors import StoreError
+from broker_server.errors import StoreError, TrainingDivergedError
+from broker_server.evaluation import finite
 from broker_server.intake import Intake
 from broker_server.ledger import Ledger, Quality
 from broker_server.mailroom import Mailroom
@@ -36,12 +39,14 @@ from broker_server.store import Learnt, Store
 from edge_runtime.wire.messages import Cancel, Verdict
 from edge_runtime.wire.plan import Plan
 
+logger = logging.getLogger(__name__)
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Done:
     """What a background job brings back."""
 
-    event: Event
+    event: AggregationDone | EvaluationDone
     knowledge: Knowledge | None = None
     quality: Quality | None = None
 
@@ -92,11 +97,17 @@ class Office:
 
     def poll(self) -> list[Event]:
         """The answer of a background job that has just finished; raises what it raised."""
-        done = self._background.poll()
+        try:
+            done = self._background.poll()
+        except TrainingDivergedError as error:
+            forget_round(self._run, self._store, error.round_number or 0)
+            raise
         if done is None:
             return []
         if done.knowledge is not None:
             self._knowledge = done.knowledge
+            if done.knowledge.discarded:
+                self._ledger.updates_discarded(done.event.round_number, done.knowledge.discarded)
             self._run.assigner.use(done.knowledge.importance)
         if done.quality is not None:
             self._quality = done.quality
@@ -159,10 +170,11 @@ class Office:
         if len(accepted) != len(command.keys):
             msg = f"round {command.round_number}: {len(command.keys)} updates count, {len(accepted)} are on disk"
             raise StoreError(msg, round_number=command.round_number)
-        before, event = self._knowledge, AggregationDone(round_number=command.round_number)
+        before = self._knowledge
 
         def job() -> _Done:
             knowledge = combine_round(self._run, self._store, command.round_number, before, accepted)
+            event = AggregationDone(round_number=command.round_number, discarded=knowledge.discarded)
             return _Done(event=event, knowledge=knowledge)
 
         self._background.start(job)
@@ -188,8 +200,12 @@ class Office:
             )
 
         def job() -> _Done:
+            full = finite(command.round_number, measure(None))
             sparse = None if sub_model is None else measure(sub_model)
-            return _Done(event=event, quality=Quality(full=measure(None), sparse=sparse))
+            if sparse is not None and not math.isfinite(sparse.loss):
+                logger.warning("round %d: the sub-model's loss is %s: not kept", command.round_number, sparse.loss)
+                sparse = None
+            return _Done(event=event, quality=Quality(full=full, sparse=sparse))
 
         self._background.start(job)
         return []

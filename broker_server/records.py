@@ -9,7 +9,7 @@ class EvaluationRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Quality of a global adapter on the server's held-out examples."""
 
     loss: float
-    """Mean negative log-likelihood of a target, nats."""
+    """Mean negative log-likelihood of a target, nats; finite in every record that is kept."""
     accuracy: float
     """Share of targets predicted right, in [0, 1]."""
     num_targets: int

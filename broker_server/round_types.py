@@ -181,6 +181,8 @@ class AggregationDone:
     """The global adapter of the round is on disk."""
 
     round_number: int
+    discarded: str = ""
+    """Why it is that of the round before, although there were updates; empty = it is not."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -54,7 +54,7 @@ from edge_runtime.wire.messages import FailureReason
 Step = tuple[RunState, tuple[Command, ...]]
 
 MAX_EMPTY_ROUNDS = 3
-"""Rounds in a row without any update that end a run."""
+"""Rounds in a row without any update that could be used, which end a run."""
 MAX_ATTEMPTS = 3
 """Assignments that one device may get in one round (the later ones with cheaper arms)."""
 MAX_REASONS = 8
@@ -321,13 +321,7 @@ def _close_if_complete(state: RunState) -> Step:
         for p in state.participants.values()
         if p.outcome is Outcome.LOST
     )
-    reasons = [f"{p.device_id}: {p.outcome} ({p.detail})" for p in state.participants.values()] if not keys else []
-    state = dataclasses.replace(
-        state,
-        phase=Phase.AGGREGATING,
-        num_empty_rounds=0 if keys else state.num_empty_rounds + 1,
-        empty_reasons=() if keys else (*state.empty_reasons, *reasons)[-MAX_REASONS:],
-    )
+    state = dataclasses.replace(state, phase=Phase.AGGREGATING)
     return state, (*cancelled, Aggregate(round_number=state.round_number, keys=keys))
 
 
@@ -336,7 +330,23 @@ def _on_aggregated(state: RunState, event: AggregationDone) -> Step:
         return state, ()
     is_last = state.round_number == state.limits.num_rounds
     evaluate = Evaluate(round_number=state.round_number, is_last=is_last)
-    return dataclasses.replace(state, phase=Phase.EVALUATING), (evaluate,)
+    return dataclasses.replace(_count_empty(state, event.discarded), phase=Phase.EVALUATING), (evaluate,)
+
+
+def _count_empty(state: RunState, discarded: str) -> RunState:
+    """Count the rounds in a row that taught nothing, and keep why."""
+    accepted = [p for p in state.participants.values() if p.outcome is Outcome.ACCEPTED]
+    if accepted and not discarded:
+        return dataclasses.replace(state, num_empty_rounds=0, empty_reasons=())
+    if accepted:
+        reasons = [f"{len(accepted)} updates were not used ({discarded})"]
+    else:
+        reasons = [f"{p.device_id}: {p.outcome} ({p.detail})" for p in state.participants.values()]
+    return dataclasses.replace(
+        state,
+        num_empty_rounds=state.num_empty_rounds + 1,
+        empty_reasons=(*state.empty_reasons, *reasons)[-MAX_REASONS:],
+    )
 
 
 def _on_evaluated(state: RunState, event: EvaluationDone) -> Step:
@@ -344,7 +354,10 @@ def _on_evaluated(state: RunState, event: EvaluationDone) -> Step:
         return state, ()
     finish = FinishRound(round_number=state.round_number, participants=tuple(state.participants.values()))
     if state.num_empty_rounds >= MAX_EMPTY_ROUNDS:
-        failed, commands = _fail(state, f"{state.num_empty_rounds} rounds in a row without an update", [])
+        what = f"{state.num_empty_rounds} rounds in a row without an update that could be used"
+        if state.participants and all(p.reason is FailureReason.DIVERGED for p in state.participants.values()):
+            what = f"training diverged in round {state.round_number}: lower the learning rate; {what}"
+        failed, commands = _fail(state, what, [])
         return failed, (finish, *commands)
     if state.round_number == state.limits.num_rounds:
         return dataclasses.replace(state, phase=Phase.FINISHED), (finish, FinishRun())

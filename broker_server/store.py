@@ -126,6 +126,12 @@ class Store:
             connection.execute(insert(schema.rounds).values(row).on_conflict_do_update(set_=changed))
             _save_scheduler(connection, learnt)
 
+    def forget_round(self, round_number: int) -> None:
+        """Undo a round that has no record yet: it begins again, with assignments and updates of its own."""
+        with self._transaction() as connection:
+            for table in (schema.updates, schema.works, schema.assignments, schema.rounds):
+                connection.execute(sa.delete(table).where(table.c.round_number == round_number))
+
     def load_round_records(self) -> list[RoundRecord]:
         """Records of the finished rounds, in order.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from broker_server.aggregation.base import Aggregated, Aggregation, DeviceUpdate
+from broker_server.aggregation.bounds import check_bounds
 from broker_server.aggregation.fedex_lora import FedExLora
 from broker_server.aggregation.fedit import FedIt
 from broker_server.aggregation.fedspine import FedSpine
@@ -13,7 +14,15 @@ from broker_server.aggregation.hetlora import HetLora
 from broker_server.aggregation.norms import change_norm
 from broker_server.errors import ConfigError
 
-__all__ = ["AGGREGATIONS", "Aggregated", "Aggregation", "DeviceUpdate", "change_norm", "make_aggregation"]
+__all__ = [
+    "AGGREGATIONS",
+    "Aggregated",
+    "Aggregation",
+    "DeviceUpdate",
+    "change_norm",
+    "check_bounds",
+    "make_aggregation",
+]
 
 AGGREGATIONS: dict[str, type[Aggregation]] = {
     rule.name: rule for rule in (FedIt, FfaLora, HetLora, FlexLora, FLora, FedExLora, FedSpine)

@@ -85,9 +85,11 @@ def build_report(facts: RunFacts, rounds: Sequence[RoundRecord], compact: Compac
     )
 
 
-def quality_fields(task: Task, loss: float, accuracy: float) -> tuple[float | UnsetType, float | UnsetType]:
-    """Values of the fields ``accuracy`` and ``perplexity``: one of them, the other absent."""
-    return (UNSET, perplexity(loss)) if task == "causal-lm" else (accuracy, UNSET)
+def quality_fields(task: Task, loss: float | None, accuracy: float) -> tuple[float | UnsetType, float | UnsetType]:
+    """Values of the fields ``accuracy`` and ``perplexity``: one of them, the other absent; no perplexity of no loss."""
+    if task == "causal-lm":
+        return UNSET, UNSET if loss is None else perplexity(loss)
+    return accuracy, UNSET
 
 
 def _optional_quality(task: Task, evaluation: EvaluationRecord | None) -> tuple[float | UnsetType, float | UnsetType]:

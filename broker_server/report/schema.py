@@ -86,9 +86,9 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     """Wall time of the whole job, all its sessions and steps."""
     bytes_up: int
-    """Payload bytes from devices, all rounds."""
+    """Payload bytes from devices, all rounds, as said with accepted updates."""
     bytes_down: int
-    """Payload bytes to devices, all rounds, artifact included."""
+    """Payload bytes to devices, all rounds, artifact included, as said with accepted updates."""
     accuracy_at_sparsity: float | UnsetType = UNSET
     """Of the sub-model at the run's ``sparsity``: what would be deployed, before quantisation."""
     perplexity_at_sparsity: float | UnsetType = UNSET
@@ -109,7 +109,9 @@ class Compact(msgspec.Struct, frozen=True, kw_only=True):
     num_parameters: int
     accuracy: float | UnsetType = UNSET
     perplexity: float | UnsetType = UNSET
-    loss: float
+    """Absent where ``loss`` is null."""
+    loss: float | None
+    """Null where it is not finite: quantisation, or pruning, broke the model."""
     latency_ms: float
     """Median time of one ``latency_unit``, batch 1, on this machine."""
     latency_unit: Literal["example", "token"]

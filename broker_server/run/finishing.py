@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -45,7 +46,7 @@ def measure_compact(settings: RunSettings, directory: RunDirectory, num_threads:
     result = _evaluate(settings, directory, num_threads)
     model = CompactModel.open(directory.compact, num_threads=num_threads)
     latency = model.latency(length=settings.max_length)
-    loss = result.loss
+    loss = result.loss if math.isfinite(result.loss) else None
     accuracy, perplexity = quality_fields(settings.task, loss, result.accuracy)
     compact = Compact(
         path=directory.compact.name,

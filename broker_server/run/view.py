@@ -55,6 +55,8 @@ class RunView:
             case events.UpdateAccepted():
                 self._device(event.device_id).has_updated = True
                 return None
+            case events.UpdatesDiscarded():
+                return f"round {event.round_number}: its updates are not used: {event.detail}"
             case events.RoundFinished():
                 self.rounds = [r for r in self.rounds if r.round_number < event.record.round_number] + [event.record]
                 return self._round_line(event.record)

@@ -13,7 +13,7 @@ import pytest
 
 from broker_server.errors import ReportError, RunFailedError
 from broker_server.records import EvaluationRecord
-from broker_server.report.build import RunFacts, build_report
+from broker_server.report.build import RunFacts, build_report, quality_fields
 from broker_server.report.charts import all_charts
 from broker_server.report.page import render_page
 from broker_server.report.quality import bytes_text, duration_text, perplexity
@@ -93,6 +93,18 @@ def test_the_documented_schema_is_the_code_s() -> None:
     documented = json.loads((DOCS / "report.schema.json").read_text(encoding="utf-8"))
 
     assert documented == json.loads(json.dumps(json_schema()))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_compact_model_that_is_broken_has_no_loss_and_is_shown(task: Task) -> None:
+    report = sample_report(task)
+    assert report.compact is not None
+    accuracy, ppl = quality_fields(task, None, 0.5)
+    compact = msgspec.structs.replace(report.compact, loss=None, accuracy=accuracy, perplexity=ppl)
+    broken = msgspec.structs.replace(report, compact=compact)
+
+    assert decode_report(encode_report(broken)) == broken
+    assert "Compact model" in render_page(broken)
 
 
 def test_every_field_is_documented() -> None:

@@ -70,10 +70,10 @@ class Preset:
     settings: Callable[[Shared], Settings]
 
 
-RAMP_SHARE: Final = 0.25
+RAMP_SHARE: Final = 0.1
 """Rounds of the ramp to an arm's ratio, as a share of all (ours)."""
 
-DEPLOY_SHARE: Final = 0.15
+DEPLOY_SHARE: Final = 0.3
 """Last rounds at the deployed size, as a share of all (ours)."""
 
 
@@ -85,6 +85,9 @@ def _adaptive(scheduler: str) -> Callable[[Shared], Settings]:
             "scheduler": scheduler,
             "aggregation": "fedspine",
             "importance": "lora",
+            "prune_scope": "global",
+            "protect_first": 0,
+            "protect_last": 0,
             "ramp_rounds": shared.rounds_share(RAMP_SHARE),
             "deploy_rounds": shared.rounds_share(DEPLOY_SHARE),
         }

@@ -30,7 +30,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from broker_server.importance import magnitude_importance
+from broker_server.pruning.importance import magnitude_importance
 from broker_server.run.examples import Example, Fields, load_data, write_examples
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.data import load_examples

@@ -55,7 +55,7 @@ def compact(context: typer.Context) -> None:
 @app.command()
 def coordinate(run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory with config.toml.")]) -> None:
     """Coordinate a run until its last round, from wherever it stands."""
-    from broker_server.coordinator import run_coordinator  # noqa: PLC0415 - `fedspine --help` needs none of it
+    from broker_server.coordinator.process import run_coordinator  # noqa: PLC0415 - `fedspine --help` needs none of it
 
     run_coordinator(run_dir)
 
@@ -67,7 +67,7 @@ def broker(
     kind: Annotated[str, typer.Option(help="auto, mosquitto or amqtt.")] = "auto",
 ) -> None:
     """Run an MQTT broker: mosquitto where it is on the PATH, else amqtt."""
-    from broker_server.broker_process import run_broker  # noqa: PLC0415 - `fedspine --help` needs none of it
+    from broker_server.services.broker import run_broker  # noqa: PLC0415 - `fedspine --help` needs none of it
 
     run_broker(host=host, port=port, kind=kind)
 
@@ -79,7 +79,7 @@ def artifacts(
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
 ) -> None:
     """Serve artifacts over HTTP, with ranges."""
-    from broker_server.artifact_server import serve_artifacts  # noqa: PLC0415 - `fedspine --help` needs none of it
+    from broker_server.services.artifacts import serve_artifacts  # noqa: PLC0415 - `fedspine --help` needs none of it
 
     serve_artifacts(directory, host, port)
 

@@ -85,9 +85,9 @@ class CoordinatorConfig:
     emulation_file: str | None = None
     """Classes of emulated devices, relative to the run directory (docs/emulation.md); None = time is what it is."""
     scheduler: str = "uniform"
-    """``fixed`` (each device keeps one arm, dealt in turn), ``random``, or ``uniform`` (every arm equally often)."""
+    """Who plays which arm: a name of docs/scheduler.md."""
     aggregation: str = "flexlora"
-    """``fedit`` or ``flexlora``."""
+    """How adapters are combined: a name of docs/aggregation.md."""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """Seed of everything random."""
     round_deadline_s: Annotated[float, Range(0, LONGEST_S, above=True)] = 600.0

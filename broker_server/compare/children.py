@@ -7,11 +7,11 @@ from pathlib import Path
 
 from broker_server.compare.config import RunKey
 from broker_server.compare.layout import ComparisonDirectory, Progress
-from broker_server.events import EventReader
 from broker_server.run.processes import server_command
 from broker_server.run.settings import RunSettings
 from broker_server.run.supervisor import Child, Supervisor
 from broker_server.run.view import RunView
+from broker_server.storage.events import EventReader
 from edge_runtime.wire.files import write_atomically
 
 

@@ -37,11 +37,11 @@ def compare(
         FedSpineError: see docs/exit-codes.md.
     """
     # Imported here, so that `fedspine --help` needs none of it.
-    from broker_server import run_lock  # noqa: PLC0415
     from broker_server.compare import play  # noqa: PLC0415
     from broker_server.compare.config import Comparison  # noqa: PLC0415
     from broker_server.compare.display import make_display  # noqa: PLC0415
     from broker_server.compare.layout import ComparisonDirectory  # noqa: PLC0415
+    from broker_server.storage import run_lock  # noqa: PLC0415
 
     comparison = Comparison.load(config, quick=quick)
     keys = _wanted(comparison, method or [], seed or [])

@@ -14,7 +14,7 @@ from broker_server.errors import RunExistsError
 from broker_server.report.schema import decode_report
 from broker_server.run.layout import RunDirectory
 from broker_server.run.settings import RunSettings, resolve
-from broker_server.store import UPDATES_FOLDER
+from broker_server.storage.store import UPDATES_FOLDER
 from edge_runtime.wire.manifest import decode_manifest
 from edge_runtime.wire.names import MANIFEST_FILE
 

@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 from broker_server.report.quality import metric_name
 from broker_server.report.schema import DeviceEntry, Report, RoundEntry
-from broker_server.round_types import Outcome
+from broker_server.rounds.types import Outcome
 from edge_runtime.wire.messages import FailureReason
 
 Clock = Literal["emulated", "wall"]

@@ -19,7 +19,7 @@ import numpy as np
 from broker_server.emulation.fleet import Fleet
 from broker_server.emulation.step_times import StepTimes
 from broker_server.pruning.schedule import Segment
-from broker_server.round_types import UpdateKey
+from broker_server.rounds.types import UpdateKey
 from edge_runtime.wire.messages import Arm
 
 _JITTER, _AVAILABILITY = range(2)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from broker_server.errors import StoreError
-from broker_server.importance import magnitude_importance
+from broker_server.pruning.importance import magnitude_importance
 from broker_server.pruning.scores import Scores
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.wire.errors import PlanError, TensorError

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from msgspec import UNSET, UnsetType
 
 from broker_server.errors import RunFailedError
-from broker_server.records import DeviceRecord, EvaluationRecord, RoundRecord
 from broker_server.report.quality import perplexity
 from broker_server.report.schema import Compact, DataEntry, DeviceEntry, FleetEntry, Outcome, Report, RoundEntry
+from broker_server.storage.records import DeviceRecord, EvaluationRecord, RoundRecord
 from broker_server.versions import environment
 from edge_runtime.wire.manifest import Task
 

@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from broker_server.parallel_evaluation import evaluate_in_parts
+from broker_server.evaluation.parallel import evaluate_in_parts
 from broker_server.report.build import RunFacts, build_report, quality_fields
 from broker_server.report.page import render_page
 from broker_server.report.quality import bytes_text, duration_text, metric_name, metric_text
@@ -21,7 +21,7 @@ from broker_server.run.emulate import fleet_entry, read_fleet
 from broker_server.run.layout import JobState, RunDirectory
 from broker_server.run.preparation import model_name, read_summary
 from broker_server.run.settings import EMBEDDED_BROKERS, RunSettings
-from broker_server.store import Store
+from broker_server.storage.store import Store
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.data import load_examples
 from edge_runtime.engine.evaluator import EvaluationResult

@@ -15,7 +15,6 @@ from typing import Final
 import msgspec
 
 from broker_server.errors import ChildFailedError
-from broker_server.events import EventReader
 from broker_server.report.build import TRAINING_STEP
 from broker_server.report.schema import Report
 from broker_server.run import layout, preparation
@@ -38,6 +37,7 @@ from broker_server.run.settings import EMBEDDED_BROKERS, RunSettings, resolve
 from broker_server.run.supervisor import Child, Supervisor
 from broker_server.run.training import watch
 from broker_server.run.view import RunView
+from broker_server.storage.events import EventReader
 from edge_runtime.wire.files import write_atomically
 from edge_runtime.wire.manifest import digest_of
 from edge_runtime.wire.names import MANIFEST_FILE

@@ -9,10 +9,10 @@ from typing import Final
 
 import msgspec
 
-from broker_server import run_lock
 from broker_server.emulation.step_times import STEP_TIMES_FILE
 from broker_server.errors import ChildFailedError, RunExistsError, StoreError
 from broker_server.run.settings import EMULATION_FILE
+from broker_server.storage import run_lock
 from edge_runtime.wire.files import raise_if_disk_full, write_atomically
 
 DEFAULT_NAME: Final = "fedspine-run"

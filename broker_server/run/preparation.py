@@ -12,12 +12,10 @@ import msgspec
 import numpy as np
 
 from broker_server.aggregation import make_aggregation
-from broker_server.broker_process import find_broker
 from broker_server.config import parse_arms
 from broker_server.emulation.context import fleet_context
 from broker_server.emulation.fleet import load_fleet
 from broker_server.errors import DataInvalidError, ModelNotFoundError
-from broker_server.ports import check_port
 from broker_server.report.schema import DataEntry, DeviceData
 from broker_server.run.examples import LABEL, DataSet, Example, load_data, write_examples
 from broker_server.run.layout import RunDirectory
@@ -25,6 +23,8 @@ from broker_server.run.reuse import check_artifact
 from broker_server.run.settings import EMBEDDED_BROKERS, RunSettings
 from broker_server.run.split import SplitSpec, parse_split, split
 from broker_server.scheduler import make_scheduler
+from broker_server.services.broker import find_broker
+from broker_server.services.ports import check_port
 from edge_runtime.wire.files import write_atomically
 from models.hub import is_hub_id
 

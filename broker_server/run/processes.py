@@ -14,14 +14,14 @@ from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Final
 
-from broker_server.coordinator import PASSWORD_VARIABLE
 from broker_server.errors import ChildFailedError
 from broker_server.run.emulate import read_fleet
 from broker_server.run.layout import RunDirectory
 from broker_server.run.preparation import HOST, free_port
 from broker_server.run.settings import EMBEDDED_BROKERS, FLEET, RunSettings
 from broker_server.run.supervisor import Child, Supervisor
-from edge_runtime.link.mqtt import BrokerAddress, MqttLink
+from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress
+from edge_runtime.link.mqtt import MqttLink
 from edge_runtime.wire import limits
 from edge_runtime.wire.errors import ExitCode
 

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self, cast
 
 from broker_server.errors import ChildFailedError
-from broker_server.tether import tethered
+from broker_server.run.tether import tethered
 from edge_runtime.wire.errors import ExitCode
 
 _ERROR_LINE = re.compile(r"fedspine[\w-]*: error: (.+)")

@@ -6,11 +6,11 @@ import time
 from typing import Final
 
 from broker_server.errors import ChildFailedError
-from broker_server.events import EventReader
 from broker_server.run.processes import Fleet
 from broker_server.run.progress import Display
 from broker_server.run.supervisor import Child
 from broker_server.run.view import RunView
+from broker_server.storage.events import EventReader
 from edge_runtime.wire.errors import ExitCode
 
 POLL_S: Final = 0.2

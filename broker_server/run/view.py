@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import statistics
 
-from broker_server import events
-from broker_server.records import RoundRecord
 from broker_server.report.quality import metric, metric_text
+from broker_server.storage import events
+from broker_server.storage.records import RoundRecord
 from edge_runtime.wire.manifest import Task
 
 

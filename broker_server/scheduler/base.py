@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final
 import msgspec
 import numpy as np
 
-from broker_server.round_types import Outcome
+from broker_server.rounds.types import Outcome
 from edge_runtime.wire.messages import Arm, FailureReason, LocalEvaluation, Measurements
 
 

@@ -32,7 +32,7 @@ from typing import Any, ClassVar, Final
 import numpy as np
 import numpy.typing as npt
 
-from broker_server.round_types import Outcome
+from broker_server.rounds.types import Outcome
 from broker_server.scheduler.base import ArmOutcome, Scheduler, SchedulerContext
 from broker_server.scheduler.limits import Limits, groups, scouts
 from broker_server.scheduler.partition import Partition

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from broker_server.round_types import Outcome
+from broker_server.rounds.types import Outcome
 from broker_server.scheduler.base import ArmOutcome, Scheduler, SchedulerContext
 from broker_server.scheduler.reward import Floats, credit_round
 from broker_server.scheduler.ucb import DiscountedCounts

@@ -35,7 +35,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from broker_server.round_types import Outcome
+from broker_server.rounds.types import Outcome
 from broker_server.scheduler.base import ArmOutcome
 
 KAPPA: Final = 0.25

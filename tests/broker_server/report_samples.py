@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from broker_server.records import DeviceRecord, EvaluationRecord, RoundRecord
 from broker_server.report.build import RunFacts, build_report
 from broker_server.report.schema import Compact, DataEntry, DeviceData, Report
+from broker_server.storage.records import DeviceRecord, EvaluationRecord, RoundRecord
 from edge_runtime.wire.manifest import Task
 
 ARMS = ((0.0, 8), (0.25, 8), (0.5, 4))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from broker_server import rounds
 from broker_server.config import parse_arms
-from broker_server.round_types import (
+from broker_server.rounds import machine
+from broker_server.rounds.types import (
     Aggregate,
     AggregationDone,
     ArmsChosen,
@@ -38,9 +38,9 @@ class Desk:
         self.stored: set[UpdateKey] = set()
         self.cheaper: dict[str, bool] = {}
         self.answers_pulls = True
-        self.take(rounds.start(limits, 0.0))
+        self.take(machine.start(limits, 0.0))
 
-    def take(self, step: rounds.Step) -> None:
+    def take(self, step: machine.Step) -> None:
         self.state, commands = step
         for command in commands:
             self.commands.append(command)
@@ -51,10 +51,10 @@ class Desk:
     def feed(self, *events: Event) -> None:
         for event in events:
             if isinstance(event, UpdateStored):
-                if rounds.open_participant(self.state, event.key) is None:
+                if machine.open_participant(self.state, event.key) is None:
                     continue  # as the intake does: what no longer counts is not stored
                 self.stored.add(event.key)
-            self.take(rounds.advance(self.state, event))
+            self.take(machine.advance(self.state, event))
 
     def answer(self, command: Command) -> Event | None:
         match command:

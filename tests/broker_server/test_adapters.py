@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from broker_server.adapters import PEFT_FOLDER, GlobalAdapters, adapter_path
 from broker_server.aggregation import Aggregated
 from broker_server.errors import StoreError
+from broker_server.storage.adapters import PEFT_FOLDER, GlobalAdapters, adapter_path
 from edge_runtime.wire import names, peft_format
 from edge_runtime.wire.plan import Plan
 from edge_runtime.wire.tensors import decode_tensors, encode_tensors

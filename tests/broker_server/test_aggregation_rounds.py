@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from broker_server.aggregation import AGGREGATIONS
-from broker_server.store import Store
+from broker_server.storage.store import Store
 from edge_runtime.wire import names
 from edge_runtime.wire.messages import Assignment
 from edge_runtime.wire.payload import Payload, check_payload, decode_payload, encode_payload

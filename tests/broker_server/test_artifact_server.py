@@ -14,8 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from broker_server.artifact_server import make_app, resolve, serve_artifacts
 from broker_server.errors import ConfigError, PortTakenError
+from broker_server.services.artifacts import make_app, resolve, serve_artifacts
 
 HOST = "127.0.0.1"
 DIGEST = "a" * 64
@@ -40,7 +40,7 @@ def port(folder: Path) -> Iterator[int]:
     with socket.create_server((HOST, 0)) as server:
         number: int = server.getsockname()[1]
     script = (
-        "from pathlib import Path; from broker_server.artifact_server import serve_artifacts;"
+        "from pathlib import Path; from broker_server.services.artifacts import serve_artifacts;"
         f"serve_artifacts(Path({str(folder)!r}), {HOST!r}, {number})"
     )
     process = subprocess.Popen([sys.executable, "-c", script])

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from broker_server import broker_process
-from broker_server.broker_process import find_broker, find_mosquitto, mosquitto_config, run_broker
 from broker_server.errors import ConfigError, MissingExtraError, PortTakenError
-from broker_server.ports import check_port
+from broker_server.services import broker
+from broker_server.services.broker import find_broker, find_mosquitto, mosquitto_config, run_broker
+from broker_server.services.ports import check_port
 from edge_runtime.link.mqtt import BrokerAddress, MqttLink, Received
 from edge_runtime.wire import limits
 from edge_runtime.wire.errors import ExitCode
@@ -71,7 +71,7 @@ def test_unknown_kind_is_refused() -> None:
 
 
 def test_auto_takes_amqtt_where_there_is_no_mosquitto(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(broker_process, "SYSTEM_FOLDERS", ())
+    monkeypatch.setattr(broker, "SYSTEM_FOLDERS", ())
     monkeypatch.setenv("PATH", "/nowhere")
     assert find_broker() == "amqtt"
     with pytest.raises(MissingExtraError, match="not installed"):
@@ -99,7 +99,7 @@ def test_largest_message_of_the_protocol_passes(kind: str, tmp_path: Path) -> No
         pytest.skip("mosquitto is not installed")
     port = free_port()
     script = (
-        f"from broker_server.broker_process import run_broker; run_broker(host={HOST!r}, port={port}, kind={kind!r})"
+        f"from broker_server.services.broker import run_broker; run_broker(host={HOST!r}, port={port}, kind={kind!r})"
     )
     with (tmp_path / "broker.log").open("wb") as log:
         process = subprocess.Popen([sys.executable, "-c", script], stdout=log, stderr=log)

@@ -12,9 +12,9 @@ import pytest
 from safetensors import safe_open
 
 from broker_server.errors import RunFailedError, StateInUseError, StoreError
-from broker_server.events import EventReader, RoundFinished, RoundStarted, RunFinished, Started, UpdateAccepted
-from broker_server.records import DeviceRecord
-from broker_server.store import Store
+from broker_server.storage.events import EventReader, RoundFinished, RoundStarted, RunFinished, Started, UpdateAccepted
+from broker_server.storage.records import DeviceRecord
+from broker_server.storage.store import Store
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.link.errors import BrokerUnreachableError
 from edge_runtime.wire import topics

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from broker_server.events import AnyEvent, EventReader
-from broker_server.store import Store
+from broker_server.storage.events import AnyEvent, EventReader
+from broker_server.storage.store import Store
 from edge_runtime.wire.manifest import digest_of
 from edge_runtime.wire.messages import Assignment, Verdict
 from tests.broker_server import fleet

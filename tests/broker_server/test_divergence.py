@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from broker_server import intake, parts
-from broker_server.adapters import adapter_path
+from broker_server.coordinator import intake, parts
 from broker_server.errors import RunFailedError, TrainingDivergedError
-from broker_server.events import EventReader, UpdatesDiscarded
-from broker_server.records import EvaluationRecord
-from broker_server.store import Store
+from broker_server.storage.adapters import adapter_path
+from broker_server.storage.events import EventReader, UpdatesDiscarded
+from broker_server.storage.records import EvaluationRecord
+from broker_server.storage.store import Store
 from edge_runtime.wire.errors import ExitCode
 from edge_runtime.wire.messages import Assignment
 from edge_runtime.wire.tensors import decode_tensors, encode_tensors

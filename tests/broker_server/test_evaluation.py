@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from broker_server.aggregation import Aggregated
-from broker_server.evaluation import HeldOut
+from broker_server.evaluation.held_out import HeldOut
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.data import load_examples
 from edge_runtime.engine.errors import DataEmptyError, DataInvalidError, UnknownLabelError

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from broker_server.events import EventLog, EventReader, RoundFinished, RunFinished, Started, UpdateAccepted
-from broker_server.records import RoundRecord
+from broker_server.storage.events import EventLog, EventReader, RoundFinished, RunFinished, Started, UpdateAccepted
+from broker_server.storage.records import RoundRecord
 
 
 def test_reader_follows_a_growing_file(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_server.parallel_evaluation import evaluate_in_parts
+from broker_server.evaluation.parallel import evaluate_in_parts
 from edge_runtime.engine.dataset import Dataset
 from edge_runtime.engine.errors import GraphError
 from edge_runtime.engine.evaluator import EvaluationResult

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from broker_server.registry import Registry
+from broker_server.coordinator.registry import Registry
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import msgspec
 import pytest
 
 from broker_server.errors import ReportError, RunFailedError
-from broker_server.records import EvaluationRecord
 from broker_server.report.build import RunFacts, build_report, quality_fields
 from broker_server.report.charts import all_charts
 from broker_server.report.page import render_page
@@ -26,6 +25,7 @@ from broker_server.report.schema import (
     encode_report,
     json_schema,
 )
+from broker_server.storage.records import EvaluationRecord
 from edge_runtime.wire.manifest import Task
 from tests.broker_server.report_samples import round_records, sample_report
 

@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from broker_server import rounds
-from broker_server.round_types import (
+from broker_server.rounds import machine
+from broker_server.rounds.types import (
     Aggregate,
     AnswerOldUpdate,
     ChooseArmAgain,
@@ -56,12 +56,12 @@ def test_run_of_three_rounds() -> None:
 
 
 def test_nothing_begins_before_the_adapter_was_evaluated() -> None:
-    state, commands = rounds.start(LIMITS, 0.0)
+    state, commands = machine.start(LIMITS, 0.0)
     assert commands == (Evaluate(round_number=0, is_last=False),)
-    state, commands = rounds.advance(state, DeviceRegistered(device_id=A))
-    state, commands = rounds.advance(state, DeviceRegistered(device_id=B))
+    state, commands = machine.advance(state, DeviceRegistered(device_id=A))
+    state, commands = machine.advance(state, DeviceRegistered(device_id=B))
     assert commands == ()
-    state, commands = rounds.advance(state, EvaluationDone(round_number=0))
+    state, commands = machine.advance(state, EvaluationDone(round_number=0))
     assert ChooseArms(round_number=1, device_ids=(A, B)) in commands
 
 
@@ -266,7 +266,7 @@ def test_without_a_cheaper_arm_the_device_sits_out() -> None:
 
 def test_attempts_of_one_round_are_bounded() -> None:
     desk = begun()
-    for attempt in range(1, rounds.MAX_ATTEMPTS + 1):
+    for attempt in range(1, machine.MAX_ATTEMPTS + 1):
         desk.feed(failure(A, attempt))
     desk.feed(UpdateAnnounced(key=key(B)))
     assert desk.outcomes()[A] is Outcome.FAILED
@@ -324,30 +324,30 @@ def participants(**outcomes: Outcome | None) -> dict[str, Participant]:
 
 
 def test_restart_goes_on_with_the_round() -> None:
-    state, commands = rounds.resume(LIMITS, 1000.0, 1, participants(a=Outcome.ACCEPTED, b=None))
+    state, commands = machine.resume(LIMITS, 1000.0, 1, participants(a=Outcome.ACCEPTED, b=None))
     assert (state.phase, state.round_number, commands) == (Phase.COLLECTING, 2, ())
-    state, commands = rounds.advance(state, DeviceRegistered(device_id="b"))
+    state, commands = machine.advance(state, DeviceRegistered(device_id="b"))
     assert [c.key for c in commands if isinstance(c, SendAssignment)] == [key("b", 2)]
-    state, commands = rounds.advance(state, UpdateStored(key=key("b", 2)))
+    state, commands = machine.advance(state, UpdateStored(key=key("b", 2)))
     assert Aggregate(round_number=2, keys=(key("a", 2), key("b", 2))) in commands
 
 
 def test_restart_gives_devices_as_long_as_at_the_start() -> None:
-    state, _ = rounds.resume(LIMITS, 1000.0, 1, participants(a=Outcome.ACCEPTED, b=None))
-    state, commands = rounds.advance(state, Tick(now=1049))
+    state, _ = machine.resume(LIMITS, 1000.0, 1, participants(a=Outcome.ACCEPTED, b=None))
+    state, commands = machine.advance(state, Tick(now=1049))
     assert commands == ()
-    state, commands = rounds.advance(state, Tick(now=1050))
+    state, commands = machine.advance(state, Tick(now=1050))
     assert Aggregate(round_number=2, keys=(key("a", 2),)) in commands
 
 
 def test_restart_with_all_updates_aggregates_at_once() -> None:
-    _, commands = rounds.resume(LIMITS, 0.0, 0, participants(a=Outcome.ACCEPTED, b=Outcome.FAILED))
+    _, commands = machine.resume(LIMITS, 0.0, 0, participants(a=Outcome.ACCEPTED, b=Outcome.FAILED))
     assert commands == (Aggregate(round_number=1, keys=(key("a"),)),)
 
 
 def test_round_after_a_restarted_one_waits_for_the_devices_that_were_there() -> None:
     desk = Desk()
-    desk.take(rounds.resume(LIMITS, 0.0, 0, participants(a=Outcome.ACCEPTED, b=None, c=Outcome.LOST)))
+    desk.take(machine.resume(LIMITS, 0.0, 0, participants(a=Outcome.ACCEPTED, b=None, c=Outcome.LOST)))
     desk.feed(DeviceRegistered(device_id="b"), UpdateAnnounced(key=key("b")))
     assert (desk.state.phase, desk.state.round_number) == (Phase.WAITING, 2)
     desk.feed(DeviceRegistered(device_id="a"))
@@ -355,12 +355,12 @@ def test_round_after_a_restarted_one_waits_for_the_devices_that_were_there() -> 
 
 
 def test_restart_between_rounds_waits_for_devices() -> None:
-    state, commands = rounds.resume(LIMITS, 0.0, 2, None)
+    state, commands = machine.resume(LIMITS, 0.0, 2, None)
     assert (state.phase, state.round_number, commands) == (Phase.WAITING, 3, ())
 
 
 def test_restart_of_a_finished_run_says_so() -> None:
-    state, commands = rounds.resume(LIMITS, 0.0, 3, None)
+    state, commands = machine.resume(LIMITS, 0.0, 3, None)
     assert (state.phase, commands) == (Phase.FINISHED, (FinishRun(),))
 
 

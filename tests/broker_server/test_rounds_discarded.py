@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from broker_server.round_types import (
+from broker_server.rounds.types import (
     Aggregate,
     AggregationDone,
     Command,

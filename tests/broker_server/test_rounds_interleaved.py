@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from broker_server.round_types import (
+from broker_server.rounds.types import (
     Aggregate,
     AggregationDone,
     ArmsChosen,

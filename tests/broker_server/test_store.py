@@ -9,9 +9,9 @@ import pytest
 
 from broker_server.config import parse_arms
 from broker_server.errors import StoreError
-from broker_server.records import EvaluationRecord, RoundRecord
-from broker_server.round_types import Outcome, Participant, UpdateKey
-from broker_server.store import Learnt, Store
+from broker_server.rounds.types import Outcome, Participant, UpdateKey
+from broker_server.storage.records import EvaluationRecord, RoundRecord
+from broker_server.storage.store import Learnt, Store
 from edge_runtime.wire import chunks, files
 from edge_runtime.wire.messages import FailureReason, Measurements, Register, Update
 from tests.broker_server import tiny

@@ -14,7 +14,7 @@ import pytest
 
 from broker_server.errors import ChildFailedError
 from broker_server.run.supervisor import Supervisor, last_error
-from broker_server.tether import tethered
+from broker_server.run.tether import tethered
 from edge_runtime.wire.errors import ExitCode
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -101,7 +101,7 @@ def test_an_id_that_may_be_anothers_by_now_gets_no_signal(
 
 def test_kill_9_of_the_supervisor_leaves_nothing_running(tmp_path: Path) -> None:
     code = (
-        "import subprocess, sys, time; from broker_server.tether import tethered; "
+        "import subprocess, sys, time; from broker_server.run.tether import tethered; "
         "p = subprocess.Popen(tethered(['sleep', '600'])); print(p.pid, flush=True); time.sleep(600)"
     )
     output = tmp_path / "pid"

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from broker_server.events import DeviceSeen, EventLog, EventReader, RoundFinished, RoundStarted, UpdateAccepted
 from broker_server.run.progress import LiveDisplay, PlainDisplay, make_display
 from broker_server.run.view import RunView
+from broker_server.storage.events import DeviceSeen, EventLog, EventReader, RoundFinished, RoundStarted, UpdateAccepted
 from tests.broker_server.report_samples import round_records
 
 

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import psutil
 
-from broker_server.events import AnyEvent, EventReader
+from broker_server.storage.events import AnyEvent, EventReader
 
 TIMEOUT_S = 300.0
 """Longest time of one run in these tests."""

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from broker_server.config import CoordinatorConfig, TrainingConfig
-from broker_server.events import EventReader, RoundFinished
+from broker_server.storage.events import EventReader, RoundFinished
 from edge_runtime.wire.manifest import digest_of
 from tests.e2e.rows import WORDS, write_rows
 

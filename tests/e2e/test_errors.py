@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from broker_server.broker_process import find_mosquitto
 from broker_server.run.preparation import free_port
 from broker_server.run.settings import RunSettings
+from broker_server.services.broker import find_mosquitto
 from edge_runtime.wire.errors import ExitCode
 from edge_runtime.wire.manifest import digest_of
 from tests.conftest import Disk, save_bert

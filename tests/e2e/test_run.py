@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from broker_server.broker_process import find_mosquitto
 from broker_server.report.schema import decode_report
 from broker_server.run.preparation import free_port
 from broker_server.run.settings import RunSettings
+from broker_server.services.broker import find_mosquitto
 from edge_runtime.inference import CompactModel
 from edge_runtime.wire.limits import MAX_MESSAGE_BYTES
 from tests.conftest import save_bert_classifier

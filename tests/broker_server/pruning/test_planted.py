@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from broker_server.importance import magnitude_importance
+from broker_server.pruning.importance import magnitude_importance
 from broker_server.pruning.scores import DeviceScores, combine
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.dataset import Batch

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.bandit_figures import exponent, figures, recovery, settled, time_ratios
 from benchmarks.bandit_fleet import ARMS, Drift, SimulatedFleet, fleet, play
-from broker_server.round_types import Outcome
+from broker_server.rounds.types import Outcome
 from broker_server.scheduler import SCHEDULERS, ArmOutcome, make_scheduler
 from broker_server.scheduler.base import costs_at_least
 from edge_runtime.wire.messages import Arm

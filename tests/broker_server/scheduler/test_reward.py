@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_server.round_types import Outcome
+from broker_server.rounds.types import Outcome
 from broker_server.scheduler import ArmOutcome
 from broker_server.scheduler.reward import (
     ADAPTER_SHARE,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from broker_server.config import parse_arms
 from broker_server.errors import ConfigError
-from broker_server.round_types import Outcome
+from broker_server.rounds.types import Outcome
 from broker_server.scheduler import SCHEDULERS, ArmOutcome, Scheduler, SchedulerContext, make_scheduler
 from broker_server.scheduler.base import ArmBox, costs_at_least
 from edge_runtime.wire.messages import Arm, FailureReason

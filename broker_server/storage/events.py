@@ -9,7 +9,7 @@ from typing import IO
 
 import msgspec
 
-from broker_server.records import RoundRecord
+from broker_server.storage.records import RoundRecord
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=lambda name: name.lower()):

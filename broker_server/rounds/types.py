@@ -1,4 +1,4 @@
-"""State, events and commands of :mod:`broker_server.rounds`; all immutable. Instants are monotonic seconds."""
+"""State, events and commands of :mod:`broker_server.rounds.machine`; all immutable. Instants are monotonic seconds."""
 
 from __future__ import annotations
 

@@ -7,7 +7,8 @@ import logging
 from collections.abc import Callable
 
 from broker_server.config import format_arms
-from broker_server.events import (
+from broker_server.rounds.types import Outcome, Participant, Phase, RunState, UpdateKey
+from broker_server.storage.events import (
     AnyEvent,
     DeviceSeen,
     EventLog,
@@ -18,9 +19,8 @@ from broker_server.events import (
     UpdateAccepted,
     UpdatesDiscarded,
 )
-from broker_server.records import DeviceRecord, EvaluationRecord, RoundRecord
-from broker_server.round_types import Outcome, Participant, Phase, RunState, UpdateKey
-from broker_server.store import Learnt, Store
+from broker_server.storage.records import DeviceRecord, EvaluationRecord, RoundRecord
+from broker_server.storage.store import Learnt, Store
 from edge_runtime.wire.messages import DeviceState, Register, Status, Update
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class Ledger:
         self._sent_at.setdefault(key, self._clock())
 
     def accept_update(self, key: UpdateKey, update: Update, blob: bytes) -> None:
-        """Keep an update; see :meth:`broker_server.store.Store.accept_update`."""
+        """Keep an update; see :meth:`broker_server.storage.store.Store.accept_update`."""
         self._store.accept_update(update, blob, self._wall_clock())
         self._accepted[update.device_id] = update
         if key in self._sent_at:

@@ -16,12 +16,13 @@ import numpy as np
 from broker_server.aggregation import Aggregated, Aggregation
 from broker_server.config import CoordinatorConfig
 from broker_server.pruning.schedule import Segment, is_deploy, segments
-from broker_server.round_types import SendAssignment, UpdateKey
+from broker_server.rounds.types import SendAssignment, UpdateKey
+from broker_server.storage.records import AssignedWork
 from edge_runtime.wire import chunks
 from edge_runtime.wire.adapter import AdapterLayout
 from edge_runtime.wire.errors import MessageError
 from edge_runtime.wire.manifest import Manifest
-from edge_runtime.wire.messages import Arm, Assignment, BlobRef, HyperParameters, Pruning, Update, encode_message
+from edge_runtime.wire.messages import Assignment, BlobRef, HyperParameters, Pruning, Update, encode_message
 from edge_runtime.wire.payload import Payload, check_payload, decode_payload, encode_payload
 from edge_runtime.wire.plan import Plan
 from edge_runtime.wire.ranking import Importance, plan_at
@@ -31,34 +32,6 @@ HEADER_BYTES_PER_TENSOR = 512
 
 MAX_PLAN_BYTES: Final = 64 * 1024
 """All plans of one assignment together, which is one message (96 KB at most)."""
-
-
-class AssignedWork(msgspec.Struct, frozen=True, kw_only=True):
-    """What one assignment asks for, as far as its update and its time depend on it."""
-
-    rank: int
-    segments: tuple[Segment, ...]
-    """Ratios of its steps, the first at step 1."""
-    plans: tuple[Plan, ...]
-    """One for each segment."""
-    num_local_steps: int
-    bytes_down: int
-    """Assignment and blob, bytes."""
-
-    @property
-    def start_arm(self) -> Arm:
-        """The arm that its first step plays: what must fit the device's memory."""
-        return Arm(pruning_ratio=self.segments[0].pruning_ratio, rank=self.rank)
-
-    @property
-    def played_arm(self) -> Arm:
-        """The arm that its last step plays: that of the scheduler, as far as the ramp went."""
-        return Arm(pruning_ratio=self.segments[-1].pruning_ratio, rank=self.rank)
-
-    @property
-    def final_plan(self) -> Plan:
-        """The plan that the update is under."""
-        return self.plans[-1]
 
 
 class Assigner:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from broker_server.round_types import (
+from broker_server.rounds.types import (
     Aggregate,
     AggregationDone,
     AnswerOldUpdate,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from broker_server.records import DeviceRecord
-from broker_server.round_types import Outcome, Participant
+from broker_server.rounds.types import Outcome, Participant
 from broker_server.scheduler import ArmOutcome
+from broker_server.storage.records import DeviceRecord
 from edge_runtime.wire.messages import Arm, Update
 
 

@@ -1,9 +1,9 @@
-"""The coordinator process: one event loop around the state machine of :mod:`broker_server.rounds`.
+"""The coordinator process: one event loop around the state machine of :mod:`broker_server.rounds.machine`.
 
-    devices ──MQTT──> Intake ──> events ──> rounds.advance ──> commands ──> Office ──MQTT──> devices
-                                   ^              │                            │
-                                   │         Ledger (disk)                     v
-                                   └──────────────────── answers ── aggregation, evaluation (a thread beside)
+    devices ──MQTT──> Intake ──> events ──> machine.advance ──> commands ──> Office ──MQTT──> devices
+                                   ^               │                            │
+                                   │          Ledger (disk)                     v
+                                   └───────────────────── answers ── aggregation, evaluation (a thread beside)
 
 One event after the other, in one thread. What a step changed is on disk before its commands are executed.
 """
@@ -23,18 +23,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from broker_server import rounds, run_lock
 from broker_server.config import CoordinatorConfig
+from broker_server.coordinator.intake import Intake
+from broker_server.coordinator.ledger import Ledger
+from broker_server.coordinator.mailroom import Mailroom
+from broker_server.coordinator.office import Office
+from broker_server.coordinator.parts import Run, open_run
 from broker_server.errors import RunFailedError
-from broker_server.events import EventLog
-from broker_server.intake import Intake
-from broker_server.ledger import Ledger
-from broker_server.mailroom import Mailroom
-from broker_server.office import Office
-from broker_server.parts import Run, open_run
-from broker_server.round_types import Command, DeviceRegistered, Event, FailRun, FinishRun, RoundLimits, RunState, Tick
-from broker_server.store import Store
-from edge_runtime.link.address import BrokerAddress, TlsFiles
+from broker_server.rounds import machine
+from broker_server.rounds.types import Command, DeviceRegistered, Event, FailRun, FinishRun, RoundLimits, RunState, Tick
+from broker_server.storage import run_lock
+from broker_server.storage.events import EventLog
+from broker_server.storage.store import Store
+from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress, TlsFiles
 from edge_runtime.link.mqtt import Connected, Disconnected, MqttLink, Received
 from edge_runtime.wire import limits, topics
 from edge_runtime.wire.messages import Finished, Hello, encode_message, kind_of
@@ -43,8 +44,6 @@ logger = logging.getLogger(__name__)
 
 CONFIG_FILE: Final = "config.toml"
 EVENTS_FILE: Final = "events.jsonl"
-PASSWORD_VARIABLE: Final = "FEDSPINE_BROKER_PASSWORD"  # noqa: S105 - the name of the variable, not a password
-"""Where every process of a run finds the password of a broker that is not its own."""
 TICK_S: Final = 0.25
 """Longest pause between two looks at the clock."""
 BUSY_TICK_S: Final = 0.02
@@ -123,8 +122,8 @@ class Coordinator:
             rejoin_s=config.rejoin_s,
         )
         if finished is None:
-            return rounds.start(round_limits, now)
-        return rounds.resume(round_limits, now, finished, self._ledger.resume_round())
+            return machine.start(round_limits, now)
+        return machine.resume(round_limits, now, finished, self._ledger.resume_round())
 
     def _loop(self, state: RunState, commands: tuple[Command, ...]) -> None:
         while True:
@@ -136,7 +135,7 @@ class Coordinator:
             if self._leave_at is not None and isinstance(event, DeviceRegistered):
                 self._link.publish(*self._finished())
             before = state
-            state, commands = rounds.advance(before, event)
+            state, commands = machine.advance(before, event)
             self._ledger.save(before, state, self._office.learnt)
 
     def _execute(self, state: RunState, command: Command) -> None:

@@ -8,21 +8,21 @@ from pathlib import Path
 
 import numpy as np
 
-from broker_server.adapters import GlobalAdapters
 from broker_server.aggregation import Aggregated, Aggregation, make_aggregation
-from broker_server.assignments import Assigner
 from broker_server.config import CoordinatorConfig
+from broker_server.coordinator.assignments import Assigner
 from broker_server.emulation.clock import VirtualClock
 from broker_server.emulation.context import scheduler_context
 from broker_server.emulation.fleet import load_fleet
 from broker_server.emulation.step_times import STEP_TIMES_FILE, read_step_times
 from broker_server.errors import StoreError
-from broker_server.evaluation import HeldOut
+from broker_server.evaluation.held_out import HeldOut
 from broker_server.pruning.files import ImportanceFiles
 from broker_server.pruning.scores import Scores
-from broker_server.round_types import UpdateKey
+from broker_server.rounds.types import UpdateKey
 from broker_server.scheduler import Scheduler, make_scheduler
-from broker_server.store import Store
+from broker_server.storage.adapters import GlobalAdapters
+from broker_server.storage.store import Store
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.wire.adapter import initial
 from edge_runtime.wire.manifest import Manifest

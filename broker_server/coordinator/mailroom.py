@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from broker_server.registry import Registry
+from broker_server.coordinator.registry import Registry
 from edge_runtime.link.mqtt import MqttLink
 from edge_runtime.link.transfers import Transfers
 from edge_runtime.wire import topics

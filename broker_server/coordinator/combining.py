@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from broker_server.aggregation import Aggregated, DeviceUpdate, change_norm, check_bounds
+from broker_server.coordinator.parts import AGGREGATION, Run
 from broker_server.errors import AggregationError, StoreError
-from broker_server.parts import AGGREGATION, Run
 from broker_server.pruning.schedule import is_deploy
 from broker_server.pruning.scores import DeviceScores, Scores, combine
-from broker_server.round_types import UpdateKey
-from broker_server.store import Store
+from broker_server.rounds.types import UpdateKey
+from broker_server.storage.store import Store
 from edge_runtime.wire.messages import Update
 
 

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from typing import Final
 
 from broker_server.aggregation import check_bounds
+from broker_server.coordinator.ledger import Ledger
+from broker_server.coordinator.mailroom import HEARTBEAT_S, Letter, Mailroom
+from broker_server.coordinator.parts import Run
 from broker_server.errors import AggregationError
-from broker_server.ledger import Ledger
-from broker_server.mailroom import HEARTBEAT_S, Letter, Mailroom
-from broker_server.parts import Run
-from broker_server.round_types import (
+from broker_server.rounds.machine import open_participant
+from broker_server.rounds.types import (
     DeviceFailed,
     DeviceOffline,
     DeviceRegistered,
@@ -24,7 +25,6 @@ from broker_server.round_types import (
     UpdateRejected,
     UpdateStored,
 )
-from broker_server.rounds import open_participant
 from edge_runtime.wire.errors import WireError
 from edge_runtime.wire.messages import (
     DeviceState,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from broker_server.coordinator.ledger import Ledger
+from broker_server.coordinator.outcomes import Facts, arm_outcome, device_record
+from broker_server.coordinator.parts import ARMS, Run
 from broker_server.emulation.clock import round_s
-from broker_server.ledger import Ledger
-from broker_server.outcomes import Facts, arm_outcome, device_record
-from broker_server.parts import ARMS, Run
 from broker_server.pruning.schedule import is_deploy
-from broker_server.records import DeviceRecord
-from broker_server.round_types import Outcome, Participant, UpdateKey
-from broker_server.rounds import MAX_ATTEMPTS
+from broker_server.rounds.machine import MAX_ATTEMPTS
+from broker_server.rounds.types import Outcome, Participant, UpdateKey
+from broker_server.storage.records import DeviceRecord
 from edge_runtime.wire.messages import Arm, FailureReason
 
 

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from broker_server.aggregation import Aggregated
 from broker_server.errors import RunFailedError, TrainingDivergedError
-from broker_server.parallel_evaluation import evaluate_in_parts
-from broker_server.records import EvaluationRecord
+from broker_server.evaluation.parallel import evaluate_in_parts
+from broker_server.storage.records import EvaluationRecord
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.data import load_examples
 from edge_runtime.engine.dataset import Dataset

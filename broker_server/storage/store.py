@@ -22,11 +22,10 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
-from broker_server import schema
-from broker_server.assignments import AssignedWork
 from broker_server.errors import StoreError
-from broker_server.records import RoundRecord
-from broker_server.round_types import Outcome, Participant, UpdateKey
+from broker_server.rounds.types import Outcome, Participant, UpdateKey
+from broker_server.storage import schema
+from broker_server.storage.records import AssignedWork, RoundRecord
 from edge_runtime.wire.errors import MessageError
 from edge_runtime.wire.files import DiskFullError, make_directories, write_atomically
 from edge_runtime.wire.manifest import digest_of

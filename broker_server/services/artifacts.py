@@ -14,7 +14,7 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 from broker_server.errors import ConfigError
-from broker_server.ports import check_port
+from broker_server.services.ports import check_port
 
 logger = logging.getLogger(__name__)
 

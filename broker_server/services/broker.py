@@ -10,7 +10,7 @@ import signal
 from typing import Final, Literal, NoReturn
 
 from broker_server.errors import ConfigError, MissingExtraError
-from broker_server.ports import check_port
+from broker_server.services.ports import check_port
 from edge_runtime.wire import limits
 
 logger = logging.getLogger(__name__)

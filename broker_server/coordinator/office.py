@@ -6,17 +6,16 @@ import dataclasses
 import logging
 import math
 
-from broker_server.background import Background
-from broker_server.combining import Knowledge, combine_round, forget_round
-from broker_server.dealer import Dealer
+from broker_server.coordinator.background import Background
+from broker_server.coordinator.combining import Knowledge, combine_round, forget_round
+from broker_server.coordinator.dealer import Dealer
+from broker_server.coordinator.intake import Intake
+from broker_server.coordinator.ledger import Ledger, Quality
+from broker_server.coordinator.mailroom import Mailroom
+from broker_server.coordinator.parts import Run
 from broker_server.errors import StoreError, TrainingDivergedError
-from broker_server.evaluation import finite
-from broker_server.intake import Intake
-from broker_server.ledger import Ledger, Quality
-from broker_server.mailroom import Mailroom
-from broker_server.parts import Run
-from broker_server.records import EvaluationRecord
-from broker_server.round_types import (
+from broker_server.evaluation.held_out import finite
+from broker_server.rounds.types import (
     Aggregate,
     AggregationDone,
     AnswerOldUpdate,
@@ -35,7 +34,8 @@ from broker_server.round_types import (
     SendVerdict,
     UpdateKey,
 )
-from broker_server.store import Learnt, Store
+from broker_server.storage.records import EvaluationRecord
+from broker_server.storage.store import Learnt, Store
 from edge_runtime.wire.messages import Cancel, Verdict
 from edge_runtime.wire.plan import Plan
 

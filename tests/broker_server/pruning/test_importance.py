@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from broker_server.importance import magnitude_importance
+from broker_server.pruning.importance import magnitude_importance
 from edge_runtime.wire.manifest import TensorSpec
 from edge_runtime.wire.ranking import plan_at
 from tests.broker_server import tiny

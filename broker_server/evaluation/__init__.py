@@ -1,0 +1,1 @@
+"""The server's own evaluation of a model on held-out examples."""

@@ -2,13 +2,18 @@
 
 The paper (arXiv 2501.02438) says that updates are rebuilt into compatible shapes and combined by weights that know of
 heterogeneity; how is ours. As in ``flexlora`` products are summed exactly and decomposed again to the global rank, with
-two differences:
+three differences:
 
-* *Components are held, too.* A device of rank r trains the leading r components and says nothing of the others, so each
-  component is divided by the weight of those that trained it. (In ``flexlora`` it says that the others are zero, and
-  every small rank in a round pulls them down.) So that it does not learn the others' part once more, it is sent them to
-  be merged into its frozen weights: every device starts from the whole global model, whatever its rank. That costs a
-  download of R instead of r components; training and upload stay those of rank r. With equal ranks nothing differs.
+* *Components are held, too.* A device of rank r trains the leading r components and says nothing of the others. (In
+  ``flexlora`` it says that the others are zero, and every small rank in a round pulls them down.) So that it does not
+  learn the others' part once more, it is sent them to be merged into its frozen weights: every device starts from the
+  whole global model, whatever its rank. That costs a download of R instead of r components; training and upload stay
+  those of rank r. With equal ranks nothing differs.
+* *What a device does not hold, it leaves as it is*: in units that its plan removed and in components beyond its rank it
+  counts with the old value, by its examples. Every device's change so enters the model with its share of all examples,
+  whatever it held. (Dividing by the weight of those that hold a coordinate lifts that of devices which hold more, in
+  the units that they alone hold. Their labels then outweigh the others' there, round after round: with skewed labels
+  the whole model falls for the classes of the large devices. docs/aggregation.md has the figures.)
 * *Weights are those of a unit.* At the coordinates of unit ``u`` (a head, a channel) device ``k`` weighs
 
       w_ku = n_k clip(s_ku / mean_u, 1/2, 2)
@@ -49,7 +54,7 @@ class FedSpine(Aggregation):
     sends_rest: ClassVar[bool] = True
 
     def _combine(self, target: TargetUpdates, rng: np.random.Generator) -> Combined:
-        left, right = stacked_sum(target, unit_weights(target), holds_components=True)
+        left, right = stacked_sum(target, unit_weights(target), holds_components=True, absent_keep=True)
         a, b = decompose(left, right, target.rank, rng)
         return Combined(a=a, b=b)
 

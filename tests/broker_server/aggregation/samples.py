@@ -185,28 +185,36 @@ def dense_sum(target: TargetSpec, old: Aggregated, updates: Sequence[DeviceUpdat
 
 
 def component_sum(
-    target: TargetSpec, old: Aggregated, updates: Sequence[DeviceUpdate], weights: Sequence[Float64] | None = None
+    target: TargetSpec,
+    old: Aggregated,
+    updates: Sequence[DeviceUpdate],
+    weights: Sequence[Float64] | None = None,
+    *,
+    absent_keep: bool = False,
 ) -> Float64:
     """The same where devices count only in the components that they have: component by component, all dense.
 
-    ``weights`` are those of each device at the coordinates it holds, instead of its examples.
+    ``weights`` are those of each device at the coordinates it holds, instead of its examples. ``absent_keep``: what a
+    device does not have counts with the old value and its examples.
     """
     a, b = names.lora_a(target.module), names.lora_b(target.module)
     out = np.zeros((target.out_features, target.in_features))
     axis = 0 if target.in_prune is not None else 1
     for j in range(old.adapter[a].shape[0]):
         total, weight = np.zeros_like(out), np.zeros_like(out)
+        before = np.outer(old.adapter[b][:, j], old.adapter[a][j])
         for index, one in enumerate(updates):
+            mask = held(target, one.plan) & (one.rank > j)
+            if absent_keep:
+                total, weight = total + ~mask * one.num_examples * before, weight + ~mask * one.num_examples
             if one.rank <= j:
                 continue
-            mask = held(target, one.plan)
             by_coordinate = np.zeros(out.shape[1 - axis])
             by_coordinate[mask.any(axis=axis)] = one.num_examples if weights is None else weights[index]
             own = mask * (by_coordinate[None, :] if axis == 0 else by_coordinate[:, None])
             value = np.zeros_like(out)
             value[mask] = np.outer(one.tensors[b][:, j], one.tensors[a][j]).reshape(-1)
             total, weight = total + own * value, weight + own
-        before = np.outer(old.adapter[b][:, j], old.adapter[a][j])
         out += np.where(weight > 0, total / np.where(weight > 0, weight, 1.0), before)
     return out
 

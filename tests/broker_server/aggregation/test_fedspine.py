@@ -1,4 +1,4 @@
-"""fedspine: components are held too, and importance moves weights within bounds."""
+"""fedspine: what a device does not hold it leaves as it is, and importance moves weights within bounds."""
 
 from __future__ import annotations
 
@@ -44,12 +44,14 @@ def weights_of(target: TargetSpec, sent: list[DeviceUpdate]) -> list[Float64]:
 
 @settings(max_examples=50, deadline=None)
 @given(sent=updates())
-def test_it_is_the_dense_sum_over_the_components_that_are_held_by_unit_weights(sent: list[DeviceUpdate]) -> None:
+def test_it_is_the_dense_sum_over_components_by_unit_weights_and_what_is_not_held_stays(
+    sent: list[DeviceUpdate],
+) -> None:
     old = before(rank=10)  # nothing is cut
     new = aggregate("fedspine", old, sent)
     sent = sorted((one for one in sent if one.num_examples), key=lambda one: one.device_id)
     for target in MANIFEST.targets:
-        assert_close(product(target, new), component_sum(target, old, sent, weights_of(target, sent)))
+        assert_close(product(target, new), component_sum(target, old, sent, weights_of(target, sent), absent_keep=True))
 
 
 @settings(max_examples=25, deadline=None)
@@ -87,8 +89,11 @@ def test_weights_stay_within_their_bounds(sent: list[DeviceUpdate]) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(sent=updates(ranks=st.just(RANK)))
-def test_without_importance_and_at_equal_ranks_it_is_flexlora(sent: list[DeviceUpdate]) -> None:
-    sent = [dataclasses.replace(one, importance={}) for one in sent]
+def test_without_importance_and_at_equal_ranks_and_plans_it_is_flexlora(sent: list[DeviceUpdate]) -> None:
+    sent = [
+        dataclasses.replace(update(one.device_id, rank=RANK, num_examples=one.num_examples, seed=index), importance={})
+        for index, one in enumerate(sent)
+    ]
     first, second = aggregate("fedspine", before(), sent), aggregate("flexlora", before(), sent)
     for key, value in first.adapter.items():
         np.testing.assert_allclose(value, second.adapter[key], rtol=0, atol=1e-6)
@@ -125,6 +130,24 @@ def test_a_device_that_holds_only_important_units_is_not_held_back_for_it() -> N
 def test_odd_scores_do_no_harm(scores: list[float]) -> None:
     for own in weights_of(UP, [scored("a", scores), scored("b", [1.0] * 10), scored("c", [0.0] * 5)]):
         assert np.all((own >= 2.5) & (own <= 10.0))
+
+
+def test_what_a_class_of_devices_alone_holds_does_not_outweigh_the_others() -> None:
+    """Two devices of equal weight pull all they hold by +1 and -1; one of them holds half. The fleet's pull is zero."""
+    old = before()
+    zero = {key: np.zeros_like(value) for key, value in old.adapter.items()}
+    old = dataclasses.replace(old, adapter=zero | {"up.lora_A.weight": old.adapter["up.lora_A.weight"]})
+    sent = []
+    for device_id, plan, pull in (("whole", FULL, 1.0), ("half", HALF, -1.0)):
+        tensors = dict(restrict(MANIFEST, old.adapter, plan, RANK))
+        tensors["up.lora_B.weight"] = np.full_like(tensors["up.lora_B.weight"], pull)
+        whole = update(device_id, plan=plan, rank=RANK, num_examples=5)
+        sent.append(dataclasses.replace(whole, tensors=tensors, importance={}))
+    new = product(UP, aggregate("fedspine", old, sent))
+    pulled = np.ones((10, RANK)) @ old.adapter["up.lora_A.weight"].astype(np.float64)
+    share = np.full((10, 1), 0.5)  # only one of two pulls here, with its own weight and not with both
+    share[[0, 2, 4, 7, 9]] = 0.0
+    assert_close(new, share * pulled)
 
 
 def test_a_small_rank_leaves_the_other_components_alone() -> None:

@@ -19,11 +19,12 @@ from edge_runtime.wire.topics import NAME
 
 SAME_FOR_ALL: Final = frozenset(
     {
-        "model", "task", "data", "test", "text_field", "label_field", "max_length", "split", "devices", "rounds",
-        "local_steps", "batch_size", "accumulation_steps", "sparsity", "eval_examples", "eval_sparse",
+        "model", "task", "data", "test", "text_field", "label_field", "max_length", "split", "devices", "local_steps",
+        "batch_size", "accumulation_steps", "sparsity", "eval_examples", "eval_sparse",
     }
 )  # fmt: skip
-"""Settings that a method must not change: another problem or another amount of work would not be comparable."""
+"""Settings that a method must not change: another problem or other rounds would not be comparable. How *many* rounds
+it plays is its own: tables set quality against time and bytes, and a method of cheap rounds may play more of them."""
 
 SET_HERE: Final = frozenset({"seed", "artifact", "calibration", "broker", "broker_port", "artifact_port"})
 """Settings that the comparison gives to each run itself."""
@@ -218,6 +219,8 @@ def _method(name: str, table: dict[str, Any] | None, facts: Shared) -> Method:
         msg = f"method {name}: preset {base!r} is not known, expected one of {', '.join(PRESETS)}"
         raise ConfigError(msg)
     preset = None if base is None else PRESETS[base]
+    if isinstance(own_rounds := given.get("rounds"), int):
+        facts = dataclasses.replace(facts, rounds=own_rounds)
     _check_comparable(name, given, SAME_FOR_ALL | SET_HERE)
     return Method(
         name=name,

@@ -73,6 +73,15 @@ def test_a_table_of_a_preset_s_name_changes_the_preset() -> None:
     assert changed.label == "FedSpine"
 
 
+def test_a_method_may_play_more_rounds_and_its_preset_s_shares_follow() -> None:
+    long = comparison(methods=["fedspine", "long"], method={"long": {"preset": "fedspine", "rounds": 40}})
+    key = next(key for key in long.run_keys if key.method == "long")
+
+    assert long.settings(key).rounds == 40
+    assert long.settings(key).deploy_rounds == 12
+    assert long.method("fedspine").settings["deploy_rounds"] == 1  # of 4
+
+
 def test_a_scenario_runs_methods_again_under_its_settings() -> None:
     found = comparison(scenario={"slow": {"methods": ["fedit"], "fleet": "slow.toml"}})
 
@@ -89,7 +98,9 @@ def test_a_scenario_runs_methods_again_under_its_settings() -> None:
         ({"methods": []}, "one method or more"),
         ({"seeds": []}, "one seed or more"),
         ({"reference": "flora"}, "reference 'flora' is not among the methods"),
-        ({"method": {"fedit": {"rounds": 2}}}, "setting 'rounds' must be the same for all methods"),
+        ({"method": {"fedit": {"local_steps": 2}}}, "setting 'local_steps' must be the same for all methods"),
+        ({"method": {"fedit": {"rounds": 0}}}, "method fedit: rounds is 0"),
+        ({"method": {"fedspine": {"rounds": "many"}}}, "method fedspine: .*rounds"),
         ({"method": {"fedit": {"seed": 2}}}, "setting 'seed' must be the same"),
         ({"method": {"fedit": {"preset": "chess"}}}, "preset 'chess' is not known"),
         ({"method": {"fedit": {"colour": "red"}}}, "method fedit: setting 'colour' is not known"),

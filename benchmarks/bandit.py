@@ -1,6 +1,6 @@
 """Schedulers on a simulated fleet, against the oracle: table, JSON and plots.
 
-    python -m benchmarks.bandit --out DIR [--seeds 3] [--scale 1.0] [--schedulers fedspine ducb ...] [--jobs 2]
+    python -m benchmarks.bandit --out DIR [--seeds 3] [--scale 1.0] [--fleet even] [--schedulers fedspine ...]
 
 Steady: 100 rounds. Drift: 60 rounds, one class takes three times as long from round 31 on, once for each class.
 """
@@ -22,7 +22,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 from benchmarks.bandit_figures import Figures, cumulative_regret, figures, recovery, time_ratios
-from benchmarks.bandit_fleet import Drift, fleet, play
+from benchmarks.bandit_fleet import FLEETS, Drift, play
 from broker_server.scheduler import SCHEDULERS
 
 STEADY_ROUNDS, DRIFT_ROUNDS, DRIFT_FROM = 100, 60, 31
@@ -30,9 +30,9 @@ DRIFTS = ("slow", "middle")
 """The fast class does not bound the round, also when it is three times slower."""
 
 
-def measure(name: str, scale: float, seed: int) -> dict[str, Any]:
-    """All runs of one scheduler and seed, and the oracle's beside them."""
-    classes = fleet(scale)
+def measure(name: str, fleet: str, scale: float, seed: int) -> dict[str, Any]:
+    """All runs of one scheduler and seed on a fleet by name, and the oracle's beside them."""
+    classes = FLEETS[fleet](scale)
     oracle = play("oracle", classes, STEADY_ROUNDS, seed)
     played = oracle if name == "oracle" else play(name, classes, STEADY_ROUNDS, seed)
     result: dict[str, Any] = {
@@ -116,18 +116,22 @@ def main() -> None:
     """Parse, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for bandit.json, bandit.md and plots")
-    parser.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument("--first-seed", type=int, default=0, help="the first of them")
+    parser.add_argument("--fleet", choices=sorted(FLEETS), default="jetson", help="jetson has memory caps, others none")
     parser.add_argument("--scale", type=float, default=1.0, help="devices: 30, 40 and 10 times this")
     parser.add_argument("--schedulers", nargs="+", default=sorted(SCHEDULERS), choices=sorted(SCHEDULERS))
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     with concurrent.futures.ProcessPoolExecutor(given.jobs) as pool:
-        jobs = [pool.submit(measure, name, given.scale, s) for name in given.schedulers for s in range(given.seeds)]
+        seeds = range(given.first_seed, given.first_seed + given.seeds)
+        jobs = [pool.submit(measure, name, given.fleet, given.scale, s) for name in given.schedulers for s in seeds]
         results = [job.result() for job in jobs]
     document = {
         "machine": platform.machine(),
         "python": platform.python_version(),
+        "fleet": given.fleet,
         "scale": given.scale,
         "fields": [field.name for field in dataclasses.fields(Figures)],
         "results": results,

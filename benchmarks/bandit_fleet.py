@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,8 @@ MAX_RANK = 16
 STEP_S, NUM_STEPS, BYTES_PER_RANK = 0.1, 10, 160_000
 TIME_NOISE, LOSS_NOISE, DEVICE_NOISE, DELTA_NOISE = 0.05, 0.3, 0.2, 0.1
 """Standard deviations of logarithms."""
+NO_CAP: Final = 2.0
+"""Memory in which every arm fits."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +76,30 @@ def fleet(scale: float = 1.0) -> tuple[SimulatedClass, ...]:
         )
         for name, n, factor, cap, up, down in rows
     )
+
+
+def slow_links(scale: float = 1.0) -> tuple[SimulatedClass, ...]:
+    """The same devices with links a tenth as fast and no memory caps."""
+    return tuple(
+        dataclasses.replace(
+            one, memory=NO_CAP, uplink_mbit_s=0.1 * one.uplink_mbit_s, downlink_mbit_s=0.1 * one.downlink_mbit_s
+        )
+        for one in fleet(scale)
+    )
+
+
+def even(scale: float = 1.0) -> tuple[SimulatedClass, ...]:
+    """The same links, but nearly even devices, and no memory caps."""
+    factors = {"slow": 2.5, "middle": 1.6, "fast": 1.0}
+    return tuple(dataclasses.replace(one, memory=NO_CAP, factor=factors[one.name]) for one in fleet(scale))
+
+
+FLEETS: Final[Mapping[str, Callable[[float], tuple[SimulatedClass, ...]]]] = {
+    "jetson": fleet,
+    "slow-links": slow_links,
+    "even": even,
+}
+"""By name, as the benchmark's ``--fleet``."""
 
 
 def memory(arm: Arm) -> float:

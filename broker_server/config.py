@@ -86,7 +86,7 @@ class CoordinatorConfig:
     """Classes of emulated devices, relative to the run directory (docs/emulation.md); None = time is what it is."""
     scheduler: str = "uniform"
     """Who plays which arm: a name of docs/scheduler.md."""
-    aggregation: str = "flexlora"
+    aggregation: str = "fedspine"
     """How adapters are combined: a name of docs/aggregation.md."""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """Seed of everything random."""

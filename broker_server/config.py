@@ -52,6 +52,8 @@ class TrainingConfig:
     """Clipping by global norm; None (TOML: 0) = off."""
     num_warmup_steps: Count = 2
     """Linear warm-up at the start of each assignment, optimizer steps."""
+    class_balanced: bool = False
+    """Whether the classes of a device's examples take turns in its batches."""
 
     def __post_init__(self) -> None:
         check_fields(self)

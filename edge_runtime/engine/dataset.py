@@ -6,6 +6,7 @@ Shape legend: ``B`` examples of a batch, ``L`` length of a batch in tokens, ``T`
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from typing import Self
 
@@ -99,25 +100,52 @@ class Dataset:
         return Batch(input_ids=input_ids, attention_mask=attention_mask, labels=labels)
 
 
-def batches(dataset: Dataset, batch_size: int, rng: np.random.Generator) -> Iterator[Batch]:
+def batches(
+    dataset: Dataset, batch_size: int, rng: np.random.Generator, *, class_balanced: bool = False
+) -> Iterator[Batch]:
     """Shuffled batches without end: every example once an epoch, each epoch in another order.
 
     Epochs follow one another inside a batch, so that every batch has the same size and no example is left out: the
     smaller of ``batch_size`` and the number of examples.
 
+    Args:
+        dataset: examples.
+        batch_size: examples at a time, 1 or more.
+        rng: draws the orders.
+        class_balanced: classes take turns, in a new order each time round, and every class has epochs of its own: of
+            any C examples in a row that begin a turn, C being the classes that occur, each is of another class. So rare
+            classes are repeated sooner.
+
     Raises:
         DataEmptyError: the dataset has no example.
+        DataInvalidError: ``class_balanced``, and the examples have no classes (causal-lm).
     """
     if len(dataset) == 0:
         msg = "no example to train on: the dataset is empty"
         raise DataEmptyError(msg)
+    if not class_balanced:
+        indices = _epochs(np.arange(len(dataset)), rng)
+    elif dataset.labels is not None:
+        indices = _turns(dataset.labels, rng)
+    else:
+        msg = "class-balanced batches were asked for, but the examples have no classes: expected text-classification"
+        raise DataInvalidError(msg)
     size = min(batch_size, len(dataset))
-    queue = np.empty(0, np.int64)
     while True:
-        if queue.size < size:
-            queue = np.concatenate([queue, rng.permutation(len(dataset))])
-        yield dataset.batch(queue[:size])
-        queue = queue[size:]
+        yield dataset.batch(np.fromiter(itertools.islice(indices, size), np.int64, size))
+
+
+def _epochs(indices: Int64, rng: np.random.Generator) -> Iterator[int]:
+    """``indices`` (one at least) in a random order, then in another, without end."""
+    while True:
+        yield from rng.permutation(indices)
+
+
+def _turns(labels: Int64, rng: np.random.Generator) -> Iterator[int]:
+    """One index of each class that occurs, in a random order; then again, without end."""
+    classes = [_epochs(np.flatnonzero(labels == label), rng) for label in np.unique(labels)]
+    while True:
+        yield from (next(classes[turn]) for turn in rng.permutation(len(classes)))
 
 
 def eval_batches(dataset: Dataset, batch_size: int) -> Iterator[Batch]:

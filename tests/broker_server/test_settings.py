@@ -57,6 +57,8 @@ def test_settings_survive_their_file(tmp_path: Path) -> None:
         ({"split": "odd"}, "expected iid"),
         ({"broker": "localhost"}, "broker 'localhost' is not known"),
         ({"learning_rate": -1.0}, "learning_rate is -1.0"),
+        ({"class_balanced": True}, "class_balanced is for text-classification"),
+        ({"class_balanced": "yes"}, "setting has a wrong value"),
         ({"colour": "red"}, "setting 'colour' is not known"),
     ],
 )

@@ -144,6 +144,26 @@ def test_factors_that_are_not_trained_do_not_go_up(workbench: Workbench) -> None
     assert all(value.any() for name, value in made.adapter.items() if name.endswith("lora_B.weight"))
 
 
+def test_class_balanced_batches_leave_a_rare_class_its_say(make_workbench: Any, tmp_path: Path) -> None:
+    """One red example in forty: trained as they come, red is unlearned; in turns with blue it is not."""
+    rows = [f'{{"text": "the blue cat {verb}", "label": "blue"}}' for verb in ("runs", "sings", "sleeps")] * 13
+    workbench: Workbench = make_workbench()  # its file is read at the first assignment
+    (tmp_path / "data.jsonl").write_text("\n".join([*rows, '{"text": "the red cat runs", "label": "red"}']))
+    manifest = workbench.artifact.manifest
+    plan, red = plan_of(manifest, 0.0), manifest.labels.index("red")
+    hyper: dict[str, Any] = {"num_local_steps": 12, "weight_decay": 0.0}
+
+    _, natural = run(workbench, start(manifest, plan), plan, **hyper)
+    _, balanced = run(workbench, start(manifest, plan), plan, class_balanced=True, **hyper)
+
+    def lead(made: Payload) -> float:
+        bias = made.adapter["classifier.bias"]
+        return float(bias[red] - np.delete(bias, red).max())
+
+    assert lead(natural) < -0.1
+    assert abs(lead(balanced)) < 0.05
+
+
 def test_merged_factors_change_what_is_trained(workbench: Workbench) -> None:
     manifest = workbench.artifact.manifest
     plan, rng = Plan.full(manifest), np.random.default_rng(3)

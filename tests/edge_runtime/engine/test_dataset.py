@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import islice
 
 import numpy as np
@@ -38,13 +39,46 @@ def test_every_epoch_holds_every_example_once(lengths: list[int], batch_size: in
         assert sorted(part) == list(range(len(lengths)))
 
 
-def test_same_seed_same_order() -> None:
+@pytest.mark.parametrize("class_balanced", [False, True])
+def test_same_seed_same_order(*, class_balanced: bool) -> None:
     dataset = make_dataset([3] * 10)
-    first, again, other = (
-        [b.labels.tolist() for b in islice(batches(dataset, 4, np.random.default_rng(seed)), 6)] for seed in (1, 1, 2)
-    )
-    assert first == again
-    assert first != other
+
+    def drawn(seed: int) -> list[list[int]]:
+        rng = np.random.default_rng(seed)
+        return [b.labels.tolist() for b in islice(batches(dataset, 4, rng, class_balanced=class_balanced), 6)]
+
+    assert drawn(1) == drawn(1)
+    assert drawn(1) != drawn(2)
+
+
+@given(
+    counts=st.lists(st.integers(1, 9), min_size=1, max_size=5),
+    batch_size=st.integers(1, 20),
+    seed=st.integers(0, 9),
+)
+def test_classes_take_turns_and_each_has_epochs_of_its_own(counts: list[int], batch_size: int, seed: int) -> None:
+    """Classes 1, 3, 5, ...: some that the artifact knows do not occur."""
+    labels = np.repeat(1 + 2 * np.arange(len(counts)), counts)
+    dataset = dataclasses.replace(make_dataset([1] * labels.size), labels=labels)
+    num_turns = 2 * max(counts)
+    num_batches = -(-num_turns * len(counts) // min(batch_size, labels.size))
+
+    drawn = list(islice(batches(dataset, batch_size, np.random.default_rng(seed), class_balanced=True), num_batches))
+
+    assert {b.labels.size for b in drawn} == {min(batch_size, labels.size)}
+    examples = np.concatenate([b.input_ids[:, 0] for b in drawn])[: num_turns * len(counts)] - 1
+    turns = labels[examples].reshape(num_turns, len(counts))
+    assert np.array_equal(np.sort(turns, axis=1), np.broadcast_to(np.unique(labels), turns.shape))
+    for label, count in zip(np.unique(labels), counts, strict=True):
+        own = examples[labels[examples] == label]
+        for epoch in range(own.size // count):
+            part = own[epoch * count : (epoch + 1) * count]
+            assert sorted(part) == np.flatnonzero(labels == label).tolist()
+
+
+def test_without_classes_there_is_nothing_to_balance() -> None:
+    with pytest.raises(DataInvalidError, match="no classes"):
+        next(batches(make_dataset([2, 3], classify=False), 1, np.random.default_rng(0), class_balanced=True))
 
 
 @given(lengths=_lengths, batch_size=st.integers(1, 40))

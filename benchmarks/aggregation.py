@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from benchmarks.step import environment
 from broker_server.aggregation import AGGREGATIONS, Aggregated, Aggregation, DeviceUpdate, make_aggregation
+from broker_server.aggregation.fedspine import FedSpine
 from edge_runtime.wire.adapter import AdapterLayout
 from edge_runtime.wire.manifest import DenseSpec, GroupSpec, Manifest, PruneAxis, TargetSpec, TextSpec
 from edge_runtime.wire.payload import Payload, encode_payload
@@ -121,7 +122,9 @@ def update(
         rank=rank,
         num_examples=100,
         tensors=random(rng, AdapterLayout.of(manifest, plan, rank).trained(rule.trainable).shapes),
-        importance={key: np.abs(value) for key, value in random(rng, sizes).items()} if rule.name == "fedspine" else {},
+        importance={key: np.abs(value) for key, value in random(rng, sizes).items()}
+        if isinstance(rule, FedSpine)
+        else {},
     )
 
 

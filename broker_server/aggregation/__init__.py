@@ -7,6 +7,7 @@ from broker_server.aggregation.bounds import check_bounds
 from broker_server.aggregation.fedex_lora import FedExLora
 from broker_server.aggregation.fedit import FedIt
 from broker_server.aggregation.fedspine import FedSpine
+from broker_server.aggregation.fedspine_holders import FedSpineHolders
 from broker_server.aggregation.ffa_lora import FfaLora
 from broker_server.aggregation.flexlora import FlexLora
 from broker_server.aggregation.flora import FLora
@@ -25,7 +26,7 @@ __all__ = [
 ]
 
 AGGREGATIONS: dict[str, type[Aggregation]] = {
-    rule.name: rule for rule in (FedIt, FfaLora, HetLora, FlexLora, FLora, FedExLora, FedSpine)
+    rule.name: rule for rule in (FedIt, FfaLora, HetLora, FlexLora, FLora, FedExLora, FedSpine, FedSpineHolders)
 }
 """Rules by name."""
 

@@ -13,7 +13,8 @@ three differences:
   counts with the old value, by its examples. Every device's change so enters the model with its share of all examples,
   whatever it held. (Dividing by the weight of those that hold a coordinate lifts that of devices which hold more, in
   the units that they alone hold. Their labels then outweigh the others' there, round after round: with skewed labels
-  the whole model falls for the classes of the large devices. docs/aggregation.md has the figures.)
+  the whole model falls for the classes of the large devices. Where labels are not skewed, it learns faster: that is
+  ``fedspine_holders``. docs/aggregation.md has the figures.)
 * *Weights are those of a unit.* At the coordinates of unit ``u`` (a head, a channel) device ``k`` weighs
 
       w_ku = n_k clip(s_ku / mean_u, 1/2, 2)
@@ -52,9 +53,12 @@ class FedSpine(Aggregation):
 
     name: ClassVar[str] = "fedspine"
     sends_rest: ClassVar[bool] = True
+    absent_keep: ClassVar[bool] = True
+    """Whether a device counts with the old value in what it does not hold."""
 
     def _combine(self, target: TargetUpdates, rng: np.random.Generator) -> Combined:
-        left, right = stacked_sum(target, unit_weights(target), holds_components=True, absent_keep=True)
+        weights = unit_weights(target)
+        left, right = stacked_sum(target, weights, holds_components=True, absent_keep=self.absent_keep)
         a, b = decompose(left, right, target.rank, rng)
         return Combined(a=a, b=b)
 

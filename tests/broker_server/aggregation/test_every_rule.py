@@ -31,7 +31,7 @@ from tests.broker_server.aggregation.samples import (
 
 RULES = sorted(AGGREGATIONS)
 MERGING = ("fedex_lora", "flora")
-EXACT = (*MERGING, "fedspine", "flexlora")
+EXACT = (*MERGING, "fedspine", "fedspine_holders", "flexlora")
 SEPARATE = ("fedit", "ffa_lora", "hetlora")
 
 every_rule = pytest.mark.parametrize("name", RULES)
@@ -202,5 +202,7 @@ def test_a_global_adapter_of_another_model_is_refused(name: str) -> None:
 
 
 def test_an_unknown_rule_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="fedex_lora, fedit, fedspine, ffa_lora, flexlora, flora, hetlora"):
+    with pytest.raises(
+        ConfigError, match="fedex_lora, fedit, fedspine, fedspine_holders, ffa_lora, flexlora, flora, hetlora"
+    ):
         make_aggregation("median")

@@ -95,7 +95,7 @@ def frozen(one: DeviceUpdate, old: Aggregated) -> DeviceUpdate:
     return dataclasses.replace(one, tensors={**one.tensors, **a})
 
 
-@pytest.mark.parametrize("name", ["flexlora", "fedspine"])
+@pytest.mark.parametrize("name", ["flexlora", "fedspine", "fedspine_holders"])
 @settings(max_examples=25, deadline=None)
 @given(sent=updates(ranks=st.just(RANK)))
 def test_decomposition_cuts_to_the_best_approximation(name: str, sent: list[DeviceUpdate]) -> None:
@@ -110,7 +110,7 @@ def test_decomposition_cuts_to_the_best_approximation(name: str, sent: list[Devi
         assert error == pytest.approx(np.sqrt(np.square(sizes[RANK:]).sum()), abs=1e-5 * max(1.0, sizes[0]))
 
 
-@pytest.mark.parametrize("name", ["flexlora", "fedspine"])
+@pytest.mark.parametrize("name", ["flexlora", "fedspine", "fedspine_holders"])
 def test_rows_of_a_have_the_norm_of_a_fresh_one_and_the_leading_come_first(name: str) -> None:
     new = aggregate(name, before(), [update("a", rank=4), update("b", rank=3)]).adapter
     a, b = new["mixer.lora_A.weight"], new["mixer.lora_B.weight"]
@@ -167,7 +167,7 @@ def test_compression_keeps_the_product_with_no_more_components_than_needed(seed:
     assert compress(np.concatenate([left, -left], axis=1), np.concatenate([right, right]))[0].shape[0] == 0
 
 
-@pytest.mark.parametrize("name", ["fedex_lora", "fedspine", "flexlora", "flora"])
+@pytest.mark.parametrize("name", ["fedex_lora", "fedspine", "fedspine_holders", "flexlora", "flora"])
 def test_the_dense_matrix_is_never_built(name: str) -> None:
     size, rank = 4000, 2  # dense: 128 MB
     target = TargetSpec(module="wide", layer=0, in_features=size, out_features=size)

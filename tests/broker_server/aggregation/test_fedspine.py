@@ -42,16 +42,18 @@ def weights_of(target: TargetSpec, sent: list[DeviceUpdate]) -> list[Float64]:
     return unit_weights(_target_updates(target, adapter(FULL, RANK, 7), sent))
 
 
+@pytest.mark.parametrize(("name", "absent_keep"), [("fedspine", True), ("fedspine_holders", False)])
 @settings(max_examples=50, deadline=None)
 @given(sent=updates())
-def test_it_is_the_dense_sum_over_components_by_unit_weights_and_what_is_not_held_stays(
-    sent: list[DeviceUpdate],
+def test_it_is_the_dense_sum_over_components_by_unit_weights(
+    sent: list[DeviceUpdate], name: str, *, absent_keep: bool
 ) -> None:
     old = before(rank=10)  # nothing is cut
-    new = aggregate("fedspine", old, sent)
+    new = aggregate(name, old, sent)
     sent = sorted((one for one in sent if one.num_examples), key=lambda one: one.device_id)
     for target in MANIFEST.targets:
-        assert_close(product(target, new), component_sum(target, old, sent, weights_of(target, sent), absent_keep=True))
+        expected = component_sum(target, old, sent, weights_of(target, sent), absent_keep=absent_keep)
+        assert_close(product(target, new), expected)
 
 
 @settings(max_examples=25, deadline=None)
@@ -144,10 +146,12 @@ def test_what_a_class_of_devices_alone_holds_does_not_outweigh_the_others() -> N
         whole = update(device_id, plan=plan, rank=RANK, num_examples=5)
         sent.append(dataclasses.replace(whole, tensors=tensors, importance={}))
     new = product(UP, aggregate("fedspine", old, sent))
+    by_holders = product(UP, aggregate("fedspine_holders", old, sent))
     pulled = np.ones((10, RANK)) @ old.adapter["up.lora_A.weight"].astype(np.float64)
     share = np.full((10, 1), 0.5)  # only one of two pulls here, with its own weight and not with both
     share[[0, 2, 4, 7, 9]] = 0.0
     assert_close(new, share * pulled)
+    assert_close(by_holders, 2 * share * pulled)  # here it does
 
 
 def test_a_small_rank_leaves_the_other_components_alone() -> None:

@@ -16,7 +16,7 @@ from broker_server.run.settings import resolve
 from broker_server.scheduler import SCHEDULERS
 from tests.broker_server.compare.samples import comparison
 
-SHARED = Shared(rounds=20, sparsity=0.5, arms=parse_arms("0.0:4,0.0:16,0.25:8,0.5:16"))
+SHARED = Shared(rounds=20, sparsity=0.5, class_balanced=False, arms=parse_arms("0.0:4,0.0:16,0.25:8,0.5:16"))
 BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks" / "compare"
 
 
@@ -39,6 +39,15 @@ def test_baselines_that_do_not_prune_play_only_the_ratio_zero(name: str) -> None
 @pytest.mark.parametrize("name", ["one_shot", "loraprune"])
 def test_baselines_of_a_fixed_ratio_play_the_wanted_sparsity(name: str) -> None:
     assert PRESETS[name].settings(SHARED)["arms"] == "0.5:16"
+
+
+@pytest.mark.parametrize(("class_balanced", "aggregation"), [(False, "fedspine"), (True, "fedspine_holders")])
+def test_fedspine_divides_by_holders_where_classes_take_turns(*, class_balanced: bool, aggregation: str) -> None:
+    run = {"model": "m", "task": "text-classification", "data": "d.jsonl", "class_balanced": class_balanced}
+    both = comparison(run=run)
+
+    assert both.settings(RunKey(method="fedspine", seed=0)).aggregation == aggregation
+    assert both.settings(RunKey(method="fedit", seed=0)).aggregation == "fedit"
 
 
 def test_a_run_s_settings_are_the_shared_ones_under_the_method_s_and_its_seed() -> None:

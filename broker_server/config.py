@@ -52,8 +52,8 @@ class TrainingConfig:
     """Clipping by global norm; None (TOML: 0) = off."""
     num_warmup_steps: Count = 2
     """Linear warm-up at the start of each assignment, optimizer steps."""
-    class_balanced: bool = False
-    """Whether the classes of a device's examples take turns in its batches."""
+    class_balance: Annotated[float, Range(0, 1)] = 0.0
+    """From 0, examples as they come, to 1, all classes of a device as often."""
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -2,7 +2,7 @@
 
 So what only some devices hold moves by all of their change, not by their share of it, and the model learns in fewer
 rounds. It needs devices whose data pull alike in what few of them hold: classes that are not skewed, or that take turns
-in every device's batches (``class_balanced``). Ours; docs/aggregation.md has the figures of both.
+in every device's batches (``class_balance``). Ours; docs/aggregation.md has the figures of both.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from edge_runtime.wire.topics import NAME
 SAME_FOR_ALL: Final = frozenset(
     {
         "model", "task", "data", "test", "text_field", "label_field", "max_length", "split", "devices", "local_steps",
-        "batch_size", "accumulation_steps", "class_balanced", "sparsity", "eval_examples", "eval_sparse",
+        "batch_size", "accumulation_steps", "class_balance", "sparsity", "eval_examples", "eval_sparse",
     }
 )  # fmt: skip
 """Settings that a method must not change: another problem or other rounds would not be comparable. How *many* rounds
@@ -204,7 +204,7 @@ def _methods(file: ComparisonFile, names: tuple[str, ...], shared: Settings) -> 
     facts = Shared(
         rounds=settings.rounds,
         sparsity=settings.sparsity,
-        class_balanced=settings.class_balanced,
+        class_balance=settings.class_balance,
         arms=parse_arms(settings.arms),
     )
     methods = {name: _method(name, file.method.get(name), facts) for name in names}

@@ -192,7 +192,7 @@ class Assigner:
             max_length=training.max_length,
             seed=int(np.random.SeedSequence(entropy).generate_state(1)[0]),
             importance_every_steps=pruning.importance_every_steps if pruning.importance == "lora" else 0,
-            class_balanced=training.class_balanced,
+            class_balance=training.class_balance,
             trainable=self._aggregation.trainable,
         )
 

@@ -78,8 +78,8 @@ class RunSettings:
     final_learning_rate_ratio: float = option(Panel.TRAINING, "the end of its cosine over the rounds, as a share", 0.1)
     weight_decay: float = option(Panel.TRAINING, "decoupled weight decay", 0.0)
     warmup_steps: int = option(Panel.TRAINING, "linear warm-up at the start of each assignment", 2)
-    class_balanced: bool = option(
-        Panel.TRAINING, "classes take turns in each device's batches, however many examples each has", default=False
+    class_balance: float = option(
+        Panel.TRAINING, "0: examples as they come, to 1: all classes of a device come as often", 0.0
     )
     lora_scaling: float = option(Panel.TRAINING, "alpha / rank, the same for every rank", 2.0)
     seed: int = option(Panel.TRAINING, "seed of everything random", 0)
@@ -146,8 +146,8 @@ class RunSettings:
         if self.broker not in EMBEDDED_BROKERS and "://" not in self.broker:
             msg = f"broker {self.broker!r} is not known: expected auto, mosquitto, amqtt, or a URL such as mqtt://host:1883"
             raise ConfigError(msg)
-        if self.class_balanced and self.task != "text-classification":
-            msg = f"class_balanced is for text-classification, the task is {self.task}: leave it out"
+        if self.class_balance and self.task != "text-classification":
+            msg = f"class_balance is for text-classification, the task is {self.task}: leave it out"
             raise ConfigError(msg)
         check_sparsity(self.sparsity)
         parse_split(self.split)
@@ -182,7 +182,7 @@ class RunSettings:
             final_learning_rate_ratio=self.final_learning_rate_ratio,
             weight_decay=self.weight_decay,
             num_warmup_steps=self.warmup_steps,
-            class_balanced=self.class_balanced,
+            class_balance=self.class_balance,
             lora_scaling=self.lora_scaling,
         )
         return CoordinatorConfig(

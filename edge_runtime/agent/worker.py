@@ -159,7 +159,7 @@ class Workbench:
 
         before, before_s = self._evaluate(trainer, run, assignment, context)
         rng = np.random.default_rng([hyper.seed, assignment.round_number])
-        drawn = batches(dataset, hyper.batch_size, rng, class_balanced=hyper.class_balanced)
+        drawn = batches(dataset, hyper.batch_size, rng, class_balance=hyper.class_balance)
         trained = train(run, drawn, hyper, context.on_step, context.check, assignment.prunings)
         context.check()
         after, after_s = self._evaluate(trainer, run, assignment, context)

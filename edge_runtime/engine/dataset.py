@@ -6,6 +6,7 @@ Shape legend: ``B`` examples of a batch, ``L`` length of a batch in tokens, ``T`
 from __future__ import annotations
 
 import dataclasses
+import heapq
 import itertools
 from collections.abc import Iterator
 from typing import Self
@@ -101,9 +102,9 @@ class Dataset:
 
 
 def batches(
-    dataset: Dataset, batch_size: int, rng: np.random.Generator, *, class_balanced: bool = False
+    dataset: Dataset, batch_size: int, rng: np.random.Generator, *, class_balance: float = 0.0
 ) -> Iterator[Batch]:
-    """Shuffled batches without end: every example once an epoch, each epoch in another order.
+    """Shuffled batches without end.
 
     Epochs follow one another inside a batch, so that every batch has the same size and no example is left out: the
     smaller of ``batch_size`` and the number of examples.
@@ -112,23 +113,24 @@ def batches(
         dataset: examples.
         batch_size: examples at a time, 1 or more.
         rng: draws the orders.
-        class_balanced: classes take turns, in a new order each time round, and every class has epochs of its own: of
-            any C examples in a row that begin a turn, C being the classes that occur, each is of another class. So rare
-            classes are repeated sooner.
+        class_balance: 0 = every example once an epoch, each epoch in another order. Above, up to 1: a class of n
+            examples gets a share of the draws in proportion to ``n ** (1 - class_balance)``, so at 1 all classes that
+            occur get the same; and every class has epochs of its own. Kang et al. (arXiv 1910.09217), equation 1, with
+            ``q = 1 - class_balance``; that draws are spread evenly and not at random is ours.
 
     Raises:
         DataEmptyError: the dataset has no example.
-        DataInvalidError: ``class_balanced``, and the examples have no classes (causal-lm).
+        DataInvalidError: ``class_balance`` is not 0, and the examples have no classes (causal-lm).
     """
     if len(dataset) == 0:
         msg = "no example to train on: the dataset is empty"
         raise DataEmptyError(msg)
-    if not class_balanced:
+    if class_balance == 0.0:
         indices = _epochs(np.arange(len(dataset)), rng)
     elif dataset.labels is not None:
-        indices = _turns(dataset.labels, rng)
+        indices = _by_class(dataset.labels, class_balance, rng)
     else:
-        msg = "class-balanced batches were asked for, but the examples have no classes: expected text-classification"
+        msg = "class balance was asked for, but the examples have no classes: expected text-classification"
         raise DataInvalidError(msg)
     size = min(batch_size, len(dataset))
     while True:
@@ -141,11 +143,18 @@ def _epochs(indices: Int64, rng: np.random.Generator) -> Iterator[int]:
         yield from rng.permutation(indices)
 
 
-def _turns(labels: Int64, rng: np.random.Generator) -> Iterator[int]:
-    """One index of each class that occurs, in a random order; then again, without end."""
-    classes = [_epochs(np.flatnonzero(labels == label), rng) for label in np.unique(labels)]
+def _by_class(labels: Int64, class_balance: float, rng: np.random.Generator) -> Iterator[int]:
+    """Indices without end; class ``c`` of share ``p`` comes at the times ``(u + k) / p``, its phase u drawn once."""
+    classes, counts = np.unique(labels, return_counts=True)
+    weights = counts.astype(np.float64) ** (1.0 - class_balance)
+    periods = weights.sum() / weights
+    pools = [_epochs(np.flatnonzero(labels == label), rng) for label in classes]
+    due = [(float(at), turn) for turn, at in enumerate(rng.random(classes.size) * periods)]
+    heapq.heapify(due)
     while True:
-        yield from (next(classes[turn]) for turn in rng.permutation(len(classes)))
+        at, turn = due[0]
+        yield next(pools[turn])
+        heapq.heapreplace(due, (at + periods[turn], turn))
 
 
 def eval_batches(dataset: Dataset, batch_size: int) -> Iterator[Batch]:

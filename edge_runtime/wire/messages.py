@@ -122,8 +122,8 @@ class HyperParameters(msgspec.Struct, frozen=True, kw_only=True):
     """Order of the examples."""
     importance_every_steps: Count = 0
     """Optimizer steps from one scoring of the units to the next, and the scores go up with the update; 0 = off."""
-    class_balanced: bool = False
-    """Whether the classes of a device's examples take turns in its batches (text-classification)."""
+    class_balance: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    """From 0, examples as they come, to 1, all classes of a device as often (text-classification)."""
     trainable: Trainable = "all"
     """``lora_b``: the A factors stay as they came, bit for bit, and are left out of the update."""
 

@@ -57,8 +57,8 @@ def test_settings_survive_their_file(tmp_path: Path) -> None:
         ({"split": "odd"}, "expected iid"),
         ({"broker": "localhost"}, "broker 'localhost' is not known"),
         ({"learning_rate": -1.0}, "learning_rate is -1.0"),
-        ({"class_balanced": True}, "class_balanced is for text-classification"),
-        ({"class_balanced": "yes"}, "setting has a wrong value"),
+        ({"class_balance": 0.5}, "class_balance is for text-classification"),
+        ({**CLASSIFY, "class_balance": 1.5}, "class_balance is 1.5"),
         ({"colour": "red"}, "setting 'colour' is not known"),
     ],
 )

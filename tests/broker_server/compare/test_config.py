@@ -16,7 +16,7 @@ from broker_server.run.settings import resolve
 from broker_server.scheduler import SCHEDULERS
 from tests.broker_server.compare.samples import comparison
 
-SHARED = Shared(rounds=20, sparsity=0.5, class_balanced=False, arms=parse_arms("0.0:4,0.0:16,0.25:8,0.5:16"))
+SHARED = Shared(rounds=20, sparsity=0.5, class_balance=0.0, arms=parse_arms("0.0:4,0.0:16,0.25:8,0.5:16"))
 BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks" / "compare"
 
 
@@ -41,9 +41,9 @@ def test_baselines_of_a_fixed_ratio_play_the_wanted_sparsity(name: str) -> None:
     assert PRESETS[name].settings(SHARED)["arms"] == "0.5:16"
 
 
-@pytest.mark.parametrize(("class_balanced", "aggregation"), [(False, "fedspine"), (True, "fedspine_holders")])
-def test_fedspine_divides_by_holders_where_classes_take_turns(*, class_balanced: bool, aggregation: str) -> None:
-    run = {"model": "m", "task": "text-classification", "data": "d.jsonl", "class_balanced": class_balanced}
+@pytest.mark.parametrize(("class_balance", "aggregation"), [(0.0, "fedspine"), (0.5, "fedspine_holders")])
+def test_fedspine_divides_by_holders_where_classes_are_balanced(class_balance: float, aggregation: str) -> None:
+    run = {"model": "m", "task": "text-classification", "data": "d.jsonl", "class_balance": class_balance}
     both = comparison(run=run)
 
     assert both.settings(RunKey(method="fedspine", seed=0)).aggregation == aggregation

@@ -144,7 +144,7 @@ def test_factors_that_are_not_trained_do_not_go_up(workbench: Workbench) -> None
     assert all(value.any() for name, value in made.adapter.items() if name.endswith("lora_B.weight"))
 
 
-def test_class_balanced_batches_leave_a_rare_class_its_say(make_workbench: Any, tmp_path: Path) -> None:
+def test_class_balance_leaves_a_rare_class_its_say(make_workbench: Any, tmp_path: Path) -> None:
     """One red example in forty: trained as they come, red is unlearned; in turns with blue it is not."""
     rows = [f'{{"text": "the blue cat {verb}", "label": "blue"}}' for verb in ("runs", "sings", "sleeps")] * 13
     workbench: Workbench = make_workbench()  # its file is read at the first assignment
@@ -154,7 +154,7 @@ def test_class_balanced_batches_leave_a_rare_class_its_say(make_workbench: Any, 
     hyper: dict[str, Any] = {"num_local_steps": 12, "weight_decay": 0.0}
 
     _, natural = run(workbench, start(manifest, plan), plan, **hyper)
-    _, balanced = run(workbench, start(manifest, plan), plan, class_balanced=True, **hyper)
+    _, balanced = run(workbench, start(manifest, plan), plan, class_balance=1.0, **hyper)
 
     def lead(made: Payload) -> float:
         bias = made.adapter["classifier.bias"]

@@ -39,13 +39,13 @@ def test_every_epoch_holds_every_example_once(lengths: list[int], batch_size: in
         assert sorted(part) == list(range(len(lengths)))
 
 
-@pytest.mark.parametrize("class_balanced", [False, True])
-def test_same_seed_same_order(*, class_balanced: bool) -> None:
+@pytest.mark.parametrize("class_balance", [0.0, 0.5, 1.0])
+def test_same_seed_same_order(class_balance: float) -> None:
     dataset = make_dataset([3] * 10)
 
     def drawn(seed: int) -> list[list[int]]:
         rng = np.random.default_rng(seed)
-        return [b.labels.tolist() for b in islice(batches(dataset, 4, rng, class_balanced=class_balanced), 6)]
+        return [b.labels.tolist() for b in islice(batches(dataset, 4, rng, class_balance=class_balance), 6)]
 
     assert drawn(1) == drawn(1)
     assert drawn(1) != drawn(2)
@@ -63,7 +63,7 @@ def test_classes_take_turns_and_each_has_epochs_of_its_own(counts: list[int], ba
     num_turns = 2 * max(counts)
     num_batches = -(-num_turns * len(counts) // min(batch_size, labels.size))
 
-    drawn = list(islice(batches(dataset, batch_size, np.random.default_rng(seed), class_balanced=True), num_batches))
+    drawn = list(islice(batches(dataset, batch_size, np.random.default_rng(seed), class_balance=1.0), num_batches))
 
     assert {b.labels.size for b in drawn} == {min(batch_size, labels.size)}
     examples = np.concatenate([b.input_ids[:, 0] for b in drawn])[: num_turns * len(counts)] - 1
@@ -76,9 +76,28 @@ def test_classes_take_turns_and_each_has_epochs_of_its_own(counts: list[int], ba
             assert sorted(part) == np.flatnonzero(labels == label).tolist()
 
 
+@given(
+    counts=st.lists(st.integers(1, 40), min_size=1, max_size=5),
+    class_balance=st.floats(0.01, 1.0),
+    num_drawn=st.integers(1, 300),
+    seed=st.integers(0, 9),
+)
+def test_each_class_gets_its_share_of_any_number_of_draws(
+    counts: list[int], class_balance: float, num_drawn: int, seed: int
+) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    dataset = dataclasses.replace(make_dataset([1] * labels.size), labels=labels)
+    weights = np.array(counts) ** (1.0 - class_balance)
+
+    drawn = islice(batches(dataset, 1, np.random.default_rng(seed), class_balance=class_balance), num_drawn)
+
+    got = np.bincount(np.concatenate([batch.labels for batch in drawn]), minlength=len(counts))
+    assert np.abs(got - num_drawn * weights / weights.sum()).max() <= len(counts)
+
+
 def test_without_classes_there_is_nothing_to_balance() -> None:
     with pytest.raises(DataInvalidError, match="no classes"):
-        next(batches(make_dataset([2, 3], classify=False), 1, np.random.default_rng(0), class_balanced=True))
+        next(batches(make_dataset([2, 3], classify=False), 1, np.random.default_rng(0), class_balance=1.0))
 
 
 @given(lengths=_lengths, batch_size=st.integers(1, 40))

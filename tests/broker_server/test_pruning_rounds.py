@@ -26,7 +26,7 @@ from tests.broker_server.test_coordinator_restart import Process, wait_until
 
 Coordinate = Callable[[Path], Coordination]
 MANIFEST = tiny.manifest()
-TRAINING = TrainingConfig(num_rounds=3, num_local_steps=4, batch_size=2, max_length=8)
+TRAINING = TrainingConfig(num_rounds=3, num_local_steps=4, batch_size=2, max_length=8, class_balance=0.5)
 LORA = PruningConfig(importance="lora", importance_every_steps=2, importance_smoothing=0.5)
 
 
@@ -55,6 +55,7 @@ def test_plans_follow_the_scores_of_devices(broker: Broker, tmp_path: Path, coor
         running.finish()
     pruned = [m for d in (a, b) for m in assignments(d) if m.arm.pruning_ratio == 0.5]
     assert {m.hyper_parameters.importance_every_steps for m in pruned} == {2}
+    assert {m.hyper_parameters.class_balance for m in pruned} == {0.5}
     before, last = pruned[0].plan, pruned[-1].plan
     assert before != last
     assert last.kept(1, "channels").tolist() == [2, 3, 4]  # later units are worth more, as all devices say

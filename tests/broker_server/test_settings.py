@@ -42,6 +42,14 @@ def test_settings_survive_their_file(tmp_path: Path) -> None:
     assert resolve({}, config) == settings
 
 
+def test_class_balance_reaches_the_coordinator() -> None:
+    config = resolve({**CLASSIFY, "class_balance": 0.5}).coordinator_config(
+        run_id="run", broker_url="", artifact_url="", artifact_digest=""
+    )
+
+    assert config.training.class_balance == 0.5
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

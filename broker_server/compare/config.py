@@ -204,7 +204,7 @@ def _methods(file: ComparisonFile, names: tuple[str, ...], shared: Settings) -> 
     facts = Shared(
         rounds=settings.rounds,
         sparsity=settings.sparsity,
-        class_balance=settings.class_balance,
+        is_class_skewed=settings.task == "text-classification" and not settings.class_balance,
         arms=parse_arms(settings.arms),
     )
     methods = {name: _method(name, file.method.get(name), facts) for name in names}

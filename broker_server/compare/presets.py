@@ -24,8 +24,8 @@ class Shared:
     rounds: int
     sparsity: float
     """Pruning ratio that is wanted in the end."""
-    class_balance: float
-    """How far classes come equally often in devices' batches."""
+    is_class_skewed: bool
+    """Whether devices' batches may hold nearly one class: examples with classes, drawn as they come."""
     arms: tuple[Arm, ...]
     """Grid of arms; its bounding box is the space of methods that are not bound to a grid."""
 
@@ -85,7 +85,7 @@ def _adaptive(scheduler: str) -> Callable[[Shared], Settings]:
     def settings(shared: Shared) -> Settings:
         return {
             "scheduler": scheduler,
-            "aggregation": "fedspine_holders" if shared.class_balance else "fedspine",
+            "aggregation": "fedspine" if shared.is_class_skewed else "fedspine_holders",
             "importance": "lora",
             "prune_scope": "global",
             "protect_first": 0,

@@ -73,7 +73,7 @@ class RunSettings:
     accumulation_steps: int = option(Panel.TRAINING, "micro-batches in an optimizer step", 1)
     arms: str = option(Panel.TRAINING, "pruning ratios and ranks, RATIO:RANK,..., such as 0.0:8,0.25:8,0.5:4")
     scheduler: str = option(Panel.TRAINING, "who gets which arm: fedspine, uniform, ... (docs/scheduler.md)", "uniform")
-    aggregation: str = option(Panel.TRAINING, "fedspine, flexlora, fedit, ... (docs/aggregation.md)", "fedspine")
+    aggregation: str = option(Panel.TRAINING, "fedspine, fedspine_holders, fedit, ... (docs/aggregation.md)")
     learning_rate: float = option(Panel.TRAINING, "peak learning rate of AdamW")
     final_learning_rate_ratio: float = option(Panel.TRAINING, "the end of its cosine over the rounds, as a share", 0.1)
     weight_decay: float = option(Panel.TRAINING, "decoupled weight decay", 0.0)
@@ -244,6 +244,7 @@ TASK_DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {
         "max_length": 64,
         "split": "iid",
         "arms": "0.0:8,0.25:8",
+        "aggregation": "fedspine",
         "learning_rate": 2e-3,
         "eval_examples": 500,
     },
@@ -255,6 +256,7 @@ TASK_DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {
         "max_length": 128,
         "split": "iid",
         "arms": "0.0:8,0.25:8",
+        "aggregation": "fedspine_holders",
         "learning_rate": 3e-3,
         "eval_examples": 96,
     },

@@ -16,7 +16,7 @@ from broker_server.run.settings import resolve
 from broker_server.scheduler import SCHEDULERS
 from tests.broker_server.compare.samples import comparison
 
-SHARED = Shared(rounds=20, sparsity=0.5, class_balance=0.0, arms=parse_arms("0.0:4,0.0:16,0.25:8,0.5:16"))
+SHARED = Shared(rounds=20, sparsity=0.5, is_class_skewed=True, arms=parse_arms("0.0:4,0.0:16,0.25:8,0.5:16"))
 BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks" / "compare"
 
 
@@ -41,9 +41,15 @@ def test_baselines_of_a_fixed_ratio_play_the_wanted_sparsity(name: str) -> None:
     assert PRESETS[name].settings(SHARED)["arms"] == "0.5:16"
 
 
-@pytest.mark.parametrize(("class_balance", "aggregation"), [(0.0, "fedspine"), (0.5, "fedspine_holders")])
-def test_fedspine_divides_by_holders_where_classes_are_balanced(class_balance: float, aggregation: str) -> None:
-    run = {"model": "m", "task": "text-classification", "data": "d.jsonl", "class_balance": class_balance}
+@pytest.mark.parametrize(
+    ("run", "aggregation"),
+    [
+        ({"model": "m", "task": "text-classification", "data": "d.jsonl"}, "fedspine"),
+        ({"model": "m", "task": "text-classification", "data": "d.jsonl", "class_balance": 0.5}, "fedspine_holders"),
+        ({"task": "causal-lm"}, "fedspine_holders"),
+    ],
+)
+def test_fedspine_divides_by_holders_unless_classes_may_be_skewed(run: dict[str, object], aggregation: str) -> None:
     both = comparison(run=run)
 
     assert both.settings(RunKey(method="fedspine", seed=0)).aggregation == aggregation

@@ -15,7 +15,7 @@ from edge_runtime.wire.adapter import AdapterLayout
 from edge_runtime.wire.plan import Plan
 from exporter.graph import Graph
 from exporter.stages import HIDDEN, HIDDEN_GRAD, INPUT_GRAD, Stages, grad_of
-from exporter.trace import BATCH, LENGTH, RANK
+from exporter.trace import BATCH, LENGTH, RANK, TARGETS
 
 if TYPE_CHECKING:
     import onnx
@@ -39,10 +39,11 @@ class Composition:
         self._context: dict[str, str] = {}
 
     def _inputs(self) -> None:
-        graph, task = self.graph, self._manifest.task
+        graph = self.graph
         for name in (names.INPUT_IDS, names.ATTENTION_MASK):
             graph.input(name, np.int64, ("batch", "length"))
-        graph.input(names.LABELS, np.int64, ("batch",) if task == "text-classification" else ("batch", "length"))
+        for name in (names.ROWS, names.TARGETS):
+            graph.input(name, np.int64, ("targets",))
         graph.input(names.PARAMS, np.float32, ("num_params",))
         graph.input(names.SPLIT_SIZES, np.int64, ("num_tensors",))
         graph.input(names.RANK, np.int64, (1,))
@@ -129,11 +130,26 @@ class Composition:
         return {prefix + factor: out[grad_of(factor)] for factor in factors}, out.get(INPUT_GRAD)
 
     def head(self, hidden: str, wanted: list[str]) -> dict[str, str]:
-        """Place the head, or what ``wanted`` needs of it."""
+        """Place the head, or what ``wanted`` needs of it, on the positions that are scored.
+
+        Args:
+            hidden: hidden states ``[B, S, H]`` of the last block.
+            wanted: outputs of the stage; the gradient with respect to ``hidden`` comes back in its shape.
+        """
+        graph, sizes = self.graph, {TARGETS: self._size_of(names.ROWS, 0)}
         inputs = {p.name: self._trainable.get(p.name, p.name) for p in self._family.head_params}
-        inputs |= {names.LABELS: names.LABELS, HIDDEN: hidden}
-        with self.graph.scope("head"):
-            return self._stages.head.place(self.graph, inputs, self._batch_sizes, wanted)
+        inputs |= {names.TARGETS: names.TARGETS, names.LOSS_SCALE: names.LOSS_SCALE}
+        with graph.scope("head"):
+            shape = graph.op("Shape", hidden)
+            tokens = graph.op("Reshape", hidden, graph.constant([-1, self._manifest.hidden_size], np.int64))
+            inputs[HIDDEN] = graph.op("Gather", tokens, names.ROWS, axis=0)
+            found = self._stages.head.place(graph, inputs, sizes, wanted)
+            if INPUT_GRAD in found:
+                zeros = graph.op("ConstantOfShape", graph.op("Shape", tokens))
+                rows = graph.op("Unsqueeze", names.ROWS, graph.constant([1], np.int64))
+                spread = graph.op("ScatterND", zeros, rows, found[INPUT_GRAD])
+                found[INPUT_GRAD] = graph.op("Reshape", spread, shape)
+        return found
 
 
 def dimensions(spec: TensorSpec) -> list[Dimension]:
@@ -151,17 +167,16 @@ def evaluation_graph(family: Family, manifest: Manifest, stages: Stages) -> onnx
     hidden = composition.embed()
     for layer in range(family.num_layers):
         hidden = composition.block(layer, hidden)
-    wanted = [names.LOSS_SUM, names.NUM_TARGETS, names.NUM_CORRECT]
+    wanted = [names.LOSS_SUM, names.NUM_CORRECT]
     if manifest.task == "text-classification":
         wanted.append(names.LOGITS)
     found = composition.head(hidden, wanted)
     outputs: dict[str, tuple[str, type[np.generic], tuple[Dimension, ...]]] = {
         names.LOSS_SUM: (found[names.LOSS_SUM], np.float32, ()),
-        names.NUM_TARGETS: (found[names.NUM_TARGETS], np.int64, ()),
         names.NUM_CORRECT: (found[names.NUM_CORRECT], np.int64, ()),
     }
     if manifest.task == "text-classification":
-        outputs[names.LOGITS] = (found[names.LOGITS], np.float32, ("batch", len(manifest.labels)))
+        outputs[names.LOGITS] = (found[names.LOGITS], np.float32, ("targets", len(manifest.labels)))
     return composition.graph.model("evaluation", outputs)
 
 
@@ -169,6 +184,7 @@ def training_graph(family: Family, manifest: Manifest, stages: Stages) -> onnx.M
     """Forward, loss and backward; names in :mod:`edge_runtime.wire.names`."""
     composition = Composition(family, manifest, stages)
     graph = composition.graph
+    graph.input(names.LOSS_SCALE, np.float32, ())
     graph.input(names.GRAD_ACCUM, np.float32, ("num_params",))
     hidden = [composition.embed()]
     for layer in range(family.num_layers):

@@ -62,7 +62,7 @@ def export_model(
         progress(note)
     manifest = artifact.describe(loaded)
     progress(f"tracing the stages of {manifest.family}")
-    stages = trace_stages(loaded.family, task)
+    stages = trace_stages(loaded.family)
     progress(f"composing graphs of {manifest.num_layers} layers")
     graphs = {
         names.TRAINING_GRAPH: training_graph(loaded.family, manifest, stages),

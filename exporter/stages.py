@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from edge_runtime.wire import names
-from exporter.loss import cross_entropy, rows_and_targets
-from exporter.trace import BATCH, LENGTH, RANK, Axis, Traced, Tracer
+from exporter.loss import cross_entropy
+from exporter.trace import BATCH, LENGTH, RANK, TARGETS, Axis, Traced, Tracer
 from exporter.translate import translate
 
 if TYPE_CHECKING:
-    from edge_runtime.wire.manifest import Task
     from exporter.stage_graph import StageGraph
     from models.family import Family, ParamSpec
 
 HIDDEN: Final = "hidden"
-"""Hidden states ``[B, S, H]``: an input of block and head, an output of embedding and block."""
+"""Hidden states ``[B, S, H]``: an input of the block, an output of embedding and block; of the rows that are scored,
+``[T, H]``, an input of the head."""
 HIDDEN_GRAD: Final = "hidden.grad"
 """Gradient with respect to the hidden states that a stage *gave*: an input of the block."""
 INPUT_GRAD: Final = "input.grad"
@@ -42,7 +42,7 @@ class Stages:
     head: StageGraph
 
 
-def trace_stages(family: Family, task: Task) -> Stages:
+def trace_stages(family: Family) -> Stages:
     """Trace each stage once.
 
     Raises:
@@ -51,7 +51,7 @@ def trace_stages(family: Family, task: Task) -> Stages:
     return Stages(
         embedding=translate(_trace_embedding(family)),
         block=translate(_trace_block(family)),
-        head=translate(_trace_head(family, task)),
+        head=translate(_trace_head(family)),
     )
 
 
@@ -91,17 +91,17 @@ def _trace_block(family: Family) -> Traced:
     return tracer.trace(block, inputs)
 
 
-def _trace_head(family: Family, task: Task) -> Traced:
-    tracer = Tracer([BATCH, LENGTH])
+def _trace_head(family: Family) -> Traced:
+    tracer = Tracer([TARGETS])
     inputs = {p.name: tracer.tensor(p.shape) for p in family.head_params}
-    inputs[HIDDEN] = tracer.tensor((BATCH, LENGTH, family.hidden_size))
-    labels: tuple[Axis, ...] = (BATCH,) if task == "text-classification" else (BATCH, LENGTH)
-    inputs[names.LABELS] = tracer.tensor(labels, torch.int64)
+    inputs[HIDDEN] = tracer.tensor((TARGETS, family.hidden_size))
+    inputs[names.TARGETS] = tracer.tensor((TARGETS,), torch.int64)
+    inputs[names.LOSS_SCALE] = tracer.tensor(())
 
     def head(t: Tensors) -> Tensors:
         leaves = {name: t[name].detach().requires_grad_() for name in (*family.dense, HIDDEN)}
         logits = family.logits({**t, **leaves}, leaves[HIDDEN])
-        outputs = cross_entropy(*rows_and_targets(logits, t[names.LABELS], task))
+        outputs = cross_entropy(logits, t[names.TARGETS], t[names.LOSS_SCALE])
         gradients = torch.autograd.grad(outputs[names.LOSS], list(leaves.values()))
         outputs |= dict(zip([*map(grad_of, family.dense), INPUT_GRAD], gradients, strict=True))
         return {names.LOGITS: logits, **outputs}

@@ -21,6 +21,7 @@ from exporter.errors import ExportError
 BATCH: Final = "batch"
 LENGTH: Final = "length"
 RANK: Final = "rank"
+TARGETS: Final = "targets"
 
 # Any sizes do, as long as none equals another or a product of others; no memory is allocated.
 _FIRST_HINT: Final = 10_007

@@ -132,8 +132,8 @@ class Bert(Family):
         return mixed.reshape(batch * length, query.shape[0] // batch * self.head_dim)
 
     def logits(self, weights: Weights, hidden: torch.Tensor) -> torch.Tensor:
-        """See :meth:`models.family.Family.logits`: the first token through pooler and classifier."""
-        pooled = torch.tanh(linear(weights, _POOLER, hidden.select(1, 0)))
+        """See :meth:`models.family.Family.logits`: pooler and classifier."""
+        pooled = torch.tanh(linear(weights, _POOLER, hidden))
         return linear(weights, _CLASSIFIER, pooled)
 
     def resize(self, model: Any, num_kept: Mapping[tuple[int, str], int]) -> None:

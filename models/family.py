@@ -3,7 +3,7 @@
 A *stage* is the embedding, one block, or the head. All blocks of a model have the same parameters under another prefix,
 so one trace of one block serves every depth. Stages are plain functions of tensors; nothing here holds weights.
 
-Shape legend: ``B`` batch, ``S`` length, ``H`` hidden size, ``C`` classes or vocabulary.
+Shape legend: ``B`` batch, ``S`` length, ``T`` scored positions, ``H`` hidden size, ``C`` classes or vocabulary.
 """
 
 from __future__ import annotations
@@ -111,7 +111,10 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def logits(self, weights: Weights, hidden: torch.Tensor) -> torch.Tensor:
-        """Scores ``[B, C]`` (text-classification) or ``[B, S, C]`` (causal-lm) of the last hidden states."""
+        """Scores ``[T, C]`` of the last hidden states ``[T, H]`` of the positions that are scored.
+
+        Those are the first token of each sequence (text-classification), or every token that another follows.
+        """
 
     @abc.abstractmethod
     def resize(self, model: Any, num_kept: Mapping[tuple[int, str], int]) -> None:

@@ -31,6 +31,23 @@ class Batch:
     labels: Int64
     """int64 ``[B]`` (text-classification), or ``[B, L]`` (causal-lm: the tokens themselves, -100 at padding)."""
 
+    def scored(self) -> tuple[Int64, Int64]:
+        """Which positions are scored, and what each is to predict.
+
+        The first token of an example (text-classification), or every token that another one follows. So no score is
+        computed that nothing is learned from.
+
+        Returns:
+            Rows of the ``B * L`` tokens, int64 ``[T]``, ascending; and the class or the next token, int64 ``[T]``.
+        """
+        if self.labels.ndim == 1:
+            return np.arange(self.labels.size) * self.input_ids.shape[1], self.labels
+        following = np.full_like(self.labels, names.IGNORE_LABEL)
+        following[:, :-1] = self.labels[:, 1:]
+        flat = following.reshape(-1)
+        rows = np.flatnonzero(flat != names.IGNORE_LABEL)
+        return rows, flat[rows]
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Dataset:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_runtime.engine.artifact import Artifact
-from edge_runtime.engine.dataset import Dataset, eval_batches
+from edge_runtime.engine.dataset import Batch, Dataset, eval_batches
 from edge_runtime.engine.session import Binding, Graph
 from edge_runtime.engine.slicing import Weights, slice_weights
 from edge_runtime.wire import names
@@ -84,10 +84,8 @@ class Evaluator:
             if name in graph.inputs:
                 self._binding.bind(name, value)
         self._loss_sum = np.zeros((), np.float32)
-        self._num_targets = np.zeros((), np.int64)
         self._num_correct = np.zeros((), np.int64)
         self._binding.bind_output(names.LOSS_SUM, self._loss_sum)
-        self._binding.bind_output(names.NUM_TARGETS, self._num_targets)
         self._binding.bind_output(names.NUM_CORRECT, self._num_correct)
 
     def evaluate(
@@ -129,11 +127,18 @@ class Evaluator:
         for batch in eval_batches(dataset, batch_size):
             if on_batch is not None:
                 on_batch()
-            self._binding.bind(names.INPUT_IDS, batch.input_ids)
-            self._binding.bind(names.ATTENTION_MASK, batch.attention_mask)
-            self._binding.bind(names.LABELS, batch.labels)
+            num_targets += bind_batch(self._binding, batch)
             self._binding.run()
             losses.append(float(self._loss_sum))
-            num_targets += int(self._num_targets)
             num_correct += int(self._num_correct)
         return EvaluationResult(loss_sum=math.fsum(losses), num_targets=num_targets, num_correct=num_correct)
+
+
+def bind_batch(binding: Binding, batch: Batch) -> int:
+    """Bind a batch to a training or evaluation graph; returns its number of targets."""
+    rows, targets = batch.scored()
+    binding.bind(names.INPUT_IDS, batch.input_ids)
+    binding.bind(names.ATTENTION_MASK, batch.attention_mask)
+    binding.bind(names.ROWS, rows)
+    binding.bind(names.TARGETS, targets)
+    return targets.size

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.dataset import Batch
 from edge_runtime.engine.errors import DivergedError
-from edge_runtime.engine.evaluator import Evaluator
+from edge_runtime.engine.evaluator import Evaluator, bind_batch
 from edge_runtime.engine.importance import ImportanceTracker, Scores, unit_scores
 from edge_runtime.engine.session import Binding, Graph
 from edge_runtime.engine.slicing import NOTHING_MERGED, Weights, shrink_weights, slice_weights
@@ -123,6 +123,7 @@ class TrainingRun:
         self._hyper_parameters = hyper_parameters
         self._importance = ImportanceTracker(plan)
         self._loss = np.zeros((), np.float32)
+        self._loss_scale = np.zeros((), np.float32)
         self._norm = np.zeros((), np.float32)
         self.layout = AdapterLayout.of(self._manifest, plan, rank)
         params = self.layout.flatten(adapter)
@@ -153,9 +154,8 @@ class TrainingRun:
             if on_batch is not None:
                 on_batch()
             summed = self._grads[num_batches % 2]
-            self._training.bind(names.INPUT_IDS, batch.input_ids)
-            self._training.bind(names.ATTENTION_MASK, batch.attention_mask)
-            self._training.bind(names.LABELS, batch.labels)
+            num_targets = bind_batch(self._training, batch)
+            self._loss_scale[...] = 1.0 / num_targets if num_targets else 0.0
             self._training.bind(names.GRAD_ACCUM, grads)
             self._training.bind_output(names.GRAD_ACCUM_OUT, summed)
             self._training.run()
@@ -251,6 +251,7 @@ class TrainingRun:
             **self.weights,
             names.RANK: np.array([self.layout.rank], np.int64),
             names.LORA_SCALING: np.array(self._hyper_parameters.lora_scaling, np.float32),
+            names.LOSS_SCALE: self._loss_scale,
         }
         for name, value in fixed.items():
             if name in graph.inputs:

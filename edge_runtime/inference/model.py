@@ -24,7 +24,7 @@ from edge_runtime.inference.detokenizer import IncrementalDetokenizer
 from edge_runtime.inference.errors import CompactModelError, PromptError, SamplingError, WrongTaskError
 from edge_runtime.inference.forward import Encoder
 from edge_runtime.inference.sampling import Sampling
-from edge_runtime.inference.scoring import Float32, Int64, score_classes, score_tokens, softmax
+from edge_runtime.inference.scoring import Float32, Int64, score_batch, softmax
 from edge_runtime.inference.text import TextCodec
 from edge_runtime.wire.manifest import FORMAT_VERSION, Manifest
 
@@ -202,9 +202,8 @@ class CompactModel:
         if isinstance(data, Path):
             length = min(_MAX_LENGTH, self.info.max_length) if max_length is None else max_length
             data = load_examples(data, self._artifact, length)
-        score = score_tokens if isinstance(self._model, Decoder) else score_classes
         results = [
-            score(self._model.forward(batch.input_ids, batch.attention_mask), batch.labels)
+            score_batch(self._model.forward(batch.input_ids, batch.attention_mask), batch)
             for batch in eval_batches(data, batch_size)
         ]
         return EvaluationResult(

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from edge_runtime.engine.dataset import Batch
 from edge_runtime.engine.evaluator import EvaluationResult
-from edge_runtime.wire import names
 
 Int64 = npt.NDArray[np.int64]
 Float32 = npt.NDArray[np.float32]
@@ -22,19 +22,11 @@ def softmax(logits: Float32) -> Float32:
     return out
 
 
-def score_classes(logits: Float32, labels: Int64) -> EvaluationResult:
-    """Sums over a batch of examples: logits ``[B, C]``, labels int64 ``[B]``."""
-    return _score(logits, labels)
-
-
-def score_tokens(logits: Float32, labels: Int64) -> EvaluationResult:
-    """Sums over a batch of sequences: logits ``[B, L, C]``, labels ``[B, L]``; position ``t`` predicts ``t + 1``."""
-    targets = labels[:, 1:]
-    is_target = targets != names.IGNORE_LABEL
-    return _score(logits[:, :-1][is_target], targets[is_target])
-
-
-def _score(logits: Float32, targets: Int64) -> EvaluationResult:
+def score_batch(logits: Float32, batch: Batch) -> EvaluationResult:
+    """Sums over a batch: logits ``[B, C]`` of sequences, or ``[B, L, C]`` of tokens."""
+    rows, targets = batch.scored()
+    if logits.ndim == 3:
+        logits = logits.reshape(-1, logits.shape[-1])[rows]
     highest = logits.max(axis=1)
     log_sum = np.log(np.exp(logits - highest[:, None]).sum(axis=1)) + highest
     losses = log_sum - logits[np.arange(targets.size), targets]

@@ -16,7 +16,7 @@ import msgspec
 from edge_runtime.wire import limits
 from edge_runtime.wire.errors import ArtifactVersionError, ManifestError
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 """Version of the artifact format; an artifact of another version is refused."""
 
 Task = Literal["text-classification", "causal-lm"]

@@ -23,22 +23,23 @@ CONFIG_FILE: Final = "config.json"
 # Inputs of the training and the evaluation graph, beside the frozen weights.
 INPUT_IDS: Final = "input_ids"  # int64 [batch, length]
 ATTENTION_MASK: Final = "attention_mask"  # int64 [batch, length], 1 = token, 0 = padding (on the right)
-LABELS: Final = "labels"  # int64 [batch] (text-classification) or [batch, length] (causal-lm, -100 = no target)
+ROWS: Final = "rows"  # int64 [targets], which of the batch * length positions are scored, ascending
+TARGETS: Final = "targets"  # int64 [targets], the class or token that each of them is to predict
 PARAMS: Final = "params"  # float32 [N], flat trainable state
 SPLIT_SIZES: Final = "split_sizes"  # int64 [K], element counts of the K trainable tensors, in layout order
 RANK: Final = "rank"  # int64 [1]
 LORA_SCALING: Final = "lora_scaling"  # float32 [], alpha / rank
+LOSS_SCALE: Final = "loss_scale"  # float32 [], 1 / number of targets (training graph only)
 GRAD_ACCUM: Final = "grad_accum"  # float32 [N], gradient accumulated so far (training graph only)
 
 # Outputs of the training graph.
-LOSS: Final = "loss"  # float32 [], mean over the targets of the micro-batch
+LOSS: Final = "loss"  # float32 [], loss_scale * sum over the targets of the micro-batch
 GRAD_ACCUM_OUT: Final = "grad_accum.out"  # float32 [N], grad_accum + gradient of loss
 
 # Outputs of the evaluation graph.
 LOSS_SUM: Final = "loss_sum"  # float32 [], sum of the negative log-likelihoods (nats)
-NUM_TARGETS: Final = "num_targets"  # int64 []
-NUM_CORRECT: Final = "num_correct"  # int64 [], targets whose arg-max prediction is right
-LOGITS: Final = "logits"  # float32 [batch, labels]; text-classification only
+NUM_CORRECT: Final = "num_correct"  # int64 [], targets whose arg-max score is right
+LOGITS: Final = "logits"  # float32 [targets, labels]; text-classification only
 
 # Optimizer graph (AdamW, decoupled decay, clipping by global norm). Inputs: PARAMS, GRADS and these.
 GRADS: Final = "grads"  # float32 [N], summed over micro-batches

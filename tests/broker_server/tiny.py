@@ -12,6 +12,7 @@ from edge_runtime.engine.artifact import Artifact
 from edge_runtime.wire import names
 from edge_runtime.wire.adapter import AdapterLayout
 from edge_runtime.wire.manifest import (
+    FORMAT_VERSION,
     DenseSpec,
     FileRef,
     GroupSpec,
@@ -82,7 +83,7 @@ def targets() -> tuple[TargetSpec, ...]:
 
 def manifest(files: dict[str, FileRef] | None = None) -> Manifest:
     return Manifest(
-        format_version=1,
+        format_version=FORMAT_VERSION,
         family="bert",
         task="text-classification",
         model_name="tiny",

@@ -16,7 +16,7 @@ from broker_server.run.preparation import free_port
 from broker_server.run.settings import RunSettings
 from broker_server.services.broker import find_mosquitto
 from edge_runtime.wire.errors import ExitCode
-from edge_runtime.wire.manifest import digest_of
+from edge_runtime.wire.manifest import FORMAT_VERSION, digest_of
 from tests.conftest import Disk, save_bert
 from tests.e2e.processes import error_line, fedspine_run, mosquitto
 from tests.e2e.rows import Copy, write_rows
@@ -136,7 +136,7 @@ def test_a_damaged_artifact(prepared_classifier: Path, copy_of: Copy) -> None:
 def test_an_artifact_of_another_version(prepared_classifier: Path, copy_of: Copy) -> None:
     root = copy_of(prepared_classifier)
     manifest = next(root.glob("artifacts/*/manifest.json"))
-    data = manifest.read_bytes().replace(b'"format_version": 1', b'"format_version": 9')
+    data = manifest.read_bytes().replace(b'"format_version": %d' % FORMAT_VERSION, b'"format_version": 99')
     manifest.write_bytes(data)
     old, new = manifest.parent.name, digest_of(data)
     manifest.parent.rename(manifest.parent.with_name(new))
@@ -145,7 +145,7 @@ def test_an_artifact_of_another_version(prepared_classifier: Path, copy_of: Copy
     run = fedspine_run("--resume", "--out", str(root))
 
     assert run.process.returncode == ExitCode.ARTIFACT_VERSION, run.errors
-    assert "version 9" in error_line(run)
+    assert "version 99" in error_line(run)
 
 
 def test_devices_with_too_little_memory(prepared_classifier: Path, copy_of: Copy) -> None:

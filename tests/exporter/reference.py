@@ -18,12 +18,16 @@ import safetensors.numpy
 import torch
 import transformers
 
+from edge_runtime.engine.dataset import Batch
 from edge_runtime.wire import names, ranking
 from edge_runtime.wire.adapter import AdapterLayout
 from edge_runtime.wire.manifest import Manifest, decode_manifest
 from edge_runtime.wire.plan import Plan
 
 Arrays = dict[str, npt.NDArray[Any]]
+
+LABELS = "labels"
+"""Key of a batch's labels, see :class:`edge_runtime.engine.dataset.Batch`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +80,7 @@ def random_batch(manifest: Manifest, batch: int, length: int, seed: int = 4) -> 
     else:
         labels = np.where((mask == 1) & (rng.random((batch, length)) < 0.8), ids, names.IGNORE_LABEL)
         labels[0] = ids[0]  # without any target, PyTorch's mean is not a number
-    return {names.INPUT_IDS: ids, names.ATTENTION_MASK: mask, names.LABELS: labels}
+    return {names.INPUT_IDS: ids, names.ATTENTION_MASK: mask, LABELS: labels}
 
 
 def session(path: Path, **options: Any) -> ort.InferenceSession:
@@ -88,7 +92,7 @@ def session(path: Path, **options: Any) -> ort.InferenceSession:
 
 
 def graph_inputs(artifact: Path, arm: Arm, adapter: Mapping[str, Any], batch: Arrays) -> Arrays:
-    """Everything that training and evaluation graph take, except ``grad_accum``."""
+    """Everything that the evaluation graph takes."""
     manifest = manifest_of(artifact)
     layout = AdapterLayout.of(manifest, arm.plan, arm.rank)
     base = safetensors.numpy.load_file(artifact / names.BASE_FILE)
@@ -99,9 +103,14 @@ def graph_inputs(artifact: Path, arm: Arm, adapter: Mapping[str, Any], batch: Ar
             assert spec.layer is not None
             value = np.take(value, arm.plan.indices(spec.layer, prune), axis=prune.axis)
         weights[spec.name] = np.ascontiguousarray(value)
+    given = Batch(**batch)
+    rows, targets = given.scored()
     return {
         **weights,
-        **batch,
+        names.INPUT_IDS: given.input_ids,
+        names.ATTENTION_MASK: given.attention_mask,
+        names.ROWS: rows,
+        names.TARGETS: targets,
         names.PARAMS: layout.flatten(adapter),
         names.SPLIT_SIZES: layout.sizes,
         names.RANK: np.array([arm.rank]),
@@ -109,11 +118,20 @@ def graph_inputs(artifact: Path, arm: Arm, adapter: Mapping[str, Any], batch: Ar
     }
 
 
+def training_inputs(
+    artifact: Path, arm: Arm, adapter: Mapping[str, Any], batch: Arrays, grad_accum: npt.NDArray[np.float32]
+) -> Arrays:
+    """Everything that the training graph takes; the loss is the mean over the targets."""
+    feeds = graph_inputs(artifact, arm, adapter, batch)
+    num_targets = feeds[names.TARGETS].size
+    scale = np.array(1 / num_targets if num_targets else 0, np.float32)
+    return {**feeds, names.LOSS_SCALE: scale, names.GRAD_ACCUM: grad_accum}
+
+
 def graph_gradients(artifact: Path, arm: Arm, adapter: Arrays, batch: Arrays) -> tuple[float, Arrays]:
     """Loss and gradients by name, from the training graph."""
     layout = AdapterLayout.of(manifest_of(artifact), arm.plan, arm.rank)
-    feeds = graph_inputs(artifact, arm, adapter, batch)
-    feeds[names.GRAD_ACCUM] = np.zeros(layout.num_elements, np.float32)
+    feeds = training_inputs(artifact, arm, adapter, batch, np.zeros(layout.num_elements, np.float32))
     loss, flat = session(artifact / names.TRAINING_GRAPH).run([names.LOSS, names.GRAD_ACCUM_OUT], feeds)
     return float(loss), layout.unflatten(flat)
 
@@ -154,7 +172,7 @@ class TorchReference:
         return out
 
     def loss(self, batch: Arrays) -> torch.Tensor:
-        logits, labels = self.logits(batch), torch.from_numpy(batch[names.LABELS])
+        logits, labels = self.logits(batch), torch.from_numpy(batch[LABELS])
         if self.manifest.task == "causal-lm":
             logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
         return torch.nn.functional.cross_entropy(logits, labels, ignore_index=names.IGNORE_LABEL)

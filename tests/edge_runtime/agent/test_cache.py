@@ -15,7 +15,7 @@ import pytest
 
 from edge_runtime.agent.cache import MAX_ARTIFACTS, ArtifactCache
 from edge_runtime.link.errors import ArtifactCorruptedError, ArtifactUnreachableError
-from edge_runtime.wire.manifest import FileRef, Manifest, TextSpec, digest_of, encode_manifest
+from edge_runtime.wire.manifest import FORMAT_VERSION, FileRef, Manifest, TextSpec, digest_of, encode_manifest
 
 FILES = {"training.onnx": b"graph" * 1000, "base.safetensors": b"weights" * 3000}
 
@@ -25,7 +25,7 @@ def write_artifact(folder: Path, name: str = "small") -> str:
     refs = {n: FileRef(digest=digest_of(data), size_bytes=len(data), on_device=True) for n, data in FILES.items()}
     refs["config.json"] = FileRef(digest="0" * 64, size_bytes=9, on_device=False)
     manifest = Manifest(
-        format_version=1,
+        format_version=FORMAT_VERSION,
         family="bert",
         task="text-classification",
         model_name=name,

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.wire.manifest import (
+    FORMAT_VERSION,
     DenseSpec,
     FileRef,
     GroupSpec,
@@ -46,7 +47,7 @@ def make_artifact(tmp_path: Path) -> MakeArtifact:
         if with_tokenizer:
             _write_tokenizer(directory / "tokenizer.json", classify=classify)
         manifest = Manifest(
-            format_version=1,
+            format_version=FORMAT_VERSION,
             family="bert",
             task=task,
             model_name="tiny",

@@ -125,6 +125,29 @@ def test_padding_is_masked_and_no_target() -> None:
     assert batch.labels[1].tolist() == [1, 1, -100]
 
 
+def test_the_first_token_of_an_example_is_scored() -> None:
+    rows, targets = make_dataset([3, 1, 2]).batch(np.arange(3)).scored()
+    assert rows.tolist() == [0, 3, 6]
+    assert targets.tolist() == [0, 1, 2]
+
+
+def test_every_token_that_a_token_follows_is_scored_and_no_padding() -> None:
+    batch = make_dataset([3, 1, 2], classify=False).batch(np.array([2, 0, 1]))
+    batch.input_ids[:2] = [[5, 6, 0], [7, 8, 9]]
+    rows, targets = dataclasses.replace(
+        batch, labels=np.where(batch.attention_mask == 1, batch.input_ids, -100)
+    ).scored()
+    assert rows.tolist() == [0, 3, 4]
+    assert targets.tolist() == [6, 8, 9]
+
+
+@given(lengths=_lengths)
+def test_as_many_tokens_are_scored_as_follow_another(lengths: list[int]) -> None:
+    rows, targets = make_dataset(lengths, classify=False).batch(np.arange(len(lengths))).scored()
+    assert rows.size == targets.size == sum(length - 1 for length in lengths)
+    assert (np.diff(rows) > 0).all()
+
+
 @given(lengths=_lengths, data=st.data())
 def test_holdout_parts_are_disjoint_and_complete(lengths: list[int], data: st.DataObject) -> None:
     dataset = make_dataset(lengths)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edge_runtime.wire.manifest import (
+    FORMAT_VERSION,
     DenseSpec,
     FileRef,
     GroupSpec,
@@ -63,7 +64,7 @@ def manifest() -> Manifest:
     ]
     embedding = TensorSpec(name="embed.weight", shape=(20, HIDDEN), dtype="float16", layer=None)
     return Manifest(
-        format_version=1,
+        format_version=FORMAT_VERSION,
         family="bert",
         task="text-classification",
         model_name="small",

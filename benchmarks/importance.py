@@ -36,11 +36,10 @@ from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.data import load_examples
 from edge_runtime.engine.dataset import Dataset, batches
 from edge_runtime.engine.evaluator import Evaluator
-from edge_runtime.engine.session import Graph
+from edge_runtime.engine.fused import FusedGraphs
 from edge_runtime.engine.slicing import shrink_weights
 from edge_runtime.engine.trainer import Trainer, TrainingRun, train
 from edge_runtime.wire import adapter as adapters
-from edge_runtime.wire import names
 from edge_runtime.wire.manifest import Manifest, Task
 from edge_runtime.wire.messages import HyperParameters
 from edge_runtime.wire.plan import Plan
@@ -185,13 +184,13 @@ def blocks(manifest: Manifest, num_blocks: int) -> Iterator[tuple[Key, tuple[int
 def removals(run: TrainingRun, artifact: Artifact, case: Case, dataset: Dataset, num_threads: int) -> list[Removal]:
     """The true rise of the loss for every block."""
     manifest, full = artifact.manifest, Plan.full(artifact.manifest)
-    graph = Graph(artifact.path(names.EVALUATION_GRAPH), num_threads=num_threads)
+    graphs = FusedGraphs(artifact, num_threads=num_threads)
     tuned, order = run.adapter(), np.arange(len(dataset))
     halves = [dataset.subset(order[::2]), dataset.subset(order[1::2])]
 
     def losses(plan: Plan) -> npt.NDArray[np.float64]:
         weights = dict(run.weights) | dict(shrink_weights(manifest, run.weights, full, plan))
-        evaluator = Evaluator(artifact, plan, num_threads=num_threads, weights=weights, graph=graph)
+        evaluator = Evaluator(artifact, plan, graphs.model(weights))
         part = adapters.restrict(manifest, tuned, plan, RANK)
         return np.array([evaluator.evaluate(part, RANK, 2.0, half, EVALUATION_BATCH).loss for half in halves])
 

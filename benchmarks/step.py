@@ -29,6 +29,7 @@ import numpy as np
 
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.dataset import Batch
+from edge_runtime.engine.model import Mode
 from edge_runtime.engine.trainer import Trainer
 from edge_runtime.wire import adapter, ranking
 from edge_runtime.wire.manifest import Manifest
@@ -48,6 +49,7 @@ class Setting:
     batch_size: int
     length: int
     threads: int
+    mode: Mode
     steps: int
     seed: int
 
@@ -75,6 +77,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8, help="examples in a step, default: %(default)s")
     parser.add_argument("--length", type=int, default=128, help="tokens of an example, default: %(default)s")
     parser.add_argument("--threads", type=int, default=1, help="threads of an operator, default: %(default)s")
+    parser.add_argument("--mode", choices=("fused", "staged"), default="fused", help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=20, help="steps that count, default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of tokens, ranking and adapter, default: %(default)s")
     arguments = vars(parser.parse_args())
@@ -94,7 +97,7 @@ def measure(setting: Setting) -> dict[str, Any]:
     plan = ranking.plan_at(manifest, importance, setting.pruning_ratio)
     full = adapter.initial(manifest, artifact.initial() if manifest.dense else {}, setting.rank, rng)
     begin = time.perf_counter()
-    run = Trainer(artifact, num_threads=setting.threads).start(
+    run = Trainer(artifact, num_threads=setting.threads, mode=setting.mode).start(
         plan, setting.rank, adapter.restrict(manifest, full, plan, setting.rank), hyper_parameters(setting)
     )
     load_s = time.perf_counter() - begin

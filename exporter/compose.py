@@ -12,15 +12,17 @@ import numpy as np
 
 from edge_runtime.wire import names
 from edge_runtime.wire.adapter import AdapterLayout
+from edge_runtime.wire.names import HIDDEN, HIDDEN_GRAD, INPUT_GRAD
 from edge_runtime.wire.plan import Plan
 from exporter.graph import Graph
-from exporter.stages import HIDDEN, HIDDEN_GRAD, INPUT_GRAD, Stages, grad_of
+from exporter.pieces import accumulated, dimensions, size_of, split_params, unit_sizes
+from exporter.stages import Stages, grad_of
 from exporter.trace import BATCH, LENGTH, RANK, TARGETS
 
 if TYPE_CHECKING:
     import onnx
 
-    from edge_runtime.wire.manifest import Manifest, TensorSpec
+    from edge_runtime.wire.manifest import Manifest
     from exporter.graph import Dimension
     from models.family import Family
 
@@ -34,8 +36,12 @@ class Composition:
         self._manifest = manifest
         self._stages = stages
         self._inputs()
-        self._trainable = self._split()
-        self._batch_sizes = {BATCH: self._size_of(names.INPUT_IDS, 0), LENGTH: self._size_of(names.INPUT_IDS, 1)}
+        layout = AdapterLayout.of(manifest, Plan.full(manifest), 1)
+        self._trainable = split_params(self.graph, list(layout.shapes), {d.name: d.shape for d in manifest.dense})
+        self._batch_sizes = {
+            BATCH: size_of(self.graph, names.INPUT_IDS, 0),
+            LENGTH: size_of(self.graph, names.INPUT_IDS, 1),
+        }
         self._context: dict[str, str] = {}
 
     def _inputs(self) -> None:
@@ -49,40 +55,11 @@ class Composition:
         graph.input(names.RANK, np.int64, (1,))
         graph.input(names.LORA_SCALING, np.float32, ())
         for spec in self._manifest.tensors:
-            graph.input(spec.name, np.float32, dimensions(spec))
-
-    def _split(self) -> dict[str, str]:
-        """Trainable tensors by name, cut out of the flat vector."""
-        layout = AdapterLayout.of(self._manifest, Plan.full(self._manifest), 1)
-        dense = {spec.name: spec.shape for spec in self._manifest.dense}
-        pieces = self.graph.multi("Split", (names.PARAMS, names.SPLIT_SIZES), len(layout.shapes), axis=0)
-        rest = self.graph.constant([-1], np.int64)
-        by_rank = {
-            ".lora_A.weight": self.graph.op("Concat", names.RANK, rest, axis=0),
-            ".lora_B.weight": self.graph.op("Concat", rest, names.RANK, axis=0),
-        }
-        out = {}
-        for name, piece in zip(layout.shapes, pieces, strict=True):
-            if name in dense:
-                shape = self.graph.constant(dense[name], np.int64)
-            else:
-                shape = by_rank[name[-len(".lora_A.weight") :]]
-            out[name] = self.graph.op("Reshape", piece, shape)
-        return out
-
-    def _size_of(self, value: str, axis: int) -> str:
-        return self.graph.op("Shape", value, start=axis, end=axis + 1)
+            scope = f"layer{spec.layer}_"
+            graph.input(spec.name, np.float32, dimensions(spec.shape, spec.prune, scope))
 
     def _unit_sizes(self, layer: int) -> dict[str, str]:
-        """Numbers of units that a layer keeps, read from its first weight that has them."""
-        sizes: dict[str, str] = {}
-        for param in self._family.block_params:
-            for prune in param.prune:
-                if prune.group not in sizes:
-                    width = self._size_of(self._family.block_prefix(layer) + param.name, prune.axis)
-                    unit = self.graph.constant([prune.unit_size], np.int64)
-                    sizes[prune.group] = width if prune.unit_size == 1 else self.graph.op("Div", width, unit)
-        return sizes
+        return unit_sizes(self.graph, self._family, self._family.block_prefix(layer))
 
     def embed(self) -> str:
         """Place the embedding; returns the first hidden states."""
@@ -136,7 +113,7 @@ class Composition:
             hidden: hidden states ``[B, S, H]`` of the last block.
             wanted: outputs of the stage; the gradient with respect to ``hidden`` comes back in its shape.
         """
-        graph, sizes = self.graph, {TARGETS: self._size_of(names.ROWS, 0)}
+        graph, sizes = self.graph, {TARGETS: size_of(self.graph, names.ROWS, 0)}
         inputs = {p.name: self._trainable.get(p.name, p.name) for p in self._family.head_params}
         inputs |= {names.TARGETS: names.TARGETS, names.LOSS_SCALE: names.LOSS_SCALE}
         with graph.scope("head"):
@@ -150,15 +127,6 @@ class Composition:
                 spread = graph.op("ScatterND", zeros, rows, found[INPUT_GRAD])
                 found[INPUT_GRAD] = graph.op("Reshape", spread, shape)
         return found
-
-
-def dimensions(spec: TensorSpec) -> list[Dimension]:
-    """Axes of a frozen weight as a graph's input: fixed, or one name for all that shrink together."""
-    axes: list[Dimension] = list(spec.shape)
-    for prune in spec.prune:
-        times = "" if prune.unit_size == 1 else f"_x{prune.unit_size}"
-        axes[prune.axis] = f"layer{spec.layer}_{prune.group}{times}"
-    return axes
 
 
 def evaluation_graph(family: Family, manifest: Manifest, stages: Stages) -> onnx.ModelProto:
@@ -197,14 +165,11 @@ def training_graph(family: Family, manifest: Manifest, stages: Stages) -> onnx.M
         if upstream is not None:
             found, upstream = composition.block_backward(layer, hidden[layer], upstream)
             gradients |= found
-    layout = AdapterLayout.of(manifest, Plan.full(manifest), 1)
-    flat = graph.constant([-1], np.int64)
-    joined = graph.op("Concat", *(graph.op("Reshape", gradients[name], flat) for name in layout.shapes), axis=0)
-    accumulated = graph.op("Add", names.GRAD_ACCUM, joined)
+    trainable = list(AdapterLayout.of(manifest, Plan.full(manifest), 1).shapes)
     return graph.model(
         "training",
         {
             names.LOSS: (head[names.LOSS], np.float32, ()),
-            names.GRAD_ACCUM_OUT: (accumulated, np.float32, ("num_params",)),
+            names.GRAD_ACCUM_OUT: (accumulated(graph, trainable, gradients), np.float32, ("num_params",)),
         },
     )

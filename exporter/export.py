@@ -13,6 +13,7 @@ from exporter import artifact
 from exporter.compose import evaluation_graph, training_graph
 from exporter.optimizer import optimizer_graph
 from exporter.output import check_output, written_aside
+from exporter.staged import stage_graphs
 from exporter.stages import trace_stages
 from models.loading import load_model
 
@@ -68,6 +69,7 @@ def export_model(
         names.TRAINING_GRAPH: training_graph(loaded.family, manifest, stages),
         names.EVALUATION_GRAPH: evaluation_graph(loaded.family, manifest, stages),
         names.OPTIMIZER_GRAPH: optimizer_graph(),
+        **stage_graphs(loaded.family, manifest, stages),
     }
     progress(f"writing {out}")
     with written_aside(out, artifact.ARTIFACT) as directory:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class StageGraph:
-    """A translated stage. A later mode that runs stages in sessions of their own can serialise ``graph`` as it is."""
+    """A translated stage."""
 
     def __init__(self, graph: Graph, outputs: Mapping[str, str], sizes: Mapping[str, str]) -> None:
         """Take what a translation made.

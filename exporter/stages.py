@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import torch
 
 from edge_runtime.wire import names
+from edge_runtime.wire.names import HIDDEN, HIDDEN_GRAD, INPUT_GRAD
 from exporter.loss import cross_entropy
 from exporter.trace import BATCH, LENGTH, RANK, TARGETS, Axis, Traced, Tracer
 from exporter.translate import translate
@@ -16,14 +17,6 @@ from exporter.translate import translate
 if TYPE_CHECKING:
     from exporter.stage_graph import StageGraph
     from models.family import Family, ParamSpec
-
-HIDDEN: Final = "hidden"
-"""Hidden states ``[B, S, H]``: an input of the block, an output of embedding and block; of the rows that are scored,
-``[T, H]``, an input of the head."""
-HIDDEN_GRAD: Final = "hidden.grad"
-"""Gradient with respect to the hidden states that a stage *gave*: an input of the block."""
-INPUT_GRAD: Final = "input.grad"
-"""Gradient with respect to the hidden states that a stage *took*: an output of block and head."""
 
 Tensors = Mapping[str, torch.Tensor]
 

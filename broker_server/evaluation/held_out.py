@@ -20,9 +20,8 @@ from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.data import load_examples
 from edge_runtime.engine.dataset import Dataset
 from edge_runtime.engine.evaluator import EvaluationResult, Evaluator
-from edge_runtime.engine.session import Graph
+from edge_runtime.engine.fused import FusedGraphs
 from edge_runtime.engine.slicing import slice_weights
-from edge_runtime.wire import names
 from edge_runtime.wire.adapter import restrict
 from edge_runtime.wire.payload import Merged, restrict_merged
 from edge_runtime.wire.plan import Plan
@@ -85,7 +84,7 @@ class HeldOut:
             self._sample = self._all.subset(np.sort(order[:num_examples]))
         is_classifier = artifact.manifest.task == "text-classification"
         self._batch_size = MAX_BATCH_SIZE if is_classifier else min(MAX_BATCH_SIZE, batch_size)
-        self._graph: Graph | None = None
+        self._graphs = FusedGraphs(artifact, num_threads=1)
         self._unpruned: list[Evaluator] = []
 
     def evaluate(
@@ -134,14 +133,9 @@ class HeldOut:
         is_unchanged = not merged and plan == Plan.full(self._artifact.manifest)
         if is_unchanged and len(self._unpruned) == num_threads:
             return self._unpruned
-        if self._graph is None:
-            self._graph = Graph(self._artifact.path(names.EVALUATION_GRAPH), num_threads=1)
         held = restrict_merged(self._artifact.manifest, merged, plan)
         weights = slice_weights(self._artifact, plan, held, lora_scaling=lora_scaling)
-        evaluators = [
-            Evaluator(self._artifact, plan, num_threads=1, weights=weights, graph=self._graph)
-            for _ in range(num_threads)
-        ]
+        evaluators = [Evaluator(self._artifact, plan, self._graphs.model(weights)) for _ in range(num_threads)]
         if is_unchanged:
             self._unpruned = evaluators
         return evaluators

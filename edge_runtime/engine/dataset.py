@@ -31,6 +31,11 @@ class Batch:
     labels: Int64
     """int64 ``[B]`` (text-classification), or ``[B, L]`` (causal-lm: the tokens themselves, -100 at padding)."""
 
+    @property
+    def num_targets(self) -> int:
+        """T of :meth:`scored`."""
+        return self.labels.size if self.labels.ndim == 1 else int((self.labels[:, 1:] != names.IGNORE_LABEL).sum())
+
     def scored(self) -> tuple[Int64, Int64]:
         """Which positions are scored, and what each is to predict.
 

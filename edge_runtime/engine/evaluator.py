@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
 from edge_runtime.engine.artifact import Artifact
-from edge_runtime.engine.dataset import Batch, Dataset, eval_batches
-from edge_runtime.engine.session import Binding, Graph
-from edge_runtime.engine.slicing import Weights, slice_weights
-from edge_runtime.wire import names
+from edge_runtime.engine.dataset import Dataset, eval_batches
+from edge_runtime.engine.model import Mode, Model
+from edge_runtime.engine.modes import graphs_of
+from edge_runtime.engine.slicing import slice_weights
 from edge_runtime.wire.adapter import AdapterLayout
 from edge_runtime.wire.plan import Plan
 
@@ -54,39 +55,24 @@ class Evaluator:
     Args:
         artifact: the opened artifact.
         plan: units that stay.
-        num_threads: threads for one operator.
-        weights: weights sliced by the same plan, to share them with a training run; None = slice here.
-        graph: the loaded evaluation graph, to load it once for many plans; None = load it here.
-
-    Raises:
-        PlanError: the plan is for another model.
-        ArtifactCorruptedError: the base weights are not what the manifest says.
-        GraphError: onnxruntime refuses the graph.
-        InsufficientMemoryError: too little memory.
+        model: has the weights that are left.
     """
 
-    def __init__(
-        self,
-        artifact: Artifact,
-        plan: Plan,
-        *,
-        num_threads: int,
-        weights: Weights | None = None,
-        graph: Graph | None = None,
-    ) -> None:
+    def __init__(self, artifact: Artifact, plan: Plan, model: Model) -> None:
         self._artifact = artifact
         self._plan = plan
-        if graph is None:
-            graph = Graph(artifact.path(names.EVALUATION_GRAPH), num_threads=num_threads)
-        self._graph = graph
-        self._binding = Binding(graph)
-        for name, value in (slice_weights(artifact, plan) if weights is None else weights).items():
-            if name in graph.inputs:
-                self._binding.bind(name, value)
-        self._loss_sum = np.zeros((), np.float32)
-        self._num_correct = np.zeros((), np.int64)
-        self._binding.bind_output(names.LOSS_SUM, self._loss_sum)
-        self._binding.bind_output(names.NUM_CORRECT, self._num_correct)
+        self._model = model
+
+    @classmethod
+    def load(cls, artifact: Artifact, plan: Plan, *, num_threads: int, mode: Mode = "fused") -> Self:
+        """An evaluator with graphs and weights of its own.
+
+        Raises:
+            PlanError: the plan is for another model.
+            ArtifactCorruptedError: the base weights are not what the manifest says.
+        """
+        graphs = graphs_of(artifact, mode, num_threads=num_threads)
+        return cls(artifact, plan, graphs.model(slice_weights(artifact, plan)))
 
     def evaluate(
         self,
@@ -109,36 +95,19 @@ class Evaluator:
 
         Raises:
             TensorError: the adapter does not fit plan and rank.
-            GraphError: onnxruntime failed.
+            GraphError: onnxruntime failed, or refuses a graph.
             InsufficientMemoryError: it could not allocate.
         """
         layout = AdapterLayout.of(self._artifact.manifest, self._plan, rank)
-        state: dict[str, npt.NDArray[np.generic]] = {
-            names.PARAMS: layout.flatten(adapter),
-            names.SPLIT_SIZES: layout.sizes,
-            names.RANK: np.array([rank], np.int64),
-            names.LORA_SCALING: np.array(lora_scaling, np.float32),
-        }
-        for name, value in state.items():
-            if name in self._graph.inputs:
-                self._binding.bind(name, value)
+        params = layout.flatten(adapter)
+        self._model.hold(layout, lora_scaling)
         losses: list[float] = []
         num_targets = num_correct = 0
         for batch in eval_batches(dataset, batch_size):
             if on_batch is not None:
                 on_batch()
-            num_targets += bind_batch(self._binding, batch)
-            self._binding.run()
-            losses.append(float(self._loss_sum))
-            num_correct += int(self._num_correct)
+            loss_sum, correct = self._model.score(batch, params)
+            losses.append(loss_sum)
+            num_targets += batch.num_targets
+            num_correct += correct
         return EvaluationResult(loss_sum=math.fsum(losses), num_targets=num_targets, num_correct=num_correct)
-
-
-def bind_batch(binding: Binding, batch: Batch) -> int:
-    """Bind a batch to a training or evaluation graph; returns its number of targets."""
-    rows, targets = batch.scored()
-    binding.bind(names.INPUT_IDS, batch.input_ids)
-    binding.bind(names.ATTENTION_MASK, batch.attention_mask)
-    binding.bind(names.ROWS, rows)
-    binding.bind(names.TARGETS, targets)
-    return targets.size

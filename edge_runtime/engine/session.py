@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,6 +54,7 @@ class Binding:
         self.graph = graph
         self._io: Any = graph.session.io_binding()
         self._alive: dict[str, npt.NDArray[np.generic]] = {}
+        self._values: dict[str, Any] = {}
 
     def bind(self, name: str, value: npt.NDArray[Any]) -> None:
         """Bind an input, replacing what was bound; the array must be C-contiguous."""
@@ -63,6 +65,23 @@ class Binding:
         """Bind an output to an array that will be overwritten; it must have the output's shape and type."""
         self._io.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(value))
         self._alive[name] = value
+
+    def bind_value(self, name: str, value: Any) -> None:  # noqa: ANN401 - onnxruntime has no types
+        """Bind an input to what :meth:`run_for` of another binding returned; nothing is copied."""
+        self._io.bind_ortvalue_input(name, value)
+        self._values[name] = value
+
+    def run_for(self, outputs: Sequence[str]) -> dict[str, Any]:
+        """Run the graph once on what is bound, and return outputs that are bound to no array, as onnxruntime has them.
+
+        Raises:
+            GraphError: onnxruntime failed.
+            InsufficientMemoryError: it could not allocate.
+        """
+        for name in outputs:
+            self._io.bind_output(name, "cpu")
+        self.run()
+        return dict(zip(outputs, self._io.get_outputs()[-len(outputs) :], strict=True)) if outputs else {}
 
     def run(self) -> None:
         """Run the graph once on what is bound.

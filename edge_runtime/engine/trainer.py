@@ -23,8 +23,10 @@ import numpy.typing as npt
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.dataset import Batch
 from edge_runtime.engine.errors import DivergedError
-from edge_runtime.engine.evaluator import Evaluator, bind_batch
+from edge_runtime.engine.evaluator import Evaluator
 from edge_runtime.engine.importance import ImportanceTracker, Scores, unit_scores
+from edge_runtime.engine.model import Mode
+from edge_runtime.engine.modes import graphs_of
 from edge_runtime.engine.session import Binding, Graph
 from edge_runtime.engine.slicing import NOTHING_MERGED, Weights, shrink_weights, slice_weights
 from edge_runtime.wire import names
@@ -44,18 +46,20 @@ class Trainer:
     Args:
         artifact: the opened artifact.
         num_threads: threads for one operator.
+        mode: how the graphs are run.
 
     Raises:
         GraphError: onnxruntime refuses a graph.
         InsufficientMemoryError: a graph cannot be loaded for lack of memory.
     """
 
-    def __init__(self, artifact: Artifact, *, num_threads: int) -> None:
+    def __init__(self, artifact: Artifact, *, num_threads: int, mode: Mode = "fused") -> None:
         self.artifact = artifact
         self.num_threads = num_threads
-        self.training = Graph(artifact.path(names.TRAINING_GRAPH), num_threads=num_threads)
+        self.mode = mode
+        self.graphs = graphs_of(artifact, mode, num_threads=num_threads)
+        self.graphs.load_training()
         self.optimizer = Graph(artifact.path(names.OPTIMIZER_GRAPH), num_threads=num_threads)
-        self._evaluation: Graph | None = None
 
     def start(
         self,
@@ -83,12 +87,8 @@ class Trainer:
         return TrainingRun(self, plan, rank, adapter, hyper_parameters, weights)
 
     def evaluator(self, run: TrainingRun) -> Evaluator:
-        """An evaluator for the plan of ``run`` that shares its sliced weights; the graph is loaded on first use."""
-        if self._evaluation is None:
-            self._evaluation = Graph(self.artifact.path(names.EVALUATION_GRAPH), num_threads=self.num_threads)
-        return Evaluator(
-            self.artifact, run.plan, num_threads=self.num_threads, weights=run.weights, graph=self._evaluation
-        )
+        """An evaluator for the plan of ``run`` that shares its sliced weights."""
+        return Evaluator(self.artifact, run.plan, self.graphs.model(run.weights))
 
 
 class TrainingRun:
@@ -122,12 +122,10 @@ class TrainingRun:
         self._manifest = trainer.artifact.manifest
         self._hyper_parameters = hyper_parameters
         self._importance = ImportanceTracker(plan)
-        self._loss = np.zeros((), np.float32)
-        self._loss_scale = np.zeros((), np.float32)
         self._norm = np.zeros((), np.float32)
         self.layout = AdapterLayout.of(self._manifest, plan, rank)
         params = self.layout.flatten(adapter)
-        self._training = self._bind_training(trainer.training)
+        self._model = trainer.graphs.model(weights)
         self._scalars = self._bind_optimizer(trainer.optimizer)
         zeros = np.zeros_like(params)
         self._hold({names.PARAMS: params, names.EXP_AVG: zeros, names.EXP_AVG_SQ: zeros.copy()}, zeros.copy())
@@ -154,12 +152,8 @@ class TrainingRun:
             if on_batch is not None:
                 on_batch()
             summed = self._grads[num_batches % 2]
-            num_targets = bind_batch(self._training, batch)
-            self._loss_scale[...] = 1.0 / num_targets if num_targets else 0.0
-            self._training.bind(names.GRAD_ACCUM, grads)
-            self._training.bind_output(names.GRAD_ACCUM_OUT, summed)
-            self._training.run()
-            num_batches, grads, total = num_batches + 1, summed, total + float(self._loss)
+            total += self._model.gradient(batch, self._state[names.PARAMS], grads, summed)
+            num_batches, grads = num_batches + 1, summed
         loss = total / num_batches
         self._check_finite("loss", loss)
         for part in self._frozen:
@@ -178,8 +172,7 @@ class TrainingRun:
         plan.check_within(self._manifest, self.plan)
         for name, value in shrink_weights(self._manifest, self.weights, self.plan, plan):
             self.weights[name] = value
-            if name in self._training.graph.inputs:
-                self._training.bind(name, value)
+            self._model.replace({name: value})
         layout = AdapterLayout.of(self._manifest, plan, self.layout.rank)
 
         def shrunk(flat: Array) -> Array:
@@ -231,7 +224,6 @@ class TrainingRun:
             self._next[names.PARAMS][part] = self._state[names.PARAMS][part]
         self._last_params = self._state[names.PARAMS]  # untouched until the next step
         self._state, self._next = self._next, self._state
-        self._training.bind(names.PARAMS, self._state[names.PARAMS])
         self.num_steps, self.grad_norm = step, float(self._norm)
 
     def _hold(self, state: dict[str, Array], last_grads: Array) -> None:
@@ -242,22 +234,7 @@ class TrainingRun:
         self._zeros = np.zeros_like(last_grads)
         self._grads = [np.empty_like(last_grads), np.empty_like(last_grads)]
         self._frozen = _frozen_parts(self.layout, self._hyper_parameters)
-        self._training.bind(names.PARAMS, state[names.PARAMS])
-        self._training.bind(names.SPLIT_SIZES, self.layout.sizes)
-
-    def _bind_training(self, graph: Graph) -> Binding:
-        binding = Binding(graph)
-        fixed: dict[str, npt.NDArray[np.generic]] = {
-            **self.weights,
-            names.RANK: np.array([self.layout.rank], np.int64),
-            names.LORA_SCALING: np.array(self._hyper_parameters.lora_scaling, np.float32),
-            names.LOSS_SCALE: self._loss_scale,
-        }
-        for name, value in fixed.items():
-            if name in graph.inputs:
-                binding.bind(name, value)
-        binding.bind_output(names.LOSS, self._loss)
-        return binding
+        self._model.hold(self.layout, self._hyper_parameters.lora_scaling)
 
     def _bind_optimizer(self, graph: Graph) -> dict[str, Array]:
         """Bind the scalars, which later steps change in place; returns them by name."""

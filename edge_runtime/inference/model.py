@@ -307,6 +307,7 @@ def _as_artifact(directory: Path, info: CompactInfo) -> Artifact:
         model_name=info.model_name,
         num_layers=1,
         hidden_size=0,
+        block_prefixes=("",),
         labels=info.labels,
         text=info.text,
         groups=(),

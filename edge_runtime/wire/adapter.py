@@ -7,6 +7,7 @@ the dense tensors. A *full* adapter is one under the full plan; a device gets it
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Literal, Self
 
@@ -23,6 +24,17 @@ Tensors = Mapping[str, Array]
 
 Trainable = Literal["all", "lora_b"]
 """Which tensors of an adapter are trained; ``lora_b``: all but the A factors (FFA-LoRA, arXiv 2403.12313)."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The flat vector by block: one after the other, in the order of the manifest, then what is dense."""
+
+    blocks: tuple[slice, ...]
+    block_sizes: tuple[npt.NDArray[np.int64], ...]
+    """Element counts of each block's tensors."""
+    dense: slice
+    dense_sizes: npt.NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +79,20 @@ class AdapterLayout:
     def num_elements(self) -> int:
         """N, the length of the flat vector."""
         return int(self.sizes.sum())
+
+    def parts(self, manifest: Manifest) -> Parts:
+        """Where in the flat vector each block's tensors and the dense ones lie."""
+        sizes, counts = self.sizes, [0] * manifest.num_layers
+        for target in manifest.targets:
+            counts[target.layer] += 2
+        ends = np.cumsum([0, *counts]).tolist()
+        offsets = np.cumsum([0, *sizes]).tolist()
+        return Parts(
+            blocks=tuple(slice(offsets[begin], offsets[end]) for begin, end in itertools.pairwise(ends)),
+            block_sizes=tuple(sizes[begin:end] for begin, end in itertools.pairwise(ends)),
+            dense=slice(offsets[ends[-1]], offsets[-1]),
+            dense_sizes=sizes[ends[-1] :],
+        )
 
     def flatten(self, tensors: Tensors) -> Array:
         """All tensors as one float32 vector ``[N]``.

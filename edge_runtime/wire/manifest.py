@@ -113,6 +113,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Name of the source model, for people; never a path."""
     num_layers: int
     hidden_size: int
+    block_prefixes: tuple[str, ...]
+    """What precedes the names of each block's weights and targets, layer by layer."""
     labels: tuple[str, ...]
     """Class names in the order of the classifier's rows; empty for causal-lm."""
     text: TextSpec
@@ -181,6 +183,9 @@ def _check(manifest: Manifest) -> None:
     if not 0 < manifest.num_layers <= limits.MAX_LAYERS:
         msg = f"manifest says {manifest.num_layers} layers, expected 1 to {limits.MAX_LAYERS}"
         raise ManifestError(msg)
+    if len(manifest.block_prefixes) != manifest.num_layers:
+        msg = f"manifest has {len(manifest.block_prefixes)} block prefixes for {manifest.num_layers} layers"
+        raise ManifestError(msg)
     sizes: dict[tuple[int, str], int] = {}
     for group in manifest.groups:
         if (group.layer, group.group) in sizes:
@@ -190,12 +195,21 @@ def _check(manifest: Manifest) -> None:
             msg = f"manifest has an impossible group: {group}"
             raise ManifestError(msg)
         sizes[group.layer, group.group] = group.num_units
+    _check_targets(manifest)
     _check_axes(manifest, sizes)
     for name, ref in manifest.files.items():
         is_plain = bool(name) and not name.startswith(".") and "/" not in name and "\\" not in name
         if not is_plain or not _is_digest(ref.digest) or ref.size_bytes < 0:
             msg = f"manifest lists an impossible file: {name!r} {ref}"
             raise ManifestError(msg)
+
+
+def _check_targets(manifest: Manifest) -> None:
+    """Layer by layer, as the flat vector is cut."""
+    layers = [target.layer for target in manifest.targets]
+    if layers != sorted(layers) or not all(0 <= layer < manifest.num_layers for layer in layers):
+        msg = f"manifest lists targets of layers {layers}, expected those of 0 to {manifest.num_layers - 1}, ascending"
+        raise ManifestError(msg)
 
 
 def _check_axes(manifest: Manifest, sizes: dict[tuple[int, str], int]) -> None:

@@ -15,15 +15,30 @@ MANIFEST_FILE: Final = "manifest.json"
 TRAINING_GRAPH: Final = "training.onnx"
 EVALUATION_GRAPH: Final = "evaluation.onnx"
 OPTIMIZER_GRAPH: Final = "optimizer.onnx"
+EMBEDDING_STAGE: Final = "stage.embedding.onnx"
+BLOCK_STAGE: Final = "stage.block.onnx"
+BLOCK_BACKWARD_STAGE: Final = "stage.block_backward.onnx"
+FIRST_BACKWARD_STAGE: Final = "stage.first_backward.onnx"
+HEAD_STAGE: Final = "stage.head.onnx"
+SCORE_STAGE: Final = "stage.score.onnx"
 BASE_FILE: Final = "base.safetensors"
 INITIAL_FILE: Final = "initial.safetensors"
 TOKENIZER_FILE: Final = "tokenizer.json"
 CONFIG_FILE: Final = "config.json"
+STAGES: Final = (
+    EMBEDDING_STAGE,
+    BLOCK_STAGE,
+    BLOCK_BACKWARD_STAGE,
+    FIRST_BACKWARD_STAGE,
+    HEAD_STAGE,
+    SCORE_STAGE,
+)
+"""Graphs of the staged mode."""
 
 # Inputs of the training and the evaluation graph, beside the frozen weights.
 INPUT_IDS: Final = "input_ids"  # int64 [batch, length]
 ATTENTION_MASK: Final = "attention_mask"  # int64 [batch, length], 1 = token, 0 = padding (on the right)
-ROWS: Final = "rows"  # int64 [targets], which of the batch * length positions are scored, ascending
+ROWS: Final = "rows"  # int64 [targets], which of the batch * length positions are scored, ascending; 1 or more
 TARGETS: Final = "targets"  # int64 [targets], the class or token that each of them is to predict
 PARAMS: Final = "params"  # float32 [N], flat trainable state
 SPLIT_SIZES: Final = "split_sizes"  # int64 [K], element counts of the K trainable tensors, in layout order
@@ -40,6 +55,16 @@ GRAD_ACCUM_OUT: Final = "grad_accum.out"  # float32 [N], grad_accum + gradient o
 LOSS_SUM: Final = "loss_sum"  # float32 [], sum of the negative log-likelihoods (nats)
 NUM_CORRECT: Final = "num_correct"  # int64 [], targets whose arg-max score is right
 LOGITS: Final = "logits"  # float32 [targets, labels]; text-classification only
+
+# Stages as graphs of their own (staged mode). Weights of a block enter without its prefix; PARAMS, SPLIT_SIZES and
+# GRAD_ACCUM are the block's (or the head's) part of the flat vectors. Embedding: tokens to HIDDEN_OUT, and a context
+# under names of its own. Block: HIDDEN and the context to HIDDEN_OUT. Backward of a block: the same and HIDDEN_GRAD to
+# INPUT_GRAD (not for the first block) and GRAD_ACCUM_OUT. Head: HIDDEN of the scored positions to LOSS, INPUT_GRAD and,
+# where it is trained, GRAD_ACCUM_OUT. Score: the same to the outputs of the evaluation graph.
+HIDDEN: Final = "hidden"  # float32 [batch, length, H], or [targets, H] for head and score
+HIDDEN_OUT: Final = "hidden.out"  # float32 [batch, length, H]
+HIDDEN_GRAD: Final = "hidden.grad"  # float32 [batch, length, H], gradient with respect to HIDDEN_OUT
+INPUT_GRAD: Final = "input.grad"  # float32, gradient with respect to HIDDEN, in its shape
 
 # Optimizer graph (AdamW, decoupled decay, clipping by global norm). Inputs: PARAMS, GRADS and these.
 GRADS: Final = "grads"  # float32 [N], summed over micro-batches

@@ -14,6 +14,7 @@ from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.data import load_examples
 from edge_runtime.engine.errors import DataEmptyError, DataInvalidError, UnknownLabelError
 from edge_runtime.engine.evaluator import Evaluator
+from edge_runtime.engine.fused import FusedGraphs
 from edge_runtime.engine.slicing import slice_weights
 from edge_runtime.wire import names
 from edge_runtime.wire.adapter import initial, restrict
@@ -42,7 +43,9 @@ def test_it_is_what_a_device_would_measure(tiny_bert_artifact: Path, test_file: 
     adapter = initial(artifact.manifest, artifact.initial(), 4, np.random.default_rng(0))
     record = held_out(artifact, test_file).evaluate(Aggregated(adapter=adapter), 4, 2.0, use_all=True, num_threads=1)
     dataset = load_examples(test_file, artifact, 16)
-    expected = Evaluator(artifact, Plan.full(artifact.manifest), num_threads=1).evaluate(adapter, 4, 2.0, dataset, 32)
+    expected = Evaluator.load(artifact, Plan.full(artifact.manifest), num_threads=1).evaluate(
+        adapter, 4, 2.0, dataset, 32
+    )
     assert (record.num_targets, record.is_complete) == (18, True)
     assert (record.loss, record.accuracy) == pytest.approx((expected.loss, expected.accuracy))
 
@@ -120,7 +123,7 @@ def test_a_sub_model_is_evaluated_as_a_device_would(tiny_bert_artifact: Path, te
     examples = held_out(artifact, test_file)
     record = examples.evaluate(state, 4, 2.0, use_all=True, num_threads=1, plan=plan)
     weights = slice_weights(artifact, plan, restrict_merged(manifest, state.merged, plan), lora_scaling=2.0)
-    evaluator = Evaluator(artifact, plan, num_threads=1, weights=weights)
+    evaluator = Evaluator(artifact, plan, FusedGraphs(artifact, num_threads=1).model(weights))
     dataset = load_examples(test_file, artifact, 16)
     expected = evaluator.evaluate(restrict(manifest, state.adapter, plan, 4), 4, 2.0, dataset, 16)
     whole = examples.evaluate(state, 4, 2.0, use_all=True, num_threads=1)

@@ -19,6 +19,7 @@ from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.data import load_examples
 from edge_runtime.engine.dataset import Dataset, batches
 from edge_runtime.engine.evaluator import EvaluationResult, Evaluator
+from edge_runtime.engine.model import Mode
 from edge_runtime.engine.slicing import slice_weights
 from edge_runtime.engine.trainer import Trainer, train
 from edge_runtime.inference import CompactModel
@@ -35,15 +36,15 @@ LOGITS_TOLERANCE = 1e-4
 
 
 class Case:
-    """One family's folder, with its sessions made once."""
+    """One family's folder in one mode, with its sessions made once."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, mode: Mode) -> None:
         self.directory = directory
         expected = json.loads((directory / "expected.json").read_text())
         self.given = msgspec.convert(expected["hyper_parameters"], HyperParameters)
         self.arms: list[dict[str, Any]] = [{"name": name, **arm} for name, arm in expected["arms"].items()]
         self.artifact = Artifact.open(directory / "artifact")
-        self.trainer = Trainer(self.artifact, num_threads=1)
+        self.trainer = Trainer(self.artifact, num_threads=1, mode=mode)
 
     def plan(self, arm: dict[str, Any]) -> Plan:
         return msgspec.msgpack.decode((self.directory / arm["name"] / "plan.msgpack").read_bytes(), type=Plan)
@@ -55,9 +56,9 @@ class Case:
         return load_examples(self.directory / f"{name}.jsonl", self.artifact, self.given.max_length)
 
 
-@pytest.fixture(scope="module")
-def case(family_dir: Path) -> Case:
-    return Case(family_dir)
+@pytest.fixture(scope="module", params=["fused", "staged"])
+def case(request: pytest.FixtureRequest, family_dir: Path) -> Case:
+    return Case(family_dir, request.param)
 
 
 @pytest.fixture(params=range(NUM_ARMS), ids=lambda index: f"arm{index}")
@@ -108,7 +109,7 @@ def test_training_follows_pytorch(case: Case, arm: dict[str, Any]) -> None:
 def test_evaluation_says_what_pytorch_says(
     case: Case, arm: dict[str, Any], when: str, tensors: str, batch_size: int
 ) -> None:
-    evaluator = Evaluator(case.artifact, case.plan(arm), num_threads=1)
+    evaluator = Evaluator.load(case.artifact, case.plan(arm), num_threads=1, mode=case.trainer.mode)
     adapter = case.tensors(arm, tensors)
     result = evaluator.evaluate(adapter, arm["rank"], case.given.lora_scaling, case.data("test"), batch_size)
     assert_same(result, arm[when])

@@ -123,8 +123,7 @@ def training_inputs(
 ) -> Arrays:
     """Everything that the training graph takes; the loss is the mean over the targets."""
     feeds = graph_inputs(artifact, arm, adapter, batch)
-    num_targets = feeds[names.TARGETS].size
-    scale = np.array(1 / num_targets if num_targets else 0, np.float32)
+    scale = np.array(1 / feeds[names.TARGETS].size, np.float32)
     return {**feeds, names.LOSS_SCALE: scale, names.GRAD_ACCUM: grad_accum}
 
 

@@ -116,30 +116,6 @@ def test_gradients_are_added_to_what_was_accumulated(case: tuple[Path, Path]) ->
     np.testing.assert_allclose(after, before + layout.flatten(gradients), rtol=1e-6, atol=1e-6)
 
 
-def test_a_batch_without_targets_has_no_loss_and_no_gradient(tiny_llama_artifact: Path) -> None:
-    manifest = manifest_of(tiny_llama_artifact)
-    arm = arms(manifest)["0.25:4"]
-    data = random_batch(manifest, 2, 6)
-    data[LABELS] = np.full((2, 6), names.IGNORE_LABEL)
-
-    loss, gradients = graph_gradients(tiny_llama_artifact, arm, random_adapter(manifest, arm), data)
-
-    assert loss == 0.0
-    assert all((value == 0.0).all() for value in gradients.values())
-
-
-def test_sequences_of_one_token_have_no_targets(tiny_llama_artifact: Path) -> None:
-    manifest = manifest_of(tiny_llama_artifact)
-    arm = arms(manifest)["0.25:4"]
-    data = random_batch(manifest, 3, 1)
-    data[LABELS] = data[names.INPUT_IDS]
-
-    loss, gradients = graph_gradients(tiny_llama_artifact, arm, random_adapter(manifest, arm), data)
-
-    assert loss == 0.0
-    assert all((value == 0.0).all() for value in gradients.values())
-
-
 @pytest.mark.parametrize("name", ["0.0:8", "uneven:5"])
 def test_evaluation_counts_what_pytorch_counts(case: tuple[Path, Path], name: str) -> None:
     model, artifact = case

@@ -42,6 +42,7 @@ def _manifest() -> Manifest:
     return structs.replace(
         tiny.manifest(),
         num_layers=1,
+        block_prefixes=("",),
         hidden_size=HIDDEN,
         groups=(
             GroupSpec(layer=0, group="heads", num_units=HEADS),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from itertools import repeat
 from typing import Any
@@ -41,9 +42,14 @@ GIVEN = HyperParameters(
 )
 
 
-@pytest.fixture(scope="module", params=["tiny_bert_artifact", "tiny_llama_artifact"])
+@pytest.fixture(
+    scope="module",
+    params=itertools.product(["tiny_bert_artifact", "tiny_llama_artifact"], ["fused", "staged"]),
+    ids="-".join,
+)
 def trainer(request: pytest.FixtureRequest) -> Trainer:
-    return Trainer(Artifact.open(request.getfixturevalue(request.param)), num_threads=1)
+    name, mode = request.param
+    return Trainer(Artifact.open(request.getfixturevalue(name)), num_threads=1, mode=mode)
 
 
 def start_adapter(artifact: Artifact, rank: int = RANK) -> Tensors:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from itertools import count, repeat
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,9 +38,14 @@ GIVEN = HyperParameters(
 )
 
 
-@pytest.fixture(scope="module", params=["tiny_bert_artifact", "tiny_llama_artifact"])
+@pytest.fixture(
+    scope="module",
+    params=itertools.product(["tiny_bert_artifact", "tiny_llama_artifact"], ["fused", "staged"]),
+    ids="-".join,
+)
 def trainer(request: pytest.FixtureRequest) -> Trainer:
-    return Trainer(Artifact.open(request.getfixturevalue(request.param)), num_threads=1)
+    name, mode = request.param
+    return Trainer(Artifact.open(request.getfixturevalue(name)), num_threads=1, mode=mode)
 
 
 def start_adapter(artifact: Artifact) -> dict[str, npt.NDArray[np.float32]]:
@@ -228,7 +233,7 @@ def examples_of(trainer: Trainer, lengths: list[int]) -> Dataset:
 
 def test_evaluation_does_not_depend_on_batches_or_padding(trainer: Trainer) -> None:
     dataset, adapter = examples_of(trainer, [3, 30, 9, 17, 2]), start_adapter(trainer.artifact)
-    evaluator = Evaluator(trainer.artifact, Plan.full(trainer.artifact.manifest), num_threads=1)
+    evaluator = Evaluator.load(trainer.artifact, Plan.full(trainer.artifact.manifest), num_threads=1, mode=trainer.mode)
     one, many = (evaluator.evaluate(adapter, RANK, 2.0, dataset, size) for size in (1, 5))
     is_language = trainer.artifact.manifest.task == "causal-lm"
     assert one.num_targets == many.num_targets == (61 - 5 if is_language else 5)
@@ -239,13 +244,15 @@ def test_evaluation_does_not_depend_on_batches_or_padding(trainer: Trainer) -> N
 def test_evaluator_of_a_run_sees_the_same_weights(trainer: Trainer) -> None:
     run, dataset = start(trainer), examples_of(trainer, [5, 6])
     shared = trainer.evaluator(run).evaluate(run.adapter(), RANK, 2.0, dataset, 2)
-    own = Evaluator(trainer.artifact, run.plan, num_threads=1).evaluate(run.adapter(), RANK, 2.0, dataset, 2)
+    own = Evaluator.load(trainer.artifact, run.plan, num_threads=1, mode=trainer.mode).evaluate(
+        run.adapter(), RANK, 2.0, dataset, 2
+    )
     assert shared == own
 
 
 def test_nothing_to_evaluate(trainer: Trainer) -> None:
     empty = examples_of(trainer, [4]).subset(np.array([], np.int64))
-    evaluator = Evaluator(trainer.artifact, Plan.full(trainer.artifact.manifest), num_threads=1)
+    evaluator = Evaluator.load(trainer.artifact, Plan.full(trainer.artifact.manifest), num_threads=1, mode=trainer.mode)
     result = evaluator.evaluate(start_adapter(trainer.artifact), RANK, 2.0, empty, 2)
     assert result == EvaluationResult(loss_sum=0.0, num_targets=0, num_correct=0)
     assert math.isnan(result.loss)
@@ -255,9 +262,3 @@ def test_nothing_to_evaluate(trainer: Trainer) -> None:
 def test_perplexity_beyond_a_float_is_infinite() -> None:
     assert EvaluationResult(loss_sum=1e6, num_targets=1, num_correct=0).perplexity == math.inf
     assert EvaluationResult(loss_sum=2.0, num_targets=4, num_correct=0).perplexity == pytest.approx(math.exp(0.5))
-
-
-def test_training_graph_names_are_the_contracts(tiny_bert_artifact: Path) -> None:
-    trainer = Trainer(Artifact.open(tiny_bert_artifact), num_threads=1)
-    assert {"params", "grad_accum", "split_sizes", "rank", "input_ids"} <= trainer.training.inputs
-    assert trainer.training.outputs == {"loss", "grad_accum.out"}

@@ -142,7 +142,7 @@ def test_quality_is_what_the_evaluation_graph_measures(
 
     result = model.evaluate(data, max_length=24, batch_size=4)
 
-    evaluator = Evaluator(artifact, plan, num_threads=1)
+    evaluator = Evaluator.load(artifact, plan, num_threads=1)
     expected = evaluator.evaluate(adapter, RANK, SCALING, load_examples(data, artifact, 24), 4)
     assert (result.num_targets, result.num_correct) == (expected.num_targets, expected.num_correct)
     assert math.isclose(result.loss, expected.loss, rel_tol=1e-5)

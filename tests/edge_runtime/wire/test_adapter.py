@@ -167,3 +167,17 @@ def test_what_is_trained_keeps_the_order(manifest: Manifest) -> None:
     kept = [name for name in layout.shapes if not name.endswith("lora_A.weight")]
     assert list(layout.trained("lora_b").shapes) == kept
     assert kept[-1] == "classifier.bias"
+
+
+def test_parts_are_the_blocks_tensors_and_what_is_dense(manifest: Manifest) -> None:
+    kept = {(1, "heads"): [0, 2], (0, "channels"): [1]}
+    layout = AdapterLayout.of(manifest, Plan.from_kept(manifest, kept), 3)
+    tensors = random_tensors(layout)
+    flat, parts = layout.flatten(tensors), layout.parts(manifest)
+    for layer, (where, sizes) in enumerate(zip(parts.blocks, parts.block_sizes, strict=True)):
+        expected = [value.reshape(-1) for name, value in tensors.items() if name.startswith(f"l{layer}.")]
+        assert np.array_equal(flat[where], np.concatenate(expected))
+        assert sizes.tolist() == [value.size for value in expected]
+    dense = [value.reshape(-1) for name, value in tensors.items() if name.startswith("classifier.")]
+    assert np.array_equal(flat[parts.dense], np.concatenate(dense))
+    assert parts.dense_sizes.tolist() == [value.size for value in dense]

@@ -53,6 +53,7 @@ FILE = {"digest": "a" * 64, "size_bytes": 1, "on_device": True}
         {"groups": [GROUP | {"num_units": 0}]},
         {"groups": [GROUP | {"layer": 2}]},
         {"groups": []},
+        {"block_prefixes": ["l0."]},
         {"task": "translation"},
         {"files": {"../escape": FILE}},
         {"files": {"a\\b": FILE}},
@@ -67,6 +68,13 @@ FILE = {"digest": "a" * 64, "size_bytes": 1, "on_device": True}
 def test_contradictions_are_refused(manifest: Manifest, changed: dict[str, Any]) -> None:
     fields = json.loads(encode_manifest(manifest)) | changed
     with pytest.raises(ManifestError):
+        decode_manifest(json.dumps(fields).encode())
+
+
+def test_targets_must_come_layer_by_layer(manifest: Manifest) -> None:
+    fields = json.loads(encode_manifest(manifest))
+    fields["targets"].reverse()
+    with pytest.raises(ManifestError, match="ascending"):
         decode_manifest(json.dumps(fields).encode())
 
 

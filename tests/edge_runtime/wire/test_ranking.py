@@ -98,7 +98,15 @@ def layered(manifest: Manifest, num_layers: int, task: Task) -> Manifest:
         for layer in range(num_layers)
         for group, num_units in (("heads", 4), ("channels", 10))
     )
-    return msgspec.structs.replace(manifest, num_layers=num_layers, groups=groups, task=task, tensors=(), targets=())
+    return msgspec.structs.replace(
+        manifest,
+        num_layers=num_layers,
+        block_prefixes=("",) * num_layers,
+        groups=groups,
+        task=task,
+        tensors=(),
+        targets=(),
+    )
 
 
 def policies(num_layers: int) -> st.SearchStrategy[PlanPolicy]:

@@ -1,0 +1,146 @@
+"""Fused mode: one graph for forward, loss and backward, one for evaluation.
+
+onnxruntime sees a whole step: nothing is computed twice, and all blocks' activations are alive at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_runtime.engine.artifact import Artifact
+from edge_runtime.engine.dataset import Batch
+from edge_runtime.engine.model import Array
+from edge_runtime.engine.session import Binding, Graph
+from edge_runtime.engine.slicing import Weights
+from edge_runtime.wire import names
+from edge_runtime.wire.adapter import AdapterLayout
+
+
+class FusedGraphs:
+    """Training and evaluation graph of an artifact, each loaded on first use.
+
+    Args:
+        artifact: the opened artifact.
+        num_threads: threads for one operator.
+    """
+
+    def __init__(self, artifact: Artifact, *, num_threads: int) -> None:
+        self._artifact = artifact
+        self._num_threads = num_threads
+
+    @cached_property
+    def training(self) -> Graph:
+        """Forward, loss and backward.
+
+        Raises:
+            GraphError: onnxruntime refuses it.
+            InsufficientMemoryError: too little memory.
+        """
+        return Graph(self._artifact.path(names.TRAINING_GRAPH), num_threads=self._num_threads)
+
+    @cached_property
+    def evaluation(self) -> Graph:
+        """Forward and counts; raises as :attr:`training`."""
+        return Graph(self._artifact.path(names.EVALUATION_GRAPH), num_threads=self._num_threads)
+
+    def load_training(self) -> None:
+        """See :meth:`edge_runtime.engine.model.Graphs.load_training`."""
+        _ = self.training
+
+    def model(self, weights: Weights) -> FusedModel:
+        """See :meth:`edge_runtime.engine.model.Graphs.model`."""
+        return FusedModel(self, weights)
+
+
+class FusedModel:
+    """See :class:`edge_runtime.engine.model.Model`."""
+
+    def __init__(self, graphs: FusedGraphs, weights: Weights) -> None:
+        self._graphs = graphs
+        self._fixed: dict[str, npt.NDArray[Any]] = dict(weights)
+        self._loss, self._loss_scale = np.zeros((), np.float32), np.zeros((), np.float32)
+        self._loss_sum, self._num_correct = np.zeros((), np.float32), np.zeros((), np.int64)
+
+    @cached_property
+    def _training(self) -> Binding:
+        binding = _bound(self._graphs.training, self._fixed)
+        binding.bind(names.LOSS_SCALE, self._loss_scale)
+        binding.bind_output(names.LOSS, self._loss)
+        return binding
+
+    @cached_property
+    def _evaluation(self) -> Binding:
+        binding = _bound(self._graphs.evaluation, self._fixed)
+        binding.bind_output(names.LOSS_SUM, self._loss_sum)
+        binding.bind_output(names.NUM_CORRECT, self._num_correct)
+        return binding
+
+    def hold(self, layout: AdapterLayout, lora_scaling: float) -> None:
+        """See :meth:`edge_runtime.engine.model.Model.hold`."""
+        self._bind(
+            {
+                names.SPLIT_SIZES: layout.sizes,
+                names.RANK: np.array([layout.rank], np.int64),
+                names.LORA_SCALING: np.array(lora_scaling, np.float32),
+            }
+        )
+
+    def replace(self, weights: Mapping[str, Array]) -> None:
+        """See :meth:`edge_runtime.engine.model.Model.replace`."""
+        self._bind(weights)
+
+    def gradient(self, batch: Batch, params: Array, grads: Array, summed: Array) -> float:
+        """See :meth:`edge_runtime.engine.model.Model.gradient`."""
+        if batch.num_targets == 0:
+            summed[...] = grads
+            return 0.0
+        binding = self._training
+        _bind_batch(binding, batch)
+        self._loss_scale[...] = 1.0 / batch.num_targets
+        binding.bind(names.PARAMS, params)
+        binding.bind(names.GRAD_ACCUM, grads)
+        binding.bind_output(names.GRAD_ACCUM_OUT, summed)
+        binding.run()
+        return float(self._loss)
+
+    def score(self, batch: Batch, params: Array) -> tuple[float, int]:
+        """See :meth:`edge_runtime.engine.model.Model.score`."""
+        if batch.num_targets == 0:
+            return 0.0, 0
+        binding = self._evaluation
+        _bind_batch(binding, batch)
+        binding.bind(names.PARAMS, params)
+        binding.run()
+        return float(self._loss_sum), int(self._num_correct)
+
+    def _bind(self, values: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Bind to the graphs that are in use, and keep for those that will be."""
+        self._fixed.update(values)
+        for part in ("_training", "_evaluation"):
+            if (binding := self.__dict__.get(part)) is not None:
+                _bind_known(binding, values)
+
+
+def _bound(graph: Graph, values: Mapping[str, npt.NDArray[Any]]) -> Binding:
+    binding = Binding(graph)
+    _bind_known(binding, values)
+    return binding
+
+
+def _bind_known(binding: Binding, values: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Bind those that the graph has; onnxruntime drops inputs that nothing depends on."""
+    for name in binding.graph.inputs & set(values):
+        binding.bind(name, values[name])
+
+
+def _bind_batch(binding: Binding, batch: Batch) -> None:
+    rows, targets = batch.scored()
+    binding.bind(names.INPUT_IDS, batch.input_ids)
+    binding.bind(names.ATTENTION_MASK, batch.attention_mask)
+    binding.bind(names.ROWS, rows)
+    binding.bind(names.TARGETS, targets)

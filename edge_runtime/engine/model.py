@@ -1,0 +1,79 @@
+"""What training and evaluation ask of an artifact's graphs, whichever way they are run.
+
+Two modes run the same stages: *fused* (one graph for a whole step, fastest) and *staged* (a graph for each stage, one
+block's activations at a time, least memory).
+
+Shape legend: ``N`` trainable elements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_runtime.engine.dataset import Batch
+from edge_runtime.engine.slicing import Weights
+from edge_runtime.wire.adapter import AdapterLayout
+
+Mode = Literal["fused", "staged"]
+"""How graphs are run."""
+
+Array = npt.NDArray[np.float32]
+
+
+class Model(Protocol):
+    """Graphs with the frozen weights of one plan bound. Call :meth:`hold` first; one thread at a time."""
+
+    def hold(self, layout: AdapterLayout, lora_scaling: float) -> None:
+        """Take the sizes of the adapters to come.
+
+        Args:
+            layout: of the plan that the weights have.
+            lora_scaling: alpha / rank.
+        """
+
+    def replace(self, weights: Mapping[str, Array]) -> None:
+        """Bind other arrays for some of the frozen weights, float32; :meth:`hold` their layout next."""
+
+    def gradient(self, batch: Batch, params: Array, grads: Array, summed: Array) -> float:
+        """Add the gradient of a batch's loss.
+
+        Args:
+            batch: examples.
+            params: flat adapter ``[N]``.
+            grads: what was summed before, ``[N]``.
+            summed: another array ``[N]``; becomes ``grads`` plus the gradient of the mean loss over the targets.
+
+        Returns:
+            The mean loss, nats; 0 without targets.
+
+        Raises:
+            GraphError: onnxruntime failed.
+            InsufficientMemoryError: it could not allocate.
+        """
+
+    def score(self, batch: Batch, params: Array) -> tuple[float, int]:
+        """Sum of the negative log-likelihoods (nats) of a batch's targets, and how many of them have the highest score.
+
+        Raises:
+            GraphError: onnxruntime failed.
+            InsufficientMemoryError: it could not allocate.
+        """
+
+
+class Graphs(Protocol):
+    """Loaded graphs of one artifact in one mode: they hold no weights, so they serve every arm and several threads."""
+
+    def load_training(self) -> None:
+        """Load what training needs now, not on first use.
+
+        Raises:
+            GraphError: onnxruntime refuses a graph.
+            InsufficientMemoryError: a graph cannot be loaded for lack of memory.
+        """
+
+    def model(self, weights: Weights) -> Model:
+        """A model of sliced weights, which it shares; raises as :meth:`load_training`."""

@@ -1,0 +1,246 @@
+"""Staged mode: a graph for each stage, run block by block; a block's forward is computed again in its backward.
+
+Alive at a time are the hidden states between blocks and the activations of one block. Scores are computed for so many
+positions at a time as take :data:`SCORE_BYTES`, which bounds what a large vocabulary costs.
+
+Shape legend: ``B`` examples, ``L`` length, ``H`` hidden size, ``T`` scored positions, ``C`` classes or vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_runtime.engine.artifact import Artifact
+from edge_runtime.engine.dataset import Batch, Int64
+from edge_runtime.engine.model import Array
+from edge_runtime.engine.session import Binding, Graph
+from edge_runtime.engine.slicing import Weights
+from edge_runtime.wire import names
+from edge_runtime.wire.adapter import AdapterLayout, Parts
+
+SCORE_BYTES: Final = 4 * 2**20
+"""Size of the scores that are computed at a time; several arrays of that size are alive."""
+
+
+class StagedGraphs:
+    """The stages of an artifact, each loaded on first use; see :mod:`edge_runtime.wire.names`.
+
+    Args:
+        artifact: the opened artifact.
+        num_threads: threads for one operator.
+    """
+
+    def __init__(self, artifact: Artifact, *, num_threads: int) -> None:
+        self.manifest = artifact.manifest
+        self._artifact = artifact
+        self._num_threads = num_threads
+        self._loaded: dict[str, Graph] = {}
+
+    def stage(self, name: str) -> Graph:
+        """The stage in the file ``name``.
+
+        Raises:
+            GraphError: onnxruntime refuses it.
+            InsufficientMemoryError: too little memory.
+        """
+        if name not in self._loaded:
+            self._loaded[name] = Graph(self._artifact.path(name), num_threads=self._num_threads)
+        return self._loaded[name]
+
+    def load_training(self) -> None:
+        """See :meth:`edge_runtime.engine.model.Graphs.load_training`."""
+        for name in names.STAGES:
+            if name != names.SCORE_STAGE:
+                self.stage(name)
+
+    def model(self, weights: Weights) -> StagedModel:
+        """See :meth:`edge_runtime.engine.model.Graphs.model`."""
+        return StagedModel(self, weights)
+
+
+class StagedModel:
+    """See :class:`edge_runtime.engine.model.Model`."""
+
+    _layout: AdapterLayout
+    _parts: Parts
+
+    def __init__(self, graphs: StagedGraphs, weights: Weights) -> None:
+        self._graphs = graphs
+        self._manifest = graphs.manifest
+        self._weights: dict[str, Array] = dict(weights)
+        self._lora_scaling = np.zeros((), np.float32)
+        self._loss_scale = np.zeros((), np.float32)
+        self._bindings: dict[tuple[str, int | None], Binding] = {}
+        self._buffers: dict[int, Array] = {}
+
+    def hold(self, layout: AdapterLayout, lora_scaling: float) -> None:
+        """See :meth:`edge_runtime.engine.model.Model.hold`."""
+        self._layout, self._parts = layout, layout.parts(self._manifest)
+        self._lora_scaling[...] = lora_scaling
+        for (_, layer), binding in self._bindings.items():
+            self._bind_sizes(binding, layer)
+
+    def replace(self, weights: Mapping[str, Array]) -> None:
+        """See :meth:`edge_runtime.engine.model.Model.replace`."""
+        self._weights.update(weights)
+        for (_, layer), binding in self._bindings.items():
+            self._bind_weights(binding, layer)
+
+    def gradient(self, batch: Batch, params: Array, grads: Array, summed: Array) -> float:
+        """See :meth:`edge_runtime.engine.model.Model.gradient`."""
+        rows, targets = batch.scored()
+        if targets.size == 0:
+            summed[...] = grads
+            return 0.0
+        num_layers = self._manifest.num_layers
+        hidden = self._hidden(num_layers + 1, batch)
+        context = self._embed(batch, hidden[0])
+        for layer in range(num_layers):
+            self._forward(layer, hidden[layer], hidden[layer + 1], context, params)
+        loss = self._head(hidden[num_layers], rows, targets, params, grads, summed)
+        upstream, spare = hidden[num_layers], self._spare(batch)
+        for layer in reversed(range(num_layers)):
+            stage = names.BLOCK_BACKWARD_STAGE if layer else names.FIRST_BACKWARD_STAGE
+            binding = self._block(stage, layer, hidden[layer], context, params)
+            binding.bind(names.HIDDEN_GRAD, upstream)
+            binding.bind(names.GRAD_ACCUM, grads[self._parts.blocks[layer]])
+            binding.bind_output(names.GRAD_ACCUM_OUT, summed[self._parts.blocks[layer]])
+            if layer:
+                binding.bind_output(names.INPUT_GRAD, spare)
+            binding.run()
+            upstream, spare = spare, upstream
+        return loss
+
+    def score(self, batch: Batch, params: Array) -> tuple[float, int]:
+        """See :meth:`edge_runtime.engine.model.Model.score`."""
+        rows, targets = batch.scored()
+        if targets.size == 0:
+            return 0.0, 0
+        (hidden,), spare = self._hidden(1, batch), self._spare(batch)
+        context = self._embed(batch, hidden)
+        for layer in range(self._manifest.num_layers):
+            self._forward(layer, hidden, spare, context, params)
+            hidden, spare = spare, hidden
+        scored = hidden.reshape(-1, self._manifest.hidden_size)[rows]
+        binding = self._stage(names.SCORE_STAGE, None)
+        loss_sum, num_correct, total, correct = np.zeros((), np.float32), np.zeros((), np.int64), 0.0, 0
+        self._bind_dense(binding, params)
+        binding.bind_output(names.LOSS_SUM, loss_sum)
+        binding.bind_output(names.NUM_CORRECT, num_correct)
+        for piece in self._pieces(targets.size):
+            binding.bind(names.HIDDEN, scored[piece])
+            binding.bind(names.TARGETS, targets[piece])
+            binding.run()
+            total, correct = total + float(loss_sum), correct + int(num_correct)
+        return total, correct
+
+    def _embed(self, batch: Batch, out: Array) -> dict[str, Any]:
+        """Write hidden states ``[B, L, H]``; returns the context tensors, as onnxruntime has them."""
+        binding = self._stage(names.EMBEDDING_STAGE, None)
+        binding.bind(names.INPUT_IDS, batch.input_ids)
+        binding.bind(names.ATTENTION_MASK, batch.attention_mask)
+        binding.bind_output(names.HIDDEN_OUT, out)
+        return binding.run_for(self._context_names)
+
+    @cached_property
+    def _context_names(self) -> tuple[str, ...]:
+        """Those that blocks take of the embedding's outputs."""
+        made = self._graphs.stage(names.EMBEDDING_STAGE).outputs - {names.HIDDEN_OUT}
+        return tuple(sorted(made))
+
+    def _forward(self, layer: int, hidden: Array, out: Array, context: Mapping[str, Any], params: Array) -> None:
+        """Write the hidden states ``[B, L, H]`` after a block."""
+        binding = self._block(names.BLOCK_STAGE, layer, hidden, context, params)
+        binding.bind_output(names.HIDDEN_OUT, out)
+        binding.run()
+
+    def _head(self, hidden: Array, rows: Int64, targets: Int64, params: Array, grads: Array, summed: Array) -> float:
+        """Loss; its gradient with respect to ``hidden`` takes the place of that, and dense gradients are added."""
+        tokens = hidden.reshape(-1, self._manifest.hidden_size)
+        scored = tokens[rows]
+        binding = self._stage(names.HEAD_STAGE, None)
+        loss, total = np.zeros((), np.float32), 0.0
+        self._loss_scale[...] = 1.0 / targets.size
+        binding.bind(names.LOSS_SCALE, self._loss_scale)
+        binding.bind_output(names.LOSS, loss)
+        if self._manifest.dense:
+            self._bind_dense(binding, params)
+            binding.bind(names.GRAD_ACCUM, grads[self._parts.dense])
+            binding.bind_output(names.GRAD_ACCUM_OUT, summed[self._parts.dense])
+        gradient = np.empty_like(scored)
+        for piece in self._pieces(targets.size):
+            binding.bind(names.HIDDEN, scored[piece])
+            binding.bind(names.TARGETS, targets[piece])
+            binding.bind_output(names.INPUT_GRAD, gradient[piece])
+            binding.run()
+            total += float(loss)
+        tokens[...] = 0.0
+        tokens[rows] = gradient
+        return total
+
+    def _hidden(self, count: int, batch: Batch) -> list[Array]:
+        """Arrays ``[B, L, H]`` for hidden states, the same memory for every batch."""
+        return [self._buffer(index, batch) for index in range(count)]
+
+    def _spare(self, batch: Batch) -> Array:
+        """One more, beside those of :meth:`_hidden`."""
+        return self._buffer(self._manifest.num_layers + 1, batch)
+
+    def _buffer(self, index: int, batch: Batch) -> Array:
+        shape = (*batch.input_ids.shape, self._manifest.hidden_size)
+        size = math.prod(shape)
+        if index not in self._buffers or self._buffers[index].size < size:
+            self._buffers[index] = np.empty(size, np.float32)
+        return self._buffers[index][:size].reshape(shape)
+
+    def _pieces(self, num_targets: int) -> Iterator[slice]:
+        """Cut the scored positions; not where a trained head sums its gradient over them."""
+        size = num_targets
+        if not self._manifest.dense:
+            size = max(1, SCORE_BYTES // (4 * self._manifest.text.vocab_size))
+        for begin in range(0, num_targets, max(1, size)):
+            yield slice(begin, begin + size)
+
+    def _block(self, stage: str, layer: int, hidden: Array, context: Mapping[str, Any], params: Array) -> Binding:
+        """A stage of a block with all but its outputs and gradients bound."""
+        binding = self._stage(stage, layer)
+        binding.bind(names.HIDDEN, hidden)
+        binding.bind(names.PARAMS, params[self._parts.blocks[layer]])
+        for name, value in context.items():
+            if name in binding.graph.inputs:
+                binding.bind_value(name, value)
+        return binding
+
+    def _stage(self, stage: str, layer: int | None) -> Binding:
+        """A stage with weights and sizes bound: of a block, or None for embedding and head."""
+        if (stage, layer) not in self._bindings:
+            binding = self._bindings[stage, layer] = Binding(self._graphs.stage(stage))
+            self._bind_weights(binding, layer)
+            self._bind_sizes(binding, layer)
+        return self._bindings[stage, layer]
+
+    def _bind_weights(self, binding: Binding, layer: int | None) -> None:
+        prefix = "" if layer is None else self._manifest.block_prefixes[layer]
+        for name in binding.graph.inputs:
+            if prefix + name in self._weights:
+                binding.bind(name, self._weights[prefix + name])
+
+    def _bind_sizes(self, binding: Binding, layer: int | None) -> None:
+        sizes = self._parts.dense_sizes if layer is None else self._parts.block_sizes[layer]
+        values: dict[str, npt.NDArray[Any]] = {
+            names.SPLIT_SIZES: sizes,
+            names.RANK: np.array([self._layout.rank], np.int64),
+            names.LORA_SCALING: self._lora_scaling,
+        }
+        for name in binding.graph.inputs & set(values):
+            binding.bind(name, values[name])
+
+    def _bind_dense(self, binding: Binding, params: Array) -> None:
+        if self._manifest.dense:
+            binding.bind(names.PARAMS, params[self._parts.dense])

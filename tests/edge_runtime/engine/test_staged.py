@@ -1,0 +1,114 @@
+"""Staged mode: the same gradients and scores as fused mode, whatever the batch and the plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edge_runtime.engine import staged
+from edge_runtime.engine.artifact import Artifact
+from edge_runtime.engine.dataset import Batch
+from edge_runtime.engine.model import Mode, Model
+from edge_runtime.engine.modes import graphs_of
+from edge_runtime.engine.slicing import slice_weights
+from edge_runtime.wire import names
+from edge_runtime.wire.adapter import AdapterLayout
+from edge_runtime.wire.manifest import Manifest
+from edge_runtime.wire.plan import Plan
+
+Array = npt.NDArray[np.float32]
+
+RANK, SCALING = 3, 1.5
+
+
+@pytest.fixture(scope="module", params=["tiny_bert_artifact", "tiny_llama_artifact"])
+def artifact(request: pytest.FixtureRequest) -> Artifact:
+    return Artifact.open(request.getfixturevalue(request.param))
+
+
+def uneven(manifest: Manifest) -> Plan:
+    """Every layer keeps another number of heads and channels."""
+    kept = {
+        (g.layer, g.group): np.arange(g.num_units - 1 - (g.layer + index) % (g.num_units - 1), g.num_units)
+        for index, g in enumerate(manifest.groups)
+    }
+    return Plan.from_kept(manifest, kept)
+
+
+def model_of(artifact: Artifact, plan: Plan, mode: Mode) -> Model:
+    model = graphs_of(artifact, mode, num_threads=1).model(slice_weights(artifact, plan))
+    model.hold(AdapterLayout.of(artifact.manifest, plan, RANK), SCALING)
+    return model
+
+
+def random_batch(manifest: Manifest, rows: int, length: int, rng: np.random.Generator) -> Batch:
+    lengths = rng.integers(1, length + 1, rows)
+    lengths[0] = length
+    mask = (np.arange(length) < lengths[:, None]).astype(np.int64)
+    ids = np.where(mask == 1, rng.integers(4, manifest.text.vocab_size, (rows, length)), 0)
+    labels = np.where(mask == 1, ids, names.IGNORE_LABEL)
+    if manifest.task == "text-classification":
+        labels = rng.integers(0, len(manifest.labels), rows)
+    return Batch(input_ids=ids, attention_mask=mask, labels=labels)
+
+
+def gradient_of(model: Model, batch: Batch, params: Array, grads: Array) -> tuple[float, Array]:
+    summed = np.full_like(params, np.nan)
+    return model.gradient(batch, params, grads, summed), summed
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.integers(1, 5), length=st.integers(1, 12), seed=st.integers(0, 99), pruned=st.booleans())
+def test_modes_agree(artifact: Artifact, rows: int, length: int, seed: int, *, pruned: bool) -> None:
+    manifest, rng = artifact.manifest, np.random.default_rng(seed)
+    plan = uneven(manifest) if pruned else Plan.full(manifest)
+    size = AdapterLayout.of(manifest, plan, RANK).num_elements
+    params, before = (rng.normal(0, 0.1, size).astype(np.float32) for _ in range(2))
+    fused, of_stages = (model_of(artifact, plan, mode) for mode in ("fused", "staged"))
+    for _ in range(2):  # memory of the first batch is used again
+        batch = random_batch(manifest, rows, length, rng)
+        expected, got = (gradient_of(model, batch, params, before) for model in (fused, of_stages))
+        assert got[0] == pytest.approx(expected[0], rel=1e-5, abs=1e-6)
+        np.testing.assert_allclose(got[1], expected[1], rtol=1e-4, atol=1e-6)
+        sums, correct = zip(*(model.score(batch, params) for model in (fused, of_stages)), strict=True)
+        assert sums[1] == pytest.approx(sums[0], rel=1e-5, abs=1e-6)
+        assert correct[0] == correct[1]
+        rows, length = max(1, rows - 1), length + 3
+
+
+@pytest.mark.parametrize("positions", [1, 2, 5])
+def test_scores_may_be_computed_in_pieces(
+    tiny_llama_artifact: Path, monkeypatch: pytest.MonkeyPatch, positions: int
+) -> None:
+    artifact, rng = Artifact.open(tiny_llama_artifact), np.random.default_rng(0)
+    manifest, plan = artifact.manifest, Plan.full(artifact.manifest)
+    params = rng.normal(0, 0.1, AdapterLayout.of(manifest, plan, RANK).num_elements).astype(np.float32)
+    batch, model = random_batch(manifest, 3, 8, rng), model_of(artifact, plan, "staged")
+    expected, whole = gradient_of(model, batch, params, np.zeros_like(params))
+    scored = model.score(batch, params)
+
+    monkeypatch.setattr(staged, "SCORE_BYTES", 4 * manifest.text.vocab_size * positions)
+
+    loss, pieces = gradient_of(model, batch, params, np.zeros_like(params))
+    assert loss == pytest.approx(expected, rel=1e-6)
+    np.testing.assert_allclose(pieces, whole, rtol=1e-4, atol=1e-7)
+    again = model.score(batch, params)
+    assert again[0] == pytest.approx(scored[0], rel=1e-6)
+    assert again[1] == scored[1]
+
+
+def test_nothing_to_learn_leaves_the_sum_as_it_was(tiny_llama_artifact: Path) -> None:
+    artifact, rng = Artifact.open(tiny_llama_artifact), np.random.default_rng(0)
+    plan = Plan.full(artifact.manifest)
+    params = rng.normal(0, 0.1, AdapterLayout.of(artifact.manifest, plan, RANK).num_elements).astype(np.float32)
+    for mode in ("fused", "staged"):
+        model = model_of(artifact, plan, mode)
+        loss, summed = gradient_of(model, random_batch(artifact.manifest, 3, 1, rng), params, params)
+        assert loss == 0.0
+        np.testing.assert_array_equal(summed, params)
+        assert model.score(random_batch(artifact.manifest, 2, 1, rng), params) == (0.0, 0)

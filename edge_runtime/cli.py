@@ -132,6 +132,13 @@ def _add_start(start: argparse.ArgumentParser) -> None:
         "--memory-limit", type=_size, metavar="SIZE", help="such as 512MB (default: 80 %% of what is available)"
     )
     work.add_argument(
+        "--mode",
+        choices=["auto", "fused", "staged"],
+        default="auto",
+        help="fused: one graph a step, fastest; staged: one block at a time, least memory; auto (default): fused where "
+        "the memory limit allows it",
+    )
+    work.add_argument(
         "--holdout",
         type=_count,
         default=64,
@@ -190,6 +197,7 @@ def _start(arguments: argparse.Namespace) -> int:
     from edge_runtime.agent.agent import Agent, AgentSettings  # noqa: PLC0415
     from edge_runtime.agent.identity import StateDirectory, check_name  # noqa: PLC0415
     from edge_runtime.agent.worker import WorkSettings  # noqa: PLC0415
+    from edge_runtime.engine.model import MODES  # noqa: PLC0415
 
     check_name(arguments.fleet, "fleet")
     broker = BrokerAddress.parse(arguments.broker).with_password(os.environ.get(PASSWORD_VARIABLE))
@@ -207,6 +215,7 @@ def _start(arguments: argparse.Namespace) -> int:
                 num_holdout=arguments.holdout,
                 num_threads=num_threads,
                 memory_limit_bytes=memory_limit_bytes,
+                modes=MODES if arguments.mode == "auto" else (arguments.mode,),
             ),
             num_examples=num_examples,
             exit_when_finished=arguments.exit_when_finished,

@@ -71,6 +71,8 @@ def device_command(
     command += ["--state", str(directory.devices / device_id), "--threads", str(device_threads(settings))]
     if memory_mb:
         command += ["--memory-limit", f"{memory_mb}MiB"]
+    if settings.fleet:
+        command += ["--mode", "fused"]  # modelled time is that of this mode
     return [*command, "--holdout", str(NUM_HOLDOUT), "--exit-when-finished"]
 
 

@@ -21,6 +21,7 @@ from edge_runtime.engine.data import load_examples
 from edge_runtime.engine.dataset import Dataset, batches
 from edge_runtime.engine.errors import InsufficientMemoryError
 from edge_runtime.engine.evaluator import EvaluationResult
+from edge_runtime.engine.model import MODES, Mode
 from edge_runtime.engine.trainer import Trainer, TrainingResult, TrainingRun, train
 from edge_runtime.wire import chunks
 from edge_runtime.wire.manifest import Manifest
@@ -70,6 +71,8 @@ class WorkSettings:
     """Threads of one operator."""
     memory_limit_bytes: int
     """What training may use, bytes."""
+    modes: tuple[Mode, ...] = MODES
+    """How graphs may be run; the first that fits is taken."""
 
 
 class Workbench:
@@ -106,28 +109,34 @@ class Workbench:
             self._prepare_s += time.perf_counter() - started
         return self._training
 
-    def trainer(self) -> Trainer:
-        """The loaded graphs."""
-        if self._trainer is None:
+    def trainer(self, mode: Mode) -> Trainer:
+        """The graphs, loaded for a mode; those of another mode are given up."""
+        if self._trainer is None or self._trainer.mode != mode:
             started = time.perf_counter()
-            self._trainer = Trainer(self.artifact, num_threads=self._settings.num_threads)
+            self._trainer = None
+            self._trainer = Trainer(self.artifact, num_threads=self._settings.num_threads, mode=mode)
             self._prepare_s += time.perf_counter() - started
         return self._trainer
 
-    def check_memory(self, plan: Plan, rank: int, batch_size: int, max_length: int) -> None:
-        """Refuse what would not fit.
+    def mode_for(self, plan: Plan, rank: int, batch_size: int, max_length: int) -> Mode:
+        """The fastest mode that fits this device's memory.
 
         Raises:
-            InsufficientMemoryError: the estimate is over the limit.
+            InsufficientMemoryError: by the estimates, none does.
         """
-        needed = memory.estimate_training_bytes(self.artifact.manifest, plan, rank, batch_size, max_length)
-        limit = self._settings.memory_limit_bytes
-        if needed > limit:
-            msg = (
-                f"training needs about {needed / 1e6:.0f} MB, this device may use {limit / 1e6:.0f} MB: "
-                "assign a cheaper arm, a smaller batch or shorter examples, or raise --memory-limit"
-            )
-            raise InsufficientMemoryError(msg)
+        limit, manifest = self._settings.memory_limit_bytes, self.artifact.manifest
+        needed = {
+            mode: memory.estimate_training_bytes(manifest, plan, rank, batch_size, max_length, mode)
+            for mode in self._settings.modes
+        }
+        for mode, num_bytes in needed.items():
+            if num_bytes <= limit:
+                return mode
+        msg = (
+            f"training needs about {min(needed.values()) / 1e6:.0f} MB, this device may use {limit / 1e6:.0f} MB: "
+            "assign a cheaper arm, a smaller batch or shorter examples, or raise --memory-limit"
+        )
+        raise InsufficientMemoryError(msg)
 
     def run(self, assignment: Assignment, blob: bytes, context: WorkContext) -> tuple[Update, bytes]:
         """Work on one assignment.
@@ -147,12 +156,14 @@ class Workbench:
             FedSpineError: anything else that is known to go wrong.
         """
         hyper = assignment.hyper_parameters
-        given = self._check(assignment, blob)
+        given, mode = self._check(assignment, blob)
         context.check()
         dataset = self.load(hyper.max_length)
-        trainer = self.trainer()
+        rank = assignment.arm.rank
+        logger.info("round %d: %s mode, rank %d", assignment.round_number, mode, rank)
+        trainer = self.trainer(mode)
         started = time.perf_counter()
-        run = trainer.start(assignment.plan, assignment.arm.rank, given.adapter, hyper, given.merged)
+        run = trainer.start(assignment.plan, rank, given.adapter, hyper, given.merged)
         del given
         prepare_s = time.perf_counter() - started + self._take_prepare_s()
         context.check()
@@ -186,8 +197,11 @@ class Workbench:
         )
         return update, made
 
-    def _check(self, assignment: Assignment, blob: bytes) -> Payload:
+    def _check(self, assignment: Assignment, blob: bytes) -> tuple[Payload, Mode]:
         """Look at everything that was sent before any work is done; memory is that of the first, the largest plan.
+
+        Returns:
+            What the blob holds, and the mode to train in.
 
         Raises:
             PlanError: a plan is for another model, or a pruning brings units back.
@@ -199,12 +213,12 @@ class Workbench:
         for pruning in assignment.prunings:
             pruning.plan.check_within(manifest, plan)
             plan = pruning.plan
-        self.check_memory(assignment.plan, assignment.arm.rank, hyper.batch_size, hyper.max_length)
+        mode = self.mode_for(assignment.plan, assignment.arm.rank, hyper.batch_size, hyper.max_length)
         payload = decode_payload(blob)
         check_payload(
             manifest, assignment.plan, assignment.arm.rank, payload, is_update=False, trainable=hyper.trainable
         )
-        return payload
+        return payload, mode
 
     def _evaluate(
         self, trainer: Trainer, run: TrainingRun, assignment: Assignment, context: WorkContext
@@ -289,15 +303,15 @@ def prepare(
     fetch_s = time.perf_counter() - started if num_fetched else 0.0
     progress.detail = "preparing"
     workbench = Workbench(artifact, settings, fetch_s)
-    check_cheapest(workbench, welcome)
+    mode = check_arms(workbench, welcome)
     workbench.load(welcome.max_length)
-    workbench.trainer()
+    workbench.trainer(mode)
     progress.detail = ""
     return workbench
 
 
-def check_cheapest(workbench: Workbench, welcome: Welcome) -> None:
-    """Refuse a run of which this device cannot afford any arm.
+def check_arms(workbench: Workbench, welcome: Welcome) -> Mode:
+    """Refuse a run of which this device cannot afford any arm; returns the mode of the first that it can.
 
     Raises:
         InsufficientMemoryError: not even the cheapest one fits.
@@ -306,14 +320,13 @@ def check_cheapest(workbench: Workbench, welcome: Welcome) -> None:
     for arm in welcome.arms:
         plan = stand_in_plan(workbench.artifact.manifest, arm)
         try:
-            workbench.check_memory(plan, arm.rank, welcome.batch_size, welcome.max_length)
+            return workbench.mode_for(plan, arm.rank, welcome.batch_size, welcome.max_length)
         except InsufficientMemoryError as error:
             refusals.append(error)
-        else:
-            return
-    if refusals:
-        msg = f"even the cheapest of {len(refusals)} arms does not fit: {refusals[-1]}"
-        raise InsufficientMemoryError(msg) from refusals[-1]
+    if not refusals:
+        return MODES[0]
+    msg = f"even the cheapest of {len(refusals)} arms does not fit: {refusals[-1]}"
+    raise InsufficientMemoryError(msg) from refusals[-1]
 
 
 def stand_in_plan(manifest: Manifest, arm: Arm) -> Plan:

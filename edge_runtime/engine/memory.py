@@ -2,7 +2,8 @@
 
 The estimate is a sum of what must be alive at the peak, in units that follow from shapes. Its constants were fitted to
 VmHWM of onnxruntime 1.31 on x86-64 over two models (a 22.7 M parameter encoder, a 5.5 M parameter decoder) and 18
-settings of batch, length, pruning ratio and rank; the fit was within 7 % of each.
+settings of batch, length, pruning ratio and rank for each mode; measured again on 2026-11-21, estimates are 4 to 11 %
+above (fused).
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Final
 
 import numpy as np
 
+from edge_runtime.engine.model import Mode
+from edge_runtime.engine.staged import SCORE_BYTES
 from edge_runtime.wire.adapter import AdapterLayout, target_indices
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.plan import Plan
@@ -23,16 +26,24 @@ _HEADS: Final = "heads"
 _PROCESS_BYTES: Final = 90 * 1024 * 1024
 """Interpreter, packages, loaded graphs (76 MB measured), tokenizer and examples."""
 _STATE_VECTORS: Final = 13.7
-"""Vectors of N floats: adapter, gradients, moments, their next values, and the pieces inside the graph."""
+"""Fused mode: vectors of N floats: adapter, gradients, moments, their next values, and the pieces inside the graph."""
+_STAGED_STATE_VECTORS: Final = 9.5
+"""Staged mode: as above, with the pieces of one block."""
 _LINEAR_FLOATS: Final = 1.02
-"""Floats per token for each input and output of a LoRA target."""
+"""Fused mode: floats per token for each input and output of a LoRA target."""
+_STAGED_LINEAR_FLOATS: Final = 1.27
+"""Staged mode: the same for the LoRA targets of one block."""
 _ATTENTION_FLOATS: Final = 1.35
-"""Floats per attention weight (heads x length x length)."""
+"""Fused mode: floats per attention weight (heads x length x length)."""
+_STAGED_ATTENTION_FLOATS: Final = 1.78
+"""Staged mode: the same for the attention weights of one block."""
 _LOGIT_FLOATS: Final = 4.65
-"""Floats per score of a causal-lm (tokens x vocabulary)."""
+"""Floats per score of a causal-lm (tokens x vocabulary, or what staged mode computes of them at a time)."""
 
 
-def estimate_training_bytes(manifest: Manifest, plan: Plan, rank: int, batch_size: int, max_length: int) -> int:
+def estimate_training_bytes(
+    manifest: Manifest, plan: Plan, rank: int, batch_size: int, max_length: int, mode: Mode = "fused"
+) -> int:
     """Peak resident memory of a device process that trains and evaluates, bytes.
 
     Args:
@@ -41,6 +52,7 @@ def estimate_training_bytes(manifest: Manifest, plan: Plan, rank: int, batch_siz
         rank: LoRA rank.
         batch_size: examples in a micro-batch.
         max_length: tokens of the longest batch.
+        mode: how graphs are run.
 
     Raises:
         TensorError: the rank is out of range.
@@ -48,11 +60,20 @@ def estimate_training_bytes(manifest: Manifest, plan: Plan, rank: int, batch_siz
     """
     plan.check(manifest)
     tokens = batch_size * max_length
-    floats = _STATE_VECTORS * AdapterLayout.of(manifest, plan, rank).num_elements
-    floats += _LINEAR_FLOATS * tokens * _linear_width(manifest, plan)
-    floats += _ATTENTION_FLOATS * tokens * max_length * _num_query_heads(manifest, plan)
-    if manifest.task == "causal-lm":
-        floats += _LOGIT_FLOATS * tokens * manifest.text.vocab_size
+    num_params = AdapterLayout.of(manifest, plan, rank).num_elements
+    widths, heads = _linear_widths(manifest, plan), _num_query_heads(manifest, plan)
+    scores = tokens * manifest.text.vocab_size if manifest.task == "causal-lm" else 0
+    if mode == "fused":
+        floats = _STATE_VECTORS * num_params
+        floats += _LINEAR_FLOATS * tokens * sum(widths.values())
+        floats += _ATTENTION_FLOATS * tokens * max_length * sum(heads.values())
+    else:
+        scores = min(scores, SCORE_BYTES // _FLOAT_BYTES)
+        floats = _STAGED_STATE_VECTORS * num_params
+        floats += tokens * manifest.hidden_size * (manifest.num_layers + 2)  # hidden states
+        floats += _STAGED_LINEAR_FLOATS * tokens * max(widths.values(), default=0)
+        floats += _STAGED_ATTENTION_FLOATS * tokens * max_length * max(heads.values(), default=0)
+    floats += _LOGIT_FLOATS * scores
     weights, stored = _weight_bytes(manifest, plan)
     # While slicing, what is stored may be resident too; it is given back before the first step.
     return _PROCESS_BYTES + weights + max(stored, int(_FLOAT_BYTES * floats))
@@ -70,23 +91,24 @@ def peak_rss_bytes(status: Path = Path("/proc/self/status")) -> int:
     return 0
 
 
-def _linear_width(manifest: Manifest, plan: Plan) -> int:
-    """Inputs and outputs of all LoRA targets together, under the plan."""
-    width = 0
+def _linear_widths(manifest: Manifest, plan: Plan) -> dict[int, int]:
+    """Inputs and outputs of all LoRA targets of a layer together, under the plan."""
+    widths: dict[int, int] = {}
     for target in manifest.targets:
         rows, columns = target_indices(target, plan)
-        width += target.out_features if rows is None else rows.size
+        width = target.out_features if rows is None else rows.size
         width += target.in_features if columns is None else columns.size
-    return width
+        widths[target.layer] = widths.get(target.layer, 0) + width
+    return widths
 
 
-def _num_query_heads(manifest: Manifest, plan: Plan) -> int:
-    """Query heads that stay, over all layers: with grouped-query attention a unit has as many as its width says."""
+def _num_query_heads(manifest: Manifest, plan: Plan) -> dict[int, int]:
+    """Query heads of a layer that stay: with grouped-query attention a unit has as many as its width says."""
     widths: dict[int, list[int]] = {}
     for target in manifest.targets:
         if target.out_prune is not None and target.out_prune.group == _HEADS:
             widths.setdefault(target.layer, []).append(target.out_prune.unit_size)
-    return sum(plan.kept(layer, _HEADS).size * (max(sizes) // min(sizes)) for layer, sizes in widths.items())
+    return {layer: plan.kept(layer, _HEADS).size * (max(sizes) // min(sizes)) for layer, sizes in widths.items()}
 
 
 def _weight_bytes(manifest: Manifest, plan: Plan) -> tuple[int, int]:

@@ -9,7 +9,7 @@ Shape legend: ``N`` trainable elements.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,8 @@ from edge_runtime.wire.adapter import AdapterLayout
 
 Mode = Literal["fused", "staged"]
 """How graphs are run."""
+MODES: Final[tuple[Mode, ...]] = ("fused", "staged")
+"""All of them, the fastest first."""
 
 Array = npt.NDArray[np.float32]
 

@@ -16,6 +16,7 @@ from edge_runtime.agent.worker import Progress, Workbench, WorkContext, WorkSett
 from edge_runtime.engine import memory
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.errors import InsufficientMemoryError
+from edge_runtime.engine.model import MODES, Mode
 from edge_runtime.wire import adapter as adapters
 from edge_runtime.wire import chunks, names
 from edge_runtime.wire.errors import PlanError, TensorError
@@ -34,8 +35,10 @@ def make_workbench(tiny_bert_artifact: Path, tmp_path: Path) -> Any:
     data = tmp_path / "data.jsonl"
     data.write_text("\n".join(EXAMPLES))
 
-    def make(memory_limit_bytes: int = 10**12) -> Workbench:
-        settings = WorkSettings(data=data, num_holdout=4, num_threads=1, memory_limit_bytes=memory_limit_bytes)
+    def make(memory_limit_bytes: int = 10**12, modes: tuple[Mode, ...] = MODES) -> Workbench:
+        settings = WorkSettings(
+            data=data, num_holdout=4, num_threads=1, memory_limit_bytes=memory_limit_bytes, modes=modes
+        )
         return Workbench(Artifact.open(tiny_bert_artifact), settings, 0.0)
 
     return make
@@ -180,16 +183,38 @@ def test_merged_factors_change_what_is_trained(workbench: Workbench) -> None:
     assert update.train_loss != plain.train_loss
 
 
-def test_memory_is_that_of_the_first_plan(make_workbench: Any, workbench: Workbench) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_memory_is_that_of_the_first_plan(make_workbench: Any, workbench: Workbench, mode: Mode) -> None:
     """The peak is before the first pruning."""
     manifest = workbench.artifact.manifest
     full, small = Plan.full(manifest), plan_of(manifest, 0.75)
-    limit = memory.estimate_training_bytes(manifest, full, RANK, 4, 16) - 1
-    assert memory.estimate_training_bytes(manifest, small, RANK, 4, 16) < limit
-    tight = make_workbench(memory_limit_bytes=limit)
+    limit = memory.estimate_training_bytes(manifest, full, RANK, 4, 16, mode) - 1
+    assert memory.estimate_training_bytes(manifest, small, RANK, 4, 16, mode) < limit
+    tight = make_workbench(memory_limit_bytes=limit, modes=(mode,))
     run(tight, start(manifest, small), small)
     with pytest.raises(InsufficientMemoryError):
         run(tight, start(manifest, full), full, (Pruning(at_step=1, plan=small),))
+
+
+def test_short_of_memory_an_assignment_is_trained_block_by_block(
+    make_workbench: Any, workbench: Workbench, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest = workbench.artifact.manifest
+    full, small = Plan.full(manifest), plan_of(manifest, 0.75)
+    limit = memory.estimate_training_bytes(manifest, full, RANK, 4, 16, "fused") - 1
+    assert memory.estimate_training_bytes(manifest, full, RANK, 4, 16, "staged") <= limit
+    tight = make_workbench(memory_limit_bytes=limit)
+    with caplog.at_level("INFO"):
+        update, made = run(tight, start(manifest, full), full)
+        run(tight, start(manifest, small), small)
+    assert [record.message.split(",")[0] for record in caplog.records] == [
+        "round 1: staged mode",
+        "round 1: fused mode",
+    ]
+    expected, roomy = run(workbench, start(manifest, full), full)
+    assert update.train_loss == pytest.approx(expected.train_loss, rel=1e-5)
+    for name, value in roomy.adapter.items():
+        np.testing.assert_allclose(made.adapter[name], value, rtol=0, atol=2e-5, err_msg=name)
 
 
 def test_prunings_that_bring_units_back_are_refused_at_once(workbench: Workbench) -> None:

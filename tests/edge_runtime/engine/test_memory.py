@@ -11,6 +11,7 @@ import pytest
 
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.memory import estimate_training_bytes, peak_rss_bytes
+from edge_runtime.engine.model import MODES, Mode
 from edge_runtime.wire.errors import PlanError, TensorError
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import HyperParameters
@@ -22,19 +23,26 @@ def manifest(request: pytest.FixtureRequest) -> Manifest:
     return Artifact.open(request.getfixturevalue(request.param)).manifest
 
 
-def test_estimate_grows_with_batch_length_and_rank(manifest: Manifest) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_estimate_grows_with_batch_length_and_rank(manifest: Manifest, mode: Mode) -> None:
     plan = Plan.full(manifest)
-    base = estimate_training_bytes(manifest, plan, 4, 64, 64)
-    assert estimate_training_bytes(manifest, plan, 4, 128, 64) > base
-    assert estimate_training_bytes(manifest, plan, 4, 64, 128) > base
-    assert estimate_training_bytes(manifest, plan, 8, 64, 64) > base
+    base = estimate_training_bytes(manifest, plan, 4, 64, 64, mode)
+    assert estimate_training_bytes(manifest, plan, 4, 128, 64, mode) > base
+    assert estimate_training_bytes(manifest, plan, 4, 64, 128, mode) > base
+    assert estimate_training_bytes(manifest, plan, 8, 64, 64, mode) > base
+
+
+def test_staged_mode_needs_less(manifest: Manifest) -> None:
+    fused, staged = (estimate_training_bytes(manifest, Plan.full(manifest), 4, 64, 64, mode) for mode in MODES)
+    assert staged < fused
 
 
 @pytest.mark.parametrize("group", ["heads", "channels"])
 def test_estimate_shrinks_with_the_plan(manifest: Manifest, group: str) -> None:
     pruned = Plan.from_kept(manifest, {(layer, group): [1] for layer in range(manifest.num_layers)})
-    whole = estimate_training_bytes(manifest, Plan.full(manifest), 4, 64, 64)
-    assert estimate_training_bytes(manifest, pruned, 4, 64, 64) < whole
+    for mode in MODES:
+        whole = estimate_training_bytes(manifest, Plan.full(manifest), 4, 64, 64, mode)
+        assert estimate_training_bytes(manifest, pruned, 4, 64, 64, mode) < whole
 
 
 def test_estimate_refuses_what_does_not_fit(manifest: Manifest) -> None:
@@ -68,7 +76,7 @@ from edge_runtime.wire.plan import Plan
 artifact = Artifact.open(Path(sys.argv[1]))
 given = msgspec.json.decode(sys.argv[2], type=HyperParameters)
 start = adapter.initial(artifact.manifest, artifact.initial(), 8, np.random.default_rng(0))
-run = Trainer(artifact, num_threads=1).start(Plan.full(artifact.manifest), 8, start, given)
+run = Trainer(artifact, num_threads=1, mode=sys.argv[3]).start(Plan.full(artifact.manifest), 8, start, given)
 ids = np.random.default_rng(0).integers(0, artifact.manifest.text.vocab_size, (given.batch_size, given.max_length))
 labels = ids if artifact.manifest.task == "causal-lm" else ids[:, 0] % 3
 batch = Batch(input_ids=ids, attention_mask=np.ones_like(ids), labels=labels)
@@ -79,7 +87,8 @@ print(peak_rss_bytes())
 
 
 @pytest.mark.slow
-def test_estimate_is_near_the_measured_peak(manifest: Manifest, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_estimate_is_near_the_measured_peak(manifest: Manifest, request: pytest.FixtureRequest, mode: Mode) -> None:
     """Large batches of a tiny model, so that activations are most of it."""
     directory = request.getfixturevalue(request.node.callspec.params["manifest"])
     given = HyperParameters(
@@ -94,8 +103,8 @@ def test_estimate_is_near_the_measured_peak(manifest: Manifest, request: pytest.
         max_length=64,
         seed=0,
     )
-    command = [sys.executable, "-c", _MEASURE, str(directory), msgspec.json.encode(given).decode()]
+    command = [sys.executable, "-c", _MEASURE, str(directory), msgspec.json.encode(given).decode(), mode]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3])
     measured = int(done.stdout)
-    estimate = estimate_training_bytes(manifest, Plan.full(manifest), 8, given.batch_size, given.max_length)
+    estimate = estimate_training_bytes(manifest, Plan.full(manifest), 8, given.batch_size, given.max_length, mode)
     assert 0.75 * measured <= estimate <= 1.25 * measured

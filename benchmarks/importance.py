@@ -36,6 +36,7 @@ from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.data import load_examples
 from edge_runtime.engine.dataset import Dataset, batches
 from edge_runtime.engine.evaluator import Evaluator
+from edge_runtime.engine.frozen import FrozenWeights
 from edge_runtime.engine.fused import FusedGraphs
 from edge_runtime.engine.slicing import shrink_weights
 from edge_runtime.engine.trainer import Trainer, TrainingRun, train
@@ -189,7 +190,7 @@ def removals(run: TrainingRun, artifact: Artifact, case: Case, dataset: Dataset,
     halves = [dataset.subset(order[::2]), dataset.subset(order[1::2])]
 
     def losses(plan: Plan) -> npt.NDArray[np.float64]:
-        weights = dict(run.weights) | dict(shrink_weights(manifest, run.weights, full, plan))
+        weights = FrozenWeights({**run.weights, **dict(shrink_weights(manifest, run.weights, full, plan))})
         evaluator = Evaluator(artifact, plan, graphs.model(weights))
         part = adapters.restrict(manifest, tuned, plan, RANK)
         return np.array([evaluator.evaluate(part, RANK, 2.0, half, EVALUATION_BATCH).loss for half in halves])

@@ -64,6 +64,7 @@ def describe(model: PretrainedModel) -> Manifest:
         model_name=model.name,
         num_layers=family.num_layers,
         hidden_size=family.hidden_size,
+        word_embedding=family.word_embedding,
         block_prefixes=tuple(family.block_prefix(layer) for layer in range(family.num_layers)),
         labels=model.labels,
         text=_text_spec(model),

@@ -43,7 +43,9 @@ def stage_graphs(family: Family, manifest: Manifest, stages: Stages) -> dict[str
 def _embedding(family: Family, stages: Stages) -> onnx.ModelProto:
     graph = Graph()
     inputs = {name: graph.input(name, np.int64, _TOKENS) for name in (names.INPUT_IDS, names.ATTENTION_MASK)}
-    inputs |= _weights(graph, family.embedding_params)
+    inputs |= _weights(graph, [p for p in family.embedding_params if p.name != family.word_embedding])
+    rows = ("token_rows", family.hidden_size)
+    inputs[family.word_embedding] = graph.input(family.word_embedding, np.float32, rows)
     sizes = {BATCH: size_of(graph, names.INPUT_IDS, 0), LENGTH: size_of(graph, names.INPUT_IDS, 1)}
     wanted = [names.HIDDEN, *(spec.name for spec in family.context)]
     found = stages.embedding.place(graph, inputs, sizes, wanted)

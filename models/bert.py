@@ -46,8 +46,9 @@ class Bert(Family):
         self.eps = config.layer_norm_eps
         self.activation = ACT2FN[config.hidden_act]
         hidden = config.hidden_size
+        self.word_embedding = f"{_EMBEDDINGS}.word_embeddings.weight"
         self.embedding_params = (
-            ParamSpec(name=f"{_EMBEDDINGS}.word_embeddings.weight", shape=(config.vocab_size, hidden)),
+            ParamSpec(name=self.word_embedding, shape=(config.vocab_size, hidden)),
             ParamSpec(name=f"{_EMBEDDINGS}.position_embeddings.weight", shape=(self.max_length, hidden)),
             ParamSpec(name=f"{_EMBEDDINGS}.token_type_embeddings.weight", shape=(config.type_vocab_size, hidden)),
             ParamSpec(name=f"{_EMBEDDINGS}.LayerNorm.weight", shape=(hidden,)),
@@ -98,7 +99,7 @@ class Bert(Family):
         self, weights: Weights, input_ids: torch.Tensor, attention_mask: torch.Tensor
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """See :meth:`models.family.Family.embed`."""
-        words = functional.embedding(input_ids, weights[f"{_EMBEDDINGS}.word_embeddings.weight"])
+        words = functional.embedding(input_ids, weights[self.word_embedding])
         index = torch.arange(input_ids.shape[1], device=input_ids.device)
         positions = functional.embedding(index, weights[f"{_EMBEDDINGS}.position_embeddings.weight"])
         types = weights[f"{_EMBEDDINGS}.token_type_embeddings.weight"][0]

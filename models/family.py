@@ -66,6 +66,8 @@ class Family(abc.ABC):
     groups: dict[str, int]
     """Prunable groups of a block and their number of units."""
     embedding_params: tuple[ParamSpec, ...]
+    word_embedding: str
+    """The one of them whose rows are looked up by token id."""
     block_params: tuple[ParamSpec, ...]
     head_params: tuple[ParamSpec, ...]
     """Includes a parameter of the embedding where the two are tied."""

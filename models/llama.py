@@ -50,6 +50,7 @@ class Llama(Family):
         self.queries_per_unit = config.num_attention_heads // config.num_key_value_heads
         self.eps = config.rms_norm_eps
         self.activation = ACT2FN[config.hidden_act]
+        self.word_embedding = _EMBEDDINGS
         self.embedding_params = (ParamSpec(name=_EMBEDDINGS, shape=(config.vocab_size, config.hidden_size)),)
         self.block_params = self._block_params()
         self.output_name = _EMBEDDINGS if config.tie_word_embeddings else "lm_head.weight"

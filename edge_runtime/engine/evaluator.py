@@ -72,7 +72,7 @@ class Evaluator:
             ArtifactCorruptedError: the base weights are not what the manifest says.
         """
         graphs = graphs_of(artifact, mode, num_threads=num_threads)
-        return cls(artifact, plan, graphs.model(slice_weights(artifact, plan)))
+        return cls(artifact, plan, graphs.model(slice_weights(artifact, plan, keep_stored=graphs.keeps_stored)))
 
     def evaluate(
         self,

@@ -5,7 +5,7 @@ onnxruntime sees a whole step: nothing is computed twice, and all blocks' activa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -14,9 +14,8 @@ import numpy.typing as npt
 
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.dataset import Batch
-from edge_runtime.engine.model import Array
+from edge_runtime.engine.frozen import Array, FrozenWeights
 from edge_runtime.engine.session import Binding, Graph
-from edge_runtime.engine.slicing import Weights
 from edge_runtime.wire import names
 from edge_runtime.wire.adapter import AdapterLayout
 
@@ -48,11 +47,16 @@ class FusedGraphs:
         """Forward and counts; raises as :attr:`training`."""
         return Graph(self._artifact.path(names.EVALUATION_GRAPH), num_threads=self._num_threads)
 
+    @property
+    def keeps_stored(self) -> Collection[str]:
+        """None: the graphs take float32, all at once."""
+        return ()
+
     def load_training(self) -> None:
         """See :meth:`edge_runtime.engine.model.Graphs.load_training`."""
         _ = self.training
 
-    def model(self, weights: Weights) -> FusedModel:
+    def model(self, weights: FrozenWeights) -> FusedModel:
         """See :meth:`edge_runtime.engine.model.Graphs.model`."""
         return FusedModel(self, weights)
 
@@ -60,39 +64,41 @@ class FusedGraphs:
 class FusedModel:
     """See :class:`edge_runtime.engine.model.Model`."""
 
-    def __init__(self, graphs: FusedGraphs, weights: Weights) -> None:
+    def __init__(self, graphs: FusedGraphs, weights: FrozenWeights) -> None:
         self._graphs = graphs
-        self._fixed: dict[str, npt.NDArray[Any]] = dict(weights)
+        self._weights = weights
+        self._sizes: dict[str, npt.NDArray[Any]] = {}
         self._loss, self._loss_scale = np.zeros((), np.float32), np.zeros((), np.float32)
         self._loss_sum, self._num_correct = np.zeros((), np.float32), np.zeros((), np.int64)
 
     @cached_property
     def _training(self) -> Binding:
-        binding = _bound(self._graphs.training, self._fixed)
+        binding = self._bound(self._graphs.training)
         binding.bind(names.LOSS_SCALE, self._loss_scale)
         binding.bind_output(names.LOSS, self._loss)
         return binding
 
     @cached_property
     def _evaluation(self) -> Binding:
-        binding = _bound(self._graphs.evaluation, self._fixed)
+        binding = self._bound(self._graphs.evaluation)
         binding.bind_output(names.LOSS_SUM, self._loss_sum)
         binding.bind_output(names.NUM_CORRECT, self._num_correct)
         return binding
 
     def hold(self, layout: AdapterLayout, lora_scaling: float) -> None:
         """See :meth:`edge_runtime.engine.model.Model.hold`."""
-        self._bind(
-            {
-                names.SPLIT_SIZES: layout.sizes,
-                names.RANK: np.array([layout.rank], np.int64),
-                names.LORA_SCALING: np.array(lora_scaling, np.float32),
-            }
-        )
+        self._sizes = {
+            names.SPLIT_SIZES: layout.sizes,
+            names.RANK: np.array([layout.rank], np.int64),
+            names.LORA_SCALING: np.array(lora_scaling, np.float32),
+        }
+        for binding in self._in_use():
+            _bind_known(binding, self._sizes)
 
-    def replace(self, weights: Mapping[str, Array]) -> None:
-        """See :meth:`edge_runtime.engine.model.Model.replace`."""
-        self._bind(weights)
+    def reload(self, name: str) -> None:
+        """See :meth:`edge_runtime.engine.model.Model.reload`."""
+        for binding in self._in_use():
+            _bind_known(binding, {name: self._weights[name]})
 
     def gradient(self, batch: Batch, params: Array, grads: Array, summed: Array) -> float:
         """See :meth:`edge_runtime.engine.model.Model.gradient`."""
@@ -118,18 +124,15 @@ class FusedModel:
         binding.run()
         return float(self._loss_sum), int(self._num_correct)
 
-    def _bind(self, values: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Bind to the graphs that are in use, and keep for those that will be."""
-        self._fixed.update(values)
-        for part in ("_training", "_evaluation"):
-            if (binding := self.__dict__.get(part)) is not None:
-                _bind_known(binding, values)
+    def _in_use(self) -> list[Binding]:
+        """Bindings of the graphs that were used so far."""
+        return [self.__dict__[part] for part in ("_training", "_evaluation") if part in self.__dict__]
 
-
-def _bound(graph: Graph, values: Mapping[str, npt.NDArray[Any]]) -> Binding:
-    binding = Binding(graph)
-    _bind_known(binding, values)
-    return binding
+    def _bound(self, graph: Graph) -> Binding:
+        binding = Binding(graph)
+        _bind_known(binding, self._weights)
+        _bind_known(binding, self._sizes)
+        return binding
 
 
 def _bind_known(binding: Binding, values: Mapping[str, npt.NDArray[Any]]) -> None:

@@ -2,16 +2,15 @@
 
 The estimate is a sum of what must be alive at the peak, in units that follow from shapes. Its constants were fitted to
 VmHWM of onnxruntime 1.31 on x86-64 over two models (a 22.7 M parameter encoder, a 5.5 M parameter decoder) and 18
-settings of batch, length, pruning ratio and rank for each mode; measured again on 2026-11-21, estimates are 4 to 11 %
-above (fused).
+settings of batch, length, pruning ratio and rank for each mode; measured again on 2026-11-21, estimates are 2 to 20 %
+above.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Final
-
-import numpy as np
 
 from edge_runtime.engine.model import Mode
 from edge_runtime.engine.staged import SCORE_BYTES
@@ -31,11 +30,11 @@ _STAGED_STATE_VECTORS: Final = 9.5
 """Staged mode: as above, with the pieces of one block."""
 _LINEAR_FLOATS: Final = 1.02
 """Fused mode: floats per token for each input and output of a LoRA target."""
-_STAGED_LINEAR_FLOATS: Final = 1.27
+_STAGED_LINEAR_FLOATS: Final = 1.35
 """Staged mode: the same for the LoRA targets of one block."""
 _ATTENTION_FLOATS: Final = 1.35
 """Fused mode: floats per attention weight (heads x length x length)."""
-_STAGED_ATTENTION_FLOATS: Final = 1.78
+_STAGED_ATTENTION_FLOATS: Final = 1.9
 """Staged mode: the same for the attention weights of one block."""
 _LOGIT_FLOATS: Final = 4.65
 """Floats per score of a causal-lm (tokens x vocabulary, or what staged mode computes of them at a time)."""
@@ -74,7 +73,7 @@ def estimate_training_bytes(
         floats += _STAGED_LINEAR_FLOATS * tokens * max(widths.values(), default=0)
         floats += _STAGED_ATTENTION_FLOATS * tokens * max_length * max(heads.values(), default=0)
     floats += _LOGIT_FLOATS * scores
-    weights, stored = _weight_bytes(manifest, plan)
+    weights, stored = _weight_bytes(manifest, plan, mode)
     # While slicing, what is stored may be resident too; it is given back before the first step.
     return _PROCESS_BYTES + weights + max(stored, int(_FLOAT_BYTES * floats))
 
@@ -111,14 +110,28 @@ def _num_query_heads(manifest: Manifest, plan: Plan) -> dict[int, int]:
     return {layer: plan.kept(layer, _HEADS).size * (max(sizes) // min(sizes)) for layer, sizes in widths.items()}
 
 
-def _weight_bytes(manifest: Manifest, plan: Plan) -> tuple[int, int]:
-    """Bytes of the sliced float32 weights, and of the base blob."""
+def _weight_bytes(manifest: Manifest, plan: Plan, mode: Mode) -> tuple[int, int]:
+    """Bytes of the sliced weights, and of what of the base blob is read while they are made.
+
+    In staged mode matrices of blocks, and a word embedding that is no output matrix, stay as they are stored; the
+    matrices of one block are there as float32 too.
+    """
+    table = (manifest.text.vocab_size, manifest.hidden_size)
+    is_tied = manifest.task == "causal-lm" and sum(tensor.shape == table for tensor in manifest.tensors) == 1
     weights = stored = 0
+    converted: dict[int, int] = {}
     for tensor in manifest.tensors:
         shape = list(tensor.shape)
-        stored += int(np.prod(shape)) * _STORED_BYTES[tensor.dtype]
+        stored += math.prod(shape) * _STORED_BYTES[tensor.dtype]
         for prune in tensor.prune:
             if tensor.layer is not None:
                 shape[prune.axis] = plan.kept(tensor.layer, prune.group).size * prune.unit_size
-        weights += int(np.prod(shape)) * _FLOAT_BYTES
-    return weights, stored
+        size = math.prod(shape)
+        if mode == "staged" and tensor.layer is not None and len(shape) > 1 and tensor.dtype != "float32":
+            weights += size * _STORED_BYTES[tensor.dtype]
+            converted[tensor.layer] = converted.get(tensor.layer, 0) + size * _FLOAT_BYTES
+        elif mode == "staged" and tensor.name == manifest.word_embedding and not is_tied:
+            weights += size * _STORED_BYTES[tensor.dtype]
+        else:
+            weights += size * _FLOAT_BYTES
+    return weights + max(converted.values(), default=0), stored

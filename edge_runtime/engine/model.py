@@ -8,22 +8,17 @@ Shape legend: ``N`` trainable elements.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from typing import Final, Literal, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from edge_runtime.engine.dataset import Batch
-from edge_runtime.engine.slicing import Weights
+from edge_runtime.engine.frozen import Array, FrozenWeights
 from edge_runtime.wire.adapter import AdapterLayout
 
 Mode = Literal["fused", "staged"]
 """How graphs are run."""
 MODES: Final[tuple[Mode, ...]] = ("fused", "staged")
 """All of them, the fastest first."""
-
-Array = npt.NDArray[np.float32]
 
 
 class Model(Protocol):
@@ -37,8 +32,8 @@ class Model(Protocol):
             lora_scaling: alpha / rank.
         """
 
-    def replace(self, weights: Mapping[str, Array]) -> None:
-        """Bind other arrays for some of the frozen weights, float32; :meth:`hold` their layout next."""
+    def reload(self, name: str) -> None:
+        """A frozen weight has another array now; :meth:`hold` the layout that comes with it next."""
 
     def gradient(self, batch: Batch, params: Array, grads: Array, summed: Array) -> float:
         """Add the gradient of a batch's loss.
@@ -77,5 +72,9 @@ class Graphs(Protocol):
             InsufficientMemoryError: a graph cannot be loaded for lack of memory.
         """
 
-    def model(self, weights: Weights) -> Model:
+    def model(self, weights: FrozenWeights) -> Model:
         """A model of sliced weights, which it shares; raises as :meth:`load_training`."""
+
+    @property
+    def keeps_stored(self) -> Collection[str]:
+        """Frozen weights that may be kept in the type that they are stored in; the others must be float32."""

@@ -6,21 +6,18 @@ multiplied, nor differentiated.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from types import MappingProxyType
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from edge_runtime.engine.artifact import Artifact
+from edge_runtime.engine.frozen import FrozenWeights
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.payload import Merged, check_merged
 from edge_runtime.wire.plan import Indices, Plan
-
-Weights = dict[str, npt.NDArray[np.float32]]
-"""Frozen weights by name, float32, C-contiguous, read-only where they are views of the base blob."""
-
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -28,21 +25,28 @@ NOTHING_MERGED: Final[Merged] = MappingProxyType({})
 
 
 def slice_weights(
-    artifact: Artifact, plan: Plan, merged: Merged = NOTHING_MERGED, *, lora_scaling: float = 1.0
-) -> Weights:
+    artifact: Artifact,
+    plan: Plan,
+    merged: Merged = NOTHING_MERGED,
+    *,
+    lora_scaling: float = 1.0,
+    keep_stored: Collection[str] = (),
+) -> FrozenWeights:
     """The frozen weights under ``plan``, by name: ``W``, or ``W + lora_scaling * merged_B @ merged_A``.
 
-    A float32 tensor that the plan leaves whole stays a view of the memory-mapped base blob; everything else is a copy.
+    A tensor that the plan leaves whole, and that need not be converted, stays a view of the memory-mapped base blob;
+    everything else is a copy.
 
     Args:
         artifact: the opened artifact.
         plan: units that stay.
         merged: factors under ``plan``, by target module; see :mod:`edge_runtime.wire.payload`.
         lora_scaling: alpha / rank, what the factors were trained with; of no effect without ``merged``.
+        keep_stored: tensors that are kept in the type that they are stored in, unless something is merged; all others
+            are float32.
 
     Returns:
-        C-contiguous float32 arrays, one for each tensor of the manifest; every axis named in ``prune`` has the plan's
-        size.
+        C-contiguous arrays, one for each tensor of the manifest; every axis named in ``prune`` has the plan's size.
 
     Raises:
         PlanError: the plan is for another model.
@@ -52,41 +56,42 @@ def slice_weights(
     plan.check(artifact.manifest)
     check_merged(artifact.manifest, plan, merged)
     factors = {f"{module}.weight": pair for module, pair in merged.items()}
-    weights: Weights = {}
+    weights: dict[str, npt.NDArray[Any]] = {}
     for spec in artifact.manifest.tensors:
         value = artifact.stored(spec)
         for prune in spec.prune:
             if spec.layer is not None:
                 value = _take(value, plan.indices(spec.layer, prune), prune.axis)
-        weight = np.ascontiguousarray(value, dtype=np.float32)
+        as_stored = spec.name in keep_stored and spec.name not in factors
+        weight = np.ascontiguousarray(value, dtype=None if as_stored else np.float32)
         if spec.name in factors:
             a, b = factors[spec.name]
             weight = np.add(weight, (b * np.float32(lora_scaling)) @ a, dtype=np.float32)
         weights[spec.name] = weight
     artifact.release()
-    return weights
+    return FrozenWeights(weights)
 
 
 def shrink_weights(
-    manifest: Manifest, weights: Mapping[str, npt.NDArray[np.float32]], plan: Plan, smaller: Plan
-) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
+    manifest: Manifest, weights: FrozenWeights, plan: Plan, smaller: Plan
+) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     """Weights that lose something when ``plan`` becomes ``smaller``, one at a time, so that few are there twice.
 
     Args:
         manifest: the artifact's manifest.
-        weights: frozen weights under ``plan``, by name; may be changed while this runs.
+        weights: frozen weights under ``plan``; may be changed while this runs.
         plan: units that are there.
         smaller: units that stay, a part of them.
 
     Yields:
-        Name and new array, float32, C-contiguous.
+        Name and new array, in the type that it was kept in, C-contiguous.
     """
     for spec in manifest.tensors:
-        value = weights[spec.name]
+        value = weights.held(spec.name)
         for prune in spec.prune:
             if spec.layer is not None:
                 value = _take(value, smaller.positions(spec.layer, prune, plan), prune.axis)
-        if value.shape != weights[spec.name].shape:
+        if value.shape != weights.held(spec.name).shape:
             yield spec.name, np.ascontiguousarray(value)
 
 

@@ -9,7 +9,7 @@ Shape legend: ``B`` examples, ``L`` length, ``H`` hidden size, ``T`` scored posi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
 from typing import Any, Final
 
@@ -18,9 +18,8 @@ import numpy.typing as npt
 
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.dataset import Batch, Int64
-from edge_runtime.engine.model import Array
+from edge_runtime.engine.frozen import Array, FrozenWeights
 from edge_runtime.engine.session import Binding, Graph
-from edge_runtime.engine.slicing import Weights
 from edge_runtime.wire import names
 from edge_runtime.wire.adapter import AdapterLayout, Parts
 
@@ -53,13 +52,20 @@ class StagedGraphs:
             self._loaded[name] = Graph(self._artifact.path(name), num_threads=self._num_threads)
         return self._loaded[name]
 
+    @property
+    def keeps_stored(self) -> Collection[str]:
+        """Matrices of blocks, converted when it is their turn; and the token embedding, of which rows are looked up."""
+        kept = {tensor.name for tensor in self.manifest.tensors if tensor.layer is not None and len(tensor.shape) > 1}
+        embedding = self.manifest.word_embedding
+        return kept if embedding in self.stage(names.HEAD_STAGE).inputs else {*kept, embedding}
+
     def load_training(self) -> None:
         """See :meth:`edge_runtime.engine.model.Graphs.load_training`."""
         for name in names.STAGES:
             if name != names.SCORE_STAGE:
                 self.stage(name)
 
-    def model(self, weights: Weights) -> StagedModel:
+    def model(self, weights: FrozenWeights) -> StagedModel:
         """See :meth:`edge_runtime.engine.model.Graphs.model`."""
         return StagedModel(self, weights)
 
@@ -70,10 +76,12 @@ class StagedModel:
     _layout: AdapterLayout
     _parts: Parts
 
-    def __init__(self, graphs: StagedGraphs, weights: Weights) -> None:
+    def __init__(self, graphs: StagedGraphs, weights: FrozenWeights) -> None:
         self._graphs = graphs
         self._manifest = graphs.manifest
-        self._weights: dict[str, Array] = dict(weights)
+        self._weights = weights
+        self._converted: dict[str, Array] = {}
+        self._loaded: int | None = None
         self._lora_scaling = np.zeros((), np.float32)
         self._loss_scale = np.zeros((), np.float32)
         self._bindings: dict[tuple[str, int | None], Binding] = {}
@@ -86,11 +94,13 @@ class StagedModel:
         for (_, layer), binding in self._bindings.items():
             self._bind_sizes(binding, layer)
 
-    def replace(self, weights: Mapping[str, Array]) -> None:
-        """See :meth:`edge_runtime.engine.model.Model.replace`."""
-        self._weights.update(weights)
+    def reload(self, name: str) -> None:
+        """See :meth:`edge_runtime.engine.model.Model.reload`."""
+        self._loaded = None
         for (_, layer), binding in self._bindings.items():
-            self._bind_weights(binding, layer)
+            prefix = self._prefix(layer)
+            if name.startswith(prefix) and name.removeprefix(prefix) in binding.graph.inputs:
+                binding.bind(name.removeprefix(prefix), self._readable(name, prefix))
 
     def gradient(self, batch: Batch, params: Array, grads: Array, summed: Array) -> float:
         """See :meth:`edge_runtime.engine.model.Model.gradient`."""
@@ -143,7 +153,10 @@ class StagedModel:
     def _embed(self, batch: Batch, out: Array) -> dict[str, Any]:
         """Write hidden states ``[B, L, H]``; returns the context tensors, as onnxruntime has them."""
         binding = self._stage(names.EMBEDDING_STAGE, None)
-        binding.bind(names.INPUT_IDS, batch.input_ids)
+        name = self._manifest.word_embedding
+        tokens, rows = np.unique(batch.input_ids, return_inverse=True)
+        binding.bind(name, self._weights.rows(name, tokens))
+        binding.bind(names.INPUT_IDS, rows.reshape(batch.input_ids.shape))
         binding.bind(names.ATTENTION_MASK, batch.attention_mask)
         binding.bind_output(names.HIDDEN_OUT, out)
         return binding.run_for(self._context_names)
@@ -210,6 +223,7 @@ class StagedModel:
     def _block(self, stage: str, layer: int, hidden: Array, context: Mapping[str, Any], params: Array) -> Binding:
         """A stage of a block with all but its outputs and gradients bound."""
         binding = self._stage(stage, layer)
+        self._load(layer)
         binding.bind(names.HIDDEN, hidden)
         binding.bind(names.PARAMS, params[self._parts.blocks[layer]])
         for name, value in context.items():
@@ -226,10 +240,35 @@ class StagedModel:
         return self._bindings[stage, layer]
 
     def _bind_weights(self, binding: Binding, layer: int | None) -> None:
-        prefix = "" if layer is None else self._manifest.block_prefixes[layer]
+        prefix, looked_up = self._prefix(layer), names.INPUT_IDS in binding.graph.inputs
         for name in binding.graph.inputs:
-            if prefix + name in self._weights:
-                binding.bind(name, self._weights[prefix + name])
+            if prefix + name in self._weights and not (looked_up and name == self._manifest.word_embedding):
+                binding.bind(name, self._readable(prefix + name, prefix))
+
+    def _prefix(self, layer: int | None) -> str:
+        return "" if layer is None else self._manifest.block_prefixes[layer]
+
+    def _readable(self, name: str, prefix: str) -> Array:
+        """Where a stage reads a weight: where it lies, if that is float32; else memory that blocks share."""
+        if not prefix or self._weights.is_float32(name):
+            return self._weights[name]
+        shape, local = self._weights.held(name).shape, name.removeprefix(prefix)
+        size = math.prod(shape)
+        if local not in self._converted:
+            largest = max(self._weights.held(p + local).size for p in self._manifest.block_prefixes)
+            self._converted[local] = np.empty(largest, np.float32)
+            self._loaded = None
+        return self._converted[local][:size].reshape(shape)
+
+    def _load(self, layer: int) -> None:
+        """Convert the weights of a block that are not float32, unless they were the last to be converted."""
+        if self._loaded == layer:
+            return
+        prefix = self._manifest.block_prefixes[layer]
+        for local in self._converted:
+            if not self._weights.is_float32(prefix + local):
+                self._weights.write(prefix + local, self._readable(prefix + local, prefix))
+        self._loaded = layer
 
     def _bind_sizes(self, binding: Binding, layer: int | None) -> None:
         sizes = self._parts.dense_sizes if layer is None else self._parts.block_sizes[layer]

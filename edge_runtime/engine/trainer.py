@@ -24,11 +24,12 @@ from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.dataset import Batch
 from edge_runtime.engine.errors import DivergedError
 from edge_runtime.engine.evaluator import Evaluator
+from edge_runtime.engine.frozen import FrozenWeights
 from edge_runtime.engine.importance import ImportanceTracker, Scores, unit_scores
 from edge_runtime.engine.model import Mode
 from edge_runtime.engine.modes import graphs_of
 from edge_runtime.engine.session import Binding, Graph
-from edge_runtime.engine.slicing import NOTHING_MERGED, Weights, shrink_weights, slice_weights
+from edge_runtime.engine.slicing import NOTHING_MERGED, shrink_weights, slice_weights
 from edge_runtime.wire import names
 from edge_runtime.wire.adapter import AdapterLayout, shrink
 from edge_runtime.wire.messages import HyperParameters, Pruning
@@ -83,7 +84,13 @@ class Trainer:
             TensorError: adapter or merged factors do not fit plan and rank.
             ArtifactCorruptedError: the base weights are not what the manifest says.
         """
-        weights = slice_weights(self.artifact, plan, merged, lora_scaling=hyper_parameters.lora_scaling)
+        weights = slice_weights(
+            self.artifact,
+            plan,
+            merged,
+            lora_scaling=hyper_parameters.lora_scaling,
+            keep_stored=self.graphs.keeps_stored,
+        )
         return TrainingRun(self, plan, rank, adapter, hyper_parameters, weights)
 
     def evaluator(self, run: TrainingRun) -> Evaluator:
@@ -113,7 +120,7 @@ class TrainingRun:
         rank: int,
         adapter: Mapping[str, Array],
         hyper_parameters: HyperParameters,
-        weights: Weights,
+        weights: FrozenWeights,
     ) -> None:
         self.plan = plan
         self.weights = weights
@@ -171,8 +178,8 @@ class TrainingRun:
         """
         plan.check_within(self._manifest, self.plan)
         for name, value in shrink_weights(self._manifest, self.weights, self.plan, plan):
-            self.weights[name] = value
-            self._model.replace({name: value})
+            self.weights.put(name, value)
+            self._model.reload(name)
         layout = AdapterLayout.of(self._manifest, plan, self.layout.rank)
 
         def shrunk(flat: Array) -> Array:

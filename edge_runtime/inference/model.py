@@ -308,6 +308,7 @@ def _as_artifact(directory: Path, info: CompactInfo) -> Artifact:
         num_layers=1,
         hidden_size=0,
         block_prefixes=("",),
+        word_embedding="embedding",
         labels=info.labels,
         text=info.text,
         groups=(),

@@ -115,6 +115,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     hidden_size: int
     block_prefixes: tuple[str, ...]
     """What precedes the names of each block's weights and targets, layer by layer."""
+    word_embedding: str
+    """The tensor whose rows are looked up by token id."""
     labels: tuple[str, ...]
     """Class names in the order of the classifier's rows; empty for causal-lm."""
     text: TextSpec

@@ -57,10 +57,12 @@ NUM_CORRECT: Final = "num_correct"  # int64 [], targets whose arg-max score is r
 LOGITS: Final = "logits"  # float32 [targets, labels]; text-classification only
 
 # Stages as graphs of their own (staged mode). Weights of a block enter without its prefix; PARAMS, SPLIT_SIZES and
-# GRAD_ACCUM are the block's (or the head's) part of the flat vectors. Embedding: tokens to HIDDEN_OUT, and a context
-# under names of its own. Block: HIDDEN and the context to HIDDEN_OUT. Backward of a block: the same and HIDDEN_GRAD to
-# INPUT_GRAD (not for the first block) and GRAD_ACCUM_OUT. Head: HIDDEN of the scored positions to LOSS, INPUT_GRAD and,
-# where it is trained, GRAD_ACCUM_OUT. Score: the same to the outputs of the evaluation graph.
+# GRAD_ACCUM are the block's (or the head's) part of the flat vectors.
+# Embedding: rows of the word embedding, and INPUT_IDS that count those, to HIDDEN_OUT and a context under other names.
+# Block: HIDDEN and the context to HIDDEN_OUT.
+# Backward of a block: the same and HIDDEN_GRAD to GRAD_ACCUM_OUT and, but for the first block, INPUT_GRAD.
+# Head: HIDDEN of the scored positions to LOSS, INPUT_GRAD and, where it is trained, GRAD_ACCUM_OUT.
+# Score: HIDDEN of the scored positions to the outputs of the evaluation graph.
 HIDDEN: Final = "hidden"  # float32 [batch, length, H], or [targets, H] for head and score
 HIDDEN_OUT: Final = "hidden.out"  # float32 [batch, length, H]
 HIDDEN_GRAD: Final = "hidden.grad"  # float32 [batch, length, H], gradient with respect to HIDDEN_OUT

@@ -43,6 +43,7 @@ def _manifest() -> Manifest:
         tiny.manifest(),
         num_layers=1,
         block_prefixes=("",),
+        word_embedding="embedding",
         hidden_size=HIDDEN,
         groups=(
             GroupSpec(layer=0, group="heads", num_units=HEADS),

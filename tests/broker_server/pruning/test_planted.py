@@ -11,6 +11,7 @@ from broker_server.pruning.importance import magnitude_importance
 from broker_server.pruning.scores import DeviceScores, combine
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.dataset import Batch
+from edge_runtime.engine.frozen import FrozenWeights
 from edge_runtime.engine.trainer import Trainer, TrainingRun
 from edge_runtime.wire import adapter as adapters
 from edge_runtime.wire.manifest import Manifest
@@ -58,7 +59,7 @@ def test_units_that_only_look_important_go_first_after_some_rounds(request: pyte
         told = []
         for device_id, ratio in (("whole", 0.0), ("pruned", 0.25)):
             plan = plan_at(manifest, importance, ratio)
-            run = TrainingRun(trainer, Plan.full(manifest), RANK, start, GIVEN, dict(weights))
+            run = TrainingRun(trainer, Plan.full(manifest), RANK, start, GIVEN, FrozenWeights(weights))
             run.prune(plan)
             for _ in range(2):
                 run.step([draw_batch(manifest, rng)])

@@ -31,6 +31,7 @@ def write_artifact(folder: Path, name: str = "small") -> str:
         model_name=name,
         num_layers=1,
         block_prefixes=("layer.0.",),
+        word_embedding="embedding",
         hidden_size=4,
         labels=("a", "b"),
         text=TextSpec(pad_token_id=0, eos_token_id=None, append_eos=False, max_length=8, vocab_size=9),

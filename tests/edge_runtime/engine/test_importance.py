@@ -13,6 +13,7 @@ from msgspec import structs
 from edge_runtime.engine import importance
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.dataset import Batch
+from edge_runtime.engine.frozen import FrozenWeights
 from edge_runtime.engine.importance import ImportanceTracker, sensitivity_sums, unit_scores
 from edge_runtime.engine.trainer import Trainer, TrainingRun
 from edge_runtime.wire import adapter as adapters
@@ -176,7 +177,7 @@ def test_planted_dead_units_are_pruned_first(trainer: Trainer, kind: str) -> Non
     dead = draw_units(manifest, rng)
     adapter = adapters.initial(manifest, artifact.initial(), 4, rng)
     given = structs.replace(GIVEN, learning_rate=1e-4)
-    run = TrainingRun(trainer, Plan.full(manifest), 4, adapter, given, plant(artifact, dead, kind))
+    run = TrainingRun(trainer, Plan.full(manifest), 4, adapter, given, FrozenWeights(plant(artifact, dead, kind)))
     for seed in range(4):
         run.step([make_batch(manifest, seed)])
         run.score_units()
@@ -201,7 +202,8 @@ def test_a_key_value_head_is_dead_only_with_all_its_query_heads(tiny_llama_artif
         weights[f"model.layers.{layer}.self_attn.o_proj.weight"][:, 16:24] = 0.0
     adapter = adapters.initial(manifest, artifact.initial(), 4, rng)
     trainer = Trainer(artifact, num_threads=1)
-    run = TrainingRun(trainer, Plan.full(manifest), 4, adapter, structs.replace(GIVEN, learning_rate=1e-4), weights)
+    given = structs.replace(GIVEN, learning_rate=1e-4)
+    run = TrainingRun(trainer, Plan.full(manifest), 4, adapter, given, FrozenWeights(weights))
     run.step([make_batch(manifest)])
     run.score_units()
     for layer in range(manifest.num_layers):

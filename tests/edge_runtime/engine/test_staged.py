@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from edge_runtime.engine import staged
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.dataset import Batch
+from edge_runtime.engine.frozen import FrozenWeights
 from edge_runtime.engine.model import Mode, Model
 from edge_runtime.engine.modes import graphs_of
 from edge_runtime.engine.slicing import slice_weights
@@ -40,8 +42,8 @@ def uneven(manifest: Manifest) -> Plan:
     return Plan.from_kept(manifest, kept)
 
 
-def model_of(artifact: Artifact, plan: Plan, mode: Mode) -> Model:
-    model = graphs_of(artifact, mode, num_threads=1).model(slice_weights(artifact, plan))
+def model_of(artifact: Artifact, plan: Plan, mode: Mode, weights: FrozenWeights | None = None) -> Model:
+    model = graphs_of(artifact, mode, num_threads=1).model(weights or slice_weights(artifact, plan))
     model.hold(AdapterLayout.of(artifact.manifest, plan, RANK), SCALING)
     return model
 
@@ -79,6 +81,42 @@ def test_modes_agree(artifact: Artifact, rows: int, length: int, seed: int, *, p
         assert sums[1] == pytest.approx(sums[0], rel=1e-5, abs=1e-6)
         assert correct[0] == correct[1]
         rows, length = max(1, rows - 1), length + 3
+
+
+def test_matrices_kept_as_float16_are_converted_block_by_block(artifact: Artifact) -> None:
+    manifest, rng = artifact.manifest, np.random.default_rng(1)
+    plan = uneven(manifest)
+    sliced = slice_weights(artifact, plan)
+    half = FrozenWeights({n: v.astype(np.float16) if v.ndim > 1 else v for n, v in sliced.items()})
+    rounded = FrozenWeights(dict(half))
+    params = rng.normal(0, 0.1, AdapterLayout.of(manifest, plan, RANK).num_elements).astype(np.float32)
+    fused, of_stages = model_of(artifact, plan, "fused", rounded), model_of(artifact, plan, "staged", half)
+    for _ in range(2):
+        batch = random_batch(manifest, 3, 8, rng)
+        expected, got = (gradient_of(model, batch, params, params) for model in (fused, of_stages))
+        np.testing.assert_allclose(got[1], expected[1], rtol=1e-4, atol=1e-6)
+        assert got[0] == pytest.approx(expected[0], rel=1e-5)
+        assert of_stages.score(batch, params)[0] == pytest.approx(fused.score(batch, params)[0], rel=1e-5)
+
+
+def test_what_is_kept_as_stored(make_artifact: Callable[..., Artifact]) -> None:
+    artifact = make_artifact()
+    kept = {"layer.0.norm", "layer.0.both"}
+    weights = slice_weights(artifact, Plan.full(artifact.manifest), keep_stored=kept)
+    for spec in artifact.manifest.tensors:
+        assert weights.held(spec.name).dtype == (spec.dtype if spec.name in kept else "float32")
+        assert weights[spec.name].dtype == np.float32
+
+
+def test_staged_mode_keeps_matrices_of_blocks_and_an_embedding_that_is_only_looked_up(
+    tiny_bert_artifact: Path, tiny_llama_artifact: Path
+) -> None:
+    for path, is_tied in ((tiny_bert_artifact, False), (tiny_llama_artifact, True)):
+        artifact = Artifact.open(path)
+        kept = graphs_of(artifact, "staged", num_threads=1).keeps_stored
+        matrices = {t.name for t in artifact.manifest.tensors if t.layer is not None and len(t.shape) == 2}
+        assert set(kept) == (matrices if is_tied else matrices | {artifact.manifest.word_embedding})
+        assert not graphs_of(artifact, "fused", num_threads=1).keeps_stored
 
 
 @pytest.mark.parametrize("positions", [1, 2, 5])

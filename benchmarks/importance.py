@@ -239,7 +239,7 @@ def study(
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.permutation(len(test_set))[: case.num_evaluation])
     removed = removals(run, artifact, case, test_set.subset(chosen), num_threads)
-    scores = {"lora": run.importance(), "magnitude": magnitude_importance(artifact.manifest, artifact.stored)}
+    scores = {"lora": run.importance(), "magnitude": magnitude_importance(artifact.manifest, artifact.weight)}
     table: dict[str, Any] = {}
     for group in ("heads", "channels"):
         mine = [r for r in removed if r.group == group]

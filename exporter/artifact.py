@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final
 import onnx
 import safetensors.torch
 import tokenizers
-import torch
 
 from edge_runtime.inference.description import file_ref
 from edge_runtime.wire import names
@@ -21,7 +20,6 @@ from edge_runtime.wire.files import write_atomically
 from edge_runtime.wire.manifest import (
     FORMAT_VERSION,
     DenseSpec,
-    Dtype,
     Manifest,
     TensorSpec,
     TextSpec,
@@ -31,10 +29,10 @@ from edge_runtime.wire.manifest import (
 from exporter.output import Kind, foreign_writer
 
 if TYPE_CHECKING:
+    from exporter.base import Base
     from models.loading import PretrainedModel
 
 ARTIFACT: Final = Kind("artifact", names.MANIFEST_FILE)
-_DTYPES: Final[dict[torch.dtype, Dtype]] = {torch.float32: "float32", torch.float16: "float16"}
 _PRODUCERS: Final = ("fedspine", "onnx", "torch", "transformers")
 _TOKENIZER_EXTRAS: Final = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt")
 TOKENIZER_FILES: Final = (names.TOKENIZER_FILE, *_TOKENIZER_EXTRAS)
@@ -50,7 +48,7 @@ _ON_DEVICE: Final = {
 }
 
 
-def describe(model: PretrainedModel) -> Manifest:
+def describe(model: PretrainedModel, base: Base) -> Manifest:
     """Manifest of a model, without files yet."""
     family = model.family
     shapes = {param.name: param.shape for param in family.head_params}
@@ -73,7 +71,7 @@ def describe(model: PretrainedModel) -> Manifest:
             TensorSpec(
                 name=param.name,
                 shape=param.shape,
-                dtype=_DTYPES[model.frozen[param.name].dtype],
+                dtype=base.dtypes[param.name],
                 layer=layers.get(param.name),
                 prune=param.prune,
             )
@@ -114,9 +112,9 @@ def write_graph(directory: Path, name: str, graph: onnx.ModelProto) -> None:
     write_atomically(directory / name, graph.SerializeToString(deterministic=True))
 
 
-def write_model_files(directory: Path, model: PretrainedModel) -> None:
+def write_model_files(directory: Path, model: PretrainedModel, base: Base) -> None:
     """Write weights, tokenizer, and what a server needs to build the Hugging Face model again."""
-    for name, tensors in ((names.BASE_FILE, model.frozen), (names.INITIAL_FILE, model.dense)):
+    for name, tensors in ((names.BASE_FILE, base.tensors), (names.INITIAL_FILE, model.dense)):
         with foreign_writer(directory, sum(tensor.nbytes for tensor in tensors.values())):
             safetensors.torch.save_file(dict(tensors), directory / name)  # from where they lie: no copy in memory
         (directory / name).chmod((directory.stat().st_mode & 0o666) | stat.S_IWUSR)  # it is made for its owner alone

@@ -17,6 +17,16 @@ if TYPE_CHECKING:
     from edge_runtime.wire.manifest import Task
 
 
+class BaseType(enum.Enum):
+    """What ``--base`` takes."""
+
+    STORED = "stored"
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    INT8 = "int8"
+    NF4 = "nf4"
+
+
 class Quantization(enum.Enum):
     """What ``--quantize`` takes."""
 
@@ -34,7 +44,7 @@ def root() -> None:
 
 
 @app.command()
-def export(
+def export(  # noqa: PLR0913, PLR0917 - each is an option
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Local directory, or id on the Hugging Face hub.")],
     task: Annotated[str, typer.Option(help="text-classification or causal-lm.")],
     out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Directory of the artifact.")],
@@ -47,6 +57,12 @@ def export(
     ] = None,
     num_labels: Annotated[int | None, typer.Option(min=2, help="Their number, where they have no names.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights that the checkpoint lacks (a new classifier).")] = 0,
+    base: Annotated[
+        BaseType,
+        typer.Option(
+            help="Type of frozen weights; stored: the checkpoint's; int8 and nf4 (4 bits) are smaller and lose some."
+        ),
+    ] = BaseType.STORED,
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there.")] = False,  # noqa: FBT002 - a flag
 ) -> None:
     """Turn a pretrained model into an artifact that devices train."""
@@ -60,6 +76,7 @@ def export(
         labels=named,
         num_labels=num_labels,
         seed=seed,
+        base_dtype=base.value,
         force=force,
         progress=say,
     )

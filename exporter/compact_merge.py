@@ -15,8 +15,10 @@ import transformers
 from transformers.modeling_utils import no_init_weights
 
 from edge_runtime.wire import names
+from edge_runtime.wire.errors import TensorError
 from edge_runtime.wire.manifest import Manifest, Task
 from edge_runtime.wire.peft_format import write_peft
+from edge_runtime.wire.quantization import Quantized, stored_tensor
 from exporter.compact_source import CompactSource
 from exporter.errors import CompactInputError
 
@@ -40,9 +42,9 @@ def base_model(artifact_dir: Path, manifest: Manifest) -> Any:
         with no_init_weights():
             model: Any = _AUTO_CLASSES[manifest.task].from_config(config, dtype=torch.float32)
         stored = safetensors.numpy.load_file(artifact_dir / names.BASE_FILE)
-        state = {name: torch.from_numpy(value).to(torch.float32) for name, value in stored.items()}
+        state = {spec.name: _float32(stored_tensor(stored, spec)) for spec in manifest.tensors}
         missing, unexpected = model.load_state_dict(state, strict=False)
-    except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, TensorError, safetensors.SafetensorError) as error:
         msg = f"artifact {artifact_dir} does not make a model ({str(error).splitlines()[0]}): export it again"
         raise CompactInputError(msg) from error
     model.tie_weights()
@@ -77,3 +79,9 @@ def merged_model(source: CompactSource) -> Any:
 
 def _tied(model: Any) -> list[str]:
     return list(getattr(model, "_tied_weights_keys", None) or ()) if model.config.tie_word_embeddings else []
+
+
+def _float32(stored: Any) -> torch.Tensor:
+    """A copy."""
+    value = stored.float32() if isinstance(stored, Quantized) else stored
+    return torch.from_numpy(value).to(torch.float32)

@@ -10,6 +10,7 @@ from msgspec import structs
 
 from edge_runtime.wire import names
 from exporter import artifact
+from exporter.base import Base, BaseDtype
 from exporter.compose import evaluation_graph, training_graph
 from exporter.optimizer import optimizer_graph
 from exporter.output import check_output, written_aside
@@ -25,7 +26,7 @@ def _silent(line: str) -> None:
     del line
 
 
-def export_model(
+def export_model(  # noqa: PLR0913 - all but three are options of the command
     model: str | Path,
     task: Task,
     out: Path,
@@ -33,6 +34,7 @@ def export_model(
     labels: Sequence[str] | None = None,
     num_labels: int | None = None,
     seed: int = 0,
+    base_dtype: BaseDtype = "stored",
     force: bool = False,
     progress: Callable[[str], None] = _silent,
 ) -> tuple[Manifest, str]:
@@ -45,6 +47,7 @@ def export_model(
         labels: class names; text-classification with a checkpoint that has no classifier.
         num_labels: their number, where they have no names.
         seed: of weights that the checkpoint lacks.
+        base_dtype: how frozen weights are stored; see :class:`exporter.base.Base`.
         force: replace an artifact that is there.
         progress: takes a line about each step.
 
@@ -61,7 +64,8 @@ def export_model(
     loaded = load_model(model, task, labels=labels, num_labels=num_labels, seed=seed)
     for note in loaded.notes:
         progress(note)
-    manifest = artifact.describe(loaded)
+    base = Base(loaded, base_dtype)
+    manifest = artifact.describe(loaded, base)
     progress(f"tracing the stages of {manifest.family}")
     stages = trace_stages(loaded.family)
     progress(f"composing graphs of {manifest.num_layers} layers")
@@ -75,7 +79,7 @@ def export_model(
     with written_aside(out, artifact.ARTIFACT) as directory:
         for name, graph in graphs.items():
             artifact.write_graph(directory, name, graph)
-        artifact.write_model_files(directory, loaded)
+        artifact.write_model_files(directory, loaded, base)
         manifest = structs.replace(manifest, files=artifact.list_files(directory))
         digest = artifact.write_manifest(directory, manifest)
     return manifest, digest

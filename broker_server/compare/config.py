@@ -19,8 +19,8 @@ from edge_runtime.wire.topics import NAME
 
 SAME_FOR_ALL: Final = frozenset(
     {
-        "model", "task", "data", "test", "text_field", "label_field", "max_length", "split", "devices", "local_steps",
-        "batch_size", "accumulation_steps", "class_balance", "sparsity", "eval_examples", "eval_sparse",
+        "model", "task", "base", "data", "test", "text_field", "label_field", "max_length", "split", "devices",
+        "local_steps", "batch_size", "accumulation_steps", "class_balance", "sparsity", "eval_examples", "eval_sparse",
     }
 )  # fmt: skip
 """Settings that a method must not change: another problem or other rounds would not be comparable. How *many* rounds

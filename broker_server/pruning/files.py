@@ -52,7 +52,7 @@ class ImportanceFiles:
         """
         current = self._run_dir / IMPORTANCE_FILE
         if not current.exists() and round_number == 0:
-            scores = magnitude_importance(self._artifact.manifest, self._artifact.stored)
+            scores = magnitude_importance(self._artifact.manifest, self._artifact.weight)
             logger.info("ranked %d units by magnitude", sum(s.size for s in scores.values()))
             self.write(0, scores)
             return scores

@@ -59,6 +59,11 @@ class RunSettings:
     task: Task = option(  # noqa: RUF009 - a field
         Panel.MODEL, "text-classification or causal-lm; needed with --model (default: causal-lm)"
     )
+    base: Literal["stored", "float32", "float16", "int8", "nf4"] = option(
+        Panel.MODEL,
+        "type of frozen weights: stored (the checkpoint's), float32, float16, int8 or nf4 (4 bits)",
+        "stored",
+    )
     artifact: str = option(Panel.MODEL, "directory of an artifact exported earlier (default: export the model)", "")
     data: str = option(Panel.MODEL, "JSON lines to train on (default: the docstrings of Python's standard library)", "")
     test: str = option(Panel.MODEL, "held-out JSON lines (default: a random tenth of the data)", "")
@@ -148,6 +153,9 @@ class RunSettings:
             raise ConfigError(msg)
         if self.class_balance and self.task != "text-classification":
             msg = f"class_balance is for text-classification, the task is {self.task}: leave it out"
+            raise ConfigError(msg)
+        if self.artifact and self.base != "stored":
+            msg = f"base {self.base} is for an export, and the artifact is there already: leave one of them out"
             raise ConfigError(msg)
         check_sparsity(self.sparsity)
         parse_split(self.split)

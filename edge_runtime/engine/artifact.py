@@ -17,16 +17,19 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_runtime.engine.errors import ArtifactCorruptedError
+from edge_runtime.engine.frozen import as_float32
 from edge_runtime.wire import limits, names
 from edge_runtime.wire.errors import TensorError
 from edge_runtime.wire.manifest import Manifest, TensorSpec, decode_manifest, digest_of
+from edge_runtime.wire.quantization import Quantized, stored_tensor
 from edge_runtime.wire.tensors import decode_tensors
 
 _STORED: Final[dict[str, np.dtype[Any]]] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
 }
-_DTYPES: Final = {"float32": _STORED["F32"], "float16": _STORED["F16"]}
 _READ_BYTES: Final = 1 << 20
 
 
@@ -128,8 +131,8 @@ class Artifact:
                 raise ArtifactCorruptedError(msg, digest=self.digest)
         return {spec.name: tensors[spec.name] for spec in self.manifest.dense}
 
-    def stored(self, spec: TensorSpec) -> npt.NDArray[np.generic]:
-        """A frozen weight as it is stored: a read-only view of the memory-mapped base blob, of ``spec.dtype``.
+    def stored(self, spec: TensorSpec) -> npt.NDArray[np.generic] | Quantized:
+        """A frozen weight as it is stored, of ``spec.dtype``: read-only views of the memory-mapped base blob.
 
         Raises:
             ArtifactCorruptedError: the blob is malformed, or has no such tensor of that shape and type.
@@ -141,16 +144,15 @@ class Artifact:
             except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
                 msg = f"artifact file {path} is not a usable safetensors file: {error}"
                 raise ArtifactCorruptedError(msg, digest=self.digest) from error
-        value = self._base.tensors.get(spec.name)
-        expected = _DTYPES.get(spec.dtype)
-        if value is None or value.shape != spec.shape or value.dtype != expected:
-            got = "nothing" if value is None else f"{value.dtype} {value.shape}"
-            msg = (
-                f"base weights of artifact {self.directory}: {spec.name!r} should be {spec.dtype} {spec.shape}, "
-                f"got {got}; fetch it again"
-            )
-            raise ArtifactCorruptedError(msg, digest=self.digest)
-        return value
+        try:
+            return stored_tensor(self._base.tensors, spec)
+        except TensorError as error:
+            msg = f"base weights of artifact {self.directory}: {error}; fetch it again"
+            raise ArtifactCorruptedError(msg, digest=self.digest) from error
+
+    def weight(self, spec: TensorSpec) -> npt.NDArray[np.float32]:
+        """A frozen weight as float32; raises as :meth:`stored`."""
+        return as_float32(self.stored(spec))
 
     def release(self) -> None:
         """Give the pages of the base weights that were read back to the system; views of them stay valid."""
@@ -179,7 +181,7 @@ class MappedTensors:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is not a safetensors file, or holds a type other than F32 and F16.
+        ValueError: it is not a safetensors file, or holds a type other than F32, F16, I8 and U8.
         KeyError: an entry of the header lacks a field.
         TypeError: an entry of the header is not an object.
     """

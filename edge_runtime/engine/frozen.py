@@ -8,22 +8,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edge_runtime.wire.plan import Indices
+from edge_runtime.wire.quantization import Quantized
+
 Array = npt.NDArray[np.float32]
+Held = npt.NDArray[Any] | Quantized
+"""A weight as it is kept: float32 or float16, or a matrix in fewer bits."""
 
 
 class FrozenWeights(Mapping[str, Array]):
     """Weights by name. What is kept as float32 is read as it lies; anything else is converted each time.
 
     Args:
-        held: float32 or float16, C-contiguous; read-only where they are views of the base blob.
+        held: arrays are C-contiguous; read-only where they are views of the base blob.
     """
 
-    def __init__(self, held: Mapping[str, npt.NDArray[Any]]) -> None:
+    def __init__(self, held: Mapping[str, Held]) -> None:
         self._held = dict(held)
 
     def __getitem__(self, name: str) -> Array:
         """Float32, C-contiguous."""
-        return self._held[name].astype(np.float32, copy=False)
+        return as_float32(self._held[name])
 
     def __iter__(self) -> Iterator[str]:
         """Names, in the order of the manifest."""
@@ -33,22 +38,37 @@ class FrozenWeights(Mapping[str, Array]):
         """Number of tensors."""
         return len(self._held)
 
-    def held(self, name: str) -> npt.NDArray[Any]:
+    def held(self, name: str) -> Held:
         """A weight as it is kept."""
         return self._held[name]
 
     def is_float32(self, name: str) -> bool:
         """Whether reading a weight costs nothing."""
-        return self._held[name].dtype == np.float32
+        held = self._held[name]
+        return not isinstance(held, Quantized) and held.dtype == np.float32
 
     def rows(self, name: str, indices: npt.NDArray[np.int64]) -> Array:
         """Rows of a matrix, float32 ``[len(indices), columns]``."""
-        return self._held[name][indices].astype(np.float32, copy=False)
+        return as_float32(take(self._held[name], indices, 0))
 
     def write(self, name: str, out: Array) -> None:
         """Write a weight to an array of its shape."""
-        np.copyto(out, self._held[name])
+        held = self._held[name]
+        if isinstance(held, Quantized):
+            held.write(out)
+        else:
+            np.copyto(out, held)
 
-    def put(self, name: str, value: npt.NDArray[Any]) -> None:
+    def put(self, name: str, value: Held) -> None:
         """Keep another array for a weight."""
         self._held[name] = value
+
+
+def as_float32(held: Held) -> Array:
+    """A kept weight as float32: itself, if it is."""
+    return held.float32() if isinstance(held, Quantized) else held.astype(np.float32, copy=False)
+
+
+def take(held: Held, indices: Indices, axis: int) -> Held:
+    """The part of a kept weight at ``indices`` of an axis; a copy."""
+    return held.take(indices, axis) if isinstance(held, Quantized) else np.take(held, indices, axis=axis)

@@ -19,7 +19,8 @@ from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.plan import Plan
 
 _FLOAT_BYTES: Final = 4
-_STORED_BYTES: Final = {"float32": 4, "float16": 2, "int8": 1}
+_STORED_BYTES: Final = {"float32": 4.0, "float16": 2.0, "int8": 1.02, "nf4": 0.54}
+"""Bytes of an element, scales included."""
 _HEADS: Final = "heads"
 """Group of attention heads, see :class:`edge_runtime.wire.manifest.PruneAxis`."""
 _PROCESS_BYTES: Final = 90 * 1024 * 1024
@@ -118,7 +119,7 @@ def _weight_bytes(manifest: Manifest, plan: Plan, mode: Mode) -> tuple[int, int]
     """
     table = (manifest.text.vocab_size, manifest.hidden_size)
     is_tied = manifest.task == "causal-lm" and sum(tensor.shape == table for tensor in manifest.tensors) == 1
-    weights = stored = 0
+    weights = stored = 0.0
     converted: dict[int, int] = {}
     for tensor in manifest.tensors:
         shape = list(tensor.shape)
@@ -134,4 +135,4 @@ def _weight_bytes(manifest: Manifest, plan: Plan, mode: Mode) -> tuple[int, int]
             weights += size * _STORED_BYTES[tensor.dtype]
         else:
             weights += size * _FLOAT_BYTES
-    return weights + max(converted.values(), default=0), stored
+    return int(weights) + max(converted.values(), default=0), int(stored)

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from types import MappingProxyType
-from typing import Any, Final, TypeVar
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from edge_runtime.engine.artifact import Artifact
-from edge_runtime.engine.frozen import FrozenWeights
+from edge_runtime.engine.frozen import FrozenWeights, Held, as_float32, take
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.payload import Merged, check_merged
 from edge_runtime.wire.plan import Indices, Plan
-
-_Scalar = TypeVar("_Scalar", bound=np.generic)
+from edge_runtime.wire.quantization import Quantized
 
 NOTHING_MERGED: Final[Merged] = MappingProxyType({})
 
@@ -56,14 +54,16 @@ def slice_weights(
     plan.check(artifact.manifest)
     check_merged(artifact.manifest, plan, merged)
     factors = {f"{module}.weight": pair for module, pair in merged.items()}
-    weights: dict[str, npt.NDArray[Any]] = {}
+    weights: dict[str, Held] = {}
     for spec in artifact.manifest.tensors:
         value = artifact.stored(spec)
         for prune in spec.prune:
             if spec.layer is not None:
                 value = _take(value, plan.indices(spec.layer, prune), prune.axis)
-        as_stored = spec.name in keep_stored and spec.name not in factors
-        weight = np.ascontiguousarray(value, dtype=None if as_stored else np.float32)
+        if spec.name in keep_stored and spec.name not in factors:
+            weights[spec.name] = value if isinstance(value, Quantized) else np.ascontiguousarray(value)
+            continue
+        weight = np.ascontiguousarray(as_float32(value))
         if spec.name in factors:
             a, b = factors[spec.name]
             weight = np.add(weight, (b * np.float32(lora_scaling)) @ a, dtype=np.float32)
@@ -72,9 +72,7 @@ def slice_weights(
     return FrozenWeights(weights)
 
 
-def shrink_weights(
-    manifest: Manifest, weights: FrozenWeights, plan: Plan, smaller: Plan
-) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+def shrink_weights(manifest: Manifest, weights: FrozenWeights, plan: Plan, smaller: Plan) -> Iterator[tuple[str, Held]]:
     """Weights that lose something when ``plan`` becomes ``smaller``, one at a time, so that few are there twice.
 
     Args:
@@ -84,7 +82,7 @@ def shrink_weights(
         smaller: units that stay, a part of them.
 
     Yields:
-        Name and new array, in the type that it was kept in, C-contiguous.
+        Name and new value, in the type that it was kept in.
     """
     for spec in manifest.tensors:
         value = weights.held(spec.name)
@@ -92,8 +90,8 @@ def shrink_weights(
             if spec.layer is not None:
                 value = _take(value, smaller.positions(spec.layer, prune, plan), prune.axis)
         if value.shape != weights.held(spec.name).shape:
-            yield spec.name, np.ascontiguousarray(value)
+            yield spec.name, value if isinstance(value, Quantized) else np.ascontiguousarray(value)
 
 
-def _take(value: npt.NDArray[_Scalar], indices: Indices, axis: int) -> npt.NDArray[_Scalar]:
-    return value if indices.size == value.shape[axis] else np.take(value, indices, axis=axis)
+def _take(value: Held, indices: Indices, axis: int) -> Held:
+    return value if indices.size == value.shape[axis] else take(value, indices, axis)

@@ -20,7 +20,7 @@ FORMAT_VERSION: Final = 2
 """Version of the artifact format; an artifact of another version is refused."""
 
 Task = Literal["text-classification", "causal-lm"]
-Dtype = Literal["float32", "float16", "int8"]
+Dtype = Literal["float32", "float16", "int8", "nf4"]
 
 
 class FileRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,10 +63,15 @@ class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
     shape: tuple[int, ...]
     """Shape before pruning."""
     dtype: Dtype
-    """Storage type in the base blob. Graphs always take float32."""
+    """Storage type in the base blob; int8 and nf4 have scales beside them (:mod:`.quantization`)."""
     layer: int | None
     """Index of the block it belongs to; None for embedding and head."""
     prune: tuple[PruneAxis, ...] = ()
+
+    @property
+    def block_axis(self) -> int:
+        """The axis along which blocks of nf4 lie: rows' elements, or down the columns where columns are pruned."""
+        return 0 if any(prune.axis == 1 for prune in self.prune) else 1
 
 
 class TargetSpec(msgspec.Struct, frozen=True, kw_only=True):

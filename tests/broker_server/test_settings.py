@@ -67,6 +67,8 @@ def test_class_balance_reaches_the_coordinator() -> None:
         ({"learning_rate": -1.0}, "learning_rate is -1.0"),
         ({"class_balance": 0.5}, "class_balance is for text-classification"),
         ({**CLASSIFY, "class_balance": 1.5}, "class_balance is 1.5"),
+        ({"base": "int2"}, "setting has a wrong value"),
+        ({"base": "nf4", "artifact": "somewhere"}, "the artifact is there already"),
         ({"colour": "red"}, "setting 'colour' is not known"),
     ],
 )

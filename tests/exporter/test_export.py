@@ -20,6 +20,7 @@ from edge_runtime.wire.adapter import AdapterLayout
 from edge_runtime.wire.manifest import decode_manifest, digest_of
 from edge_runtime.wire.plan import Plan
 from exporter.artifact import describe, write_model_files
+from exporter.base import Base
 from exporter.errors import OutputExistsError
 from exporter.export import export_model
 from models.errors import ModelNotFoundError
@@ -140,7 +141,7 @@ def test_padding_and_truncation_of_the_tokenizer_are_dropped(tmp_path: Path) -> 
     tokenizer.enable_truncation(max_length=4)
     tokenizer.save(str(source / "tokenizer.json"))
     loaded = load_model(source, "text-classification", labels=None, num_labels=2, seed=0)
-    write_model_files(tmp_path, loaded)
+    write_model_files(tmp_path, loaded, Base(loaded, "stored"))
     exported = Tokenizer.from_file(str(tmp_path / names.TOKENIZER_FILE))
     assert len(exported.encode("the cat").ids) == 4
     assert len(exported.encode("the cat sings and the dog runs").ids) == 9
@@ -221,7 +222,7 @@ def test_a_tokenizer_that_ends_texts_itself_is_left_to_it(tmp_path: Path) -> Non
     special = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
     save_tokenizer(source, special, "<s> $A </s>")
     loaded = load_model(source, "causal-lm", labels=None, num_labels=None, seed=0)
-    assert not describe(loaded).text.append_eos
+    assert not describe(loaded, Base(loaded, "stored")).text.append_eos
 
 
 def test_a_copied_artifact_is_the_same_artifact(artifact: Path, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_initial_dense_tensors(make_artifact: MakeArtifact) -> None:
 def test_base_is_mapped_and_read_only(make_artifact: MakeArtifact) -> None:
     artifact = make_artifact()
     spec = artifact.manifest.tensors[0]
-    first, second = artifact.stored(spec), artifact.stored(spec)
+    first, second = artifact.weight(spec), artifact.weight(spec)
     assert np.shares_memory(first, second)
     assert not first.flags.writeable
 
@@ -121,7 +121,7 @@ def test_malformed_base_is_one_error(make_artifact: MakeArtifact, data: bytes) -
 
 def test_views_stay_valid_when_pages_are_released(make_artifact: MakeArtifact) -> None:
     artifact = make_artifact()
-    view = artifact.stored(artifact.manifest.tensors[0])
+    view = artifact.weight(artifact.manifest.tensors[0])
     before = view.copy()
     artifact.release()
     np.testing.assert_array_equal(view, before)

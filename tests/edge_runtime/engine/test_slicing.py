@@ -62,5 +62,5 @@ _channels = st.integers(1, 31).map(lambda bits: [u for u in range(5) if bits >> 
 def test_both_axes_shrink_together(artifact: Artifact, heads: list[int], channels: list[int]) -> None:
     plan = Plan.from_kept(artifact.manifest, {(0, "heads"): heads, (0, "channels"): channels})
     rows = [2 * u + k for u in heads for k in range(2)]
-    expected = artifact.stored(artifact.manifest.tensors[2])[np.ix_(rows, channels)].astype(np.float32)
+    expected = artifact.weight(artifact.manifest.tensors[2])[np.ix_(rows, channels)].astype(np.float32)
     np.testing.assert_array_equal(slice_weights(artifact, plan)["layer.0.both"], expected)

@@ -57,6 +57,10 @@ def export(  # noqa: PLR0913, PLR0917 - each is an option
     ] = None,
     num_labels: Annotated[int | None, typer.Option(min=2, help="Their number, where they have no names.")] = None,
     seed: Annotated[int, typer.Option(help="Of weights that the checkpoint lacks (a new classifier).")] = 0,
+    targets: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,...", help="Linear layers that get LoRA factors, such as query,value; default: all."),
+    ] = None,
     base: Annotated[
         BaseType,
         typer.Option(
@@ -76,6 +80,7 @@ def export(  # noqa: PLR0913, PLR0917 - each is an option
         labels=named,
         num_labels=num_labels,
         seed=seed,
+        targets=() if targets is None else [name.strip() for name in targets.split(",")],
         base_dtype=base.value,
         force=force,
         progress=say,

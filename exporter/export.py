@@ -34,6 +34,7 @@ def export_model(  # noqa: PLR0913 - all but three are options of the command
     labels: Sequence[str] | None = None,
     num_labels: int | None = None,
     seed: int = 0,
+    targets: Sequence[str] = (),
     base_dtype: BaseDtype = "stored",
     force: bool = False,
     progress: Callable[[str], None] = _silent,
@@ -47,6 +48,7 @@ def export_model(  # noqa: PLR0913 - all but three are options of the command
         labels: class names; text-classification with a checkpoint that has no classifier.
         num_labels: their number, where they have no names.
         seed: of weights that the checkpoint lacks.
+        targets: linear layers that get LoRA factors, by the ends of their names; none = all.
         base_dtype: how frozen weights are stored; see :class:`exporter.base.Base`.
         force: replace an artifact that is there.
         progress: takes a line about each step.
@@ -56,12 +58,14 @@ def export_model(  # noqa: PLR0913 - all but three are options of the command
 
     Raises:
         ModelError: see :func:`models.loading.load_model`.
+        ModelUnsupportedError: a target is no linear layer.
         ExportError: the output directory is taken, or a stage cannot be expressed in ONNX.
         DiskFullError: there is no space.
     """
     check_output(out, artifact.ARTIFACT, force=force)
     progress(f"loading {Path(model).name}")
     loaded = load_model(model, task, labels=labels, num_labels=num_labels, seed=seed)
+    loaded.family.choose_targets(targets)
     for note in loaded.notes:
         progress(note)
     base = Base(loaded, base_dtype)

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edge_runtime.wire.manifest import GroupSpec, PruneAxis, TargetSpec, Task
+from models.errors import ModelUnsupportedError
 
 if TYPE_CHECKING:
     import torch
@@ -76,6 +77,7 @@ class Family(abc.ABC):
     may_lack: tuple[str, ...]
     """Frozen parameters that a pretrained checkpoint may lack, because another task does not use them."""
     context: tuple[ContextSpec, ...]
+    _targets: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def __init__(self, config: Any, task: Task) -> None:
@@ -141,9 +143,29 @@ class Family(abc.ABC):
         return tuple(range(self.num_layers + 1))
 
     @property
-    def target_modules(self) -> tuple[str, ...]:
-        """LoRA targets of a block, without prefix: by default every linear layer (a weight with two axes)."""
+    def linear_modules(self) -> tuple[str, ...]:
+        """Linear layers of a block (weights with two axes), without prefix."""
         return tuple(p.name.removesuffix(".weight") for p in self.block_params if len(p.shape) == 2)
+
+    @property
+    def target_modules(self) -> tuple[str, ...]:
+        """LoRA targets of a block, without prefix: every linear layer, unless some were chosen."""
+        return self._targets or self.linear_modules
+
+    def choose_targets(self, names: Sequence[str]) -> None:
+        """Make only some linear layers LoRA targets.
+
+        Args:
+            names: of modules, whole or their last parts, as PEFT takes them: ``query`` is ``attention.self.query``.
+
+        Raises:
+            ModelUnsupportedError: a name that is no linear layer's.
+        """
+        for name in names:
+            if not any(_is_named(module, name) for module in self.linear_modules):
+                msg = f"LoRA target {name!r} is no linear layer of a {self.name} block; there are: "
+                raise ModelUnsupportedError(msg + ", ".join(self.linear_modules))
+        self._targets = tuple(m for m in self.linear_modules if any(_is_named(m, name) for name in names))
 
     def frozen_params(self) -> tuple[ParamSpec, ...]:
         """Frozen parameters of the whole model under their full names, each once."""
@@ -182,3 +204,7 @@ class Family(abc.ABC):
                     )
                 )
         return tuple(targets)
+
+
+def _is_named(module: str, name: str) -> bool:
+    return module == name or module.endswith(f".{name}")

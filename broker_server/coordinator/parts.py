@@ -18,7 +18,7 @@ from broker_server.emulation.step_times import STEP_TIMES_FILE, read_step_times
 from broker_server.errors import StoreError
 from broker_server.evaluation.held_out import HeldOut
 from broker_server.pruning.files import ImportanceFiles
-from broker_server.pruning.scores import Scores
+from broker_server.pruning.scores import Scores, check_scorable
 from broker_server.rounds.types import UpdateKey
 from broker_server.scheduler import Scheduler, make_scheduler
 from broker_server.storage.adapters import GlobalAdapters
@@ -86,6 +86,7 @@ def open_run(run_dir: Path, config: CoordinatorConfig, store: Store) -> Run:
         msg = f"artifact {artifact.directory} has digest {artifact.digest[:12]}..., the run is of another: put it back"
         raise StoreError(msg, digest=artifact.digest)
     manifest, clock = artifact.manifest, open_clock(run_dir, config)
+    check_scorable(manifest, config.pruning)
     adapters = GlobalAdapters(
         run_dir, manifest, artifact.digest, rank=config.max_rank, lora_scaling=config.training.lora_scaling
     )

@@ -19,7 +19,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from broker_server.errors import ConfigError
+from broker_server.pruning.config import PruningConfig
 from edge_runtime.wire.errors import PlanError
+from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.plan import Plan
 from edge_runtime.wire.ranking import Importance
 
@@ -85,3 +88,26 @@ def _check(current: Importance, device: DeviceScores) -> None:
                 f"need {expected} finite ones of 0 or more, got shape {scores.shape}"
             )
             raise PlanError(msg, device_id=device.device_id)
+
+
+def check_scorable(manifest: Manifest, config: PruningConfig) -> None:
+    """Refuse importance from LoRA gradients where they say nothing of some units.
+
+    Raises:
+        ConfigError: a group has no LoRA target.
+    """
+    if config.importance != "lora":
+        return
+    scored = {
+        (target.layer, prune.group)
+        for target in manifest.targets
+        for prune in (target.out_prune, target.in_prune)
+        if prune is not None
+    }
+    for group in manifest.groups:
+        if (group.layer, group.group) not in scored:
+            msg = (
+                f'importance = "lora" needs LoRA factors on the {group.group} of every layer, and this artifact has '
+                'none there: export it with more targets, or take importance = "magnitude"'
+            )
+            raise ConfigError(msg)

@@ -49,6 +49,8 @@ def server_command(*arguments: str) -> list[str]:
 def export_command(settings: RunSettings, source: str, labels: tuple[str, ...], output: Path) -> list[str]:
     """Command line that exports the model."""
     command = server_command("export", source, "--task", settings.task, "-o", str(output), "--seed", str(settings.seed))
+    if settings.targets:
+        command += ["--targets", settings.targets]
     if settings.base != "stored":
         command += ["--base", settings.base]
     for label in labels:

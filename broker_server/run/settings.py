@@ -59,6 +59,9 @@ class RunSettings:
     task: Task = option(  # noqa: RUF009 - a field
         Panel.MODEL, "text-classification or causal-lm; needed with --model (default: causal-lm)"
     )
+    targets: str = option(
+        Panel.MODEL, "linear layers that get LoRA factors, A,B,..., such as query,value (default: all)", ""
+    )
     base: Literal["stored", "float32", "float16", "int8", "nf4"] = option(
         Panel.MODEL,
         "type of frozen weights: stored (the checkpoint's), float32, float16, int8 or nf4 (4 bits)",
@@ -154,12 +157,18 @@ class RunSettings:
         if self.class_balance and self.task != "text-classification":
             msg = f"class_balance is for text-classification, the task is {self.task}: leave it out"
             raise ConfigError(msg)
-        if self.artifact and self.base != "stored":
-            msg = f"base {self.base} is for an export, and the artifact is there already: leave one of them out"
-            raise ConfigError(msg)
+        self._check_export()
         check_sparsity(self.sparsity)
         parse_split(self.split)
         self.coordinator_config(run_id="check", broker_url="", artifact_url="", artifact_digest="")
+
+    def _check_export(self) -> None:
+        """An artifact that is there is taken as it is."""
+        for name, default in (("base", "stored"), ("targets", "")):
+            value = getattr(self, name)
+            if self.artifact and value != default:
+                msg = f"{name} {value} is for an export, and the artifact is there already: leave one of them out"
+                raise ConfigError(msg)
 
     @property
     def fields(self) -> Fields:

@@ -9,13 +9,14 @@ above.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from edge_runtime.engine.model import Mode
 from edge_runtime.engine.staged import SCORE_BYTES
-from edge_runtime.wire.adapter import AdapterLayout, target_indices
-from edge_runtime.wire.manifest import Manifest
+from edge_runtime.wire.adapter import AdapterLayout
+from edge_runtime.wire.manifest import Manifest, TensorSpec
 from edge_runtime.wire.plan import Plan
 
 _FLOAT_BYTES: Final = 4
@@ -30,9 +31,9 @@ _STATE_VECTORS: Final = 13.7
 _STAGED_STATE_VECTORS: Final = 9.5
 """Staged mode: as above, with the pieces of one block."""
 _LINEAR_FLOATS: Final = 1.02
-"""Fused mode: floats per token for each input and output of a LoRA target."""
+"""Fused mode: floats per token for each input and output of a linear layer."""
 _STAGED_LINEAR_FLOATS: Final = 1.35
-"""Staged mode: the same for the LoRA targets of one block."""
+"""Staged mode: the same for the linear layers of one block."""
 _ATTENTION_FLOATS: Final = 1.35
 """Fused mode: floats per attention weight (heads x length x length)."""
 _STAGED_ATTENTION_FLOATS: Final = 1.9
@@ -92,22 +93,35 @@ def peak_rss_bytes(status: Path = Path("/proc/self/status")) -> int:
 
 
 def _linear_widths(manifest: Manifest, plan: Plan) -> dict[int, int]:
-    """Inputs and outputs of all LoRA targets of a layer together, under the plan."""
+    """Inputs and outputs of all linear layers of a block together, under the plan."""
     widths: dict[int, int] = {}
-    for target in manifest.targets:
-        rows, columns = target_indices(target, plan)
-        width = target.out_features if rows is None else rows.size
-        width += target.in_features if columns is None else columns.size
-        widths[target.layer] = widths.get(target.layer, 0) + width
+    for layer, shape in _matrices(manifest, plan):
+        widths[layer] = widths.get(layer, 0) + sum(shape)
     return widths
+
+
+def _matrices(manifest: Manifest, plan: Plan) -> Iterator[tuple[int, list[int]]]:
+    """Layer and shape of every matrix of a block, under the plan."""
+    for tensor in manifest.tensors:
+        if tensor.layer is not None and len(tensor.shape) == 2:
+            yield tensor.layer, _shape(tensor, plan)
+
+
+def _shape(tensor: TensorSpec, plan: Plan) -> list[int]:
+    shape = list(tensor.shape)
+    for prune in tensor.prune:
+        if tensor.layer is not None:
+            shape[prune.axis] = plan.kept(tensor.layer, prune.group).size * prune.unit_size
+    return shape
 
 
 def _num_query_heads(manifest: Manifest, plan: Plan) -> dict[int, int]:
     """Query heads of a layer that stay: with grouped-query attention a unit has as many as its width says."""
     widths: dict[int, list[int]] = {}
-    for target in manifest.targets:
-        if target.out_prune is not None and target.out_prune.group == _HEADS:
-            widths.setdefault(target.layer, []).append(target.out_prune.unit_size)
+    for tensor in manifest.tensors:
+        for prune in tensor.prune:
+            if tensor.layer is not None and prune.group == _HEADS and prune.axis == 0:
+                widths.setdefault(tensor.layer, []).append(prune.unit_size)
     return {layer: plan.kept(layer, _HEADS).size * (max(sizes) // min(sizes)) for layer, sizes in widths.items()}
 
 
@@ -122,11 +136,8 @@ def _weight_bytes(manifest: Manifest, plan: Plan, mode: Mode) -> tuple[int, int]
     weights = stored = 0.0
     converted: dict[int, int] = {}
     for tensor in manifest.tensors:
-        shape = list(tensor.shape)
-        stored += math.prod(shape) * _STORED_BYTES[tensor.dtype]
-        for prune in tensor.prune:
-            if tensor.layer is not None:
-                shape[prune.axis] = plan.kept(tensor.layer, prune.group).size * prune.unit_size
+        stored += math.prod(tensor.shape) * _STORED_BYTES[tensor.dtype]
+        shape = _shape(tensor, plan)
         size = math.prod(shape)
         if mode == "staged" and tensor.layer is not None and len(shape) > 1 and tensor.dtype != "float32":
             weights += size * _STORED_BYTES[tensor.dtype]

@@ -10,7 +10,9 @@ import torch
 
 from edge_runtime.wire import names
 from edge_runtime.wire.adapter import AdapterLayout
+from edge_runtime.wire.manifest import Task
 from exporter.export import export_model
+from models.errors import ModelUnsupportedError
 from tests.conftest import save_bert, save_llama
 from tests.exporter.reference import (
     LABELS,
@@ -91,6 +93,31 @@ def test_variants_of_llama(model_type: str, changes: dict[str, object], tmp_path
     model = save_llama(tmp_path / "model", model_type, **changes)
     manifest, _ = export_model(model, "causal-lm", tmp_path / "artifact")
     assert_gradients_agree(model, tmp_path / "artifact", arms(manifest)["uneven:5"], batch=3, length=10)
+
+
+@pytest.mark.parametrize(
+    ("family", "targets", "expected"),
+    [
+        ("bert", ["query", "value"], ["attention.self.query", "attention.self.value"]),
+        ("bert", ["output.dense"], ["attention.output.dense", "output.dense"]),
+        ("llama", ["mlp.down_proj"], ["mlp.down_proj"]),
+    ],
+)
+def test_only_some_linear_layers_are_targets(
+    family: str, targets: list[str], expected: list[str], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    model: Path = request.getfixturevalue(f"tiny_{family}_model")
+    task: Task = "text-classification" if family == "bert" else "causal-lm"
+    labels = 2 if family == "bert" else None
+    manifest, _ = export_model(model, task, tmp_path / "artifact", num_labels=labels, targets=targets)
+    assert [t.module for t in manifest.targets] == [p + module for p in manifest.block_prefixes for module in expected]
+    assert_gradients_agree(model, tmp_path / "artifact", arms(manifest)["uneven:5"], batch=3, length=10)
+
+
+def test_a_target_that_is_no_linear_layer_is_refused(tiny_bert_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelUnsupportedError, match=r"'q_proj' is no linear layer .* attention\.self\.query"):
+        export_model(tiny_bert_model, "text-classification", tmp_path / "a", num_labels=2, targets=["q_proj"])
+    assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.slow

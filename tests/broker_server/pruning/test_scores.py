@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_server.pruning.scores import DeviceScores, Scores, combine
+from broker_server.errors import ConfigError
+from broker_server.pruning.config import PruningConfig
+from broker_server.pruning.scores import DeviceScores, Scores, check_scorable, combine
 from edge_runtime.wire.errors import PlanError
 from edge_runtime.wire.plan import Plan
 from edge_runtime.wire.ranking import plan_at
@@ -91,3 +94,12 @@ def test_malformed_scores_are_refused(bad: npt.NDArray[np.float32]) -> None:
     scores = {**device(1).scores, (0, "heads"): bad}
     with pytest.raises(PlanError, match="device d for layer 0, heads"):
         combine(CURRENT, [DeviceScores(device_id="d", plan=FULL, num_examples=1, scores=scores)], 0.5)
+
+
+def test_units_without_factors_cannot_be_scored() -> None:
+    on_heads = [t for t in MANIFEST.targets if "channels" not in {p.group for p in (t.in_prune, t.out_prune) if p}]
+    some = msgspec.structs.replace(MANIFEST, targets=tuple(on_heads))
+    check_scorable(MANIFEST, PruningConfig(importance="lora"))
+    check_scorable(some, PruningConfig(importance="magnitude"))
+    with pytest.raises(ConfigError, match="LoRA factors on the channels of every layer"):
+        check_scorable(some, PruningConfig(importance="lora"))

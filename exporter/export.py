@@ -15,11 +15,14 @@ from exporter.compose import evaluation_graph, training_graph
 from exporter.optimizer import optimizer_graph
 from exporter.output import check_output, written_aside
 from exporter.staged import stage_graphs
-from exporter.stages import trace_stages
+from exporter.stages import Stages, trace_stages
 from models.loading import load_model
 
 if TYPE_CHECKING:
+    import onnx
+
     from edge_runtime.wire.manifest import Manifest, Task
+    from models.family import Family
 
 
 def _silent(line: str) -> None:
@@ -73,12 +76,7 @@ def export_model(  # noqa: PLR0913 - all but three are options of the command
     progress(f"tracing the stages of {manifest.family}")
     stages = trace_stages(loaded.family)
     progress(f"composing graphs of {manifest.num_layers} layers")
-    graphs = {
-        names.TRAINING_GRAPH: training_graph(loaded.family, manifest, stages),
-        names.EVALUATION_GRAPH: evaluation_graph(loaded.family, manifest, stages),
-        names.OPTIMIZER_GRAPH: optimizer_graph(),
-        **stage_graphs(loaded.family, manifest, stages),
-    }
+    graphs = _graphs(loaded.family, manifest, stages)
     progress(f"writing {out}")
     with written_aside(out, artifact.ARTIFACT) as directory:
         for name, graph in graphs.items():
@@ -87,3 +85,13 @@ def export_model(  # noqa: PLR0913 - all but three are options of the command
         manifest = structs.replace(manifest, files=artifact.list_files(directory))
         digest = artifact.write_manifest(directory, manifest)
     return manifest, digest
+
+
+def _graphs(family: Family, manifest: Manifest, stages: Stages) -> dict[str, onnx.ModelProto]:
+    """All graphs of an artifact, by file."""
+    return {
+        names.TRAINING_GRAPH: training_graph(family, manifest, stages),
+        names.EVALUATION_GRAPH: evaluation_graph(family, manifest, stages),
+        names.OPTIMIZER_GRAPH: optimizer_graph(),
+        **stage_graphs(family, manifest, stages),
+    }

@@ -103,14 +103,9 @@ def graph_inputs(artifact: Path, arm: Arm, adapter: Mapping[str, Any], batch: Ar
             assert spec.layer is not None
             value = np.take(value, arm.plan.indices(spec.layer, prune), axis=prune.axis)
         weights[spec.name] = np.ascontiguousarray(value)
-    given = Batch(**batch)
-    rows, targets = given.scored()
     return {
         **weights,
-        names.INPUT_IDS: given.input_ids,
-        names.ATTENTION_MASK: given.attention_mask,
-        names.ROWS: rows,
-        names.TARGETS: targets,
+        **batch_inputs(batch),
         names.PARAMS: layout.flatten(adapter),
         names.SPLIT_SIZES: layout.sizes,
         names.RANK: np.array([arm.rank]),
@@ -118,13 +113,29 @@ def graph_inputs(artifact: Path, arm: Arm, adapter: Mapping[str, Any], batch: Ar
     }
 
 
+def batch_inputs(batch: Arrays) -> Arrays:
+    """A batch as graphs take it."""
+    given = Batch(**batch)
+    rows, targets = given.scored()
+    return {
+        names.INPUT_IDS: given.input_ids,
+        names.ATTENTION_MASK: given.attention_mask,
+        names.ROWS: rows,
+        names.TARGETS: targets,
+    }
+
+
+def loss_scale(feeds: Arrays) -> Arrays:
+    """What makes the loss a mean over the targets."""
+    return {names.LOSS_SCALE: np.array(1 / feeds[names.TARGETS].size, np.float32)}
+
+
 def training_inputs(
     artifact: Path, arm: Arm, adapter: Mapping[str, Any], batch: Arrays, grad_accum: npt.NDArray[np.float32]
 ) -> Arrays:
     """Everything that the training graph takes; the loss is the mean over the targets."""
     feeds = graph_inputs(artifact, arm, adapter, batch)
-    scale = np.array(1 / feeds[names.TARGETS].size, np.float32)
-    return {**feeds, names.LOSS_SCALE: scale, names.GRAD_ACCUM: grad_accum}
+    return {**feeds, **loss_scale(feeds), names.GRAD_ACCUM: grad_accum}
 
 
 def graph_gradients(artifact: Path, arm: Arm, adapter: Arrays, batch: Arrays) -> tuple[float, Arrays]:

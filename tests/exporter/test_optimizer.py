@@ -16,12 +16,14 @@ from tests.exporter.reference import (
     Arrays,
     TorchReference,
     arms,
-    graph_inputs,
+    batch_inputs,
+    loss_scale,
     manifest_of,
     random_adapter,
     random_batch,
     relative_error,
     session,
+    training_inputs,
 )
 
 BETAS = (0.9, 0.98)
@@ -130,13 +132,13 @@ def test_200_steps_follow_pytorch(family: str, optimizer: ort.InferenceSession, 
         reference.parameters.values(), lr=1.0, betas=BETAS, eps=EPSILON, weight_decay=0.01
     )
     batches = [random_batch(manifest, 4, 8, seed=seed) for seed in range(5)]
-    feeds = graph_inputs(artifact, arm, adapter, batches[0])
-    feeds[names.GRAD_ACCUM] = np.zeros(layout.num_elements, np.float32)
+    feeds = training_inputs(artifact, arm, adapter, batches[0], np.zeros(layout.num_elements, np.float32))
     state = state_of(layout.flatten(adapter))
     losses, expected = [], []
     for number in range(1, 201):
         lr = 2e-3 * (1 - number / 250)
-        feeds |= batches[number % len(batches)] | {names.PARAMS: state[names.PARAMS]}
+        batch = batch_inputs(batches[number % len(batches)])
+        feeds |= batch | loss_scale(batch) | {names.PARAMS: state[names.PARAMS]}
         loss, grads = trainer.run([names.LOSS, names.GRAD_ACCUM_OUT], feeds)
         state, _ = step(optimizer, state, grads, number, lr=lr, weight_decay=0.01, max_grad_norm=1.0, grad_scale=1.0)
         losses.append(float(loss))

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import torch
 
-from edge_runtime.wire.quantization import BLOCK_SIZE, SCALES_SUFFIX, Kind, quantize
+from edge_runtime.wire.manifest import NF4_BLOCK_SIZE, block_axis
+from edge_runtime.wire.quantization import SCALES_SUFFIX, Kind, quantize
 
 if TYPE_CHECKING:
     from edge_runtime.wire.manifest import Dtype
@@ -51,19 +52,14 @@ class Base:
         self.dtypes[name], self.tensors[name] = _DTYPES[value.dtype], value
 
     def _quantize(self, param: ParamSpec, value: torch.Tensor, kind: Kind) -> None:
-        found = quantize(value.to(torch.float32).numpy(), kind, block_axis(param))
+        found = quantize(value.to(torch.float32).numpy(), kind, block_axis(param.prune))
         self.dtypes[param.name] = kind
         self.tensors[param.name] = torch.from_numpy(found.codes)
         self.tensors[param.name + SCALES_SUFFIX] = torch.from_numpy(found.scales)
 
 
-def block_axis(param: ParamSpec) -> int:
-    """The axis along which blocks of nf4 lie: rows' elements, or down the columns where columns are pruned."""
-    return 0 if any(prune.axis == 1 for prune in param.prune) else 1
-
-
 def _kind(param: ParamSpec, value: torch.Tensor) -> Kind:
-    return "int8" if value.shape[block_axis(param)] % BLOCK_SIZE else "nf4"
+    return "int8" if value.shape[block_axis(param.prune)] % NF4_BLOCK_SIZE else "nf4"
 
 
 def _converted(value: torch.Tensor, wanted: BaseDtype) -> torch.Tensor:

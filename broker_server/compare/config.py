@@ -19,8 +19,9 @@ from edge_runtime.wire.topics import NAME
 
 SAME_FOR_ALL: Final = frozenset(
     {
-        "model", "task", "base", "data", "test", "text_field", "label_field", "max_length", "split", "devices",
-        "local_steps", "batch_size", "accumulation_steps", "class_balance", "sparsity", "eval_examples", "eval_sparse",
+        "model", "task", "base", "targets", "data", "test", "text_field", "label_field", "max_length", "split",
+        "devices", "local_steps", "batch_size", "accumulation_steps", "class_balance", "sparsity",
+        "eval_examples", "eval_sparse",
     }
 )  # fmt: skip
 """Settings that a method must not change: another problem or other rounds would not be comparable. How *many* rounds
@@ -204,7 +205,6 @@ def _methods(file: ComparisonFile, names: tuple[str, ...], shared: Settings) -> 
     facts = Shared(
         rounds=settings.rounds,
         sparsity=settings.sparsity,
-        is_class_skewed=settings.task == "text-classification" and not settings.class_balance,
         arms=parse_arms(settings.arms),
     )
     methods = {name: _method(name, file.method.get(name), facts) for name in names}

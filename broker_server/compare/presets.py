@@ -24,8 +24,6 @@ class Shared:
     rounds: int
     sparsity: float
     """Pruning ratio that is wanted in the end."""
-    is_class_skewed: bool
-    """Whether devices' batches may hold nearly one class: examples with classes, drawn as they come."""
     arms: tuple[Arm, ...]
     """Grid of arms; its bounding box is the space of methods that are not bound to a grid."""
 
@@ -80,12 +78,11 @@ DEPLOY_SHARE: Final = 0.3
 
 
 def _adaptive(scheduler: str) -> Callable[[Shared], Settings]:
-    """The whole system, with another scheduler."""
+    """The whole system, with another scheduler; the rule of aggregation is the run's default."""
 
     def settings(shared: Shared) -> Settings:
         return {
             "scheduler": scheduler,
-            "aggregation": "fedspine" if shared.is_class_skewed else "fedspine_holders",
             "importance": "lora",
             "prune_scope": "global",
             "protect_first": 0,

@@ -43,13 +43,13 @@ def check_settings(settings: RunSettings) -> None:
         DataInvalidError: a data file does not exist.
         PortTakenError: a port that was asked for is in use.
         ConfigError: an unknown scheduler or aggregation, one that needs an emulated fleet, a fleet that cannot be used,
-            or an artifact for another task.
+            or an artifact that is for another task or stored otherwise.
         ArtifactCorruptedError: the artifact that was given is none, or damaged.
         MissingExtraError: mosquitto is asked for and not installed.
     """
     model_source(settings)
     if settings.artifact:
-        check_artifact(Path(settings.artifact), settings.task)
+        check_artifact(Path(settings.artifact), settings.task, base=settings.base, targets=settings.target_names)
     for path in (settings.data, settings.test):
         if path and not Path(path).is_file():
             msg = f"data file {path} does not exist: give a file of JSON lines"

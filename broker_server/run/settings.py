@@ -81,7 +81,11 @@ class RunSettings:
     accumulation_steps: int = option(Panel.TRAINING, "micro-batches in an optimizer step", 1)
     arms: str = option(Panel.TRAINING, "pruning ratios and ranks, RATIO:RANK,..., such as 0.0:8,0.25:8,0.5:4")
     scheduler: str = option(Panel.TRAINING, "who gets which arm: fedspine, uniform, ... (docs/scheduler.md)", "uniform")
-    aggregation: str = option(Panel.TRAINING, "fedspine, fedspine_holders, fedit, ... (docs/aggregation.md)")
+    aggregation: str = option(
+        Panel.TRAINING,
+        "fedspine, fedspine_holders, fedit, ... (docs/aggregation.md) (default: fedspine_holders, and fedspine where "
+        "classes come as they are)",
+    )
     learning_rate: float = option(Panel.TRAINING, "peak learning rate of AdamW")
     final_learning_rate_ratio: float = option(Panel.TRAINING, "the end of its cosine over the rounds, as a share", 0.1)
     weight_decay: float = option(Panel.TRAINING, "decoupled weight decay", 0.0)
@@ -157,23 +161,19 @@ class RunSettings:
         if self.class_balance and self.task != "text-classification":
             msg = f"class_balance is for text-classification, the task is {self.task}: leave it out"
             raise ConfigError(msg)
-        self._check_export()
         check_sparsity(self.sparsity)
         parse_split(self.split)
         self.coordinator_config(run_id="check", broker_url="", artifact_url="", artifact_digest="")
-
-    def _check_export(self) -> None:
-        """An artifact that is there is taken as it is."""
-        for name, default in (("base", "stored"), ("targets", "")):
-            value = getattr(self, name)
-            if self.artifact and value != default:
-                msg = f"{name} {value} is for an export, and the artifact is there already: leave one of them out"
-                raise ConfigError(msg)
 
     @property
     def fields(self) -> Fields:
         """Where text and labels are in the user's files."""
         return Fields(text=self.text_field, label=self.label_field if self.task == "text-classification" else None)
+
+    @property
+    def target_names(self) -> tuple[str, ...]:
+        """Linear layers that get LoRA factors, whole modules or their last parts; none for all."""
+        return tuple(name.strip() for name in self.targets.split(",")) if self.targets else ()
 
     @property
     def device_ids(self) -> tuple[str, ...]:
@@ -261,7 +261,6 @@ TASK_DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {
         "max_length": 64,
         "split": "iid",
         "arms": "0.0:8,0.25:8",
-        "aggregation": "fedspine",
         "learning_rate": 2e-3,
         "eval_examples": 500,
     },
@@ -273,7 +272,6 @@ TASK_DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {
         "max_length": 128,
         "split": "iid",
         "arms": "0.0:8,0.25:8",
-        "aggregation": "fedspine_holders",
         "learning_rate": 3e-3,
         "eval_examples": 96,
     },
@@ -320,7 +318,9 @@ def _defaults(given: Mapping[str, object]) -> dict[str, object]:
             msg = f"text-classification needs --{need}: what ships with the package is for causal-lm"
             raise ConfigError(msg)
     split = {} if given.get("data") else {"split": "by-key"}
-    return {**TASK_DEFAULTS[str(task)], **split, "task": task}
+    may_be_skewed = task == "text-classification" and not given.get("class_balance")
+    aggregation = "fedspine" if may_be_skewed else "fedspine_holders"  # docs/aggregation.md
+    return {**TASK_DEFAULTS[str(task)], **split, "aggregation": aggregation, "task": task}
 
 
 def _read_toml(path: Path) -> dict[str, object]:

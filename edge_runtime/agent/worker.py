@@ -118,6 +118,11 @@ class Workbench:
             self._prepare_s += time.perf_counter() - started
         return self._trainer
 
+    @property
+    def first_mode(self) -> Mode:
+        """The fastest mode that may be used."""
+        return self._settings.modes[0]
+
     def mode_for(self, plan: Plan, rank: int, batch_size: int, max_length: int) -> Mode:
         """The fastest mode that fits this device's memory.
 
@@ -324,7 +329,7 @@ def check_arms(workbench: Workbench, welcome: Welcome) -> Mode:
         except InsufficientMemoryError as error:
             refusals.append(error)
     if not refusals:
-        return MODES[0]
+        return workbench.first_mode
     msg = f"even the cheapest of {len(refusals)} arms does not fit: {refusals[-1]}"
     raise InsufficientMemoryError(msg) from refusals[-1]
 

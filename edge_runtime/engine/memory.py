@@ -131,8 +131,6 @@ def _weight_bytes(manifest: Manifest, plan: Plan, mode: Mode) -> tuple[int, int]
     In staged mode matrices of blocks, and a word embedding that is no output matrix, stay as they are stored; the
     matrices of one block are there as float32 too.
     """
-    table = (manifest.text.vocab_size, manifest.hidden_size)
-    is_tied = manifest.task == "causal-lm" and sum(tensor.shape == table for tensor in manifest.tensors) == 1
     weights = stored = 0.0
     converted: dict[int, int] = {}
     for tensor in manifest.tensors:
@@ -142,7 +140,7 @@ def _weight_bytes(manifest: Manifest, plan: Plan, mode: Mode) -> tuple[int, int]
         if mode == "staged" and tensor.layer is not None and len(shape) > 1 and tensor.dtype != "float32":
             weights += size * _STORED_BYTES[tensor.dtype]
             converted[tensor.layer] = converted.get(tensor.layer, 0) + size * _FLOAT_BYTES
-        elif mode == "staged" and tensor.name == manifest.word_embedding and not is_tied:
+        elif mode == "staged" and tensor.name == manifest.word_embedding and not manifest.is_embedding_tied:
             weights += size * _STORED_BYTES[tensor.dtype]
         else:
             weights += size * _FLOAT_BYTES

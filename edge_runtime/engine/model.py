@@ -62,7 +62,7 @@ class Model(Protocol):
 
 
 class Graphs(Protocol):
-    """Loaded graphs of one artifact in one mode: they hold no weights, so they serve every arm and several threads."""
+    """Graphs of one artifact in one mode; without weights, so they serve all arms and, once loaded, all threads."""
 
     def load_training(self) -> None:
         """Load what training needs now, not on first use.

@@ -54,10 +54,9 @@ class StagedGraphs:
 
     @property
     def keeps_stored(self) -> Collection[str]:
-        """Matrices of blocks, converted when it is their turn; and the token embedding, of which rows are looked up."""
+        """Matrices of blocks, converted when it is their turn; and a word embedding that is only looked up."""
         kept = {tensor.name for tensor in self.manifest.tensors if tensor.layer is not None and len(tensor.shape) > 1}
-        embedding = self.manifest.word_embedding
-        return kept if embedding in self.stage(names.HEAD_STAGE).inputs else {*kept, embedding}
+        return kept if self.manifest.is_embedding_tied else {*kept, self.manifest.word_embedding}
 
     def load_training(self) -> None:
         """See :meth:`edge_runtime.engine.model.Graphs.load_training`."""

@@ -9,6 +9,7 @@ Shape legend: ``R`` LoRA rank, ``N`` number of trainable elements.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Final, Literal
 
 import msgspec
@@ -18,6 +19,9 @@ from edge_runtime.wire.errors import ArtifactVersionError, ManifestError
 
 FORMAT_VERSION: Final = 2
 """Version of the artifact format; an artifact of another version is refused."""
+
+NF4_BLOCK_SIZE: Final = 64
+"""Elements of a block in nf4."""
 
 Task = Literal["text-classification", "causal-lm"]
 Dtype = Literal["float32", "float16", "int8", "nf4"]
@@ -56,6 +60,11 @@ class GroupSpec(msgspec.Struct, frozen=True, kw_only=True):
     num_units: int
 
 
+def block_axis(prunes: Iterable[PruneAxis]) -> int:
+    """The axis of a matrix along which blocks of nf4 lie: along rows, or down columns where columns are pruned."""
+    return 0 if any(prune.axis == 1 for prune in prunes) else 1
+
+
 class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A frozen weight: an input of the graphs, stored in the base blob under the same name."""
 
@@ -70,8 +79,8 @@ class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def block_axis(self) -> int:
-        """The axis along which blocks of nf4 lie: rows' elements, or down the columns where columns are pruned."""
-        return 0 if any(prune.axis == 1 for prune in self.prune) else 1
+        """See :func:`block_axis`."""
+        return block_axis(self.prune)
 
 
 class TargetSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,6 +141,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, FileRef]
     producer: dict[str, str]
     """Versions of the packages that wrote it."""
+
+    @property
+    def is_embedding_tied(self) -> bool:
+        """Whether a causal-lm's word embedding is its output matrix: outside blocks no other has its shape."""
+        outside = [tensor for tensor in self.tensors if tensor.layer is None]
+        (table,) = (tensor.shape for tensor in outside if tensor.name == self.word_embedding)
+        return self.task == "causal-lm" and sum(tensor.shape == table for tensor in outside) == 1
 
     def group(self, layer: int, name: str) -> GroupSpec:
         """The group ``name`` of ``layer``.
@@ -203,6 +219,7 @@ def _check(manifest: Manifest) -> None:
             raise ManifestError(msg)
         sizes[group.layer, group.group] = group.num_units
     _check_targets(manifest)
+    _check_tensors(manifest)
     _check_axes(manifest, sizes)
     for name, ref in manifest.files.items():
         is_plain = bool(name) and not name.startswith(".") and "/" not in name and "\\" not in name
@@ -217,6 +234,31 @@ def _check_targets(manifest: Manifest) -> None:
     if layers != sorted(layers) or not all(0 <= layer < manifest.num_layers for layer in layers):
         msg = f"manifest lists targets of layers {layers}, expected those of 0 to {manifest.num_layers - 1}, ascending"
         raise ManifestError(msg)
+
+
+def _check_tensors(manifest: Manifest) -> None:
+    """What the staged mode and the base blob rely on."""
+    matrices = {tensor.name for tensor in manifest.tensors if len(tensor.shape) == 2 and tensor.layer is None}
+    if manifest.word_embedding not in matrices:
+        msg = f"manifest has no matrix {manifest.word_embedding!r}, which it says is the word embedding"
+        raise ManifestError(msg)
+    for tensor in manifest.tensors:
+        if tensor.layer is not None and not (
+            0 <= tensor.layer < manifest.num_layers and tensor.name.startswith(manifest.block_prefixes[tensor.layer])
+        ):
+            msg = f"{tensor.name} is said to be of layer {tensor.layer}, whose names begin otherwise"
+            raise ManifestError(msg)
+        if tensor.dtype in {"int8", "nf4"} and not _is_divisible(tensor):
+            msg = f"{tensor.name} of shape {tensor.shape} cannot be stored as {tensor.dtype}"
+            raise ManifestError(msg)
+
+
+def _is_divisible(tensor: TensorSpec) -> bool:
+    """Whether a tensor can be stored in few bits: a matrix; for nf4 of whole blocks, which no plan cuts."""
+    if len(tensor.shape) != 2:
+        return False
+    is_cut = any(prune.axis == tensor.block_axis for prune in tensor.prune)
+    return tensor.dtype == "int8" or (tensor.shape[tensor.block_axis] % NF4_BLOCK_SIZE == 0 and not is_cut)
 
 
 def _check_axes(manifest: Manifest, sizes: dict[tuple[int, str], int]) -> None:

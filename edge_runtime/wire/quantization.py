@@ -21,15 +21,13 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_runtime.wire.errors import TensorError
-from edge_runtime.wire.manifest import TensorSpec
+from edge_runtime.wire.manifest import NF4_BLOCK_SIZE, TensorSpec
 
 Kind = Literal["int8", "nf4"]
 Array = npt.NDArray[np.float32]
 
 SCALES_SUFFIX: Final = ".scales"
 """What follows a matrix's name in the base blob for its scales."""
-BLOCK_SIZE: Final = 64
-"""Elements of an nf4 block."""
 
 NF4: Final = np.array(
     [
@@ -102,11 +100,11 @@ class Quantized:
         scales = self.scales.astype(np.float32)
         if self.axis == 1:
             np.take(_PAIRS, self.codes, out=out.view(np.float64), mode="clip")  # "raise" would buffer; no code is wrong
-            out.reshape(rows, -1, BLOCK_SIZE)[...] *= scales[:, :, None]
+            out.reshape(rows, -1, NF4_BLOCK_SIZE)[...] *= scales[:, :, None]
         else:
             out[0::2] = _LOW[self.codes]
             out[1::2] = _HIGH[self.codes]
-            out.reshape(-1, BLOCK_SIZE, columns)[...] *= scales[:, None, :]
+            out.reshape(-1, NF4_BLOCK_SIZE, columns)[...] *= scales[:, None, :]
 
     def float32(self) -> Array:
         """The matrix, float32 ``[R, C]``."""
@@ -133,11 +131,11 @@ def quantize(weight: Array, kind: Kind, axis: int = 1) -> Quantized:
         largest = np.abs(weight).max(axis=1, keepdims=True)
         scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
         return Quantized(kind=kind, codes=np.rint(weight / scales).astype(np.int8), scales=scales, axis=1)
-    if weight.shape[axis] % BLOCK_SIZE:
-        msg = f"nf4 needs a multiple of {BLOCK_SIZE} elements along axis {axis}, got shape {weight.shape}"
+    if weight.shape[axis] % NF4_BLOCK_SIZE:
+        msg = f"nf4 needs a multiple of {NF4_BLOCK_SIZE} elements along axis {axis}, got shape {weight.shape}"
         raise TensorError(msg)
     lines = weight if axis == 1 else weight.T
-    blocks = lines.reshape(lines.shape[0], -1, BLOCK_SIZE)
+    blocks = lines.reshape(lines.shape[0], -1, NF4_BLOCK_SIZE)
     largest = np.abs(blocks).max(axis=2)
     if largest.max() > np.finfo(np.float16).max:
         msg = "weights beyond float16 cannot be kept in nf4: keep them as int8 or float16"
@@ -165,7 +163,7 @@ def stored_tensor(tensors: Mapping[str, npt.NDArray[Any]], spec: TensorSpec) -> 
     if kind == "nf4":
         axis, scales = spec.block_axis, list(spec.shape)
         codes[axis] //= 2
-        scales[axis] //= BLOCK_SIZE
+        scales[axis] //= NF4_BLOCK_SIZE
     return Quantized(
         kind=kind,
         codes=_part(tensors, spec.name, tuple(codes), "int8" if kind == "int8" else "uint8"),

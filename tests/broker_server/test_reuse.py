@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from broker_server.errors import ConfigError
-from broker_server.run.reuse import adopt_artifact, check_artifact
+from broker_server.run.reuse import Stored, adopt_artifact, check_artifact
 from edge_runtime.engine.errors import ArtifactCorruptedError
+from exporter.export import export_model
 
 
 def test_the_files_of_an_artifact_are_shared_not_copied(tiny_bert_artifact: Path, tmp_path: Path) -> None:
@@ -52,6 +53,41 @@ def test_an_artifact_of_other_classes_is_refused(tiny_bert_artifact: Path, tmp_p
 def test_an_artifact_of_another_task_is_refused(tiny_bert_artifact: Path) -> None:
     with pytest.raises(ConfigError, match="is for text-classification, expected causal-lm"):
         check_artifact(tiny_bert_artifact, "causal-lm")
+
+
+@pytest.mark.parametrize("base", ["stored", "float32"])
+@pytest.mark.parametrize(
+    "targets", [(), ("query", "key", "value", "dense"), ("attention.self.query", "key", "value", "dense")]
+)
+def test_an_artifact_that_is_what_was_asked_for_is_taken(
+    tiny_bert_artifact: Path, base: Stored, targets: tuple[str, ...]
+) -> None:
+    check_artifact(tiny_bert_artifact, "text-classification", base=base, targets=targets)
+
+
+@pytest.mark.parametrize("base", ["int8", "nf4"])
+def test_an_artifact_that_is_stored_otherwise_is_refused(tiny_bert_artifact: Path, base: Stored) -> None:
+    with pytest.raises(ConfigError, match=f"stores .* as float32, --base says {base}"):
+        check_artifact(tiny_bert_artifact, "text-classification", base=base)
+
+
+@pytest.mark.parametrize("targets", [("query",), ("query", "key", "value"), ("uery",)])
+def test_an_artifact_of_other_targets_is_refused(tiny_bert_artifact: Path, targets: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match=f"--targets says {','.join(targets)}"):
+        check_artifact(tiny_bert_artifact, "text-classification", targets=targets)
+
+
+@pytest.mark.parametrize("base", ["int8", "nf4", "float16"])
+def test_what_an_export_with_a_base_makes_passes_for_it(tiny_bert_model: Path, tmp_path: Path, base: Stored) -> None:
+    out, labels = tmp_path / "out", ["red", "green", "blue"]
+    export_model(
+        tiny_bert_model, "text-classification", out, labels=labels, base_dtype=base, targets=["query", "value"]
+    )
+
+    check_artifact(out, "text-classification", base=base, targets=("query", "value"))
+
+    with pytest.raises(ConfigError, match="--base says float32"):
+        check_artifact(out, "text-classification", base="float32")
 
 
 def test_a_directory_that_is_no_artifact_is_refused(tmp_path: Path) -> None:

@@ -68,8 +68,6 @@ def test_class_balance_reaches_the_coordinator() -> None:
         ({"class_balance": 0.5}, "class_balance is for text-classification"),
         ({**CLASSIFY, "class_balance": 1.5}, "class_balance is 1.5"),
         ({"base": "int2"}, "setting has a wrong value"),
-        ({"base": "nf4", "artifact": "somewhere"}, "base nf4 is for an export"),
-        ({"targets": "query", "artifact": "somewhere"}, "targets query is for an export"),
         ({"colour": "red"}, "setting 'colour' is not known"),
     ],
 )

@@ -16,7 +16,7 @@ from broker_server.run.settings import resolve
 from broker_server.scheduler import SCHEDULERS
 from tests.broker_server.compare.samples import comparison
 
-SHARED = Shared(rounds=20, sparsity=0.5, is_class_skewed=True, arms=parse_arms("0.0:4,0.0:16,0.25:8,0.5:16"))
+SHARED = Shared(rounds=20, sparsity=0.5, arms=parse_arms("0.0:4,0.0:16,0.25:8,0.5:16"))
 BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks" / "compare"
 
 

@@ -15,7 +15,15 @@ import pytest
 
 from edge_runtime.agent.cache import MAX_ARTIFACTS, ArtifactCache
 from edge_runtime.link.errors import ArtifactCorruptedError, ArtifactUnreachableError
-from edge_runtime.wire.manifest import FORMAT_VERSION, FileRef, Manifest, TextSpec, digest_of, encode_manifest
+from edge_runtime.wire.manifest import (
+    FORMAT_VERSION,
+    FileRef,
+    Manifest,
+    TensorSpec,
+    TextSpec,
+    digest_of,
+    encode_manifest,
+)
 
 FILES = {"training.onnx": b"graph" * 1000, "base.safetensors": b"weights" * 3000}
 
@@ -36,7 +44,7 @@ def write_artifact(folder: Path, name: str = "small") -> str:
         labels=("a", "b"),
         text=TextSpec(pad_token_id=0, eos_token_id=None, append_eos=False, max_length=8, vocab_size=9),
         groups=(),
-        tensors=(),
+        tensors=(TensorSpec(name="embedding", shape=(9, 4), dtype="float32", layer=None),),
         targets=(),
         dense=(),
         files=refs,

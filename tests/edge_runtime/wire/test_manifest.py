@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import pytest
@@ -84,6 +84,46 @@ def test_axes_that_do_not_fit_their_tensor_are_refused(manifest: Manifest, axis:
     fields["tensors"][0]["prune"][0] |= axis
     with pytest.raises(ManifestError, match=r"l0\.q\.weight"):
         decode_manifest(json.dumps(fields).encode())
+
+
+@pytest.mark.parametrize(
+    ("number", "changed", "message"),
+    [
+        (-1, {"shape": [20 * 6]}, "no matrix 'embed.weight'"),
+        (-1, {"name": "other.weight"}, "no matrix 'embed.weight'"),
+        (0, {"layer": 1}, "of layer 1, whose names begin otherwise"),
+        (0, {"layer": 7}, "of layer 7, whose names begin otherwise"),
+        (0, {"layer": -1}, "of layer -1, whose names begin otherwise"),
+        (0, {"name": "q.weight"}, "of layer 0, whose names begin otherwise"),
+        (0, {"dtype": "nf4"}, "cannot be stored as nf4"),
+        (-1, {"dtype": "nf4", "shape": [20, 63]}, "cannot be stored as nf4"),
+        (0, {"dtype": "int8", "shape": [8], "prune": []}, "cannot be stored as int8"),
+    ],
+    ids=str,
+)
+def test_tensors_that_staged_mode_cannot_use_are_refused(
+    manifest: Manifest, number: int, changed: dict[str, Any], message: str
+) -> None:
+    fields = json.loads(encode_manifest(manifest))
+    fields["tensors"][number] |= changed
+    with pytest.raises(ManifestError, match=message):
+        decode_manifest(json.dumps(fields).encode())
+
+
+def test_whole_blocks_of_nf4_along_an_axis_that_no_plan_cuts_are_taken(manifest: Manifest) -> None:
+    fields = json.loads(encode_manifest(manifest))
+    fields["tensors"][-1] |= {"dtype": "nf4", "shape": [20, 64]}
+    assert decode_manifest(json.dumps(fields).encode()).tensors[-1].dtype == "nf4"
+
+
+@pytest.mark.parametrize(("task", "is_tied"), [("causal-lm", True), ("text-classification", False)])
+def test_an_embedding_without_an_output_matrix_beside_it_is_tied(
+    manifest: Manifest, task: Literal["causal-lm", "text-classification"], *, is_tied: bool
+) -> None:
+    assert msgspec.structs.replace(manifest, task=task).is_embedding_tied is is_tied
+    output = msgspec.structs.replace(manifest.tensors[-1], name="lm_head.weight")
+    untied = msgspec.structs.replace(manifest, task=task, tensors=(*manifest.tensors, output))
+    assert not untied.is_embedding_tied
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime.wire.errors import TensorError
-from edge_runtime.wire.quantization import BLOCK_SIZE, NF4, Kind, quantize
+from edge_runtime.wire.manifest import NF4_BLOCK_SIZE
+from edge_runtime.wire.quantization import NF4, Kind, quantize
 
 KINDS = [("int8", 1), ("nf4", 1), ("nf4", 0)]
 
@@ -31,7 +32,7 @@ def test_int8_is_off_by_half_a_step_of_its_row(seed: int) -> None:
 def test_nf4_takes_the_nearest_of_sixteen(axis: int, seed: int) -> None:
     weight = matrix(128, 64, seed) if axis == 1 else matrix(64, 128, seed)
     lines, got = (value if axis == 1 else value.T for value in (weight, quantize(weight, "nf4", axis).float32()))
-    blocks, found = lines.reshape(-1, BLOCK_SIZE), got.reshape(-1, BLOCK_SIZE)
+    blocks, found = lines.reshape(-1, NF4_BLOCK_SIZE), got.reshape(-1, NF4_BLOCK_SIZE)
     scales = np.abs(blocks).max(axis=1, keepdims=True)
     nearest = np.abs((blocks / scales)[:, :, None] - NF4).min(axis=2) * scales
     assert (np.abs(found - blocks) <= nearest + 2e-3 * scales).all()  # scales are float16

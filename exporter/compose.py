@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from edge_runtime.wire.manifest import Manifest
     from exporter.graph import Dimension
+    from exporter.stage_graph import StageGraph
     from models.family import Family
 
 
@@ -48,7 +49,7 @@ class Composition:
         graph = self.graph
         for name in (names.INPUT_IDS, names.ATTENTION_MASK):
             graph.input(name, np.int64, ("batch", "length"))
-        for name in (names.ROWS, names.TARGETS):
+        for name in (names.TARGETS,) if self._family.scores_first_only else (names.ROWS, names.TARGETS):
             graph.input(name, np.int64, ("targets",))
         graph.input(names.PARAMS, np.float32, ("num_params",))
         graph.input(names.SPLIT_SIZES, np.int64, ("num_tensors",))
@@ -78,11 +79,14 @@ class Composition:
                 inputs[factor] = self._trainable[prefix + factor]
         return {**inputs, **self._context, names.LORA_SCALING: names.LORA_SCALING, HIDDEN: hidden}
 
+    def _stage(self, layer: int) -> StageGraph:
+        return self._stages.last_block if layer == self._family.num_layers - 1 else self._stages.block
+
     def block(self, layer: int, hidden: str) -> str:
         """Place the forward of a block; returns its hidden states."""
         sizes = {**self._batch_sizes, RANK: names.RANK, **self._unit_sizes(layer)}
         with self.graph.scope(f"block{layer}"):
-            out = self._stages.block.place(self.graph, self._block_inputs(layer, hidden), sizes, [HIDDEN])
+            out = self._stage(layer).place(self.graph, self._block_inputs(layer, hidden), sizes, [HIDDEN])
         return out[HIDDEN]
 
     def block_backward(self, layer: int, hidden: str, gradient: str) -> tuple[dict[str, str], str | None]:
@@ -103,30 +107,35 @@ class Composition:
         wanted = [*map(grad_of, factors)] + ([INPUT_GRAD] if layer else [])
         sizes = {**self._batch_sizes, RANK: names.RANK, **self._unit_sizes(layer)}
         with self.graph.scope(f"block{layer}.backward"):
-            out = self._stages.block.place(self.graph, inputs, sizes, wanted)
+            out = self._stage(layer).place(self.graph, inputs, sizes, wanted)
         return {prefix + factor: out[grad_of(factor)] for factor in factors}, out.get(INPUT_GRAD)
 
     def head(self, hidden: str, wanted: list[str]) -> dict[str, str]:
         """Place the head, or what ``wanted`` needs of it, on the positions that are scored.
 
         Args:
-            hidden: hidden states ``[B, S, H]`` of the last block.
+            hidden: hidden states of the last block, ``[B, S, H]``, or ``[B, 1, H]`` where no others are scored.
             wanted: outputs of the stage; the gradient with respect to ``hidden`` comes back in its shape.
         """
-        graph, sizes = self.graph, {TARGETS: size_of(self.graph, names.ROWS, 0)}
+        graph, sizes = self.graph, {TARGETS: size_of(self.graph, names.TARGETS, 0)}
         inputs = {p.name: self._trainable.get(p.name, p.name) for p in self._family.head_params}
         inputs |= {names.TARGETS: names.TARGETS, names.LOSS_SCALE: names.LOSS_SCALE}
         with graph.scope("head"):
             shape = graph.op("Shape", hidden)
             tokens = graph.op("Reshape", hidden, graph.constant([-1, self._manifest.hidden_size], np.int64))
-            inputs[HIDDEN] = graph.op("Gather", tokens, names.ROWS, axis=0)
+            is_scored = self._family.scores_first_only
+            inputs[HIDDEN] = tokens if is_scored else graph.op("Gather", tokens, names.ROWS, axis=0)
             found = self._stages.head.place(graph, inputs, sizes, wanted)
             if INPUT_GRAD in found:
-                zeros = graph.op("ConstantOfShape", graph.op("Shape", tokens))
-                rows = graph.op("Unsqueeze", names.ROWS, graph.constant([1], np.int64))
-                spread = graph.op("ScatterND", zeros, rows, found[INPUT_GRAD])
-                found[INPUT_GRAD] = graph.op("Reshape", spread, shape)
+                gradient = found[INPUT_GRAD] if is_scored else self._spread(found[INPUT_GRAD], tokens)
+                found[INPUT_GRAD] = graph.op("Reshape", gradient, shape)
         return found
+
+    def _spread(self, gradient: str, tokens: str) -> str:
+        """The gradient of scored positions ``[T, H]`` among zeros for the others, in the shape of ``tokens``."""
+        zeros = self.graph.op("ConstantOfShape", self.graph.op("Shape", tokens))
+        rows = self.graph.op("Unsqueeze", names.ROWS, self.graph.constant([1], np.int64))
+        return self.graph.op("ScatterND", zeros, rows, gradient)
 
 
 def evaluation_graph(family: Family, manifest: Manifest, stages: Stages) -> onnx.ModelProto:

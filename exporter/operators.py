@@ -6,6 +6,8 @@ ATen. An operation that is missing is refused by name; add a function here.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -222,6 +224,16 @@ def _slice(t: Operands, x: Any, dim: int = 0, start: Any = 0, end: Any = None, s
     return t.graph.op("Slice", x.name, t.sizes([start or 0]), stop, t.sizes([dim]), t.sizes([step]))
 
 
+@_handles("slice_scatter.default")
+def _slice_scatter(t: Operands, x: Any, part: Any, dim: int = 0, start: Any = 0, end: Any = None, step: int = 1) -> str:
+    """``x`` with ``part`` in place of its beginning, as the gradient of such a slice has it."""
+    if start or step != 1 or end is None:
+        msg = "slice_scatter has a translation for the beginning of an axis alone"
+        raise ExportError(msg)
+    rest = t.graph.op("Slice", x.name, t.sizes([end]), t.sizes([2**63 - 1]), t.sizes([dim]))
+    return t.graph.op("Concat", part.name, rest, axis=dim)
+
+
 @_handles("select.int")
 def _select(t: Operands, x: Any, dim: int, index: Any) -> str:
     return t.graph.op("Gather", x.name, t.graph.constant(index, np.int64), axis=dim)
@@ -287,6 +299,61 @@ def _gather(t: Operands, x: Any, dim: int, index: Any) -> str:
 @_handles("scatter_add.default")
 def _scatter_add(t: Operands, x: Any, dim: int, index: Any, source: Any) -> str:
     return t.graph.op("ScatterElements", x.name, index.name, source.name, axis=dim, reduction="add")
+
+
+# ---- backward ----
+# Elementwise passes over activations cost a quarter of a step: these are written in as few as there are operators for.
+
+
+@_handles("gelu_backward.default")
+def _gelu_backward(t: Operands, gradient: Any, x: Any, *, approximate: str = "none") -> str:
+    """``g (cdf(x) + x pdf(x))``, with ``u = x / sqrt(2)`` and ``x pdf(x) = u exp(-u^2) / sqrt(pi)``.
+
+    HardSigmoid is ``(y + 1) / 2`` in one pass for y in [-1, 1].
+    """
+    op, number = t.graph.op, functools.partial(t.graph.constant, dtype=np.float32)
+    if approximate == "tanh":
+        return _gelu_tanh_backward(t, gradient.name, x.name)
+    u = op("Mul", x.name, number(math.sqrt(0.5)))
+    cdf = op("HardSigmoid", op("Erf", u), alpha=0.5, beta=0.5)
+    bell = op("Exp", op("Sub", number(-0.5 * math.log(math.pi)), op("Mul", u, u)))
+    return op("Mul", gradient.name, op("Add", cdf, op("Mul", u, bell)))
+
+
+def _gelu_tanh_backward(t: Operands, gradient: str, x: str) -> str:
+    """``g (p + x 2 p (1 - p) z')`` with ``z = sqrt(2 / pi) (x + 0.044715 x^3)`` and ``p = (1 + tanh(z)) / 2``."""
+    op, number = t.graph.op, functools.partial(t.graph.constant, dtype=np.float32)
+    slope, cubic = math.sqrt(2 / math.pi), 0.044715
+    square = op("Mul", x, x)
+    z = op("Mul", x, op("Add", op("Mul", square, number(slope * cubic)), number(slope)))
+    p = op("HardSigmoid", op("Tanh", z), alpha=0.5, beta=0.5)
+    spread = op("Mul", op("Mul", p, op("Sub", number(1), p)), x)
+    derivative = op("Add", op("Mul", square, number(6 * slope * cubic)), number(2 * slope))
+    return op("Mul", gradient, op("Add", p, op("Mul", spread, derivative)))
+
+
+@_handles("native_layer_norm_backward.default")
+def _layer_norm_backward(  # noqa: PLR0913, PLR0917 - ATen's signature
+    t: Operands,
+    gradient: Any,
+    x: Any,
+    shape: Sequence[int],
+    mean: Any,
+    rstd: Any,
+    weight: Any,
+    bias: Any,
+    output_mask: Sequence[bool],
+) -> tuple[str, str, str]:
+    """With ``y = g w`` and ``c = x - mean``: ``rstd (y - mean(y) - c rstd^2 mean(y c))``, for ``x`` alone."""
+    del bias
+    if list(output_mask) != [True, False, False] or len(shape) != 1:
+        msg = "the gradient of a layer norm has a translation for its input alone, over one axis"
+        raise ExportError(msg)
+    op, axis = t.graph.op, t.graph.constant([-1], np.int64)
+    y, c = op("Mul", gradient.name, weight.name), op("Sub", x.name, mean.name)
+    slope = op("Mul", op("Mul", rstd.name, rstd.name), op("ReduceMean", op("Mul", y, c), axis, keepdims=1))
+    centred = op("Sub", op("Sub", y, op("Mul", c, slope)), op("ReduceMean", y, axis, keepdims=1))
+    return op("Mul", centred, rstd.name), "", ""
 
 
 # ---- new tensors ----

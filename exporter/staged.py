@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     import onnx
 
     from edge_runtime.wire.manifest import Manifest
-    from exporter.graph import Output
+    from exporter.graph import Dimension, Output
+    from exporter.stage_graph import StageGraph
     from models.family import Family, ParamSpec
 
 _TOKENS = ("batch", "length")
@@ -30,11 +31,16 @@ _TOKENS = ("batch", "length")
 
 def stage_graphs(family: Family, manifest: Manifest, stages: Stages) -> dict[str, onnx.ModelProto]:
     """All graphs of the staged mode, by file; their inputs and outputs are in :mod:`edge_runtime.wire.names`."""
+    last: dict[str, onnx.ModelProto] = {}
+    if family.scores_first_only:
+        last[names.LAST_BLOCK_STAGE] = _block(family, stages.last_block, 1)
+        last[names.LAST_BACKWARD_STAGE] = _block_backward(family, stages.last_block, 1, is_first=False)
     return {
         names.EMBEDDING_STAGE: _embedding(family, stages),
-        names.BLOCK_STAGE: _block(family, stages),
-        names.BLOCK_BACKWARD_STAGE: _block_backward(family, stages, is_first=False),
-        names.FIRST_BACKWARD_STAGE: _block_backward(family, stages, is_first=True),
+        names.BLOCK_STAGE: _block(family, stages.block, "length"),
+        names.BLOCK_BACKWARD_STAGE: _block_backward(family, stages.block, "length", is_first=False),
+        names.FIRST_BACKWARD_STAGE: _block_backward(family, stages.block, "length", is_first=True),
+        **last,
         names.HEAD_STAGE: _head(family, stages),
         names.SCORE_STAGE: _score(family, manifest, stages),
     }
@@ -54,23 +60,22 @@ def _embedding(family: Family, stages: Stages) -> onnx.ModelProto:
     return graph.model("embedding", outputs)
 
 
-def _block(family: Family, stages: Stages) -> onnx.ModelProto:
+def _block(family: Family, stage: StageGraph, num_out: Dimension) -> onnx.ModelProto:
     graph = Graph()
     inputs, sizes = _block_inputs(graph, family)
-    found = stages.block.place(graph, inputs, sizes, [names.HIDDEN])
-    return graph.model("block", {names.HIDDEN_OUT: (found[names.HIDDEN], np.float32, (*_TOKENS, family.hidden_size))})
+    found = stage.place(graph, inputs, sizes, [names.HIDDEN])
+    shape = ("batch", num_out, family.hidden_size)
+    return graph.model("block", {names.HIDDEN_OUT: (found[names.HIDDEN], np.float32, shape)})
 
 
-def _block_backward(family: Family, stages: Stages, *, is_first: bool) -> onnx.ModelProto:
+def _block_backward(family: Family, stage: StageGraph, num_out: Dimension, *, is_first: bool) -> onnx.ModelProto:
     graph = Graph()
     hidden = (*_TOKENS, family.hidden_size)
     inputs, sizes = _block_inputs(graph, family)
-    inputs[names.HIDDEN_GRAD] = graph.input(names.HIDDEN_GRAD, np.float32, hidden)
+    inputs[names.HIDDEN_GRAD] = graph.input(names.HIDDEN_GRAD, np.float32, ("batch", num_out, family.hidden_size))
     graph.input(names.GRAD_ACCUM, np.float32, ("num_params",))
     factors = _factors(family)
-    found = stages.block.place(
-        graph, inputs, sizes, [*map(grad_of, factors), *([] if is_first else [names.INPUT_GRAD])]
-    )
+    found = stage.place(graph, inputs, sizes, [*map(grad_of, factors), *([] if is_first else [names.INPUT_GRAD])])
     summed = accumulated(graph, factors, {name: found[grad_of(name)] for name in factors})
     outputs: dict[str, Output] = {names.GRAD_ACCUM_OUT: (summed, np.float32, ("num_params",))}
     if not is_first:

@@ -32,6 +32,8 @@ class Stages:
 
     embedding: StageGraph
     block: StageGraph
+    last_block: StageGraph
+    """The block that computes what is scored alone; the same as the others where that is every token."""
     head: StageGraph
 
 
@@ -41,9 +43,11 @@ def trace_stages(family: Family) -> Stages:
     Raises:
         ExportError: a stage uses an operation that has no translation, or fixes a size.
     """
+    block = translate(_trace_block(family, first_only=False))
     return Stages(
         embedding=translate(_trace_embedding(family)),
-        block=translate(_trace_block(family)),
+        block=block,
+        last_block=translate(_trace_block(family, first_only=True)) if family.scores_first_only else block,
         head=translate(_trace_head(family)),
     )
 
@@ -60,7 +64,7 @@ def _trace_embedding(family: Family) -> Traced:
     return tracer.trace(embed, weights | inputs)
 
 
-def _trace_block(family: Family) -> Traced:
+def _trace_block(family: Family, *, first_only: bool) -> Traced:
     tracer = Tracer([BATCH, LENGTH, RANK, *family.groups])
     inputs = {p.name: tracer.tensor(_axes(p)) for p in family.block_params}
     axes = {p.name: _axes(p) for p in family.block_params}
@@ -70,14 +74,16 @@ def _trace_block(family: Family) -> Traced:
         for name, shape in ((names.lora_a(module), (RANK, columns)), (names.lora_b(module), (rows, RANK))):
             inputs[name] = tracer.tensor(shape)
             trainable.append(name)
-    hidden: tuple[Axis, ...] = (BATCH, LENGTH, family.hidden_size)
     inputs |= {spec.name: tracer.tensor(spec.shape) for spec in family.context}
-    inputs |= {names.LORA_SCALING: tracer.tensor(()), HIDDEN: tracer.tensor(hidden), HIDDEN_GRAD: tracer.tensor(hidden)}
+    inputs[names.LORA_SCALING] = tracer.tensor(())
+    inputs[HIDDEN] = tracer.tensor((BATCH, LENGTH, family.hidden_size))
+    inputs[HIDDEN_GRAD] = tracer.tensor((BATCH, 1 if first_only else LENGTH, family.hidden_size))
 
     def block(t: Tensors) -> Tensors:
         leaves = {name: t[name].detach().requires_grad_() for name in (*trainable, HIDDEN)}
         t = {**t, **leaves}
-        out = family.block(t, t[HIDDEN], {spec.name: t[spec.name] for spec in family.context})
+        context = {spec.name: t[spec.name] for spec in family.context}
+        out = family.block(t, t[HIDDEN], context, first_only=first_only)
         gradients = torch.autograd.grad(out, list(leaves.values()), t[HIDDEN_GRAD])
         return {HIDDEN: out, **dict(zip([*map(grad_of, trainable), INPUT_GRAD], gradients, strict=True))}
 

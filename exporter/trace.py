@@ -27,6 +27,9 @@ TARGETS: Final = "targets"
 _FIRST_HINT: Final = 10_007
 _HINT_STEP: Final = 1_006
 
+_WHOLE: Final = {torch.ops.aten.gelu_backward.default, torch.ops.aten.native_layer_norm_backward.default}
+"""Core ATen takes these apart; :mod:`exporter.operators` has ways with fewer passes over memory."""
+
 Tensors = Mapping[str, torch.Tensor]
 Axis = int | str | tuple[str, int]
 """A fixed size, a named size, or a named size times a fixed one."""
@@ -89,8 +92,9 @@ class Tracer:
             outputs[:] = list(result)
             return list(result.values())
 
+        decompositions = {op: how for op, how in core_aten_decompositions().items() if op not in _WHOLE}
         with self._mode:
-            module = make_fx(flat, decomposition_table=dict(core_aten_decompositions()))(*inputs.values())
+            module = make_fx(flat, decomposition_table=decompositions)(*inputs.values())
         symbols = {str(size.node.expr): name for name, size in self._sizes.items()}
         if lost := set(self._sizes) - set(symbols.values()) or any(not s.isidentifier() for s in symbols):
             msg = f"tracing fixed or merged a size that must stay free: {lost} ({sorted(symbols)})"

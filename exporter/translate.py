@@ -73,7 +73,8 @@ class _Translation(Operands):
         self.dtype, self.shape = first.dtype, tuple(first.shape)
         result = handler_for(node.target)(self, *args, **kwargs)
         if isinstance(result, tuple):
-            return tuple(self._value(name, part) for name, part in zip(result, fake, strict=True))
+            parts = zip(result, fake, strict=True)
+            return tuple(None if part is None else self._value(name, part) for name, part in parts)
         return self._value(result, fake)
 
     @staticmethod

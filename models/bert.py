@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -11,6 +10,7 @@ from torch.nn import functional
 from transformers.activations import ACT2FN
 
 from edge_runtime.wire.manifest import PruneAxis, Task
+from models.attention import attend
 from models.errors import ModelUnsupportedError
 from models.family import CHANNELS, HEADS, ContextSpec, Family, ParamSpec
 from models.lora import Weights, linear
@@ -26,6 +26,7 @@ class Bert(Family):
     name: ClassVar[str] = "bert"
     model_types: ClassVar[tuple[str, ...]] = ("bert",)
     tasks: ClassVar[tuple[Task, ...]] = ("text-classification",)
+    scores_first_only: ClassVar[bool] = True
 
     def __init__(self, config: Any, task: Task) -> None:
         """See :meth:`models.family.Family.__init__`."""
@@ -107,30 +108,35 @@ class Bert(Family):
         padding = 1.0 - attention_mask[:, None, None, :].to(torch.float32)
         return hidden, {"mask": padding * torch.finfo(torch.float32).min}
 
-    def block(self, weights: Weights, hidden: torch.Tensor, context: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def block(
+        self, weights: Weights, hidden: torch.Tensor, context: Mapping[str, torch.Tensor], *, first_only: bool = False
+    ) -> torch.Tensor:
         """See :meth:`models.family.Family.block`."""
-        tokens = hidden.flatten(0, 1)
-        attended = linear(weights, "attention.output.dense", self._attention(weights, tokens, context["mask"]))
+        asking = hidden[:, :1] if first_only else hidden
+        tokens = asking.flatten(0, 1)
+        attended = linear(weights, "attention.output.dense", self._attention(weights, asking, hidden, context["mask"]))
         tokens = self._norm(weights, "attention.output.LayerNorm", attended + tokens)
         wide = self.activation(linear(weights, "intermediate.dense", tokens))
         tokens = self._norm(weights, "output.LayerNorm", linear(weights, "output.dense", wide) + tokens)
-        return tokens.view(hidden.shape)
+        return tokens.view(asking.shape)
 
-    def _attention(self, weights: Weights, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        batch, length = mask.shape[0], mask.shape[3]
+    def _attention(
+        self, weights: Weights, asking: torch.Tensor, hidden: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """What the tokens of ``asking [B, Q, H]`` take from those of ``hidden [B, S, H]``: ``[B * Q, heads * D]``."""
 
-        def heads(module: str) -> torch.Tensor:
-            x = linear(weights, f"attention.self.{module}", tokens)
+        def heads(module: str, x: torch.Tensor) -> torch.Tensor:
+            batch, length = x.shape[:2]
+            x = linear(weights, f"attention.self.{module}", x.flatten(0, 1))
             units = x.shape[1] // self.head_dim
             x = x.view(batch, length, units, self.head_dim).transpose(1, 2)
             return x.reshape(batch * units, length, self.head_dim)
 
-        query, key, value = heads("query"), heads("key"), heads("value")
-        scores = torch.bmm(query, key.transpose(1, 2)) / math.sqrt(self.head_dim)
-        scores = scores.view(batch, query.shape[0] // batch, length, length) + mask
-        mixed = torch.bmm(scores.softmax(dim=-1).view(query.shape[0], length, length), value)
-        mixed = mixed.view(batch, query.shape[0] // batch, length, self.head_dim).transpose(1, 2)
-        return mixed.reshape(batch * length, query.shape[0] // batch * self.head_dim)
+        mixed = attend(heads("query", asking), heads("key", hidden), heads("value", hidden), mask)
+        batch, num_asking = asking.shape[:2]
+        units = mixed.shape[0] // batch
+        mixed = mixed.view(batch, units, num_asking, self.head_dim).transpose(1, 2)
+        return mixed.reshape(batch * num_asking, units * self.head_dim)
 
     def logits(self, weights: Weights, hidden: torch.Tensor) -> torch.Tensor:
         """See :meth:`models.family.Family.logits`: pooler and classifier."""

@@ -57,6 +57,8 @@ class Family(abc.ABC):
     model_types: ClassVar[tuple[str, ...]]
     """``model_type`` values of Hugging Face configurations that it handles."""
     tasks: ClassVar[tuple[Task, ...]]
+    scores_first_only: ClassVar[bool] = False
+    """Whether only the first token of a sequence is scored, so that the last block need not compute any other."""
 
     config: Any
     num_layers: int
@@ -104,13 +106,16 @@ class Family(abc.ABC):
         """
 
     @abc.abstractmethod
-    def block(self, weights: Weights, hidden: torch.Tensor, context: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def block(
+        self, weights: Weights, hidden: torch.Tensor, context: Mapping[str, torch.Tensor], *, first_only: bool = False
+    ) -> torch.Tensor:
         """Hidden states ``[B, S, H]`` after one block.
 
         Args:
             weights: the block's parameters without prefix, of the units kept, with the LoRA factors of its targets.
             hidden: ``[B, S, H]``.
             context: what the embedding computed.
+            first_only: give those of the first token alone, ``[B, 1, H]``; for families that score no other.
         """
 
     @abc.abstractmethod

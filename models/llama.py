@@ -6,7 +6,6 @@ the length, so that one batched product serves the group and its backward needs 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -16,6 +15,7 @@ from transformers.activations import ACT2FN
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from edge_runtime.wire.manifest import PruneAxis, Task
+from models.attention import attend
 from models.errors import ModelUnsupportedError
 from models.family import CHANNELS, HEADS, ContextSpec, Family, ParamSpec
 from models.lora import Weights, linear
@@ -110,8 +110,11 @@ class Llama(Family):
         context = {"mask": mask, "cos": angles.cos() * self.rope_scaling, "sin": angles.sin() * self.rope_scaling}
         return functional.embedding(input_ids, weights[_EMBEDDINGS]), context
 
-    def block(self, weights: Weights, hidden: torch.Tensor, context: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """See :meth:`models.family.Family.block`."""
+    def block(
+        self, weights: Weights, hidden: torch.Tensor, context: Mapping[str, torch.Tensor], *, first_only: bool = False
+    ) -> torch.Tensor:
+        """See :meth:`models.family.Family.block`; every token is scored."""
+        del first_only
         tokens = hidden.flatten(0, 1)
         normed = self._norm(weights["input_layernorm.weight"], tokens)
         tokens = tokens + linear(weights, "self_attn.o_proj", self._attention(weights, normed, context))
@@ -134,9 +137,7 @@ class Llama(Family):
         query = query.reshape(batch * units, group * length, width)
         key = key.reshape(batch * units, length, width)
         value = heads("v_proj").reshape(batch * units, length, width)
-        scores = torch.bmm(query, key.transpose(1, 2)) / math.sqrt(width)
-        scores = scores.view(batch, units * group, length, length) + mask
-        mixed = torch.bmm(scores.softmax(dim=-1).view(batch * units, group * length, length), value)
+        mixed = attend(query, key, value, mask)
         mixed = mixed.view(batch, units * group, length, width).transpose(1, 2)
         return mixed.reshape(batch * length, units * group * width)
 

@@ -100,14 +100,14 @@ class FusedModel:
         for binding in self._in_use():
             _bind_known(binding, {name: self._weights[name]})
 
-    def gradient(self, batch: Batch, params: Array, grads: Array, summed: Array) -> float:
+    def gradient(self, batch: Batch, params: Array, grads: Array, summed: Array, num_targets: int) -> float:
         """See :meth:`edge_runtime.engine.model.Model.gradient`."""
         if batch.num_targets == 0:
             summed[...] = grads
             return 0.0
         binding = self._training
         _bind_batch(binding, batch)
-        self._loss_scale[...] = 1.0 / batch.num_targets
+        self._loss_scale[...] = 1.0 / num_targets
         binding.bind(names.PARAMS, params)
         binding.bind(names.GRAD_ACCUM, grads)
         binding.bind_output(names.GRAD_ACCUM_OUT, summed)
@@ -145,5 +145,5 @@ def _bind_batch(binding: Binding, batch: Batch) -> None:
     rows, targets = batch.scored()
     binding.bind(names.INPUT_IDS, batch.input_ids)
     binding.bind(names.ATTENTION_MASK, batch.attention_mask)
-    binding.bind(names.ROWS, rows)
     binding.bind(names.TARGETS, targets)
+    _bind_known(binding, {names.ROWS: rows})

@@ -35,17 +35,18 @@ class Model(Protocol):
     def reload(self, name: str) -> None:
         """A frozen weight has another array now; :meth:`hold` the layout that comes with it next."""
 
-    def gradient(self, batch: Batch, params: Array, grads: Array, summed: Array) -> float:
-        """Add the gradient of a batch's loss.
+    def gradient(self, batch: Batch, params: Array, grads: Array, summed: Array, num_targets: int) -> float:
+        """Add the gradient of a batch's loss: of the sum over its targets, divided by ``num_targets``.
 
         Args:
             batch: examples.
             params: flat adapter ``[N]``.
             grads: what was summed before, ``[N]``.
-            summed: another array ``[N]``; becomes ``grads`` plus the gradient of the mean loss over the targets.
+            summed: another array ``[N]``; becomes ``grads`` plus the gradient.
+            num_targets: of the batch, or of the larger one that it is a part of.
 
         Returns:
-            The mean loss, nats; 0 without targets.
+            The loss, nats; 0 without targets.
 
         Raises:
             GraphError: onnxruntime failed.

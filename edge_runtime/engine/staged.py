@@ -58,10 +58,28 @@ class StagedGraphs:
         kept = {tensor.name for tensor in self.manifest.tensors if tensor.layer is not None and len(tensor.shape) > 1}
         return kept if self.manifest.is_embedding_tied else {*kept, self.manifest.word_embedding}
 
+    @property
+    def scores_first_only(self) -> bool:
+        """Whether the last block has graphs of its own, which give the first tokens alone."""
+        return names.LAST_BLOCK_STAGE in self.manifest.files
+
+    def forward(self, layer: int) -> str:
+        """File of a block's forward."""
+        is_last = self.scores_first_only and layer == self.manifest.num_layers - 1
+        return names.LAST_BLOCK_STAGE if is_last else names.BLOCK_STAGE
+
+    def backward(self, layer: int) -> str:
+        """File of a block's backward."""
+        if self.scores_first_only and layer == self.manifest.num_layers - 1:
+            return names.LAST_BACKWARD_STAGE
+        return names.BLOCK_BACKWARD_STAGE if layer else names.FIRST_BACKWARD_STAGE
+
     def load_training(self) -> None:
         """See :meth:`edge_runtime.engine.model.Graphs.load_training`."""
+        layers = range(self.manifest.num_layers)
+        needed = {names.EMBEDDING_STAGE, names.HEAD_STAGE, *map(self.forward, layers), *map(self.backward, layers)}
         for name in names.STAGES:
-            if name != names.SCORE_STAGE:
+            if name in needed:
                 self.stage(name)
 
     def model(self, weights: FrozenWeights) -> StagedModel:
@@ -101,7 +119,7 @@ class StagedModel:
             if name.startswith(prefix) and name.removeprefix(prefix) in binding.graph.inputs:
                 binding.bind(name.removeprefix(prefix), self._readable(name, prefix))
 
-    def gradient(self, batch: Batch, params: Array, grads: Array, summed: Array) -> float:
+    def gradient(self, batch: Batch, params: Array, grads: Array, summed: Array, num_targets: int) -> float:
         """See :meth:`edge_runtime.engine.model.Model.gradient`."""
         rows, targets = batch.scored()
         if targets.size == 0:
@@ -112,18 +130,19 @@ class StagedModel:
         context = self._embed(batch, hidden[0])
         for layer in range(num_layers):
             self._forward(layer, hidden[layer], hidden[layer + 1], context, params)
-        loss = self._head(hidden[num_layers], rows, targets, params, grads, summed)
-        upstream, spare = hidden[num_layers], self._spare(batch)
+        upstream = self._given(num_layers - 1, hidden[num_layers])
+        self._loss_scale[...] = 1.0 / num_targets
+        loss = self._head(upstream, rows, targets, params, grads, summed)
+        spare, other = self._spare(batch), hidden[num_layers]
         for layer in reversed(range(num_layers)):
-            stage = names.BLOCK_BACKWARD_STAGE if layer else names.FIRST_BACKWARD_STAGE
-            binding = self._block(stage, layer, hidden[layer], context, params)
+            binding = self._block(self._graphs.backward(layer), layer, hidden[layer], context, params)
             binding.bind(names.HIDDEN_GRAD, upstream)
             binding.bind(names.GRAD_ACCUM, grads[self._parts.blocks[layer]])
             binding.bind_output(names.GRAD_ACCUM_OUT, summed[self._parts.blocks[layer]])
-            if layer:
+            if names.INPUT_GRAD in binding.graph.outputs:
                 binding.bind_output(names.INPUT_GRAD, spare)
             binding.run()
-            upstream, spare = spare, upstream
+            upstream, spare, other = spare, other, spare
         return loss
 
     def score(self, batch: Batch, params: Array) -> tuple[float, int]:
@@ -136,7 +155,8 @@ class StagedModel:
         for layer in range(self._manifest.num_layers):
             self._forward(layer, hidden, spare, context, params)
             hidden, spare = spare, hidden
-        scored = hidden.reshape(-1, self._manifest.hidden_size)[rows]
+        scored = self._given(self._manifest.num_layers - 1, hidden).reshape(-1, self._manifest.hidden_size)
+        scored = scored[self._among_given(rows)]
         binding = self._stage(names.SCORE_STAGE, None)
         loss_sum, num_correct, total, correct = np.zeros((), np.float32), np.zeros((), np.int64), 0.0, 0
         self._bind_dense(binding, params)
@@ -167,18 +187,28 @@ class StagedModel:
         return tuple(sorted(made))
 
     def _forward(self, layer: int, hidden: Array, out: Array, context: Mapping[str, Any], params: Array) -> None:
-        """Write the hidden states ``[B, L, H]`` after a block."""
-        binding = self._block(names.BLOCK_STAGE, layer, hidden, context, params)
-        binding.bind_output(names.HIDDEN_OUT, out)
+        """Write the hidden states after a block."""
+        binding = self._block(self._graphs.forward(layer), layer, hidden, context, params)
+        binding.bind_output(names.HIDDEN_OUT, self._given(layer, out))
         binding.run()
+
+    def _given(self, layer: int, buffer: Array) -> Array:
+        """Where a block writes its hidden states: all of a buffer ``[B, L, H]``, or ``[B, 1, H]`` at its beginning."""
+        if self._graphs.forward(layer) == names.BLOCK_STAGE:
+            return buffer
+        batch, _, hidden_size = buffer.shape
+        return buffer.reshape(-1)[: batch * hidden_size].reshape(batch, 1, hidden_size)
+
+    def _among_given(self, rows: Int64) -> Int64 | slice:
+        """Scored positions among those that the last block gives."""
+        return slice(None) if self._graphs.scores_first_only else rows
 
     def _head(self, hidden: Array, rows: Int64, targets: Int64, params: Array, grads: Array, summed: Array) -> float:
         """Loss; its gradient with respect to ``hidden`` takes the place of that, and dense gradients are added."""
-        tokens = hidden.reshape(-1, self._manifest.hidden_size)
-        scored = tokens[rows]
+        tokens, given = hidden.reshape(-1, self._manifest.hidden_size), self._among_given(rows)
+        scored = tokens[given]
         binding = self._stage(names.HEAD_STAGE, None)
         loss, total = np.zeros((), np.float32), 0.0
-        self._loss_scale[...] = 1.0 / targets.size
         binding.bind(names.LOSS_SCALE, self._loss_scale)
         binding.bind_output(names.LOSS, loss)
         if self._manifest.dense:
@@ -193,7 +223,7 @@ class StagedModel:
             binding.run()
             total += float(loss)
         tokens[...] = 0.0
-        tokens[rows] = gradient
+        tokens[given] = gradient
         return total
 
     def _hidden(self, count: int, batch: Batch) -> list[Array]:

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_runtime.engine.artifact import Artifact
+from edge_runtime.engine.buckets import buckets
 from edge_runtime.engine.dataset import Batch
 from edge_runtime.engine.errors import DivergedError
 from edge_runtime.engine.evaluator import Evaluator
@@ -158,9 +159,11 @@ class TrainingRun:
         for batch in micro_batches:
             if on_batch is not None:
                 on_batch()
-            summed = self._grads[num_batches % 2]
-            total += self._model.gradient(batch, self._state[names.PARAMS], grads, summed)
-            num_batches, grads = num_batches + 1, summed
+            num_batches += 1
+            for part in buckets(batch):
+                summed = self._grads[0] if grads is self._grads[1] else self._grads[1]
+                total += self._model.gradient(part, self._state[names.PARAMS], grads, summed, batch.num_targets)
+                grads = summed
         loss = total / num_batches
         self._check_finite("loss", loss)
         for part in self._frozen:

@@ -19,6 +19,8 @@ EMBEDDING_STAGE: Final = "stage.embedding.onnx"
 BLOCK_STAGE: Final = "stage.block.onnx"
 BLOCK_BACKWARD_STAGE: Final = "stage.block_backward.onnx"
 FIRST_BACKWARD_STAGE: Final = "stage.first_backward.onnx"
+LAST_BLOCK_STAGE: Final = "stage.last_block.onnx"
+LAST_BACKWARD_STAGE: Final = "stage.last_backward.onnx"
 HEAD_STAGE: Final = "stage.head.onnx"
 SCORE_STAGE: Final = "stage.score.onnx"
 BASE_FILE: Final = "base.safetensors"
@@ -30,15 +32,17 @@ STAGES: Final = (
     BLOCK_STAGE,
     BLOCK_BACKWARD_STAGE,
     FIRST_BACKWARD_STAGE,
+    LAST_BLOCK_STAGE,
+    LAST_BACKWARD_STAGE,
     HEAD_STAGE,
     SCORE_STAGE,
 )
-"""Graphs of the staged mode."""
+"""Graphs of the staged mode; those of the last block are there where the first token of a sequence is scored alone."""
 
 # Inputs of the training and the evaluation graph, beside the frozen weights.
 INPUT_IDS: Final = "input_ids"  # int64 [batch, length]
 ATTENTION_MASK: Final = "attention_mask"  # int64 [batch, length], 1 = token, 0 = padding (on the right)
-ROWS: Final = "rows"  # int64 [targets], which of the batch * length positions are scored, ascending; 1 or more
+ROWS: Final = "rows"  # int64 [targets], which of the batch * length positions are scored, ascending (causal-lm only)
 TARGETS: Final = "targets"  # int64 [targets], the class or token that each of them is to predict
 PARAMS: Final = "params"  # float32 [N], flat trainable state
 SPLIT_SIZES: Final = "split_sizes"  # int64 [K], element counts of the K trainable tensors, in layout order
@@ -59,13 +63,13 @@ LOGITS: Final = "logits"  # float32 [targets, labels]; text-classification only
 # Stages as graphs of their own (staged mode). Weights of a block enter without its prefix; PARAMS, SPLIT_SIZES and
 # GRAD_ACCUM are the block's (or the head's) part of the flat vectors.
 # Embedding: rows of the word embedding, and INPUT_IDS that count those, to HIDDEN_OUT and a context under other names.
-# Block: HIDDEN and the context to HIDDEN_OUT.
+# Block: HIDDEN and the context to HIDDEN_OUT; a last block that has graphs of its own gives [batch, 1, H].
 # Backward of a block: the same and HIDDEN_GRAD to GRAD_ACCUM_OUT and, but for the first block, INPUT_GRAD.
 # Head: HIDDEN of the scored positions to LOSS, INPUT_GRAD and, where it is trained, GRAD_ACCUM_OUT.
 # Score: HIDDEN of the scored positions to the outputs of the evaluation graph.
 HIDDEN: Final = "hidden"  # float32 [batch, length, H], or [targets, H] for head and score
-HIDDEN_OUT: Final = "hidden.out"  # float32 [batch, length, H]
-HIDDEN_GRAD: Final = "hidden.grad"  # float32 [batch, length, H], gradient with respect to HIDDEN_OUT
+HIDDEN_OUT: Final = "hidden.out"  # float32 [batch, length or 1, H]
+HIDDEN_GRAD: Final = "hidden.grad"  # float32, gradient with respect to HIDDEN_OUT, in its shape
 INPUT_GRAD: Final = "input.grad"  # float32, gradient with respect to HIDDEN, in its shape
 
 # Optimizer graph (AdamW, decoupled decay, clipping by global norm). Inputs: PARAMS, GRADS and these.

@@ -7,11 +7,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 # They need torch, which a device has not: pytest must not import them when it looks for doctests.
 collect_ignore = ["prepare.py", "reference.py", "shrinking.py"]
+
+NUM_ARMS: Final = {"bert": 4, "llama": 4, "bert-int8": 2, "llama-int8": 2}
+"""Parts of the folder, and how many arms each has."""
 
 _HERE = Path(__file__).resolve().parent
 
@@ -32,7 +36,17 @@ def conformance(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session", params=["bert", "llama"])
+@pytest.fixture(scope="session")
 def family_dir(request: pytest.FixtureRequest, conformance: Path) -> Path:
-    """The part of the folder that belongs to one family."""
+    """The part of the folder that belongs to one family, its frozen weights stored in one way."""
     return conformance / str(request.param)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests run for each part of the folder, and tests of an arm for each arm that it has."""
+    if "arm" not in metafunc.fixturenames:
+        if "family_dir" in metafunc.fixturenames:
+            metafunc.parametrize("family_dir", NUM_ARMS, indirect=True, scope="session")
+    else:
+        pairs = [(part, index) for part, count in NUM_ARMS.items() for index in range(count)]
+        metafunc.parametrize("family_dir,arm", pairs, indirect=True, scope="module")

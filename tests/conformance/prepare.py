@@ -1,8 +1,9 @@
 """Make the folder that the device conformance tests read: ``python tests/conformance/prepare.py FOLDER``.
 
-Runs where torch is. For each family: a tiny artifact, examples, an adapter to start from, and for several arms what
-PyTorch says of losses, gradients, the trained adapter and the evaluation (reference.py); a run that shrinks on its way
-and scores its units (shrinking.py); and a compact model with PyTorch's logits and greedy tokens.
+Runs where torch is. For each family, and once more with its base in eight bits: a tiny artifact, examples, an adapter
+to start from, and for several arms what PyTorch says of losses, gradients, the trained adapter and the evaluation
+(reference.py); a run that shrinks on its way and scores its units (shrinking.py); and, with the base as it is, a
+compact model with PyTorch's logits and greedy tokens.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from edge_runtime.engine.dataset import Dataset, batches
 from edge_runtime.wire import adapter as adapters
 from edge_runtime.wire.manifest import Manifest, Task
 from edge_runtime.wire.plan import Plan
+from exporter.base import BaseDtype
 from exporter.compact import compact_source
 from exporter.compact_merge import merged_model
 from exporter.compact_source import CompactSource
@@ -60,6 +62,11 @@ ARMS: Final[dict[str, dict[str, tuple[int, list[tuple[Sequence[int], Sequence[in
         "uneven": (3, [((0, 1), range(0, 40, 3)), ((1,), (5, 6, 39))]),
     },
 }
+PARTS: Final[dict[str, tuple[str, BaseDtype, tuple[str, ...]]]] = {
+    **{family: (family, "stored", tuple(arms)) for family, arms in ARMS.items()},
+    **{f"{family}-int8": (family, "int8", ("full", "uneven")) for family in ARMS},
+}
+"""Folders: the family, how its frozen weights are stored, and the arms."""
 COMPACT_ARM: Final = {"bert": "uneven", "llama": "half"}
 
 
@@ -72,23 +79,25 @@ def main(folder: Path) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=folder.parent) as aside:
-        for family in TASKS:
-            _prepare_family(Path(aside) / "made" / family, family)
+        for name, part in PARTS.items():
+            _prepare_part(Path(aside) / "made" / name, *part)
         (Path(aside) / "made").rename(folder)
 
 
-def _prepare_family(directory: Path, family: str) -> None:
+def _prepare_part(directory: Path, family: str, base: BaseDtype, chosen: Sequence[str]) -> None:
     directory.mkdir(parents=True)
     task = TASKS[family]
     with tempfile.TemporaryDirectory() as source:
         _save_model(Path(source), family)
         _write_examples(directory, family)
-        export_model(Path(source), task, directory / "artifact", labels=LABELS if family == "bert" else None)
+        labels = LABELS if family == "bert" else None
+        export_model(Path(source), task, directory / "artifact", labels=labels, base_dtype=base)
     artifact = Artifact.open(directory / "artifact")
     start = _random_adapter(artifact)
     data = {name: load_examples(directory / f"{name}.jsonl", artifact, MAX_LENGTH) for name in ("train", "test")}
     arms = {}
-    for name, (rank, kept) in ARMS[family].items():
+    for name in chosen:
+        rank, kept = ARMS[family][name]
         plan = _plan(artifact.manifest, kept)
         reference = Reference(artifact, plan, rank, start)
         arms[name] = _expectations(reference, data["train"], data["test"], directory / name)
@@ -96,7 +105,8 @@ def _prepare_family(directory: Path, family: str) -> None:
     shared = {"hyper_parameters": msgspec.to_builtins(HYPER_PARAMETERS), "arms": arms}
     (directory / "expected.json").write_text(json.dumps(shared, indent=1))
     plan = _plan(artifact.manifest, ARMS[family][COMPACT_ARM[family]][1])
-    _prepare_compact(directory, artifact, plan, start)
+    if base == "stored":
+        _prepare_compact(directory, artifact, plan, start)
     prepare_shrinking(directory / "shrinking", artifact, plan, start, data["train"])
 
 

@@ -117,10 +117,11 @@ def batch_inputs(batch: Arrays) -> Arrays:
     """A batch as graphs take it."""
     given = Batch(**batch)
     rows, targets = given.scored()
+    scored = {names.ROWS: rows} if given.labels.ndim == 2 else {}  # of a sequence the first token alone is scored
     return {
         names.INPUT_IDS: given.input_ids,
         names.ATTENTION_MASK: given.attention_mask,
-        names.ROWS: rows,
+        **scored,
         names.TARGETS: targets,
     }
 
@@ -234,6 +235,6 @@ def prune(model: Any, manifest: Manifest, plan: Plan) -> None:
 
 
 def relative_error(got: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
-    """Norm of the difference over the norm of what is expected; for two zeros, 0."""
+    """Norm of the difference over the norm of what is expected; where zeros are, the norm of what is there instead."""
     difference = float(np.linalg.norm(got.astype(np.float64) - expected))
-    return difference / float(np.linalg.norm(expected.astype(np.float64))) if difference else 0.0
+    return difference / (float(np.linalg.norm(expected.astype(np.float64))) or 1.0)

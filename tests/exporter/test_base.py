@@ -93,7 +93,7 @@ def test_both_modes_train_on_the_same_weights(source: tuple[Path, Task], tmp_pat
             model.hold(layout, 1.5)
             params = np.random.default_rng(1).normal(0, 0.1, layout.num_elements).astype(np.float32)
             summed = np.empty_like(params)
-            loss = model.gradient(batch, params, np.zeros_like(params), summed)
+            loss = model.gradient(batch, params, np.zeros_like(params), summed, batch.num_targets)
             results.append((loss, model.score(batch, params)[0], summed))
         found.append(results)
     for fused, staged in zip(*found, strict=True):

@@ -61,7 +61,7 @@ def random_batch(manifest: Manifest, rows: int, length: int, rng: np.random.Gene
 
 def gradient_of(model: Model, batch: Batch, params: Array, grads: Array) -> tuple[float, Array]:
     summed = np.full_like(params, np.nan)
-    return model.gradient(batch, params, grads, summed), summed
+    return model.gradient(batch, params, grads, summed, batch.num_targets), summed
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,0 +1,56 @@
+"""Sequence bucketing: a batch of examples of different lengths is run in parts, each padded to its own longest.
+
+What is learned does not change: every part's loss is divided by the targets of the whole batch, so the parts' gradients
+add up to the batch's, but for rounding. What is saved is arithmetic on padding, and the memory of the largest part is
+less than that of the batch.
+
+Shape legend: ``B`` examples of a batch.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from edge_runtime.engine.dataset import Batch, Int64
+
+MIN_TOKENS: Final = 256
+"""Least size of a part, padding included: below it the products are too small to be fast (measured)."""
+MIN_SAVING: Final = 0.15
+"""Least share of a batch's (or a part's) tokens that cutting it in two must save."""
+
+
+def buckets(batch: Batch) -> list[Batch]:
+    """A batch in parts of like lengths, shortest first; the batch itself where cutting it saves too little.
+
+    Every example is in one part. Parts are padded to their longest example.
+    """
+    lengths = batch.attention_mask.sum(axis=1)
+    order = np.argsort(lengths, kind="stable")
+    sizes = _sizes(lengths[order])
+    if len(sizes) == 1:
+        return [batch]
+    return [_part(batch, rows) for rows in np.split(order, np.cumsum(sizes)[:-1])]
+
+
+def _sizes(lengths: Int64) -> list[int]:
+    """Numbers of examples of the parts, for ascending ``lengths [B]``: the best cut in two, and each part again."""
+    total, longest = lengths.size, lengths[-1]
+    firsts = np.arange(1, total)
+    short, rest = firsts * lengths[:-1], (total - firsts) * longest
+    cost = np.where(np.minimum(short, rest) >= MIN_TOKENS, short + rest, np.iinfo(np.int64).max)
+    if total == 1 or cost.min() > (1 - MIN_SAVING) * total * longest:
+        return [total]
+    cut = int(cost.argmin()) + 1
+    return [*_sizes(lengths[:cut]), *_sizes(lengths[cut:])]
+
+
+def _part(batch: Batch, rows: Int64) -> Batch:
+    mask = batch.attention_mask[rows]
+    length = int(mask.sum(axis=1).max())
+    return Batch(
+        input_ids=np.ascontiguousarray(batch.input_ids[rows, :length]),
+        attention_mask=np.ascontiguousarray(mask[:, :length]),
+        labels=batch.labels[rows] if batch.labels.ndim == 1 else np.ascontiguousarray(batch.labels[rows, :length]),
+    )

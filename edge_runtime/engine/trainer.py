@@ -166,8 +166,8 @@ class TrainingRun:
                 grads = summed
         loss = total / num_batches
         self._check_finite("loss", loss)
-        for part in self._frozen:
-            grads[part] = 0.0
+        for frozen in self._frozen:
+            grads[frozen] = 0.0
         self._apply(grads, num_batches)
         return loss
 

@@ -74,12 +74,15 @@ class Composition:
     def _block_inputs(self, layer: int, hidden: str) -> dict[str, str]:
         prefix = self._family.block_prefix(layer)
         inputs = {p.name: prefix + p.name for p in self._family.block_params}
-        for module in self._family.target_modules:
-            for factor in (names.lora_a(module), names.lora_b(module)):
-                inputs[factor] = self._trainable[prefix + factor]
+        if layer >= self._family.first_tuned:
+            for module in self._family.target_modules:
+                for factor in (names.lora_a(module), names.lora_b(module)):
+                    inputs[factor] = self._trainable[prefix + factor]
         return {**inputs, **self._context, names.LORA_SCALING: names.LORA_SCALING, HIDDEN: hidden}
 
     def _stage(self, layer: int) -> StageGraph:
+        if self._stages.plain_block is not None and layer < self._family.first_tuned:
+            return self._stages.plain_block
         return self._stages.last_block if layer == self._family.num_layers - 1 else self._stages.block
 
     def block(self, layer: int, hidden: str) -> str:
@@ -99,12 +102,12 @@ class Composition:
 
         Returns:
             Gradients of the trainable tensors by name, and the gradient with respect to ``hidden``; None for the first
-            block, because nothing before it is trained.
+            block that is tuned, because nothing before it is.
         """
         prefix = self._family.block_prefix(layer)
         inputs = {**self._block_inputs(layer, hidden), HIDDEN_GRAD: gradient}
         factors = [f for m in self._family.target_modules for f in (names.lora_a(m), names.lora_b(m))]
-        wanted = [*map(grad_of, factors)] + ([INPUT_GRAD] if layer else [])
+        wanted = [*map(grad_of, factors)] + ([INPUT_GRAD] if layer > self._family.first_tuned else [])
         sizes = {**self._batch_sizes, RANK: names.RANK, **self._unit_sizes(layer)}
         with self.graph.scope(f"block{layer}.backward"):
             out = self._stage(layer).place(self.graph, inputs, sizes, wanted)
@@ -170,7 +173,7 @@ def training_graph(family: Family, manifest: Manifest, stages: Stages) -> onnx.M
     head = composition.head(hidden[-1], [names.LOSS, INPUT_GRAD, *map(grad_of, dense)])
     gradients = {name: head[grad_of(name)] for name in dense}
     upstream: str | None = head[INPUT_GRAD]
-    for layer in reversed(range(family.num_layers)):
+    for layer in reversed(range(family.first_tuned, family.num_layers)):
         if upstream is not None:
             found, upstream = composition.block_backward(layer, hidden[layer], upstream)
             gradients |= found

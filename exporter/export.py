@@ -38,6 +38,7 @@ def export_model(  # noqa: PLR0913 - all but three are options of the command
     num_labels: int | None = None,
     seed: int = 0,
     targets: Sequence[str] = (),
+    top_blocks: int | None = None,
     base_dtype: BaseDtype = "stored",
     force: bool = False,
     progress: Callable[[str], None] = _silent,
@@ -52,6 +53,7 @@ def export_model(  # noqa: PLR0913 - all but three are options of the command
         num_labels: their number, where they have no names.
         seed: of weights that the checkpoint lacks.
         targets: linear layers that get LoRA factors, by the ends of their names; none = all.
+        top_blocks: of so many blocks, counted from the head; None = all.
         base_dtype: how frozen weights are stored; see :class:`exporter.base.Base`.
         force: replace an artifact that is there.
         progress: takes a line about each step.
@@ -61,14 +63,14 @@ def export_model(  # noqa: PLR0913 - all but three are options of the command
 
     Raises:
         ModelError: see :func:`models.loading.load_model`.
-        ModelUnsupportedError: a target is no linear layer.
+        ModelUnsupportedError: a target is no linear layer, or there are fewer blocks.
         ExportError: the output directory is taken, or a stage cannot be expressed in ONNX.
         DiskFullError: there is no space.
     """
     check_output(out, artifact.ARTIFACT, force=force)
     progress(f"loading {Path(model).name}")
     loaded = load_model(model, task, labels=labels, num_labels=num_labels, seed=seed)
-    loaded.family.choose_targets(targets)
+    loaded.family.choose_targets(targets, top_blocks=top_blocks)
     for note in loaded.notes:
         progress(note)
     base = Base(loaded, base_dtype)

@@ -31,16 +31,18 @@ _TOKENS = ("batch", "length")
 
 def stage_graphs(family: Family, manifest: Manifest, stages: Stages) -> dict[str, onnx.ModelProto]:
     """All graphs of the staged mode, by file; their inputs and outputs are in :mod:`edge_runtime.wire.names`."""
-    last: dict[str, onnx.ModelProto] = {}
+    some: dict[str, onnx.ModelProto] = {}
+    if stages.plain_block is not None:
+        some[names.PLAIN_BLOCK_STAGE] = _block(family, stages.plain_block, "length", has_factors=False)
     if family.scores_first_only:
-        last[names.LAST_BLOCK_STAGE] = _block(family, stages.last_block, 1)
-        last[names.LAST_BACKWARD_STAGE] = _block_backward(family, stages.last_block, 1, is_first=False)
+        some[names.LAST_BLOCK_STAGE] = _block(family, stages.last_block, 1)
+        some[names.LAST_BACKWARD_STAGE] = _block_backward(family, stages.last_block, 1, is_first=False)
     return {
         names.EMBEDDING_STAGE: _embedding(family, stages),
         names.BLOCK_STAGE: _block(family, stages.block, "length"),
         names.BLOCK_BACKWARD_STAGE: _block_backward(family, stages.block, "length", is_first=False),
         names.FIRST_BACKWARD_STAGE: _block_backward(family, stages.block, "length", is_first=True),
-        **last,
+        **some,
         names.HEAD_STAGE: _head(family, stages),
         names.SCORE_STAGE: _score(family, manifest, stages),
     }
@@ -60,9 +62,9 @@ def _embedding(family: Family, stages: Stages) -> onnx.ModelProto:
     return graph.model("embedding", outputs)
 
 
-def _block(family: Family, stage: StageGraph, num_out: Dimension) -> onnx.ModelProto:
+def _block(family: Family, stage: StageGraph, num_out: Dimension, *, has_factors: bool = True) -> onnx.ModelProto:
     graph = Graph()
-    inputs, sizes = _block_inputs(graph, family)
+    inputs, sizes = _block_inputs(graph, family, has_factors=has_factors)
     found = stage.place(graph, inputs, sizes, [names.HIDDEN])
     shape = ("batch", num_out, family.hidden_size)
     return graph.model("block", {names.HIDDEN_OUT: (found[names.HIDDEN], np.float32, shape)})
@@ -83,20 +85,20 @@ def _block_backward(family: Family, stage: StageGraph, num_out: Dimension, *, is
     return graph.model("first_backward" if is_first else "block_backward", outputs)
 
 
-def _block_inputs(graph: Graph, family: Family) -> tuple[dict[str, str], dict[str, str]]:
+def _block_inputs(graph: Graph, family: Family, *, has_factors: bool = True) -> tuple[dict[str, str], dict[str, str]]:
     """Declare what a block takes; returns its inputs and sizes."""
     inputs = {names.HIDDEN: graph.input(names.HIDDEN, np.float32, (*_TOKENS, family.hidden_size))}
     inputs |= {spec.name: graph.input(spec.name, np.float32, spec.shape) for spec in family.context}
     inputs |= _weights(graph, family.block_params)
-    graph.input(names.RANK, np.int64, (1,))
-    inputs[names.LORA_SCALING] = graph.input(names.LORA_SCALING, np.float32, ())
-    inputs |= _trainable(graph, _factors(family), {})
     sizes = {
         BATCH: size_of(graph, names.HIDDEN, 0),
         LENGTH: size_of(graph, names.HIDDEN, 1),
-        RANK: names.RANK,
         **unit_sizes(graph, family, ""),
     }
+    if has_factors:
+        sizes[RANK] = graph.input(names.RANK, np.int64, (1,))
+        inputs[names.LORA_SCALING] = graph.input(names.LORA_SCALING, np.float32, ())
+        inputs |= _trainable(graph, _factors(family), {})
     return inputs, sizes
 
 

@@ -32,6 +32,8 @@ class Stages:
 
     embedding: StageGraph
     block: StageGraph
+    plain_block: StageGraph | None
+    """A block without LoRA factors, forward only; None where all blocks have some."""
     last_block: StageGraph
     """The block that computes what is scored alone; the same as the others where that is every token."""
     head: StageGraph
@@ -47,6 +49,7 @@ def trace_stages(family: Family) -> Stages:
     return Stages(
         embedding=translate(_trace_embedding(family)),
         block=block,
+        plain_block=translate(_trace_plain_block(family)) if family.first_tuned else None,
         last_block=translate(_trace_block(family, first_only=True)) if family.scores_first_only else block,
         head=translate(_trace_head(family)),
     )
@@ -86,6 +89,18 @@ def _trace_block(family: Family, *, first_only: bool) -> Traced:
         out = family.block(t, t[HIDDEN], context, first_only=first_only)
         gradients = torch.autograd.grad(out, list(leaves.values()), t[HIDDEN_GRAD])
         return {HIDDEN: out, **dict(zip([*map(grad_of, trainable), INPUT_GRAD], gradients, strict=True))}
+
+    return tracer.trace(block, inputs)
+
+
+def _trace_plain_block(family: Family) -> Traced:
+    tracer = Tracer([BATCH, LENGTH, *family.groups])
+    inputs = {p.name: tracer.tensor(_axes(p)) for p in family.block_params}
+    inputs |= {spec.name: tracer.tensor(spec.shape) for spec in family.context}
+    inputs[HIDDEN] = tracer.tensor((BATCH, LENGTH, family.hidden_size))
+
+    def block(t: Tensors) -> Tensors:
+        return {HIDDEN: family.block(t, t[HIDDEN], {spec.name: t[spec.name] for spec in family.context})}
 
     return tracer.trace(block, inputs)
 

@@ -80,6 +80,8 @@ class Family(abc.ABC):
     """Frozen parameters that a pretrained checkpoint may lack, because another task does not use them."""
     context: tuple[ContextSpec, ...]
     _targets: tuple[str, ...] = ()
+    first_tuned: int = 0
+    """Index of the lowest block that has LoRA factors; those below stay as they are."""
 
     @abc.abstractmethod
     def __init__(self, config: Any, task: Task) -> None:
@@ -157,15 +159,22 @@ class Family(abc.ABC):
         """LoRA targets of a block, without prefix: every linear layer, unless some were chosen."""
         return self._targets or self.linear_modules
 
-    def choose_targets(self, names: Sequence[str]) -> None:
+    def choose_targets(self, names: Sequence[str], *, top_blocks: int | None = None) -> None:
         """Make only some linear layers LoRA targets.
 
         Args:
-            names: of modules, whole or their last parts, as PEFT takes them: ``query`` is ``attention.self.query``.
+            names: of modules, whole or their last parts, as PEFT takes them: ``query`` is ``attention.self.query``;
+                none for all.
+            top_blocks: only those of so many blocks, counted from the head, 1 or more; None for all.
 
         Raises:
-            ModelUnsupportedError: a name that is no linear layer's.
+            ModelUnsupportedError: a name that is no linear layer's, or more blocks than there are.
         """
+        if top_blocks is not None:
+            if not 1 <= top_blocks <= self.num_layers:
+                msg = f"LoRA on the top {top_blocks} blocks, expected 1 to {self.num_layers}: so many has this model"
+                raise ModelUnsupportedError(msg)
+            self.first_tuned = self.num_layers - top_blocks
         for name in names:
             if not any(_is_named(module, name) for module in self.linear_modules):
                 msg = f"LoRA target {name!r} is no linear layer of a {self.name} block; there are: "
@@ -194,7 +203,7 @@ class Family(abc.ABC):
         """LoRA targets of the whole model, layer by layer."""
         weights = {p.name: p for p in self.block_params}
         targets = []
-        for layer in range(self.num_layers):
+        for layer in range(self.first_tuned, self.num_layers):
             for module in self.target_modules:
                 weight = weights[f"{module}.weight"]
                 axes = {prune.axis: prune for prune in weight.prune}

@@ -66,12 +66,13 @@ def estimate_training_bytes(
     scores = tokens * manifest.text.vocab_size if manifest.task == "causal-lm" else 0
     if mode == "fused":
         floats = _STATE_VECTORS * num_params
-        floats += _LINEAR_FLOATS * tokens * sum(widths.values())
-        floats += _ATTENTION_FLOATS * tokens * max_length * sum(heads.values())
+        floats += _LINEAR_FLOATS * tokens * sum(widths[layer] for layer in widths if layer >= manifest.first_tuned)
+        heads_tuned = sum(heads[layer] for layer in heads if layer >= manifest.first_tuned)
+        floats += _ATTENTION_FLOATS * tokens * max_length * heads_tuned
     else:
         scores = min(scores, SCORE_BYTES // _FLOAT_BYTES)
         floats = _STAGED_STATE_VECTORS * num_params
-        floats += tokens * manifest.hidden_size * (manifest.num_layers + 2)  # hidden states
+        floats += tokens * manifest.hidden_size * (manifest.num_layers - manifest.first_tuned + 2)  # hidden states
         floats += _STAGED_LINEAR_FLOATS * tokens * max(widths.values(), default=0)
         floats += _STAGED_ATTENTION_FLOATS * tokens * max_length * max(heads.values(), default=0)
     floats += _LOGIT_FLOATS * scores

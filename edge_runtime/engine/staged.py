@@ -37,6 +37,7 @@ class StagedGraphs:
 
     def __init__(self, artifact: Artifact, *, num_threads: int) -> None:
         self.manifest = artifact.manifest
+        self.first_tuned = artifact.manifest.first_tuned
         self._artifact = artifact
         self._num_threads = num_threads
         self._loaded: dict[str, Graph] = {}
@@ -65,6 +66,8 @@ class StagedGraphs:
 
     def forward(self, layer: int) -> str:
         """File of a block's forward."""
+        if layer < self.first_tuned:
+            return names.PLAIN_BLOCK_STAGE
         is_last = self.scores_first_only and layer == self.manifest.num_layers - 1
         return names.LAST_BLOCK_STAGE if is_last else names.BLOCK_STAGE
 
@@ -72,12 +75,13 @@ class StagedGraphs:
         """File of a block's backward."""
         if self.scores_first_only and layer == self.manifest.num_layers - 1:
             return names.LAST_BACKWARD_STAGE
-        return names.BLOCK_BACKWARD_STAGE if layer else names.FIRST_BACKWARD_STAGE
+        return names.FIRST_BACKWARD_STAGE if layer == self.first_tuned else names.BLOCK_BACKWARD_STAGE
 
     def load_training(self) -> None:
         """See :meth:`edge_runtime.engine.model.Graphs.load_training`."""
         layers = range(self.manifest.num_layers)
-        needed = {names.EMBEDDING_STAGE, names.HEAD_STAGE, *map(self.forward, layers), *map(self.backward, layers)}
+        needed = {names.EMBEDDING_STAGE, names.HEAD_STAGE, *map(self.forward, layers)}
+        needed.update(map(self.backward, layers[self.first_tuned :]))
         for name in names.STAGES:
             if name in needed:
                 self.stage(name)
@@ -125,16 +129,19 @@ class StagedModel:
         if targets.size == 0:
             summed[...] = grads
             return 0.0
-        num_layers = self._manifest.num_layers
-        hidden = self._hidden(num_layers + 1, batch)
-        context = self._embed(batch, hidden[0])
-        for layer in range(num_layers):
+        num_layers, first = self._manifest.num_layers, self._graphs.first_tuned
+        state, spare, *more = self._hidden(num_layers - first + 2, batch)
+        context = self._embed(batch, state)
+        for layer in range(first):
+            self._forward(layer, state, spare, context, params)
+            state, spare = spare, state
+        hidden = dict(zip(range(first, num_layers + 1), (state, *more), strict=True))
+        for layer in range(first, num_layers):
             self._forward(layer, hidden[layer], hidden[layer + 1], context, params)
-        upstream = self._given(num_layers - 1, hidden[num_layers])
+        upstream, other = self._given(num_layers - 1, hidden[num_layers]), hidden[num_layers]
         self._loss_scale[...] = 1.0 / num_targets
         loss = self._head(upstream, rows, targets, params, grads, summed)
-        spare, other = self._spare(batch), hidden[num_layers]
-        for layer in reversed(range(num_layers)):
+        for layer in reversed(range(first, num_layers)):
             binding = self._block(self._graphs.backward(layer), layer, hidden[layer], context, params)
             binding.bind(names.HIDDEN_GRAD, upstream)
             binding.bind(names.GRAD_ACCUM, grads[self._parts.blocks[layer]])
@@ -150,7 +157,7 @@ class StagedModel:
         rows, targets = batch.scored()
         if targets.size == 0:
             return 0.0, 0
-        (hidden,), spare = self._hidden(1, batch), self._spare(batch)
+        hidden, spare = self._hidden(2, batch)
         context = self._embed(batch, hidden)
         for layer in range(self._manifest.num_layers):
             self._forward(layer, hidden, spare, context, params)
@@ -194,7 +201,7 @@ class StagedModel:
 
     def _given(self, layer: int, buffer: Array) -> Array:
         """Where a block writes its hidden states: all of a buffer ``[B, L, H]``, or ``[B, 1, H]`` at its beginning."""
-        if self._graphs.forward(layer) == names.BLOCK_STAGE:
+        if self._graphs.forward(layer) != names.LAST_BLOCK_STAGE:
             return buffer
         batch, _, hidden_size = buffer.shape
         return buffer.reshape(-1)[: batch * hidden_size].reshape(batch, 1, hidden_size)
@@ -230,10 +237,6 @@ class StagedModel:
         """Arrays ``[B, L, H]`` for hidden states, the same memory for every batch."""
         return [self._buffer(index, batch) for index in range(count)]
 
-    def _spare(self, batch: Batch) -> Array:
-        """One more, beside those of :meth:`_hidden`."""
-        return self._buffer(self._manifest.num_layers + 1, batch)
-
     def _buffer(self, index: int, batch: Batch) -> Array:
         shape = (*batch.input_ids.shape, self._manifest.hidden_size)
         size = math.prod(shape)
@@ -254,7 +257,8 @@ class StagedModel:
         binding = self._stage(stage, layer)
         self._load(layer)
         binding.bind(names.HIDDEN, hidden)
-        binding.bind(names.PARAMS, params[self._parts.blocks[layer]])
+        if names.PARAMS in binding.graph.inputs:
+            binding.bind(names.PARAMS, params[self._parts.blocks[layer]])
         for name, value in context.items():
             if name in binding.graph.inputs:
                 binding.bind_value(name, value)

@@ -149,6 +149,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         (table,) = (tensor.shape for tensor in outside if tensor.name == self.word_embedding)
         return self.task == "causal-lm" and sum(tensor.shape == table for tensor in outside) == 1
 
+    @property
+    def first_tuned(self) -> int:
+        """Index of the lowest block with LoRA targets; the number of blocks where there are none."""
+        return min((target.layer for target in self.targets), default=self.num_layers)
+
     def group(self, layer: int, name: str) -> GroupSpec:
         """The group ``name`` of ``layer``.
 

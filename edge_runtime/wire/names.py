@@ -19,6 +19,7 @@ EMBEDDING_STAGE: Final = "stage.embedding.onnx"
 BLOCK_STAGE: Final = "stage.block.onnx"
 BLOCK_BACKWARD_STAGE: Final = "stage.block_backward.onnx"
 FIRST_BACKWARD_STAGE: Final = "stage.first_backward.onnx"
+PLAIN_BLOCK_STAGE: Final = "stage.plain_block.onnx"
 LAST_BLOCK_STAGE: Final = "stage.last_block.onnx"
 LAST_BACKWARD_STAGE: Final = "stage.last_backward.onnx"
 HEAD_STAGE: Final = "stage.head.onnx"
@@ -32,12 +33,14 @@ STAGES: Final = (
     BLOCK_STAGE,
     BLOCK_BACKWARD_STAGE,
     FIRST_BACKWARD_STAGE,
+    PLAIN_BLOCK_STAGE,
     LAST_BLOCK_STAGE,
     LAST_BACKWARD_STAGE,
     HEAD_STAGE,
     SCORE_STAGE,
 )
-"""Graphs of the staged mode; those of the last block are there where the first token of a sequence is scored alone."""
+"""Graphs of the staged mode. The plain block, without factors, is there where not all blocks are tuned; those of the
+last block where the first token of a sequence is scored alone."""
 
 # Inputs of the training and the evaluation graph, beside the frozen weights.
 INPUT_IDS: Final = "input_ids"  # int64 [batch, length]
@@ -64,7 +67,7 @@ LOGITS: Final = "logits"  # float32 [targets, labels]; text-classification only
 # GRAD_ACCUM are the block's (or the head's) part of the flat vectors.
 # Embedding: rows of the word embedding, and INPUT_IDS that count those, to HIDDEN_OUT and a context under other names.
 # Block: HIDDEN and the context to HIDDEN_OUT; a last block that has graphs of its own gives [batch, 1, H].
-# Backward of a block: the same and HIDDEN_GRAD to GRAD_ACCUM_OUT and, but for the first block, INPUT_GRAD.
+# Backward of a block: the same and HIDDEN_GRAD to GRAD_ACCUM_OUT and, but for the first block tuned, INPUT_GRAD.
 # Head: HIDDEN of the scored positions to LOSS, INPUT_GRAD and, where it is trained, GRAD_ACCUM_OUT.
 # Score: HIDDEN of the scored positions to the outputs of the evaluation graph.
 HIDDEN: Final = "hidden"  # float32 [batch, length, H], or [targets, H] for head and score

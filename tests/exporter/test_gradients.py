@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -65,6 +66,25 @@ def test_gradients_are_those_of_pytorch(case: tuple[Path, Path], name: str) -> N
     model, artifact = case
     expected = assert_gradients_agree(model, artifact, arms(manifest_of(artifact))[name], batch=4, length=13)
     assert all(np.abs(value).max() > 0 for value in expected.values())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_of_the_top_block_alone(family: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    model: Path = request.getfixturevalue(f"tiny_{family}_model")
+    task: Task = "text-classification" if family == "bert" else "causal-lm"
+    labels = ["red", "green", "blue"] if family == "bert" else None
+    manifest, _ = export_model(model, task, tmp_path / "artifact", labels=labels, top_blocks=1)
+    assert {target.layer for target in manifest.targets} == {manifest.num_layers - 1}
+    graph = onnx.load(tmp_path / "artifact" / names.TRAINING_GRAPH).graph
+    backward = {node.name.split("/")[0] for node in graph.node if ".backward/" in node.name}
+    assert backward == {f"block{manifest.num_layers - 1}.backward"}
+
+    assert_gradients_agree(model, tmp_path / "artifact", arms(manifest)["uneven:5"], batch=4, length=13)
+
+
+def test_more_blocks_than_there_are_cannot_be_tuned(tiny_llama_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelUnsupportedError, match="top 3 blocks, expected 1 to 2"):
+        export_model(tiny_llama_model, "causal-lm", tmp_path / "artifact", top_blocks=3)
 
 
 @pytest.mark.parametrize(("batch", "length"), [(1, 2), (1, 9), (5, 2)])

@@ -20,8 +20,9 @@ from edge_runtime.engine.modes import graphs_of
 from edge_runtime.engine.slicing import slice_weights
 from edge_runtime.wire import names
 from edge_runtime.wire.adapter import AdapterLayout
-from edge_runtime.wire.manifest import Manifest
+from edge_runtime.wire.manifest import Manifest, Task
 from edge_runtime.wire.plan import Plan
+from exporter.export import export_model
 
 Array = npt.NDArray[np.float32]
 
@@ -67,6 +68,24 @@ def gradient_of(model: Model, batch: Batch, params: Array, grads: Array) -> tupl
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.integers(1, 5), length=st.integers(1, 12), seed=st.integers(0, 99), pruned=st.booleans())
 def test_modes_agree(artifact: Artifact, rows: int, length: int, seed: int, *, pruned: bool) -> None:
+    assert_modes_agree(artifact, rows, length, seed, pruned=pruned)
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_modes_agree_where_the_top_block_alone_is_tuned(
+    family: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    model = request.getfixturevalue(f"tiny_{family}_model")
+    labels = ["red", "green", "blue"] if family == "bert" else None
+    task: Task = "text-classification" if family == "bert" else "causal-lm"
+    export_model(model, task, tmp_path / "artifact", labels=labels, top_blocks=1)
+    artifact = Artifact.open(tmp_path / "artifact")
+    assert artifact.manifest.first_tuned == artifact.manifest.num_layers - 1 > 0
+    for pruned in (False, True):
+        assert_modes_agree(artifact, 3, 9, 0, pruned=pruned)
+
+
+def assert_modes_agree(artifact: Artifact, rows: int, length: int, seed: int, *, pruned: bool) -> None:
     manifest, rng = artifact.manifest, np.random.default_rng(seed)
     plan = uneven(manifest) if pruned else Plan.full(manifest)
     size = AdapterLayout.of(manifest, plan, RANK).num_elements

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -31,11 +31,8 @@ class Contender:
     """Elements that are trained."""
 
 
-class Prepare(Protocol):
-    """How an engine gets ready: everything up to the first step, imports that it can put off included."""
-
-    def __call__(self, request: ContestRequest) -> Contender:
-        """Load, and bind or copy the first adapter."""
+Prepare = Callable[[ContestRequest], Contender]
+"""How an engine gets ready: everything up to the first step, imports that it can put off included."""
 
 
 def contend(prepare: Prepare, packages: Sequence[str], arguments: Sequence[str]) -> ExitCode:

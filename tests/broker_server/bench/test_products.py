@@ -80,8 +80,8 @@ def products_of_graph(nodes: list[dict[str, Any]]) -> Counter[tuple[int, tuple[i
     found: Counter[tuple[int, tuple[int, ...]]] = Counter()
     for node in nodes:
         if node["op_name"] in {"Gemm", "FusedGemm", "MatMul", "FusedMatMul"}:
-            a, b = ([*shape.values()][0] for shape in node["input_type_shape"][:2])
-            (out,) = ([*shape.values()][0] for shape in node["output_type_shape"])
+            a, b = (next(iter(shape.values())) for shape in node["input_type_shape"][:2])
+            (out,) = (next(iter(shape.values())) for shape in node["output_type_shape"])
             batch = math.prod(out[:-2])
             inner = math.isqrt(math.prod(a) * math.prod(b) // math.prod(out) // batch)
             assert inner * inner * batch * math.prod(out) == math.prod(a) * math.prod(b)

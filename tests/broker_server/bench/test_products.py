@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnxruntime as ort
 import pytest
@@ -138,6 +139,25 @@ def test_flops_of_a_small_bert_by_hand(tiny_bert_artifact: Path) -> None:
 
     counted = products_of_step(manifest, Plan.full(manifest), rank, BATCH, LENGTH)
     assert total_flops(counted) == forward + backward
+
+
+def test_flops_with_factors_on_query_and_value_by_hand(tiny_bert_artifact: Path) -> None:
+    """The first block needs no gradient of its keys, and none that leaves its projections downwards."""
+    whole = Artifact.open(tiny_bert_artifact).manifest
+    targets = tuple(target for target in whole.targets if target.module.endswith((".query", ".value")))
+    manifest = msgspec.structs.replace(whole, targets=targets)
+    tokens, hidden, channels = BATCH * LENGTH, 32, 24
+    square, wide = 2 * tokens * hidden * hidden, 2 * tokens * hidden * channels
+    narrow = 2 * tokens * RANK * hidden  # either product of a factor, and each of their gradients
+    attention = 2 * (BATCH * 4) * LENGTH * LENGTH * 8
+    head = 2 * BATCH * hidden * hidden + 2 * BATCH * hidden * 3
+
+    forward = 2 * (4 * square + 2 * wide + 2 * 2 * narrow + 2 * attention) + head
+    first = square + 2 * wide + 2 * 3 * narrow + 3 * attention
+    second = 4 * square + 2 * wide + 2 * 4 * narrow + 4 * attention
+    backward = first + second + head + 2 * BATCH * hidden * 3
+
+    assert total_flops(products_of_step(manifest, Plan.full(manifest), RANK, BATCH, LENGTH)) == forward + backward
 
 
 def test_a_product_takes_two_operations_a_term() -> None:

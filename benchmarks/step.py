@@ -2,7 +2,8 @@
 
 Each arm runs in a fresh process, one after the other, on random tokens: graph loaded, weights sliced, some steps to
 warm up, then the steps that count, and after each of them the importance of all units is computed once from its
-gradient. Units are ranked at random, which changes no shape. Writes JSON to stdout: seconds of wall and processor time
+gradient. Units are ranked at random, which changes no shape. Peers are not run: `fedspine bench engine` sets the engine
+against those. Writes JSON to stdout: seconds of wall and processor time
 (median, least, greatest) of a step and of one importance, the process's peak memory, versions, machine and its load.
 """
 
@@ -17,7 +18,6 @@ import json
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import sys
 import time
@@ -27,13 +27,14 @@ from typing import Any, Final
 
 import numpy as np
 
+from edge_runtime.contest.work import random_examples, random_plan
 from edge_runtime.engine.artifact import Artifact
-from edge_runtime.engine.dataset import Batch
+from edge_runtime.engine.contender import batch_of
 from edge_runtime.engine.model import Mode
 from edge_runtime.engine.trainer import Trainer
-from edge_runtime.wire import adapter, ranking
-from edge_runtime.wire.manifest import Manifest
+from edge_runtime.wire import adapter
 from edge_runtime.wire.messages import HyperParameters
+from edge_runtime.wire.resident import peak_rss_bytes
 
 ARMS: Final = "0.0:8,0.25:8,0.5:8"
 NUM_WARMUP_STEPS: Final = 3
@@ -93,15 +94,14 @@ def measure(setting: Setting) -> dict[str, Any]:
     """Time the steps of one arm, in a process of its own."""
     artifact = Artifact.open(setting.artifact)
     manifest, rng = artifact.manifest, np.random.default_rng(setting.seed)
-    importance = {(g.layer, g.group): rng.random(g.num_units).astype(np.float32) for g in manifest.groups}
-    plan = ranking.plan_at(manifest, importance, setting.pruning_ratio)
+    plan = random_plan(manifest, setting.pruning_ratio, rng)
     full = adapter.initial(manifest, artifact.initial() if manifest.dense else {}, setting.rank, rng)
     begin = time.perf_counter()
     run = Trainer(artifact, num_threads=setting.threads, mode=setting.mode).start(
         plan, setting.rank, adapter.restrict(manifest, full, plan, setting.rank), hyper_parameters(setting)
     )
     load_s = time.perf_counter() - begin
-    batch = random_batch(manifest, setting, rng)
+    batch = batch_of(random_examples(manifest, setting.batch_size, setting.length, rng))
     steps, scorings = Stopwatch(), Stopwatch()
     for _ in range(NUM_WARMUP_STEPS + setting.steps):
         steps.time(lambda: run.step([batch]))
@@ -116,7 +116,7 @@ def measure(setting: Setting) -> dict[str, Any]:
         "step_cpu_s": spread(steps.cpu_s[NUM_WARMUP_STEPS:]),
         "importance_wall_s": spread(scorings.wall_s[NUM_WARMUP_STEPS:]),
         "importance_cpu_s": spread(scorings.cpu_s[NUM_WARMUP_STEPS:]),
-        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_memory_mib": peak_rss_bytes() // 2**20,
     }
 
 
@@ -134,14 +134,6 @@ def hyper_parameters(setting: Setting) -> HyperParameters:
         max_length=setting.length,
         seed=setting.seed,
     )
-
-
-def random_batch(manifest: Manifest, setting: Setting, rng: np.random.Generator) -> Batch:
-    """Examples without padding."""
-    shape = (setting.batch_size, setting.length)
-    ids = rng.integers(0, manifest.text.vocab_size, shape)
-    labels = rng.integers(0, len(manifest.labels), setting.batch_size) if manifest.labels else ids
-    return Batch(input_ids=ids, attention_mask=np.ones(shape, np.int64), labels=labels)
 
 
 def spread(seconds: list[float]) -> dict[str, float]:

@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from broker_server import export_door
+from broker_server.bench.command import bench
 from broker_server.compare.command import compare
 from broker_server.errors import ChildFailedError
 from broker_server.run.command import run
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 for command in (run, compare):
     app.command(help=str(command.__doc__).partition("Raises:")[0])(command)
+app.add_typer(bench, name="bench")
 
 
 @app.callback(invoke_without_command=True)

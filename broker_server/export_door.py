@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from broker_server.errors import MissingExtraError
@@ -20,3 +21,8 @@ def call(command: str, arguments: Sequence[str]) -> None:
         msg = f"{command} needs the package {error.name!r}: install the server, pip install 'fedspine[server]'"
         raise MissingExtraError(msg) from error
     app(args=[command, *arguments], prog_name="fedspine", standalone_mode=False)
+
+
+def process(module: str) -> list[str]:
+    """Command line that runs a module of the exporter in a process of its own."""
+    return [sys.executable, "-m", f"exporter.{module}"]

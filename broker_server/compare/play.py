@@ -178,7 +178,7 @@ class _Pool:
             settings = self._comparison.settings(key)
             self._display.line(f"exporting {preparation.model_name(settings)} for seed {key.seed}")
             artifact.parent.mkdir(parents=True, exist_ok=True)
-            command = export_command(settings, preparation.model_source(settings), _labels(settings), artifact)
+            command = export_command(settings, preparation.model_source(settings.model), _labels(settings), artifact)
             self._export(self._supervisor.start(f"export-seed-{key.seed}", [*command, "--force"]))
         return artifact
 

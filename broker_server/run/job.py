@@ -211,7 +211,7 @@ class Job:
             adopt_artifact(Path(self._settings.artifact), labels, self._exported)
             return None
         self._display.step(f"exporting {preparation.model_name(self._settings)}")
-        source = preparation.model_source(self._settings)
+        source = preparation.model_source(self._settings.model)
         command = export_command(self._settings, source, labels, self._exported)
         return self._supervisor.start("export", command)
 

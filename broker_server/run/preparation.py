@@ -47,7 +47,7 @@ def check_settings(settings: RunSettings) -> None:
         ArtifactCorruptedError: the artifact that was given is none, or damaged.
         MissingExtraError: mosquitto is asked for and not installed.
     """
-    model_source(settings)
+    model_source(settings.model)
     if settings.artifact:
         check_artifact(Path(settings.artifact), settings.task, base=settings.base, targets=settings.target_names)
     for path in (settings.data, settings.test):
@@ -64,22 +64,25 @@ def check_settings(settings: RunSettings) -> None:
     make_aggregation(settings.aggregation)
 
 
-def model_source(settings: RunSettings) -> str:
+def model_source(model: str) -> str:
     """Directory or hub id to export.
+
+    Args:
+        model: what a person gave; empty = the small Llama that comes with the package.
 
     Raises:
         ModelNotFoundError: a path that is no model directory.
     """
-    if not settings.model:
+    if not model:
         return str(importlib.resources.files("models") / "pretrained" / BUILT_IN_MODEL)
-    path = Path(settings.model).expanduser()
+    path = Path(model).expanduser()
     if path.is_dir() and (path / "config.json").is_file():
         return str(path.resolve())
-    if path.exists() or not is_hub_id(settings.model):
+    if path.exists() or not is_hub_id(model):
         problem = "holds no config.json" if path.is_dir() else "is no directory"
-        msg = f"model {settings.model} {problem}: give a directory that save_pretrained wrote, or a hub id"
+        msg = f"model {model} {problem}: give a directory that save_pretrained wrote, or a hub id"
         raise ModelNotFoundError(msg)
-    return settings.model
+    return model
 
 
 def model_name(settings: RunSettings) -> str:

@@ -36,6 +36,7 @@ from edge_runtime.wire.messages import (
 )
 from edge_runtime.wire.payload import Payload, check_payload, decode_payload, encode_payload
 from edge_runtime.wire.plan import Plan, uniform_num_kept
+from edge_runtime.wire.resident import peak_rss_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -194,7 +195,7 @@ class Workbench:
                 fetch_s=context.fetch_s + self._take_fetch_s(),
                 prepare_s=prepare_s,
                 evaluate_s=before_s + after_s,
-                peak_rss_bytes=memory.peak_rss_bytes(),
+                peak_rss_bytes=peak_rss_bytes(),
                 bytes_up=up,
                 bytes_down=down,
             ),

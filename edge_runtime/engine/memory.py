@@ -1,4 +1,4 @@
-"""Memory: what training will need, and what the process has used.
+"""Memory: what training will need.
 
 The estimate is a sum of what must be alive at the peak, in units that follow from shapes. Its constants were fitted to
 VmHWM of onnxruntime 1.31 on x86-64 over two models (a 22.7 M parameter encoder, a 5.5 M parameter decoder) and 18
@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
 from edge_runtime.engine.model import Mode
 from edge_runtime.engine.staged import SCORE_BYTES
 from edge_runtime.wire.adapter import AdapterLayout
-from edge_runtime.wire.manifest import Manifest, TensorSpec
+from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.plan import Plan
 
 _FLOAT_BYTES: Final = 4
@@ -81,18 +80,6 @@ def estimate_training_bytes(
     return _PROCESS_BYTES + weights + max(stored, int(_FLOAT_BYTES * floats))
 
 
-def peak_rss_bytes(status: Path = Path("/proc/self/status")) -> int:
-    """Largest resident set of this process so far, bytes: ``VmHWM`` of Linux (``man 5 proc``); 0 elsewhere."""
-    try:
-        lines = status.read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return 0
-    for line in lines:
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
 def _linear_widths(manifest: Manifest, plan: Plan) -> dict[int, int]:
     """Inputs and outputs of all linear layers of a block together, under the plan."""
     widths: dict[int, int] = {}
@@ -101,19 +88,11 @@ def _linear_widths(manifest: Manifest, plan: Plan) -> dict[int, int]:
     return widths
 
 
-def _matrices(manifest: Manifest, plan: Plan) -> Iterator[tuple[int, list[int]]]:
+def _matrices(manifest: Manifest, plan: Plan) -> Iterator[tuple[int, tuple[int, ...]]]:
     """Layer and shape of every matrix of a block, under the plan."""
     for tensor in manifest.tensors:
         if tensor.layer is not None and len(tensor.shape) == 2:
-            yield tensor.layer, _shape(tensor, plan)
-
-
-def _shape(tensor: TensorSpec, plan: Plan) -> list[int]:
-    shape = list(tensor.shape)
-    for prune in tensor.prune:
-        if tensor.layer is not None:
-            shape[prune.axis] = plan.kept(tensor.layer, prune.group).size * prune.unit_size
-    return shape
+            yield tensor.layer, plan.shape(tensor)
 
 
 def _num_query_heads(manifest: Manifest, plan: Plan) -> dict[int, int]:
@@ -136,7 +115,7 @@ def _weight_bytes(manifest: Manifest, plan: Plan, mode: Mode) -> tuple[int, int]
     converted: dict[int, int] = {}
     for tensor in manifest.tensors:
         stored += math.prod(tensor.shape) * _STORED_BYTES[tensor.dtype]
-        shape = _shape(tensor, plan)
+        shape = plan.shape(tensor)
         size = math.prod(shape)
         if mode == "staged" and tensor.layer is not None and len(shape) > 1 and tensor.dtype != "float32":
             weights += size * _STORED_BYTES[tensor.dtype]

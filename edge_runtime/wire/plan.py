@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from edge_runtime.wire import limits
 from edge_runtime.wire.errors import PlanError
-from edge_runtime.wire.manifest import GroupSpec, Manifest, PruneAxis, digest_of
+from edge_runtime.wire.manifest import GroupSpec, Manifest, PruneAxis, TensorSpec, digest_of
 
 Indices = npt.NDArray[np.int64]
 
@@ -100,6 +100,18 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         """Indices along a tensor's axis that stay under this plan, ascending, int64."""
         units = self.kept(layer, prune.group)
         return (units[:, None] * prune.unit_size + np.arange(prune.unit_size)).reshape(-1)
+
+    def shape(self, tensor: TensorSpec) -> tuple[int, ...]:
+        """Shape of a frozen weight under this plan.
+
+        Raises:
+            PlanError: the plan lacks a group of it.
+        """
+        sizes = list(tensor.shape)
+        for prune in tensor.prune:
+            if tensor.layer is not None:
+                sizes[prune.axis] = self.kept(tensor.layer, prune.group).size * prune.unit_size
+        return tuple(sizes)
 
     def positions(self, layer: int, prune: PruneAxis, within: Plan) -> Indices:
         """Where along an axis that is already sliced to ``within`` the indices are that stay, ascending, int64.

@@ -14,6 +14,7 @@ import pytest
 
 MAY_IMPORT = {
     "edge_runtime.wire": {"numpy", "msgspec", "safetensors"},
+    "edge_runtime.contest": {"numpy", "msgspec"},
     "edge_runtime.engine": {"numpy", "msgspec", "safetensors", "onnxruntime", "tokenizers"},
     "edge_runtime.link": {"msgspec", "paho"},
     "edge_runtime.agent": {"numpy", "msgspec", "psutil", "onnxruntime"},

@@ -87,6 +87,7 @@ def test_an_error_inside_is_one_line_and_a_code(
 def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys, broker_server.cli as cli; cli.call(['--help']); cli.call(['run', '--help']); "
+        "cli.call(['bench', 'engine', '--help']); "
         "heavy = {'torch', 'transformers', 'onnx', 'onnxruntime', 'matplotlib', 'sqlalchemy', 'exporter'}; "
         "sys.exit(f'imported: {heavy & set(sys.modules)}' if heavy & set(sys.modules) else 0)"
     )

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from edge_runtime.engine.artifact import Artifact
-from edge_runtime.engine.memory import estimate_training_bytes, peak_rss_bytes
+from edge_runtime.engine.memory import estimate_training_bytes
 from edge_runtime.engine.model import MODES, Mode
 from edge_runtime.wire.errors import PlanError, TensorError
 from edge_runtime.wire.manifest import Manifest
@@ -52,27 +52,17 @@ def test_estimate_refuses_what_does_not_fit(manifest: Manifest) -> None:
         estimate_training_bytes(manifest, Plan(groups=()), 4, 1, 8)
 
 
-def test_peak_is_that_of_the_process() -> None:
-    assert 10 * 2**20 < peak_rss_bytes() < 2**40
-
-
-def test_peak_where_the_system_does_not_tell(tmp_path: Path) -> None:
-    assert peak_rss_bytes(tmp_path / "nowhere") == 0
-    (tmp_path / "status").write_text("Name:\tpython\n")
-    assert peak_rss_bytes(tmp_path / "status") == 0
-
-
 _MEASURE = """
 import sys
 from pathlib import Path
 import msgspec, numpy as np
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.dataset import Batch
-from edge_runtime.engine.memory import peak_rss_bytes
 from edge_runtime.engine.trainer import Trainer
 from edge_runtime.wire import adapter
 from edge_runtime.wire.messages import HyperParameters
 from edge_runtime.wire.plan import Plan
+from edge_runtime.wire.resident import peak_rss_bytes
 artifact = Artifact.open(Path(sys.argv[1]))
 given = msgspec.json.decode(sys.argv[2], type=HyperParameters)
 start = adapter.initial(artifact.manifest, artifact.initial(), 8, np.random.default_rng(0))

@@ -1,0 +1,1 @@
+"""Benchmarks: the device engine against its peers."""

@@ -1,0 +1,1 @@
+"""A contest of training engines: what every contender is asked, does, and answers. No engine is imported here."""

@@ -9,7 +9,8 @@ What is counted is what the step's mathematics needs, nothing that an engine com
   queries and values and not of its keys, and none of its input.
 
 A product of ``[rows, inner]`` and ``[inner, columns]`` takes ``2 rows inner columns`` floating-point operations, FLOPs.
-Hidden states are dense: all positions of all blocks count, whichever of them are scored at the end.
+All positions of all blocks count; but where the first token of a sequence is scored alone (text-classification), the last
+block needs keys and values of all and everything else of that token.
 
 Shape legend: ``B`` examples of a batch, ``L`` length, ``T`` tokens (B L), ``R`` LoRA rank.
 """
@@ -81,6 +82,7 @@ class _Step:
         self._manifest, self._plan, self._rank = manifest, plan, rank
         self._batch_size, self._length = batch_size, length
         self._tokens = batch_size * length
+        self._first_only = manifest.task == "text-classification"
         self._targets = {target.module for target in manifest.targets}
 
     def block(self, layer: int, *, is_trained: bool) -> bool:
@@ -93,16 +95,22 @@ class _Step:
         Returns:
             Whether its output does.
         """
+        is_short = self._first_only and layer == self._manifest.num_layers - 1
+        asking = 1 if is_short else self._length  # positions of a sequence that the block gives
+        rows = self._batch_size * asking
         inward, outward = _by_role(self._manifest, layer, HEADS)
-        depends = {_role(spec): self._linear(spec, self._tokens, is_trained=is_trained) for spec in inward}
-        mixed = self._attention(layer, inward, depends)
+        depends = {
+            _role(spec): self._linear(spec, rows if _role(spec) == "q" else self._tokens, is_trained=is_trained)
+            for spec in inward
+        }
+        mixed = self._attention(layer, inward, depends, asking)
         for spec in outward:
-            mixed = self._linear(spec, self._tokens, is_trained=mixed)
+            mixed = self._linear(spec, rows, is_trained=mixed)
         is_trained = is_trained or mixed
         inward, outward = _by_role(self._manifest, layer, None)
-        depend = [self._linear(spec, self._tokens, is_trained=is_trained) for spec in inward]
+        depend = [self._linear(spec, rows, is_trained=is_trained) for spec in inward]
         for spec in outward:
-            depend = [self._linear(spec, self._tokens, is_trained=any(depend))]
+            depend = [self._linear(spec, rows, is_trained=any(depend))]
         return is_trained or any(depend)
 
     def head(self, *, is_trained: bool) -> None:
@@ -139,13 +147,13 @@ class _Step:
                 self._add(rows, rank, inner)
         return is_trained or is_target
 
-    def _attention(self, layer: int, inward: list[TensorSpec], depends: dict[str, bool]) -> bool:
+    def _attention(self, layer: int, inward: list[TensorSpec], depends: dict[str, bool], asking: int) -> bool:
         """Scores and mixes; query heads of one key/value head lie side by side in one product."""
         widths = {_role(spec): spec.prune[0].unit_size for spec in inward}
         size = widths["k"]
         group = widths["q"] // size
         batch = self._batch_size * self._plan.kept(layer, HEADS).size
-        queries, keys = group * self._length, self._length
+        queries, keys = group * asking, self._length
         scored = depends["q"] or depends["k"]
         self._add(queries, size, keys, batch)  # Q K^T
         self._add(queries, keys, size, batch)  # P V

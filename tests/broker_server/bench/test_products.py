@@ -130,12 +130,18 @@ def test_flops_of_a_small_bert_by_hand(tiny_bert_artifact: Path) -> None:
     factors = 2 * tokens * rank * (4 * (hidden + hidden) + 2 * (hidden + channels))
     attention = 2 * (BATCH * 4) * LENGTH * LENGTH * 8  # scores, or mixes
     head = 2 * BATCH * hidden * hidden + 2 * BATCH * hidden * 3
+    # The last block: keys and values of all tokens, the rest of one in LENGTH.
+    last_weights = 2 * square + (2 * square + 2 * wide) // LENGTH
+    key_value_factors = 2 * 2 * tokens * rank * (hidden + hidden)
+    last_factors = key_value_factors + (factors - key_value_factors) // LENGTH
+    last_attention = attention // LENGTH
 
-    forward = 2 * (weights + factors + 2 * attention) + head
+    forward = weights + factors + 2 * attention + last_weights + last_factors + 2 * last_attention + head
     # Activations' gradients once more, without those of the first block's input; factors' gradients twice: A and B
     # and what lies between; both operands of both of attention's products; the classifier's own weight.
     unneeded = 3 * square + 3 * 2 * tokens * rank * hidden
-    backward = 2 * (weights + 2 * factors + 4 * attention) - unneeded + head + 2 * BATCH * hidden * 3
+    backward = weights + 2 * factors + 4 * attention - unneeded + last_weights + 2 * last_factors + 4 * last_attention
+    backward += head + 2 * BATCH * hidden * 3
 
     counted = products_of_step(manifest, Plan.full(manifest), rank, BATCH, LENGTH)
     assert total_flops(counted) == forward + backward
@@ -152,9 +158,11 @@ def test_flops_with_factors_on_query_and_value_by_hand(tiny_bert_artifact: Path)
     attention = 2 * (BATCH * 4) * LENGTH * LENGTH * 8
     head = 2 * BATCH * hidden * hidden + 2 * BATCH * hidden * 3
 
-    forward = 2 * (4 * square + 2 * wide + 2 * 2 * narrow + 2 * attention) + head
+    # Of the second block's tokens one in LENGTH, but for keys and values.
+    short = 2 * square + (2 * square + 2 * wide + 2 * attention) // LENGTH
+    forward = 4 * square + 2 * wide + 2 * 2 * narrow + 2 * attention + short + 2 * narrow + 2 * narrow // LENGTH + head
     first = square + 2 * wide + 2 * 3 * narrow + 3 * attention
-    second = 4 * square + 2 * wide + 2 * 4 * narrow + 4 * attention
+    second = short + 2 * attention // LENGTH + 4 * narrow + 4 * narrow // LENGTH
     backward = first + second + head + 2 * BATCH * hidden * 3
 
     assert total_flops(products_of_step(manifest, Plan.full(manifest), RANK, BATCH, LENGTH)) == forward + backward

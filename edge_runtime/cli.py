@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import random
-import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,15 +19,17 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Final
 
-from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress, TlsFiles
+from edge_runtime.arguments import add_manners, add_resources, add_trust, count, pause_limits, positive
+from edge_runtime.board.niceness import be_nice
+from edge_runtime.board.sensors import Sensors
+from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress, TlsFiles, read_password
 from edge_runtime.wire.errors import ExitCode, FedSpineError
 
-THREAD_VARIABLES: Final = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+THREAD_VARIABLES: Final = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
+"""What numpy's matrix products and the tokenizer look at; onnxruntime is told by its options."""
 
 INFER_BATCH: Final = 32
 """Texts that are classified at a time."""
-
-_UNITS: Final = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "KI": 1024, "MI": 1024**2, "GI": 1024**3}
 
 logger = logging.getLogger("edge_runtime")
 
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if arguments.threads is not None:
         for variable in THREAD_VARIABLES:
-            os.environ.setdefault(variable, str(arguments.threads))
+            os.environ[variable] = str(arguments.threads)
     try:
         return int(arguments.command(arguments))
     except FedSpineError as error:
@@ -94,11 +95,11 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 = greedy (default)")
     generate.add_argument("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest; 0 = all")
     generate.add_argument(
-        "--seed", type=_count, default=0, metavar="N", help="of the drawing, with a temperature above 0 (default 0)"
+        "--seed", type=count, default=0, metavar="N", help="of the drawing, with a temperature above 0 (default 0)"
     )
     generate.set_defaults(command=_generate)
     for command in (infer, generate):
-        command.add_argument("--threads", type=_positive, metavar="N", help="default: one for each core")
+        command.add_argument("--threads", type=positive, metavar="N", help="default: one for each core")
         _add_log_level(command, "warning")
     return parser
 
@@ -127,10 +128,7 @@ def _add_start(start: argparse.ArgumentParser) -> None:
         "--fleet", default="default", metavar="NAME", help="devices that train together (default: %(default)s)"
     )
     work = start.add_argument_group("work")
-    work.add_argument("--threads", type=_positive, metavar="N", help="default: one for each core")
-    work.add_argument(
-        "--memory-limit", type=_size, metavar="SIZE", help="such as 512MB (default: 80 %% of what is available)"
-    )
+    add_resources(work)
     work.add_argument(
         "--mode",
         choices=["auto", "fused", "staged"],
@@ -140,15 +138,13 @@ def _add_start(start: argparse.ArgumentParser) -> None:
     )
     work.add_argument(
         "--holdout",
-        type=_count,
+        type=count,
         default=64,
         metavar="N",
         help="examples of the file to evaluate on, not to train on (default 64, at most a fifth)",
     )
-    trust = start.add_argument_group("encrypted brokers")
-    trust.add_argument("--ca-file", type=Path, metavar="PEM", help="authority of the broker (default: the system's)")
-    trust.add_argument("--cert-file", type=Path, metavar="PEM", help="certificate of this device")
-    trust.add_argument("--key-file", type=Path, metavar="PEM", help="its private key")
+    add_manners(start)
+    add_trust(start)
     life = start.add_argument_group("when to end")
     life.add_argument("--exit-when-finished", action="store_true", help="leave when the run is over")
     life.add_argument("--wait-for-broker", action="store_true", help="go on trying when nobody answers at first")
@@ -161,38 +157,11 @@ def _add_log_level(command: argparse.ArgumentParser, default: str) -> None:
     command.add_argument("--log-level", choices=levels, default=default, help=f"to standard error (default {default})")
 
 
-def _positive(text: str) -> int:
-    value = _count(text)
-    if value == 0:
-        msg = "expected 1 or more"
-        raise argparse.ArgumentTypeError(msg)
-    return value
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        msg = f"{text!r} is no whole number of 0 or more"
-        raise argparse.ArgumentTypeError(msg)
-    return int(text)
-
-
-def _size(text: str) -> int:
-    """Bytes of ``512MB``, ``1.5GiB`` or a plain number.
-
-    >>> _size("512MB"), _size("1.5GiB"), _size("4096")
-    (512000000, 1610612736, 4096)
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMG]I?)?B?)", text.strip().upper())
-    if match is None or float(match[1]) == 0:
-        msg = f"{text!r} is no size: expected a number with B, KB, MB, GB, KiB, MiB or GiB"
-        raise argparse.ArgumentTypeError(msg)
-    return int(float(match[1]) * _UNITS[match[2] or ""])
-
-
 # ---- commands --------------------------------------------------------------------------------------------------------
 
 
 def _start(arguments: argparse.Namespace) -> int:
+    be_nice(arguments.nice)  # before threads are there, which inherit it
     from edge_runtime.agent import capabilities, precheck  # noqa: PLC0415 - see the module's docstring
     from edge_runtime.agent.agent import Agent, AgentSettings  # noqa: PLC0415
     from edge_runtime.agent.identity import StateDirectory, check_name  # noqa: PLC0415
@@ -200,7 +169,9 @@ def _start(arguments: argparse.Namespace) -> int:
     from edge_runtime.engine.model import MODES  # noqa: PLC0415
 
     check_name(arguments.fleet, "fleet")
-    broker = BrokerAddress.parse(arguments.broker).with_password(os.environ.get(PASSWORD_VARIABLE))
+    broker = _broker(arguments)
+    pausing = pause_limits(arguments)
+    pausing.check(Sensors(arguments.sensors).read())
     num_threads = arguments.threads or capabilities.usable_cores()
     memory_limit_bytes = arguments.memory_limit or capabilities.default_memory_limit()
     num_examples = precheck.count_examples(arguments.data)
@@ -209,13 +180,16 @@ def _start(arguments: argparse.Namespace) -> int:
         settings = AgentSettings(
             broker=broker,
             fleet=arguments.fleet,
-            tls=TlsFiles(ca_file=arguments.ca_file, cert_file=arguments.cert_file, key_file=arguments.key_file),
+            tls=_tls_files(arguments),
             work=WorkSettings(
                 data=arguments.data,
                 num_holdout=arguments.holdout,
                 num_threads=num_threads,
                 memory_limit_bytes=memory_limit_bytes,
                 modes=MODES if arguments.mode == "auto" else (arguments.mode,),
+                checkpoint_every=arguments.checkpoint_every,
+                pausing=pausing,
+                sensors=arguments.sensors,
             ),
             num_examples=num_examples,
             exit_when_finished=arguments.exit_when_finished,
@@ -234,6 +208,16 @@ def _start(arguments: argparse.Namespace) -> int:
         signal.signal(signal.SIGINT, end)
         signal.signal(signal.SIGTERM, end)
         return agent.run()
+
+
+def _broker(arguments: argparse.Namespace) -> BrokerAddress:
+    """The broker, with the password of the URL, else of ``--password-file``, else of the environment."""
+    given = None if arguments.password_file is None else read_password(arguments.password_file)
+    return BrokerAddress.parse(arguments.broker).with_password(given or os.environ.get(PASSWORD_VARIABLE))
+
+
+def _tls_files(arguments: argparse.Namespace) -> TlsFiles:
+    return TlsFiles(ca_file=arguments.ca_file, cert_file=arguments.cert_file, key_file=arguments.key_file)
 
 
 def _infer(arguments: argparse.Namespace) -> int:

@@ -75,8 +75,9 @@ def device_command(
     command += ["--state", str(directory.devices / device_id), "--threads", str(device_threads(settings))]
     if memory_mb:
         command += ["--memory-limit", f"{memory_mb}MiB"]
+    command += ["--nice", "0"]  # servers and devices share this machine as equals
     if settings.fleet:
-        command += ["--mode", "fused"]  # modelled time is that of this mode
+        command += ["--mode", "fused", "--checkpoint-every", "0"]  # modelled time is that of this mode, and of no disk
     return [*command, "--holdout", str(NUM_HOLDOUT), "--exit-when-finished"]
 
 

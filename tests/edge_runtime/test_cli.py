@@ -198,7 +198,7 @@ def test_an_unexpected_error_is_one_line_too(
         raise ZeroDivisionError(msg)
 
     monkeypatch.setattr("edge_runtime.agent.precheck.count_examples", fail)
-    code = cli.main(["start", "--broker", "mqtt://h", "--data", "d", "--state", "s"])
+    code = cli.main(["start", "--broker", "mqtt://h", "--data", "d", "--state", "s", "--nice", "0"])
     error = capsys.readouterr().err
     assert code == ExitCode.UNEXPECTED
     assert error.count("\n") == 1

@@ -1,0 +1,140 @@
+"""Options that several commands of ``fedspine-edge`` share, and what their values may be."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from edge_runtime.board.guard import COOLER_C, FULLER_PERCENT, PauseLimits
+from edge_runtime.board.niceness import DEFAULT_NICE, MAX_NICE
+from edge_runtime.board.sensors import SYS
+
+DEFAULT_CHECKPOINT_EVERY: Final = 20
+"""Steps from one checkpoint to the next: on a board of a second or more a step, well under 1 % of the time."""
+
+_UNITS: Final = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "KI": 1024, "MI": 1024**2, "GI": 1024**3}
+
+
+def add_manners(parser: argparse.ArgumentParser) -> None:
+    """How a device shares its board with others, and when it rests."""
+    manners = parser.add_argument_group("manners")
+    manners.add_argument(
+        "--nice",
+        type=whole(0, MAX_NICE),
+        default=DEFAULT_NICE,
+        metavar="N",
+        help=f"0 (like any process) to {MAX_NICE} (after all others); default %(default)s",
+    )
+    manners.add_argument(
+        "--checkpoint-every",
+        type=count,
+        default=DEFAULT_CHECKPOINT_EVERY,
+        metavar="N",
+        help="a power cut in training costs at most N steps; 0 = all of them (default %(default)s)",
+    )
+    manners.add_argument(
+        "--max-temperature",
+        type=number(20, 120),
+        metavar="C",
+        help=f"pause when the board is hotter; go on {COOLER_C:g} degrees below",
+    )
+    manners.add_argument("--pause-on-throttling", action="store_true", help="pause while the cores are slowed down")
+    manners.add_argument(
+        "--min-battery",
+        type=number(1, 100),
+        metavar="PERCENT",
+        help=f"pause on a battery with less; go on {FULLER_PERCENT:g} points above",
+    )
+    manners.add_argument("--pause-on-battery", action="store_true", help="pause whenever the board runs on its battery")
+    manners.add_argument(
+        "--sensors", type=Path, default=SYS, metavar="DIR", help="where the kernel's files are (default %(default)s)"
+    )
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """How this device and the broker know each other."""
+    trust = parser.add_argument_group("passwords and encryption")
+    trust.add_argument("--password-file", type=Path, metavar="FILE", help="holds the broker's password, one line")
+    trust.add_argument("--ca-file", type=Path, metavar="PEM", help="authority of the broker (default: the system's)")
+    trust.add_argument("--cert-file", type=Path, metavar="PEM", help="certificate of this device")
+    trust.add_argument("--key-file", type=Path, metavar="PEM", help="its private key")
+
+
+def add_resources(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
+    """What of the board may be used."""
+    parser.add_argument("--threads", type=positive, metavar="N", help="default: one for each core")
+    parser.add_argument(
+        "--memory-limit", type=size, metavar="SIZE", help="such as 512MB (default: 80 %% of what is available)"
+    )
+
+
+def pause_limits(arguments: argparse.Namespace) -> PauseLimits:
+    """What :func:`add_manners` was told of pauses."""
+    return PauseLimits(
+        max_temperature_c=arguments.max_temperature,
+        min_battery_percent=arguments.min_battery,
+        on_battery=arguments.pause_on_battery,
+        on_throttling=arguments.pause_on_throttling,
+    )
+
+
+def positive(text: str) -> int:
+    """A whole number of 1 or more."""
+    value = count(text)
+    if value == 0:
+        msg = "expected 1 or more"
+        raise argparse.ArgumentTypeError(msg)
+    return value
+
+
+def count(text: str) -> int:
+    """A whole number of 0 or more."""
+    if not text.isdecimal():
+        msg = f"{text!r} is no whole number of 0 or more"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
+
+
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """Takes whole numbers of a range."""
+
+    def parse(text: str) -> int:
+        value = count(text)
+        if not least <= value <= most:
+            msg = f"{text!r} is outside {least} to {most}"
+            raise argparse.ArgumentTypeError(msg)
+        return value
+
+    return parse
+
+
+def number(least: float, most: float) -> Callable[[str], float]:
+    """Takes numbers of a range."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not least <= value <= most:
+            msg = f"{text!r} is no number from {least:g} to {most:g}"
+            raise argparse.ArgumentTypeError(msg)
+        return value
+
+    return parse
+
+
+def size(text: str) -> int:
+    """Bytes of ``512MB``, ``1.5GiB`` or a plain number.
+
+    >>> size("512MB"), size("1.5GiB"), size("4096")
+    (512000000, 1610612736, 4096)
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMG]I?)?B?)", text.strip().upper())
+    if match is None or float(match[1]) == 0:
+        msg = f"{text!r} is no size: expected a number with B, KB, MB, GB, KiB, MiB or GiB"
+        raise argparse.ArgumentTypeError(msg)
+    return int(float(match[1]) * _UNITS[match[2] or ""])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -11,9 +12,13 @@ from typing import Final
 from edge_runtime.board.guard import COOLER_C, FULLER_PERCENT, PauseLimits
 from edge_runtime.board.niceness import DEFAULT_NICE, MAX_NICE
 from edge_runtime.board.sensors import SYS
+from edge_runtime.board.service import CREDENTIALS, Service
 
 DEFAULT_CHECKPOINT_EVERY: Final = 20
 """Steps from one checkpoint to the next: on a board of a second or more a step, well under 1 % of the time."""
+
+SECRETS: Final = ("password_file", "ca_file", "cert_file", "key_file")
+"""Files that a service is handed by systemd, which may read what the service may not."""
 
 _UNITS: Final = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "KI": 1024, "MI": 1024**2, "GI": 1024**3}
 
@@ -68,6 +73,48 @@ def add_resources(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> 
     parser.add_argument("--threads", type=positive, metavar="N", help="default: one for each core")
     parser.add_argument(
         "--memory-limit", type=size, metavar="SIZE", help="such as 512MB (default: 80 %% of what is available)"
+    )
+
+
+def add_service(parser: argparse.ArgumentParser) -> None:
+    """What a service needs beside the options of the device."""
+    service = parser.add_argument_group("service")
+    service.add_argument("--name", default="fedspine-edge", metavar="NAME", help="of the unit (default: %(default)s)")
+    service.add_argument("--user", metavar="USER", help="who it runs as (default: one that systemd makes for it)")
+
+
+def service_of(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> Service:
+    """The service that runs a device with these options: those of ``start`` that are not the default, paths absolute.
+
+    Args:
+        arguments: what ``parser`` read.
+        parser: knows the options of the device, and those of :func:`add_service`.
+    """
+    options, credentials = [], {}
+    for name, value in vars(arguments).items():
+        if name in {"name", "user", "wait_for_broker", "command", "parser"} or value == parser.get_default(name):
+            continue
+        option = f"--{name.replace('_', '-')}"
+        if name in SECRETS:
+            credentials[option.removeprefix("--")] = value.absolute()
+            options += [option, f"{CREDENTIALS}/{option.removeprefix('--')}"]
+        elif value is True:
+            options.append(option)
+        else:
+            options += [option, str(value.absolute() if isinstance(value, Path) else value)]
+    script = Path(sys.argv[0]).absolute()
+    is_script = script.name == "fedspine-edge" and script.is_file()
+    program = (str(script),) if is_script else (sys.executable, "-m", "edge_runtime")
+    return Service(
+        name=arguments.name,
+        user=arguments.user,
+        program=(*program, "start"),
+        options=(*options, "--wait-for-broker"),
+        credentials=credentials,
+        readable=(arguments.data.absolute(), Path(sys.prefix), Path(sys.base_prefix)),
+        nice=arguments.nice,
+        num_threads=arguments.threads,
+        memory_limit_bytes=arguments.memory_limit,
     )
 
 

@@ -19,9 +19,19 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Final
 
-from edge_runtime.arguments import add_manners, add_resources, add_trust, count, pause_limits, positive
+from edge_runtime.arguments import (
+    add_manners,
+    add_resources,
+    add_service,
+    add_trust,
+    count,
+    pause_limits,
+    positive,
+    service_of,
+)
 from edge_runtime.board.niceness import be_nice
 from edge_runtime.board.sensors import Sensors
+from edge_runtime.board.service import unit, unreadable
 from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress, TlsFiles, read_password
 from edge_runtime.wire.errors import ExitCode, FedSpineError
 
@@ -74,6 +84,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_start(commands.add_parser("start", help="take part in runs", description=START, epilog=START_EXAMPLE))
+    service = commands.add_parser("service", help="print a systemd unit", description=SERVICE, epilog=SERVICE_EXAMPLE)
+    _add_device(service)
+    add_service(service)
+    service.set_defaults(command=_service, parser=service)
     infer = commands.add_parser(
         "infer",
         help="classify texts with a compact model",
@@ -117,11 +131,28 @@ START_EXAMPLE: Final = (
 )
 
 
+SERVICE: Final = (
+    "Print a systemd unit that runs this device at every boot, in a sandbox, with these options of 'start'. Passwords "
+    "and keys stay in their files: systemd hands them over. Its state is in /var/lib/NAME."
+)
+
+SERVICE_EXAMPLE: Final = (
+    "Example: fedspine-edge service --broker mqtts://board-7@broker.example --password-file /etc/fedspine/password "
+    "--data /var/lib/fedspine/examples.jsonl --memory-limit 1GB | sudo tee /etc/systemd/system/fedspine-edge.service"
+)
+
+
 def _add_start(start: argparse.ArgumentParser) -> None:
+    needed = _add_device(start)
+    needed.add_argument("--state", required=True, type=Path, metavar="DIR", help="where this device keeps its state")
+    start.set_defaults(command=_start)
+
+
+def _add_device(start: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """All that is said of a device but where its state is; returns the group of what is needed."""
     needed = start.add_argument_group("needed")
     needed.add_argument("--broker", required=True, metavar="URL", help="mqtt://, mqtts://, ws:// or wss://host[:port]")
     needed.add_argument("--data", required=True, type=Path, metavar="FILE", help="this device's examples, JSON lines")
-    needed.add_argument("--state", required=True, type=Path, metavar="DIR", help="where this device keeps its state")
     identity = start.add_argument_group("identity")
     identity.add_argument("--device-id", metavar="ID", help="default: made once and kept in the state directory")
     identity.add_argument(
@@ -149,7 +180,7 @@ def _add_start(start: argparse.ArgumentParser) -> None:
     life.add_argument("--exit-when-finished", action="store_true", help="leave when the run is over")
     life.add_argument("--wait-for-broker", action="store_true", help="go on trying when nobody answers at first")
     _add_log_level(start, "info")
-    start.set_defaults(command=_start)
+    return needed
 
 
 def _add_log_level(command: argparse.ArgumentParser, default: str) -> None:
@@ -218,6 +249,26 @@ def _broker(arguments: argparse.Namespace) -> BrokerAddress:
 
 def _tls_files(arguments: argparse.Namespace) -> TlsFiles:
     return TlsFiles(ca_file=arguments.ca_file, cert_file=arguments.cert_file, key_file=arguments.key_file)
+
+
+def _service(arguments: argparse.Namespace) -> int:
+    broker = BrokerAddress.parse(arguments.broker)
+    if broker.password is not None:
+        _complain("a unit would show the password in the broker's URL: put it into a file, give --password-file")
+        return int(ExitCode.USAGE)
+    service = service_of(arguments, arguments.parser)
+    print(unit(service), end="")
+    closed = [] if service.user is not None else unreadable(service.readable)
+    notes = [f"{path} cannot be read by every user: allow that, or give --user with one who may" for path in closed]
+    if broker.username is not None and not service.credentials:
+        notes.append(f"without --password-file the broker must let {broker.username!r} in by itself")
+    notes.append(
+        f"save it as /etc/systemd/system/{service.name}.service, then: "
+        f"sudo systemctl daemon-reload && sudo systemctl enable --now {service.name}"
+    )
+    for note in notes:
+        print(f"fedspine-edge: {note}", file=sys.stderr)
+    return int(ExitCode.OK)
 
 
 def _infer(arguments: argparse.Namespace) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from edge_runtime.board.guard import COOLER_C, FULLER_PERCENT, PauseLimits
 from edge_runtime.board.niceness import DEFAULT_NICE, MAX_NICE
 from edge_runtime.board.sensors import SYS
 from edge_runtime.board.service import CREDENTIALS, Service
+from edge_runtime.doctor.setup import Setup
+from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress, TlsFiles, read_password
 
 DEFAULT_CHECKPOINT_EVERY: Final = 20
 """Steps from one checkpoint to the next: on a board of a second or more a step, well under 1 % of the time."""
@@ -125,6 +128,38 @@ def pause_limits(arguments: argparse.Namespace) -> PauseLimits:
         min_battery_percent=arguments.min_battery,
         on_battery=arguments.pause_on_battery,
         on_throttling=arguments.pause_on_throttling,
+    )
+
+
+def broker_of(arguments: argparse.Namespace) -> BrokerAddress:
+    """The broker, with the password of the URL, else of ``--password-file``, else of the environment.
+
+    Raises:
+        AddressError: the URL is malformed, or the file holds no password.
+    """
+    given = None if arguments.password_file is None else read_password(arguments.password_file)
+    return BrokerAddress.parse(arguments.broker).with_password(given or os.environ.get(PASSWORD_VARIABLE))
+
+
+def tls_files(arguments: argparse.Namespace) -> TlsFiles:
+    """What :func:`add_trust` was told of encryption."""
+    return TlsFiles(ca_file=arguments.ca_file, cert_file=arguments.cert_file, key_file=arguments.key_file)
+
+
+def setup_of(arguments: argparse.Namespace, now: float) -> Setup:
+    """What a check-up looks at; ``now`` is what the clock says, Unix seconds."""
+    return Setup(
+        data=arguments.data,
+        state=arguments.state,
+        broker=None if arguments.broker is None else lambda: broker_of(arguments),
+        is_encrypted=(arguments.broker or "").startswith(("mqtts:", "wss:")),
+        tls=tls_files(arguments),
+        num_threads=arguments.threads,
+        memory_limit_bytes=arguments.memory_limit,
+        nice=arguments.nice,
+        pausing=pause_limits(arguments),
+        sensors=arguments.sensors,
+        now=now,
     )
 
 

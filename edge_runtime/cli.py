@@ -7,6 +7,7 @@ limited to what ``--threads`` says.
 from __future__ import annotations
 
 import argparse
+import datetime as dt
 import json
 import logging
 import os
@@ -24,15 +25,18 @@ from edge_runtime.arguments import (
     add_resources,
     add_service,
     add_trust,
+    broker_of,
     count,
     pause_limits,
     positive,
     service_of,
+    setup_of,
+    tls_files,
 )
 from edge_runtime.board.niceness import be_nice
 from edge_runtime.board.sensors import Sensors
 from edge_runtime.board.service import unit, unreadable
-from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress, TlsFiles, read_password
+from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress
 from edge_runtime.wire.errors import ExitCode, FedSpineError
 
 THREAD_VARIABLES: Final = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
@@ -84,6 +88,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_start(commands.add_parser("start", help="take part in runs", description=START, epilog=START_EXAMPLE))
+    doctor = commands.add_parser("doctor", help="is everything there?", description=DOCTOR, epilog=DOCTOR_EXAMPLE)
+    _add_device(doctor, is_needed=False).add_argument("--state", type=Path, metavar="DIR", help="of this device")
+    doctor.add_argument("--json", action="store_true", help="one JSON object in place of lines")
+    doctor.set_defaults(command=_doctor, log_level="warning")
     service = commands.add_parser("service", help="print a systemd unit", description=SERVICE, epilog=SERVICE_EXAMPLE)
     _add_device(service)
     add_service(service)
@@ -131,6 +139,13 @@ START_EXAMPLE: Final = (
 )
 
 
+DOCTOR: Final = (
+    "Name what is missing or wrong on this board, one line each, and what to do about it. Takes the options of "
+    "'start'; what is not named is not looked at. Changes nothing. Ends with 0, or with the first error's exit code."
+)
+
+DOCTOR_EXAMPLE: Final = "Example: fedspine-edge doctor --broker mqtts://b.example --data x.jsonl --state fedspine-state"
+
 SERVICE: Final = (
     "Print a systemd unit that runs this device at every boot, in a sandbox, with these options of 'start'. Passwords "
     "and keys stay in their files: systemd hands them over. Its state is in /var/lib/NAME."
@@ -148,11 +163,14 @@ def _add_start(start: argparse.ArgumentParser) -> None:
     start.set_defaults(command=_start)
 
 
-def _add_device(start: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """All that is said of a device but where its state is; returns the group of what is needed."""
-    needed = start.add_argument_group("needed")
-    needed.add_argument("--broker", required=True, metavar="URL", help="mqtt://, mqtts://, ws:// or wss://host[:port]")
-    needed.add_argument("--data", required=True, type=Path, metavar="FILE", help="this device's examples, JSON lines")
+def _add_device(start: argparse.ArgumentParser, *, is_needed: bool = True) -> argparse._ArgumentGroup:
+    """All that is said of a device but where its state is; returns the group of what ``start`` needs."""
+    needed = start.add_argument_group("needed" if is_needed else "what is looked at")
+    urls = "mqtt://, mqtts://, ws:// or wss://host[:port]"
+    needed.add_argument("--broker", required=is_needed, metavar="URL", help=urls)
+    needed.add_argument(
+        "--data", required=is_needed, type=Path, metavar="FILE", help="this device's examples, JSON lines"
+    )
     identity = start.add_argument_group("identity")
     identity.add_argument("--device-id", metavar="ID", help="default: made once and kept in the state directory")
     identity.add_argument(
@@ -200,7 +218,7 @@ def _start(arguments: argparse.Namespace) -> int:
     from edge_runtime.engine.model import MODES  # noqa: PLC0415
 
     check_name(arguments.fleet, "fleet")
-    broker = _broker(arguments)
+    broker = broker_of(arguments)
     pausing = pause_limits(arguments)
     pausing.check(Sensors(arguments.sensors).read())
     num_threads = arguments.threads or capabilities.usable_cores()
@@ -211,7 +229,7 @@ def _start(arguments: argparse.Namespace) -> int:
         settings = AgentSettings(
             broker=broker,
             fleet=arguments.fleet,
-            tls=_tls_files(arguments),
+            tls=tls_files(arguments),
             work=WorkSettings(
                 data=arguments.data,
                 num_holdout=arguments.holdout,
@@ -241,14 +259,22 @@ def _start(arguments: argparse.Namespace) -> int:
         return agent.run()
 
 
-def _broker(arguments: argparse.Namespace) -> BrokerAddress:
-    """The broker, with the password of the URL, else of ``--password-file``, else of the environment."""
-    given = None if arguments.password_file is None else read_password(arguments.password_file)
-    return BrokerAddress.parse(arguments.broker).with_password(given or os.environ.get(PASSWORD_VARIABLE))
+def _doctor(arguments: argparse.Namespace) -> int:
+    from edge_runtime.doctor.checkup import check_up  # noqa: PLC0415 - see the module's docstring
+    from edge_runtime.doctor.findings import as_json, exit_code_of  # noqa: PLC0415
 
-
-def _tls_files(arguments: argparse.Namespace) -> TlsFiles:
-    return TlsFiles(ca_file=arguments.ca_file, cert_file=arguments.cert_file, key_file=arguments.key_file)
+    now = dt.datetime.now(dt.UTC).timestamp()
+    findings = []
+    for finding in check_up(setup_of(arguments, now)):
+        findings.append(finding)
+        if not arguments.json:
+            print(finding.line(), flush=True)
+    if arguments.json:
+        print(json.dumps(as_json(findings), indent=2))
+    wrong = [finding.name for finding in findings if finding.level == "error"]
+    if wrong:
+        _complain(f"{len(wrong)} of {len(findings)} checks failed: {', '.join(wrong)}")
+    return int(exit_code_of(findings))
 
 
 def _service(arguments: argparse.Namespace) -> int:

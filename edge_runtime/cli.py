@@ -7,11 +7,11 @@ limited to what ``--threads`` says.
 from __future__ import annotations
 
 import argparse
+import datetime as dt
 import json
 import logging
 import os
 import random
-import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,15 +20,30 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Final
 
-from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress, TlsFiles
+from edge_runtime.arguments import (
+    add_manners,
+    add_resources,
+    add_service,
+    add_trust,
+    broker_of,
+    count,
+    pause_limits,
+    positive,
+    service_of,
+    setup_of,
+    tls_files,
+)
+from edge_runtime.board.niceness import be_nice
+from edge_runtime.board.sensors import Sensors
+from edge_runtime.board.service import unit, unreadable
+from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress
 from edge_runtime.wire.errors import ExitCode, FedSpineError
 
-THREAD_VARIABLES: Final = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+THREAD_VARIABLES: Final = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
+"""What numpy's matrix products and the tokenizer look at; onnxruntime is told by its options."""
 
 INFER_BATCH: Final = 32
 """Texts that are classified at a time."""
-
-_UNITS: Final = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "KI": 1024, "MI": 1024**2, "GI": 1024**3}
 
 logger = logging.getLogger("edge_runtime")
 
@@ -41,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     if arguments.threads is not None:
         for variable in THREAD_VARIABLES:
-            os.environ.setdefault(variable, str(arguments.threads))
+            os.environ[variable] = str(arguments.threads)
     try:
         return int(arguments.command(arguments))
     except FedSpineError as error:
@@ -73,6 +88,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_start(commands.add_parser("start", help="take part in runs", description=START, epilog=START_EXAMPLE))
+    doctor = commands.add_parser("doctor", help="is everything there?", description=DOCTOR, epilog=DOCTOR_EXAMPLE)
+    _add_device(doctor, is_needed=False).add_argument("--state", type=Path, metavar="DIR", help="of this device")
+    doctor.add_argument("--json", action="store_true", help="one JSON object in place of lines")
+    doctor.set_defaults(command=_doctor, log_level="warning")
+    service = commands.add_parser("service", help="print a systemd unit", description=SERVICE, epilog=SERVICE_EXAMPLE)
+    _add_device(service)
+    add_service(service)
+    service.set_defaults(command=_service, parser=service)
     infer = commands.add_parser(
         "infer",
         help="classify texts with a compact model",
@@ -94,11 +117,11 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 = greedy (default)")
     generate.add_argument("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest; 0 = all")
     generate.add_argument(
-        "--seed", type=_count, default=0, metavar="N", help="of the drawing, with a temperature above 0 (default 0)"
+        "--seed", type=count, default=0, metavar="N", help="of the drawing, with a temperature above 0 (default 0)"
     )
     generate.set_defaults(command=_generate)
     for command in (infer, generate):
-        command.add_argument("--threads", type=_positive, metavar="N", help="default: one for each core")
+        command.add_argument("--threads", type=positive, metavar="N", help="default: one for each core")
         _add_log_level(command, "warning")
     return parser
 
@@ -116,21 +139,45 @@ START_EXAMPLE: Final = (
 )
 
 
+DOCTOR: Final = (
+    "Name what is missing or wrong on this board, one line each, and what to do about it. Takes the options of "
+    "'start'; what is not named is not looked at. Changes nothing. Ends with 0, or with the first error's exit code."
+)
+
+DOCTOR_EXAMPLE: Final = "Example: fedspine-edge doctor --broker mqtts://b.example --data x.jsonl --state fedspine-state"
+
+SERVICE: Final = (
+    "Print a systemd unit that runs this device at every boot, in a sandbox, with these options of 'start'. Passwords "
+    "and keys stay in their files: systemd hands them over. Its state is in /var/lib/NAME."
+)
+
+SERVICE_EXAMPLE: Final = (
+    "Example: fedspine-edge service --broker mqtts://board-7@broker.example --password-file /etc/fedspine/password "
+    "--data /var/lib/fedspine/examples.jsonl --memory-limit 1GB | sudo tee /etc/systemd/system/fedspine-edge.service"
+)
+
+
 def _add_start(start: argparse.ArgumentParser) -> None:
-    needed = start.add_argument_group("needed")
-    needed.add_argument("--broker", required=True, metavar="URL", help="mqtt://, mqtts://, ws:// or wss://host[:port]")
-    needed.add_argument("--data", required=True, type=Path, metavar="FILE", help="this device's examples, JSON lines")
+    needed = _add_device(start)
     needed.add_argument("--state", required=True, type=Path, metavar="DIR", help="where this device keeps its state")
+    start.set_defaults(command=_start)
+
+
+def _add_device(start: argparse.ArgumentParser, *, is_needed: bool = True) -> argparse._ArgumentGroup:
+    """All that is said of a device but where its state is; returns the group of what ``start`` needs."""
+    needed = start.add_argument_group("needed" if is_needed else "what is looked at")
+    urls = "mqtt://, mqtts://, ws:// or wss://host[:port]"
+    needed.add_argument("--broker", required=is_needed, metavar="URL", help=urls)
+    needed.add_argument(
+        "--data", required=is_needed, type=Path, metavar="FILE", help="this device's examples, JSON lines"
+    )
     identity = start.add_argument_group("identity")
     identity.add_argument("--device-id", metavar="ID", help="default: made once and kept in the state directory")
     identity.add_argument(
         "--fleet", default="default", metavar="NAME", help="devices that train together (default: %(default)s)"
     )
     work = start.add_argument_group("work")
-    work.add_argument("--threads", type=_positive, metavar="N", help="default: one for each core")
-    work.add_argument(
-        "--memory-limit", type=_size, metavar="SIZE", help="such as 512MB (default: 80 %% of what is available)"
-    )
+    add_resources(work)
     work.add_argument(
         "--mode",
         choices=["auto", "fused", "staged"],
@@ -140,20 +187,18 @@ def _add_start(start: argparse.ArgumentParser) -> None:
     )
     work.add_argument(
         "--holdout",
-        type=_count,
+        type=count,
         default=64,
         metavar="N",
         help="examples of the file to evaluate on, not to train on (default 64, at most a fifth)",
     )
-    trust = start.add_argument_group("encrypted brokers")
-    trust.add_argument("--ca-file", type=Path, metavar="PEM", help="authority of the broker (default: the system's)")
-    trust.add_argument("--cert-file", type=Path, metavar="PEM", help="certificate of this device")
-    trust.add_argument("--key-file", type=Path, metavar="PEM", help="its private key")
+    add_manners(start)
+    add_trust(start)
     life = start.add_argument_group("when to end")
     life.add_argument("--exit-when-finished", action="store_true", help="leave when the run is over")
     life.add_argument("--wait-for-broker", action="store_true", help="go on trying when nobody answers at first")
     _add_log_level(start, "info")
-    start.set_defaults(command=_start)
+    return needed
 
 
 def _add_log_level(command: argparse.ArgumentParser, default: str) -> None:
@@ -161,38 +206,11 @@ def _add_log_level(command: argparse.ArgumentParser, default: str) -> None:
     command.add_argument("--log-level", choices=levels, default=default, help=f"to standard error (default {default})")
 
 
-def _positive(text: str) -> int:
-    value = _count(text)
-    if value == 0:
-        msg = "expected 1 or more"
-        raise argparse.ArgumentTypeError(msg)
-    return value
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        msg = f"{text!r} is no whole number of 0 or more"
-        raise argparse.ArgumentTypeError(msg)
-    return int(text)
-
-
-def _size(text: str) -> int:
-    """Bytes of ``512MB``, ``1.5GiB`` or a plain number.
-
-    >>> _size("512MB"), _size("1.5GiB"), _size("4096")
-    (512000000, 1610612736, 4096)
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMG]I?)?B?)", text.strip().upper())
-    if match is None or float(match[1]) == 0:
-        msg = f"{text!r} is no size: expected a number with B, KB, MB, GB, KiB, MiB or GiB"
-        raise argparse.ArgumentTypeError(msg)
-    return int(float(match[1]) * _UNITS[match[2] or ""])
-
-
 # ---- commands --------------------------------------------------------------------------------------------------------
 
 
 def _start(arguments: argparse.Namespace) -> int:
+    be_nice(arguments.nice)  # before threads are there, which inherit it
     from edge_runtime.agent import capabilities, precheck  # noqa: PLC0415 - see the module's docstring
     from edge_runtime.agent.agent import Agent, AgentSettings  # noqa: PLC0415
     from edge_runtime.agent.identity import StateDirectory, check_name  # noqa: PLC0415
@@ -200,7 +218,9 @@ def _start(arguments: argparse.Namespace) -> int:
     from edge_runtime.engine.model import MODES  # noqa: PLC0415
 
     check_name(arguments.fleet, "fleet")
-    broker = BrokerAddress.parse(arguments.broker).with_password(os.environ.get(PASSWORD_VARIABLE))
+    broker = broker_of(arguments)
+    pausing = pause_limits(arguments)
+    pausing.check(Sensors(arguments.sensors).read())
     num_threads = arguments.threads or capabilities.usable_cores()
     memory_limit_bytes = arguments.memory_limit or capabilities.default_memory_limit()
     num_examples = precheck.count_examples(arguments.data)
@@ -209,13 +229,16 @@ def _start(arguments: argparse.Namespace) -> int:
         settings = AgentSettings(
             broker=broker,
             fleet=arguments.fleet,
-            tls=TlsFiles(ca_file=arguments.ca_file, cert_file=arguments.cert_file, key_file=arguments.key_file),
+            tls=tls_files(arguments),
             work=WorkSettings(
                 data=arguments.data,
                 num_holdout=arguments.holdout,
                 num_threads=num_threads,
                 memory_limit_bytes=memory_limit_bytes,
                 modes=MODES if arguments.mode == "auto" else (arguments.mode,),
+                checkpoint_every=arguments.checkpoint_every,
+                pausing=pausing,
+                sensors=arguments.sensors,
             ),
             num_examples=num_examples,
             exit_when_finished=arguments.exit_when_finished,
@@ -234,6 +257,44 @@ def _start(arguments: argparse.Namespace) -> int:
         signal.signal(signal.SIGINT, end)
         signal.signal(signal.SIGTERM, end)
         return agent.run()
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from edge_runtime.doctor.checkup import check_up  # noqa: PLC0415 - see the module's docstring
+    from edge_runtime.doctor.findings import as_json, exit_code_of  # noqa: PLC0415
+
+    now = dt.datetime.now(dt.UTC).timestamp()
+    findings = []
+    for finding in check_up(setup_of(arguments, now)):
+        findings.append(finding)
+        if not arguments.json:
+            print(finding.line(), flush=True)
+    if arguments.json:
+        print(json.dumps(as_json(findings), indent=2))
+    wrong = [finding.name for finding in findings if finding.level == "error"]
+    if wrong:
+        _complain(f"{len(wrong)} of {len(findings)} checks failed: {', '.join(wrong)}")
+    return int(exit_code_of(findings))
+
+
+def _service(arguments: argparse.Namespace) -> int:
+    broker = BrokerAddress.parse(arguments.broker)
+    if broker.password is not None:
+        _complain("a unit would show the password in the broker's URL: put it into a file, give --password-file")
+        return int(ExitCode.USAGE)
+    service = service_of(arguments, arguments.parser)
+    print(unit(service), end="")
+    closed = [] if service.user is not None else unreadable(service.readable)
+    notes = [f"{path} cannot be read by every user: allow that, or give --user with one who may" for path in closed]
+    if broker.username is not None and not service.credentials:
+        notes.append(f"without --password-file the broker must let {broker.username!r} in by itself")
+    notes.append(
+        f"save it as /etc/systemd/system/{service.name}.service, then: "
+        f"sudo systemctl daemon-reload && sudo systemctl enable --now {service.name}"
+    )
+    for note in notes:
+        print(f"fedspine-edge: {note}", file=sys.stderr)
+    return int(ExitCode.OK)
 
 
 def _infer(arguments: argparse.Namespace) -> int:

@@ -36,7 +36,7 @@ WORDS = [
     "and",
     "or",
 ]
-NEEDED_IN_CI = ("mosquitto", "openssl")
+NEEDED_IN_CI = ("mosquitto", "openssl", "systemd-analyze")
 """Programs that ``.ci/run`` provides: a test that skips for want of one fails where ``CI`` is set."""
 
 

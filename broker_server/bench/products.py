@@ -9,8 +9,8 @@ What is counted is what the step's mathematics needs, nothing that an engine com
   queries and values and not of its keys, and none of its input.
 
 A product of ``[rows, inner]`` and ``[inner, columns]`` takes ``2 rows inner columns`` floating-point operations, FLOPs.
-All positions of all blocks count; but where the first token of a sequence is scored alone (text-classification), the last
-block needs keys and values of all and everything else of that token.
+All positions of all blocks count; but where the first token of a sequence is scored alone (text-classification), the
+last block needs keys and values of all and everything else of that token.
 
 Shape legend: ``B`` examples of a batch, ``L`` length, ``T`` tokens (B L), ``R`` LoRA rank.
 """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import random
-import secrets
 import socket
 import sys
 import time
@@ -20,9 +19,8 @@ from broker_server.run.layout import RunDirectory
 from broker_server.run.preparation import HOST, free_port
 from broker_server.run.settings import EMBEDDED_BROKERS, FLEET, RunSettings
 from broker_server.run.supervisor import Child, Supervisor
-from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress
-from edge_runtime.link.mqtt import MqttLink
-from edge_runtime.wire import limits
+from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress, TlsFiles
+from edge_runtime.link.probe import probe
 from edge_runtime.wire.errors import ExitCode
 
 NUM_HOLDOUT: Final = 32
@@ -75,8 +73,9 @@ def device_command(
     command += ["--state", str(directory.devices / device_id), "--threads", str(device_threads(settings))]
     if memory_mb:
         command += ["--memory-limit", f"{memory_mb}MiB"]
+    command += ["--nice", "0"]  # servers and devices share this machine as equals
     if settings.fleet:
-        command += ["--mode", "fused"]  # modelled time is that of this mode
+        command += ["--mode", "fused", "--checkpoint-every", "0"]  # modelled time is that of this mode, and of no disk
     return [*command, "--holdout", str(NUM_HOLDOUT), "--exit-when-finished"]
 
 
@@ -116,16 +115,8 @@ def check_broker(url: str) -> None:
         BrokerRefusedError: it says no.
         AddressError: the URL is malformed.
     """
-    link = MqttLink(
-        BrokerAddress.parse(url).with_password(os.environ.get(PASSWORD_VARIABLE)),
-        client_id=f"fedspine-check-{secrets.token_hex(4)}",
-        subscriptions=(),
-        will=None,
-        max_message_bytes=limits.MAX_MESSAGE_BYTES,
-        rng=random.Random(),  # noqa: S311 - jitter
-    )
-    link.connect()
-    link.close()
+    address = BrokerAddress.parse(url).with_password(os.environ.get(PASSWORD_VARIABLE))
+    probe(address, TlsFiles(), random.Random())  # noqa: S311 - jitter
 
 
 def start_servers(

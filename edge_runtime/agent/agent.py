@@ -14,6 +14,7 @@ import queue
 import random
 from typing import Final
 
+from edge_runtime.agent.checkpoints import Checkpoints
 from edge_runtime.agent.identity import StateDirectory
 from edge_runtime.agent.jobs import Jobs
 from edge_runtime.agent.mouthpiece import Mouthpiece
@@ -111,7 +112,8 @@ class Agent:
         self._transfers = Transfers(lambda _, message: self._mouth.say(message), self._clock)
         self._uploads = Uploads(Outbox(state.outbox), self._transfers, self._mouth.say, self._mouth.new_repeat)
         traffic = Traffic(lambda: (self._link.bytes_sent, self._link.bytes_received))
-        self._jobs = Jobs(state.artifacts, settings.work, traffic)
+        self._checkpoints = Checkpoints(state.checkpoint, settings.work.checkpoint_every)
+        self._jobs = Jobs(state.artifacts, settings.work, traffic, self._checkpoints)
         self._welcome: Welcome | None = None
         self._workbench: Workbench | None = None
         self._prepare_at = 0.0
@@ -351,6 +353,7 @@ class Agent:
         except (FedSpineError, OSError) as error:
             self._refuse(work, reason_of(error), str(error))
             return
+        self._checkpoints.remove()
         self._reporter.change(DeviceState.UPLOADING, *work.key[1:])
 
     # ---- ends --------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ STATE/device-id          the id, made once
 STATE/capabilities.json  measured once per machine and version
 STATE/artifacts/         files by digest of their artifact
 STATE/outbox/            updates that the coordinator has not yet answered
+STATE/checkpoint/        training under way, every so many steps
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ ID_FILE: Final = "device-id"
 CAPABILITIES_FILE: Final = "capabilities.json"
 ARTIFACTS: Final = "artifacts"
 OUTBOX: Final = "outbox"
+CHECKPOINT: Final = "checkpoint"
 
 
 class StateDirectory:
@@ -54,7 +56,7 @@ class StateDirectory:
         if device_id is not None:
             check_name(device_id, "device id")
         try:
-            for directory in (path, path / ARTIFACTS, path / OUTBOX):
+            for directory in (path, path / ARTIFACTS, path / OUTBOX, path / CHECKPOINT):
                 directory.mkdir(parents=True, exist_ok=True)
             lock = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
@@ -82,6 +84,11 @@ class StateDirectory:
     def outbox(self) -> Path:
         """Folder of the updates that wait for an answer."""
         return self.path / OUTBOX
+
+    @property
+    def checkpoint(self) -> Path:
+        """Folder of the checkpoint."""
+        return self.path / CHECKPOINT
 
     @property
     def capabilities_file(self) -> Path:

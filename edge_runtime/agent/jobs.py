@@ -8,10 +8,13 @@ from pathlib import Path
 
 from edge_runtime.agent.background import Background
 from edge_runtime.agent.cache import ArtifactCache
+from edge_runtime.agent.checkpoints import Checkpoints
 from edge_runtime.agent.errors import StoppedError
 from edge_runtime.agent.outbox import Key
+from edge_runtime.agent.pauses import Pauses
 from edge_runtime.agent.traffic import Traffic
 from edge_runtime.agent.worker import Progress, Workbench, WorkContext, WorkSettings, prepare
+from edge_runtime.board.sensors import Sensors
 from edge_runtime.wire.messages import Assignment, Update, Welcome
 
 Job = Workbench | tuple[Update, bytes]
@@ -25,13 +28,16 @@ class Jobs(Background[Job]):
         artifacts: folder of the artifact cache.
         settings: what the owner of the board said.
         traffic: where bytes are counted.
+        checkpoints: where training under way is kept.
     """
 
-    def __init__(self, artifacts: Path, settings: WorkSettings, traffic: Traffic) -> None:
+    def __init__(self, artifacts: Path, settings: WorkSettings, traffic: Traffic, checkpoints: Checkpoints) -> None:
         super().__init__()
         self._artifacts = artifacts
         self._settings = settings
         self._traffic = traffic
+        self._checkpoints = checkpoints
+        self._pauses = Pauses(settings.pausing, Sensors(settings.sensors))
 
     @property
     def is_idle(self) -> bool:
@@ -71,7 +77,15 @@ class Jobs(Background[Job]):
         blob, fetch_s = adapter
 
         def job(stop: threading.Event) -> tuple[Update, bytes]:
-            context = WorkContext(welcome=welcome, stop=stop, progress=progress, traffic=self._traffic, fetch_s=fetch_s)
+            context = WorkContext(
+                welcome=welcome,
+                stop=stop,
+                progress=progress,
+                traffic=self._traffic,
+                fetch_s=fetch_s,
+                checkpoints=self._checkpoints,
+                pauses=self._pauses,
+            )
             return workbench.run(assignment, blob, context)
 
         key: Key = (assignment.run_id, assignment.round_number, assignment.attempt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,8 +10,22 @@ from edge_runtime.engine.data import MAX_LINE_BYTES
 from edge_runtime.engine.errors import DataEmptyError, DataInvalidError
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Examples:
+    """What a file holds."""
+
+    num_examples: int
+    num_texts: int
+    """How many of them are raw text, which needs a tokenizer."""
+
+
 def count_examples(path: Path) -> int:
-    """Number of lines that are examples as far as can be told: objects with ``text`` or ``input_ids``.
+    """Number of examples of a file, see :func:`look_at_examples`, which raises the same."""
+    return look_at_examples(path).num_examples
+
+
+def look_at_examples(path: Path) -> Examples:
+    """Lines that are examples as far as can be told: objects with ``text`` or ``input_ids``.
 
     Labels, token ids and lengths are checked when the artifact is known.
 
@@ -18,7 +33,7 @@ def count_examples(path: Path) -> int:
         DataInvalidError: the file cannot be read, or a line is not such an object; names file and line.
         DataEmptyError: there is none.
     """
-    count = 0
+    count = num_texts = 0
     try:
         with path.open("rb") as file:
             number = 0
@@ -26,7 +41,7 @@ def count_examples(path: Path) -> int:
                 number += 1
                 line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
                 if line.strip():
-                    _check(line, f"{path}:{number}")
+                    num_texts += _check(line, f"{path}:{number}")
                     count += 1
     except OSError as error:
         msg = f"data file {path} cannot be read: {error.strerror}"
@@ -34,10 +49,11 @@ def count_examples(path: Path) -> int:
     if count == 0:
         msg = f"{path} holds no example: expected JSON lines with 'text' or 'input_ids'"
         raise DataEmptyError(msg)
-    return count
+    return Examples(num_examples=count, num_texts=num_texts)
 
 
-def _check(line: bytes, where: str) -> None:
+def _check(line: bytes, where: str) -> bool:
+    """Refuse a line that is no example; returns whether it is raw text."""
     expected = "expected one JSON object a line with 'text' or 'input_ids'"
     if len(line) > MAX_LINE_BYTES:
         msg = f"{where}: line is longer than {MAX_LINE_BYTES} bytes; split the document"
@@ -54,3 +70,4 @@ def _check(line: bytes, where: str) -> None:
         found = ", ".join(repr(name) for name in list(record)[:8]) or "none"
         msg = f"{where}: field 'text' (or 'input_ids') is missing; found {found}"
         raise DataInvalidError(msg)
+    return "input_ids" not in record

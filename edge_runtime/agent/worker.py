@@ -13,16 +13,21 @@ from typing import Final
 import numpy as np
 
 from edge_runtime.agent.cache import ArtifactCache
+from edge_runtime.agent.checkpoints import Checkpoints
+from edge_runtime.agent.course import Course
 from edge_runtime.agent.errors import StoppedError
+from edge_runtime.agent.pauses import Pauses
 from edge_runtime.agent.traffic import Traffic
+from edge_runtime.board.guard import PauseLimits
+from edge_runtime.board.sensors import SYS
 from edge_runtime.engine import memory
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.data import load_examples
-from edge_runtime.engine.dataset import Dataset, batches
+from edge_runtime.engine.dataset import Dataset
 from edge_runtime.engine.errors import InsufficientMemoryError
 from edge_runtime.engine.evaluator import EvaluationResult
 from edge_runtime.engine.model import MODES, Mode
-from edge_runtime.engine.trainer import Trainer, TrainingResult, TrainingRun, train
+from edge_runtime.engine.trainer import Trainer, TrainingResult, TrainingRun
 from edge_runtime.wire import chunks
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import (
@@ -74,6 +79,12 @@ class WorkSettings:
     """What training may use, bytes."""
     modes: tuple[Mode, ...] = MODES
     """How graphs may be run; the first that fits is taken."""
+    checkpoint_every: int = 0
+    """Steps from one checkpoint to the next, 0 = none."""
+    pausing: PauseLimits = dataclasses.field(default_factory=PauseLimits)
+    """What makes work pause."""
+    sensors: Path = SYS
+    """Where the kernel's files are that say so."""
 
 
 class Workbench:
@@ -162,6 +173,7 @@ class Workbench:
             FedSpineError: anything else that is known to go wrong.
         """
         hyper = assignment.hyper_parameters
+        course = Course(assignment, self.digest, context.checkpoints, context.pauses)
         given, mode = self._check(assignment, blob)
         context.check()
         dataset = self.load(hyper.max_length)
@@ -174,12 +186,10 @@ class Workbench:
         prepare_s = time.perf_counter() - started + self._take_prepare_s()
         context.check()
 
-        before, before_s = self._evaluate(trainer, run, assignment, context)
-        rng = np.random.default_rng([hyper.seed, assignment.round_number])
-        drawn = batches(dataset, hyper.batch_size, rng, class_balance=hyper.class_balance)
-        trained = train(run, drawn, hyper, context.on_step, context.check, assignment.prunings)
+        before = course.resume(run, dataset) or self._evaluate(trainer, run, assignment, context)
+        trained = course.train(run, dataset, before, context.on_step, context.check)
         context.check()
-        after, after_s = self._evaluate(trainer, run, assignment, context)
+        after = self._evaluate(trainer, run, assignment, context)
         made = _encode(run, hyper, context.welcome)
         up, down = context.traffic.settle(len(made))
         update = Update(
@@ -194,12 +204,13 @@ class Workbench:
                 **_times(trained),
                 fetch_s=context.fetch_s + self._take_fetch_s(),
                 prepare_s=prepare_s,
-                evaluate_s=before_s + after_s,
+                evaluate_s=before[1] + after[1],
                 peak_rss_bytes=peak_rss_bytes(),
                 bytes_up=up,
                 bytes_down=down,
+                paused_s=course.paused_s,
             ),
-            evaluation=_evaluation(before, after),
+            evaluation=_evaluation(before[0], after[0]),
         )
         return update, made
 
@@ -232,12 +243,12 @@ class Workbench:
         """Quality on the device's own held-out examples, None where it has none; and the seconds that took."""
         if self._holdout is None or len(self._holdout) == 0:
             return None, 0.0
-        hyper = assignment.hyper_parameters
-        began = time.perf_counter()
+        hyper, clock = assignment.hyper_parameters, context.pauses.working_s
+        began = clock()
         result = trainer.evaluator(run).evaluate(
             run.adapter(), assignment.arm.rank, hyper.lora_scaling, self._holdout, hyper.batch_size, context.check
         )
-        return result, time.perf_counter() - began
+        return result, clock() - began
 
     def _take_fetch_s(self) -> float:
         fetch_s, self._fetch_s = self._fetch_s, 0.0
@@ -259,13 +270,16 @@ class WorkContext:
     traffic: Traffic
     fetch_s: float
     """How long the adapter took to arrive, seconds."""
+    checkpoints: Checkpoints
+    pauses: Pauses
 
     def check(self) -> None:
-        """Raise if the work should end.
+        """Wait while the work should pause; raise if it should end.
 
         Raises:
             StoppedError: it should.
         """
+        self.pauses.wait(self.stop, self.progress)
         if self.stop.is_set():
             msg = "stopped half-way"
             raise StoppedError(msg)
@@ -273,6 +287,7 @@ class WorkContext:
     def on_step(self, step: int, loss: float) -> None:
         """Note an optimizer step."""
         self.progress.step, self.progress.loss = step, loss
+        logger.debug("step %d of %d: loss %r", step, self.progress.num_steps, loss)
 
 
 def prepare(

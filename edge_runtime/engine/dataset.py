@@ -6,6 +6,7 @@ Shape legend: ``B`` examples of a batch, ``L`` length of a batch in tokens, ``T`
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import heapq
 import itertools
 from collections.abc import Iterator
@@ -73,6 +74,14 @@ class Dataset:
     def lengths(self) -> Int64:
         """Tokens of each example, int64 ``[E]``."""
         return np.diff(self.offsets)
+
+    def digest(self) -> str:
+        """SHA-256 of all examples in their order, hexadecimal."""
+        digest = hashlib.sha256(f"{self.pad_token_id} {len(self)} {self.labels is None} ".encode())
+        for part in (self.tokens, self.offsets, self.labels):
+            if part is not None:
+                digest.update(np.ascontiguousarray(part).data)
+        return digest.hexdigest()
 
     def subset(self, indices: Int64) -> Self:
         """The examples ``indices`` (int64 ``[n]``), in that order, as a dataset of their own."""

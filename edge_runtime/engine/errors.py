@@ -9,6 +9,7 @@ EngineError
 ├── LengthError               a sequence length that the model's positions do not allow
 ├── InsufficientMemoryError   onnxruntime could not allocate, or the estimate says it could not
 ├── MissingDependencyError    raw text, but no tokenizers package
+├── CheckpointError           training under way that was kept cannot be gone on with
 ├── DivergedError             a loss or gradient that is not finite
 └── GraphError                onnxruntime refused a graph or failed while it ran
 """
@@ -66,6 +67,10 @@ class MissingDependencyError(EngineError):
     """An optional package is needed for what was asked."""
 
     exit_code = ExitCode.MISSING_DEPENDENCY
+
+
+class CheckpointError(EngineError):
+    """A checkpoint is damaged, or of another version; work begins anew without it."""
 
 
 class DivergedError(EngineError):

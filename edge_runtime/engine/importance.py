@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_runtime.wire import names
+from edge_runtime.wire.errors import TensorError
 from edge_runtime.wire.manifest import Manifest, PruneAxis, TargetSpec
 from edge_runtime.wire.plan import Plan
 
@@ -134,12 +135,36 @@ class ImportanceTracker:
             self._scores[layer, group] = self._scores[layer, group][kept]
         self._plan = plan
 
+    def so_far(self) -> Scores:
+        """Smoothed scores of the groups that have any: what :meth:`take_up` goes on from."""
+        return dict(self._scores)
+
+    def take_up(self, scores: Scores) -> None:
+        """Go on from the scores of another tracker under the same plan, see :func:`check_scores`."""
+        self._scores = {key: value.copy() for key, value in scores.items()}
+
     def scores(self) -> Scores:
         """Scores of every group of the plan; empty when one of them has had no finite score yet."""
         wanted = [(entry.layer, entry.group) for entry in self._plan.groups]
         if any(key not in self._scores for key in wanted):
             return {}
         return {key: self._scores[key].copy() for key in wanted}
+
+
+def check_scores(plan: Plan, scores: Scores) -> None:
+    """Refuse scores that are not of units of ``plan``; groups may be missing.
+
+    Raises:
+        PlanError: a group that the plan lacks.
+        TensorError: another number of scores than units, or one that is not finite.
+    """
+    for (layer, group), value in scores.items():
+        num_kept = plan.kept(layer, group).size
+        if value.shape != (num_kept,) or not np.isfinite(value).all():
+            msg = (
+                f"scores of layer {layer}, {group} have shape {value.shape}, expected ({num_kept},), all of them finite"
+            )
+            raise TensorError(msg)
 
 
 def _gradients(target: TargetSpec, a: Array, b: Array, gradient: Mapping[str, Array]) -> tuple[Array, Array]:

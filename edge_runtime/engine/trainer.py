@@ -26,11 +26,12 @@ from edge_runtime.engine.dataset import Batch
 from edge_runtime.engine.errors import DivergedError
 from edge_runtime.engine.evaluator import Evaluator
 from edge_runtime.engine.frozen import FrozenWeights
-from edge_runtime.engine.importance import ImportanceTracker, Scores, unit_scores
+from edge_runtime.engine.importance import ImportanceTracker, Scores, check_scores, unit_scores
 from edge_runtime.engine.model import Mode
 from edge_runtime.engine.modes import graphs_of
 from edge_runtime.engine.session import Binding, Graph
 from edge_runtime.engine.slicing import NOTHING_MERGED, shrink_weights, slice_weights
+from edge_runtime.engine.training_state import History, TrainingState
 from edge_runtime.wire import names
 from edge_runtime.wire.adapter import AdapterLayout, shrink
 from edge_runtime.wire.messages import HyperParameters, Pruning
@@ -204,6 +205,34 @@ class TrainingRun:
         """Smoothed scores of the units that stay; empty before the first that were finite for every group."""
         return self._importance.scores()
 
+    def state(self) -> TrainingState:
+        """What another run of the same assignment goes on from; its arrays are whole until the next step."""
+        return TrainingState(
+            num_steps=self.num_steps,
+            grad_norm=self.grad_norm,
+            plan=self.plan,
+            vectors=dict(self._state),
+            scores=self._importance.so_far(),
+        )
+
+    def restore(self, state: TrainingState) -> None:
+        """Go on from where another run of the same assignment was, bit for bit; nothing changes where that is refused.
+
+        Raises:
+            PlanError: its plan is for another model, or keeps a unit that is gone.
+            TensorError: its vectors are not those of its plan and this run's rank, or its scores not those of its plan.
+        """
+        state.plan.check_within(self._manifest, self.plan)
+        layout = AdapterLayout.of(self._manifest, state.plan, self.layout.rank)
+        for name in _STATE:
+            layout.check(layout.unflatten(state.vectors[name]))
+        check_scores(state.plan, state.scores)
+        if state.plan != self.plan:
+            self.prune(state.plan)
+        self._importance.take_up(state.scores)
+        self._hold({name: state.vectors[name].copy() for name in _STATE}, np.zeros(layout.num_elements, np.float32))
+        self.num_steps, self.grad_norm = state.num_steps, state.grad_norm
+
     def adapter(self) -> dict[str, Array]:
         """The adapter as it is now: float32 copies by name."""
         return self.layout.unflatten(self._state[names.PARAMS].copy())
@@ -306,18 +335,22 @@ def train(
     on_step: Callable[[int, float], None] | None = None,
     on_batch: Callable[[], None] | None = None,
     prunings: Sequence[Pruning] = (),
+    history: History | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> TrainingResult:
-    """Make ``hyper_parameters.num_local_steps`` optimizer steps.
+    """Make ``hyper_parameters.num_local_steps`` optimizer steps, or those that are lacking.
 
     Units are scored after every ``importance_every_steps`` steps, and after the last one when there are fewer.
 
     Args:
         run: what :meth:`Trainer.start` returned.
-        batches: endless batches, see :func:`edge_runtime.engine.dataset.batches`.
+        batches: endless batches, see :func:`edge_runtime.engine.dataset.batches`; those of earlier steps are drawn.
         hyper_parameters: number of steps and of micro-batches in each.
         on_step: called after each step with the number of steps made and the step's loss.
         on_batch: called before each micro-batch; raises to stop, and what the step under way has summed is dropped.
         prunings: before which steps the run shrinks to which plans.
+        history: steps that were made before, by another process too; those of now are added. None: this is the first.
+        clock: seconds; may stand still while nothing is trained.
 
     Raises:
         PlanError: a pruning keeps a unit that is gone.
@@ -325,22 +358,21 @@ def train(
         GraphError: onnxruntime failed.
         InsufficientMemoryError: it could not allocate.
     """
-    losses: list[float] = []
-    times_s: list[float] = []
-    importance_s = 0.0
+    done = History() if history is None else history
     plans = {pruning.at_step: pruning.plan for pruning in prunings}
     num_steps, every = hyper_parameters.num_local_steps, hyper_parameters.importance_every_steps
-    for step in range(1, num_steps + 1):
-        started = time.perf_counter()
+    for step in range(len(done.losses) + 1, num_steps + 1):
+        started = clock()
         if step in plans:
             run.prune(plans[step])
-        losses.append(run.step(islice(batches, hyper_parameters.num_accumulation_steps), on_batch))
-        stepped = time.perf_counter()
-        times_s.append(stepped - started)
+        loss = run.step(islice(batches, hyper_parameters.num_accumulation_steps), on_batch)
+        stepped = clock()
+        done.losses.append(loss)
+        done.step_times_s.append(stepped - started)
         if every and step % min(every, num_steps) == 0:
             run.score_units()
-            importance_s += time.perf_counter() - stepped
+            done.importance_s += clock() - stepped
         if on_step is not None:
-            on_step(step, losses[-1])
-    mean_loss = math.fsum(losses) / len(losses)
-    return TrainingResult(mean_loss=mean_loss, step_times_s=tuple(times_s), importance_s=importance_s)
+            on_step(step, loss)
+    mean_loss = math.fsum(done.losses) / len(done.losses)
+    return TrainingResult(mean_loss=mean_loss, step_times_s=tuple(done.step_times_s), importance_s=done.importance_s)

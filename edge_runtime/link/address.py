@@ -19,6 +19,32 @@ PASSWORD_VARIABLE: Final = "FEDSPINE_BROKER_PASSWORD"  # noqa: S105 - the name o
 """Where every process, of server and device alike, finds the password of a broker whose URL has none."""
 
 
+MAX_PASSWORD_BYTES: Final = 4096
+"""Largest file that is taken for one with a password."""
+
+
+def read_password(path: Path) -> str:
+    """The password that a file holds: its one line. The error never shows any of it.
+
+    Raises:
+        AddressError: the file cannot be read, or does not hold one line of text.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_PASSWORD_BYTES + 1)
+    except OSError as error:
+        msg = f"password file {path} cannot be read ({error.strerror}): check --password-file and who may read it"
+        raise AddressError(msg) from error
+    try:
+        lines = data.decode("utf-8").splitlines()
+    except UnicodeDecodeError:
+        lines = []
+    if len(data) > MAX_PASSWORD_BYTES or len(lines) != 1 or not lines[0]:
+        msg = f"password file {path} holds no password: expected one line of UTF-8, at most {MAX_PASSWORD_BYTES} bytes"
+        raise AddressError(msg)
+    return lines[0]
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TlsFiles:
     """PEM files for an encrypted connection. Without ``ca_file`` the system's authorities are trusted."""

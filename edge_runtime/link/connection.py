@@ -223,7 +223,11 @@ class Connection:
             self._outcome.put(BrokerRefusedError(msg))
             return
         self._qos = min(1, getattr(properties, "MaximumQoS", 1))
-        client.subscribe([(topic, self._qos) for topic in self._settings.subscriptions])
+        if self._settings.subscriptions:
+            client.subscribe([(topic, self._qos) for topic in self._settings.subscriptions])
+        else:
+            self._is_open = True
+            self._outcome.put(None)
 
     def _handle_subscribe(
         self, _client: paho.Client, _userdata: object, _mid: int, reasons: Sequence[ReasonCode], _properties: object

@@ -17,8 +17,12 @@ class DiskFullError(FedSpineError):
     exit_code = ExitCode.DISK_FULL
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` so that a reader sees the old content or the new, also after a power cut.
+def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
+    """Write ``parts`` to ``path`` so that a reader sees the old content or the new, also after a power cut.
+
+    Args:
+        path: the file.
+        parts: its new content, one piece after the other.
 
     Raises:
         DiskFullError: there is no space; nothing is left behind.
@@ -27,7 +31,8 @@ def write_atomically(path: Path, data: bytes) -> None:
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         with aside.open("wb") as file:
-            file.write(data)
+            for part in parts:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)

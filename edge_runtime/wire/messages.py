@@ -149,6 +149,8 @@ class Measurements(msgspec.Struct, frozen=True, kw_only=True):
     """Payload bytes this device received (MQTT and HTTP) since its last update."""
     importance_s: Seconds = 0.0
     """Time spent scoring units between the steps; not part of ``train_s``."""
+    paused_s: Seconds = 0.0
+    """Time that the work was paused for temperature, throttling or battery; not part of any other time."""
 
 
 class LocalEvaluation(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,9 +17,12 @@ MAY_IMPORT = {
     "edge_runtime.contest": {"numpy", "msgspec"},
     "edge_runtime.engine": {"numpy", "msgspec", "safetensors", "onnxruntime", "tokenizers"},
     "edge_runtime.link": {"msgspec", "paho"},
+    "edge_runtime.board": set(),
     "edge_runtime.agent": {"numpy", "msgspec", "psutil", "onnxruntime"},
     "edge_runtime.inference": {"numpy", "msgspec", "safetensors", "onnxruntime", "tokenizers"},
     "edge_runtime.cli": {"numpy"},
+    "edge_runtime.arguments": set(),
+    "edge_runtime.doctor": {"numpy", "psutil"},
     "edge_runtime.__main__": set(),
 }
 """Packages from outside that each part of the device may import, also inside functions."""

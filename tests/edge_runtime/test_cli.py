@@ -198,7 +198,7 @@ def test_an_unexpected_error_is_one_line_too(
         raise ZeroDivisionError(msg)
 
     monkeypatch.setattr("edge_runtime.agent.precheck.count_examples", fail)
-    code = cli.main(["start", "--broker", "mqtt://h", "--data", "d", "--state", "s"])
+    code = cli.main(["start", "--broker", "mqtt://h", "--data", "d", "--state", "s", "--nice", "0"])
     error = capsys.readouterr().err
     assert code == ExitCode.UNEXPECTED
     assert error.count("\n") == 1
@@ -216,3 +216,76 @@ def test_lines_to_classify_are_checked(tmp_path: Path, line: str, expected: str)
     assert next(texts) == "fine"
     with pytest.raises(DataInvalidError, match=expected):
         next(texts)
+
+
+THREADS = """
+import os, sys
+from tokenizers import Tokenizer, models
+from edge_runtime import cli
+code = cli.main(sys.argv[1:])
+started = len(os.listdir("/proc/self/task"))
+Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).encode_batch(["a"] * 64)
+print(code, started, len(os.listdir("/proc/self/task")) - started)
+"""
+
+
+@pytest.mark.parametrize("is_capped", [True, False], ids=["one thread", "default"])
+def test_threads_caps_every_pool_whatever_the_environment_says(
+    tmp_path: Path,
+    data: Path,
+    closed_port: int,
+    is_capped: bool,  # noqa: FBT001
+) -> None:
+    """Threads beside the main one: numpy's and the tokenizer's; the environment asks for four."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    env |= {"OPENBLAS_NUM_THREADS": "4", "RAYON_NUM_THREADS": "4"}
+    command = [sys.executable, "-c", THREADS, "start", "--broker", f"mqtt://127.0.0.1:{closed_port}"]
+    command += ["--data", str(data), "--state", str(tmp_path / "state"), *(["--threads", "1"] if is_capped else [])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=env)
+    code, started, tokenizing = map(int, done.stdout.split())
+    assert code == ExitCode.BROKER_UNREACHABLE, done.stderr
+    most = min(4, len(os.sched_getaffinity(0)))  # numpy starts no more than there are cores
+    assert (started - 1, tokenizing) == ((0, 1) if is_capped else (most - 1, 4))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--nice", "20"),
+        ("--nice", "-1"),
+        ("--checkpoint-every", "-1"),
+        ("--max-temperature", "hot"),
+        ("--max-temperature", "nan"),
+        ("--max-temperature", "8"),
+        ("--min-battery", "0"),
+        ("--min-battery", "101"),
+    ],
+    ids=" ".join,
+)
+def test_manners_outside_their_range_are_usage_errors(tmp_path: Path, data: Path, more: tuple[str, str]) -> None:
+    result = start(tmp_path, data, "mqtt://127.0.0.1:1", *more)
+    assert result.returncode == ExitCode.USAGE
+    assert more[0] in result.stderr
+
+
+def test_a_threshold_without_a_sensor_is_one_line(tmp_path: Path, data: Path) -> None:
+    result = start(tmp_path, data, "mqtt://127.0.0.1:1", "--sensors", tmp_path, "--min-battery", "20")
+    check_refusal(result, ExitCode.USAGE, "--min-battery", "no battery")
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_password_may_come_from_a_file(tmp_path: Path, data: Path, start_mosquitto: Any) -> None:
+    """The right one in the file, a wrong one in the environment: the file is what was asked for."""
+    passwords = tmp_path / "passwords"
+    subprocess.run(["mosquitto_passwd", "-b", "-c", str(passwords), "lab", "right"], check=True)
+    passwords.chmod(0o644)
+    broker = start_mosquitto("listener {port} 127.0.0.1", "allow_anonymous false", f"password_file {passwords}")
+    (tmp_path / "mine").write_text("right\n")
+    command = [sys.executable, "-m", "edge_runtime", "start", "--broker", f"mqtt://lab@127.0.0.1:{broker.port}"]
+    command += ["--data", str(data), "--state", str(tmp_path / "state"), "--password-file", str(tmp_path / "mine")]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "FEDSPINE_BROKER_PASSWORD": "wrong"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as process:
+        assert process.stderr is not None
+        assert any("connected to" in line for line in process.stderr)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == ExitCode.OK

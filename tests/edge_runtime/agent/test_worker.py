@@ -10,9 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from edge_runtime.agent.checkpoints import Checkpoints
 from edge_runtime.agent.errors import StoppedError
+from edge_runtime.agent.pauses import Pauses
 from edge_runtime.agent.traffic import Traffic
 from edge_runtime.agent.worker import Progress, Workbench, WorkContext, WorkSettings, stand_in_plan
+from edge_runtime.board.guard import PauseLimits
+from edge_runtime.board.sensors import Sensors
 from edge_runtime.engine import memory
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.errors import InsufficientMemoryError
@@ -28,6 +32,7 @@ from tests.edge_runtime.agent.stage import EXAMPLES
 
 Array = npt.NDArray[np.float32]
 RANK = 2
+NO_CHECKPOINTS = Checkpoints(Path("nowhere"), 0)
 
 
 @pytest.fixture
@@ -67,6 +72,8 @@ def run(
     plan: Plan,
     prunings: tuple[Pruning, ...] = (),
     stop: threading.Event | None = None,
+    checkpoints: Checkpoints | None = None,
+    pauses: Pauses | None = None,
     **hyper: Any,
 ) -> tuple[Update, Payload]:
     given: dict[str, Any] = {
@@ -109,6 +116,8 @@ def run(
         progress=Progress(),
         traffic=Traffic(lambda: (0, 0)),
         fetch_s=0.0,
+        checkpoints=checkpoints or NO_CHECKPOINTS,
+        pauses=pauses or Pauses(PauseLimits(), Sensors()),
     )
     update, made = workbench.run(assignment, blob, context)
     assert update.adapter.size_bytes == len(made)

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
-from edge_runtime.link.address import BrokerAddress
+from edge_runtime.link.address import BrokerAddress, read_password
 from edge_runtime.link.errors import AddressError
 
 
@@ -54,3 +57,20 @@ def test_a_password_of_the_url_wins_over_the_environment() -> None:
     own, without = BrokerAddress.parse("mqtt://a:b@h"), BrokerAddress.parse("mqtt://a@h")
     given = (own.with_password("c"), without.with_password("c"), without.with_password(None))
     assert [address.password for address in given] == ["b", "c", None]
+
+
+@pytest.mark.parametrize("content", [b"secret", b"secret\n", b"secret\r\n"])
+def test_a_password_is_the_one_line_of_its_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "p").write_bytes(content)
+    assert read_password(tmp_path / "p") == "secret"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\n", b"hunter2\nhunter3\n", b"\xffhunter2", b"hunter2" * 1000, None], ids=str
+)
+def test_a_file_that_holds_no_password_is_refused_without_showing_it(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "p").write_bytes(content)
+    with pytest.raises(AddressError, match=re.escape(str(tmp_path / "p"))) as caught:
+        read_password(tmp_path / "p")
+    assert "hunter2" not in str(caught.value)

@@ -1,0 +1,94 @@
+"""The device's one checkpoint: what a power cut or kill -9 in the middle of an assignment leaves to go on with.
+
+It lies in a folder of its own, since a cut while it is written leaves a part beside it. An assignment that comes again
+(docs/wire.md: after a reconnect, as long as the round waits) is gone on with if nothing is different that its training
+depends on; else it begins anew.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from edge_runtime.engine.checkpoint import Checkpoint, decode_checkpoint, encode_checkpoint
+from edge_runtime.engine.dataset import Dataset
+from edge_runtime.engine.errors import CheckpointError
+from edge_runtime.wire.files import DiskFullError, write_atomically
+from edge_runtime.wire.manifest import digest_of
+from edge_runtime.wire.messages import Assignment
+
+logger = logging.getLogger(__name__)
+
+_FILE: Final = "assignment.checkpoint"
+
+
+class Checkpoints:
+    """Keeps the newest checkpoint of the assignment under way.
+
+    Args:
+        directory: where it lies; what else is in it is removed.
+        every: steps from one to the next, 0 = none is written, and what an earlier process left is removed.
+    """
+
+    def __init__(self, directory: Path, every: int) -> None:
+        self.every = every
+        self._path = directory / _FILE
+        for path in directory.glob("*"):
+            if path != self._path:
+                path.unlink()
+        if not every:
+            self.remove()
+
+    def load(self, identity: str) -> Checkpoint | None:
+        """The checkpoint of an assignment; one that is damaged or of another assignment is dropped.
+
+        Args:
+            identity: see :func:`identity_of`.
+        """
+        try:
+            checkpoint = decode_checkpoint(self._path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, CheckpointError) as error:
+            logger.warning("dropping %s, work begins anew: %s", self._path, error)
+            self.remove()
+            return None
+        if checkpoint.identity != identity:
+            logger.warning("dropping the checkpoint of another assignment, which nobody waits for any more")
+            self.remove()
+            return None
+        return checkpoint
+
+    def is_due(self, step: int, num_steps: int) -> bool:
+        """Whether a checkpoint belongs after this step; not after the last one, where the update is near."""
+        return bool(self.every) and step % self.every == 0 and step < num_steps
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Keep a checkpoint in place of the one before, which stays where this one cannot be written."""
+        try:
+            write_atomically(self._path, *encode_checkpoint(checkpoint))
+        except (DiskFullError, OSError) as error:
+            logger.warning("no checkpoint after step %d, training goes on: %s", checkpoint.state.num_steps, error)
+
+    def remove(self) -> None:
+        """Forget the checkpoint: its update is safe, or it is of no use."""
+        self._path.unlink(missing_ok=True)
+
+
+def identity_of(assignment: Assignment, artifact_digest: str, dataset: Dataset) -> str:
+    """Digest of all that the training of an assignment depends on; not of its deadline, nor of how it is run.
+
+    Args:
+        assignment: what is asked for.
+        artifact_digest: what it is trained on.
+        dataset: the examples to train on.
+    """
+    parts = (
+        (assignment.run_id, assignment.device_id, assignment.round_number, assignment.attempt),
+        (assignment.arm, assignment.plan, assignment.prunings, assignment.adapter.digest),
+        (assignment.hyper_parameters, artifact_digest, dataset.digest()),
+    )
+    return digest_of(msgspec.msgpack.encode(parts))

@@ -1,0 +1,128 @@
+"""The training of one assignment, from its beginning or from a checkpoint that an earlier process left."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import logging
+from collections.abc import Callable
+
+import numpy as np
+
+from edge_runtime.agent.checkpoints import Checkpoints, identity_of
+from edge_runtime.agent.pauses import Pauses
+from edge_runtime.engine.checkpoint import Checkpoint
+from edge_runtime.engine.dataset import Dataset, batches
+from edge_runtime.engine.evaluator import EvaluationResult
+from edge_runtime.engine.trainer import TrainingResult, TrainingRun, train
+from edge_runtime.engine.training_state import History
+from edge_runtime.wire.errors import PlanError, TensorError
+from edge_runtime.wire.messages import Assignment
+
+logger = logging.getLogger(__name__)
+
+Before = tuple[EvaluationResult | None, float]
+"""The evaluation before training, None where nothing is held out, and the seconds that it took."""
+
+
+class Course:
+    """How far an assignment is: begun before any work is done, so that all pauses are counted.
+
+    Args:
+        assignment: what to do.
+        artifact_digest: the artifact that is trained.
+        checkpoints: where checkpoints are kept.
+        pauses: when work pauses.
+    """
+
+    def __init__(self, assignment: Assignment, artifact_digest: str, checkpoints: Checkpoints, pauses: Pauses) -> None:
+        self._assignment = assignment
+        self._artifact_digest = artifact_digest
+        self._checkpoints = checkpoints
+        self._pauses = pauses
+        self._begun_s = pauses.paused_s
+        self._history = History()
+        self._identity = ""
+
+    @property
+    def paused_s(self) -> float:
+        """Seconds that the assignment was paused so far, by earlier processes too."""
+        return self._pauses.paused_s - self._begun_s
+
+    def resume(self, run: TrainingRun, dataset: Dataset) -> Before | None:
+        """Bring a run that has just been started to where the checkpoint is.
+
+        Args:
+            run: under the assignment's first plan, at its adapter.
+            dataset: examples to train on.
+
+        Returns:
+            The evaluation that was made before training; None = there is nothing to go on from, the run is as it was.
+        """
+        if not self._checkpoints.every:
+            return None
+        self._identity = identity_of(self._assignment, self._artifact_digest, dataset)
+        checkpoint = self._checkpoints.load(self._identity)
+        if checkpoint is None:
+            return None
+        try:
+            run.restore(checkpoint.state)
+        except (PlanError, TensorError) as error:
+            logger.warning("dropping a checkpoint that does not fit, work begins anew: %s", error)
+            self._checkpoints.remove()
+            return None
+        self._history = checkpoint.history
+        self._begun_s -= checkpoint.paused_s
+        num_steps = self._assignment.hyper_parameters.num_local_steps
+        logger.info("going on from the checkpoint after step %d of %d", run.num_steps, num_steps)
+        return checkpoint.before, checkpoint.before_s
+
+    def train(
+        self,
+        run: TrainingRun,
+        dataset: Dataset,
+        before: Before,
+        on_step: Callable[[int, float], None],
+        on_batch: Callable[[], None],
+    ) -> TrainingResult:
+        """Make the steps that are lacking, with a checkpoint every so many of them.
+
+        Batches are drawn anew from the first, and those of earlier steps are thrown away: so no generator is kept, and
+        it is the same order whatever draws it.
+
+        Args:
+            run: the run, after :meth:`resume`.
+            dataset: examples to train on.
+            before: the evaluation before training.
+            on_step: called after each step with its number and loss.
+            on_batch: called before each micro-batch; raises to stop.
+
+        Raises:
+            FedSpineError: see :func:`edge_runtime.engine.trainer.train`.
+        """
+        assignment, hyper = self._assignment, self._assignment.hyper_parameters
+        rng = np.random.default_rng([hyper.seed, assignment.round_number])
+        drawn = batches(dataset, hyper.batch_size, rng, class_balance=hyper.class_balance)
+        num_drawn = run.num_steps * hyper.num_accumulation_steps
+        collections.deque(itertools.islice(drawn, num_drawn), maxlen=0)
+
+        def after(step: int, loss: float) -> None:
+            on_step(step, loss)
+            if self._checkpoints.is_due(step, hyper.num_local_steps):
+                self._save(run, before)
+
+        clock = self._pauses.working_s
+        return train(run, drawn, hyper, after, on_batch, assignment.prunings, self._history, clock)
+
+    def _save(self, run: TrainingRun, before: Before) -> None:
+        result, seconds = before
+        self._checkpoints.save(
+            Checkpoint(
+                identity=self._identity,
+                state=run.state(),
+                history=self._history,
+                before=result,
+                before_s=seconds,
+                paused_s=self.paused_s,
+            )
+        )

@@ -1,0 +1,83 @@
+"""Work that pauses while the board is too hot, slowed down or short of charge, in the thread that works."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from threading import Event
+from typing import Final, Protocol
+
+from edge_runtime.board.guard import Guard, PauseLimits
+from edge_runtime.board.sensors import Sensors
+
+logger = logging.getLogger(__name__)
+
+LOOK_S: Final = 2.0
+"""Time from one look at the sensors to the next, seconds."""
+
+
+class Detail(Protocol):
+    """Where it is said that work is paused, and why."""
+
+    detail: str
+
+
+class Pauses:
+    """Looks at the sensors at a bounded rate and waits while the board should rest.
+
+    Attributes:
+        paused_s: seconds that were waited so far.
+
+    Args:
+        limits: what makes work pause.
+        sensors: what is read.
+        look_s: seconds from one look to the next.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        limits: PauseLimits,
+        sensors: Sensors,
+        look_s: float = LOOK_S,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.paused_s = 0.0
+        self._is_watching = limits.is_any
+        self._guard = Guard(limits)
+        self._sensors = sensors
+        self._look_s = look_s
+        self._clock = clock
+        self._look_at = float("-inf")
+
+    def working_s(self) -> float:
+        """Monotonic seconds of a clock that stands still during a pause."""
+        return self._clock() - self.paused_s
+
+    def wait(self, stop: Event, progress: Detail) -> None:
+        """Return at once when work may go on; else when it may, or when it should stop. Call it often.
+
+        Args:
+            stop: set when the work should end.
+            progress: its detail says why nothing moves, as long as nothing does.
+        """
+        if not self._is_watching or self._clock() < self._look_at:
+            return
+        started, detail, said = self._clock(), progress.detail, ""
+        while (reason := self._look()) is not None:
+            if reason != said:
+                logger.warning("paused: %s", reason)
+                progress.detail, said = f"paused: {reason}", reason
+            if stop.wait(self._look_s):
+                break
+        if said:
+            waited_s = self._clock() - started
+            self.paused_s += waited_s
+            progress.detail = detail
+            logger.info("paused for %.0f s, %s", waited_s, "stopped" if stop.is_set() else "going on")
+
+    def _look(self) -> str | None:
+        now = self._clock()
+        self._look_at = now + self._look_s
+        return self._guard.judge(self._sensors.read(), now)

@@ -1,0 +1,222 @@
+"""Options that several commands of ``fedspine-edge`` share, and what their values may be."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from edge_runtime.board.guard import COOLER_C, FULLER_PERCENT, PauseLimits
+from edge_runtime.board.niceness import DEFAULT_NICE, MAX_NICE
+from edge_runtime.board.sensors import SYS
+from edge_runtime.board.service import CREDENTIALS, Service
+from edge_runtime.doctor.setup import Setup
+from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress, TlsFiles, read_password
+
+DEFAULT_CHECKPOINT_EVERY: Final = 20
+"""Steps from one checkpoint to the next: on a board of a second or more a step, well under 1 % of the time."""
+
+SECRETS: Final = ("password_file", "ca_file", "cert_file", "key_file")
+"""Files that a service is handed by systemd, which may read what the service may not."""
+
+_UNITS: Final = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "KI": 1024, "MI": 1024**2, "GI": 1024**3}
+
+
+def add_manners(parser: argparse.ArgumentParser) -> None:
+    """How a device shares its board with others, and when it rests."""
+    manners = parser.add_argument_group("manners")
+    manners.add_argument(
+        "--nice",
+        type=whole(0, MAX_NICE),
+        default=DEFAULT_NICE,
+        metavar="N",
+        help=f"0 (like any process) to {MAX_NICE} (after all others); default %(default)s",
+    )
+    manners.add_argument(
+        "--checkpoint-every",
+        type=count,
+        default=DEFAULT_CHECKPOINT_EVERY,
+        metavar="N",
+        help="a power cut in training costs at most N steps; 0 = all of them (default %(default)s)",
+    )
+    manners.add_argument(
+        "--max-temperature",
+        type=number(20, 120),
+        metavar="C",
+        help=f"pause when the board is hotter; go on {COOLER_C:g} degrees below",
+    )
+    manners.add_argument("--pause-on-throttling", action="store_true", help="pause while the cores are slowed down")
+    manners.add_argument(
+        "--min-battery",
+        type=number(1, 100),
+        metavar="PERCENT",
+        help=f"pause on a battery with less; go on {FULLER_PERCENT:g} points above",
+    )
+    manners.add_argument("--pause-on-battery", action="store_true", help="pause whenever the board runs on its battery")
+    manners.add_argument(
+        "--sensors", type=Path, default=SYS, metavar="DIR", help="where the kernel's files are (default %(default)s)"
+    )
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """How this device and the broker know each other."""
+    trust = parser.add_argument_group("passwords and encryption")
+    trust.add_argument("--password-file", type=Path, metavar="FILE", help="holds the broker's password, one line")
+    trust.add_argument("--ca-file", type=Path, metavar="PEM", help="authority of the broker (default: the system's)")
+    trust.add_argument("--cert-file", type=Path, metavar="PEM", help="certificate of this device")
+    trust.add_argument("--key-file", type=Path, metavar="PEM", help="its private key")
+
+
+def add_resources(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
+    """What of the board may be used."""
+    parser.add_argument("--threads", type=positive, metavar="N", help="default: one for each core")
+    parser.add_argument(
+        "--memory-limit", type=size, metavar="SIZE", help="such as 512MB (default: 80 %% of what is available)"
+    )
+
+
+def add_service(parser: argparse.ArgumentParser) -> None:
+    """What a service needs beside the options of the device."""
+    service = parser.add_argument_group("service")
+    service.add_argument("--name", default="fedspine-edge", metavar="NAME", help="of the unit (default: %(default)s)")
+    service.add_argument("--user", metavar="USER", help="who it runs as (default: one that systemd makes for it)")
+
+
+def service_of(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> Service:
+    """The service that runs a device with these options: those of ``start`` that are not the default, paths absolute.
+
+    Args:
+        arguments: what ``parser`` read.
+        parser: knows the options of the device, and those of :func:`add_service`.
+    """
+    options, credentials = [], {}
+    for name, value in vars(arguments).items():
+        if name in {"name", "user", "wait_for_broker", "command", "parser"} or value == parser.get_default(name):
+            continue
+        option = f"--{name.replace('_', '-')}"
+        if name in SECRETS:
+            credentials[option.removeprefix("--")] = value.absolute()
+            options += [option, f"{CREDENTIALS}/{option.removeprefix('--')}"]
+        elif value is True:
+            options.append(option)
+        else:
+            options += [option, str(value.absolute() if isinstance(value, Path) else value)]
+    script = Path(sys.argv[0]).absolute()
+    is_script = script.name == "fedspine-edge" and script.is_file()
+    program = (str(script),) if is_script else (sys.executable, "-m", "edge_runtime")
+    return Service(
+        name=arguments.name,
+        user=arguments.user,
+        program=(*program, "start"),
+        options=(*options, "--wait-for-broker"),
+        credentials=credentials,
+        readable=(arguments.data.absolute(), Path(sys.prefix), Path(sys.base_prefix)),
+        nice=arguments.nice,
+        num_threads=arguments.threads,
+        memory_limit_bytes=arguments.memory_limit,
+    )
+
+
+def pause_limits(arguments: argparse.Namespace) -> PauseLimits:
+    """What :func:`add_manners` was told of pauses."""
+    return PauseLimits(
+        max_temperature_c=arguments.max_temperature,
+        min_battery_percent=arguments.min_battery,
+        on_battery=arguments.pause_on_battery,
+        on_throttling=arguments.pause_on_throttling,
+    )
+
+
+def broker_of(arguments: argparse.Namespace) -> BrokerAddress:
+    """The broker, with the password of the URL, else of ``--password-file``, else of the environment.
+
+    Raises:
+        AddressError: the URL is malformed, or the file holds no password.
+    """
+    given = None if arguments.password_file is None else read_password(arguments.password_file)
+    return BrokerAddress.parse(arguments.broker).with_password(given or os.environ.get(PASSWORD_VARIABLE))
+
+
+def tls_files(arguments: argparse.Namespace) -> TlsFiles:
+    """What :func:`add_trust` was told of encryption."""
+    return TlsFiles(ca_file=arguments.ca_file, cert_file=arguments.cert_file, key_file=arguments.key_file)
+
+
+def setup_of(arguments: argparse.Namespace, now: float) -> Setup:
+    """What a check-up looks at; ``now`` is what the clock says, Unix seconds."""
+    return Setup(
+        data=arguments.data,
+        state=arguments.state,
+        broker=None if arguments.broker is None else lambda: broker_of(arguments),
+        is_encrypted=(arguments.broker or "").startswith(("mqtts:", "wss:")),
+        tls=tls_files(arguments),
+        num_threads=arguments.threads,
+        memory_limit_bytes=arguments.memory_limit,
+        nice=arguments.nice,
+        pausing=pause_limits(arguments),
+        sensors=arguments.sensors,
+        now=now,
+    )
+
+
+def positive(text: str) -> int:
+    """A whole number of 1 or more."""
+    value = count(text)
+    if value == 0:
+        msg = "expected 1 or more"
+        raise argparse.ArgumentTypeError(msg)
+    return value
+
+
+def count(text: str) -> int:
+    """A whole number of 0 or more."""
+    if not text.isdecimal():
+        msg = f"{text!r} is no whole number of 0 or more"
+        raise argparse.ArgumentTypeError(msg)
+    return int(text)
+
+
+def whole(least: int, most: int) -> Callable[[str], int]:
+    """Takes whole numbers of a range."""
+
+    def parse(text: str) -> int:
+        value = count(text)
+        if not least <= value <= most:
+            msg = f"{text!r} is outside {least} to {most}"
+            raise argparse.ArgumentTypeError(msg)
+        return value
+
+    return parse
+
+
+def number(least: float, most: float) -> Callable[[str], float]:
+    """Takes numbers of a range."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not least <= value <= most:
+            msg = f"{text!r} is no number from {least:g} to {most:g}"
+            raise argparse.ArgumentTypeError(msg)
+        return value
+
+    return parse
+
+
+def size(text: str) -> int:
+    """Bytes of ``512MB``, ``1.5GiB`` or a plain number.
+
+    >>> size("512MB"), size("1.5GiB"), size("4096")
+    (512000000, 1610612736, 4096)
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMG]I?)?B?)", text.strip().upper())
+    if match is None or float(match[1]) == 0:
+        msg = f"{text!r} is no size: expected a number with B, KB, MB, GB, KiB, MiB or GiB"
+        raise argparse.ArgumentTypeError(msg)
+    return int(float(match[1]) * _UNITS[match[2] or ""])

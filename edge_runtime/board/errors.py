@@ -1,0 +1,24 @@
+"""Errors of the board.
+
+BoardError
+├── NoSensorError    what should be watched is measured by nothing here
+└── ServiceError     no unit can be written for what was asked
+"""
+
+from __future__ import annotations
+
+from edge_runtime.wire.errors import ExitCode, FedSpineError
+
+
+class BoardError(FedSpineError):
+    """Base of the board's errors."""
+
+    exit_code = ExitCode.USAGE
+
+
+class NoSensorError(BoardError):
+    """A threshold was given, and this board has no sensor for it."""
+
+
+class ServiceError(BoardError):
+    """An option that a unit cannot hold, or should not."""

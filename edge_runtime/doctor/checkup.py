@@ -1,0 +1,44 @@
+"""All questions, in order: each is answered whatever the others were."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from edge_runtime.doctor import belongings, machine, packages, trial
+from edge_runtime.doctor.findings import Finding, error
+from edge_runtime.doctor.setup import Setup
+from edge_runtime.wire.errors import ExitCode
+
+
+def check_up(setup: Setup) -> Iterator[Finding]:
+    """Ask everything, one after the other.
+
+    Args:
+        setup: what ``start`` would be told.
+    """
+    for name, ask in _questions(setup):
+        try:
+            yield ask()
+        except ImportError as why:
+            step = f"pip install {why.name or 'fedspine'}; if it is there already, install it anew"
+            detail = " ".join(f"cannot be asked: {why}".split())
+            yield error(name, detail, step, ExitCode.MISSING_DEPENDENCY)
+
+
+def _questions(setup: Setup) -> tuple[tuple[str, Callable[[], Finding]], ...]:
+    return (
+        ("python", packages.python),
+        ("packages", packages.packages),
+        ("onnxruntime", packages.onnxruntime),
+        ("session", trial.session),
+        ("processor", machine.processor),
+        ("cores", lambda: machine.cores(setup)),
+        ("memory", lambda: machine.memory(setup)),
+        ("swap", machine.swap),
+        ("nice", lambda: machine.nice(setup)),
+        ("sensors", lambda: machine.sensors(setup)),
+        ("clock", lambda: machine.clock(setup)),
+        ("state", lambda: belongings.state(setup)),
+        ("data", lambda: belongings.data(setup)),
+        ("broker", lambda: belongings.broker(setup)),
+    )

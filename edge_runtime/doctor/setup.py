@@ -1,0 +1,30 @@
+"""What the check-up is told: the options that ``start`` would be given."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from edge_runtime.board.guard import PauseLimits
+from edge_runtime.link.address import BrokerAddress, TlsFiles
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """All of it may be left out; what is not named is not asked about."""
+
+    data: Path | None
+    state: Path | None
+    broker: Callable[[], BrokerAddress] | None
+    """Finds the broker and the password; raises what ``start`` would end with."""
+    is_encrypted: bool
+    """Whether the way to the broker is."""
+    tls: TlsFiles
+    num_threads: int | None
+    memory_limit_bytes: int | None
+    nice: int
+    pausing: PauseLimits
+    sensors: Path
+    now: float
+    """What the clock says, Unix seconds."""

@@ -1,0 +1,45 @@
+"""What must be kept of training under way so that another process goes on as if nothing had happened.
+
+Shape legend: ``N`` trainable elements.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_runtime.engine.importance import Scores
+from edge_runtime.wire.plan import Plan
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class History:
+    """What a training loop has done so far; the loop adds to it."""
+
+    losses: list[float] = dataclasses.field(default_factory=list)
+    """Loss of every step, nats."""
+    step_times_s: list[float] = dataclasses.field(default_factory=list)
+    """Time of every step, drawing its batches and a pruning before it included."""
+    importance_s: float = 0.0
+    """Time of scoring units, between the steps."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingState:
+    """An assignment between two steps: all that is not in the assignment, its data and the artifact.
+
+    The arrays are the run's own. They are whole until its next step, so write them before or copy them.
+    """
+
+    num_steps: int
+    """Optimizer steps done."""
+    grad_norm: float
+    """Norm of the last step's mean gradient, before clipping."""
+    plan: Plan
+    """Units that are left by now."""
+    vectors: dict[str, npt.NDArray[np.float32]]
+    """``params``, ``exp_avg`` and ``exp_avg_sq``, float32 ``[N]`` each."""
+    scores: Scores
+    """Smoothed scores so far, of the groups that have any."""

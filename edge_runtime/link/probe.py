@@ -1,0 +1,36 @@
+"""One connection to a broker and no more: whether it answers and lets somebody in."""
+
+from __future__ import annotations
+
+import random
+import secrets
+
+from edge_runtime.link.address import BrokerAddress, TlsFiles
+from edge_runtime.link.mqtt import MqttLink
+from edge_runtime.wire import limits
+
+
+def probe(address: BrokerAddress, tls: TlsFiles, rng: random.Random) -> None:
+    """Connect under a name of its own, and leave.
+
+    Args:
+        address: the broker, password included.
+        tls: files for an encrypted address.
+        rng: source of jitter.
+
+    Raises:
+        BrokerUnreachableError: nobody answers.
+        BrokerRefusedError: it says no.
+        AddressError: a TLS file cannot be used.
+    """
+    link = MqttLink(
+        address,
+        client_id=f"fedspine-check-{secrets.token_hex(4)}",
+        subscriptions=(),
+        will=None,
+        max_message_bytes=limits.MAX_MESSAGE_BYTES,
+        tls=tls,
+        rng=rng,
+    )
+    link.connect()
+    link.close()

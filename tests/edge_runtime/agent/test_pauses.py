@@ -1,0 +1,91 @@
+"""Waiting while the board should rest: at a bounded rate, told, counted, and ended by a stop."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from edge_runtime.agent.pauses import Pauses
+from edge_runtime.agent.worker import Progress
+from edge_runtime.board.guard import PauseLimits
+from edge_runtime.board.sensors import Reading, Sensors
+
+LIMITS = PauseLimits(max_temperature_c=70.0)
+
+
+class Counted(Sensors):
+    """The real sensors, and how often they were read."""
+
+    num_reads = 0
+
+    def read(self) -> Reading:
+        self.num_reads += 1
+        return super().read()
+
+
+@pytest.fixture
+def zone(tmp_path: Path) -> Path:
+    path = tmp_path / "class" / "thermal" / "thermal_zone0" / "temp"
+    path.parent.mkdir(parents=True)
+    path.write_text("50000\n")
+    return path
+
+
+def test_sensors_are_read_once_in_a_while_however_often_it_is_asked(tmp_path: Path, zone: Path) -> None:
+    assert zone.exists()
+    now = [0.0]
+    sensors = Counted(tmp_path)
+    pauses = Pauses(LIMITS, sensors, look_s=2.0, clock=lambda: now[0])
+    for tick in range(1000):
+        now[0] = tick * 0.01
+        pauses.wait(threading.Event(), Progress())
+    assert sensors.num_reads == 5
+    assert pauses.paused_s == 0.0
+
+
+def test_without_limits_sensors_are_never_read(tmp_path: Path) -> None:
+    sensors = Counted(tmp_path)
+    Pauses(PauseLimits(), sensors).wait(threading.Event(), Progress())
+    assert sensors.num_reads == 0
+
+
+def test_a_pause_is_told_while_it_lasts_and_counted(
+    tmp_path: Path, zone: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    zone.write_text("71000\n")
+    pauses, progress = Pauses(LIMITS, Sensors(tmp_path), look_s=0.02), Progress(detail="as before")
+    worker = threading.Thread(target=pauses.wait, args=(threading.Event(), progress))
+    working_at = pauses.working_s()
+    worker.start()
+    time.sleep(0.3)
+    assert progress.detail == "paused: hotter than 70 C, goes on at 65 C"
+    zone.write_text("66000\n")
+    time.sleep(0.1)
+    assert worker.is_alive()
+    zone.write_text("65000\n")
+    worker.join(10)
+    assert not worker.is_alive()
+    assert progress.detail == "as before"
+    assert pauses.paused_s >= 0.4
+    assert pauses.working_s() - working_at < 0.3
+    assert [record.message.split(" for ")[0] for record in caplog.records] == [
+        "paused: hotter than 70 C, goes on at 65 C",
+        "paused",
+    ]
+
+
+def test_a_stop_ends_a_pause_at_once(tmp_path: Path, zone: Path) -> None:
+    zone.write_text("71000\n")
+    stop = threading.Event()
+    pauses = Pauses(LIMITS, Sensors(tmp_path), look_s=60.0)
+    worker = threading.Thread(target=pauses.wait, args=(stop, Progress()))
+    worker.start()
+    time.sleep(0.1)
+    stop.set()
+    worker.join(5)
+    assert not worker.is_alive()
+    assert 0 < pauses.paused_s < 5

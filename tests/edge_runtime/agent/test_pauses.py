@@ -26,6 +26,13 @@ class Counted(Sensors):
         return super().read()
 
 
+def warm(zone: Path, reading: str) -> None:
+    """Change a reading in one go, as the kernel does: nobody sees the file empty."""
+    aside = zone.with_suffix(".new")
+    aside.write_text(f"{reading}\n")
+    aside.replace(zone)
+
+
 @pytest.fixture
 def zone(tmp_path: Path) -> Path:
     path = tmp_path / "class" / "thermal" / "thermal_zone0" / "temp"
@@ -56,17 +63,17 @@ def test_a_pause_is_told_while_it_lasts_and_counted(
     tmp_path: Path, zone: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    zone.write_text("71000\n")
+    warm(zone, "71000")
     pauses, progress = Pauses(LIMITS, Sensors(tmp_path), look_s=0.02), Progress(detail="as before")
     worker = threading.Thread(target=pauses.wait, args=(threading.Event(), progress))
     working_at = pauses.working_s()
     worker.start()
     time.sleep(0.3)
     assert progress.detail == "paused: hotter than 70 C, goes on at 65 C"
-    zone.write_text("66000\n")
+    warm(zone, "66000")
     time.sleep(0.1)
     assert worker.is_alive()
-    zone.write_text("65000\n")
+    warm(zone, "65000")
     worker.join(10)
     assert not worker.is_alive()
     assert progress.detail == "as before"
@@ -79,7 +86,7 @@ def test_a_pause_is_told_while_it_lasts_and_counted(
 
 
 def test_a_stop_ends_a_pause_at_once(tmp_path: Path, zone: Path) -> None:
-    zone.write_text("71000\n")
+    warm(zone, "71000")
     stop = threading.Event()
     pauses = Pauses(LIMITS, Sensors(tmp_path), look_s=60.0)
     worker = threading.Thread(target=pauses.wait, args=(stop, Progress()))

@@ -61,6 +61,10 @@ def export(  # noqa: PLR0913, PLR0917 - each is an option
         str | None,
         typer.Option(metavar="A,B,...", help="Linear layers that get LoRA factors, such as query,value; default: all."),
     ] = None,
+    top_blocks: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="K", help="LoRA factors on the top K blocks alone, where the backward pass stops."),
+    ] = None,
     base: Annotated[
         BaseType,
         typer.Option(
@@ -81,6 +85,7 @@ def export(  # noqa: PLR0913, PLR0917 - each is an option
         num_labels=num_labels,
         seed=seed,
         targets=() if targets is None else [name.strip() for name in targets.split(",")],
+        top_blocks=top_blocks,
         base_dtype=base.value,
         force=force,
         progress=say,

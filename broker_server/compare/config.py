@@ -19,8 +19,8 @@ from edge_runtime.wire.topics import NAME
 
 SAME_FOR_ALL: Final = frozenset(
     {
-        "model", "task", "base", "targets", "data", "test", "text_field", "label_field", "max_length", "split",
-        "devices", "local_steps", "batch_size", "accumulation_steps", "class_balance", "sparsity",
+        "model", "task", "base", "targets", "top_blocks", "data", "test", "text_field", "label_field", "max_length",
+        "split", "devices", "local_steps", "batch_size", "accumulation_steps", "class_balance", "sparsity",
         "eval_examples", "eval_sparse",
     }
 )  # fmt: skip

@@ -49,7 +49,13 @@ def check_settings(settings: RunSettings) -> None:
     """
     model_source(settings.model)
     if settings.artifact:
-        check_artifact(Path(settings.artifact), settings.task, base=settings.base, targets=settings.target_names)
+        check_artifact(
+            Path(settings.artifact),
+            settings.task,
+            base=settings.base,
+            targets=settings.target_names,
+            top_blocks=settings.top_blocks,
+        )
     for path in (settings.data, settings.test):
         if path and not Path(path).is_file():
             msg = f"data file {path} does not exist: give a file of JSON lines"

@@ -49,6 +49,8 @@ def export_command(settings: RunSettings, source: str, labels: tuple[str, ...], 
     command = server_command("export", source, "--task", settings.task, "-o", str(output), "--seed", str(settings.seed))
     if settings.targets:
         command += ["--targets", settings.targets]
+    if settings.top_blocks:
+        command += ["--top-blocks", str(settings.top_blocks)]
     if settings.base != "stored":
         command += ["--base", settings.base]
     for label in labels:

@@ -17,7 +17,9 @@ Stored = Literal["stored", "float32", "float16", "int8", "nf4"]
 """How frozen weights are to be stored, see ``fedspine export --base``; "stored" takes them as they are."""
 
 
-def check_artifact(directory: Path, task: Task, *, base: Stored = "stored", targets: Sequence[str] = ()) -> None:
+def check_artifact(
+    directory: Path, task: Task, *, base: Stored = "stored", targets: Sequence[str] = (), top_blocks: int = 0
+) -> None:
     """Refuse an artifact that is not what a run would have exported itself, before anything is written.
 
     Args:
@@ -25,6 +27,7 @@ def check_artifact(directory: Path, task: Task, *, base: Stored = "stored", targ
         task: what the run is for.
         base: how its frozen weights should be stored.
         targets: which linear layers should carry factors, whole modules or their last parts; empty for any.
+        top_blocks: how many blocks should, counted from the head; 0 for any.
 
     Raises:
         ConfigError: it is for another task, stored otherwise, or has other LoRA targets.
@@ -43,6 +46,13 @@ def check_artifact(directory: Path, task: Task, *, base: Stored = "stored", targ
             )
             raise ConfigError(msg)
     _check_targets(manifest, targets, directory)
+    num_tuned = manifest.num_layers - manifest.first_tuned
+    if top_blocks and top_blocks != num_tuned:
+        msg = (
+            f"artifact {directory} has LoRA factors on {num_tuned} blocks, --top-blocks says {top_blocks}: export the "
+            "model with that number, or leave --top-blocks out"
+        )
+        raise ConfigError(msg)
 
 
 def adopt_artifact(directory: Path, labels: tuple[str, ...], destination: Path) -> None:
@@ -76,7 +86,7 @@ def _check_targets(manifest: Manifest, names: Sequence[str], directory: Path) ->
     matrices = {
         tensor.name.removesuffix(".weight")
         for tensor in manifest.tensors
-        if tensor.layer is not None and len(tensor.shape) == 2
+        if tensor.layer is not None and tensor.layer >= manifest.first_tuned and len(tensor.shape) == 2
     }
     wanted = {module for module in matrices if any(f".{module}".endswith(f".{name}") for name in names)}
     found = {target.module for target in manifest.targets}

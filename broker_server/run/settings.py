@@ -62,6 +62,9 @@ class RunSettings:
     targets: str = option(
         Panel.MODEL, "linear layers that get LoRA factors, A,B,..., such as query,value (default: all)", ""
     )
+    top_blocks: int = option(
+        Panel.MODEL, "LoRA factors on so many blocks alone, counted from the head; 0 = all of them", 0
+    )
     base: Literal["stored", "float32", "float16", "int8", "nf4"] = option(
         Panel.MODEL,
         "type of frozen weights: stored (the checkpoint's), float32, float16, int8 or nf4 (4 bits)",
@@ -147,7 +150,15 @@ class RunSettings:
             if getattr(self, name) < 1:
                 msg = f"{name} is {getattr(self, name)}, expected 1 or more"
                 raise ConfigError(msg)
-        for name in ("eval_examples", "threads", "seed", "device_memory_mb", "broker_port", "artifact_port"):
+        for name in (
+            "top_blocks",
+            "eval_examples",
+            "threads",
+            "seed",
+            "device_memory_mb",
+            "broker_port",
+            "artifact_port",
+        ):
             if getattr(self, name) < 0:
                 msg = f"{name} is {getattr(self, name)}, expected 0 or more"
                 raise ConfigError(msg)

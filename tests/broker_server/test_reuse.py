@@ -90,6 +90,17 @@ def test_what_an_export_with_a_base_makes_passes_for_it(tiny_bert_model: Path, t
         check_artifact(out, "text-classification", base="float32")
 
 
+def test_an_artifact_with_factors_on_other_blocks_is_refused(tiny_bert_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export_model(tiny_bert_model, "text-classification", out, num_labels=3, targets=["query"], top_blocks=1)
+
+    check_artifact(out, "text-classification", targets=["query"], top_blocks=1)
+    check_artifact(out, "text-classification")
+
+    with pytest.raises(ConfigError, match="on 1 blocks, --top-blocks says 2"):
+        check_artifact(out, "text-classification", top_blocks=2)
+
+
 def test_a_directory_that_is_no_artifact_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactCorruptedError, match="has no readable"):
         check_artifact(tmp_path, "causal-lm")

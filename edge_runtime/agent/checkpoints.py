@@ -37,7 +37,7 @@ class Checkpoints:
         self.every = every
         self._path = directory / _FILE
         for path in directory.glob("*"):
-            if path != self._path:
+            if path != self._path and path.is_file():
                 path.unlink()
         if not every:
             self.remove()

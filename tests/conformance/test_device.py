@@ -6,6 +6,8 @@ Runs wherever the device runs, emulated aarch64 included. Tolerances are for flo
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,14 @@ import pytest
 from safetensors.numpy import load_file
 
 from edge_runtime.engine.artifact import Artifact
+from edge_runtime.engine.checkpoint import Checkpoint, decode_checkpoint, encode_checkpoint
 from edge_runtime.engine.data import load_examples
-from edge_runtime.engine.dataset import Dataset, batches
+from edge_runtime.engine.dataset import Batch, Dataset, batches
 from edge_runtime.engine.evaluator import EvaluationResult, Evaluator
 from edge_runtime.engine.model import Mode
 from edge_runtime.engine.slicing import slice_weights
-from edge_runtime.engine.trainer import Trainer, train
+from edge_runtime.engine.trainer import Trainer, TrainingRun, train
+from edge_runtime.engine.training_state import History
 from edge_runtime.inference import CompactModel
 from edge_runtime.wire.messages import HyperParameters, Pruning
 from edge_runtime.wire.payload import Payload, check_payload, decode_payload
@@ -102,6 +106,34 @@ def test_training_follows_pytorch(case: Case, arm: dict[str, Any]) -> None:
     adapter = run.adapter()
     for name, value in case.tensors(arm, "trained").items():
         np.testing.assert_allclose(adapter[name], value, rtol=0, atol=ADAPTER_TOLERANCE, err_msg=name)
+
+
+def test_a_cut_in_training_changes_no_bit(case: Case) -> None:
+    """A checkpoint after the second step, taken up by another run: the losses and the adapter of the first."""
+    arm, kept = case.arms[0], b""
+    history = History()
+
+    def start() -> TrainingRun:
+        return case.trainer.start(case.plan(arm), arm["rank"], case.tensors(arm, "start"), case.given)
+
+    def draw(num_steps: int) -> Iterator[Batch]:
+        drawn = batches(case.data("train"), case.given.batch_size, np.random.default_rng(case.given.seed))
+        return islice(drawn, num_steps * case.given.num_accumulation_steps, None)
+
+    def on_step(step: int, _loss: float) -> None:
+        nonlocal kept
+        if step == 2:
+            made = Checkpoint(identity="", state=run.state(), history=history, before=None, before_s=0.0, paused_s=0.0)
+            kept = b"".join(bytes(part) for part in encode_checkpoint(made))
+
+    run = start()
+    train(run, draw(0), case.given, on_step, history=history)
+    checkpoint, again = decode_checkpoint(kept), start()
+    again.restore(checkpoint.state)
+    train(again, draw(2), case.given, history=checkpoint.history)
+    assert checkpoint.history.losses == history.losses
+    for name, value in run.adapter().items():
+        np.testing.assert_array_equal(again.adapter()[name], value)
 
 
 @pytest.mark.parametrize(("when", "tensors"), [("before", "start"), ("after", "trained")])

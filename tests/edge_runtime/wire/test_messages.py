@@ -95,6 +95,7 @@ EXAMPLES: list[AnyMessage] = [
             bytes_up=71_000,
             bytes_down=72_000,
             importance_s=0.125,
+            paused_s=2.5,
         ),
         evaluation=LocalEvaluation(
             num_targets=20, loss_before=1.0, loss_after=0.5, accuracy_before=0.5, accuracy_after=0.75
@@ -175,6 +176,15 @@ def test_golden_bytes_decode_to_the_message(message: AnyMessage) -> None:
 def test_unknown_fields_are_ignored(message: AnyMessage) -> None:
     fields = msgspec.msgpack.decode(encode_message(message)) | {"from_the_future": [1, 2]}
     assert decode_message(msgspec.msgpack.encode(fields)) == message
+
+
+def test_an_update_of_a_device_that_cannot_pause_is_understood() -> None:
+    (update,) = [message for message in EXAMPLES if isinstance(message, Update)]
+    fields = msgspec.msgpack.decode(encode_message(update))
+    del fields["measurements"]["paused_s"]
+    decoded = decode_message(msgspec.msgpack.encode(fields))
+    assert isinstance(decoded, Update)
+    assert decoded.measurements == msgspec.structs.replace(update.measurements, paused_s=0.0)
 
 
 @by_kind

@@ -5,11 +5,11 @@ from __future__ import annotations
 import signal
 import sys
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, cast
 
 import typer
 
+from broker_server.bench import options
 from broker_server.errors import InterruptedRunError, RunFailedError
 
 if TYPE_CHECKING:
@@ -28,22 +28,20 @@ def root() -> None:
 
 
 def engine(  # noqa: PLR0913, PLR0917 - each is an option
-    model: Annotated[str, typer.Option(metavar="DIR", help="Directory or hub id of a pretrained model.")],
-    task: Annotated[str, typer.Option(help="text-classification or causal-lm.")],
-    batch_size: Annotated[int, typer.Option(help="Examples in a step.")] = 8,
-    length: Annotated[int, typer.Option(help="Tokens of an example.")] = 128,
-    arm: Annotated[str, typer.Option(metavar="P:R", help="Pruning ratio and LoRA rank.")] = "0.0:8",
-    targets: Annotated[str, typer.Option(metavar="A,B,...", help="Linear layers with LoRA; default: all.")] = "",
-    base: Annotated[str, typer.Option(help="Frozen weights: stored, float32, float16, int8 or nf4.")] = "stored",
-    against: Annotated[str, typer.Option(metavar="A,B,...", help="Peers, such as torch; empty = none.")] = "torch",
-    runs: Annotated[int, typer.Option(help="Processes of each contender; 5 or more for a figure.")] = 5,
-    steps: Annotated[int, typer.Option(help="Timed steps of each process.")] = 20,
-    threads: Annotated[int, typer.Option(help="Threads of each contender; 0 = one a core.")] = 0,
-    num_labels: Annotated[
-        int | None, typer.Option(help="Classes, where the checkpoint has no classifier; default: 2.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of tokens, classes, first adapter and plan.")] = 0,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Where all figures are written.")] = None,
+    model: options.Model,
+    task: options.Task,
+    batch_size: options.BatchSize = 8,
+    length: options.Length = 128,
+    arm: options.OneArm = "0.0:8",
+    targets: options.Targets = "",
+    base: options.BaseType = "stored",
+    against: options.Against = "torch",
+    runs: options.Runs = 5,
+    steps: options.Steps = 20,
+    threads: options.Threads = 0,
+    num_labels: options.NumLabels = None,
+    seed: options.Seed = 0,
+    json: options.JsonFile = None,
 ) -> None:
     """Measure the device engine against its peers: time, memory, cold start, and that all do the same work.
 

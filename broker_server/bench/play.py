@@ -24,7 +24,7 @@ from edge_runtime.wire.files import write_atomically
 
 LIMIT: Final = "limit"
 """Name of the process that times matrix products."""
-PRODUCT_S: Final = 0.1
+PRODUCT_S: Final = 0.25
 """How long each product is repeated, seconds."""
 _CLASSIFIER: Final = "ForSequenceClassification"
 _DEFAULT_LABELS: Final = 2

@@ -139,6 +139,19 @@ def _add_start(start: argparse.ArgumentParser) -> None:
         "the memory limit allows it",
     )
     work.add_argument(
+        "--engine",
+        choices=["portable", "ort-training"],
+        default="portable",
+        help="portable (default): the artifact's own graphs on onnxruntime; ort-training: models for "
+        "onnxruntime-training, which exists for 64-bit x86 (docs/ort-training.md)",
+    )
+    work.add_argument(
+        "--ort-models",
+        type=Path,
+        metavar="DIR",
+        help="with --engine ort-training: what 'fedspine export --format ort-training' wrote",
+    )
+    work.add_argument(
         "--holdout",
         type=_count,
         default=64,
@@ -193,12 +206,12 @@ def _size(text: str) -> int:
 
 
 def _start(arguments: argparse.Namespace) -> int:
-    from edge_runtime.agent import capabilities, precheck  # noqa: PLC0415 - see the module's docstring
+    from edge_runtime.agent import capabilities, engines, precheck  # noqa: PLC0415 - see the module's docstring
     from edge_runtime.agent.agent import Agent, AgentSettings  # noqa: PLC0415
     from edge_runtime.agent.identity import StateDirectory, check_name  # noqa: PLC0415
     from edge_runtime.agent.worker import WorkSettings  # noqa: PLC0415
-    from edge_runtime.engine.model import MODES  # noqa: PLC0415
 
+    modes = engines.choose_modes(arguments.engine, arguments.mode, arguments.ort_models)
     check_name(arguments.fleet, "fleet")
     broker = BrokerAddress.parse(arguments.broker).with_password(os.environ.get(PASSWORD_VARIABLE))
     num_threads = arguments.threads or capabilities.usable_cores()
@@ -215,7 +228,8 @@ def _start(arguments: argparse.Namespace) -> int:
                 num_holdout=arguments.holdout,
                 num_threads=num_threads,
                 memory_limit_bytes=memory_limit_bytes,
-                modes=MODES if arguments.mode == "auto" else (arguments.mode,),
+                modes=modes,
+                ort_models=arguments.ort_models,
             ),
             num_examples=num_examples,
             exit_when_finished=arguments.exit_when_finished,

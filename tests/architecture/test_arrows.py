@@ -15,6 +15,7 @@ import pytest
 MAY_IMPORT = {
     "edge_runtime.wire": {"numpy", "msgspec", "safetensors"},
     "edge_runtime.engine": {"numpy", "msgspec", "safetensors", "onnxruntime", "tokenizers"},
+    "edge_runtime.ort_training": {"numpy", "onnxruntime"},
     "edge_runtime.link": {"msgspec", "paho"},
     "edge_runtime.agent": {"numpy", "msgspec", "psutil", "onnxruntime"},
     "edge_runtime.inference": {"numpy", "msgspec", "safetensors", "onnxruntime", "tokenizers"},

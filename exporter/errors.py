@@ -2,6 +2,7 @@
 
 ExportError                    base
 ├── OutputExistsError          the output directory is taken (exit 2)
+├── OptionError                an option's value does not go with the model (exit 2)
 ├── MissingPackageError        torch or another package of the server is not installed (exit 27)
 ├── ModelTooLargeError         a model beyond what a format can hold (exit 11)
 ├── OrtExportError             models for onnxruntime-training cannot be made of an artifact (exit 17)
@@ -23,6 +24,12 @@ class ExportError(FedSpineError):
 
 class OutputExistsError(ExportError):
     """The output directory is taken."""
+
+    exit_code = ExitCode.USAGE
+
+
+class OptionError(ExportError):
+    """An option's value does not go with the model."""
 
     exit_code = ExitCode.USAGE
 

@@ -14,6 +14,7 @@ from edge_runtime.engine.model import MODES, Mode
 from edge_runtime.engine.run import Engine
 from edge_runtime.engine.trainer import Trainer
 from edge_runtime.ort_training import api
+from edge_runtime.ort_training.memory import estimate_ort_training_bytes
 from edge_runtime.ort_training.models import ModelFolder
 from edge_runtime.ort_training.trainer import OrtTrainer
 from edge_runtime.wire.arms import format_arms
@@ -115,10 +116,11 @@ class Engines:
             InsufficientMemoryError: by the estimates, none does.
         """
         manifest = self._artifact.manifest
-        needed = {
-            mode: memory.estimate_training_bytes(manifest, plan, rank, batch_size, max_length, mode)
-            for mode in self._modes
-        }
+        work = (manifest, plan, rank, batch_size, max_length)
+        if self._models is None:
+            needed = {mode: memory.estimate_training_bytes(*work, mode) for mode in self._modes}
+        else:
+            needed = dict.fromkeys(self._modes, estimate_ort_training_bytes(*work))
         for mode, num_bytes in needed.items():
             if num_bytes <= self._limit:
                 return mode

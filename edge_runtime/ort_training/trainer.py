@@ -109,6 +109,7 @@ class OrtTrainer:
         params = AdapterLayout.of(manifest, plan, rank).flatten(adapter)
         module = TrainingModule(self._api, self.folder.verified(models), num_threads=self.num_threads)
         module.fill(weights, params)
+        self.artifact.release()  # what was read to fill it
         return OrtRun(self.artifact, plan, rank, hyper_parameters, weights, module)
 
     def evaluator(self, run: Run) -> Evaluator:

@@ -23,9 +23,10 @@ from edge_runtime.inference.description import file_ref
 from edge_runtime.wire import names, ort_models, ranking
 from edge_runtime.wire.adapter import AdapterLayout, initial, restrict
 from edge_runtime.wire.arms import format_arms
+from edge_runtime.wire.errors import PlanError
 from edge_runtime.wire.files import write_atomically
 from edge_runtime.wire.ort_models import ArmModels, OptimizerSettings, OrtModels
-from exporter.errors import MissingPackageError, ModelTooLargeError, OrtGenerateError
+from exporter.errors import MissingPackageError, ModelTooLargeError, OptionError, OrtGenerateError
 from exporter.ort_training import generate
 from exporter.ort_training.forward import forward_graph, with_values
 from exporter.ort_training.source import family_of
@@ -74,7 +75,8 @@ def export_ort_training(  # noqa: PLR0913 - each is an option of the command
     Raises:
         OutputExistsError: ``out`` exists and ``force`` is not set.
         ArtifactCorruptedError: the artifact is missing or damaged.
-        OrtExportError: its configuration is, or the policy leaves nothing to prune.
+        OrtExportError: its configuration is.
+        OptionError: the policy leaves nothing to prune.
         ModelTooLargeError: an arm's weights are beyond 2 GB.
         MissingPackageError: there is no such environment.
         OrtGenerateError: onnxruntime-training failed.
@@ -119,7 +121,11 @@ def check_size(manifest: Manifest, plan: Plan, arm: Arm) -> None:
 def _plan(manifest: Manifest, arm: Arm, policy: ranking.PlanPolicy) -> Plan:
     """A plan of the widths that an arm has; devices choose the units."""
     alike = {(spec.layer, spec.group): np.zeros(spec.num_units, np.float32) for spec in manifest.groups}
-    return ranking.plan_at(manifest, alike, arm.pruning_ratio, policy)
+    try:
+        return ranking.plan_at(manifest, alike, arm.pruning_ratio, policy)
+    except PlanError as error:
+        msg = f"arm {format_arms((arm,))} of {manifest.model_name}: {error}"
+        raise OptionError(msg) from error
 
 
 class _Maker:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -74,7 +75,7 @@ def export_artifact(model: Path, out: Path) -> str:
 def make_run_dir(root: Path, artifact: Path, digest: str, **changes: Any) -> Path:
     """A run directory with the document's own config.toml for two devices, but for ports and ``changes``."""
     (root / "artifacts").mkdir(parents=True)
-    artifact.rename(root / "artifacts" / digest)
+    shutil.copytree(artifact, root / "artifacts" / digest)
     write_rows(root / "test.jsonl", 20, seed=9)
     document = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
     [sample] = re.findall(r"```toml\n(.*?)```", document, re.DOTALL)

@@ -87,11 +87,23 @@ def play(engine: Engine, artifact: Artifact, ratio: float, rank: int, num_steps:
     return {**found, "loss_sums": loss_sums, "num_correct": counts, **scores}
 
 
+def memory_of(artifact: Artifact, ratio: float, rank: int) -> dict[str, int]:
+    """Bytes that this process used, and the estimate of it."""
+    from edge_runtime.engine.memory import peak_rss_bytes
+    from edge_runtime.ort_training.memory import estimate_ort_training_bytes
+
+    plan, hyper = plan_of(artifact.manifest, ratio), HYPER_PARAMETERS
+    sizes = (hyper.batch_size, hyper.max_length)
+    estimate = estimate_ort_training_bytes(artifact.manifest, plan, rank, *sizes)
+    return {"peak_bytes": peak_rss_bytes(), "estimated_bytes": estimate}
+
+
 if __name__ == "__main__":
     from edge_runtime.ort_training.trainer import OrtTrainer
 
     at, models, ratio, rank, num_steps, out = sys.argv[1:]
     trainer = OrtTrainer.open(Path(at), Path(models), num_threads=1)
-    np.savez(out, **play(trainer, trainer.artifact, float(ratio), int(rank), int(num_steps)))
+    played = play(trainer, trainer.artifact, float(ratio), int(rank), int(num_steps))
+    np.savez(out, **(played | memory_of(trainer.artifact, float(ratio), int(rank))))
     loaded = {"torch", "transformers"} & set(sys.modules)
     sys.exit(f"the device loaded {loaded}" if loaded else 0)

@@ -30,7 +30,8 @@ def test_200_steps_are_those_of_the_portable_engine(
     assert done.returncode == 0, done.stderr
     expected = play(Trainer(artifact, num_threads=1), artifact, arm.pruning_ratio, arm.rank, num_steps)
     with np.load(out) as got:
-        assert set(got) == set(expected)
+        assert set(got) == set(expected) | {"peak_bytes", "estimated_bytes"}
+        assert got["peak_bytes"] <= got["estimated_bytes"] <= 2 * got["peak_bytes"]
         assert len(got["losses"]) == num_steps == 200
         np.testing.assert_allclose(got["losses"], expected["losses"], rtol=0, atol=TOLERANCE)
         np.testing.assert_allclose(got["norms"], expected["norms"], rtol=1e-2)

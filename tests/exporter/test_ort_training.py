@@ -18,6 +18,7 @@ from edge_runtime.wire.plan import Plan
 from exporter.errors import ModelTooLargeError, OrtExportError
 from exporter.ort_training.export import check_size
 from exporter.ort_training.source import family_of
+from tests.conftest import Disk
 from tests.exporter.reference import manifest_of
 
 FORMAT = ["--format", "ort-training"]
@@ -52,6 +53,18 @@ def test_each_mistake_is_one_line_and_its_code(
     assert said in line
     assert not out.exists()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_nothing(
+    tiny_bert_artifact: Path, small_disk: Disk, capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk = small_disk(40_000)
+    options = [*FORMAT, "--arm", "0:4", "-o", str(disk / "models")]
+
+    assert call(["export", str(tiny_bert_artifact), *options]) == ExitCode.DISK_FULL
+
+    assert "disk full" in capsys.readouterr().err
+    assert list(disk.iterdir()) == []
 
 
 def test_a_model_is_no_artifact(tiny_bert_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
 import tomllib
-from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
-from broker_server.errors import ArmError, ConfigError
+from broker_server.errors import ConfigError
 from broker_server.pruning.config import PruningConfig
 from broker_server.ranges import MOST, Range, Words, check_fields, from_table
-from edge_runtime.wire import limits
+from edge_runtime.wire.arms import MAX_PRUNING_RATIO, ArmError, check_arm, format_arms, parse_arms
 from edge_runtime.wire.messages import Arm
 from edge_runtime.wire.tensors import WireDtype
 
@@ -208,48 +206,6 @@ class CoordinatorConfig:
             raise ConfigError(msg) from error
 
 
-_ARM = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*:\s*([0-9]+)\s*")
-
-
-def parse_arms(text: str) -> tuple[Arm, ...]:
-    """Arms from ``RATIO:RANK,RATIO:RANK``.
-
-    Raises:
-        ArmError: not of that form, or outside the range.
-
-    >>> [(a.pruning_ratio, a.rank) for a in parse_arms("0.0:8,0.5:4")]
-    [(0.0, 8), (0.5, 4)]
-    """
-    arms = []
-    for part in text.split(","):
-        match = _ARM.fullmatch(part)
-        if match is None:
-            msg = f"arm {part.strip()!r} is not RATIO:RANK, such as 0.25:8"
-            raise ArmError(msg)
-        arms.append(check_arm(Arm(pruning_ratio=float(match[1]), rank=int(match[2]))))
-    return tuple(arms)
-
-
-def format_arms(arms: tuple[Arm, ...]) -> str:
-    """Inverse of :func:`parse_arms`."""
-    return ",".join(f"{Decimal(repr(arm.pruning_ratio)):f}:{arm.rank}" for arm in arms)  # never as 1e-05
-
-
-def check_arm(arm: Arm) -> Arm:
-    """Return an arm that is inside the range.
-
-    Raises:
-        ArmError: it is not.
-    """
-    if not (0.0 <= arm.pruning_ratio <= MAX_PRUNING_RATIO and 1 <= arm.rank <= limits.MAX_RANK):
-        msg = (
-            f"arm {arm.pruning_ratio}:{arm.rank} is outside its range: pruning ratio 0 to {MAX_PRUNING_RATIO}, "
-            f"rank 1 to {limits.MAX_RANK}"
-        )
-        raise ArmError(msg)
-    return arm
-
-
 def check_sparsity(sparsity: float) -> None:
     """Refuse a pruning ratio that no sub-model may have.
 
@@ -259,10 +215,6 @@ def check_sparsity(sparsity: float) -> None:
     if not 0.0 <= sparsity <= MAX_PRUNING_RATIO:
         msg = f"sparsity is {sparsity}, expected a pruning ratio of 0 to {MAX_PRUNING_RATIO}"
         raise ArmError(msg)
-
-
-MAX_PRUNING_RATIO = 0.95
-"""Largest pruning ratio an arm may ask for."""
 
 
 def toml_value(value: object) -> str:

@@ -2,7 +2,6 @@
 
 CoordinatorError            base
 ├── ConfigError             a setting out of range or of a wrong type (exit 2)
-├── ArmError                an arm outside its range (exit 21)
 ├── PortTakenError          a port that must be listened on is in use (exit 20)
 ├── AggregationError        updates that cannot be combined
 ├── StoreError              the run's database is damaged or of another version
@@ -35,12 +34,6 @@ class ConfigError(CoordinatorError):
     """A setting is out of range or of a wrong type."""
 
     exit_code = ExitCode.USAGE
-
-
-class ArmError(CoordinatorError):
-    """An arm is outside its range."""
-
-    exit_code = ExitCode.ARM_OUT_OF_RANGE
 
 
 class PortTakenError(CoordinatorError):

@@ -186,6 +186,19 @@ def _add_device(start: argparse.ArgumentParser, *, is_needed: bool = True) -> ar
         "the memory limit allows it",
     )
     work.add_argument(
+        "--engine",
+        choices=["portable", "ort-training"],
+        default="portable",
+        help="portable (default): the artifact's own graphs on onnxruntime; ort-training: models for "
+        "onnxruntime-training, which exists for 64-bit x86 (docs/ort-training.md)",
+    )
+    work.add_argument(
+        "--ort-models",
+        type=Path,
+        metavar="DIR",
+        help="with --engine ort-training: what 'fedspine export --format ort-training' wrote",
+    )
+    work.add_argument(
         "--holdout",
         type=count,
         default=64,
@@ -211,12 +224,12 @@ def _add_log_level(command: argparse.ArgumentParser, default: str) -> None:
 
 def _start(arguments: argparse.Namespace) -> int:
     be_nice(arguments.nice)  # before threads are there, which inherit it
-    from edge_runtime.agent import capabilities, precheck  # noqa: PLC0415 - see the module's docstring
+    from edge_runtime.agent import capabilities, engines, precheck  # noqa: PLC0415 - see the module's docstring
     from edge_runtime.agent.agent import Agent, AgentSettings  # noqa: PLC0415
     from edge_runtime.agent.identity import StateDirectory, check_name  # noqa: PLC0415
     from edge_runtime.agent.worker import WorkSettings  # noqa: PLC0415
-    from edge_runtime.engine.model import MODES  # noqa: PLC0415
 
+    modes = engines.choose_modes(arguments.engine, arguments.mode, arguments.ort_models)
     check_name(arguments.fleet, "fleet")
     broker = broker_of(arguments)
     pausing = pause_limits(arguments)
@@ -235,7 +248,8 @@ def _start(arguments: argparse.Namespace) -> int:
                 num_holdout=arguments.holdout,
                 num_threads=num_threads,
                 memory_limit_bytes=memory_limit_bytes,
-                modes=MODES if arguments.mode == "auto" else (arguments.mode,),
+                modes=modes,
+                ort_models=arguments.ort_models,
                 checkpoint_every=arguments.checkpoint_every,
                 pausing=pausing,
                 sensors=arguments.sensors,

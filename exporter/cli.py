@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from edge_runtime.wire.arms import parse_arms
+from edge_runtime.wire.ort_models import OptimizerSettings
+from edge_runtime.wire.ranking import PlanPolicy
+from exporter import options
 from exporter.errors import MissingPackageError
 
 if TYPE_CHECKING:
     from edge_runtime.wire.manifest import Task
-
-
-class BaseType(enum.Enum):
-    """What ``--base`` takes."""
-
-    STORED = "stored"
-    FLOAT32 = "float32"
-    FLOAT16 = "float16"
-    INT8 = "int8"
-    NF4 = "nf4"
 
 
 class Quantization(enum.Enum):
@@ -45,35 +40,37 @@ def root() -> None:
 
 @app.command()
 def export(  # noqa: PLR0913, PLR0917 - each is an option
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Local directory, or id on the Hugging Face hub.")],
-    task: Annotated[str, typer.Option(help="text-classification or causal-lm.")],
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Directory of the artifact.")],
-    labels: Annotated[
-        str | None,
-        typer.Option(metavar="A,B,...", help="Names of the classes, where the checkpoint has no classifier."),
-    ] = None,
-    label: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="One class; repeat it. For names that hold commas.")
-    ] = None,
-    num_labels: Annotated[int | None, typer.Option(min=2, help="Their number, where they have no names.")] = None,
-    seed: Annotated[int, typer.Option(help="Of weights that the checkpoint lacks (a new classifier).")] = 0,
-    targets: Annotated[
-        str | None,
-        typer.Option(metavar="A,B,...", help="Linear layers that get LoRA factors, such as query,value; default: all."),
-    ] = None,
-    top_blocks: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="K", help="LoRA factors on the top K blocks alone, where the backward pass stops."),
-    ] = None,
-    base: Annotated[
-        BaseType,
-        typer.Option(
-            help="Type of frozen weights; stored: the checkpoint's; int8 and nf4 (4 bits) are smaller and lose some."
-        ),
-    ] = BaseType.STORED,
-    force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there.")] = False,  # noqa: FBT002 - a flag
+    context: typer.Context,
+    model: options.Model,
+    out: options.Out,
+    task: options.Task = None,
+    labels: options.Labels = None,
+    label: options.Label = None,
+    num_labels: options.NumLabels = None,
+    seed: options.Seed = 0,
+    targets: options.Targets = None,
+    top_blocks: options.TopBlocks = None,
+    base: options.Base = options.BaseType.STORED,
+    force: options.Force = False,  # noqa: FBT002 - a flag
+    form: options.Form = options.Format.ARTIFACT,
+    arm: options.Arms = None,
+    weight_decay: options.WeightDecay = 0.0,
+    max_grad_norm: options.MaxGradNorm = 1.0,
+    protect_first: options.ProtectFirst = 0,
+    protect_last: options.ProtectLast = 0,
+    ort_python: options.OrtPython = options.ORT_PYTHON,
 ) -> None:
-    """Turn a pretrained model into an artifact that devices train."""
+    """Turn a pretrained model into an artifact that devices train, or an artifact into ort-training models."""
+    if form is options.Format.ORT_TRAINING:
+        _refuse(context, options.OF_ARTIFACT, form)
+        baked = OptimizerSettings(weight_decay=weight_decay, max_grad_norm=max_grad_norm or None)
+        policy = PlanPolicy(protect_first=protect_first, protect_last=protect_last)
+        _export_ort_training(Path(model), out, arm or [], baked, policy, seed=seed, python=ort_python, force=force)
+        return
+    _refuse(context, options.OF_ORT_TRAINING, form)
+    if task is None:
+        msg = "--task is needed: text-classification or causal-lm"
+        raise typer.BadParameter(msg)
     with needed_packages("export"):
         from exporter.export import export_model  # noqa: PLC0415 - torch takes seconds, --help needs none of it
     named = label or (None if labels is None else [name.strip() for name in labels.split(",")])
@@ -92,6 +89,46 @@ def export(  # noqa: PLR0913, PLR0917 - each is an option
     )
     size = sum(ref.size_bytes for ref in manifest.files.values())
     print(f"{out}: {manifest.model_name}, {manifest.num_layers} layers, {size / 1e6:.1f} MB, digest {digest}")
+
+
+def _export_ort_training(
+    artifact: Path,
+    out: Path,
+    arms: list[str],
+    baked: OptimizerSettings,
+    policy: PlanPolicy,
+    *,
+    seed: int,
+    python: Path,
+    force: bool,
+) -> None:
+    parsed = tuple(one for text in arms for one in parse_arms(text))
+    if not all(math.isfinite(value) for value in (baked.weight_decay, baked.max_grad_norm or 0.0)):
+        msg = f"weight decay and clipping norm must be finite, got {baked.weight_decay} and {baked.max_grad_norm}"
+        raise typer.BadParameter(msg)
+    if not parsed:
+        msg = "--format ort-training needs the arms to make models of: --arm 0.0:8 --arm 0.5:8"
+        raise typer.BadParameter(msg)
+    with needed_packages("export"):
+        from exporter.ort_training.export import export_ort_training  # noqa: PLC0415 - as above
+    models = export_ort_training(
+        artifact, out, parsed, optimizer=baked, policy=policy, seed=seed, python=python, force=force, progress=say
+    )
+    size = sum(ref.size_bytes for one in models.arms for ref in one.files.values())
+    print(f"{out}: ort-training models of {models.model_name}, arms {models.names}, {size / 1e6:.1f} MB")
+
+
+def _refuse(context: typer.Context, parameters: Sequence[str], form: options.Format) -> None:
+    """Refuse parameters that were given and have no meaning in a format.
+
+    Raises:
+        BadParameter: one was.
+    """
+    for name in parameters:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            msg = f"--{name.replace('_', '-')} is not for --format {form.value}: leave it out"
+            raise typer.BadParameter(msg)
 
 
 @app.command()

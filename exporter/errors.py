@@ -2,7 +2,11 @@
 
 ExportError                    base
 ├── OutputExistsError          the output directory is taken (exit 2)
+├── OptionError                an option's value does not go with the model (exit 2)
 ├── MissingPackageError        torch or another package of the server is not installed (exit 27)
+├── ModelTooLargeError         a model beyond what a format can hold (exit 11)
+├── OrtExportError             models for onnxruntime-training cannot be made of an artifact (exit 17)
+├── OrtGenerateError           onnxruntime-training failed while it made them (exit 1)
 └── CompactError               a compact model cannot be made
     ├── CompactInputError      the run lacks what is needed, or it is damaged (exit 17)
     ├── CompactRatioError      a sparsity outside [0, 1) (exit 21)
@@ -24,10 +28,32 @@ class OutputExistsError(ExportError):
     exit_code = ExitCode.USAGE
 
 
+class OptionError(ExportError):
+    """An option's value does not go with the model."""
+
+    exit_code = ExitCode.USAGE
+
+
 class MissingPackageError(ExportError):
     """A package of the server's installation is not there."""
 
     exit_code = ExitCode.MISSING_DEPENDENCY
+
+
+class ModelTooLargeError(ExportError):
+    """A model is larger than the format that it is to be written in can hold."""
+
+    exit_code = ExitCode.MODEL_UNSUPPORTED
+
+
+class OrtExportError(ExportError):
+    """An artifact is not there, damaged, or not what models for onnxruntime-training can be made of."""
+
+    exit_code = ExitCode.ARTIFACT_CORRUPTED
+
+
+class OrtGenerateError(ExportError):
+    """onnxruntime-training failed while it made its models."""
 
 
 class CompactError(ExportError):

@@ -41,6 +41,7 @@ def engine(  # noqa: PLR0913, PLR0917 - each is an option
     threads: options.Threads = 0,
     num_labels: options.NumLabels = None,
     seed: options.Seed = 0,
+    ort_python: options.OrtPython = ".venv-ort-training/bin/python",
     json: options.JsonFile = None,
 ) -> None:
     """Measure the device engine against its peers: time, memory, cold start, and that all do the same work.
@@ -71,6 +72,7 @@ def engine(  # noqa: PLR0913, PLR0917 - each is an option
         against=tuple(name.strip() for name in against.split(",") if name.strip()),
         num_labels=num_labels,
         seed=seed,
+        ort_python=ort_python,
     )
     if json is not None:
         check_json(json)

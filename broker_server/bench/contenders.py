@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import shutil
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 from broker_server import export_door
@@ -35,6 +37,8 @@ class Contender:
     """Type of the frozen weights that it trains on."""
     command: tuple[str, ...]
     """Command line, up to the file with the request."""
+    needs_ort_models: bool = False
+    """Whether it runs ort-training models of its arm, which must be exported for it."""
     reference: str | None
     """Contender whose losses its own must be; None of ``fused`` itself, and where nothing else does the same work."""
 
@@ -98,5 +102,29 @@ def _torch(settings: BenchSettings) -> Contender:
     )
 
 
-PEERS: Final[dict[str, Callable[[BenchSettings], Contender]]] = {"torch": _torch}
+def _ort_training(settings: BenchSettings) -> Contender:
+    """onnxruntime-training, from its own environment, on models of the arm whose frozen weights are float32.
+
+    Raises:
+        MissingExtraError: there is no such environment.
+    """
+    if shutil.which(settings.ort_python) is None:
+        msg = (
+            f"--against ort-training needs the environment of onnxruntime-training, and {settings.ort_python} is no "
+            "program: run scripts/setup-ort-training, or name its interpreter with --ort-python"
+        )
+        raise MissingExtraError(msg)
+    python = str(Path(shutil.which(settings.ort_python) or settings.ort_python).absolute())
+    return Contender(
+        name="ort-training",
+        engine="ort-training",
+        arm=settings.arm,
+        base=settings.base,
+        command=(python, "-m", "edge_runtime.ort_training.contender"),
+        needs_ort_models=True,
+        reference=MODES[0],
+    )
+
+
+PEERS: Final[dict[str, Callable[[BenchSettings], Contender]]] = {"torch": _torch, "ort-training": _ort_training}
 """Peers by the name that ``--against`` takes."""

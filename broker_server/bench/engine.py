@@ -52,6 +52,8 @@ def measure(settings: BenchSettings, say: Callable[[str], None], clock: Callable
         stage.export(settings.model)
         manifest = Artifact.open(stage.artifact, verify=False).manifest
         _check_length(manifest, settings.length)
+        if any(contender.needs_ort_models for contender in contenders):
+            stage.export_ort_models()
         plan = random_plan(manifest, settings.arm.pruning_ratio, np.random.default_rng(settings.seed))
         products = products_of_step(manifest, plan, settings.arm.rank, settings.batch_size, settings.length)
         samples = stage.play(contenders, sorted(products))

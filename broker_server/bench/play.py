@@ -14,11 +14,12 @@ import msgspec
 from broker_server import export_door
 from broker_server.bench.contenders import Contender
 from broker_server.bench.products import Product
-from broker_server.bench.settings import BenchSettings
+from broker_server.bench.settings import MAX_GRAD_NORM, WEIGHT_DECAY, BenchSettings
 from broker_server.errors import ChildFailedError
 from broker_server.run.processes import server_command
 from broker_server.run.supervisor import Supervisor
 from edge_runtime.contest.protocol import ContestResult, RatesRequest, RatesResult
+from edge_runtime.wire.arms import format_arms
 from edge_runtime.wire.errors import ExitCode
 from edge_runtime.wire.files import write_atomically
 
@@ -65,6 +66,7 @@ class Stage:
         self, settings: BenchSettings, folder: Path, supervisor: Supervisor, say: Callable[[str], None]
     ) -> None:
         self.artifact = folder / "artifact"
+        self.ort_models = folder / "ort-models"
         self._settings = settings
         self._folder = folder
         self._supervisor = supervisor
@@ -88,6 +90,19 @@ class Stage:
         self._say(f"exporting {Path(source).name}")
         command += ["--seed", str(given.seed), "-o", str(self.artifact)]
         self._supervisor.finish(self._supervisor.start("export", command))
+
+    def export_ort_models(self) -> None:
+        """Make ort-training models of the arm into :attr:`ort_models`, after :meth:`export`.
+
+        Raises:
+            ChildFailedError: they cannot be made; the exit code is that of ``fedspine export``.
+        """
+        given = self._settings
+        command = server_command("export", str(self.artifact), "--format", "ort-training", "-o", str(self.ort_models))
+        command += ["--arm", format_arms((given.arm,)), "--weight-decay", str(WEIGHT_DECAY)]
+        command += ["--max-grad-norm", str(MAX_GRAD_NORM), "--ort-python", given.ort_python]
+        self._say("making ort-training models")
+        self._supervisor.finish(self._supervisor.start("export-ort-training", command))
 
     def play(self, contenders: Sequence[Contender], products: Sequence[Product]) -> Samples:
         """Run every contender ``runs`` times, in turn, each run beginning with another one.
@@ -114,7 +129,7 @@ class Stage:
         return Samples(by_contender=samples, best_s=best_s)
 
     def _sample(self, contender: Contender, run: int) -> Sample:
-        request = self._settings.request(contender.engine, contender.arm, self.artifact, run)
+        request = self._settings.request(contender.engine, contender.arm, self.artifact, self.ort_models, run)
         began = time.monotonic()
         result = self._ask(contender.name, contender.command, request, ContestResult, run)
         sample = Sample(result=result, cold_start_s=result.first_step_at - began)

@@ -6,15 +6,17 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from broker_server.config import parse_arms
-from broker_server.errors import ArmError, ConfigError
+from broker_server.errors import ConfigError
 from broker_server.ranges import MOST, Range, Words, check_fields
 from edge_runtime.contest.protocol import ContestRequest
+from edge_runtime.wire.arms import ArmError, parse_arms
 from edge_runtime.wire.manifest import Task
 from edge_runtime.wire.messages import Arm, HyperParameters
 
 Base = Literal["stored", "float32", "float16", "int8", "nf4"]
 """Types of frozen weights that ``fedspine export --base`` takes."""
+WEIGHT_DECAY: Final = 0.01
+MAX_GRAD_NORM: Final = 1.0
 NUM_WARMUP_STEPS: Final = 3
 """Steps of each process before those that are timed."""
 LOSS_STEPS: Final = 50
@@ -50,6 +52,8 @@ class BenchSettings:
     num_labels: Annotated[int, Range(2, MOST)] | None
     """Classes, where the checkpoint has no classifier."""
     seed: Annotated[int, Range(0, MOST)]
+    ort_python: Annotated[str, Words()]
+    """Interpreter of the environment that scripts/setup-ort-training makes."""
 
     def __post_init__(self) -> None:
         """Refuse what is of a wrong type or out of range.
@@ -59,22 +63,23 @@ class BenchSettings:
         """
         check_fields(self)
 
-    def request(self, engine: str, arm: Arm, artifact: Path, run: int) -> ContestRequest:
+    def request(self, engine: str, arm: Arm, artifact: Path, ort_models: Path, run: int) -> ContestRequest:
         """What a contender's process is asked in a run (0-based); the first one goes on until losses are compared."""
         num_steps = NUM_WARMUP_STEPS + self.steps
         return ContestRequest(
             engine=engine,
             artifact=str(artifact),
             model=self.model,
+            ort_models=str(ort_models),
             arm=arm,
             num_threads=self.threads,
             num_warmup_steps=NUM_WARMUP_STEPS,
             num_timed_steps=self.steps,
             hyper_parameters=HyperParameters(
                 learning_rate=1e-3,
-                weight_decay=0.01,
+                weight_decay=WEIGHT_DECAY,
                 lora_scaling=2.0,
-                max_grad_norm=1.0,
+                max_grad_norm=MAX_GRAD_NORM,
                 num_warmup_steps=0,
                 num_local_steps=num_steps if run else max(num_steps, LOSS_STEPS + 1),
                 batch_size=self.batch_size,

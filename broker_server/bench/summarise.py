@@ -14,9 +14,9 @@ from broker_server.bench.play import Sample, Samples
 from broker_server.bench.products import Products, total_flops
 from broker_server.bench.schema import BenchReport, EngineFigures, Limit, Ratios, ShapeRate, Spread
 from broker_server.bench.settings import LOSS_STEPS, LOSS_TOLERANCE, BenchSettings
-from broker_server.config import format_arms
 from broker_server.versions import environment
 from edge_runtime.engine.model import MODES
+from edge_runtime.wire.arms import format_arms
 from edge_runtime.wire.manifest import Manifest
 
 FUSED = MODES[0]
@@ -55,6 +55,7 @@ def summarise(
         settings={
             **given,
             "model": manifest.model_name,  # never a path
+            "ort_python": None,
             "arm": format_arms((settings.arm,)),
             "against": ",".join(settings.against),
         },

@@ -11,9 +11,9 @@ from typing import Any, Final, Self
 import msgspec
 
 from broker_server.compare.presets import PRESETS, Settings, Shared
-from broker_server.config import parse_arms
 from broker_server.errors import ConfigError
 from broker_server.run.settings import RunSettings, resolve
+from edge_runtime.wire.arms import parse_arms
 from edge_runtime.wire.errors import FedSpineError
 from edge_runtime.wire.topics import NAME
 

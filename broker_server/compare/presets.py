@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from broker_server.config import format_arms
+from edge_runtime.wire.arms import format_arms
 from edge_runtime.wire.messages import Arm
 
 Settings = dict[str, object]

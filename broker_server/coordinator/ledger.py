@@ -6,7 +6,6 @@ import dataclasses
 import logging
 from collections.abc import Callable
 
-from broker_server.config import format_arms
 from broker_server.rounds.types import Outcome, Participant, Phase, RunState, UpdateKey
 from broker_server.storage.events import (
     AnyEvent,
@@ -21,6 +20,7 @@ from broker_server.storage.events import (
 )
 from broker_server.storage.records import DeviceRecord, EvaluationRecord, RoundRecord
 from broker_server.storage.store import Learnt, Store
+from edge_runtime.wire.arms import format_arms
 from edge_runtime.wire.messages import DeviceState, Register, Status, Update
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from typing import Annotated, Final
 
 import msgspec
 
-from broker_server.config import parse_arms
-from broker_server.errors import ArmError, ConfigError
+from broker_server.errors import ConfigError
+from edge_runtime.wire.arms import ArmError, parse_arms
 from edge_runtime.wire.messages import DeviceId
 
 BUILT_IN: Final = ("jetson",)

@@ -12,7 +12,6 @@ import msgspec
 import numpy as np
 
 from broker_server.aggregation import make_aggregation
-from broker_server.config import parse_arms
 from broker_server.emulation.context import fleet_context
 from broker_server.emulation.fleet import load_fleet
 from broker_server.errors import DataInvalidError, ModelNotFoundError
@@ -25,6 +24,7 @@ from broker_server.run.split import SplitSpec, parse_split, split
 from broker_server.scheduler import make_scheduler
 from broker_server.services.broker import find_broker
 from broker_server.services.ports import check_port
+from edge_runtime.wire.arms import parse_arms
 from edge_runtime.wire.files import write_atomically
 from models.hub import is_hub_id
 

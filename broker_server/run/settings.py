@@ -11,12 +11,13 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from broker_server.config import CoordinatorConfig, TrainingConfig, check_sparsity, parse_arms, toml_value
-from broker_server.errors import ArmError, ConfigError
+from broker_server.config import CoordinatorConfig, TrainingConfig, check_sparsity, toml_value
+from broker_server.errors import ConfigError
 from broker_server.pruning.config import PruningConfig
 from broker_server.run.examples import LABEL, Fields
 from broker_server.run.split import parse_split
 from broker_server.services.ports import MAX_PORT
+from edge_runtime.wire.arms import ArmError, parse_arms
 from edge_runtime.wire.manifest import Task
 from edge_runtime.wire.topics import check_name
 

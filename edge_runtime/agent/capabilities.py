@@ -28,7 +28,16 @@ COPY_BYTES: Final = 32 * 1024 * 1024
 MEASURE_S: Final = 0.2
 """How long each measurement takes."""
 
-PACKAGES: Final = ("fedspine", "onnxruntime", "numpy", "paho-mqtt", "msgspec", "safetensors", "tokenizers")
+PACKAGES: Final = (
+    "fedspine",
+    "onnxruntime",
+    "onnxruntime-training",
+    "numpy",
+    "paho-mqtt",
+    "msgspec",
+    "safetensors",
+    "tokenizers",
+)
 
 _CGROUP_FILES: Final = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 

@@ -14,6 +14,7 @@ from edge_runtime.agent.pauses import Pauses
 from edge_runtime.engine.checkpoint import Checkpoint
 from edge_runtime.engine.dataset import Dataset, batches
 from edge_runtime.engine.evaluator import EvaluationResult
+from edge_runtime.engine.run import Run
 from edge_runtime.engine.trainer import TrainingResult, TrainingRun, train
 from edge_runtime.engine.training_state import History
 from edge_runtime.wire.errors import PlanError, TensorError
@@ -49,8 +50,8 @@ class Course:
         """Seconds that the assignment was paused so far, by earlier processes too."""
         return self._pauses.paused_s - self._begun_s
 
-    def resume(self, run: TrainingRun, dataset: Dataset) -> Before | None:
-        """Bring a run that has just been started to where the checkpoint is.
+    def resume(self, run: Run, dataset: Dataset) -> Before | None:
+        """Bring a run that has just been started to where the checkpoint is; onnxruntime-training's runs have none.
 
         Args:
             run: under the assignment's first plan, at its adapter.
@@ -59,7 +60,7 @@ class Course:
         Returns:
             The evaluation that was made before training; None = there is nothing to go on from, the run is as it was.
         """
-        if not self._checkpoints.every:
+        if not self._checkpoints.every or not isinstance(run, TrainingRun):
             return None
         self._identity = identity_of(self._assignment, self._artifact_digest, dataset)
         checkpoint = self._checkpoints.load(self._identity)
@@ -79,7 +80,7 @@ class Course:
 
     def train(
         self,
-        run: TrainingRun,
+        run: Run,
         dataset: Dataset,
         before: Before,
         on_step: Callable[[int, float], None],
@@ -108,7 +109,7 @@ class Course:
 
         def after(step: int, loss: float) -> None:
             on_step(step, loss)
-            if self._checkpoints.is_due(step, hyper.num_local_steps):
+            if isinstance(run, TrainingRun) and self._checkpoints.is_due(step, hyper.num_local_steps):
                 self._save(run, before)
 
         clock = self._pauses.working_s

@@ -4,6 +4,7 @@ AgentError
 ├── StateInUseError     another process works in the state directory
 ├── StateError          the state directory cannot be used
 ├── BadNameError        a device id or fleet that topics do not allow
+├── EngineChoiceError   options of an engine that do not go together
 └── StoppedError        somebody asked this device to stop what it was doing
 """
 
@@ -30,6 +31,12 @@ class StateError(AgentError):
 
 class BadNameError(AgentError):
     """A device id or a fleet's name has characters that topics do not allow."""
+
+    exit_code = ExitCode.USAGE
+
+
+class EngineChoiceError(AgentError):
+    """Options that say how to train do not go together."""
 
     exit_code = ExitCode.USAGE
 

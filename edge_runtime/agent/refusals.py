@@ -5,6 +5,7 @@ from __future__ import annotations
 from edge_runtime.agent.errors import StoppedError
 from edge_runtime.engine import errors as engine
 from edge_runtime.link import errors as link
+from edge_runtime.ort_training.errors import ArmNotExportedError, OrtModelsError
 from edge_runtime.wire.errors import ManifestError
 from edge_runtime.wire.files import DiskFullError
 from edge_runtime.wire.messages import FailureReason
@@ -12,9 +13,12 @@ from edge_runtime.wire.messages import FailureReason
 _REASONS: tuple[tuple[type[BaseException], FailureReason], ...] = (
     (engine.InsufficientMemoryError, FailureReason.INSUFFICIENT_MEMORY),
     (MemoryError, FailureReason.INSUFFICIENT_MEMORY),
+    # Not memory, but the same to a scheduler: this arm is never possible here, in full at once and cheaper ones may be.
+    (ArmNotExportedError, FailureReason.INSUFFICIENT_MEMORY),
     (link.ArtifactUnreachableError, FailureReason.ARTIFACT_UNREACHABLE),
     (link.ArtifactCorruptedError, FailureReason.ARTIFACT_CORRUPTED),
     (engine.ArtifactCorruptedError, FailureReason.ARTIFACT_CORRUPTED),
+    (OrtModelsError, FailureReason.ARTIFACT_CORRUPTED),
     (ManifestError, FailureReason.ARTIFACT_CORRUPTED),
     (DiskFullError, FailureReason.DISK_FULL),
     (engine.DivergedError, FailureReason.DIVERGED),

@@ -15,19 +15,20 @@ import numpy as np
 from edge_runtime.agent.cache import ArtifactCache
 from edge_runtime.agent.checkpoints import Checkpoints
 from edge_runtime.agent.course import Course
+from edge_runtime.agent.engines import Engines
 from edge_runtime.agent.errors import StoppedError
 from edge_runtime.agent.pauses import Pauses
 from edge_runtime.agent.traffic import Traffic
 from edge_runtime.board.guard import PauseLimits
 from edge_runtime.board.sensors import SYS
-from edge_runtime.engine import memory
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.data import load_examples
 from edge_runtime.engine.dataset import Dataset
 from edge_runtime.engine.errors import InsufficientMemoryError
 from edge_runtime.engine.evaluator import EvaluationResult
 from edge_runtime.engine.model import MODES, Mode
-from edge_runtime.engine.trainer import Trainer, TrainingResult, TrainingRun
+from edge_runtime.engine.run import Engine, Run
+from edge_runtime.engine.trainer import TrainingResult
 from edge_runtime.wire import chunks
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import (
@@ -85,6 +86,8 @@ class WorkSettings:
     """What makes work pause."""
     sensors: Path = SYS
     """Where the kernel's files are that say so."""
+    ort_models: Path | None = None
+    """Folder of ort-training models, to train with these; None = the portable engine."""
 
 
 class Workbench:
@@ -98,7 +101,13 @@ class Workbench:
         self._max_length = 0
         self._training: Dataset | None = None
         self._holdout: Dataset | None = None
-        self._trainer: Trainer | None = None
+        self.engines = Engines(
+            artifact,
+            num_threads=settings.num_threads,
+            memory_limit_bytes=settings.memory_limit_bytes,
+            modes=settings.modes,
+            ort_models=settings.ort_models,
+        )
 
     @property
     def digest(self) -> str:
@@ -121,39 +130,12 @@ class Workbench:
             self._prepare_s += time.perf_counter() - started
         return self._training
 
-    def trainer(self, mode: Mode) -> Trainer:
+    def trainer(self, mode: Mode) -> Engine:
         """The graphs, loaded for a mode; those of another mode are given up."""
-        if self._trainer is None or self._trainer.mode != mode:
-            started = time.perf_counter()
-            self._trainer = None
-            self._trainer = Trainer(self.artifact, num_threads=self._settings.num_threads, mode=mode)
-            self._prepare_s += time.perf_counter() - started
-        return self._trainer
-
-    @property
-    def first_mode(self) -> Mode:
-        """The fastest mode that may be used."""
-        return self._settings.modes[0]
-
-    def mode_for(self, plan: Plan, rank: int, batch_size: int, max_length: int) -> Mode:
-        """The fastest mode that fits this device's memory.
-
-        Raises:
-            InsufficientMemoryError: by the estimates, none does.
-        """
-        limit, manifest = self._settings.memory_limit_bytes, self.artifact.manifest
-        needed = {
-            mode: memory.estimate_training_bytes(manifest, plan, rank, batch_size, max_length, mode)
-            for mode in self._settings.modes
-        }
-        for mode, num_bytes in needed.items():
-            if num_bytes <= limit:
-                return mode
-        msg = (
-            f"training needs about {min(needed.values()) / 1e6:.0f} MB, this device may use {limit / 1e6:.0f} MB: "
-            "assign a cheaper arm, a smaller batch or shorter examples, or raise --memory-limit"
-        )
-        raise InsufficientMemoryError(msg)
+        started = time.perf_counter()
+        engine = self.engines.load(mode)
+        self._prepare_s += time.perf_counter() - started
+        return engine
 
     def run(self, assignment: Assignment, blob: bytes, context: WorkContext) -> tuple[Update, bytes]:
         """Work on one assignment.
@@ -224,13 +206,15 @@ class Workbench:
             PlanError: a plan is for another model, or a pruning brings units back.
             TensorError: the payload does not fit.
             InsufficientMemoryError: the arm does not fit this device.
+            OrtTrainingError: this device's ort-training models cannot do it.
         """
         manifest, hyper, plan = self.artifact.manifest, assignment.hyper_parameters, assignment.plan
         plan.check(manifest)
         for pruning in assignment.prunings:
             pruning.plan.check_within(manifest, plan)
             plan = pruning.plan
-        mode = self.mode_for(assignment.plan, assignment.arm.rank, hyper.batch_size, hyper.max_length)
+        self.engines.check(assignment)
+        mode = self.engines.mode_for(assignment.plan, assignment.arm.rank, hyper.batch_size, hyper.max_length)
         payload = decode_payload(blob)
         check_payload(
             manifest, assignment.plan, assignment.arm.rank, payload, is_update=False, trainable=hyper.trainable
@@ -238,7 +222,7 @@ class Workbench:
         return payload, mode
 
     def _evaluate(
-        self, trainer: Trainer, run: TrainingRun, assignment: Assignment, context: WorkContext
+        self, trainer: Engine, run: Run, assignment: Assignment, context: WorkContext
     ) -> tuple[EvaluationResult | None, float]:
         """Quality on the device's own held-out examples, None where it has none; and the seconds that took."""
         if self._holdout is None or len(self._holdout) == 0:
@@ -308,6 +292,7 @@ def prepare(
 
     Raises:
         InsufficientMemoryError: not even the cheapest arm fits.
+        OrtTrainingError: there are no ort-training models for the run, or nothing to run them with.
         DataError: the examples do not fit the artifact.
         FedSpineError: see :meth:`ArtifactCache.fetch`.
     """
@@ -335,17 +320,19 @@ def check_arms(workbench: Workbench, welcome: Welcome) -> Mode:
     """Refuse a run of which this device cannot afford any arm; returns the mode of the first that it can.
 
     Raises:
+        ArmNotExportedError: see :meth:`Engines.check_arms`.
         InsufficientMemoryError: not even the cheapest one fits.
     """
+    workbench.engines.check_arms(welcome.arms)
     refusals: list[InsufficientMemoryError] = []
     for arm in welcome.arms:
         plan = stand_in_plan(workbench.artifact.manifest, arm)
         try:
-            return workbench.mode_for(plan, arm.rank, welcome.batch_size, welcome.max_length)
+            return workbench.engines.mode_for(plan, arm.rank, welcome.batch_size, welcome.max_length)
         except InsufficientMemoryError as error:
             refusals.append(error)
     if not refusals:
-        return workbench.first_mode
+        return workbench.engines.first_mode
     msg = f"even the cheapest of {len(refusals)} arms does not fit: {refusals[-1]}"
     raise InsufficientMemoryError(msg) from refusals[-1]
 
@@ -356,7 +343,7 @@ def stand_in_plan(manifest: Manifest, arm: Arm) -> Plan:
     return Plan.from_kept(manifest, kept)
 
 
-def _encode(run: TrainingRun, hyper: HyperParameters, welcome: Welcome) -> bytes:
+def _encode(run: Run, hyper: HyperParameters, welcome: Welcome) -> bytes:
     """What goes up: the tensors that were trained, and the scores where they were asked for."""
     adapter = run.adapter()
     trained = {name: adapter[name] for name in run.layout.trained(hyper.trainable).shapes}

@@ -28,6 +28,8 @@ class ContestRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Directory of the artifact: base weights, and what follows from the manifest."""
     model: str
     """Hugging Face directory or hub id that it was exported from."""
+    ort_models: str
+    """Directory of ort-training models of the arm; empty where no contender needs them."""
     arm: Arm
     num_threads: Positive
     num_warmup_steps: Positive

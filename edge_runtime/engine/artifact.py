@@ -160,17 +160,26 @@ class Artifact:
             self._base.release()
 
     def _measure(self, name: str) -> tuple[int, str]:
-        """Size in bytes and SHA-256 of a file, read in pieces."""
-        digest, size = hashlib.sha256(), 0
+        """See :func:`measure`."""
         try:
-            with (self.directory / name).open("rb") as file:
-                while piece := file.read(_READ_BYTES):
-                    digest.update(piece)
-                    size += len(piece)
+            return measure(self.directory / name)
         except OSError as error:
             msg = f"artifact file {self.directory / name} cannot be read ({error.strerror}): fetch the artifact again"
             raise ArtifactCorruptedError(msg, digest=self.digest) from error
-        return size, digest.hexdigest()
+
+
+def measure(path: Path) -> tuple[int, str]:
+    """Size in bytes and SHA-256 of a file, read in pieces.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while piece := file.read(_READ_BYTES):
+            digest.update(piece)
+            size += len(piece)
+    return size, digest.hexdigest()
 
 
 class MappedTensors:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.dataset import Dataset, eval_batches
-from edge_runtime.engine.model import Mode, Model
+from edge_runtime.engine.model import Mode, Scorer
 from edge_runtime.engine.modes import graphs_of
 from edge_runtime.engine.slicing import slice_weights
 from edge_runtime.wire.adapter import AdapterLayout
@@ -58,7 +58,7 @@ class Evaluator:
         model: has the weights that are left.
     """
 
-    def __init__(self, artifact: Artifact, plan: Plan, model: Model) -> None:
+    def __init__(self, artifact: Artifact, plan: Plan, model: Scorer) -> None:
         self._artifact = artifact
         self._plan = plan
         self._model = model

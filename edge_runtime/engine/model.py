@@ -21,8 +21,8 @@ MODES: Final[tuple[Mode, ...]] = ("fused", "staged")
 """All of them, the fastest first."""
 
 
-class Model(Protocol):
-    """Graphs with the frozen weights of one plan bound. Call :meth:`hold` first; one thread at a time."""
+class Scorer(Protocol):
+    """Scores batches under adapters for one plan. Call :meth:`hold` first; one thread at a time."""
 
     def hold(self, layout: AdapterLayout, lora_scaling: float) -> None:
         """Take the sizes of the adapters to come.
@@ -31,6 +31,18 @@ class Model(Protocol):
             layout: of the plan that the weights have.
             lora_scaling: alpha / rank.
         """
+
+    def score(self, batch: Batch, params: Array) -> tuple[float, int]:
+        """Sum of the negative log-likelihoods (nats) of a batch's targets, and how many of them have the highest score.
+
+        Raises:
+            GraphError: onnxruntime failed.
+            InsufficientMemoryError: it could not allocate.
+        """
+
+
+class Model(Scorer, Protocol):
+    """Graphs with the frozen weights of one plan bound."""
 
     def reload(self, name: str) -> None:
         """A frozen weight has another array now; :meth:`hold` the layout that comes with it next."""
@@ -47,14 +59,6 @@ class Model(Protocol):
 
         Returns:
             The loss, nats; 0 without targets.
-
-        Raises:
-            GraphError: onnxruntime failed.
-            InsufficientMemoryError: it could not allocate.
-        """
-
-    def score(self, batch: Batch, params: Array) -> tuple[float, int]:
-        """Sum of the negative log-likelihoods (nats) of a batch's targets, and how many of them have the highest score.
 
         Raises:
             GraphError: onnxruntime failed.

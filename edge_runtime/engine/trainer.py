@@ -23,12 +23,12 @@ import numpy.typing as npt
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.buckets import buckets
 from edge_runtime.engine.dataset import Batch
-from edge_runtime.engine.errors import DivergedError
 from edge_runtime.engine.evaluator import Evaluator
 from edge_runtime.engine.frozen import FrozenWeights
 from edge_runtime.engine.importance import ImportanceTracker, Scores, check_scores, unit_scores
-from edge_runtime.engine.model import Mode
+from edge_runtime.engine.model import Mode, Scorer
 from edge_runtime.engine.modes import graphs_of
+from edge_runtime.engine.run import Run, check_finite
 from edge_runtime.engine.session import Binding, Graph
 from edge_runtime.engine.slicing import NOTHING_MERGED, shrink_weights, slice_weights
 from edge_runtime.engine.training_state import History, TrainingState
@@ -95,9 +95,9 @@ class Trainer:
         )
         return TrainingRun(self, plan, rank, adapter, hyper_parameters, weights)
 
-    def evaluator(self, run: TrainingRun) -> Evaluator:
+    def evaluator(self, run: Run) -> Evaluator:
         """An evaluator for the plan of ``run`` that shares its sliced weights."""
-        return Evaluator(self.artifact, run.plan, self.graphs.model(run.weights))
+        return Evaluator(self.artifact, run.plan, run.scorer())
 
 
 class TrainingRun:
@@ -134,7 +134,8 @@ class TrainingRun:
         self._norm = np.zeros((), np.float32)
         self.layout = AdapterLayout.of(self._manifest, plan, rank)
         params = self.layout.flatten(adapter)
-        self._model = trainer.graphs.model(weights)
+        self._graphs = trainer.graphs
+        self._model = self._graphs.model(weights)
         self._scalars = self._bind_optimizer(trainer.optimizer)
         zeros = np.zeros_like(params)
         self._hold({names.PARAMS: params, names.EXP_AVG: zeros, names.EXP_AVG_SQ: zeros.copy()}, zeros.copy())
@@ -237,6 +238,10 @@ class TrainingRun:
         """The adapter as it is now: float32 copies by name."""
         return self.layout.unflatten(self._state[names.PARAMS].copy())
 
+    def scorer(self) -> Scorer:
+        """A model of its own over the same weights, to evaluate with; of no use any more after :meth:`prune`."""
+        return self._graphs.model(self.weights)
+
     def gradient(self) -> dict[str, Array]:
         """Mean gradient of the last step's micro-batches, before clipping, by name.
 
@@ -250,8 +255,9 @@ class TrainingRun:
         warm_up = min(1.0, step / given.num_warmup_steps) if given.num_warmup_steps else 1.0
         self._scalars[names.GRAD_SCALE][...] = 1.0 / num_micro_batches
         self._scalars[names.LEARNING_RATE][...] = given.learning_rate * warm_up
-        self._scalars[names.BIAS_CORRECTION1][...] = 1.0 - given.beta1**step
-        self._scalars[names.BIAS_CORRECTION2][...] = 1.0 - given.beta2**step
+        # Of the betas as the graph has them: 1 - float32(0.999) is off by 1e-5, and both sides must be off alike.
+        self._scalars[names.BIAS_CORRECTION1][...] = 1.0 - float(self._scalars[names.BETA1]) ** step
+        self._scalars[names.BIAS_CORRECTION2][...] = 1.0 - float(self._scalars[names.BETA2]) ** step
         self._last_grads = grads
         self._optimizer.bind(names.GRADS, grads)
         for name in _STATE:
@@ -297,14 +303,7 @@ class TrainingRun:
         return scalars
 
     def _check_finite(self, what: str, value: float) -> None:
-        if not math.isfinite(value):
-            step = self.num_steps + 1
-            rate = self._hyper_parameters.learning_rate
-            msg = (
-                f"training diverged: {what} is {value} in step {step}; "
-                f"lower the learning rate (now {rate:g}) or clip gradients"
-            )
-            raise DivergedError(msg, step=step)
+        check_finite(what, value, step=self.num_steps + 1, learning_rate=self._hyper_parameters.learning_rate)
 
 
 def _frozen_parts(layout: AdapterLayout, hyper_parameters: HyperParameters) -> list[slice]:
@@ -329,7 +328,7 @@ class TrainingResult:
 
 
 def train(
-    run: TrainingRun,
+    run: Run,
     batches: Iterator[Batch],
     hyper_parameters: HyperParameters,
     on_step: Callable[[int, float], None] | None = None,
@@ -343,7 +342,7 @@ def train(
     Units are scored after every ``importance_every_steps`` steps, and after the last one when there are fewer.
 
     Args:
-        run: what :meth:`Trainer.start` returned.
+        run: what the engine started, such as :meth:`Trainer.start`.
         batches: endless batches, see :func:`edge_runtime.engine.dataset.batches`; those of earlier steps are drawn.
         hyper_parameters: number of steps and of micro-batches in each.
         on_step: called after each step with the number of steps made and the step's loss.

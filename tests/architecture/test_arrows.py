@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "edge_runtime.wire": {"numpy", "msgspec", "safetensors"},
     "edge_runtime.contest": {"numpy", "msgspec"},
     "edge_runtime.engine": {"numpy", "msgspec", "safetensors", "onnxruntime", "tokenizers"},
+    "edge_runtime.ort_training": {"numpy", "onnxruntime"},
     "edge_runtime.link": {"msgspec", "paho"},
     "edge_runtime.board": set(),
     "edge_runtime.agent": {"numpy", "msgspec", "psutil", "onnxruntime"},

@@ -17,7 +17,16 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 EMPTY_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "GLOSSARY.md", "docs/architecture.md", "docs/server.md")
-SCRIPTS = ("setup", "test", "check", "test-device", "test-arm64", "device-size")
+SCRIPTS = (
+    "setup",
+    "test",
+    "check",
+    "test-device",
+    "test-arm64",
+    "test-ort-training",
+    "setup-ort-training",
+    "device-size",
+)
 
 
 def tracked(root: Path, *patterns: str) -> list[Path]:

@@ -14,7 +14,7 @@ from typing import Self
 import msgspec
 import numpy as np
 
-from broker_server.config import CoordinatorConfig, TrainingConfig, parse_arms
+from broker_server.config import CoordinatorConfig, TrainingConfig
 from broker_server.emulation.fleet import Fleet
 from broker_server.emulation.step_times import STEP_TIMES_FILE, StepTimes, write_step_times
 from broker_server.run.settings import EMULATION_FILE
@@ -22,6 +22,7 @@ from edge_runtime.link.mqtt import BrokerAddress, Connected, MqttLink, Received
 from edge_runtime.link.transfers import Transfers
 from edge_runtime.wire import chunks, limits, names, topics
 from edge_runtime.wire.adapter import target_indices
+from edge_runtime.wire.arms import parse_arms
 from edge_runtime.wire.messages import (
     AnyMessage,
     Assignment,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from broker_server.config import parse_arms
 from broker_server.rounds import machine
 from broker_server.rounds.types import (
     Aggregate,
@@ -24,6 +23,7 @@ from broker_server.rounds.types import (
     UpdateKey,
     UpdateStored,
 )
+from edge_runtime.wire.arms import parse_arms
 
 LARGE, SMALL = parse_arms("0.0:8,0.5:4")
 LIMITS = RoundLimits(num_rounds=3, num_devices=2, round_deadline_s=100, registration_timeout_s=50, rejoin_s=5)

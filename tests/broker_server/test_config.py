@@ -9,15 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_server.config import (
-    MAX_PRUNING_RATIO,
-    CoordinatorConfig,
-    TrainingConfig,
-    format_arms,
-    parse_arms,
-    toml_value,
-)
-from broker_server.errors import ArmError, ConfigError
+from broker_server.config import CoordinatorConfig, TrainingConfig, toml_value
+from broker_server.errors import ConfigError
+from edge_runtime.wire.arms import MAX_PRUNING_RATIO, ArmError, format_arms, parse_arms
 from edge_runtime.wire.errors import ExitCode
 from edge_runtime.wire.messages import Arm
 

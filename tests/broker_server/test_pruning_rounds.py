@@ -12,10 +12,11 @@ import pytest
 import safetensors.numpy
 from safetensors import safe_open
 
-from broker_server.config import TrainingConfig, parse_arms
+from broker_server.config import TrainingConfig
 from broker_server.emulation.fleet import DeviceClass, Fleet
 from broker_server.pruning.config import PruningConfig
 from broker_server.storage.store import Store
+from edge_runtime.wire.arms import parse_arms
 from edge_runtime.wire.messages import Assignment, FailureReason, Verdict
 from edge_runtime.wire.ranking import from_tensors, plan_at
 from exporter.compact_source import read_plan

@@ -10,10 +10,11 @@ import pytest
 import typer.main
 
 from broker_server.cli import app
-from broker_server.errors import ArmError, ConfigError
+from broker_server.errors import ConfigError
 from broker_server.run.processes import take_password
 from broker_server.run.settings import HELP, RunSettings, resolve
 from edge_runtime.link.address import PASSWORD_VARIABLE
+from edge_runtime.wire.arms import ArmError
 
 CLASSIFY = {"task": "text-classification", "model": "m", "data": "d.jsonl"}
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from broker_server.config import parse_arms
 from broker_server.errors import StoreError
 from broker_server.rounds.types import Outcome, Participant, UpdateKey
 from broker_server.storage.records import EvaluationRecord, RoundRecord
 from broker_server.storage.store import Learnt, Store
 from edge_runtime.wire import chunks, files
+from edge_runtime.wire.arms import parse_arms
 from edge_runtime.wire.messages import FailureReason, Measurements, Register, Update
 from tests.broker_server import tiny
 

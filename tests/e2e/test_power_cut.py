@@ -21,8 +21,9 @@ from broker_server.pruning.config import PruningConfig
 from broker_server.storage.events import EventReader
 from broker_server.storage.store import Store
 from edge_runtime.wire.messages import Arm, Update
+from tests.e2e.boards import SERVER, free_port, port_of, running, wait_until_listening
 from tests.e2e.rows import write_rows
-from tests.e2e.test_boards import EDGE, SERVER, free_port, port_of, run_dir, running, wait_until_listening
+from tests.e2e.test_boards import EDGE, run_dir
 
 pytestmark = pytest.mark.e2e
 

@@ -26,6 +26,7 @@ SETTINGS = BenchSettings(
     against=("torch",),
     num_labels=None,
     seed=0,
+    ort_python="none/bin/python",
 )
 SMALL = Product(batch=1, rows=10, inner=10, columns=10)
 LARGE = Product(batch=2, rows=100, inner=100, columns=50)

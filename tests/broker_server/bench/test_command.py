@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -104,6 +105,30 @@ def test_a_quantised_base_is_measured_without_a_peer(tiny_llama_model: Path, scr
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("arm", ["0.0:4", "0.5:4"])
+def test_onnxruntime_training_does_the_same_work(
+    arm: str, tiny_llama_model: Path, scratch: Path, tmp_path: Path
+) -> None:
+    if "FEDSPINE_ORT_TRAINING_PYTHON" not in os.environ:
+        pytest.skip("needs onnxruntime-training: scripts/test-ort-training makes its environment")
+    file = tmp_path / "bench.json"
+    options = ("--task", "causal-lm", "--against", "ort-training", "--arm", arm, "--json", str(file))
+    run = bench("--model", str(tiny_llama_model), *options)
+
+    assert run.process.returncode == 0, run.errors
+    report = decode_bench(file.read_bytes())
+    check(report)
+    assert {name: engine.arm for name, engine in report.engines.items()} == {
+        "fused": arm,
+        "staged": arm,
+        "ort-training": arm,
+    }
+    assert report.engines["ort-training"].versions["onnxruntime-training"] == "1.19.2"
+    assert "bin/python" not in file.read_text()
+    assert list(scratch.glob("fedspine-*")) == []
+
+
+@pytest.mark.slow
 def test_what_the_export_refuses_has_its_own_code(tiny_llama_model: Path, scratch: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
@@ -161,7 +186,8 @@ def wait_for_a_request(scratch: Path, run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "part"),
     [
-        (["--against", "tensorflow"], ExitCode.USAGE, "not known; known: torch"),
+        (["--against", "tensorflow"], ExitCode.USAGE, "not known; known: torch, ort-training"),
+        (["--against", "ort-training", "--ort-python", "none"], ExitCode.MISSING_DEPENDENCY, "setup-ort-training"),
         (["--arm", "2:8"], ExitCode.ARM_OUT_OF_RANGE, "2"),
         (["--arm", "0.5"], ExitCode.ARM_OUT_OF_RANGE, "RATIO:RANK"),
         (["--task", "chess"], ExitCode.USAGE, "task is 'chess'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 
 from broker_server.bench.contenders import contenders_of
 from broker_server.bench.settings import LOSS_STEPS, NUM_WARMUP_STEPS, check_json, parse_arm
-from broker_server.errors import ArmError, ConfigError, MissingExtraError
+from broker_server.errors import ConfigError, MissingExtraError
+from edge_runtime.wire.arms import ArmError
 from edge_runtime.wire.messages import Arm
 from tests.broker_server.bench.samples import SETTINGS, settings
 
@@ -57,15 +59,15 @@ def test_a_file_that_could_not_be_written_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_first_run_goes_on_until_losses_are_compared() -> None:
-    first, second = (SETTINGS.request("fused", HALF, Path("a"), run) for run in (0, 1))
+    first, second = (SETTINGS.request("fused", HALF, Path("a"), Path("m"), run) for run in (0, 1))
     assert first.hyper_parameters.num_local_steps == LOSS_STEPS + 1
     assert second.hyper_parameters.num_local_steps == NUM_WARMUP_STEPS + SETTINGS.steps
-    many = settings(steps=200).request("fused", HALF, Path("a"), 0)
+    many = settings(steps=200).request("fused", HALF, Path("a"), Path("m"), 0)
     assert many.hyper_parameters.num_local_steps == NUM_WARMUP_STEPS + 200
 
 
 def test_a_request_carries_what_was_asked_for() -> None:
-    request = SETTINGS.request("staged", HALF, Path("a"), 1)
+    request = SETTINGS.request("staged", HALF, Path("a"), Path("m"), 1)
     assert (request.engine, request.arm, request.model, request.num_threads) == ("staged", HALF, "somewhere/tiny", 1)
     hyper = request.hyper_parameters
     assert (hyper.batch_size, hyper.max_length, hyper.seed, hyper.max_grad_norm) == (2, 10, 0, 1.0)
@@ -93,7 +95,9 @@ def test_a_peer_with_other_weights_has_no_reference(base: str, reference: str | 
 
 
 def test_a_peer_that_there_is_not_is_refused() -> None:
-    with pytest.raises(ConfigError, match="--against names 'tensorflow', which is not known; known: torch"):
+    with pytest.raises(
+        ConfigError, match="--against names 'tensorflow', which is not known; known: torch, ort-training"
+    ):
         contenders_of(settings(against=("torch", "tensorflow")))
 
 
@@ -101,6 +105,19 @@ def test_a_peer_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "peft" else name)
     with pytest.raises(MissingExtraError, match=r"needs the package 'peft': install the server, pip install"):
         contenders_of(SETTINGS)
+
+
+def test_onnxruntime_training_needs_its_environment() -> None:
+    with pytest.raises(MissingExtraError, match=r"none/bin/python is no program: run scripts/setup-ort-training, or"):
+        contenders_of(settings(against=("ort-training",)))
+
+
+def test_onnxruntime_training_trains_the_arm_itself() -> None:
+    given = settings(against=("ort-training",), arm=HALF, base="nf4", ort_python=sys.executable)
+    found = contenders_of(given)
+    assert [contender.name for contender in found] == ["fused", "staged", "ort-training"]
+    assert (found[-1].arm, found[-1].reference, found[-1].needs_ort_models) == (HALF, "fused", True)
+    assert found[-1].command[0] == sys.executable
 
 
 def test_every_setting_is_checked() -> None:

@@ -10,10 +10,10 @@ import pytest
 from broker_server.aggregation import make_aggregation
 from broker_server.compare.config import Comparison, RunKey
 from broker_server.compare.presets import PRESETS, Shared
-from broker_server.config import parse_arms
-from broker_server.errors import ArmError, ConfigError
+from broker_server.errors import ConfigError
 from broker_server.run.settings import resolve
 from broker_server.scheduler import SCHEDULERS
+from edge_runtime.wire.arms import ArmError, parse_arms
 from tests.broker_server.compare.samples import comparison
 
 SHARED = Shared(rounds=20, sparsity=0.5, arms=parse_arms("0.0:4,0.0:16,0.25:8,0.5:16"))

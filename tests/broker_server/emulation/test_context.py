@@ -5,13 +5,14 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from broker_server.config import CoordinatorConfig, TrainingConfig, parse_arms
+from broker_server.config import CoordinatorConfig, TrainingConfig
 from broker_server.emulation.clock import VirtualClock
 from broker_server.emulation.context import fleet_context, scheduler_context
 from broker_server.emulation.fleet import Fleet
 from broker_server.emulation.step_times import StepTimes
 from broker_server.errors import ConfigError
 from broker_server.scheduler import make_scheduler
+from edge_runtime.wire.arms import parse_arms
 from edge_runtime.wire.messages import Arm
 from tests.broker_server import tiny
 from tests.broker_server.emulation.test_fleet import make_fleet

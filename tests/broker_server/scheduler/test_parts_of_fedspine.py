@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_server.config import parse_arms
 from broker_server.scheduler.base import ArmBox, costs_at_least
 from broker_server.scheduler.limits import Limits, scouts
 from broker_server.scheduler.partition import SMALLEST_SIDE, Partition
 from broker_server.scheduler.profile import frontier, profile
 from broker_server.scheduler.time_model import TimeModel
 from broker_server.scheduler.ucb import DiscountedCounts, bonus
+from edge_runtime.wire.arms import parse_arms
 from edge_runtime.wire.messages import Arm
 
 BOX = ArmBox.of(parse_arms("0.0:2,0.875:16"))

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_server.config import parse_arms
 from broker_server.errors import ConfigError
 from broker_server.rounds.types import Outcome
 from broker_server.scheduler import SCHEDULERS, ArmOutcome, Scheduler, SchedulerContext, make_scheduler
 from broker_server.scheduler.base import ArmBox, costs_at_least
+from edge_runtime.wire.arms import parse_arms
 from edge_runtime.wire.messages import Arm, FailureReason
 
 ARMS = parse_arms("0.0:8,0.25:8,0.5:4")

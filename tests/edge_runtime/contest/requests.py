@@ -16,6 +16,7 @@ def request_for(
         engine=engine,
         artifact=str(artifact),
         model=model,
+        ort_models="",
         arm=Arm(pruning_ratio=pruning_ratio, rank=2),
         num_threads=1,
         num_warmup_steps=2,

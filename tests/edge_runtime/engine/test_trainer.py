@@ -131,6 +131,18 @@ def test_warm_up_is_linear(trainer: Trainer) -> None:
     np.testing.assert_allclose(ratios, [0.25, 0.5, 0.75, 1, 1, 1], atol=0.08)
 
 
+def test_the_first_step_is_the_learning_rate_to_the_last_digits(trainer: Trainer) -> None:
+    """Both moments are one gradient's, so bias corrections must cancel what rounding did to the betas."""
+    run, batch = start(trainer, learning_rate=0.25), make_batch(trainer)
+    before = flat(run.adapter()).astype(np.float64)
+    run.step([batch])
+    gradient = np.abs(flat(run.gradient()).astype(np.float64))
+    is_large = gradient > 1e-4
+    assert is_large.any()
+    moved = np.abs(flat(run.adapter()) - before)[is_large]
+    np.testing.assert_allclose(moved, 0.25 / (1 + GIVEN.epsilon / gradient[is_large]), rtol=2e-6)
+
+
 def test_clipping_bounds_the_gradient_that_is_applied(trainer: Trainer) -> None:
     """With a huge epsilon AdamW's step is proportional to the clipped gradient."""
     batch = make_batch(trainer)

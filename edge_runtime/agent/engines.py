@@ -1,0 +1,137 @@
+"""Which engine a device trains with, and in which mode: as its owner chose, and as its memory allows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from edge_runtime.agent.errors import EngineChoiceError
+from edge_runtime.engine import memory
+from edge_runtime.engine.artifact import Artifact
+from edge_runtime.engine.errors import InsufficientMemoryError
+from edge_runtime.engine.model import MODES, Mode
+from edge_runtime.engine.run import Engine
+from edge_runtime.engine.trainer import Trainer
+from edge_runtime.ort_training import api
+from edge_runtime.ort_training.memory import estimate_ort_training_bytes
+from edge_runtime.ort_training.models import ModelFolder
+from edge_runtime.ort_training.trainer import OrtTrainer
+from edge_runtime.wire.arms import format_arms
+from edge_runtime.wire.messages import Arm, Assignment
+from edge_runtime.wire.plan import Plan
+
+logger = logging.getLogger(__name__)
+
+
+def choose_modes(engine: str, mode: str, ort_models: Path | None) -> tuple[Mode, ...]:
+    """The modes that a device's options allow, the fastest first.
+
+    Args:
+        engine: ``portable`` or ``ort-training``.
+        mode: ``auto``, ``fused`` or ``staged``.
+        ort_models: folder of ort-training models, None = not given.
+
+    Raises:
+        EngineChoiceError: they do not go together.
+        OrtMissingError: onnxruntime-training is asked for, and not there.
+    """
+    if engine == "portable":
+        if ort_models is not None:
+            msg = "--ort-models is for --engine ort-training: give both, or neither"
+            raise EngineChoiceError(msg)
+        return tuple(one for one in MODES if mode in {"auto", one})
+    if ort_models is None or mode == "staged":
+        fault = "needs --ort-models DIR" if ort_models is None else "runs whole steps: it has no --mode staged"
+        msg = f"--engine ort-training {fault}; see docs/ort-training.md"
+        raise EngineChoiceError(msg)
+    api.load("api")
+    return ("fused",)
+
+
+class Engines:
+    """The engine of one artifact, loaded in one mode at a time.
+
+    Args:
+        artifact: the opened artifact.
+        num_threads: threads of one operator.
+        memory_limit_bytes: what training may use.
+        modes: how graphs may be run; the first that fits is taken.
+        ort_models: folder of ort-training models, to train with these; None = the portable engine.
+
+    Raises:
+        OrtModelsError: the folder cannot be used for this artifact.
+        WireError: its description is malformed or of another version.
+    """
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        *,
+        num_threads: int,
+        memory_limit_bytes: int,
+        modes: Sequence[Mode],
+        ort_models: Path | None,
+    ) -> None:
+        self._artifact = artifact
+        self._num_threads = num_threads
+        self._limit = memory_limit_bytes
+        self._modes = tuple(modes)
+        self._models = None if ort_models is None else ModelFolder.open(ort_models, artifact)
+        self._engine: Engine | None = None
+
+    @property
+    def first_mode(self) -> Mode:
+        """The fastest mode that may be used."""
+        return self._modes[0]
+
+    def load(self, mode: Mode) -> Engine:
+        """The engine in a mode; what another mode has loaded is given up."""
+        if self._engine is None or self._engine.mode != mode:
+            self._engine = None
+            if self._models is None:
+                self._engine = Trainer(self._artifact, num_threads=self._num_threads, mode=mode)
+            else:
+                self._engine = OrtTrainer(self._artifact, self._models, num_threads=self._num_threads)
+        return self._engine
+
+    def check_arms(self, arms: Sequence[Arm]) -> None:
+        """Refuse a run whose arms this device has no models for, where it needs some; say which of them it lacks.
+
+        Raises:
+            ArmNotExportedError: it has them for none of the arms.
+        """
+        if self._models is not None and (missing := self._models.check_arms(arms)):
+            logger.warning("no ort-training models of %s: assignments of them will be refused", format_arms(missing))
+
+    def check(self, assignment: Assignment) -> None:
+        """Refuse an assignment that the engine cannot do.
+
+        Raises:
+            ArmNotExportedError: there are no models for it.
+            FixedHyperParametersError: the models have other hyper-parameters.
+        """
+        if self._models is not None:
+            self._models.check(assignment)
+
+    def mode_for(self, plan: Plan, rank: int, batch_size: int, max_length: int) -> Mode:
+        """The fastest mode that fits this device's memory.
+
+        Raises:
+            InsufficientMemoryError: by the estimates, none does.
+        """
+        manifest = self._artifact.manifest
+        work = (manifest, plan, rank, batch_size, max_length)
+        if self._models is None:
+            needed = {mode: memory.estimate_training_bytes(*work, mode) for mode in self._modes}
+        else:
+            needed = dict.fromkeys(self._modes, estimate_ort_training_bytes(*work))
+        for mode, num_bytes in needed.items():
+            if num_bytes <= self._limit:
+                return mode
+        least = min(needed.values())
+        msg = (
+            f"training needs about {least / 1e6:.0f} MB, this device may use {self._limit / 1e6:.0f} MB: "
+            "assign a cheaper arm, a smaller batch or shorter examples, or raise --memory-limit"
+        )
+        raise InsufficientMemoryError(msg)

@@ -1,0 +1,37 @@
+"""Memory that training with onnxruntime-training will need.
+
+A multiple of what fused mode needs: the gradient builder keeps more of the forward than our own backward does. Fitted
+to VmHWM of 1.19.2 on x86-64 on 2026-11-21, over a 22.7 M parameter encoder and a 5.5 M parameter decoder and ten
+settings of batch (2 to 16), length (32 to 256), pruning ratio and rank: 5 to 22 % above, 65 % for 2 x 32 tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from edge_runtime.engine.memory import estimate_training_bytes
+from edge_runtime.wire.manifest import Manifest, Task
+from edge_runtime.wire.plan import Plan
+
+_RATIO: Final[dict[Task, float]] = {"text-classification": 1.15, "causal-lm": 1.6}
+"""Of fused mode's estimate. Rotary positions, gates and scores over a vocabulary are what a decoder has beside."""
+_PROCESS_BYTES: Final = 20 * 1024 * 1024
+"""What its packages take more than onnxruntime's."""
+
+
+def estimate_ort_training_bytes(manifest: Manifest, plan: Plan, rank: int, batch_size: int, max_length: int) -> int:
+    """Peak resident memory of a device process that trains and evaluates, bytes.
+
+    Args:
+        manifest: the artifact's manifest.
+        plan: units that stay.
+        rank: LoRA rank.
+        batch_size: examples in a micro-batch.
+        max_length: tokens of the longest batch.
+
+    Raises:
+        TensorError: the rank is out of range.
+        PlanError: the plan is for another model.
+    """
+    fused = estimate_training_bytes(manifest, plan, rank, batch_size, max_length, "fused")
+    return int(_RATIO[manifest.task] * fused) + _PROCESS_BYTES

@@ -1,0 +1,153 @@
+"""A folder of ort-training models on disk: opened, checked against the artifact, and searched for what is played."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Self
+
+from edge_runtime.engine.artifact import Artifact, measure
+from edge_runtime.ort_training.errors import ArmNotExportedError, FixedHyperParametersError, OrtModelsError
+from edge_runtime.wire import limits
+from edge_runtime.wire.arms import format_arms
+from edge_runtime.wire.messages import Arm, Assignment, HyperParameters
+from edge_runtime.wire.ort_models import (
+    DESCRIPTION_FILE,
+    ArmModels,
+    OptimizerSettings,
+    OrtModels,
+    decode_ort_models,
+    widths_of,
+)
+from edge_runtime.wire.plan import Plan
+
+
+class ModelFolder:
+    """What ``fedspine export --format ort-training`` wrote. Make it with :meth:`open`.
+
+    Attributes:
+        directory: where it lies.
+        models: its description.
+    """
+
+    def __init__(self, directory: Path, models: OrtModels) -> None:
+        self.directory = directory
+        self.models = models
+        self._verified: set[str] = set()
+
+    @classmethod
+    def open(cls, directory: Path, artifact: Artifact) -> Self:
+        """Read the description; files are checked when an arm's are asked for.
+
+        Raises:
+            OrtModelsError: there is none, or it is for another artifact.
+            ManifestError: it is malformed.
+            ArtifactVersionError: it is of another format version.
+        """
+        path = directory / DESCRIPTION_FILE
+        try:
+            with path.open("rb") as file:
+                data = file.read(limits.MAX_MANIFEST_BYTES + 1)
+        except OSError as error:
+            msg = (
+                f"{directory} has no readable {DESCRIPTION_FILE} ({error.strerror}): "
+                "give a folder that 'fedspine export --format ort-training' wrote"
+            )
+            raise OrtModelsError(msg) from error
+        models = decode_ort_models(data)
+        if models.artifact_digest != artifact.digest:
+            msg = (
+                f"{directory} belongs to artifact {models.artifact_digest[:12]}... ({models.model_name}), "
+                f"this run trains {artifact.digest[:12]}... ({artifact.manifest.model_name}): "
+                "export the models of that one with --format ort-training"
+            )
+            raise OrtModelsError(msg, digest=artifact.digest)
+        return cls(directory, models)
+
+    def check_arms(self, arms: Iterable[Arm]) -> tuple[Arm, ...]:
+        """Refuse a run of which no arm has models; returns the arms that have none.
+
+        Raises:
+            ArmNotExportedError: not one has.
+        """
+        arms = tuple(arms)
+        known = {one.arm for one in self.models.arms}
+        missing = tuple(arm for arm in arms if arm not in known)
+        if arms and len(missing) == len(arms):
+            msg = (
+                f"{self.directory} has models of {self.models.names}, this run plays {format_arms(arms)}: "
+                "export those with --format ort-training, or start with --engine portable"
+            )
+            raise ArmNotExportedError(msg)
+        return missing
+
+    def check(self, assignment: Assignment) -> None:
+        """Refuse an assignment that these models cannot do.
+
+        Raises:
+            ArmNotExportedError: see :meth:`find`; or the assignment shrinks on its way.
+            FixedHyperParametersError: see :meth:`find`.
+        """
+        if assignment.prunings:
+            msg = (
+                "ort-training models have fixed widths and cannot shrink inside an assignment: "
+                "run without a ramp (--ramp-rounds 0), or start this device with --engine portable"
+            )
+            raise ArmNotExportedError(msg)
+        self.find(assignment.plan, assignment.arm.rank, assignment.hyper_parameters)
+
+    def find(self, plan: Plan, rank: int, hyper_parameters: HyperParameters) -> ArmModels:
+        """The models for a plan of any units, a rank, and hyper-parameters.
+
+        Raises:
+            ArmNotExportedError: none have its widths and rank.
+            FixedHyperParametersError: those that are baked in are others.
+        """
+        wanted = OptimizerSettings.of(hyper_parameters)
+        if difference := self.models.optimizer.difference(wanted):
+            msg = (
+                f"ort-training models have fixed hyper-parameters, and these have {difference}: "
+                "export them with those of the run, or start this device with --engine portable"
+            )
+            raise FixedHyperParametersError(msg)
+        if hyper_parameters.trainable != "all":
+            msg = (
+                f"ort-training models train all of an adapter, the run {hyper_parameters.trainable!r} alone: choose "
+                "another rule of aggregation, or start this device with --engine portable"
+            )
+            raise FixedHyperParametersError(msg)
+        widths = widths_of(plan)
+        for one in self.models.arms:
+            if one.widths == widths and one.arm.rank == rank:
+                return one
+        same_rank = any(one.arm.rank == rank for one in self.models.arms)
+        msg = (
+            f"no ort-training models of rank {rank}" + " for a plan of these widths" * same_rank + f" in "
+            f"{self.directory}, which has {self.models.names}: export that arm too (with the run's --protect-first and "
+            "--protect-last), or assign one of these"
+        )
+        raise ArmNotExportedError(msg)
+
+    def verified(self, one: ArmModels) -> Path:
+        """Directory of an arm's files, after size and SHA-256 of each were checked, once.
+
+        Raises:
+            OrtModelsError: names the first file that is missing or differs.
+        """
+        directory = self.directory / one.directory
+        if one.directory in self._verified:
+            return directory
+        for name, ref in one.files.items():
+            try:
+                found = measure(directory / name)
+            except OSError as error:
+                msg = f"{directory / name} cannot be read ({error.strerror}): copy the models again"
+                raise OrtModelsError(msg) from error
+            if found != (ref.size_bytes, ref.digest):
+                msg = (
+                    f"{directory / name} ({found[0]} bytes, SHA-256 {found[1][:12]}...) is not the one described "
+                    f"({ref.size_bytes} bytes, {ref.digest[:12]}...): copy the models again, or export them again"
+                )
+                raise OrtModelsError(msg, digest=ref.digest)
+        self._verified.add(one.directory)
+        return directory

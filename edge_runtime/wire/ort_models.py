@@ -1,0 +1,139 @@
+"""ort-training models: what a folder of them says of itself (``ort-training.json``).
+
+onnxruntime-training bakes widths, rank and hyper-parameters of the optimizer into its models, so a folder holds one
+set of files for each arm, beside the artifact that they were made from. Weights are not baked in: a device puts its own
+slices and the assignment's adapter in, so one set serves every plan of its widths.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Self
+
+import msgspec
+
+from edge_runtime.wire import limits
+from edge_runtime.wire.arms import format_arms
+from edge_runtime.wire.errors import ArtifactVersionError, ManifestError
+from edge_runtime.wire.manifest import FileRef
+from edge_runtime.wire.messages import Arm, Digest, HyperParameters
+from edge_runtime.wire.plan import Plan
+
+FORMAT_VERSION: Final = 1
+"""Version of the format; a folder of another version is refused."""
+DESCRIPTION_FILE: Final = "ort-training.json"
+
+# Files of an arm, as ``onnxruntime.training.artifacts.generate_artifacts`` names them.
+TRAINING_MODEL: Final = "training_model.onnx"
+EVALUATION_MODEL: Final = "eval_model.onnx"
+OPTIMIZER_MODEL: Final = "optimizer_model.onnx"
+CHECKPOINT: Final = "checkpoint"
+MODEL_FILES: Final = (TRAINING_MODEL, EVALUATION_MODEL, OPTIMIZER_MODEL, CHECKPOINT)
+
+MAX_MODEL_BYTES: Final = 1 << 31
+"""Largest model, weights in float32 included, bytes: protobuf and the checkpoint's format end there."""
+
+
+class OptimizerSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Hyper-parameters that are baked into an optimizer model. Defaults are those of a run."""
+
+    weight_decay: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, msgspec.Meta(gt=0)] | None = 1.0
+    """Clipping by global norm; None = off."""
+    beta1: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.999
+    epsilon: Annotated[float, msgspec.Meta(gt=0)] = 1e-8
+
+    @classmethod
+    def of(cls, hyper_parameters: HyperParameters) -> Self:
+        """Those that an assignment asks for."""
+        return cls(**{name: getattr(hyper_parameters, name) for name in cls.__struct_fields__})
+
+    def difference(self, other: OptimizerSettings) -> str:
+        """What another has otherwise, for people: ``weight_decay 0.0, not 0.1``; empty where they are equal.
+
+        >>> OptimizerSettings().difference(OptimizerSettings(weight_decay=0.1))
+        'weight_decay 0.0, not 0.1'
+        """
+        pairs = ((name, getattr(self, name), getattr(other, name)) for name in self.__struct_fields__)
+        return ", ".join(f"{name} {mine}, not {theirs}" for name, mine, theirs in pairs if mine != theirs)
+
+
+class ArmModels(msgspec.Struct, frozen=True, kw_only=True):
+    """The models of one arm."""
+
+    arm: Arm
+    widths: tuple[int, ...]
+    """Units kept of each group, in the order of the artifact's manifest; see :func:`widths_of`."""
+    directory: str
+    """Where the files lie, within the folder."""
+    files: dict[str, FileRef]
+
+
+class OrtModels(msgspec.Struct, frozen=True, kw_only=True):
+    """Description of a folder."""
+
+    format_version: int
+    artifact_digest: Digest
+    """The artifact whose weights and adapters they train."""
+    model_name: str
+    """For people."""
+    optimizer: OptimizerSettings
+    arms: tuple[ArmModels, ...]
+    producer: dict[str, str]
+    """Versions of the packages that made them."""
+
+    @property
+    def names(self) -> str:
+        """The arms, for people: ``0.0:8,0.5:4``."""
+        return format_arms(tuple(models.arm for models in self.arms))
+
+
+def widths_of(plan: Plan) -> tuple[int, ...]:
+    """Units that a plan keeps of each of its groups."""
+    return tuple(plan.kept(entry.layer, entry.group).size for entry in plan.groups)
+
+
+def encode_ort_models(models: OrtModels) -> bytes:
+    """Deterministic UTF-8 JSON of a description."""
+    return msgspec.json.format(msgspec.json.encode(models, order="deterministic"), indent=1) + b"\n"
+
+
+def decode_ort_models(data: bytes) -> OrtModels:
+    """Parse and check the bytes of ``ort-training.json``.
+
+    Raises:
+        ManifestError: not JSON, a missing field, a wrong type, or contents that contradict each other.
+        ArtifactVersionError: written in another format version.
+    """
+    if len(data) > limits.MAX_MANIFEST_BYTES:
+        msg = f"{DESCRIPTION_FILE} is {len(data)} bytes, at most {limits.MAX_MANIFEST_BYTES} are read"
+        raise ManifestError(msg)
+    try:
+        version = msgspec.json.decode(data, type=_VersionOnly).format_version
+        if version != FORMAT_VERSION:
+            msg = (
+                f"ort-training models have format version {version}, this release reads version {FORMAT_VERSION}: "
+                "export them again, or install the release that wrote them"
+            )
+            raise ArtifactVersionError(msg)
+        models = msgspec.json.decode(data, type=OrtModels)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        msg = f"{DESCRIPTION_FILE} is malformed: {error}; export the models again, or copy them again"
+        raise ManifestError(msg) from error
+    _check(models)
+    return models
+
+
+class _VersionOnly(msgspec.Struct, frozen=True):
+    format_version: int
+
+
+def _check(models: OrtModels) -> None:
+    for one in models.arms:
+        is_plain = bool(one.directory) and not one.directory.startswith(".") and not {"/", "\\"} & set(one.directory)
+        if not is_plain or sorted(one.files) != sorted(MODEL_FILES):
+            msg = f"{DESCRIPTION_FILE} lists impossible files: {one.directory!r} {sorted(one.files)}"
+            raise ManifestError(msg)
+    if not models.arms:
+        msg = f"{DESCRIPTION_FILE} lists no arm: export the models again"
+        raise ManifestError(msg)

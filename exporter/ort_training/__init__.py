@@ -1,0 +1,1 @@
+"""Models for onnxruntime-training, made of an artifact. See docs/ort-training.md."""

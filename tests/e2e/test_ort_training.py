@@ -1,0 +1,73 @@
+"""A device that trains with onnxruntime-training takes part in a run like any other."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from broker_server.cli import call
+from broker_server.config import TrainingConfig
+from broker_server.pruning.config import PruningConfig
+from edge_runtime.wire.arms import parse_arms
+from edge_runtime.wire.errors import ExitCode
+from tests.e2e.boards import export_artifact, make_run_dir, play, records_of, said
+
+pytestmark = pytest.mark.e2e
+
+PORTABLE = [sys.executable, "-m", "edge_runtime"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """An artifact, and what a device of onnxruntime-training is started with: models of its arm 0.5:2."""
+
+    artifact: Path
+    digest: str
+    device: tuple[list[str], list[str]]
+
+    def run_dir(self, root: Path, arms: str, num_rounds: int) -> Path:
+        training = TrainingConfig(num_rounds=num_rounds, num_local_steps=2, batch_size=4, max_length=16)
+        pruning = PruningConfig(importance="lora")
+        changes = {"training": training, "arms": parse_arms(arms), "pruning": pruning}
+        return make_run_dir(root / "my-run", self.artifact, self.digest, **changes)
+
+
+@pytest.fixture(scope="module")
+def case(tiny_bert_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    if "FEDSPINE_ORT_TRAINING_PYTHON" not in os.environ:
+        pytest.skip("needs onnxruntime-training: scripts/test-ort-training makes its environment")
+    folder = tmp_path_factory.mktemp("ort-training")
+    artifact, models = folder / "artifact", folder / "models"
+    digest = export_artifact(tiny_bert_model, artifact)
+    assert call(["export", str(artifact), "--format", "ort-training", "--arm", "0.5:2", "-o", str(models)]) == 0
+    command = [os.environ["FEDSPINE_ORT_TRAINING_PYTHON"], "-m", "edge_runtime"]
+    options = ["--engine", "ort-training", "--ort-models", str(models)]
+    return Case(artifact=artifact, digest=digest, device=(command, options))
+
+
+def test_it_is_given_the_arm_that_it_has_models_of(case: Case, tmp_path: Path) -> None:
+    """Of two arms it has the cheaper one; it refuses the other, and sends importance as the others do."""
+    run_dir = case.run_dir(tmp_path, "0.0:4,0.5:2", num_rounds=2)
+
+    codes = play(run_dir, tmp_path, {"attic": (PORTABLE, ()), "cellar": case.device})
+
+    assert codes == [0, 0, 0], said(tmp_path)
+    assert "no ort-training models of 0.0:4" in said(tmp_path)["cellar"]
+    for round_number in (1, 2):
+        devices = records_of(run_dir, round_number)
+        assert {name: device.outcome for name, device in devices.items()} == {"attic": "accepted", "cellar": "accepted"}
+        assert (devices["cellar"].pruning_ratio, devices["cellar"].rank) == (0.5, 2)
+
+
+def test_a_run_without_an_arm_that_it_has_ends_it_with_one_line(case: Case, tmp_path: Path) -> None:
+    run_dir = case.run_dir(tmp_path, "0.0:4", num_rounds=1)
+
+    codes = play(run_dir, tmp_path, {"attic": (PORTABLE, ()), "cellar": case.device})
+
+    assert codes == [0, 0, ExitCode.ARM_OUT_OF_RANGE], said(tmp_path)
+    [line] = [line for line in said(tmp_path)["cellar"].splitlines() if line.startswith("fedspine-edge: error: ")]
+    assert "models of 0.5:2, this run plays 0.0:4" in line

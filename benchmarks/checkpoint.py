@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.step import NUM_WARMUP_STEPS, Setting, Stopwatch, environment, hyper_parameters, random_batch, spread
+from benchmarks.step import NUM_WARMUP_STEPS, Setting, Stopwatch, environment, hyper_parameters, spread
 from edge_runtime.agent.checkpoints import Checkpoints
+from edge_runtime.contest.work import random_examples
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.checkpoint import Checkpoint
+from edge_runtime.engine.contender import batch_of
 from edge_runtime.engine.trainer import Trainer, TrainingRun
 from edge_runtime.engine.training_state import History
 from edge_runtime.wire import adapter
@@ -51,7 +53,8 @@ def measure(setting: Setting, folder: Path) -> dict[str, Any]:
     rng = np.random.default_rng(setting.seed)
     trainer = Trainer(artifact, num_threads=setting.threads, mode=setting.mode)
     run = start(trainer, setting, np.random.default_rng(setting.seed))
-    batch, checkpoints, history = random_batch(artifact.manifest, setting, rng), Checkpoints(folder, 1), History()
+    batch = batch_of(random_examples(artifact.manifest, setting.batch_size, setting.length, rng))
+    checkpoints, history = Checkpoints(folder, 1), History()
     steps, savings, resumptions = Stopwatch(), Stopwatch(), Stopwatch()
 
     def save() -> None:

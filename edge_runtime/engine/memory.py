@@ -9,11 +9,12 @@ above.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from edge_runtime.engine.model import Mode
 from edge_runtime.engine.staged import SCORE_BYTES
+from edge_runtime.wire import names
 from edge_runtime.wire.adapter import AdapterLayout
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.plan import Plan
@@ -37,6 +38,8 @@ _ATTENTION_FLOATS: Final = 1.35
 """Fused mode: floats per attention weight (heads x length x length)."""
 _STAGED_ATTENTION_FLOATS: Final = 1.9
 """Staged mode: the same for the attention weights of one block."""
+_SHORT_LINEAR_SHARE: Final = 0.3
+"""Of a last block that gives first tokens alone: about what its keys and values are of all its linear layers."""
 _LOGIT_FLOATS: Final = 4.65
 """Floats per score of a causal-lm (tokens x vocabulary, or what staged mode computes of them at a time)."""
 
@@ -65,9 +68,8 @@ def estimate_training_bytes(
     scores = tokens * manifest.text.vocab_size if manifest.task == "causal-lm" else 0
     if mode == "fused":
         floats = _STATE_VECTORS * num_params
-        floats += _LINEAR_FLOATS * tokens * sum(widths[layer] for layer in widths if layer >= manifest.first_tuned)
-        heads_tuned = sum(heads[layer] for layer in heads if layer >= manifest.first_tuned)
-        floats += _ATTENTION_FLOATS * tokens * max_length * heads_tuned
+        floats += _LINEAR_FLOATS * tokens * _of_tuned(manifest, widths, _SHORT_LINEAR_SHARE)
+        floats += _ATTENTION_FLOATS * tokens * max_length * _of_tuned(manifest, heads, 0.0)
     else:
         scores = min(scores, SCORE_BYTES // _FLOAT_BYTES)
         floats = _STAGED_STATE_VECTORS * num_params
@@ -78,6 +80,16 @@ def estimate_training_bytes(
     weights, stored = _weight_bytes(manifest, plan, mode)
     # While slicing, what is stored may be resident too; it is given back before the first step.
     return _PROCESS_BYTES + weights + max(stored, int(_FLOAT_BYTES * floats))
+
+
+def _of_tuned(manifest: Manifest, counts: Mapping[int, int], short_share: float) -> float:
+    """Sum over the layers that are tuned, of a last block that gives first tokens alone that share."""
+    is_short, last = names.LAST_BLOCK_STAGE in manifest.files, manifest.num_layers - 1
+    return sum(
+        count * (short_share if is_short and layer == last else 1.0)
+        for layer, count in counts.items()
+        if layer >= manifest.first_tuned
+    )
 
 
 def _linear_widths(manifest: Manifest, plan: Plan) -> dict[int, int]:

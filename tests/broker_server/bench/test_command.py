@@ -162,7 +162,8 @@ def test_an_interruption_leaves_nothing(
     options = ("--model", str(tiny_llama_model), "--task", "causal-lm", "--json", str(file), *SMALL, "--runs", "500")
     with Run("engine", *options, command="bench") as run:
         wait_for_a_request(scratch, run)
-        processes = run.descendants()
+        while not (processes := run.descendants()):  # between two contenders there is none
+            time.sleep(0.01)
         run.send(number)
         run.wait()
 

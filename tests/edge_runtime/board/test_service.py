@@ -171,8 +171,12 @@ def test_files_that_a_user_of_its_own_could_not_read_are_found(tmp_path: Path) -
     assert unreadable([closed, hidden, readable, tmp_path / "absent"]) == [closed, hidden]
 
 
+INSTALLED = "import sys; sys.prefix = sys.base_prefix; from edge_runtime.cli import main; sys.exit(main())"
+"""As if it were installed where the interpreter is: the environment of the tests may lie in /tmp, which is refused."""
+
+
 def edge(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "edge_runtime", "service", *map(str, arguments)]
+    command = [sys.executable, "-c", INSTALLED, "service", *map(str, arguments)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=env)
 

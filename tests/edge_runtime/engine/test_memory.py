@@ -12,6 +12,7 @@ import pytest
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.memory import estimate_training_bytes
 from edge_runtime.engine.model import MODES, Mode
+from edge_runtime.wire import names
 from edge_runtime.wire.errors import PlanError, TensorError
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import HyperParameters
@@ -32,9 +33,28 @@ def test_estimate_grows_with_batch_length_and_rank(manifest: Manifest, mode: Mod
     assert estimate_training_bytes(manifest, plan, 8, 64, 64, mode) > base
 
 
-def test_staged_mode_needs_less(manifest: Manifest) -> None:
+def test_staged_mode_needs_less(tiny_llama_artifact: Path) -> None:
+    """Not so for the encoder: of its two blocks the last computes first tokens alone."""
+    manifest = Artifact.open(tiny_llama_artifact).manifest
     fused, staged = (estimate_training_bytes(manifest, Plan.full(manifest), 4, 64, 64, mode) for mode in MODES)
     assert staged < fused
+
+
+def test_a_last_block_for_first_tokens_alone_needs_less(tiny_bert_artifact: Path) -> None:
+    manifest = Artifact.open(tiny_bert_artifact).manifest
+    whole = msgspec.structs.replace(
+        manifest, files={name: ref for name, ref in manifest.files.items() if name != names.LAST_BLOCK_STAGE}
+    )
+    short, long = (estimate_training_bytes(one, Plan.full(one), 4, 64, 64, "fused") for one in (manifest, whole))
+    assert short < long
+
+
+def test_blocks_that_are_not_tuned_keep_nothing(manifest: Manifest) -> None:
+    top = tuple(target for target in manifest.targets if target.layer == manifest.num_layers - 1)
+    tuned = msgspec.structs.replace(manifest, targets=top)
+    for mode in MODES:
+        few, all_of_them = (estimate_training_bytes(one, Plan.full(one), 4, 64, 64, mode) for one in (tuned, manifest))
+        assert few < all_of_them
 
 
 @pytest.mark.parametrize("group", ["heads", "channels"])

@@ -8,6 +8,7 @@ above.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from typing import Final
@@ -44,6 +45,31 @@ _LOGIT_FLOATS: Final = 4.65
 """Floats per score of a causal-lm (tokens x vocabulary, or what staged mode computes of them at a time)."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingMemory:
+    """What is alive at the peak of a training step, bytes."""
+
+    process: int
+    """Interpreter, packages, graphs, tokenizer, examples."""
+    weights: int
+    """Frozen weights: float32, or (staged mode) as stored and those of one block as float32."""
+    state: int
+    """Adapter, gradients, moments."""
+    hidden: int
+    """Staged mode: hidden states between blocks; fused mode: 0, they are among the next."""
+    linear: int
+    """Inputs and outputs of linear layers, and what is computed from them: of all blocks, or of one."""
+    attention: int
+    """Attention weights: of all blocks, or of one."""
+    scores: int
+    """Scores of a causal-lm and their gradient."""
+
+    @property
+    def activations(self) -> int:
+        """All that grows with the batch."""
+        return self.hidden + self.linear + self.attention + self.scores
+
+
 def estimate_training_bytes(
     manifest: Manifest, plan: Plan, rank: int, batch_size: int, max_length: int, mode: Mode = "fused"
 ) -> int:
@@ -61,25 +87,40 @@ def estimate_training_bytes(
         TensorError: the rank is out of range.
         PlanError: the plan is for another model.
     """
+    parts = training_memory(manifest, plan, rank, batch_size, max_length, mode)
+    stored = sum(math.prod(tensor.shape) * _STORED_BYTES[tensor.dtype] for tensor in manifest.tensors)
+    # While slicing, what is stored may be resident too; it is given back before the first step.
+    return parts.process + parts.weights + max(int(stored), parts.state + parts.activations)
+
+
+def training_memory(
+    manifest: Manifest, plan: Plan, rank: int, batch_size: int, max_length: int, mode: Mode
+) -> TrainingMemory:
+    """The parts of :func:`estimate_training_bytes`; takes and raises the same."""
     plan.check(manifest)
     tokens = batch_size * max_length
     num_params = AdapterLayout.of(manifest, plan, rank).num_elements
     widths, heads = _linear_widths(manifest, plan), _num_query_heads(manifest, plan)
     scores = tokens * manifest.text.vocab_size if manifest.task == "causal-lm" else 0
     if mode == "fused":
-        floats = _STATE_VECTORS * num_params
-        floats += _LINEAR_FLOATS * tokens * _of_tuned(manifest, widths, _SHORT_LINEAR_SHARE)
-        floats += _ATTENTION_FLOATS * tokens * max_length * _of_tuned(manifest, heads, 0.0)
+        state, hidden = _STATE_VECTORS * num_params, 0
+        linear = _LINEAR_FLOATS * tokens * _of_tuned(manifest, widths, _SHORT_LINEAR_SHARE)
+        attention = _ATTENTION_FLOATS * tokens * max_length * _of_tuned(manifest, heads, 0.0)
     else:
         scores = min(scores, SCORE_BYTES // _FLOAT_BYTES)
-        floats = _STAGED_STATE_VECTORS * num_params
-        floats += tokens * manifest.hidden_size * (manifest.num_layers - manifest.first_tuned + 2)  # hidden states
-        floats += _STAGED_LINEAR_FLOATS * tokens * max(widths.values(), default=0)
-        floats += _STAGED_ATTENTION_FLOATS * tokens * max_length * max(heads.values(), default=0)
-    floats += _LOGIT_FLOATS * scores
-    weights, stored = _weight_bytes(manifest, plan, mode)
-    # While slicing, what is stored may be resident too; it is given back before the first step.
-    return _PROCESS_BYTES + weights + max(stored, int(_FLOAT_BYTES * floats))
+        state = _STAGED_STATE_VECTORS * num_params
+        hidden = tokens * manifest.hidden_size * (manifest.num_layers - manifest.first_tuned + 2)
+        linear = _STAGED_LINEAR_FLOATS * tokens * max(widths.values(), default=0)
+        attention = _STAGED_ATTENTION_FLOATS * tokens * max_length * max(heads.values(), default=0)
+    return TrainingMemory(
+        process=_PROCESS_BYTES,
+        weights=_weight_bytes(manifest, plan, mode),
+        state=int(_FLOAT_BYTES * state),
+        hidden=_FLOAT_BYTES * hidden,
+        linear=int(_FLOAT_BYTES * linear),
+        attention=int(_FLOAT_BYTES * attention),
+        scores=int(_FLOAT_BYTES * _LOGIT_FLOATS * scores),
+    )
 
 
 def _of_tuned(manifest: Manifest, counts: Mapping[int, int], short_share: float) -> float:
@@ -117,16 +158,15 @@ def _num_query_heads(manifest: Manifest, plan: Plan) -> dict[int, int]:
     return {layer: plan.kept(layer, _HEADS).size * (max(sizes) // min(sizes)) for layer, sizes in widths.items()}
 
 
-def _weight_bytes(manifest: Manifest, plan: Plan, mode: Mode) -> tuple[int, int]:
-    """Bytes of the sliced weights, and of what of the base blob is read while they are made.
+def _weight_bytes(manifest: Manifest, plan: Plan, mode: Mode) -> int:
+    """Bytes of the sliced weights.
 
     In staged mode matrices of blocks, and a word embedding that is no output matrix, stay as they are stored; the
     matrices of one block are there as float32 too.
     """
-    weights = stored = 0.0
+    weights = 0.0
     converted: dict[int, int] = {}
     for tensor in manifest.tensors:
-        stored += math.prod(tensor.shape) * _STORED_BYTES[tensor.dtype]
         shape = plan.shape(tensor)
         size = math.prod(shape)
         if mode == "staged" and tensor.layer is not None and len(shape) > 1 and tensor.dtype != "float32":
@@ -136,4 +176,4 @@ def _weight_bytes(manifest: Manifest, plan: Plan, mode: Mode) -> tuple[int, int]
             weights += size * _STORED_BYTES[tensor.dtype]
         else:
             weights += size * _FLOAT_BYTES
-    return int(weights) + max(converted.values(), default=0), int(stored)
+    return int(weights) + max(converted.values(), default=0)

@@ -56,6 +56,20 @@ def test_fedspine_divides_by_holders_unless_classes_may_be_skewed(run: dict[str,
     assert both.settings(RunKey(method="fedit", seed=0)).aggregation == "fedit"
 
 
+def test_an_artifact_that_runs_share_is_exported_and_checked_with_the_same_options() -> None:
+    run = {"model": "m", "task": "text-classification", "data": "d.jsonl"}
+    shared = comparison(run={**run, "base": "int8", "targets": "query, value", "top_blocks": 2})
+    settings = shared.settings(RunKey(method="fedit", seed=1), artifact=Path("a"))
+
+    assert (settings.base, settings.target_names, settings.top_blocks) == ("int8", ("query", "value"), 2)
+
+
+@pytest.mark.parametrize("setting", [{"base": "int8"}, {"targets": "query"}, {"top_blocks": 1}])
+def test_a_method_cannot_change_what_is_exported(setting: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(setting))):
+        comparison(methods=["mine"], method={"mine": {"preset": "fedit", **setting}})
+
+
 def test_a_run_s_settings_are_the_shared_ones_under_the_method_s_and_its_seed() -> None:
     settings = comparison().settings(RunKey(method="fedit", seed=1), artifact=Path("a"), calibration=Path("c.json"))
 

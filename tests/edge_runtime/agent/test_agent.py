@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -277,7 +276,7 @@ def test_an_arm_that_does_not_fit_is_refused(
     device = start_device()
     bring_in(coordinator)
     workbench: Any = device.agent._workbench
-    monkeypatch.setattr(workbench, "_settings", dataclasses.replace(workbench._settings, memory_limit_bytes=1_000_000))
+    monkeypatch.setattr(workbench.engines, "_limit", 1_000_000)
     coordinator.assign()
     failure = coordinator.wait(Failure)
     assert failure.reason == FailureReason.INSUFFICIENT_MEMORY

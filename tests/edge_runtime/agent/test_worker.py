@@ -28,6 +28,8 @@ from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import Arm, Assignment, HyperParameters, Pruning, Update, Welcome
 from edge_runtime.wire.payload import Payload, check_payload, decode_payload, encode_payload
 from edge_runtime.wire.plan import Plan
+from exporter.export import export_model
+from tests.conftest import save_bert
 from tests.edge_runtime.agent.stage import EXAMPLES
 
 Array = npt.NDArray[np.float32]
@@ -40,11 +42,13 @@ def make_workbench(tiny_bert_artifact: Path, tmp_path: Path) -> Any:
     data = tmp_path / "data.jsonl"
     data.write_text("\n".join(EXAMPLES))
 
-    def make(memory_limit_bytes: int = 10**12, modes: tuple[Mode, ...] = MODES) -> Workbench:
+    def make(
+        memory_limit_bytes: int = 10**12, modes: tuple[Mode, ...] = MODES, artifact: Path = tiny_bert_artifact
+    ) -> Workbench:
         settings = WorkSettings(
             data=data, num_holdout=4, num_threads=1, memory_limit_bytes=memory_limit_bytes, modes=modes
         )
-        return Workbench(Artifact.open(tiny_bert_artifact), settings, 0.0)
+        return Workbench(Artifact.open(artifact), settings, 0.0)
 
     return make
 
@@ -206,20 +210,22 @@ def test_memory_is_that_of_the_first_plan(make_workbench: Any, workbench: Workbe
 
 
 def test_short_of_memory_an_assignment_is_trained_block_by_block(
-    make_workbench: Any, workbench: Workbench, caplog: pytest.LogCaptureFixture
+    make_workbench: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Of two blocks the last computes first tokens alone, and staged mode saves nothing: here are four."""
+    source, deep = save_bert(tmp_path / "deep", num_hidden_layers=4), tmp_path / "artifact"
+    export_model(source, "text-classification", deep, labels=["red", "green", "blue"])
+    workbench = make_workbench(artifact=deep)
     manifest = workbench.artifact.manifest
     full, small = Plan.full(manifest), plan_of(manifest, 0.75)
     limit = memory.estimate_training_bytes(manifest, full, RANK, 4, 16, "fused") - 1
     assert memory.estimate_training_bytes(manifest, full, RANK, 4, 16, "staged") <= limit
-    tight = make_workbench(memory_limit_bytes=limit)
+    tight = make_workbench(memory_limit_bytes=limit, artifact=deep)
     with caplog.at_level("INFO"):
         update, made = run(tight, start(manifest, full), full)
         run(tight, start(manifest, small), small)
-    assert [record.message.split(",")[0] for record in caplog.records] == [
-        "round 1: staged mode",
-        "round 1: fused mode",
-    ]
+    said = [record.message for record in caplog.records if record.name == "edge_runtime.agent.worker"]
+    assert [message.split(",")[0] for message in said] == ["round 1: staged mode", "round 1: fused mode"]
     expected, roomy = run(workbench, start(manifest, full), full)
     assert update.train_loss == pytest.approx(expected.train_loss, rel=1e-5)
     for name, value in roomy.adapter.items():

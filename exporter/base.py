@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 import torch
 
@@ -10,12 +10,9 @@ from edge_runtime.wire.manifest import NF4_BLOCK_SIZE, block_axis
 from edge_runtime.wire.quantization import SCALES_SUFFIX, Kind, quantize
 
 if TYPE_CHECKING:
-    from edge_runtime.wire.manifest import Dtype
+    from edge_runtime.wire.manifest import BaseDtype, Dtype
     from models.family import ParamSpec
     from models.loading import PretrainedModel
-
-BaseDtype = Literal["stored", "float32", "float16", "int8", "nf4"]
-"""How frozen weights are stored: as the checkpoint does, or in another type; int8 and nf4 are for matrices alone."""
 
 _DTYPES: Final[dict[torch.dtype, Dtype]] = {torch.float32: "float32", torch.float16: "float16"}
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from msgspec import structs
 
 from edge_runtime.wire import names
+from edge_runtime.wire.manifest import BaseDtype
 from exporter import artifact
-from exporter.base import Base, BaseDtype
+from exporter.base import Base
 from exporter.compose import evaluation_graph, training_graph
 from exporter.optimizer import optimizer_graph
 from exporter.output import check_output, written_aside

@@ -14,8 +14,8 @@ from broker_server.errors import InterruptedRunError, RunFailedError
 
 if TYPE_CHECKING:
     from broker_server.bench.schema import BenchReport
-    from broker_server.bench.settings import Base, BenchSettings
-    from edge_runtime.wire.manifest import Task
+    from broker_server.bench.settings import BenchSettings
+    from edge_runtime.wire.manifest import BaseDtype, Task
 
 bench = typer.Typer(
     help="Benchmarks of this installation on this machine.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -65,7 +65,7 @@ def engine(  # noqa: PLR0913, PLR0917 - each is an option
         length=length,
         arm=parse_arm(arm),
         targets=targets,
-        base=cast("Base", base),
+        base=cast("BaseDtype", base),
         runs=runs,
         steps=steps,
         threads=threads or num_cores(),

@@ -82,7 +82,6 @@ class _Step:
         self._manifest, self._plan, self._rank = manifest, plan, rank
         self._batch_size, self._length = batch_size, length
         self._tokens = batch_size * length
-        self._first_only = manifest.task == "text-classification"
         self._targets = {target.module for target in manifest.targets}
 
     def block(self, layer: int, *, is_trained: bool) -> bool:
@@ -95,7 +94,7 @@ class _Step:
         Returns:
             Whether its output does.
         """
-        is_short = self._first_only and layer == self._manifest.num_layers - 1
+        is_short = self._manifest.scores_first_only and layer == self._manifest.num_layers - 1
         asking = 1 if is_short else self._length  # positions of a sequence that the block gives
         rows = self._batch_size * asking
         inward, outward = _by_role(self._manifest, layer, HEADS)

@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from broker_server.errors import ReportError
+from broker_server.report.encoding import decode, encode
 from edge_runtime.contest.protocol import ProductShape
 
 SCHEMA_VERSION: Final = 1
@@ -104,7 +104,7 @@ class BenchReport(msgspec.Struct, frozen=True, kw_only=True):
 
 def encode_bench(report: BenchReport) -> bytes:
     """Indented UTF-8 JSON."""
-    return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+    return encode(report)
 
 
 def decode_bench(data: bytes) -> BenchReport:
@@ -113,8 +113,4 @@ def decode_bench(data: bytes) -> BenchReport:
     Raises:
         ReportError: not a report of this schema version.
     """
-    try:
-        return msgspec.json.decode(data, type=BenchReport)
-    except msgspec.DecodeError as error:
-        msg = f"benchmark report is malformed, or of another version than {SCHEMA_VERSION}: {error}"
-        raise ReportError(msg) from error
+    return decode(data, BenchReport, what="benchmark report", version=SCHEMA_VERSION)

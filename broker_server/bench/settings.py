@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 from broker_server.errors import ConfigError
 from broker_server.ranges import MOST, Range, Words, check_fields
 from edge_runtime.contest.protocol import ContestRequest
 from edge_runtime.wire.arms import ArmError, parse_arms
-from edge_runtime.wire.manifest import Task
+from edge_runtime.wire.manifest import BaseDtype, Task
 from edge_runtime.wire.messages import Arm, HyperParameters
 
-Base = Literal["stored", "float32", "float16", "int8", "nf4"]
-"""Types of frozen weights that ``fedspine export --base`` takes."""
 WEIGHT_DECAY: Final = 0.01
 MAX_GRAD_NORM: Final = 1.0
 NUM_WARMUP_STEPS: Final = 3
@@ -40,7 +38,7 @@ class BenchSettings:
     arm: Arm
     targets: str
     """Linear layers with LoRA factors, ``A,B,...``; empty = all."""
-    base: Base
+    base: BaseDtype
     """Type of the frozen weights in the artifact; peers that know no artifact take the checkpoint's, as float32."""
     runs: Annotated[int, Range(1, 1_000)]
     """Processes of each contender."""

@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from broker_server.errors import ReportError
+from broker_server.report.encoding import decode, encode
 
 SCHEMA_VERSION: Final = 1
 
@@ -158,7 +158,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 def encode_summary(summary: Summary) -> bytes:
     """Indented UTF-8 JSON."""
-    return msgspec.json.format(msgspec.json.encode(summary), indent=2) + b"\n"
+    return encode(summary)
 
 
 def decode_summary(data: bytes) -> Summary:
@@ -167,11 +167,7 @@ def decode_summary(data: bytes) -> Summary:
     Raises:
         ReportError: not a summary of this schema version.
     """
-    try:
-        return msgspec.json.decode(data, type=Summary)
-    except msgspec.DecodeError as error:
-        msg = f"summary is malformed, or of another version than {SCHEMA_VERSION}: {error}"
-        raise ReportError(msg) from error
+    return decode(data, Summary, what="summary", version=SCHEMA_VERSION)
 
 
 def json_schema() -> dict[str, Any]:

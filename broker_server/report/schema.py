@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from broker_server.errors import ReportError
+from broker_server.report.encoding import decode, encode
 
 SCHEMA_VERSION: Final = 1
 
@@ -198,7 +198,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 def encode_report(report: Report) -> bytes:
     """Indented UTF-8 JSON."""
-    return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+    return encode(report)
 
 
 def decode_report(data: bytes) -> Report:
@@ -207,11 +207,7 @@ def decode_report(data: bytes) -> Report:
     Raises:
         ReportError: not a report of this schema version.
     """
-    try:
-        return msgspec.json.decode(data, type=Report)
-    except msgspec.DecodeError as error:
-        msg = f"report is malformed, or of another version than {SCHEMA_VERSION}: {error}"
-        raise ReportError(msg) from error
+    return decode(data, Report, what="report", version=SCHEMA_VERSION)
 
 
 def json_schema() -> dict[str, Any]:

@@ -43,7 +43,7 @@ def check_settings(settings: RunSettings) -> None:
         DataInvalidError: a data file does not exist.
         PortTakenError: a port that was asked for is in use.
         ConfigError: an unknown scheduler or aggregation, one that needs an emulated fleet, a fleet that cannot be used,
-            or an artifact that is for another task or stored otherwise.
+            or an artifact that is for another task, stored otherwise or with other LoRA targets.
         ArtifactCorruptedError: the artifact that was given is none, or damaged.
         MissingExtraError: mosquitto is asked for and not installed.
     """

@@ -7,18 +7,14 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from broker_server.errors import ConfigError
 from edge_runtime.engine.artifact import Artifact
-from edge_runtime.wire.manifest import NF4_BLOCK_SIZE, Manifest, Task, TensorSpec
-
-Stored = Literal["stored", "float32", "float16", "int8", "nf4"]
-"""How frozen weights are to be stored, see ``fedspine export --base``; "stored" takes them as they are."""
+from edge_runtime.wire.manifest import NF4_BLOCK_SIZE, BaseDtype, Manifest, Task, TensorSpec
 
 
 def check_artifact(
-    directory: Path, task: Task, *, base: Stored = "stored", targets: Sequence[str] = (), top_blocks: int = 0
+    directory: Path, task: Task, *, base: BaseDtype = "stored", targets: Sequence[str] = (), top_blocks: int = 0
 ) -> None:
     """Refuse an artifact that is not what a run would have exported itself, before anything is written.
 
@@ -71,7 +67,7 @@ def adopt_artifact(directory: Path, labels: tuple[str, ...], destination: Path) 
     shutil.copytree(directory, destination, copy_function=_link)
 
 
-def _dtypes(tensor: TensorSpec, base: Stored) -> set[str]:
+def _dtypes(tensor: TensorSpec, base: BaseDtype) -> set[str]:
     """What an export with ``base`` makes of a matrix: float16 may overflow, and nf4 is for what it divides."""
     if base == "float16":
         return {"float16", "float32"}

@@ -18,7 +18,7 @@ from broker_server.run.examples import LABEL, Fields
 from broker_server.run.split import parse_split
 from broker_server.services.ports import MAX_PORT
 from edge_runtime.wire.arms import ArmError, parse_arms
-from edge_runtime.wire.manifest import Task
+from edge_runtime.wire.manifest import BaseDtype, Task
 from edge_runtime.wire.topics import check_name
 
 FLEET: Final = "run"
@@ -66,7 +66,7 @@ class RunSettings:
     top_blocks: int = option(
         Panel.MODEL, "LoRA factors on so many blocks alone, counted from the head; 0 = all of them", 0
     )
-    base: Literal["stored", "float32", "float16", "int8", "nf4"] = option(
+    base: BaseDtype = option(  # noqa: RUF009 - a field
         Panel.MODEL,
         "type of frozen weights: stored (the checkpoint's), float32, float16, int8 or nf4 (4 bits)",
         "stored",

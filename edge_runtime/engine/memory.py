@@ -15,7 +15,6 @@ from typing import Final
 
 from edge_runtime.engine.model import Mode
 from edge_runtime.engine.staged import SCORE_BYTES
-from edge_runtime.wire import names
 from edge_runtime.wire.adapter import AdapterLayout
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.plan import Plan
@@ -125,7 +124,7 @@ def training_memory(
 
 def _of_tuned(manifest: Manifest, counts: Mapping[int, int], short_share: float) -> float:
     """Sum over the layers that are tuned, of a last block that gives first tokens alone that share."""
-    is_short, last = names.LAST_BLOCK_STAGE in manifest.files, manifest.num_layers - 1
+    is_short, last = manifest.scores_first_only, manifest.num_layers - 1
     return sum(
         count * (short_share if is_short and layer == last else 1.0)
         for layer, count in counts.items()

@@ -59,21 +59,16 @@ class StagedGraphs:
         kept = {tensor.name for tensor in self.manifest.tensors if tensor.layer is not None and len(tensor.shape) > 1}
         return kept if self.manifest.is_embedding_tied else {*kept, self.manifest.word_embedding}
 
-    @property
-    def scores_first_only(self) -> bool:
-        """Whether the last block has graphs of its own, which give the first tokens alone."""
-        return names.LAST_BLOCK_STAGE in self.manifest.files
-
     def forward(self, layer: int) -> str:
         """File of a block's forward."""
         if layer < self.first_tuned:
             return names.PLAIN_BLOCK_STAGE
-        is_last = self.scores_first_only and layer == self.manifest.num_layers - 1
+        is_last = self.manifest.scores_first_only and layer == self.manifest.num_layers - 1
         return names.LAST_BLOCK_STAGE if is_last else names.BLOCK_STAGE
 
     def backward(self, layer: int) -> str:
         """File of a block's backward."""
-        if self.scores_first_only and layer == self.manifest.num_layers - 1:
+        if self.manifest.scores_first_only and layer == self.manifest.num_layers - 1:
             return names.LAST_BACKWARD_STAGE
         return names.FIRST_BACKWARD_STAGE if layer == self.first_tuned else names.BLOCK_BACKWARD_STAGE
 
@@ -208,7 +203,7 @@ class StagedModel:
 
     def _among_given(self, rows: Int64) -> Int64 | slice:
         """Scored positions among those that the last block gives."""
-        return slice(None) if self._graphs.scores_first_only else rows
+        return slice(None) if self._manifest.scores_first_only else rows
 
     def _head(self, hidden: Array, rows: Int64, targets: Int64, params: Array, grads: Array, summed: Array) -> float:
         """Loss; its gradient with respect to ``hidden`` takes the place of that, and dense gradients are added."""

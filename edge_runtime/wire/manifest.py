@@ -14,8 +14,9 @@ from typing import Final, Literal
 
 import msgspec
 
-from edge_runtime.wire import limits
-from edge_runtime.wire.errors import ArtifactVersionError, ManifestError
+from edge_runtime.wire import limits, names
+from edge_runtime.wire.described import decode_description, encode_description
+from edge_runtime.wire.errors import ManifestError
 
 FORMAT_VERSION: Final = 2
 """Version of the artifact format; an artifact of another version is refused."""
@@ -25,6 +26,8 @@ NF4_BLOCK_SIZE: Final = 64
 
 Task = Literal["text-classification", "causal-lm"]
 Dtype = Literal["float32", "float16", "int8", "nf4"]
+BaseDtype = Literal["stored", "float32", "float16", "int8", "nf4"]
+"""How frozen weights are to be stored: as the checkpoint does, or in another type; int8 and nf4 are for matrices."""
 
 
 class FileRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,6 +157,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         """Index of the lowest block with LoRA targets; the number of blocks where there are none."""
         return min((target.layer for target in self.targets), default=self.num_layers)
 
+    @property
+    def scores_first_only(self) -> bool:
+        """Whether the last block has graphs of its own, which give the first token of each sequence alone."""
+        return names.LAST_BLOCK_STAGE in self.files
+
     def group(self, layer: int, name: str) -> GroupSpec:
         """The group ``name`` of ``layer``.
 
@@ -174,7 +182,7 @@ def digest_of(data: bytes | memoryview) -> str:
 
 def encode_manifest(manifest: Manifest) -> bytes:
     """Deterministic UTF-8 JSON of a manifest (sorted keys of maps, fields in declaration order)."""
-    return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=1) + b"\n"
+    return encode_description(manifest)
 
 
 def decode_manifest(data: bytes) -> Manifest:
@@ -184,27 +192,11 @@ def decode_manifest(data: bytes) -> Manifest:
         ManifestError: not JSON, a missing field, a wrong type, or contents that contradict each other.
         ArtifactVersionError: written in another format version.
     """
-    if len(data) > limits.MAX_MANIFEST_BYTES:
-        msg = f"manifest is {len(data)} bytes, at most {limits.MAX_MANIFEST_BYTES} are read"
-        raise ManifestError(msg)
-    try:
-        version = msgspec.json.decode(data, type=_VersionOnly).format_version
-        if version != FORMAT_VERSION:
-            msg = (
-                f"artifact has format version {version}, this release reads version {FORMAT_VERSION}: "
-                "export the model again, or install the release that wrote it"
-            )
-            raise ArtifactVersionError(msg)
-        manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        msg = f"manifest is malformed: {error}"
-        raise ManifestError(msg) from error
+    manifest = decode_description(
+        data, Manifest, version=FORMAT_VERSION, file="manifest", what="artifact", remedy="export the model again"
+    )
     _check(manifest)
     return manifest
-
-
-class _VersionOnly(msgspec.Struct, frozen=True):
-    format_version: int
 
 
 def _check(manifest: Manifest) -> None:

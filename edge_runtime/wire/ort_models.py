@@ -11,9 +11,9 @@ from typing import Annotated, Final, Self
 
 import msgspec
 
-from edge_runtime.wire import limits
 from edge_runtime.wire.arms import format_arms
-from edge_runtime.wire.errors import ArtifactVersionError, ManifestError
+from edge_runtime.wire.described import decode_description, encode_description
+from edge_runtime.wire.errors import ManifestError
 from edge_runtime.wire.manifest import FileRef
 from edge_runtime.wire.messages import Arm, Digest, HyperParameters
 from edge_runtime.wire.plan import Plan
@@ -95,7 +95,7 @@ def widths_of(plan: Plan) -> tuple[int, ...]:
 
 def encode_ort_models(models: OrtModels) -> bytes:
     """Deterministic UTF-8 JSON of a description."""
-    return msgspec.json.format(msgspec.json.encode(models, order="deterministic"), indent=1) + b"\n"
+    return encode_description(models)
 
 
 def decode_ort_models(data: bytes) -> OrtModels:
@@ -105,27 +105,16 @@ def decode_ort_models(data: bytes) -> OrtModels:
         ManifestError: not JSON, a missing field, a wrong type, or contents that contradict each other.
         ArtifactVersionError: written in another format version.
     """
-    if len(data) > limits.MAX_MANIFEST_BYTES:
-        msg = f"{DESCRIPTION_FILE} is {len(data)} bytes, at most {limits.MAX_MANIFEST_BYTES} are read"
-        raise ManifestError(msg)
-    try:
-        version = msgspec.json.decode(data, type=_VersionOnly).format_version
-        if version != FORMAT_VERSION:
-            msg = (
-                f"ort-training models have format version {version}, this release reads version {FORMAT_VERSION}: "
-                "export them again, or install the release that wrote them"
-            )
-            raise ArtifactVersionError(msg)
-        models = msgspec.json.decode(data, type=OrtModels)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        msg = f"{DESCRIPTION_FILE} is malformed: {error}; export the models again, or copy them again"
-        raise ManifestError(msg) from error
+    models = decode_description(
+        data,
+        OrtModels,
+        version=FORMAT_VERSION,
+        file=DESCRIPTION_FILE,
+        what="folder of ort-training models",
+        remedy="export the models again",
+    )
     _check(models)
     return models
-
-
-class _VersionOnly(msgspec.Struct, frozen=True):
-    format_version: int
 
 
 def _check(models: OrtModels) -> None:

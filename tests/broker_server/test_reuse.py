@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from broker_server.errors import ConfigError
-from broker_server.run.reuse import Stored, adopt_artifact, check_artifact
+from broker_server.run.reuse import adopt_artifact, check_artifact
 from edge_runtime.engine.errors import ArtifactCorruptedError
+from edge_runtime.wire.manifest import BaseDtype
 from exporter.export import export_model
 
 
@@ -60,13 +61,13 @@ def test_an_artifact_of_another_task_is_refused(tiny_bert_artifact: Path) -> Non
     "targets", [(), ("query", "key", "value", "dense"), ("attention.self.query", "key", "value", "dense")]
 )
 def test_an_artifact_that_is_what_was_asked_for_is_taken(
-    tiny_bert_artifact: Path, base: Stored, targets: tuple[str, ...]
+    tiny_bert_artifact: Path, base: BaseDtype, targets: tuple[str, ...]
 ) -> None:
     check_artifact(tiny_bert_artifact, "text-classification", base=base, targets=targets)
 
 
 @pytest.mark.parametrize("base", ["int8", "nf4"])
-def test_an_artifact_that_is_stored_otherwise_is_refused(tiny_bert_artifact: Path, base: Stored) -> None:
+def test_an_artifact_that_is_stored_otherwise_is_refused(tiny_bert_artifact: Path, base: BaseDtype) -> None:
     with pytest.raises(ConfigError, match=f"stores .* as float32, --base says {base}"):
         check_artifact(tiny_bert_artifact, "text-classification", base=base)
 
@@ -78,7 +79,7 @@ def test_an_artifact_of_other_targets_is_refused(tiny_bert_artifact: Path, targe
 
 
 @pytest.mark.parametrize("base", ["int8", "nf4", "float16"])
-def test_what_an_export_with_a_base_makes_passes_for_it(tiny_bert_model: Path, tmp_path: Path, base: Stored) -> None:
+def test_what_an_export_with_a_base_makes_passes_for_it(tiny_bert_model: Path, tmp_path: Path, base: BaseDtype) -> None:
     out, labels = tmp_path / "out", ["red", "green", "blue"]
     export_model(
         tiny_bert_model, "text-classification", out, labels=labels, base_dtype=base, targets=["query", "value"]

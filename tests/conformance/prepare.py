@@ -27,9 +27,8 @@ from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.data import load_examples
 from edge_runtime.engine.dataset import Dataset, batches
 from edge_runtime.wire import adapter as adapters
-from edge_runtime.wire.manifest import Manifest, Task
+from edge_runtime.wire.manifest import BaseDtype, Manifest, Task
 from edge_runtime.wire.plan import Plan
-from exporter.base import BaseDtype
 from exporter.compact import compact_source
 from exporter.compact_merge import merged_model
 from exporter.compact_source import CompactSource

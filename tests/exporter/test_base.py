@@ -15,10 +15,9 @@ from edge_runtime.engine.modes import graphs_of
 from edge_runtime.engine.slicing import shrink_weights, slice_weights
 from edge_runtime.wire import names, ranking
 from edge_runtime.wire.adapter import AdapterLayout
-from edge_runtime.wire.manifest import Task
+from edge_runtime.wire.manifest import BaseDtype, Task
 from edge_runtime.wire.plan import Plan
 from edge_runtime.wire.quantization import Kind, quantize
-from exporter.base import BaseDtype
 from exporter.compact_merge import base_model
 from exporter.export import export_model
 from tests.conftest import save_bert, save_llama

@@ -1,7 +1,8 @@
-"""An artifact without graphs, small enough to make for every test: what reading data and slicing need."""
+"""An artifact without graphs, small enough to make for every test, and trainers of exported ones."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from edge_runtime.engine.artifact import Artifact
+from edge_runtime.engine.trainer import Trainer
 from edge_runtime.wire.manifest import (
     FORMAT_VERSION,
     DenseSpec,
@@ -109,3 +111,14 @@ def _write_tokenizer(path: Path, *, classify: bool) -> None:
 def _ref(path: Path) -> FileRef:
     data = path.read_bytes()
     return FileRef(digest=digest_of(data), size_bytes=len(data), on_device=True)
+
+
+@pytest.fixture(
+    scope="module",
+    params=itertools.product(["tiny_bert_artifact", "tiny_llama_artifact"], ["fused", "staged"]),
+    ids="-".join,
+)
+def trainer(request: pytest.FixtureRequest) -> Trainer:
+    """Of both families, in both modes, on one thread."""
+    name, mode = request.param
+    return Trainer(Artifact.open(request.getfixturevalue(name)), num_threads=1, mode=mode)

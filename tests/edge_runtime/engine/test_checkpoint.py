@@ -44,16 +44,6 @@ GIVEN = HyperParameters(
 )
 
 
-@pytest.fixture(
-    scope="module",
-    params=itertools.product(["tiny_bert_artifact", "tiny_llama_artifact"], ["fused", "staged"]),
-    ids="-".join,
-)
-def trainer(request: pytest.FixtureRequest) -> Trainer:
-    name, mode = request.param
-    return Trainer(Artifact.open(request.getfixturevalue(name)), num_threads=1, mode=mode)
-
-
 def plan_of(manifest: Manifest, heads: int, channels: int) -> Plan:
     kept = {(layer, "heads"): range(layer, layer + heads) for layer in range(2)}
     return Plan.from_kept(manifest, kept | {(layer, "channels"): range(layer, layer + channels) for layer in range(2)})

@@ -23,6 +23,7 @@ from edge_runtime.wire.messages import HyperParameters
 from edge_runtime.wire.plan import Plan
 from edge_runtime.wire.ranking import PlanPolicy, plan_at
 from tests.edge_runtime.engine.planted import KINDS, draw_units, plant, removed
+from tests.edge_runtime.engine.starts import start_adapter
 
 Array = npt.NDArray[np.float32]
 RANK, SCALING = 3, 2.0
@@ -97,12 +98,6 @@ def trainer(artifact: Artifact) -> Trainer:
     return Trainer(artifact, num_threads=1)
 
 
-def start_adapter(artifact: Artifact) -> dict[str, Array]:
-    rng = np.random.default_rng(4)
-    full = adapters.initial(artifact.manifest, artifact.initial(), RANK, rng)
-    return {name: value + rng.normal(0, 0.05, value.shape).astype(np.float32) for name, value in full.items()}
-
-
 def make_batch(manifest: Manifest, seed: int = 0) -> Batch:
     rng = np.random.default_rng(seed)
     ids = rng.integers(4, manifest.text.vocab_size, (4, 9))
@@ -112,7 +107,9 @@ def make_batch(manifest: Manifest, seed: int = 0) -> Batch:
 
 def start(trainer: Trainer, **changes: Any) -> TrainingRun:
     artifact = trainer.artifact
-    return trainer.start(Plan.full(artifact.manifest), RANK, start_adapter(artifact), structs.replace(GIVEN, **changes))
+    return trainer.start(
+        Plan.full(artifact.manifest), RANK, start_adapter(artifact, RANK), structs.replace(GIVEN, **changes)
+    )
 
 
 def coupled(manifest: Manifest, layer: int) -> dict[str, list[tuple[str, int, int]]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from itertools import repeat
 from typing import Any
@@ -12,7 +11,6 @@ import numpy.typing as npt
 import pytest
 from msgspec import structs
 
-from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.dataset import Batch
 from edge_runtime.engine.slicing import slice_weights
 from edge_runtime.engine.trainer import Trainer, TrainingRun, train
@@ -24,6 +22,7 @@ from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import HyperParameters, Pruning
 from edge_runtime.wire.payload import restrict_merged
 from edge_runtime.wire.plan import Plan
+from tests.edge_runtime.engine.starts import start_adapter
 
 Array = npt.NDArray[np.float32]
 Tensors = dict[str, Array]
@@ -42,25 +41,9 @@ GIVEN = HyperParameters(
 )
 
 
-@pytest.fixture(
-    scope="module",
-    params=itertools.product(["tiny_bert_artifact", "tiny_llama_artifact"], ["fused", "staged"]),
-    ids="-".join,
-)
-def trainer(request: pytest.FixtureRequest) -> Trainer:
-    name, mode = request.param
-    return Trainer(Artifact.open(request.getfixturevalue(name)), num_threads=1, mode=mode)
-
-
-def start_adapter(artifact: Artifact, rank: int = RANK) -> Tensors:
-    rng = np.random.default_rng(4)
-    full = adapters.initial(artifact.manifest, artifact.initial(), rank, rng)
-    return {name: value + rng.normal(0, 0.05, value.shape).astype(np.float32) for name, value in full.items()}
-
-
 def start(trainer: Trainer, **changes: Any) -> TrainingRun:
     given = structs.replace(GIVEN, **changes)
-    return trainer.start(Plan.full(trainer.artifact.manifest), RANK, start_adapter(trainer.artifact), given)
+    return trainer.start(Plan.full(trainer.artifact.manifest), RANK, start_adapter(trainer.artifact, RANK), given)
 
 
 def make_batches(manifest: Manifest) -> Iterator[Batch]:
@@ -226,7 +209,7 @@ def test_scoring_changes_no_training(trainer: Trainer) -> None:
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.5])
 def test_factors_that_are_not_trained_keep_their_bits(trainer: Trainer, weight_decay: float) -> None:
-    manifest, start_with = trainer.artifact.manifest, start_adapter(trainer.artifact)
+    manifest, start_with = trainer.artifact.manifest, start_adapter(trainer.artifact, RANK)
     run = start(trainer, trainable="lora_b", weight_decay=weight_decay)
     drawn = make_batches(manifest)
     for step in range(6):
@@ -268,7 +251,7 @@ def test_merged_factors_act_as_an_adapter_of_theirs(trainer: Trainer, pruned: bo
     manifest, artifact = trainer.artifact.manifest, trainer.artifact
     plan = half(manifest) if pruned else Plan.full(manifest)
     merged = merged_factors(manifest, 2)
-    adapter = start_adapter(artifact)
+    adapter = start_adapter(artifact, RANK)
     joined = dict(adapter)
     for target in manifest.targets:
         zero = (np.zeros((2, target.in_features), np.float32), np.zeros((target.out_features, 2), np.float32))
@@ -289,7 +272,7 @@ def test_merged_factors_act_as_an_adapter_of_theirs(trainer: Trainer, pruned: bo
 def test_merged_factors_stay_when_the_plan_shrinks(trainer: Trainer) -> None:
     manifest, plan = trainer.artifact.manifest, half(trainer.artifact.manifest)
     merged, batch = merged_factors(manifest, 2), next(make_batches(trainer.artifact.manifest))
-    run = trainer.start(Plan.full(manifest), RANK, start_adapter(trainer.artifact), GIVEN, merged)
+    run = trainer.start(Plan.full(manifest), RANK, start_adapter(trainer.artifact, RANK), GIVEN, merged)
     run.prune(plan)
     small = trainer.start(plan, RANK, run.adapter(), GIVEN, restrict_merged(manifest, merged, plan))
     assert run.step([batch]) == pytest.approx(small.step([batch]), rel=1e-6)
@@ -312,6 +295,6 @@ def test_merged_factors_leave_the_base_alone(trainer: Trainer) -> None:
 def test_merged_factors_must_fit_the_plan(trainer: Trainer) -> None:
     manifest = trainer.artifact.manifest
     plan = half(manifest)
-    adapter = adapters.restrict(manifest, start_adapter(trainer.artifact), plan, RANK)
+    adapter = adapters.restrict(manifest, start_adapter(trainer.artifact, RANK), plan, RANK)
     with pytest.raises(TensorError, match="merged factors"):
         trainer.start(plan, RANK, adapter, GIVEN, merged_factors(manifest, 2))

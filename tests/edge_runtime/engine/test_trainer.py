@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable
 from itertools import count, repeat
@@ -13,15 +12,14 @@ import numpy.typing as npt
 import pytest
 from msgspec import structs
 
-from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.dataset import Batch, Dataset
 from edge_runtime.engine.errors import DivergedError
 from edge_runtime.engine.evaluator import EvaluationResult, Evaluator
 from edge_runtime.engine.trainer import Trainer, TrainingRun, train
-from edge_runtime.wire import adapter as adapters
 from edge_runtime.wire.errors import PlanError, TensorError
 from edge_runtime.wire.messages import HyperParameters
 from edge_runtime.wire.plan import Plan
+from tests.edge_runtime.engine.starts import start_adapter
 
 RANK = 3
 GIVEN = HyperParameters(
@@ -38,25 +36,9 @@ GIVEN = HyperParameters(
 )
 
 
-@pytest.fixture(
-    scope="module",
-    params=itertools.product(["tiny_bert_artifact", "tiny_llama_artifact"], ["fused", "staged"]),
-    ids="-".join,
-)
-def trainer(request: pytest.FixtureRequest) -> Trainer:
-    name, mode = request.param
-    return Trainer(Artifact.open(request.getfixturevalue(name)), num_threads=1, mode=mode)
-
-
-def start_adapter(artifact: Artifact) -> dict[str, npt.NDArray[np.float32]]:
-    rng = np.random.default_rng(4)
-    full = adapters.initial(artifact.manifest, artifact.initial(), RANK, rng)
-    return {name: value + rng.normal(0, 0.05, value.shape).astype(np.float32) for name, value in full.items()}
-
-
 def start(trainer: Trainer, **changes: Any) -> TrainingRun:
     given = structs.replace(GIVEN, **changes)
-    return trainer.start(Plan.full(trainer.artifact.manifest), RANK, start_adapter(trainer.artifact), given)
+    return trainer.start(Plan.full(trainer.artifact.manifest), RANK, start_adapter(trainer.artifact, RANK), given)
 
 
 def make_batch(trainer: Trainer, rows: int = 4, seed: int = 0) -> Batch:
@@ -90,7 +72,7 @@ def test_runs_do_not_touch_each_other(trainer: Trainer) -> None:
 
 def test_adapter_is_a_copy_that_later_steps_leave_alone(trainer: Trainer) -> None:
     run, batch = start(trainer), make_batch(trainer)
-    assert flat(run.adapter()).tolist() == flat(start_adapter(trainer.artifact)).tolist()
+    assert flat(run.adapter()).tolist() == flat(start_adapter(trainer.artifact, RANK)).tolist()
     run.step([batch])
     held = run.adapter()
     before = flat(held).copy()
@@ -150,7 +132,7 @@ def test_clipping_bounds_the_gradient_that_is_applied(trainer: Trainer) -> None:
     for limit in (None, 1e-3):
         run = start(trainer, max_grad_norm=limit, epsilon=1e3, learning_rate=1e3)
         run.step([batch])
-        moved[limit] = np.linalg.norm(flat(run.adapter()) - flat(start_adapter(trainer.artifact)))
+        moved[limit] = np.linalg.norm(flat(run.adapter()) - flat(start_adapter(trainer.artifact, RANK)))
         assert run.grad_norm > 1e-2
     assert moved[1e-3] == pytest.approx(moved[None] * 1e-3 / run.grad_norm, rel=0.05)
 
@@ -167,7 +149,7 @@ def test_diverged_run_stops_and_keeps_its_last_adapter(trainer: Trainer) -> None
 
 def test_plan_and_adapter_must_fit(trainer: Trainer) -> None:
     manifest = trainer.artifact.manifest
-    adapter = start_adapter(trainer.artifact)
+    adapter = start_adapter(trainer.artifact, RANK)
     pruned = Plan.from_kept(manifest, {(0, "heads"): [0]})
     with pytest.raises(TensorError):
         trainer.start(pruned, RANK, adapter, GIVEN)
@@ -244,7 +226,7 @@ def examples_of(trainer: Trainer, lengths: list[int]) -> Dataset:
 
 
 def test_evaluation_does_not_depend_on_batches_or_padding(trainer: Trainer) -> None:
-    dataset, adapter = examples_of(trainer, [3, 30, 9, 17, 2]), start_adapter(trainer.artifact)
+    dataset, adapter = examples_of(trainer, [3, 30, 9, 17, 2]), start_adapter(trainer.artifact, RANK)
     evaluator = Evaluator.load(trainer.artifact, Plan.full(trainer.artifact.manifest), num_threads=1, mode=trainer.mode)
     one, many = (evaluator.evaluate(adapter, RANK, 2.0, dataset, size) for size in (1, 5))
     is_language = trainer.artifact.manifest.task == "causal-lm"
@@ -265,7 +247,7 @@ def test_evaluator_of_a_run_sees_the_same_weights(trainer: Trainer) -> None:
 def test_nothing_to_evaluate(trainer: Trainer) -> None:
     empty = examples_of(trainer, [4]).subset(np.array([], np.int64))
     evaluator = Evaluator.load(trainer.artifact, Plan.full(trainer.artifact.manifest), num_threads=1, mode=trainer.mode)
-    result = evaluator.evaluate(start_adapter(trainer.artifact), RANK, 2.0, empty, 2)
+    result = evaluator.evaluate(start_adapter(trainer.artifact, RANK), RANK, 2.0, empty, 2)
     assert result == EvaluationResult(loss_sum=0.0, num_targets=0, num_correct=0)
     assert math.isnan(result.loss)
     assert math.isnan(result.accuracy)

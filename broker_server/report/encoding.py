@@ -1,0 +1,35 @@
+"""The bytes of what is left for programs: reports of runs, comparisons and benchmarks."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from broker_server.errors import ReportError
+
+R = TypeVar("R", bound=msgspec.Struct)
+
+
+def encode(report: msgspec.Struct) -> bytes:
+    """Indented UTF-8 JSON."""
+    return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+
+
+def decode(data: bytes, kind: type[R], *, what: str, version: int) -> R:
+    """Read what :func:`encode` wrote.
+
+    Args:
+        data: the file's bytes.
+        kind: a Struct whose ``schema_version`` takes one value.
+        what: the file, in errors.
+        version: that value.
+
+    Raises:
+        ReportError: malformed, or of another schema version.
+    """
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        msg = f"{what} is malformed, or of another version than {version}: {error}"
+        raise ReportError(msg) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -50,6 +51,8 @@ class Samples:
     """In the order of the runs."""
     best_s: dict[Product, float]
     """Least time of each matrix product over all runs."""
+    p50_s: dict[Product, float]
+    """Median over the runs of the median of a run."""
 
 
 class Stage:
@@ -116,17 +119,22 @@ class Stage:
             DiskFullError: there is no space for a request.
         """
         samples: dict[str, list[Sample]] = {contender.name: [] for contender in contenders}
-        best_s: dict[Product, float] = {}
+        rates: list[RatesResult] = []
         for run in range(self._settings.runs):
             turn = run % (len(contenders) + 1)
             turns: list[Contender | None] = [*contenders, None]
             for contender in turns[turn:] + turns[:turn]:
                 if contender is None:
-                    for product, seconds in zip(products, self._rates(products, run), strict=True):
-                        best_s[product] = min(seconds, best_s.get(product, seconds))
+                    rates.append(self._rates(products, run))
                 else:
                     samples[contender.name].append(self._sample(contender, run))
-        return Samples(by_contender=samples, best_s=best_s)
+        least = zip(*(result.best_s for result in rates), strict=True)
+        medians = zip(*(result.p50_s for result in rates), strict=True)
+        return Samples(
+            by_contender=samples,
+            best_s=dict(zip(products, map(min, least), strict=True)),
+            p50_s=dict(zip(products, map(statistics.median, medians), strict=True)),
+        )
 
     def _sample(self, contender: Contender, run: int) -> Sample:
         request = self._settings.request(contender.engine, contender.arm, self.artifact, self.ort_models, run)
@@ -137,13 +145,13 @@ class Stage:
         self._tell(contender.name, run, f"{least_s:.4g} s a step at best, {result.peak_rss_bytes / 1e6:.0f} MB")
         return sample
 
-    def _rates(self, products: Sequence[Product], run: int) -> tuple[float, ...]:
+    def _rates(self, products: Sequence[Product], run: int) -> RatesResult:
         shapes = tuple(dataclasses.astuple(product) for product in products)
         request = RatesRequest(num_threads=self._settings.threads, shapes=shapes, min_s=PRODUCT_S)
         result = self._ask(LIMIT, export_door.process("matmul_rates"), request, RatesResult, run)
         rates = [product.flops / seconds for product, seconds in zip(products, result.best_s, strict=True)]
         self._tell(LIMIT, run, f"{max(rates) / 1e9:.1f} GFLOP/s at best")
-        return result.best_s
+        return result
 
     def _ask(self, name: str, command: Sequence[str], request: msgspec.Struct, kind: type[Answer], run: int) -> Answer:
         """Start a process with a request, wait for its end, read its answer: the last line that it printed."""

@@ -59,13 +59,17 @@ class EngineFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ShapeRate(msgspec.Struct, frozen=True, kw_only=True):
-    """A matrix product of the step at onnxruntime's best."""
+    """A matrix product of the step by onnxruntime."""
 
     shape: ProductShape
     count: int
     """How often a step has it."""
     best_s: float
+    """Least time."""
+    p50_s: float
+    """Median time."""
     flops_per_s: float
+    """At the least time."""
 
 
 class Limit(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,6 +80,8 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True):
     """The best rate over the shapes."""
     step_s: float
     """``step_flops / best_flops_per_s``."""
+    p50_flops_per_s: float
+    """The best over the shapes of the rates at their median times."""
     per_shape_step_s: float
     """Sum over the products of the best time of each one's shape."""
     shapes: tuple[ShapeRate, ...]
@@ -97,6 +103,8 @@ class BenchReport(msgspec.Struct, frozen=True, kw_only=True):
     """``limit.step_s`` over the step of ``fused``: the share of the machine's limit that it reaches."""
     limit_ratio_per_shape: float
     """The same with ``limit.per_shape_step_s``."""
+    limit_ratio_p50: float
+    """``limit_ratio`` with ``limit.p50_flops_per_s``: medians on both sides."""
     limit: Limit
     machine: dict[str, str]
     """System, processor, cores, memory, load before and after, versions of this process."""

@@ -40,7 +40,7 @@ def summarise(
         manifest: of the artifact.
         contenders: who took part; ``fused`` is one of them.
         products: of a step of ``fused``.
-        samples: one at least of each contender, and the best time of every product.
+        samples: one at least of each contender, and the times of every product.
         now: Unix seconds.
         loads: the machine's load average over a minute, before and after.
     """
@@ -63,6 +63,7 @@ def summarise(
         same_work=all(figures.same_work is not False for figures in engines.values()),
         limit_ratio=limit.step_s / step_s,
         limit_ratio_per_shape=limit.per_shape_step_s / step_s,
+        limit_ratio_p50=limit.step_flops / limit.p50_flops_per_s / step_s,
         limit=limit,
         machine=_machine(loads),
     )
@@ -131,6 +132,7 @@ def _limit(products: Products, samples: Samples) -> Limit:
             shape=dataclasses.astuple(product),
             count=count,
             best_s=samples.best_s[product],
+            p50_s=samples.p50_s[product],
             flops_per_s=product.flops / samples.best_s[product],
         )
         for product, count in sorted(products.items())
@@ -140,6 +142,7 @@ def _limit(products: Products, samples: Samples) -> Limit:
         step_flops=flops,
         best_flops_per_s=best,
         step_s=flops / best,
+        p50_flops_per_s=max(product.flops / samples.p50_s[product] for product in products),
         per_shape_step_s=sum(shape.count * shape.best_s for shape in shapes),
         shapes=shapes,
     )

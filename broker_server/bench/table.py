@@ -61,7 +61,8 @@ def _remarks(report: BenchReport) -> list[str]:
     share = (
         f"limit_ratio {report.limit_ratio:.3f}: {limit.step_flops / 1e9:.2f} GFLOP a step at "
         f"{limit.best_flops_per_s / 1e9:.1f} GFLOP/s, onnxruntime's best MatMul here, take {limit.step_s:.4f} s; "
-        f"{report.limit_ratio_per_shape:.3f} at each shape's own best."
+        f"{report.limit_ratio_per_shape:.3f} at each shape's own best, {report.limit_ratio_p50:.3f} at "
+        f"{limit.p50_flops_per_s / 1e9:.1f} GFLOP/s, the best median."
     )
     where = (
         f"{machine['system']}, {machine['processor'] or 'unknown processor'}, {machine['cores']} cores, "

@@ -66,6 +66,9 @@ class RatesRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class RatesResult(msgspec.Struct, frozen=True, kw_only=True):
-    """Least wall time of each product, in the order of the request."""
+    """Wall times of each product, in the order of the request."""
 
     best_s: tuple[Seconds, ...]
+    """The least."""
+    p50_s: tuple[Seconds, ...]
+    """The median."""

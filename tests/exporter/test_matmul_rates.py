@@ -15,6 +15,7 @@ def test_every_product_has_a_time_and_a_larger_one_takes_longer() -> None:
     result = rates(RatesRequest(num_threads=1, shapes=shapes, min_s=0.02))
     assert len(result.best_s) == 3
     assert 0 < result.best_s[0] < result.best_s[2]
+    assert all(least <= median < 1 for least, median in zip(result.best_s, result.p50_s, strict=True))
 
 
 def test_rates_are_possible() -> None:

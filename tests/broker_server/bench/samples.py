@@ -60,4 +60,4 @@ def samples(given: BenchSettings = SETTINGS, **changed: list[Sample]) -> Samples
         found[contender.name] = [
             sample(0.1 * factor * scale, 100 * factor, 1.5 * factor * scale) for scale in (1.0, 0.9, 1.2)
         ]
-    return Samples(by_contender=found | changed, best_s={SMALL: 2e-6, LARGE: 1e-3})
+    return Samples(by_contender=found | changed, best_s={SMALL: 2e-6, LARGE: 1e-3}, p50_s={SMALL: 4e-6, LARGE: 4e-3})

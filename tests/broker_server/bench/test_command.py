@@ -51,6 +51,7 @@ def check(report: BenchReport) -> None:
             assert engine.num_trainable == other.num_trainable
     assert report.limit.step_flops > 0
     assert 0 < report.limit_ratio <= report.limit_ratio_per_shape
+    assert report.limit_ratio <= report.limit_ratio_p50
     assert {"system", "processor", "cores", "onnxruntime", "load_before", "load_after"} <= set(report.machine)
 
 

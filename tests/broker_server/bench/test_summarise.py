@@ -59,6 +59,9 @@ def test_the_limit_is_all_products_at_the_best_rate(artifact: Artifact) -> None:
     assert report.limit.best_flops_per_s == pytest.approx(best)
     assert report.limit.step_s == pytest.approx((3 * SMALL.flops + LARGE.flops) / best)
     assert report.limit_ratio == pytest.approx(report.limit.step_s / 0.1)
+    median = SMALL.flops / 4e-6  # twice the large one's
+    assert report.limit.p50_flops_per_s == pytest.approx(median)
+    assert report.limit_ratio_p50 == pytest.approx((3 * SMALL.flops + LARGE.flops) / median / 0.1)
     assert report.limit.per_shape_step_s == pytest.approx(3 * 2e-6 + 1e-3)
     assert report.limit_ratio_per_shape == pytest.approx((3 * 2e-6 + 1e-3) / 0.1)
     assert [(rate.shape, rate.count) for rate in report.limit.shapes] == [

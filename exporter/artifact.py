@@ -63,6 +63,7 @@ def describe(model: PretrainedModel, base: Base) -> Manifest:
         num_layers=family.num_layers,
         hidden_size=family.hidden_size,
         word_embedding=family.word_embedding,
+        post_norm=family.post_norm,
         block_prefixes=tuple(family.block_prefix(layer) for layer in range(family.num_layers)),
         labels=model.labels,
         text=_text_spec(model),

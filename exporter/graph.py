@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -98,12 +98,12 @@ class Graph:
         finally:
             self._scope = before
 
-    def needed(self, values: Sequence[str]) -> list[Node]:
-        """The nodes that ``values`` depend on, in order."""
+    def needed(self, values: Sequence[str], given: Collection[str] = ()) -> list[Node]:
+        """The nodes that ``values`` depend on, in order; what only leads to ``given`` values is left out."""
         wanted = set(values)
         kept = []
         for node in reversed(self.nodes):
-            if wanted.intersection(node.outputs):
+            if wanted.difference(given).intersection(node.outputs):
                 wanted.update(node.inputs)
                 kept.append(node)
         return kept[::-1]

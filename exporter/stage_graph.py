@@ -23,10 +23,15 @@ class StageGraph:
         self.graph = graph
         self.outputs = dict(outputs)
         self.sizes = dict(sizes)
-        self._needed: dict[tuple[str, ...], list[Node]] = {}
+        self._needed: dict[tuple[tuple[str, ...], ...], list[Node]] = {}
 
     def place(
-        self, target: Graph, inputs: Mapping[str, str], sizes: Mapping[str, str], wanted: Sequence[str]
+        self,
+        target: Graph,
+        inputs: Mapping[str, str],
+        sizes: Mapping[str, str],
+        wanted: Sequence[str],
+        given: Mapping[str, str] | None = None,
     ) -> dict[str, str]:
         """Place the part of the stage that computes ``wanted`` in another graph.
 
@@ -35,14 +40,16 @@ class StageGraph:
             inputs: input of the stage to value of ``target``; those that ``wanted`` does not need may be left out.
             sizes: named size to int64 ``[1]`` value of ``target``.
             wanted: outputs of the stage.
+            given: other outputs of the stage, to values of ``target``: they are not computed again.
 
         Returns:
             Output of the stage to value of ``target``.
         """
-        key = tuple(wanted)
+        known = {self.outputs[name]: value for name, value in (given or {}).items()}
+        key = (tuple(wanted), tuple(sorted(known)))
         if key not in self._needed:
-            self._needed[key] = self.graph.needed([self.outputs[name] for name in wanted])
-        rename = dict(inputs) | {name: sizes[size] for size, name in self.sizes.items() if size in sizes}
+            self._needed[key] = self.graph.needed([self.outputs[name] for name in wanted], known)
+        rename = dict(inputs) | known | {name: sizes[size] for size, name in self.sizes.items() if size in sizes}
         for node in self._needed[key]:
             for value in node.inputs:
                 if value in self.graph.constants:

@@ -1,7 +1,8 @@
 """Stages as graphs of their own: a device runs one block at a time, and keeps the activations of no other.
 
 One graph serves all blocks, since they differ in their weights only, which are inputs. The backward of a block contains
-its forward, which is computed again.
+its forward, which is computed again; but where a norm follows the residual sum, that sum is kept from the forward, and
+the last linear layer, whose output nothing else needs, is not.
 """
 
 from __future__ import annotations
@@ -65,9 +66,12 @@ def _embedding(family: Family, stages: Stages) -> onnx.ModelProto:
 def _block(family: Family, stage: StageGraph, num_out: Dimension, *, has_factors: bool = True) -> onnx.ModelProto:
     graph = Graph()
     inputs, sizes = _block_inputs(graph, family, has_factors=has_factors)
-    found = stage.place(graph, inputs, sizes, [names.HIDDEN])
+    kept = [names.RESIDUAL] if has_factors and _keeps_residual(family, num_out) else []
+    found = stage.place(graph, inputs, sizes, [names.HIDDEN, *kept])
     shape = ("batch", num_out, family.hidden_size)
-    return graph.model("block", {names.HIDDEN_OUT: (found[names.HIDDEN], np.float32, shape)})
+    outputs: dict[str, Output] = {names.HIDDEN_OUT: (found[names.HIDDEN], np.float32, shape)}
+    outputs |= {name: (found[name], np.float32, _residual(family)) for name in kept}
+    return graph.model("block", outputs)
 
 
 def _block_backward(family: Family, stage: StageGraph, num_out: Dimension, *, is_first: bool) -> onnx.ModelProto:
@@ -76,13 +80,25 @@ def _block_backward(family: Family, stage: StageGraph, num_out: Dimension, *, is
     inputs, sizes = _block_inputs(graph, family)
     inputs[names.HIDDEN_GRAD] = graph.input(names.HIDDEN_GRAD, np.float32, ("batch", num_out, family.hidden_size))
     graph.input(names.GRAD_ACCUM, np.float32, ("num_params",))
+    kept = [names.RESIDUAL] if _keeps_residual(family, num_out) else []
+    given = {name: graph.input(name, np.float32, _residual(family)) for name in kept}
     factors = _factors(family)
-    found = stage.place(graph, inputs, sizes, [*map(grad_of, factors), *([] if is_first else [names.INPUT_GRAD])])
+    wanted = [*map(grad_of, factors), *([] if is_first else [names.INPUT_GRAD])]
+    found = stage.place(graph, inputs, sizes, wanted, given)
     summed = accumulated(graph, factors, {name: found[grad_of(name)] for name in factors})
     outputs: dict[str, Output] = {names.GRAD_ACCUM_OUT: (summed, np.float32, ("num_params",))}
     if not is_first:
         outputs[names.INPUT_GRAD] = (found[names.INPUT_GRAD], np.float32, hidden)
     return graph.model("first_backward" if is_first else "block_backward", outputs)
+
+
+def _keeps_residual(family: Family, num_out: Dimension) -> bool:
+    """Whether a block's residual sum is kept for its backward: not worth it for first tokens alone."""
+    return family.post_norm and num_out != 1
+
+
+def _residual(family: Family) -> tuple[Dimension, ...]:
+    return "tokens", family.hidden_size
 
 
 def _block_inputs(graph: Graph, family: Family, *, has_factors: bool = True) -> tuple[dict[str, str], dict[str, str]]:

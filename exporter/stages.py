@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from edge_runtime.wire import names
-from edge_runtime.wire.names import HIDDEN, HIDDEN_GRAD, INPUT_GRAD
+from edge_runtime.wire.names import HIDDEN, HIDDEN_GRAD, INPUT_GRAD, RESIDUAL
 from exporter.loss import cross_entropy
 from exporter.trace import BATCH, LENGTH, RANK, TARGETS, Axis, Traced, Tracer
 from exporter.translate import translate
@@ -86,9 +86,11 @@ def _trace_block(family: Family, *, first_only: bool) -> Traced:
         leaves = {name: t[name].detach().requires_grad_() for name in (*trainable, HIDDEN)}
         t = {**t, **leaves}
         context = {spec.name: t[spec.name] for spec in family.context}
-        out = family.block(t, t[HIDDEN], context, first_only=first_only)
+        residual = family.residual(t, t[HIDDEN], context, first_only=first_only)
+        out = family.finish(t, residual).view(t[HIDDEN_GRAD].shape)
         gradients = torch.autograd.grad(out, list(leaves.values()), t[HIDDEN_GRAD])
-        return {HIDDEN: out, **dict(zip([*map(grad_of, trainable), INPUT_GRAD], gradients, strict=True))}
+        outputs = {HIDDEN: out, **dict(zip([*map(grad_of, trainable), INPUT_GRAD], gradients, strict=True))}
+        return {**outputs, RESIDUAL: residual} if family.post_norm else outputs
 
     return tracer.trace(block, inputs)
 

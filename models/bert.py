@@ -27,6 +27,7 @@ class Bert(Family):
     model_types: ClassVar[tuple[str, ...]] = ("bert",)
     tasks: ClassVar[tuple[Task, ...]] = ("text-classification",)
     scores_first_only: ClassVar[bool] = True
+    post_norm: ClassVar[bool] = True
 
     def __init__(self, config: Any, task: Task) -> None:
         """See :meth:`models.family.Family.__init__`."""
@@ -108,17 +109,20 @@ class Bert(Family):
         padding = 1.0 - attention_mask[:, None, None, :].to(torch.float32)
         return hidden, {"mask": padding * torch.finfo(torch.float32).min}
 
-    def block(
+    def residual(
         self, weights: Weights, hidden: torch.Tensor, context: Mapping[str, torch.Tensor], *, first_only: bool = False
     ) -> torch.Tensor:
-        """See :meth:`models.family.Family.block`."""
+        """See :meth:`models.family.Family.residual`."""
         asking = hidden[:, :1] if first_only else hidden
         tokens = asking.flatten(0, 1)
         attended = linear(weights, "attention.output.dense", self._attention(weights, asking, hidden, context["mask"]))
         tokens = self._norm(weights, "attention.output.LayerNorm", attended + tokens)
         wide = self.activation(linear(weights, "intermediate.dense", tokens))
-        tokens = self._norm(weights, "output.LayerNorm", linear(weights, "output.dense", wide) + tokens)
-        return tokens.view(asking.shape)
+        return linear(weights, "output.dense", wide) + tokens
+
+    def finish(self, weights: Weights, residual: torch.Tensor) -> torch.Tensor:
+        """See :meth:`models.family.Family.finish`."""
+        return self._norm(weights, "output.LayerNorm", residual)
 
     def _attention(
         self, weights: Weights, asking: torch.Tensor, hidden: torch.Tensor, mask: torch.Tensor

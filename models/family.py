@@ -59,6 +59,8 @@ class Family(abc.ABC):
     tasks: ClassVar[tuple[Task, ...]]
     scores_first_only: ClassVar[bool] = False
     """Whether only the first token of a sequence is scored, so that the last block need not compute any other."""
+    post_norm: ClassVar[bool] = False
+    """Whether a block ends in a norm of its residual sum: :meth:`finish` is more than the identity."""
 
     config: Any
     num_layers: int
@@ -108,17 +110,30 @@ class Family(abc.ABC):
         """
 
     @abc.abstractmethod
-    def block(
+    def residual(
         self, weights: Weights, hidden: torch.Tensor, context: Mapping[str, torch.Tensor], *, first_only: bool = False
     ) -> torch.Tensor:
-        """Hidden states ``[B, S, H]`` after one block.
+        """The residual sum ``[B * S, H]`` that a block ends in, before :meth:`finish`.
 
         Args:
             weights: the block's parameters without prefix, of the units kept, with the LoRA factors of its targets.
             hidden: ``[B, S, H]``.
             context: what the embedding computed.
-            first_only: give those of the first token alone, ``[B, 1, H]``; for families that score no other.
+            first_only: give that of the first tokens alone, ``[B, H]``; for families that score no other.
         """
+
+    def finish(self, weights: Weights, residual: torch.Tensor) -> torch.Tensor:
+        """Hidden states from a block's residual sum, both ``[B * S, H]``; the same, unless :attr:`post_norm`."""
+        del weights
+        return residual
+
+    def block(
+        self, weights: Weights, hidden: torch.Tensor, context: Mapping[str, torch.Tensor], *, first_only: bool = False
+    ) -> torch.Tensor:
+        """Hidden states ``[B, S, H]`` after one block, or ``[B, 1, H]``; takes what :meth:`residual` takes."""
+        batch, length, size = hidden.shape
+        tokens = self.finish(weights, self.residual(weights, hidden, context, first_only=first_only))
+        return tokens.view(batch, 1 if first_only else length, size)
 
     @abc.abstractmethod
     def logits(self, weights: Weights, hidden: torch.Tensor) -> torch.Tensor:

@@ -110,18 +110,17 @@ class Llama(Family):
         context = {"mask": mask, "cos": angles.cos() * self.rope_scaling, "sin": angles.sin() * self.rope_scaling}
         return functional.embedding(input_ids, weights[_EMBEDDINGS]), context
 
-    def block(
+    def residual(
         self, weights: Weights, hidden: torch.Tensor, context: Mapping[str, torch.Tensor], *, first_only: bool = False
     ) -> torch.Tensor:
-        """See :meth:`models.family.Family.block`; every token is scored."""
+        """See :meth:`models.family.Family.residual`; every token is scored."""
         del first_only
         tokens = hidden.flatten(0, 1)
         normed = self._norm(weights["input_layernorm.weight"], tokens)
         tokens = tokens + linear(weights, "self_attn.o_proj", self._attention(weights, normed, context))
         normed = self._norm(weights["post_attention_layernorm.weight"], tokens)
         gate = self.activation(linear(weights, "mlp.gate_proj", normed))
-        tokens = tokens + linear(weights, "mlp.down_proj", gate * linear(weights, "mlp.up_proj", normed))
-        return tokens.view(hidden.shape)
+        return tokens + linear(weights, "mlp.down_proj", gate * linear(weights, "mlp.up_proj", normed))
 
     def _attention(self, weights: Weights, tokens: torch.Tensor, context: Mapping[str, torch.Tensor]) -> torch.Tensor:
         mask, group, width = context["mask"], self.queries_per_unit, self.head_dim

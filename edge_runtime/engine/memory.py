@@ -55,7 +55,7 @@ class TrainingMemory:
     state: int
     """Adapter, gradients, moments."""
     hidden: int
-    """Staged mode: hidden states between blocks; fused mode: 0, they are among the next."""
+    """Staged mode: hidden states between blocks and residual sums; fused mode: 0, they are among the next."""
     linear: int
     """Inputs and outputs of linear layers, and what is computed from them: of all blocks, or of one."""
     attention: int
@@ -108,7 +108,9 @@ def training_memory(
     else:
         scores = min(scores, SCORE_BYTES // _FLOAT_BYTES)
         state = _STAGED_STATE_VECTORS * num_params
-        hidden = tokens * manifest.hidden_size * (manifest.num_layers - manifest.first_tuned + 2)
+        hidden = (
+            tokens * manifest.hidden_size * (manifest.num_layers - manifest.first_tuned + 2 + _num_residuals(manifest))
+        )
         linear = _STAGED_LINEAR_FLOATS * tokens * max(widths.values(), default=0)
         attention = _STAGED_ATTENTION_FLOATS * tokens * max_length * max(heads.values(), default=0)
     return TrainingMemory(
@@ -130,6 +132,13 @@ def _of_tuned(manifest: Manifest, counts: Mapping[int, int], short_share: float)
         for layer, count in counts.items()
         if layer >= manifest.first_tuned
     )
+
+
+def _num_residuals(manifest: Manifest) -> int:
+    """Blocks whose residual sum is kept: those that are tuned, but a last one that gives first tokens alone."""
+    if not manifest.post_norm:
+        return 0
+    return max(0, manifest.num_layers - manifest.first_tuned - manifest.scores_first_only)
 
 
 def _linear_widths(manifest: Manifest, plan: Plan) -> dict[int, int]:

@@ -125,20 +125,25 @@ class StagedModel:
             summed[...] = grads
             return 0.0
         num_layers, first = self._manifest.num_layers, self._graphs.first_tuned
-        state, spare, *more = self._hidden(num_layers - first + 2, batch)
+        kept = [layer for layer in range(first, num_layers) if self._keeps_residual(layer)]
+        buffers = self._hidden(num_layers - first + 2 + len(kept), batch)
+        residuals = {layer: _flat(buffer) for layer, buffer in zip(kept, buffers, strict=False)}
+        state, spare, *more = buffers[len(kept) :]
         context = self._embed(batch, state)
         for layer in range(first):
             self._forward(layer, state, spare, context, params)
             state, spare = spare, state
         hidden = dict(zip(range(first, num_layers + 1), (state, *more), strict=True))
         for layer in range(first, num_layers):
-            self._forward(layer, hidden[layer], hidden[layer + 1], context, params)
+            self._forward(layer, hidden[layer], hidden[layer + 1], context, params, residuals.get(layer))
         upstream, other = self._given(num_layers - 1, hidden[num_layers]), hidden[num_layers]
         self._loss_scale[...] = 1.0 / num_targets
         loss = self._head(upstream, rows, targets, params, grads, summed)
         for layer in reversed(range(first, num_layers)):
             binding = self._block(self._graphs.backward(layer), layer, hidden[layer], context, params)
             binding.bind(names.HIDDEN_GRAD, upstream)
+            if layer in residuals:
+                binding.bind(names.RESIDUAL, residuals[layer])
             binding.bind(names.GRAD_ACCUM, grads[self._parts.blocks[layer]])
             binding.bind_output(names.GRAD_ACCUM_OUT, summed[self._parts.blocks[layer]])
             if names.INPUT_GRAD in binding.graph.outputs:
@@ -152,10 +157,10 @@ class StagedModel:
         rows, targets = batch.scored()
         if targets.size == 0:
             return 0.0, 0
-        hidden, spare = self._hidden(2, batch)
+        hidden, spare, unused = self._hidden(3, batch)
         context = self._embed(batch, hidden)
         for layer in range(self._manifest.num_layers):
-            self._forward(layer, hidden, spare, context, params)
+            self._forward(layer, hidden, spare, context, params, _flat(unused) if self._keeps_residual(layer) else None)
             hidden, spare = spare, hidden
         scored = self._given(self._manifest.num_layers - 1, hidden).reshape(-1, self._manifest.hidden_size)
         scored = scored[self._among_given(rows)]
@@ -188,11 +193,25 @@ class StagedModel:
         made = self._graphs.stage(names.EMBEDDING_STAGE).outputs - {names.HIDDEN_OUT}
         return tuple(sorted(made))
 
-    def _forward(self, layer: int, hidden: Array, out: Array, context: Mapping[str, Any], params: Array) -> None:
-        """Write the hidden states after a block."""
+    def _forward(
+        self,
+        layer: int,
+        hidden: Array,
+        out: Array,
+        context: Mapping[str, Any],
+        params: Array,
+        residual: Array | None = None,
+    ) -> None:
+        """Write the hidden states after a block, and its residual sum, if the graph gives it."""
         binding = self._block(self._graphs.forward(layer), layer, hidden, context, params)
         binding.bind_output(names.HIDDEN_OUT, self._given(layer, out))
+        if residual is not None:
+            binding.bind_output(names.RESIDUAL, residual)
         binding.run()
+
+    def _keeps_residual(self, layer: int) -> bool:
+        """Whether a block's forward gives the residual sum that its backward takes."""
+        return names.RESIDUAL in self._graphs.stage(self._graphs.forward(layer)).outputs
 
     def _given(self, layer: int, buffer: Array) -> Array:
         """Where a block writes its hidden states: all of a buffer ``[B, L, H]``, or ``[B, 1, H]`` at its beginning."""
@@ -311,3 +330,8 @@ class StagedModel:
     def _bind_dense(self, binding: Binding, params: Array) -> None:
         if self._manifest.dense:
             binding.bind(names.PARAMS, params[self._parts.dense])
+
+
+def _flat(hidden: Array) -> Array:
+    """``[B, L, H]`` as ``[B * L, H]``, the same memory."""
+    return hidden.reshape(-1, hidden.shape[-1])

@@ -134,6 +134,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What precedes the names of each block's weights and targets, layer by layer."""
     word_embedding: str
     """The tensor whose rows are looked up by token id."""
+    post_norm: bool = False
+    """Whether a block ends in a norm of its residual sum; staged mode then keeps that sum for the block's backward."""
     labels: tuple[str, ...]
     """Class names in the order of the classifier's rows; empty for causal-lm."""
     text: TextSpec

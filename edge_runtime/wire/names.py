@@ -66,12 +66,15 @@ LOGITS: Final = "logits"  # float32 [targets, labels]; text-classification only
 # Stages as graphs of their own (staged mode). Weights of a block enter without its prefix; PARAMS, SPLIT_SIZES and
 # GRAD_ACCUM are the block's (or the head's) part of the flat vectors.
 # Embedding: rows of the word embedding, and INPUT_IDS that count those, to HIDDEN_OUT and a context under other names.
-# Block: HIDDEN and the context to HIDDEN_OUT; a last block that has graphs of its own gives [batch, 1, H].
-# Backward of a block: the same and HIDDEN_GRAD to GRAD_ACCUM_OUT and, but for the first block tuned, INPUT_GRAD.
+# Block: HIDDEN and the context to HIDDEN_OUT; a last block that has graphs of its own gives [batch, 1, H]. In a model
+# with norms after the sums (Manifest.post_norm) other blocks with factors give RESIDUAL too.
+# Backward of a block: the same, RESIDUAL where the forward gave it, and HIDDEN_GRAD to GRAD_ACCUM_OUT and, but for the
+# first block tuned, INPUT_GRAD.
 # Head: HIDDEN of the scored positions to LOSS, INPUT_GRAD and, where it is trained, GRAD_ACCUM_OUT.
 # Score: HIDDEN of the scored positions to the outputs of the evaluation graph.
 HIDDEN: Final = "hidden"  # float32 [batch, length, H], or [targets, H] for head and score
 HIDDEN_OUT: Final = "hidden.out"  # float32 [batch, length or 1, H]
+RESIDUAL: Final = "residual"  # float32 [batch * length, H], the sum that the last norm of a block takes
 HIDDEN_GRAD: Final = "hidden.grad"  # float32, gradient with respect to HIDDEN_OUT, in its shape
 INPUT_GRAD: Final = "input.grad"  # float32, gradient with respect to HIDDEN, in its shape
 

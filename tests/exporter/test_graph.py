@@ -98,6 +98,29 @@ def function(request: pytest.FixtureRequest) -> tuple[Callable[[torch.Tensor], t
     return chosen, ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
+def test_an_output_that_is_given_is_not_computed_again() -> None:
+    tracer = Tracer(["n"])
+
+    def function(t: Tensors) -> Tensors:
+        between = t["x"].exp() * 2
+        return {"between": between, "out": between.tanh() + t["x"]}
+
+    graph = Graph()
+    graph.input("x", np.float32, ("n",))
+    graph.input("known", np.float32, ("n",))
+    sizes = {"n": graph.op("Shape", "x", start=0, end=1)}
+    stage = translate(tracer.trace(function, {"x": tracer.tensor(("n",))}))
+    found = stage.place(graph, {"x": "x"}, sizes, ["out"], {"between": "known"})
+    model = graph.model("test", {"out": (found["out"], np.float32, ("n",))})
+    assert "Exp" not in {node.op_type for node in model.graph.node}
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    x, known = np.array([[1, 2], [0.5, -0.5]], np.float32)
+    np.testing.assert_allclose(session.run(None, {"x": x, "known": known})[0], np.tanh(known) + x, rtol=1e-6)
+    whole = stage.place(graph, {"x": "x"}, sizes, ["out"])
+    model = graph.model("test", {"out": (whole["out"], np.float32, ("n",))})
+    assert "Exp" in {node.op_type for node in model.graph.node}, "what is given in one place is computed in another"
+
+
 @given(n=st.integers(1, 5), m=st.integers(1, 4), seed=st.integers(0, 99))
 @settings(max_examples=20, deadline=None)
 def test_a_traced_function_and_its_gradient_hold_at_any_size(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,6 +17,7 @@ from edge_runtime.engine import staged
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.dataset import Batch
 from edge_runtime.engine.frozen import FrozenWeights
+from edge_runtime.engine.memory import training_memory
 from edge_runtime.engine.model import Mode, Model
 from edge_runtime.engine.modes import graphs_of
 from edge_runtime.engine.slicing import slice_weights
@@ -23,6 +26,8 @@ from edge_runtime.wire.adapter import AdapterLayout
 from edge_runtime.wire.manifest import Manifest, Task
 from edge_runtime.wire.plan import Plan
 from exporter.export import export_model
+from models.bert import Bert
+from tests.conftest import save_bert, save_llama
 
 Array = npt.NDArray[np.float32]
 
@@ -83,6 +88,49 @@ def test_modes_agree_where_the_top_block_alone_is_tuned(
     assert artifact.manifest.first_tuned == artifact.manifest.num_layers - 1 > 0
     for pruned in (False, True):
         assert_modes_agree(artifact, 3, 9, 0, pruned=pruned)
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_modes_agree_where_there_are_blocks_between_the_first_and_the_last(family: str, tmp_path: Path) -> None:
+    if family == "bert":
+        save_bert(tmp_path / "model", num_hidden_layers=4)
+        export_model(tmp_path / "model", "text-classification", tmp_path / "artifact", labels=["red", "green", "blue"])
+    else:
+        save_llama(tmp_path / "model", num_hidden_layers=4)
+        export_model(tmp_path / "model", "causal-lm", tmp_path / "artifact")
+    for pruned in (False, True):
+        assert_modes_agree(Artifact.open(tmp_path / "artifact"), 3, 9, 0, pruned=pruned)
+
+
+def test_where_a_norm_follows_the_sum_the_last_linear_layer_is_not_computed_again(tiny_bert_artifact: Path) -> None:
+    def readers(stage: str, name: str) -> list[str]:
+        graph = onnx.load(tiny_bert_artifact / stage).graph
+        return [node.op_type for node in graph.node if name in node.input]
+
+    assert readers(names.BLOCK_STAGE, "output.dense.bias") == ["Gemm"]
+    for stage in (names.BLOCK_BACKWARD_STAGE, names.FIRST_BACKWARD_STAGE):
+        assert readers(stage, names.RESIDUAL)
+        assert not readers(stage, "output.dense.bias")
+        assert readers(stage, "intermediate.dense.bias") == ["Gemm"]
+    assert readers(names.LAST_BACKWARD_STAGE, "output.dense.bias") == ["Gemm"], "of first tokens alone: nothing is kept"
+
+
+def test_an_artifact_of_before_residual_sums_were_kept_trains(
+    tiny_bert_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_bert_model: Path
+) -> None:
+    monkeypatch.setattr(Bert, "post_norm", False)  # writes the graphs that there were then
+    export_model(tiny_bert_model, "text-classification", tmp_path / "old", labels=["red", "green", "blue"])
+    monkeypatch.undo()
+    file = tmp_path / "old" / names.MANIFEST_FILE
+    fields = json.loads(file.read_bytes())
+    assert fields.pop("post_norm") is False
+    file.write_text(json.dumps(fields))
+    old, new = Artifact.open(tmp_path / "old"), Artifact.open(tiny_bert_artifact)
+    assert names.RESIDUAL not in {output.name for output in onnx.load(old.path(names.BLOCK_STAGE)).graph.output}
+    assert_modes_agree(old, 3, 9, 0, pruned=True)
+    assert training_memory(old.manifest, Plan.full(old.manifest), 4, 8, 64, "staged").hidden < (
+        training_memory(new.manifest, Plan.full(new.manifest), 4, 8, 64, "staged").hidden
+    )
 
 
 def assert_modes_agree(artifact: Artifact, rows: int, length: int, seed: int, *, pruned: bool) -> None:

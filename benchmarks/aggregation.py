@@ -65,6 +65,7 @@ def minilm() -> Manifest:
         num_layers=NUM_LAYERS,
         block_prefixes=tuple(f"layer.{layer}." for layer in range(NUM_LAYERS)),
         word_embedding="embedding",
+        post_norm=False,
         hidden_size=HIDDEN,
         labels=("a", "b", "c", "d"),
         text=TextSpec(pad_token_id=0, eos_token_id=None, append_eos=False, max_length=512, vocab_size=30522),

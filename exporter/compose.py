@@ -56,8 +56,10 @@ class Composition:
         graph.input(names.RANK, np.int64, (1,))
         graph.input(names.LORA_SCALING, np.float32, ())
         for spec in self._manifest.tensors:
-            scope = f"layer{spec.layer}_"
-            graph.input(spec.name, np.float32, dimensions(spec.shape, spec.prune, scope))
+            axes = dimensions(spec.shape, spec.prune, f"layer{spec.layer}_")
+            if spec.name in self._manifest.looked_up:
+                axes[0] = "token_rows"  # those that a batch needs
+            graph.input(spec.name, np.float32, axes)
 
     def _unit_sizes(self, layer: int) -> dict[str, str]:
         return unit_sizes(self.graph, self._family, self._family.block_prefix(layer))

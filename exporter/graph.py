@@ -100,11 +100,11 @@ class Graph:
 
     def needed(self, values: Sequence[str], given: Collection[str] = ()) -> list[Node]:
         """The nodes that ``values`` depend on, in order; what only leads to ``given`` values is left out."""
-        wanted = set(values)
+        wanted, known = set(values).difference(given), set(given)
         kept = []
         for node in reversed(self.nodes):
-            if wanted.difference(given).intersection(node.outputs):
-                wanted.update(node.inputs)
+            if not wanted.isdisjoint(node.outputs):
+                wanted.update(value for value in node.inputs if value not in known)
                 kept.append(node)
         return kept[::-1]
 

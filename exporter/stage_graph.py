@@ -57,5 +57,5 @@ class StageGraph:
                     rename[value] = target.constant(array, array.dtype)
             sources = [rename[value] for value in node.inputs]
             made = target.multi(node.kind, sources, len(node.outputs), **dict(node.attributes))
-            rename.update(zip(node.outputs, made, strict=True))
+            rename.update(pair for pair in zip(node.outputs, made, strict=True) if pair[0] not in known)
         return {name: rename[self.outputs[name]] for name in wanted}

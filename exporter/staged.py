@@ -70,7 +70,7 @@ def _block(family: Family, stage: StageGraph, num_out: Dimension, *, has_factors
     found = stage.place(graph, inputs, sizes, [names.HIDDEN, *kept])
     shape = ("batch", num_out, family.hidden_size)
     outputs: dict[str, Output] = {names.HIDDEN_OUT: (found[names.HIDDEN], np.float32, shape)}
-    outputs |= {name: (found[name], np.float32, _residual(family)) for name in kept}
+    outputs |= {name: (found[name], np.float32, _residual_shape(family)) for name in kept}
     return graph.model("block", outputs)
 
 
@@ -81,7 +81,7 @@ def _block_backward(family: Family, stage: StageGraph, num_out: Dimension, *, is
     inputs[names.HIDDEN_GRAD] = graph.input(names.HIDDEN_GRAD, np.float32, ("batch", num_out, family.hidden_size))
     graph.input(names.GRAD_ACCUM, np.float32, ("num_params",))
     kept = [names.RESIDUAL] if _keeps_residual(family, num_out) else []
-    given = {name: graph.input(name, np.float32, _residual(family)) for name in kept}
+    given = {name: graph.input(name, np.float32, _residual_shape(family)) for name in kept}
     factors = _factors(family)
     wanted = [*map(grad_of, factors), *([] if is_first else [names.INPUT_GRAD])]
     found = stage.place(graph, inputs, sizes, wanted, given)
@@ -97,7 +97,7 @@ def _keeps_residual(family: Family, num_out: Dimension) -> bool:
     return family.post_norm and num_out != 1
 
 
-def _residual(family: Family) -> tuple[Dimension, ...]:
+def _residual_shape(family: Family) -> tuple[Dimension, ...]:
     return "tokens", family.hidden_size
 
 

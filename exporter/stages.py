@@ -86,8 +86,7 @@ def _trace_block(family: Family, *, first_only: bool) -> Traced:
         leaves = {name: t[name].detach().requires_grad_() for name in (*trainable, HIDDEN)}
         t = {**t, **leaves}
         context = {spec.name: t[spec.name] for spec in family.context}
-        residual = family.residual(t, t[HIDDEN], context, first_only=first_only)
-        out = family.finish(t, residual).view(t[HIDDEN_GRAD].shape)
+        out, residual = family.block(t, t[HIDDEN], context, first_only=first_only)
         gradients = torch.autograd.grad(out, list(leaves.values()), t[HIDDEN_GRAD])
         outputs = {HIDDEN: out, **dict(zip([*map(grad_of, trainable), INPUT_GRAD], gradients, strict=True))}
         return {**outputs, RESIDUAL: residual} if family.post_norm else outputs
@@ -102,7 +101,8 @@ def _trace_plain_block(family: Family) -> Traced:
     inputs[HIDDEN] = tracer.tensor((BATCH, LENGTH, family.hidden_size))
 
     def block(t: Tensors) -> Tensors:
-        return {HIDDEN: family.block(t, t[HIDDEN], {spec.name: t[spec.name] for spec in family.context})}
+        out, _ = family.block(t, t[HIDDEN], {spec.name: t[spec.name] for spec in family.context})
+        return {HIDDEN: out}
 
     return tracer.trace(block, inputs)
 

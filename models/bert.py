@@ -27,7 +27,6 @@ class Bert(Family):
     model_types: ClassVar[tuple[str, ...]] = ("bert",)
     tasks: ClassVar[tuple[Task, ...]] = ("text-classification",)
     scores_first_only: ClassVar[bool] = True
-    post_norm: ClassVar[bool] = True
 
     def __init__(self, config: Any, task: Task) -> None:
         """See :meth:`models.family.Family.__init__`."""
@@ -120,8 +119,8 @@ class Bert(Family):
         wide = self.activation(linear(weights, "intermediate.dense", tokens))
         return linear(weights, "output.dense", wide) + tokens
 
-    def finish(self, weights: Weights, residual: torch.Tensor) -> torch.Tensor:
-        """See :meth:`models.family.Family.finish`."""
+    def after_residual(self, weights: Weights, residual: torch.Tensor) -> torch.Tensor:
+        """See :meth:`models.family.Family.after_residual`."""
         return self._norm(weights, "output.LayerNorm", residual)
 
     def _attention(

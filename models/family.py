@@ -59,8 +59,6 @@ class Family(abc.ABC):
     tasks: ClassVar[tuple[Task, ...]]
     scores_first_only: ClassVar[bool] = False
     """Whether only the first token of a sequence is scored, so that the last block need not compute any other."""
-    post_norm: ClassVar[bool] = False
-    """Whether a block ends in a norm of its residual sum: :meth:`finish` is more than the identity."""
 
     config: Any
     num_layers: int
@@ -113,7 +111,7 @@ class Family(abc.ABC):
     def residual(
         self, weights: Weights, hidden: torch.Tensor, context: Mapping[str, torch.Tensor], *, first_only: bool = False
     ) -> torch.Tensor:
-        """The residual sum ``[B * S, H]`` that a block ends in, before :meth:`finish`.
+        """The residual sum ``[B * S, H]`` that a block ends in, before :meth:`after_residual`.
 
         Args:
             weights: the block's parameters without prefix, of the units kept, with the LoRA factors of its targets.
@@ -122,18 +120,28 @@ class Family(abc.ABC):
             first_only: give that of the first tokens alone, ``[B, H]``; for families that score no other.
         """
 
-    def finish(self, weights: Weights, residual: torch.Tensor) -> torch.Tensor:
+    def after_residual(self, weights: Weights, residual: torch.Tensor) -> torch.Tensor:
         """Hidden states from a block's residual sum, both ``[B * S, H]``; the same, unless :attr:`post_norm`."""
         del weights
         return residual
 
+    @property
+    def post_norm(self) -> bool:
+        """Whether a block ends in a norm of its residual sum: in more than that sum."""
+        return type(self).after_residual is not Family.after_residual
+
     def block(
         self, weights: Weights, hidden: torch.Tensor, context: Mapping[str, torch.Tensor], *, first_only: bool = False
-    ) -> torch.Tensor:
-        """Hidden states ``[B, S, H]`` after one block, or ``[B, 1, H]``; takes what :meth:`residual` takes."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One block; takes what :meth:`residual` takes.
+
+        Returns:
+            Hidden states ``[B, S, H]``, or ``[B, 1, H]`` of first tokens alone, and the residual sum before them.
+        """
         batch, length, size = hidden.shape
-        tokens = self.finish(weights, self.residual(weights, hidden, context, first_only=first_only))
-        return tokens.view(batch, 1 if first_only else length, size)
+        residual = self.residual(weights, hidden, context, first_only=first_only)
+        out = self.after_residual(weights, residual)
+        return out.view(batch, 1 if first_only else length, size), residual
 
     @abc.abstractmethod
     def logits(self, weights: Weights, hidden: torch.Tensor) -> torch.Tensor:

@@ -55,6 +55,17 @@ class Samples:
     """Median over the runs of the median of a run."""
 
 
+def over_runs(rates: Sequence[RatesResult]) -> tuple[list[float], list[float]]:
+    """Of each product the least time over all runs, and the median over the runs of their medians.
+
+    >>> over_runs([RatesResult(best_s=(1.0,), p50_s=(x,)) for x in (2.0, 9.0, 4.0)])
+    ([1.0], [4.0])
+    """
+    least = [min(times) for times in zip(*(result.best_s for result in rates), strict=True)]
+    medians = [statistics.median(times) for times in zip(*(result.p50_s for result in rates), strict=True)]
+    return least, medians
+
+
 class Stage:
     """Where processes are started, one after the other.
 
@@ -128,12 +139,11 @@ class Stage:
                     rates.append(self._rates(products, run))
                 else:
                     samples[contender.name].append(self._sample(contender, run))
-        least = zip(*(result.best_s for result in rates), strict=True)
-        medians = zip(*(result.p50_s for result in rates), strict=True)
+        best_s, p50_s = over_runs(rates)
         return Samples(
             by_contender=samples,
-            best_s=dict(zip(products, map(min, least), strict=True)),
-            p50_s=dict(zip(products, map(statistics.median, medians), strict=True)),
+            best_s=dict(zip(products, best_s, strict=True)),
+            p50_s=dict(zip(products, p50_s, strict=True)),
         )
 
     def _sample(self, contender: Contender, run: int) -> Sample:
@@ -149,6 +159,9 @@ class Stage:
         shapes = tuple(dataclasses.astuple(product) for product in products)
         request = RatesRequest(num_threads=self._settings.threads, shapes=shapes, min_s=PRODUCT_S)
         result = self._ask(LIMIT, export_door.process("matmul_rates"), request, RatesResult, run)
+        if not len(result.best_s) == len(result.p50_s) == len(products):
+            msg = f"{LIMIT} printed times of {len(result.best_s)} products, {len(products)} were asked for"
+            raise ChildFailedError(msg, ExitCode.RUN_FAILED, self._folder)
         rates = [product.flops / seconds for product, seconds in zip(products, result.best_s, strict=True)]
         self._tell(LIMIT, run, f"{max(rates) / 1e9:.1f} GFLOP/s at best")
         return result

@@ -67,7 +67,7 @@ class ShapeRate(msgspec.Struct, frozen=True, kw_only=True):
     best_s: float
     """Least time."""
     p50_s: float
-    """Median time."""
+    """Median time: over the runs, of each run's median."""
     flops_per_s: float
     """At the least time."""
 

@@ -12,6 +12,7 @@ from edge_runtime.wire.plan import Indices
 from edge_runtime.wire.quantization import Quantized
 
 Array = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
 Held = npt.NDArray[Any] | Quantized
 """A weight as it is kept: float32 or float16, or a matrix in fewer bits."""
 
@@ -47,9 +48,18 @@ class FrozenWeights(Mapping[str, Array]):
         held = self._held[name]
         return not isinstance(held, Quantized) and held.dtype == np.float32
 
-    def rows(self, name: str, indices: npt.NDArray[np.int64]) -> Array:
-        """Rows of a matrix, float32 ``[len(indices), columns]``."""
-        return as_float32(take(self._held[name], indices, 0))
+    def table(self, name: str, token_ids: Int64) -> tuple[Array, Int64]:
+        """Rows of a matrix for some tokens, each once, and the tokens as indices of those.
+
+        Args:
+            name: of a matrix ``[V, H]``.
+            token_ids: ``[B, L]``, below V.
+
+        Returns:
+            Float32 ``[U, H]`` and int64 ``[B, L]``, below U.
+        """
+        tokens, indices = np.unique(token_ids, return_inverse=True)
+        return as_float32(take(self._held[name], tokens, 0)), indices.reshape(token_ids.shape)
 
     def write(self, name: str, out: Array) -> None:
         """Write a weight to an array of its shape."""

@@ -49,8 +49,8 @@ class FusedGraphs:
 
     @property
     def keeps_stored(self) -> Collection[str]:
-        """None: the graphs take float32, all at once."""
-        return ()
+        """Only what is looked up; the graphs take everything else as float32, all at once."""
+        return self._artifact.manifest.looked_up
 
     def load_training(self) -> None:
         """See :meth:`edge_runtime.engine.model.Graphs.load_training`."""
@@ -58,15 +58,16 @@ class FusedGraphs:
 
     def model(self, weights: FrozenWeights) -> FusedModel:
         """See :meth:`edge_runtime.engine.model.Graphs.model`."""
-        return FusedModel(self, weights)
+        return FusedModel(self, weights, self._artifact.manifest.looked_up)
 
 
 class FusedModel:
     """See :class:`edge_runtime.engine.model.Model`."""
 
-    def __init__(self, graphs: FusedGraphs, weights: FrozenWeights) -> None:
+    def __init__(self, graphs: FusedGraphs, weights: FrozenWeights, looked_up: Collection[str]) -> None:
         self._graphs = graphs
         self._weights = weights
+        self._looked_up = looked_up
         self._sizes: dict[str, npt.NDArray[Any]] = {}
         self._loss, self._loss_scale = np.zeros((), np.float32), np.zeros((), np.float32)
         self._loss_sum, self._num_correct = np.zeros((), np.float32), np.zeros((), np.int64)
@@ -106,7 +107,7 @@ class FusedModel:
             summed[...] = grads
             return 0.0
         binding = self._training
-        _bind_batch(binding, batch)
+        self._bind_batch(binding, batch)
         self._loss_scale[...] = 1.0 / num_targets
         binding.bind(names.PARAMS, params)
         binding.bind(names.GRAD_ACCUM, grads)
@@ -119,7 +120,7 @@ class FusedModel:
         if batch.num_targets == 0:
             return 0.0, 0
         binding = self._evaluation
-        _bind_batch(binding, batch)
+        self._bind_batch(binding, batch)
         binding.bind(names.PARAMS, params)
         binding.run()
         return float(self._loss_sum), int(self._num_correct)
@@ -130,20 +131,24 @@ class FusedModel:
 
     def _bound(self, graph: Graph) -> Binding:
         binding = Binding(graph)
-        _bind_known(binding, self._weights)
+        for name in binding.graph.inputs.intersection(self._weights).difference(self._looked_up):
+            binding.bind(name, self._weights[name])
         _bind_known(binding, self._sizes)
         return binding
+
+    def _bind_batch(self, binding: Binding, batch: Batch) -> None:
+        rows, targets = batch.scored()
+        token_ids = batch.input_ids
+        for name in self._looked_up:
+            table, token_ids = self._weights.table(name, token_ids)
+            binding.bind(name, table)
+        binding.bind(names.INPUT_IDS, token_ids)
+        binding.bind(names.ATTENTION_MASK, batch.attention_mask)
+        binding.bind(names.TARGETS, targets)
+        _bind_known(binding, {names.ROWS: rows})
 
 
 def _bind_known(binding: Binding, values: Mapping[str, npt.NDArray[Any]]) -> None:
     """Bind those that the graph has; onnxruntime drops inputs that nothing depends on."""
     for name in binding.graph.inputs & set(values):
         binding.bind(name, values[name])
-
-
-def _bind_batch(binding: Binding, batch: Batch) -> None:
-    rows, targets = batch.scored()
-    binding.bind(names.INPUT_IDS, batch.input_ids)
-    binding.bind(names.ATTENTION_MASK, batch.attention_mask)
-    binding.bind(names.TARGETS, targets)
-    _bind_known(binding, {names.ROWS: rows})

@@ -108,9 +108,8 @@ def training_memory(
     else:
         scores = min(scores, SCORE_BYTES // _FLOAT_BYTES)
         state = _STAGED_STATE_VECTORS * num_params
-        hidden = (
-            tokens * manifest.hidden_size * (manifest.num_layers - manifest.first_tuned + 2 + _num_residuals(manifest))
-        )
+        num_hidden = manifest.num_layers - manifest.first_tuned + 2 + len(manifest.residual_layers)
+        hidden = tokens * manifest.hidden_size * num_hidden
         linear = _STAGED_LINEAR_FLOATS * tokens * max(widths.values(), default=0)
         attention = _STAGED_ATTENTION_FLOATS * tokens * max_length * max(heads.values(), default=0)
     return TrainingMemory(
@@ -132,13 +131,6 @@ def _of_tuned(manifest: Manifest, counts: Mapping[int, int], short_share: float)
         for layer, count in counts.items()
         if layer >= manifest.first_tuned
     )
-
-
-def _num_residuals(manifest: Manifest) -> int:
-    """Blocks whose residual sum is kept: those that are tuned, but a last one that gives first tokens alone."""
-    if not manifest.post_norm:
-        return 0
-    return max(0, manifest.num_layers - manifest.first_tuned - manifest.scores_first_only)
 
 
 def _linear_widths(manifest: Manifest, plan: Plan) -> dict[int, int]:
@@ -169,8 +161,8 @@ def _num_query_heads(manifest: Manifest, plan: Plan) -> dict[int, int]:
 def _weight_bytes(manifest: Manifest, plan: Plan, mode: Mode) -> int:
     """Bytes of the sliced weights.
 
-    In staged mode matrices of blocks, and a word embedding that is no output matrix, stay as they are stored; the
-    matrices of one block are there as float32 too.
+    A word embedding that is no output matrix stays as it is stored; in staged mode matrices of blocks do too, and those
+    of one block are there as float32 beside that.
     """
     weights = 0.0
     converted: dict[int, int] = {}
@@ -180,7 +172,7 @@ def _weight_bytes(manifest: Manifest, plan: Plan, mode: Mode) -> int:
         if mode == "staged" and tensor.layer is not None and len(shape) > 1 and tensor.dtype != "float32":
             weights += size * _STORED_BYTES[tensor.dtype]
             converted[tensor.layer] = converted.get(tensor.layer, 0) + size * _FLOAT_BYTES
-        elif mode == "staged" and tensor.name == manifest.word_embedding and not manifest.is_embedding_tied:
+        elif tensor.name in manifest.looked_up:
             weights += size * _STORED_BYTES[tensor.dtype]
         else:
             weights += size * _FLOAT_BYTES

@@ -1,7 +1,8 @@
 """Staged mode: a graph for each stage, run block by block; a block's forward is computed again in its backward.
 
-Alive at a time are the hidden states between blocks and the activations of one block. Scores are computed for so many
-positions at a time as take :data:`SCORE_BYTES`, which bounds what a large vocabulary costs.
+Alive at a time are the hidden states between blocks, the activations of one block and, where a norm ends a block, the
+residual sums before these norms, which spare the backward each block's last linear layer. Scores are computed for so
+many positions at a time as take :data:`SCORE_BYTES`, which bounds what a large vocabulary costs.
 
 Shape legend: ``B`` examples, ``L`` length, ``H`` hidden size, ``T`` scored positions, ``C`` classes or vocabulary.
 """
@@ -57,7 +58,7 @@ class StagedGraphs:
     def keeps_stored(self) -> Collection[str]:
         """Matrices of blocks, converted when it is their turn; and a word embedding that is only looked up."""
         kept = {tensor.name for tensor in self.manifest.tensors if tensor.layer is not None and len(tensor.shape) > 1}
-        return kept if self.manifest.is_embedding_tied else {*kept, self.manifest.word_embedding}
+        return kept | self.manifest.looked_up
 
     def forward(self, layer: int) -> str:
         """File of a block's forward."""
@@ -125,7 +126,7 @@ class StagedModel:
             summed[...] = grads
             return 0.0
         num_layers, first = self._manifest.num_layers, self._graphs.first_tuned
-        kept = [layer for layer in range(first, num_layers) if self._keeps_residual(layer)]
+        kept = self._manifest.residual_layers
         buffers = self._hidden(num_layers - first + 2 + len(kept), batch)
         residuals = {layer: _flat(buffer) for layer, buffer in zip(kept, buffers, strict=False)}
         state, spare, *more = buffers[len(kept) :]
@@ -157,10 +158,11 @@ class StagedModel:
         rows, targets = batch.scored()
         if targets.size == 0:
             return 0.0, 0
-        hidden, spare, unused = self._hidden(3, batch)
+        kept = self._manifest.residual_layers
+        hidden, spare, *unused = self._hidden(3 if kept else 2, batch)
         context = self._embed(batch, hidden)
         for layer in range(self._manifest.num_layers):
-            self._forward(layer, hidden, spare, context, params, _flat(unused) if self._keeps_residual(layer) else None)
+            self._forward(layer, hidden, spare, context, params, _flat(*unused) if layer in kept else None)
             hidden, spare = spare, hidden
         scored = self._given(self._manifest.num_layers - 1, hidden).reshape(-1, self._manifest.hidden_size)
         scored = scored[self._among_given(rows)]
@@ -179,10 +181,9 @@ class StagedModel:
     def _embed(self, batch: Batch, out: Array) -> dict[str, Any]:
         """Write hidden states ``[B, L, H]``; returns the context tensors, as onnxruntime has them."""
         binding = self._stage(names.EMBEDDING_STAGE, None)
-        name = self._manifest.word_embedding
-        tokens, rows = np.unique(batch.input_ids, return_inverse=True)
-        binding.bind(name, self._weights.rows(name, tokens))
-        binding.bind(names.INPUT_IDS, rows.reshape(batch.input_ids.shape))
+        table, indices = self._weights.table(self._manifest.word_embedding, batch.input_ids)
+        binding.bind(self._manifest.word_embedding, table)
+        binding.bind(names.INPUT_IDS, indices)
         binding.bind(names.ATTENTION_MASK, batch.attention_mask)
         binding.bind_output(names.HIDDEN_OUT, out)
         return binding.run_for(self._context_names)
@@ -208,10 +209,6 @@ class StagedModel:
         if residual is not None:
             binding.bind_output(names.RESIDUAL, residual)
         binding.run()
-
-    def _keeps_residual(self, layer: int) -> bool:
-        """Whether a block's forward gives the residual sum that its backward takes."""
-        return names.RESIDUAL in self._graphs.stage(self._graphs.forward(layer)).outputs
 
     def _given(self, layer: int, buffer: Array) -> Array:
         """Where a block writes its hidden states: all of a buffer ``[B, L, H]``, or ``[B, 1, H]`` at its beginning."""
@@ -248,7 +245,7 @@ class StagedModel:
         return total
 
     def _hidden(self, count: int, batch: Batch) -> list[Array]:
-        """Arrays ``[B, L, H]`` for hidden states, the same memory for every batch."""
+        """Arrays ``[B, L, H]`` for hidden states and residual sums, the same memory for every batch."""
         return [self._buffer(index, batch) for index in range(count)]
 
     def _buffer(self, index: int, batch: Batch) -> Array:

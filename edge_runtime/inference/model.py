@@ -309,6 +309,7 @@ def _as_artifact(directory: Path, info: CompactInfo) -> Artifact:
         hidden_size=0,
         block_prefixes=("",),
         word_embedding="embedding",
+        post_norm=False,
         labels=info.labels,
         text=info.text,
         groups=(),

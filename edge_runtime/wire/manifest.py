@@ -15,10 +15,10 @@ from typing import Final, Literal
 import msgspec
 
 from edge_runtime.wire import limits, names
-from edge_runtime.wire.described import decode_description, encode_description
 from edge_runtime.wire.errors import ManifestError
+from edge_runtime.wire.versioned import decode_description, encode_description
 
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 """Version of the artifact format; an artifact of another version is refused."""
 
 NF4_BLOCK_SIZE: Final = 64
@@ -134,7 +134,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What precedes the names of each block's weights and targets, layer by layer."""
     word_embedding: str
     """The tensor whose rows are looked up by token id."""
-    post_norm: bool = False
+    post_norm: bool
     """Whether a block ends in a norm of its residual sum; staged mode then keeps that sum for the block's backward."""
     labels: tuple[str, ...]
     """Class names in the order of the classifier's rows; empty for causal-lm."""
@@ -155,9 +155,20 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         return self.task == "causal-lm" and sum(tensor.shape == table for tensor in outside) == 1
 
     @property
+    def looked_up(self) -> frozenset[str]:
+        """Matrices of which a batch needs the rows of its tokens alone: the word embedding, unless it is tied."""
+        return frozenset() if self.is_embedding_tied else frozenset({self.word_embedding})
+
+    @property
     def first_tuned(self) -> int:
         """Index of the lowest block with LoRA targets; the number of blocks where there are none."""
         return min((target.layer for target in self.targets), default=self.num_layers)
+
+    @property
+    def residual_layers(self) -> range:
+        """Blocks whose residual sum staged mode keeps: tuned ones, but a last one that gives first tokens alone."""
+        num_kept = self.num_layers - self.scores_first_only if self.post_norm else 0
+        return range(self.first_tuned, max(self.first_tuned, num_kept))
 
     @property
     def scores_first_only(self) -> bool:

@@ -12,11 +12,11 @@ from typing import Annotated, Final, Self
 import msgspec
 
 from edge_runtime.wire.arms import format_arms
-from edge_runtime.wire.described import decode_description, encode_description
 from edge_runtime.wire.errors import ManifestError
 from edge_runtime.wire.manifest import FileRef
 from edge_runtime.wire.messages import Arm, Digest, HyperParameters
 from edge_runtime.wire.plan import Plan
+from edge_runtime.wire.versioned import decode_description, encode_description
 
 FORMAT_VERSION: Final = 1
 """Version of the format; a folder of another version is refused."""

@@ -83,7 +83,9 @@ def test_a_run_without_an_evaluated_round_has_no_report() -> None:
         build_report(facts, [], None)
 
 
-@pytest.mark.parametrize("data", [b"", b"{}", b"[]", b'{"schema_version": 2}'])
+@pytest.mark.parametrize(
+    "data", [b"", b"{}", b"[]", b'{"schema_version": 2}', b'{"a": "\xff"}', b'{"a": ' + b"[" * 200_000]
+)
 def test_what_is_no_report_is_refused(data: bytes) -> None:
     with pytest.raises(ReportError):
         decode_report(data)

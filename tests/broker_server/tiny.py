@@ -90,6 +90,7 @@ def manifest(files: dict[str, FileRef] | None = None) -> Manifest:
         num_layers=LAYERS,
         block_prefixes=tuple(f"layer.{layer}." for layer in range(LAYERS)),
         word_embedding="embedding",
+        post_norm=False,
         hidden_size=HIDDEN,
         labels=("negative", "positive"),
         text=TextSpec(pad_token_id=0, eos_token_id=None, append_eos=False, max_length=16, vocab_size=10),

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from exporter.errors import ExportError
 from exporter.graph import Graph
+from exporter.stage_graph import StageGraph
 from exporter.trace import Tensors, Traced, Tracer
 from exporter.translate import translate
 
@@ -119,6 +120,22 @@ def test_an_output_that_is_given_is_not_computed_again() -> None:
     whole = stage.place(graph, {"x": "x"}, sizes, ["out"])
     model = graph.model("test", {"out": (whole["out"], np.float32, ("n",))})
     assert "Exp" in {node.op_type for node in model.graph.node}, "what is given in one place is computed in another"
+
+
+def test_a_given_output_stays_given_where_its_node_is_needed_for_another() -> None:
+    inner = Graph()
+    inner.input("x", np.float32, (3,))
+    largest, where = inner.multi("TopK", ["x", inner.constant([1], np.int64)], 2)
+    total = inner.op("Add", largest, inner.op("Cast", where, to=1))
+    stage = StageGraph(inner, {"largest": largest, "total": total}, {})
+    graph = Graph()
+    graph.input("x", np.float32, (3,))
+    graph.input("known", np.float32, (1,))
+    found = stage.place(graph, {"x": "x"}, {}, ["total"], {"largest": "known"})
+    model = graph.model("test", {"total": (found["total"], np.float32, (1,))})
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    x, known = np.array([1, 5, 2], np.float32), np.array([40], np.float32)
+    assert session.run(None, {"x": x, "known": known})[0] == [41]
 
 
 @given(n=st.integers(1, 5), m=st.integers(1, 4), seed=st.integers(0, 99))

@@ -66,7 +66,7 @@ def test_the_stages_one_after_the_other_are_the_model(case: tuple[Family, torch.
         for layer in range(family.num_layers):
             prefix = family.block_prefix(layer)
             block = {p.name: weights[prefix + p.name] for p in family.block_params}
-            hidden = family.block(block, hidden, context)
+            hidden, _ = family.block(block, hidden, context)
         expected_logits = model(input_ids=ids, attention_mask=mask).logits
         of_tokens = expected_logits.dim() == 3
         scored = hidden[mask == 1] if of_tokens else hidden[:, 0]

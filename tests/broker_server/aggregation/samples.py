@@ -44,6 +44,7 @@ def _manifest() -> Manifest:
         num_layers=1,
         block_prefixes=("",),
         word_embedding="embedding",
+        post_norm=False,
         hidden_size=HIDDEN,
         groups=(
             GroupSpec(layer=0, group="heads", num_units=HEADS),

@@ -137,7 +137,9 @@ def test_the_file_survives_the_round_trip_and_names_no_path(artifact: Artifact) 
     assert all(math.isfinite(float(figure)) for figure in re.findall(r": (-?[\d.e+-]+)[,\n]", data.decode()))
 
 
-@pytest.mark.parametrize("data", [b"", b"{}", b"[]", b'{"schema_version": 2}'])
+@pytest.mark.parametrize(
+    "data", [b"", b"{}", b"[]", b'{"schema_version": 2}', b'{"a": "\xff"}', b'{"a": ' + b"[" * 200_000]
+)
 def test_another_file_is_refused(data: bytes) -> None:
     with pytest.raises(ReportError, match="benchmark report is malformed, or of another version than 1"):
         decode_bench(data)

@@ -116,7 +116,9 @@ def test_a_comparison_without_a_result_has_no_summary() -> None:
         summarise(comparison(), {}, {}, 0.0)
 
 
-@pytest.mark.parametrize("data", [b"", b"{}", b"[]", b'{"schema_version": 2}'])
+@pytest.mark.parametrize(
+    "data", [b"", b"{}", b"[]", b'{"schema_version": 2}', b'{"a": "\xff"}', b'{"a": ' + b"[" * 200_000]
+)
 def test_what_is_no_summary_is_refused(data: bytes) -> None:
     with pytest.raises(ReportError):
         decode_summary(data)

@@ -40,6 +40,7 @@ def write_artifact(folder: Path, name: str = "small") -> str:
         num_layers=1,
         block_prefixes=("layer.0.",),
         word_embedding="embedding",
+        post_norm=False,
         hidden_size=4,
         labels=("a", "b"),
         text=TextSpec(pad_token_id=0, eos_token_id=None, append_eos=False, max_length=8, vocab_size=9),

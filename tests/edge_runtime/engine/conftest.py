@@ -56,6 +56,7 @@ def make_artifact(tmp_path: Path) -> MakeArtifact:
             num_layers=2,
             block_prefixes=("layer.0.", "layer.1."),
             word_embedding="embedding",
+            post_norm=False,
             hidden_size=4,
             labels=("negative", "positive") if classify else (),
             text=TextSpec(pad_token_id=0, eos_token_id=3, append_eos=append_eos, max_length=16, vocab_size=len(WORDS)),

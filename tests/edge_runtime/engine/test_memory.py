@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from edge_runtime.engine.artifact import Artifact
-from edge_runtime.engine.memory import estimate_training_bytes
+from edge_runtime.engine.memory import estimate_training_bytes, training_memory
 from edge_runtime.engine.model import MODES, Mode
 from edge_runtime.wire import names
 from edge_runtime.wire.errors import PlanError, TensorError
@@ -38,6 +38,13 @@ def test_staged_mode_needs_less(tiny_llama_artifact: Path) -> None:
     manifest = Artifact.open(tiny_llama_artifact).manifest
     fused, staged = (estimate_training_bytes(manifest, Plan.full(manifest), 4, 64, 64, mode) for mode in MODES)
     assert staged < fused
+
+
+def test_residual_sums_are_counted(tiny_bert_artifact: Path) -> None:
+    manifest = Artifact.open(tiny_bert_artifact).manifest
+    whole, plan = msgspec.structs.replace(manifest, post_norm=False), Plan.full(manifest)
+    with_sums, without = (training_memory(one, plan, 4, 8, 64, "staged").hidden for one in (manifest, whole))
+    assert with_sums - without == 4 * 8 * 64 * manifest.hidden_size, "of the first block; the last gives first tokens"
 
 
 def test_a_last_block_for_first_tokens_alone_needs_less(tiny_bert_artifact: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from edge_runtime.engine import staged
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.dataset import Batch
 from edge_runtime.engine.frozen import FrozenWeights
-from edge_runtime.engine.memory import training_memory
 from edge_runtime.engine.model import Mode, Model
 from edge_runtime.engine.modes import graphs_of
 from edge_runtime.engine.slicing import slice_weights
@@ -26,7 +24,6 @@ from edge_runtime.wire.adapter import AdapterLayout
 from edge_runtime.wire.manifest import Manifest, Task
 from edge_runtime.wire.plan import Plan
 from exporter.export import export_model
-from models.bert import Bert
 from tests.conftest import save_bert, save_llama
 
 Array = npt.NDArray[np.float32]
@@ -90,16 +87,21 @@ def test_modes_agree_where_the_top_block_alone_is_tuned(
         assert_modes_agree(artifact, 3, 9, 0, pruned=pruned)
 
 
+@pytest.mark.parametrize("top_blocks", [None, 2])
 @pytest.mark.parametrize("family", ["bert", "llama"])
-def test_modes_agree_where_there_are_blocks_between_the_first_and_the_last(family: str, tmp_path: Path) -> None:
-    if family == "bert":
-        save_bert(tmp_path / "model", num_hidden_layers=4)
-        export_model(tmp_path / "model", "text-classification", tmp_path / "artifact", labels=["red", "green", "blue"])
-    else:
-        save_llama(tmp_path / "model", num_hidden_layers=4)
-        export_model(tmp_path / "model", "causal-lm", tmp_path / "artifact")
+def test_modes_agree_where_there_are_blocks_between_the_first_and_the_last(
+    family: str, top_blocks: int | None, tmp_path: Path
+) -> None:
+    (tmp_path / "model").mkdir()
+    save, labels = (save_bert, ["red", "green", "blue"]) if family == "bert" else (save_llama, None)
+    task: Task = "text-classification" if family == "bert" else "causal-lm"
+    save(tmp_path / "model", num_hidden_layers=4)
+    export_model(tmp_path / "model", task, tmp_path / "artifact", labels=labels, top_blocks=top_blocks)
+    artifact = Artifact.open(tmp_path / "artifact")
+    kept = {"bert": range(2, 3) if top_blocks else range(3), "llama": range(0)}[family]
+    assert list(artifact.manifest.residual_layers) == list(kept)
     for pruned in (False, True):
-        assert_modes_agree(Artifact.open(tmp_path / "artifact"), 3, 9, 0, pruned=pruned)
+        assert_modes_agree(artifact, 3, 9, 0, pruned=pruned)
 
 
 def test_where_a_norm_follows_the_sum_the_last_linear_layer_is_not_computed_again(tiny_bert_artifact: Path) -> None:
@@ -113,24 +115,6 @@ def test_where_a_norm_follows_the_sum_the_last_linear_layer_is_not_computed_agai
         assert not readers(stage, "output.dense.bias")
         assert readers(stage, "intermediate.dense.bias") == ["Gemm"]
     assert readers(names.LAST_BACKWARD_STAGE, "output.dense.bias") == ["Gemm"], "of first tokens alone: nothing is kept"
-
-
-def test_an_artifact_of_before_residual_sums_were_kept_trains(
-    tiny_bert_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_bert_model: Path
-) -> None:
-    monkeypatch.setattr(Bert, "post_norm", False)  # writes the graphs that there were then
-    export_model(tiny_bert_model, "text-classification", tmp_path / "old", labels=["red", "green", "blue"])
-    monkeypatch.undo()
-    file = tmp_path / "old" / names.MANIFEST_FILE
-    fields = json.loads(file.read_bytes())
-    assert fields.pop("post_norm") is False
-    file.write_text(json.dumps(fields))
-    old, new = Artifact.open(tmp_path / "old"), Artifact.open(tiny_bert_artifact)
-    assert names.RESIDUAL not in {output.name for output in onnx.load(old.path(names.BLOCK_STAGE)).graph.output}
-    assert_modes_agree(old, 3, 9, 0, pruned=True)
-    assert training_memory(old.manifest, Plan.full(old.manifest), 4, 8, 64, "staged").hidden < (
-        training_memory(new.manifest, Plan.full(new.manifest), 4, 8, 64, "staged").hidden
-    )
 
 
 def assert_modes_agree(artifact: Artifact, rows: int, length: int, seed: int, *, pruned: bool) -> None:
@@ -177,15 +161,14 @@ def test_what_is_kept_as_stored(make_artifact: Callable[..., Artifact]) -> None:
         assert weights[spec.name].dtype == np.float32
 
 
-def test_staged_mode_keeps_matrices_of_blocks_and_an_embedding_that_is_only_looked_up(
-    tiny_bert_artifact: Path, tiny_llama_artifact: Path
-) -> None:
+def test_what_each_mode_keeps_as_stored(tiny_bert_artifact: Path, tiny_llama_artifact: Path) -> None:
     for path, is_tied in ((tiny_bert_artifact, False), (tiny_llama_artifact, True)):
         artifact = Artifact.open(path)
         kept = graphs_of(artifact, "staged", num_threads=1).keeps_stored
         matrices = {t.name for t in artifact.manifest.tensors if t.layer is not None and len(t.shape) == 2}
         assert set(kept) == (matrices if is_tied else matrices | {artifact.manifest.word_embedding})
-        assert not graphs_of(artifact, "fused", num_threads=1).keeps_stored
+        looked_up = set() if is_tied else {artifact.manifest.word_embedding}
+        assert set(graphs_of(artifact, "fused", num_threads=1).keeps_stored) == looked_up == artifact.manifest.looked_up
 
 
 @pytest.mark.parametrize("positions", [1, 2, 5])

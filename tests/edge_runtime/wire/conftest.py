@@ -71,6 +71,7 @@ def manifest() -> Manifest:
         num_layers=2,
         block_prefixes=("l0.", "l1."),
         word_embedding="embed.weight",
+        post_norm=False,
         hidden_size=HIDDEN,
         labels=("bad", "good"),
         text=TextSpec(pad_token_id=0, eos_token_id=None, append_eos=False, max_length=32, vocab_size=20),

@@ -1,4 +1,4 @@
-"""Descriptions of folders: deterministic JSON with a format version, read with one set of refusals."""
+"""What artifacts and ort-training models say of themselves: deterministic JSON with a format version."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def decode_description(data: bytes, kind: type[D], *, version: int, file: str, w
             raise ArtifactVersionError(msg)
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        msg = f"{file} is malformed: {error}; {remedy}, or copy it again"
+        msg = f"{file} is malformed: {error}; {remedy}, or copy what was made"
         raise ManifestError(msg) from error
 
 

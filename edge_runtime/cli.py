@@ -89,9 +89,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_start(commands.add_parser("start", help="take part in runs", description=START, epilog=START_EXAMPLE))
     doctor = commands.add_parser("doctor", help="is everything there?", description=DOCTOR, epilog=DOCTOR_EXAMPLE)
-    _add_device(doctor, is_needed=False).add_argument("--state", type=Path, metavar="DIR", help="of this device")
+    _add_device(doctor, is_needed=False, log_level="warning").add_argument(
+        "--state", type=Path, metavar="DIR", help="of this device"
+    )
     doctor.add_argument("--json", action="store_true", help="one JSON object in place of lines")
-    doctor.set_defaults(command=_doctor, log_level="warning")
+    doctor.set_defaults(command=_doctor)
     service = commands.add_parser("service", help="print a systemd unit", description=SERVICE, epilog=SERVICE_EXAMPLE)
     _add_device(service)
     add_service(service)
@@ -163,7 +165,9 @@ def _add_start(start: argparse.ArgumentParser) -> None:
     start.set_defaults(command=_start)
 
 
-def _add_device(start: argparse.ArgumentParser, *, is_needed: bool = True) -> argparse._ArgumentGroup:
+def _add_device(
+    start: argparse.ArgumentParser, *, is_needed: bool = True, log_level: str = "info"
+) -> argparse._ArgumentGroup:
     """All that is said of a device but where its state is; returns the group of what ``start`` needs."""
     needed = start.add_argument_group("needed" if is_needed else "what is looked at")
     urls = "mqtt://, mqtts://, ws:// or wss://host[:port]"
@@ -210,7 +214,7 @@ def _add_device(start: argparse.ArgumentParser, *, is_needed: bool = True) -> ar
     life = start.add_argument_group("when to end")
     life.add_argument("--exit-when-finished", action="store_true", help="leave when the run is over")
     life.add_argument("--wait-for-broker", action="store_true", help="go on trying when nobody answers at first")
-    _add_log_level(start, "info")
+    _add_log_level(start, log_level)
     return needed
 
 

@@ -37,12 +37,13 @@ def metric_text(task: Task, value: float) -> str:
 def duration_text(seconds: float) -> str:
     """A duration for people.
 
-    >>> duration_text(7.2), duration_text(187)
+    >>> duration_text(7.2), duration_text(186.7)
     ('7.2 s', '3 min 07 s')
     """
     if seconds < 60:
         return f"{seconds:.1f} s"
-    return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
+    whole = round(seconds)
+    return f"{whole // 60} min {whole % 60:02d} s"
 
 
 def bytes_text(count: float) -> str:

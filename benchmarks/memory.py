@@ -26,7 +26,7 @@ from edge_runtime.engine.contender import batch_of
 from edge_runtime.engine.memory import TrainingMemory, training_memory
 from edge_runtime.engine.model import Mode
 from edge_runtime.engine.trainer import Trainer
-from edge_runtime.wire import adapter
+from edge_runtime.wire import adapter, names
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.plan import Plan
 from edge_runtime.wire.resident import peak_rss_bytes
@@ -95,7 +95,7 @@ def measure(setting: Setting) -> dict[str, Any]:
         "model": manifest.model_name,
         "mode": setting.mode,
         "base": base_of(manifest),
-        "base_blob_bytes": manifest.files["base.safetensors"].size_bytes,
+        "base_blob_bytes": manifest.files[names.BASE_FILE].size_bytes,
         "peak_rss_bytes": peak_rss_bytes(),
         "estimate": dataclasses.asdict(parts),
     }
@@ -114,14 +114,14 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     mpl.use("svg")
     from matplotlib import pyplot as plt  # noqa: PLC0415 - after the backend is chosen
 
-    names = [part for part in PARTS if any(case["estimate"][part] for case in results)]
+    shown = [part for part in PARTS if any(case["estimate"][part] for case in results)]
     figure, axes = plt.subplots(figsize=(9, 1.5 + 0.55 * len(results)), layout="constrained")
     for row, case in enumerate(results):
         left = 0.0
-        for name in names:
+        for name in shown:
             width = case["estimate"][name] / MIB
             label = PARTS[name] if row == 0 else None
-            axes.barh(row, width, left=left, color=f"C{names.index(name)}", label=label)
+            axes.barh(row, width, left=left, color=f"C{shown.index(name)}", label=label)
             left += width
         peak = case["peak_rss_bytes"] / MIB
         axes.plot([peak, peak], [row - 0.45, row + 0.45], color="black", label="measured peak" if row == 0 else None)

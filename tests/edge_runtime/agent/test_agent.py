@@ -151,9 +151,12 @@ def test_a_repeated_assignment_is_trained_once(coordinator: Coordinator, start_d
 
 def test_a_hello_is_answered_with_a_registration(coordinator: Coordinator, start_device: StartDevice) -> None:
     start_device()
-    bring_in(coordinator)
+    first = coordinator.wait(Register)
+    coordinator.welcome()
+    coordinator.wait(Status, state=DeviceState.FETCHING)
+    coordinator.wait(Status, state=DeviceState.IDLE)
     coordinator.hello()
-    coordinator.wait(Register)
+    assert coordinator.wait(Register) == first
 
 
 def test_a_registration_is_repeated_until_answered(coordinator: Coordinator, start_device: StartDevice) -> None:
@@ -181,13 +184,17 @@ def test_work_goes_on_while_the_broker_is_away(
 ) -> None:
     start_device()
     bring_in(coordinator)
-    coordinator.assign(hyper={"num_local_steps": 60})
+    assignment = coordinator.assign(hyper={"num_local_steps": 60})
     coordinator.wait(Status, state=DeviceState.TRAINING)
     mosquitto.kill()
     mosquitto.start()
     coordinator.wait(Register)
     coordinator.welcome()
-    coordinator.pull(coordinator.wait(Update))
+    update = coordinator.wait(Update)
+    assert (update.round_number, update.attempt) == (1, 1)
+    trained = decode_tensors(coordinator.pull(update))
+    AdapterLayout.of(coordinator.artifact.manifest, assignment.plan, ARM.rank).check(trained)
+    assert trained["classifier.weight"].any()
 
 
 def test_a_cancelled_assignment_is_dropped(coordinator: Coordinator, start_device: StartDevice) -> None:
@@ -324,7 +331,8 @@ def test_messages_that_are_no_messages_are_survived(coordinator: Coordinator, st
     for payload in (b"", b"garbage", encode_message(Presence(device_id=DEVICE, session_id="x", online=True))):
         coordinator.link.publish(f"fedspine/v1/{FLEET}/down/{DEVICE}/welcome", payload)
     coordinator.assign()
-    coordinator.wait(Update)
+    assert coordinator.wait(Update).round_number == 1
+    assert coordinator.silence(Presence, 0.3), "it is still there"
 
 
 def test_messages_for_another_device_are_ignored(coordinator: Coordinator, start_device: StartDevice) -> None:
@@ -341,7 +349,8 @@ def test_an_assignment_of_an_unknown_run_leads_to_a_registration(
     start_device()
     bring_in(coordinator)
     coordinator.assign(run_id="another")
-    coordinator.wait(Register)
+    assert coordinator.wait(Register).device_id == DEVICE
+    assert coordinator.silence(Update, 1.0), "what another run asks for is not trained"
 
 
 def test_the_end_of_the_run_ends_the_device_that_wants_it(coordinator: Coordinator, start_device: StartDevice) -> None:
@@ -357,8 +366,9 @@ def test_the_end_of_the_run_leaves_other_devices_waiting(coordinator: Coordinato
     bring_in(coordinator)
     finish(coordinator)
     coordinator.wait(Status, state=DeviceState.DONE)
+    assert coordinator.silence(Presence, 0.3), "it has not said good-bye"
     coordinator.hello()
-    coordinator.wait(Register)
+    assert coordinator.wait(Register).device_id == DEVICE
 
 
 def test_stopping_says_good_bye_in_the_middle_of_work(coordinator: Coordinator, start_device: StartDevice) -> None:

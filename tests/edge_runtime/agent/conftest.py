@@ -1,13 +1,19 @@
-"""Updates to put into outboxes."""
+"""Updates to put into outboxes, and real devices with a coordinator to talk to."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from edge_runtime.engine.artifact import Artifact
 from edge_runtime.wire import chunks, limits
+from edge_runtime.wire.errors import ExitCode
 from edge_runtime.wire.messages import Measurements, Update
+from tests.edge_runtime.agent.stage import EXAMPLES, Coordinator, Device, Site, StartDevice
 
 MakeUpdate = Callable[..., Update]
 
@@ -37,3 +43,35 @@ def make_update() -> MakeUpdate:
         )
 
     return make
+
+
+@pytest.fixture
+def artifact_dir(tiny_bert_artifact: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_bert_artifact, tmp_path / "artifact"))
+
+
+@pytest.fixture
+def coordinator(mosquitto: Any, artifact_dir: Path) -> Iterator[Coordinator]:
+    site = Site(artifact_dir)
+    coordinator = Coordinator(mosquitto.url, site.url, Artifact.open(artifact_dir))
+    yield coordinator
+    coordinator.link.close()
+    site.close()
+
+
+@pytest.fixture
+def start_device(mosquitto: Any, tmp_path: Path) -> Iterator[StartDevice]:
+    started: list[Device] = []
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join(EXAMPLES))
+
+    def start(**settings: Any) -> Device:
+        device = Device(mosquitto.url, tmp_path / "state", data, **settings)
+        started.append(device)
+        return device
+
+    yield start
+    for device in started:
+        device.agent.stop(ExitCode.OK, "end of the test")
+        device.wait()
+        device.close()

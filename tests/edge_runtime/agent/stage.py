@@ -8,6 +8,7 @@ import queue
 import random
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,8 +30,11 @@ from edge_runtime.wire.messages import (
     Capabilities,
     Chunk,
     ChunkRequest,
+    DeviceState,
     Hello,
     HyperParameters,
+    Register,
+    Status,
     Update,
     Verdict,
     Welcome,
@@ -120,6 +124,13 @@ class Coordinator:
             **changes,
         }
         self.say(Welcome(**fields))
+
+    def bring_in(self, **welcome: Any) -> None:
+        """Welcome the device that registers, and wait until it is ready for work."""
+        self.wait(Register)
+        self.welcome(**welcome)
+        self.wait(Status, state=DeviceState.FETCHING)
+        self.wait(Status, state=DeviceState.IDLE)
 
     def assign(self, round_number: int = 1, attempt: int = 1, **changes: Any) -> Assignment:
         arm = changes.get("arm", ARM)
@@ -250,3 +261,6 @@ class Device:
 
     def close(self) -> None:
         self._state.close()
+
+
+StartDevice = Callable[..., Device]

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import random
-import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
-from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.errors import InsufficientMemoryError, UnknownLabelError
 from edge_runtime.link.mqtt import BrokerAddress, MqttLink, Received
 from edge_runtime.wire import limits
@@ -19,10 +15,7 @@ from edge_runtime.wire.adapter import AdapterLayout, initial
 from edge_runtime.wire.errors import ExitCode
 from edge_runtime.wire.messages import (
     Arm,
-    Cancel,
     DeviceState,
-    Failure,
-    FailureReason,
     Finished,
     Presence,
     Register,
@@ -32,48 +25,7 @@ from edge_runtime.wire.messages import (
 )
 from edge_runtime.wire.tensors import decode_tensors
 from edge_runtime.wire.topics import to_all
-from tests.edge_runtime.agent.stage import ARM, DEVICE, EXAMPLES, FLEET, RUN, Coordinator, Device, Site
-
-StartDevice = Callable[..., Device]
-
-
-@pytest.fixture
-def artifact_dir(tiny_bert_artifact: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_bert_artifact, tmp_path / "artifact"))
-
-
-@pytest.fixture
-def coordinator(mosquitto: Any, artifact_dir: Path) -> Iterator[Coordinator]:
-    site = Site(artifact_dir)
-    coordinator = Coordinator(mosquitto.url, site.url, Artifact.open(artifact_dir))
-    yield coordinator
-    coordinator.link.close()
-    site.close()
-
-
-@pytest.fixture
-def start_device(mosquitto: Any, tmp_path: Path) -> Iterator[StartDevice]:
-    started: list[Device] = []
-    data = tmp_path / "data.jsonl"
-    data.write_text("\n".join(EXAMPLES))
-
-    def start(**settings: Any) -> Device:
-        device = Device(mosquitto.url, tmp_path / "state", data, **settings)
-        started.append(device)
-        return device
-
-    yield start
-    for device in started:
-        device.agent.stop(ExitCode.OK, "end of the test")
-        device.wait()
-        device.close()
-
-
-def bring_in(coordinator: Coordinator, **welcome: Any) -> None:
-    coordinator.wait(Register)
-    coordinator.welcome(**welcome)
-    coordinator.wait(Status, state=DeviceState.FETCHING)
-    coordinator.wait(Status, state=DeviceState.IDLE)
+from tests.edge_runtime.agent.stage import ARM, DEVICE, FLEET, RUN, Coordinator, StartDevice
 
 
 def finish(coordinator: Coordinator) -> None:
@@ -100,7 +52,7 @@ def test_a_round_from_registration_to_verdict(coordinator: Coordinator, start_de
 
 def test_measurements_are_measured(coordinator: Coordinator, start_device: StartDevice) -> None:
     start_device()
-    bring_in(coordinator)
+    coordinator.bring_in()
     coordinator.assign()
     update = coordinator.wait(Update)
     measured = update.measurements
@@ -119,7 +71,7 @@ def test_measurements_are_measured(coordinator: Coordinator, start_device: Start
 
 def test_more_steps_learn_more(coordinator: Coordinator, start_device: StartDevice) -> None:
     start_device()
-    bring_in(coordinator)
+    coordinator.bring_in()
     coordinator.assign(hyper={"num_local_steps": 40})
     update = coordinator.wait(Update)
     assert update.evaluation is not None
@@ -128,7 +80,7 @@ def test_more_steps_learn_more(coordinator: Coordinator, start_device: StartDevi
 
 def test_a_second_round_costs_no_second_download(coordinator: Coordinator, start_device: StartDevice) -> None:
     start_device()
-    bring_in(coordinator)
+    coordinator.bring_in()
     for number in (1, 2):
         coordinator.assign(number)
         update = coordinator.wait(Update, round_number=number)
@@ -137,16 +89,6 @@ def test_a_second_round_costs_no_second_download(coordinator: Coordinator, start
         coordinator.wait(Status, state=DeviceState.IDLE)
     assert update.measurements.bytes_down < 100_000
     assert update.measurements.bytes_up < 3 * update.adapter.size_bytes + 5_000
-
-
-def test_a_repeated_assignment_is_trained_once(coordinator: Coordinator, start_device: StartDevice) -> None:
-    start_device()
-    bring_in(coordinator)
-    coordinator.assign()
-    coordinator.assign()
-    first = coordinator.wait(Update)
-    coordinator.assign()
-    assert coordinator.wait(Update) == first
 
 
 def test_a_hello_is_answered_with_a_registration(coordinator: Coordinator, start_device: StartDevice) -> None:
@@ -166,7 +108,7 @@ def test_a_registration_is_repeated_until_answered(coordinator: Coordinator, sta
 
 def test_an_unanswered_update_survives_the_process(coordinator: Coordinator, start_device: StartDevice) -> None:
     device = start_device()
-    bring_in(coordinator)
+    coordinator.bring_in()
     coordinator.assign()
     first = coordinator.wait(Update)
     device.crash()
@@ -183,7 +125,7 @@ def test_work_goes_on_while_the_broker_is_away(
     coordinator: Coordinator, start_device: StartDevice, mosquitto: Any
 ) -> None:
     start_device()
-    bring_in(coordinator)
+    coordinator.bring_in()
     assignment = coordinator.assign(hyper={"num_local_steps": 60})
     coordinator.wait(Status, state=DeviceState.TRAINING)
     mosquitto.kill()
@@ -195,99 +137,6 @@ def test_work_goes_on_while_the_broker_is_away(
     trained = decode_tensors(coordinator.pull(update))
     AdapterLayout.of(coordinator.artifact.manifest, assignment.plan, ARM.rank).check(trained)
     assert trained["classifier.weight"].any()
-
-
-def test_a_cancelled_assignment_is_dropped(coordinator: Coordinator, start_device: StartDevice) -> None:
-    start_device()
-    bring_in(coordinator)
-    coordinator.assign(hyper={"num_local_steps": 100_000})
-    coordinator.wait(Status, state=DeviceState.TRAINING)
-    coordinator.say(Cancel(run_id=RUN, device_id=DEVICE, round_number=1, attempt=1, detail="closed"))
-    assert "closed" in coordinator.wait(Status, state=DeviceState.IDLE).detail
-    coordinator.assign(2)
-    assert coordinator.wait(Update).round_number == 2
-
-
-def test_a_newer_assignment_supersedes(coordinator: Coordinator, start_device: StartDevice) -> None:
-    start_device()
-    bring_in(coordinator)
-    coordinator.assign(hyper={"num_local_steps": 100_000})
-    coordinator.wait(Status, state=DeviceState.TRAINING)
-    coordinator.assign(2)
-    assert coordinator.wait(Update).round_number == 2
-
-
-def test_a_new_run_with_the_same_artifact_ends_the_work_of_the_old_one(
-    coordinator: Coordinator, start_device: StartDevice
-) -> None:
-    start_device()
-    bring_in(coordinator)
-    coordinator.assign(5, hyper={"num_local_steps": 100_000})
-    coordinator.wait(Status, state=DeviceState.TRAINING)
-    coordinator.welcome(run_id="run-2")
-    coordinator.assign(1, run_id="run-2")
-    update = coordinator.wait(Update)
-    assert (update.run_id, update.round_number) == ("run-2", 1)
-
-
-def test_an_older_assignment_is_ignored(coordinator: Coordinator, start_device: StartDevice) -> None:
-    start_device()
-    bring_in(coordinator)
-    coordinator.assign(5, hyper={"num_local_steps": 60})
-    coordinator.assign(4)
-    assert coordinator.wait(Update).round_number == 5
-
-
-def test_a_deadline_ends_the_work(coordinator: Coordinator, start_device: StartDevice) -> None:
-    start_device()
-    bring_in(coordinator)
-    coordinator.assign(hyper={"num_local_steps": 100_000}, deadline_s=0.8)
-    failure = coordinator.wait(Failure)
-    assert failure.reason == FailureReason.CANCELLED
-    assert "deadline" in failure.detail
-    coordinator.assign(hyper={"num_local_steps": 100_000}, deadline_s=0.8)
-    assert coordinator.wait(Failure) == failure
-
-
-def test_a_repeated_assignment_renews_the_deadline(coordinator: Coordinator, start_device: StartDevice) -> None:
-    start_device()
-    bring_in(coordinator)
-    coordinator.assign(hyper={"num_local_steps": 100_000}, deadline_s=1.5)
-    coordinator.wait(Status, state=DeviceState.TRAINING)
-    coordinator.assign(hyper={"num_local_steps": 100_000}, deadline_s=60.0)
-    assert coordinator.silence(Failure, 2.5)
-    coordinator.assign(hyper={"num_local_steps": 100_000}, deadline_s=0.1)
-    assert "deadline" in coordinator.wait(Failure).detail
-
-
-def test_a_divergence_is_told(coordinator: Coordinator, start_device: StartDevice) -> None:
-    start_device()
-    bring_in(coordinator)
-    coordinator.assign(hyper={"num_local_steps": 50, "learning_rate": 1e30})
-    assert coordinator.wait(Failure).reason == FailureReason.DIVERGED
-
-
-def test_an_adapter_that_does_not_fit_is_told(coordinator: Coordinator, start_device: StartDevice) -> None:
-    start_device()
-    bring_in(coordinator)
-    coordinator.full["classifier.weight"] = np.zeros((7, 7), np.float32)
-    coordinator.assign()
-    failure = coordinator.wait(Failure)
-    assert failure.reason == FailureReason.INTERNAL
-    assert "classifier.weight" in failure.detail
-
-
-def test_an_arm_that_does_not_fit_is_refused(
-    coordinator: Coordinator, start_device: StartDevice, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    device = start_device()
-    bring_in(coordinator)
-    workbench: Any = device.agent._workbench
-    monkeypatch.setattr(workbench.engines, "_limit", 1_000_000)
-    coordinator.assign()
-    failure = coordinator.wait(Failure)
-    assert failure.reason == FailureReason.INSUFFICIENT_MEMORY
-    assert "this device may use 1 MB" in failure.detail
 
 
 def test_a_device_too_small_for_the_cheapest_arm_leaves(coordinator: Coordinator, start_device: StartDevice) -> None:
@@ -311,23 +160,9 @@ def test_an_unknown_label_ends_the_device_with_a_reason(
     assert isinstance(device.wait(), UnknownLabelError)
 
 
-def test_an_artifact_that_is_not_there_yet_is_awaited(
-    coordinator: Coordinator, start_device: StartDevice, artifact_dir: Path
-) -> None:
-    (artifact_dir / "manifest.json").rename(artifact_dir / "later")
-    start_device()
-    coordinator.wait(Register)
-    coordinator.welcome()
-    coordinator.assign()
-    assert coordinator.wait(Failure).reason == FailureReason.ARTIFACT_UNREACHABLE
-    (artifact_dir / "later").rename(artifact_dir / "manifest.json")
-    coordinator.assign(attempt=2)
-    coordinator.wait(Update, attempt=2)
-
-
 def test_messages_that_are_no_messages_are_survived(coordinator: Coordinator, start_device: StartDevice) -> None:
     start_device()
-    bring_in(coordinator)
+    coordinator.bring_in()
     for payload in (b"", b"garbage", encode_message(Presence(device_id=DEVICE, session_id="x", online=True))):
         coordinator.link.publish(f"fedspine/v1/{FLEET}/down/{DEVICE}/welcome", payload)
     coordinator.assign()
@@ -337,25 +172,15 @@ def test_messages_that_are_no_messages_are_survived(coordinator: Coordinator, st
 
 def test_messages_for_another_device_are_ignored(coordinator: Coordinator, start_device: StartDevice) -> None:
     start_device()
-    bring_in(coordinator)
+    coordinator.bring_in()
     coordinator.assign(5, device_id="other")
     coordinator.assign(1)  # if the first were believed, this would be an older one
     assert coordinator.wait(Update).round_number == 1
 
 
-def test_an_assignment_of_an_unknown_run_leads_to_a_registration(
-    coordinator: Coordinator, start_device: StartDevice
-) -> None:
-    start_device()
-    bring_in(coordinator)
-    coordinator.assign(run_id="another")
-    assert coordinator.wait(Register).device_id == DEVICE
-    assert coordinator.silence(Update, 1.0), "what another run asks for is not trained"
-
-
 def test_the_end_of_the_run_ends_the_device_that_wants_it(coordinator: Coordinator, start_device: StartDevice) -> None:
     device = start_device(exit_when_finished=True)
-    bring_in(coordinator)
+    coordinator.bring_in()
     finish(coordinator)
     coordinator.wait(Presence, online=False, detail="the run is over")
     assert device.wait() == ExitCode.OK
@@ -363,7 +188,7 @@ def test_the_end_of_the_run_ends_the_device_that_wants_it(coordinator: Coordinat
 
 def test_the_end_of_the_run_leaves_other_devices_waiting(coordinator: Coordinator, start_device: StartDevice) -> None:
     start_device()
-    bring_in(coordinator)
+    coordinator.bring_in()
     finish(coordinator)
     coordinator.wait(Status, state=DeviceState.DONE)
     assert coordinator.silence(Presence, 0.3), "it has not said good-bye"
@@ -373,7 +198,7 @@ def test_the_end_of_the_run_leaves_other_devices_waiting(coordinator: Coordinato
 
 def test_stopping_says_good_bye_in_the_middle_of_work(coordinator: Coordinator, start_device: StartDevice) -> None:
     device = start_device()
-    bring_in(coordinator)
+    coordinator.bring_in()
     coordinator.assign(hyper={"num_local_steps": 100_000})
     coordinator.wait(Status, state=DeviceState.TRAINING)
     device.agent.stop(ExitCode.INTERRUPTED, "stopped by SIGINT")
@@ -393,7 +218,7 @@ def test_no_message_exceeds_the_limit(coordinator: Coordinator, start_device: St
     )
     tap.connect()
     start_device()
-    bring_in(coordinator)
+    coordinator.bring_in()
     manifest, rank = coordinator.artifact.manifest, 128
     coordinator.full = initial(manifest, coordinator.artifact.initial(), rank, np.random.default_rng(0))
     coordinator.assign(arm=Arm(pruning_ratio=0.0, rank=rank))

@@ -142,6 +142,7 @@ def test_an_assignment_of_an_unknown_run_leads_to_a_registration(
 ) -> None:
     start_device()
     coordinator.bring_in()
-    coordinator.assign(run_id="another")
+    coordinator.assign(run_id="another", hyper={"num_local_steps": 100_000})
     assert coordinator.wait(Register).device_id == DEVICE
-    assert coordinator.silence(Update, 1.0), "what another run asks for is not trained"
+    coordinator.welcome()
+    assert coordinator.wait(Status).state == DeviceState.IDLE, "what another run asks for is not trained"

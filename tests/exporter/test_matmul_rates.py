@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import onnxruntime as ort
 import pytest
@@ -33,3 +35,10 @@ def test_the_graph_is_a_product(batch: tuple[int, ...]) -> None:
     session = ort.InferenceSession(_model(sizes), providers=["CPUExecutionProvider"])
     (c,) = session.run(None, {"a": a, "b": b})
     assert np.allclose(c, a @ b, atol=1e-5)
+
+
+def test_many_repetitions_of_a_small_product_take_as_long_as_asked() -> None:
+    """Tens of thousands of them: what is written down of each must not cost more the more there are."""
+    began = time.perf_counter()
+    rates(RatesRequest(num_threads=1, shapes=((1, 2, 2, 2),), min_s=0.4))
+    assert time.perf_counter() - began < 4

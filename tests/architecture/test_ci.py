@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-TOOLS = ("bash", "dirname", "id", "mktemp", "rm", "tail", "tee")
+TOOLS = ("bash", "cat", "dirname", "id", "mktemp", "rm", "tail", "tee")
 
 
 @pytest.fixture
@@ -59,3 +61,59 @@ def test_a_test_that_skips_for_want_of_a_program_fails_in_ci(
     )
 
     assert done.returncode == code, done.stdout
+
+
+def run_stages(root: Path, script: str) -> subprocess.CompletedProcess[str]:
+    """A script with the stages of ``.ci/run``."""
+    return subprocess.run(
+        ["bash", "-c", f"set -euo pipefail; source {shlex.quote(str(root / '.ci/stages'))}; {script}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_lanes_run_side_by_side_and_bear_their_names(root: Path) -> None:
+    """Each waits for a file that the other makes."""
+    meet = 'touch "$work/$1"; until [ -e "$work/$2" ]; do sleep 0.05; done; echo "met $2"'
+    script = f"meet() {{ {meet}; }}; a() {{ stage one meet 1 2; stage two true; }}; b() {{ stage three meet 2 1; }}"
+
+    done = run_stages(root, f'{script}; lane a; lane b; join; echo passed; cat "$work/summary"')
+
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert {"[a] met 2", "[b] met 1"} <= set(lines[: lines.index("passed")])
+    assert {line.split()[0] for line in lines[lines.index("passed") + 1 :]} == {"one", "two", "three"}
+
+
+def test_a_lane_that_fails_stops_there_and_fails_the_whole_when_the_others_are_done(root: Path) -> None:
+    script = "bad() { echo reason; return 7; }; a() { stage one bad; stage two true; }; b() { stage three sleep 1; }"
+
+    done = run_stages(root, f"{script}; lane a; lane b; join; stage four true")
+
+    assert done.returncode == 1
+    assert "FAILED in one with status 7" in done.stderr
+    assert "one failed; its last lines\nreason\n" in done.stderr
+    assert "three" in done.stderr
+    assert "== two" not in done.stdout
+    assert "== four" not in done.stdout
+
+
+def test_lanes_end_with_the_script(root: Path, tmp_path: Path) -> None:
+    mark = tmp_path / "still there"
+    waits = f"a() {{ stage one sleep 3; touch {shlex.quote(str(mark))}; }}"
+    done = run_stages(root, f"{waits}; lane a; sleep 0.5; stage two false")
+
+    assert done.returncode == 1
+    assert "FAILED in two with status 1" in done.stderr
+    time.sleep(3.5)
+    assert not mark.exists()
+
+
+def test_a_lane_that_is_killed_fails_the_whole(root: Path) -> None:
+    done = run_stages(root, "a() { stage one kill -9 0; }; lane a; join; echo passed")
+
+    assert done.returncode == 1
+    assert "FAILED in a lane that was killed" in done.stderr
+    assert "passed" not in done.stdout

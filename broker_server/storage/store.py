@@ -81,7 +81,7 @@ class Store:
     # ---- devices -----------------------------------------------------------------------------------------------------
 
     def save_device(self, register: Register, at: float) -> None:
-        """Remember what a device said of itself, ``at`` Unix seconds."""
+        """Remember what a device said of itself, ``at`` Unix seconds: for people, docs/server.md has the query."""
         row = {
             "device_id": register.device_id,
             "register": msgspec.json.encode(register).decode(),

@@ -184,9 +184,10 @@ def test_devices_are_remembered(tmp_path: Path) -> None:
         )
         store.save_device(register, 5.0)
     with sqlite3.connect(tmp_path / "state.sqlite") as connection:
-        rows = list(connection.execute("SELECT device_id, register ->> 'session_id' FROM devices"))
+        query = "SELECT device_id, datetime(last_seen_at, 'unixepoch'), register ->> 'session_id' FROM devices"
+        rows = list(connection.execute(query))
     connection.close()
-    assert rows == [("a", "second")]
+    assert rows == [("a", "1970-01-01 00:00:05", "second")]
 
 
 def test_directories_of_updates_survive_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from broker_server.report.schema import (
 )
 from broker_server.storage.records import EvaluationRecord
 from edge_runtime.wire.manifest import Task
+from tests.broker_server.malformed import MALFORMED_REPORTS
 from tests.broker_server.report_samples import round_records, sample_report
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -83,9 +84,7 @@ def test_a_run_without_an_evaluated_round_has_no_report() -> None:
         build_report(facts, [], None)
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"{}", b"[]", b'{"schema_version": 2}', b'{"a": "\xff"}', b'{"a": ' + b"[" * 200_000]
-)
+@pytest.mark.parametrize("data", MALFORMED_REPORTS, ids=range(len(MALFORMED_REPORTS)))
 def test_what_is_no_report_is_refused(data: bytes) -> None:
     with pytest.raises(ReportError):
         decode_report(data)

@@ -12,6 +12,7 @@ from edge_runtime.inference.errors import CompactModelError, CompactVersionError
 from edge_runtime.wire import limits
 from edge_runtime.wire.manifest import FileRef, Task, TextSpec
 from edge_runtime.wire.plan import Plan
+from edge_runtime.wire.versioned import encode_description
 
 SCHEMA_VERSION: Final = 1
 """Version of a compact model's directory; another one is refused."""
@@ -60,7 +61,7 @@ class CompactInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 def encode_info(info: CompactInfo) -> bytes:
     """Deterministic UTF-8 JSON of a description."""
-    return msgspec.json.format(msgspec.json.encode(info, order="deterministic"), indent=1) + b"\n"
+    return encode_description(info)
 
 
 def read_info(directory: Path, *, verify: bool = True) -> CompactInfo:

@@ -1,4 +1,4 @@
-"""What artifacts and ort-training models say of themselves: deterministic JSON with a format version."""
+"""What artifacts, ort-training models and compact models say of themselves: deterministic JSON with a version."""
 
 from __future__ import annotations
 

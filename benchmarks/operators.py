@@ -59,7 +59,7 @@ def main() -> None:
     steps_s, nodes = profile(setting)
     total_s = sum(node["s"] for node in nodes)
     operators = [
-        {"operator": name, "count": len(group), "s": round(total(group), 5), "share": round(total(group) / total_s, 4)}
+        {"operator": name, "count": len(group), "s": brief(total(group)), "share": brief(total(group) / total_s)}
         for name, group in largest_first(grouped(nodes, lambda node: node["operator"]))
     ]
     products = []
@@ -73,7 +73,7 @@ def main() -> None:
         "setting": {"model": Artifact.open(setting.artifact).manifest.model_name}
         | {key: getattr(setting, key) for key in ("pruning_ratio", "rank", "batch_size", "length", "threads", "steps")},
         "step_wall_s": spread(steps_s),
-        "operators_s": round(total_s, 4),
+        "operators_s": brief(total_s),
         "operators": operators,
         "products": products,
     }
@@ -139,10 +139,10 @@ def product(name: str, sizes: Sizes, group: list[dict[str, Any]], threads: int, 
         "operator": name,
         "sizes": sizes,
         "count": len(group),
-        "s": round(total(group), 5),
-        "gflops_per_s": round(flops * len(group) / total(group) / 1e9, 1),
+        "s": brief(total(group)),
+        "gflops_per_s": brief(flops * len(group) / total(group) / 1e9),
         "matmul_gflops_per_s": {
-            kind: {"median": round(statistics.median(rates), 1), "max": round(max(rates), 1)}
+            kind: {"median": brief(statistics.median(rates)), "max": brief(max(rates))}
             for kind, rates in (
                 (kind, [flops / seconds / 1e9 for seconds in time_matmul(sizes, sets, threads, matmul_s)])
                 for kind, sets in (("hot", 1), ("cold", NUM_COLD))
@@ -191,6 +191,11 @@ def grouped(nodes: list[dict[str, Any]], key: Any) -> dict[Any, list[dict[str, A
 def largest_first(groups: dict[Any, list[dict[str, Any]]]) -> list[tuple[Any, list[dict[str, Any]]]]:
     """Those that take longest first."""
     return sorted(groups.items(), key=lambda item: -total(item[1]))
+
+
+def brief(figure: float) -> float:
+    """Four digits that mean something."""
+    return float(f"{figure:.4g}")
 
 
 def total(nodes: list[dict[str, Any]]) -> float:

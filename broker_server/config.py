@@ -102,7 +102,7 @@ class CoordinatorConfig:
     test_file: str | None = None
     """Held-out examples for the server's evaluation, relative to the run directory or absolute."""
     num_evaluation_examples: Positive | None = 1000
-    """Examples (seeded sample) evaluated after each round; the last round uses all. None = always all."""
+    """Examples (seeded sample) evaluated after each round, the last one also on all. None = always all."""
     num_threads: Annotated[int, Range(1, 1024)] = 2
     """Threads of the server's evaluation."""
     broker_ca_file: str | None = None

@@ -202,8 +202,9 @@ class Office:
         def job() -> _Done:
             full = finite(command.round_number, measure(None))
             sparse = None if sub_model is None else measure(sub_model)
-            if sparse is not None and not math.isfinite(sparse.loss):
-                logger.warning("round %d: the sub-model's loss is %s: not kept", command.round_number, sparse.loss)
+            if sparse is not None and not math.isfinite(sparse.best_known.loss):
+                loss = sparse.best_known.loss
+                logger.warning("round %d: the sub-model's loss is %s: not kept", command.round_number, loss)
                 sparse = None
             return _Done(event=event, quality=Quality(full=full, sparse=sparse))
 

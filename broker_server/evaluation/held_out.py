@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -41,14 +42,15 @@ def finite(round_number: int, record: EvaluationRecord) -> EvaluationRecord:
         TrainingDivergedError: the loss is not finite after training.
         RunFailedError: nor was it before any.
     """
-    if math.isfinite(record.loss):
+    loss = record.best_known.loss
+    if math.isfinite(loss):
         return record
     if round_number == 0:
-        msg = f"the model's held-out loss is {record.loss} before training: check the model and the held-out file"
+        msg = f"the model's held-out loss is {loss} before training: check the model and the held-out file"
         raise RunFailedError(msg, round_number=0)
     msg = (
         f"training diverged in round {round_number}: lower the learning rate (in run.toml, or in config.toml where "
-        f"there is none) and resume, which trains the round again; its held-out loss is {record.loss}"
+        f"there is none) and resume, which trains the round again; its held-out loss is {loss}"
     )
     raise TrainingDivergedError(msg, round_number=round_number)
 
@@ -56,7 +58,7 @@ def finite(round_number: int, record: EvaluationRecord) -> EvaluationRecord:
 class HeldOut:
     """Held-out examples and the graph that evaluates on them; one thread at a time.
 
-    Rounds are compared on one sample, drawn once from the seed; the last round uses everything.
+    Rounds are compared on one sample, drawn once from the seed, the last one too; that is also measured on all.
     """
 
     def __init__(
@@ -77,11 +79,13 @@ class HeldOut:
             LengthError: ``max_length`` is beyond the model's positions.
         """
         self._artifact = artifact
-        self._all = load_examples(path, artifact, max_length)
-        self._sample = self._all
-        if num_examples is not None and num_examples < len(self._all):
-            order = np.random.default_rng(seed).permutation(len(self._all))
-            self._sample = self._all.subset(np.sort(order[:num_examples]))
+        examples = load_examples(path, artifact, max_length)
+        self._sample, self._rest = examples, examples.subset(np.arange(0))
+        if num_examples is not None and num_examples < len(examples):
+            order = np.random.default_rng(seed).permutation(len(examples))
+            self._sample, self._rest = (
+                examples.subset(np.sort(part)) for part in (order[:num_examples], order[num_examples:])
+            )
         is_classifier = artifact.manifest.task == "text-classification"
         self._batch_size = MAX_BATCH_SIZE if is_classifier else min(MAX_BATCH_SIZE, batch_size)
         self._graphs = FusedGraphs(artifact, num_threads=1)
@@ -103,7 +107,7 @@ class HeldOut:
             state: adapter and merged factors under the full plan.
             rank: LoRA rank of the adapter.
             lora_scaling: alpha / rank.
-            use_all: whether all examples count, instead of the sample that rounds share.
+            use_all: whether it is measured on all examples too, beside the sample that rounds share.
             num_threads: evaluators that work side by side.
             plan: evaluates the sub-model with these units; None = the whole model.
 
@@ -115,18 +119,13 @@ class HeldOut:
         manifest, full = self._artifact.manifest, Plan.full(self._artifact.manifest)
         adapter = state.adapter if plan is None else restrict(manifest, state.adapter, plan, rank)
         evaluators = self._evaluators(full if plan is None else plan, state.merged, lora_scaling, num_threads)
-        dataset = self._all if use_all else self._sample
-        result = evaluate_in_parts(
-            dataset,
-            [partial(self._run, evaluator, adapter, rank, lora_scaling) for evaluator in evaluators],
-        )
-        return EvaluationRecord(
-            loss=result.loss,
-            accuracy=result.accuracy,
-            num_targets=result.num_targets,
-            is_complete=len(dataset) == len(self._all),
-            evaluate_s=time.perf_counter() - started,
-        )
+        workers = [partial(self._run, evaluator, adapter, rank, lora_scaling) for evaluator in evaluators]
+        result = evaluate_in_parts(self._sample, workers)
+        record = _record(result, is_complete=not len(self._rest), since=started)
+        if not use_all or record.is_complete:
+            return record
+        everything = result + evaluate_in_parts(self._rest, workers)
+        return msgspec.structs.replace(record, on_all=_record(everything, is_complete=True, since=started))
 
     def _evaluators(self, plan: Plan, merged: Merged, lora_scaling: float, num_threads: int) -> list[Evaluator]:
         """One evaluator for each thread; they share graph and weights. Those of the unchanged model are kept."""
@@ -150,3 +149,13 @@ class HeldOut:
         dataset: Dataset,
     ) -> EvaluationResult:
         return evaluator.evaluate(adapter, rank, lora_scaling, dataset, self._batch_size)
+
+
+def _record(result: EvaluationResult, *, is_complete: bool, since: float) -> EvaluationRecord:
+    return EvaluationRecord(
+        loss=result.loss,
+        accuracy=result.accuracy,
+        num_targets=result.num_targets,
+        is_complete=is_complete,
+        evaluate_s=time.perf_counter() - since,
+    )

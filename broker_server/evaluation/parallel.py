@@ -6,6 +6,8 @@ evaluator of two threads, whose operators are too small to divide.
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,7 +23,7 @@ def evaluate_in_parts(
     """Evaluate every example once, each evaluator on its part and in a thread of its own.
 
     Args:
-        dataset: examples; each part gets as many long ones as the others.
+        dataset: one example or more; each part gets as many long ones as the others.
         evaluators: one or more; each is called at most once.
 
     Raises:
@@ -33,8 +35,4 @@ def evaluate_in_parts(
     with ThreadPoolExecutor(len(evaluators)) as pool:
         futures = [pool.submit(evaluate, part) for evaluate, part in zip(evaluators, parts, strict=False)]
         results = [future.result() for future in futures]
-    return EvaluationResult(
-        loss_sum=sum(result.loss_sum for result in results),
-        num_targets=sum(result.num_targets for result in results),
-        num_correct=sum(result.num_correct for result in results),
-    )
+    return functools.reduce(operator.add, results)

@@ -50,12 +50,12 @@ def build_report(facts: RunFacts, rounds: Sequence[RoundRecord], compact: Compac
     if not evaluated or evaluated[-1].evaluation is None:
         msg = "the run has no evaluated round: nothing to report; continue it with --resume"
         raise RunFailedError(msg)
-    last = evaluated[-1].evaluation
+    last = evaluated[-1].evaluation.best_known
     devices = [device for record in rounds for device in record.devices]
     training_s = max(facts.steps.get(TRAINING_STEP, 0.0), rounds[-1].elapsed_s)  # the latter survives kill -9
     steps = {**facts.steps, TRAINING_STEP: training_s}
     accuracy, ppl = quality_fields(facts.task, last.loss, last.accuracy)
-    sparse = next((record.sparse for record in reversed(rounds) if record.sparse is not None), None)
+    sparse = next((record.sparse.best_known for record in reversed(rounds) if record.sparse is not None), None)
     sparse_accuracy, sparse_ppl = _optional_quality(facts.task, sparse)
     return Report(
         run_id=facts.run_id,

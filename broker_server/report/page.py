@@ -24,12 +24,13 @@ def render_page(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"bytes": bytes_text, "duration": duration_text, "percent": lambda value: f"{value:.1%}"}
-    before, after = _quality(report, report.rounds[0]), _quality(report, report.final)
+    last = report.last_measured
+    before, after = _quality(report, report.rounds[0]), _quality(report, last)
     return environment.get_template("report.html.j2").render(
         report=report,
         metric=metric_name(report.task),
-        before=before,
-        after=after,
+        last=last,
+        is_sampled=last.loss != report.final.loss,
         change=_change(report, before, after),
         quality=lambda entry: _text(report, _quality(report, entry)),
         created=dt.datetime.fromtimestamp(report.created_at, tz=dt.UTC).strftime("%Y-%m-%d %H:%M UTC"),

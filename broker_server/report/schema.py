@@ -195,6 +195,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     fleet: FleetEntry | None = None
     """Classes of the emulated devices; null where nothing is emulated."""
 
+    @property
+    def last_measured(self) -> RoundEntry:
+        """The last round with a quality, on the same examples as round 0: what may be compared with that."""
+        return next(entry for entry in reversed(self.rounds) if entry.loss is not None)
+
 
 def encode_report(report: Report) -> bytes:
     """Indented UTF-8 JSON."""

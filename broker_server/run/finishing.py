@@ -119,7 +119,12 @@ def summary_lines(report: Report, root: Path) -> list[str]:
 
     where = f"{report.rounds[-1].round_number} rounds on {len(report.data.devices)} devices"
     seconds = duration_text(report.final.seconds)
-    lines = [f"{name}: {text(report.rounds[0])} before training, {text(report.final)} after {where} ({seconds} in all)"]
+    last = report.last_measured
+    lines = [f"{name}: {text(report.rounds[0])} before training, {text(last)} after {where} ({seconds} in all)"]
+    if last.loss != report.final.loss:
+        lines.append(
+            f"on all {report.data.num_test} held-out examples, not the sample of each round: {text(report.final)}"
+        )
     if report.final.emulated_s is not None:
         lines.append(f"emulated time: {duration_text(report.final.emulated_s)} on the virtual clock of the fleet")
     if report.compact is not None:

@@ -100,7 +100,7 @@ class RunSettings:
     lora_scaling: float = option(Panel.TRAINING, "alpha / rank, the same for every rank", 2.0)
     seed: int = option(Panel.TRAINING, "seed of everything random", 0)
     eval_examples: int = option(
-        Panel.TRAINING, "held-out examples measured after each round; the last takes all; 0 = always all"
+        Panel.TRAINING, "held-out examples measured after each round, the last one also on all; 0 = always all"
     )
     round_deadline: float = option(Panel.TRAINING, "longest time of a round, seconds", 600.0)
     importance: Literal["magnitude", "lora"] = option(

@@ -48,6 +48,13 @@ class EvaluationRecord(msgspec.Struct, frozen=True, kw_only=True):
     is_complete: bool
     """Whether all held-out examples were used, or a sample."""
     evaluate_s: float
+    on_all: EvaluationRecord | None = None
+    """In the last round, where rounds are measured on a sample: the same on all held-out examples."""
+
+    @property
+    def best_known(self) -> EvaluationRecord:
+        """On all held-out examples, if that was measured."""
+        return self.on_all or self
 
 
 class DeviceRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,7 +21,7 @@ from edge_runtime.wire.plan import Plan
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationResult:
-    """Sums over a dataset; sums of several parts may be added."""
+    """Sums over a dataset; those of parts of one are added with ``+``."""
 
     loss_sum: float
     """Negative log-likelihood of all targets, nats."""
@@ -29,6 +29,13 @@ class EvaluationResult:
     """Examples (text-classification) or predicted tokens (causal-lm)."""
     num_correct: int
     """Targets whose most likely prediction is right."""
+
+    def __add__(self, other: EvaluationResult) -> EvaluationResult:
+        return EvaluationResult(
+            loss_sum=self.loss_sum + other.loss_sum,
+            num_targets=self.num_targets + other.num_targets,
+            num_correct=self.num_correct + other.num_correct,
+        )
 
     @property
     def loss(self) -> float:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import msgspec
+
 from broker_server.report.build import RunFacts, build_report
 from broker_server.report.schema import Compact, DataEntry, DeviceData, Report
 from broker_server.storage.records import DeviceRecord, EvaluationRecord, RoundRecord
@@ -53,8 +57,18 @@ def round_records(num_rounds: int = 3) -> list[RoundRecord]:
     ]
 
 
-def sample_report(task: Task = "causal-lm") -> Report:
-    """A whole report."""
+def sampled_records() -> list[RoundRecord]:
+    """As :func:`round_records`, but rounds are measured on a sample, and the last one on all examples too."""
+    records = round_records()
+    last = records[-1].evaluation
+    assert last is not None
+    on_all = msgspec.structs.replace(last, loss=4.0, accuracy=0.75, num_targets=5000)
+    evaluation = msgspec.structs.replace(last, is_complete=False, on_all=on_all)
+    return [*records[:-1], msgspec.structs.replace(records[-1], evaluation=evaluation, sparse=evaluation)]
+
+
+def sample_report(task: Task = "causal-lm", rounds: Sequence[RoundRecord] | None = None) -> Report:
+    """A whole report, of :func:`round_records` unless others are given."""
     is_causal = task == "causal-lm"
     compact = Compact(
         path="compact",
@@ -87,6 +101,6 @@ def sample_report(task: Task = "causal-lm") -> Report:
         created_at=1_790_000_000.0,
         steps={"prepare": 10.0, "compact": 5.0},
         data=data,
-        config={"rounds": 3, "model": ""},
+        config={"rounds": 3, "model": "", "sparsity": 0.25},
     )
-    return build_report(facts, round_records(), compact)
+    return build_report(facts, round_records() if rounds is None else rounds, compact)

@@ -11,6 +11,7 @@ import pytest
 
 from broker_server.coordinator import intake, parts
 from broker_server.errors import RunFailedError, TrainingDivergedError
+from broker_server.evaluation.held_out import finite
 from broker_server.storage.adapters import adapter_path
 from broker_server.storage.events import EventReader, UpdatesDiscarded
 from broker_server.storage.records import EvaluationRecord
@@ -120,6 +121,13 @@ def test_diverged_round_ends_the_run_with_one_line_and_is_trained_again(
     assert [m.hyper_parameters.learning_rate for m in asked] == [pytest.approx(2e-4), pytest.approx(1e-6)]
     records = Store.open(tmp_path).load_round_records()
     assert [r.evaluation.loss for r in records if r.evaluation is not None] == [1.0, 0.9, 0.8]
+
+
+def test_the_last_round_diverged_if_the_loss_on_all_examples_is_not_finite() -> None:
+    on_all = EvaluationRecord(loss=float("nan"), accuracy=0.5, num_targets=9, is_complete=True, evaluate_s=0.1)
+    record = EvaluationRecord(loss=1.0, accuracy=0.5, num_targets=5, is_complete=False, evaluate_s=0.1, on_all=on_all)
+    with pytest.raises(TrainingDivergedError, match=r"round 3: .*its held-out loss is nan"):
+        finite(3, record)
 
 
 def test_model_that_is_broken_from_the_start_is_not_called_diverged(

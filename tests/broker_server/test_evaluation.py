@@ -56,7 +56,7 @@ def test_sample_is_the_same_in_every_round_and_smaller(tiny_bert_artifact: Path,
     examples = held_out(artifact, test_file, num_examples=7)
     first = examples.evaluate(Aggregated(adapter=adapter), 4, 2.0, use_all=False, num_threads=1)
     second = examples.evaluate(Aggregated(adapter=adapter), 4, 2.0, use_all=False, num_threads=1)
-    assert (first.num_targets, first.is_complete) == (7, False)
+    assert (first.num_targets, first.is_complete, first.on_all) == (7, False, None)
     assert first.loss == second.loss
     again = held_out(artifact, test_file, num_examples=7).evaluate(
         Aggregated(adapter=adapter), 4, 2.0, use_all=False, num_threads=1
@@ -71,6 +71,24 @@ def test_sample_that_is_everything_is_complete(tiny_bert_artifact: Path, test_fi
         Aggregated(adapter=adapter), 4, 2.0, use_all=False, num_threads=1
     )
     assert record.is_complete
+
+
+def test_the_last_round_is_measured_on_the_sample_and_on_all(tiny_bert_artifact: Path, test_file: Path) -> None:
+    artifact = Artifact.open(tiny_bert_artifact)
+    adapter = initial(artifact.manifest, artifact.initial(), 4, np.random.default_rng(0))
+    state = Aggregated(adapter=adapter)
+    sampled = held_out(artifact, test_file, num_examples=7)
+    sample = sampled.evaluate(state, 4, 2.0, use_all=False, num_threads=2)
+    last = sampled.evaluate(state, 4, 2.0, use_all=True, num_threads=2)
+    everything = held_out(artifact, test_file).evaluate(state, 4, 2.0, use_all=True, num_threads=2)
+    assert last.loss == pytest.approx(sample.loss)
+    assert (last.num_targets, last.is_complete) == (7, False)
+    assert everything.on_all is None
+    assert everything.best_known is everything
+    assert last.on_all is not None
+    assert last.best_known is last.on_all
+    assert (last.on_all.num_targets, last.on_all.is_complete) == (18, True)
+    assert (last.on_all.loss, last.on_all.accuracy) == pytest.approx((everything.loss, everything.accuracy))
 
 
 def test_causal_lm_counts_predicted_tokens(tiny_llama_artifact: Path, test_file: Path) -> None:

@@ -25,10 +25,11 @@ from broker_server.report.schema import (
     encode_report,
     json_schema,
 )
+from broker_server.run.finishing import summary_lines
 from broker_server.storage.records import EvaluationRecord
 from edge_runtime.wire.manifest import Task
 from tests.broker_server.malformed import MALFORMED_REPORTS
-from tests.broker_server.report_samples import round_records, sample_report
+from tests.broker_server.report_samples import round_records, sample_report, sampled_records
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 TASKS: list[Task] = ["causal-lm", "text-classification"]
@@ -72,6 +73,35 @@ def test_the_end_is_the_last_round_and_sums_add_up() -> None:
     assert report.final.seconds == 10.0 + 5.0 + 16.0
     assert (report.final.bytes_up, report.final.bytes_down) == (8 * 1000, 8 * 2000)
     assert report.steps["training"] == 16.0
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_rounds_are_compared_on_one_sample_and_the_end_is_on_all(task: Task) -> None:
+    report = sample_report(task, sampled_records())
+
+    assert (report.final.loss, report.final.loss_at_sparsity) == (4.0, 4.0)
+    assert (report.rounds[-1].loss, report.rounds[-1].num_targets) == (3.0, 500)
+    assert report.last_measured is report.rounds[-1]
+    before, after, on_all = ("403.4", "20.1", "54.6") if task == "causal-lm" else ("25.0 %", "85.0 %", "75.0 %")
+    note = "on the sample that rounds share"
+    page = " ".join(render_page(report).split())
+    assert f"{before} →</small> {after}" in page
+    assert f"{note}; {on_all} on all 50 examples" in page
+    assert note not in render_page(sample_report(task))
+    first, second = summary_lines(report, Path())[:2]
+    assert f"{before} before training, {after} after 3 rounds" in first
+    assert second == f"on all 50 held-out examples, not the sample of each round: {on_all}"
+    assert "held-out" not in summary_lines(sample_report(task), Path())[1]
+
+
+def test_a_round_that_was_not_measured_is_passed_over() -> None:
+    records = round_records()
+    records[-1] = msgspec.structs.replace(records[-1], evaluation=None)
+    report = sample_report(rounds=records)
+
+    assert report.last_measured is report.rounds[-2]
+    assert report.final.loss == report.last_measured.loss
+    assert "403.4 →</small> 54.6" in render_page(report)
 
 
 def test_a_run_without_an_evaluated_round_has_no_report() -> None:

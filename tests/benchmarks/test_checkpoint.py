@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
+
+from tests.benchmarks.script import run_script
 
 
 def test_a_checkpoint_is_timed_beside_a_step(tiny_bert_artifact: Path, tmp_path: Path) -> None:
     options = ["--rank", "4", "--steps", "3", "--batch-size", "2", "--length", "8", "--folder", str(tmp_path)]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.checkpoint", str(tiny_bert_artifact), *options],
-        env=os.environ | {"PYTHONPATH": str(Path.cwd())},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_script("checkpoint", tiny_bert_artifact, *options)
 
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
+
+from tests.benchmarks.script import run_script
 
 
 def test_every_case_is_measured_and_drawn(tiny_bert_artifact: Path, tmp_path: Path) -> None:
     options = [str(tiny_bert_artifact), "--out", str(tmp_path / "out"), "--batch-size", "2", "--length", "8"]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.memory", *options],
-        env=os.environ | {"PYTHONPATH": str(Path.cwd())},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_script("memory", *options)
 
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out" / "memory.json").read_text())

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks.operators import medians
+from tests.benchmarks.script import run_script
 
 
 def test_operators_of_a_step_are_timed(tiny_bert_artifact: Path) -> None:
     options = ["--steps", "2", "--batch-size", "4", "--length", "16", "--matmul-seconds", "0.01"]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.operators", str(tiny_bert_artifact), *options],
-        env=os.environ | {"PYTHONPATH": str(Path.cwd())},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_script("operators", tiny_bert_artifact, *options)
 
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)

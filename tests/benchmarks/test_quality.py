@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.benchmarks.script import run_script
 
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
@@ -21,13 +20,7 @@ def test_an_artifact_learns_and_the_same_one_learns_the_same(
     lines = [{"text": f"the {animal} sat on the mat", "label": label} for animal, label in labels.items()] * 8
     data.write_text("".join(json.dumps(line) + "\n" for line in lines))
     options = ["--train", str(data), "--test", str(data), "--steps", "40", "--batch-size", "4", "--max-length", "16"]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.quality", str(artifact), str(artifact), *options, "--seeds", "3"],
-        env=os.environ | {"PYTHONPATH": str(Path.cwd())},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_script("quality", artifact, artifact, *options, "--seeds", "3")
 
     assert done.returncode == 0, done.stderr
     first, second = json.loads(done.stdout)["runs"]

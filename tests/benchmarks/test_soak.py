@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks.soak import EVERY, slope_of
-
-
-def run(artifact: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks.soak", str(artifact), *options],
-        env=os.environ | {"PYTHONPATH": str(Path.cwd())},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+from tests.benchmarks.script import run_script
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["fused", "staged"])
 def test_ten_thousand_steps_do_not_grow(tiny_bert_artifact: Path, mode: str) -> None:
-    done = run(tiny_bert_artifact, "--mode", mode, "--batch-size", "2", "--length", "12")
+    done = run_script("soak", tiny_bert_artifact, "--mode", mode, "--batch-size", "2", "--length", "12")
 
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -35,7 +23,7 @@ def test_ten_thousand_steps_do_not_grow(tiny_bert_artifact: Path, mode: str) -> 
 
 
 def test_growth_above_the_limit_fails(tiny_bert_artifact: Path) -> None:
-    done = run(tiny_bert_artifact, "--steps", "300", "--batch-size", "1", "--limit=-1000")
+    done = run_script("soak", tiny_bert_artifact, "--steps", "300", "--batch-size", "1", "--limit=-1000")
 
     assert done.returncode == 1
     assert "memory grows by" in done.stderr

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.benchmarks.script import run_script
+
 
 def test_a_step_is_timed_for_every_arm(tiny_llama_artifact: Path) -> None:
     options = ["--arms", "0.0:4,0.5:2", "--steps", "3", "--batch-size", "2", "--length", "8"]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.step", str(tiny_llama_artifact), *options],
-        env=os.environ | {"PYTHONPATH": str(Path.cwd())},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_script("step", tiny_llama_artifact, *options)
 
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)

@@ -111,6 +111,21 @@ def test_lanes_end_with_the_script(root: Path, tmp_path: Path) -> None:
     assert not mark.exists()
 
 
+def test_nothing_is_left_behind_when_a_lane_ended_before_the_script_failed(root: Path, tmp_path: Path) -> None:
+    script = f"export TMPDIR={shlex.quote(str(tmp_path))}; source .ci/stages; a() {{ stage one true; }}; lane a"
+    done = subprocess.run(
+        ["bash", "-c", f"set -euo pipefail; {script}; sleep 1; stage two false"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_lane_that_is_killed_fails_the_whole(root: Path) -> None:
     done = run_stages(root, "a() { stage one kill -9 0; }; lane a; join; echo passed")
 

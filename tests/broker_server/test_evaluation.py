@@ -27,7 +27,7 @@ NOUNS = ["cat", "dog", "sun", "moon", "sea", "wind"]
 
 
 @pytest.fixture
-def test_file(tmp_path: Path) -> Path:
+def held_out_file(tmp_path: Path) -> Path:
     path = tmp_path / "test.jsonl"
     rows = [{"text": f"the {noun} {verb}", "label": "red"} for noun in NOUNS for verb in ("runs", "sleeps", "sings")]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -38,11 +38,13 @@ def held_out(artifact: Artifact, path: Path, *, num_examples: int | None = None,
     return HeldOut(artifact, path, max_length=16, num_examples=num_examples, batch_size=4, seed=seed)
 
 
-def test_it_is_what_a_device_would_measure(tiny_bert_artifact: Path, test_file: Path) -> None:
+def test_it_is_what_a_device_would_measure(tiny_bert_artifact: Path, held_out_file: Path) -> None:
     artifact = Artifact.open(tiny_bert_artifact)
     adapter = initial(artifact.manifest, artifact.initial(), 4, np.random.default_rng(0))
-    record = held_out(artifact, test_file).evaluate(Aggregated(adapter=adapter), 4, 2.0, use_all=True, num_threads=1)
-    dataset = load_examples(test_file, artifact, 16)
+    record = held_out(artifact, held_out_file).evaluate(
+        Aggregated(adapter=adapter), 4, 2.0, use_all=True, num_threads=1
+    )
+    dataset = load_examples(held_out_file, artifact, 16)
     expected = Evaluator.load(artifact, Plan.full(artifact.manifest), num_threads=1).evaluate(
         adapter, 4, 2.0, dataset, 32
     )
@@ -50,37 +52,37 @@ def test_it_is_what_a_device_would_measure(tiny_bert_artifact: Path, test_file: 
     assert (record.loss, record.accuracy) == pytest.approx((expected.loss, expected.accuracy))
 
 
-def test_sample_is_the_same_in_every_round_and_smaller(tiny_bert_artifact: Path, test_file: Path) -> None:
+def test_sample_is_the_same_in_every_round_and_smaller(tiny_bert_artifact: Path, held_out_file: Path) -> None:
     artifact = Artifact.open(tiny_bert_artifact)
     adapter = initial(artifact.manifest, artifact.initial(), 4, np.random.default_rng(0))
-    examples = held_out(artifact, test_file, num_examples=7)
+    examples = held_out(artifact, held_out_file, num_examples=7)
     first = examples.evaluate(Aggregated(adapter=adapter), 4, 2.0, use_all=False, num_threads=1)
     second = examples.evaluate(Aggregated(adapter=adapter), 4, 2.0, use_all=False, num_threads=1)
     assert (first.num_targets, first.is_complete, first.on_all) == (7, False, None)
     assert first.loss == second.loss
-    again = held_out(artifact, test_file, num_examples=7).evaluate(
+    again = held_out(artifact, held_out_file, num_examples=7).evaluate(
         Aggregated(adapter=adapter), 4, 2.0, use_all=False, num_threads=1
     )
     assert again.loss == pytest.approx(first.loss)
 
 
-def test_sample_that_is_everything_is_complete(tiny_bert_artifact: Path, test_file: Path) -> None:
+def test_sample_that_is_everything_is_complete(tiny_bert_artifact: Path, held_out_file: Path) -> None:
     artifact = Artifact.open(tiny_bert_artifact)
     adapter = initial(artifact.manifest, artifact.initial(), 4, np.random.default_rng(0))
-    record = held_out(artifact, test_file, num_examples=1000).evaluate(
+    record = held_out(artifact, held_out_file, num_examples=1000).evaluate(
         Aggregated(adapter=adapter), 4, 2.0, use_all=False, num_threads=1
     )
     assert record.is_complete
 
 
-def test_the_last_round_is_measured_on_the_sample_and_on_all(tiny_bert_artifact: Path, test_file: Path) -> None:
+def test_the_last_round_is_measured_on_the_sample_and_on_all(tiny_bert_artifact: Path, held_out_file: Path) -> None:
     artifact = Artifact.open(tiny_bert_artifact)
     adapter = initial(artifact.manifest, artifact.initial(), 4, np.random.default_rng(0))
     state = Aggregated(adapter=adapter)
-    sampled = held_out(artifact, test_file, num_examples=7)
+    sampled = held_out(artifact, held_out_file, num_examples=7)
     sample = sampled.evaluate(state, 4, 2.0, use_all=False, num_threads=2)
     last = sampled.evaluate(state, 4, 2.0, use_all=True, num_threads=2)
-    everything = held_out(artifact, test_file).evaluate(state, 4, 2.0, use_all=True, num_threads=2)
+    everything = held_out(artifact, held_out_file).evaluate(state, 4, 2.0, use_all=True, num_threads=2)
     assert last.loss == pytest.approx(sample.loss)
     assert (last.num_targets, last.is_complete) == (7, False)
     assert everything.on_all is None
@@ -91,10 +93,12 @@ def test_the_last_round_is_measured_on_the_sample_and_on_all(tiny_bert_artifact:
     assert (last.on_all.loss, last.on_all.accuracy) == pytest.approx((everything.loss, everything.accuracy))
 
 
-def test_causal_lm_counts_predicted_tokens(tiny_llama_artifact: Path, test_file: Path) -> None:
+def test_causal_lm_counts_predicted_tokens(tiny_llama_artifact: Path, held_out_file: Path) -> None:
     artifact = Artifact.open(tiny_llama_artifact)
     adapter = initial(artifact.manifest, artifact.initial(), 4, np.random.default_rng(0))
-    record = held_out(artifact, test_file).evaluate(Aggregated(adapter=adapter), 4, 2.0, use_all=True, num_threads=1)
+    record = held_out(artifact, held_out_file).evaluate(
+        Aggregated(adapter=adapter), 4, 2.0, use_all=True, num_threads=1
+    )
     assert record.num_targets > 18
     assert np.isfinite(record.loss)
 
@@ -114,11 +118,11 @@ def random_state(artifact: Artifact, rng: np.random.Generator) -> Aggregated:
     return Aggregated(adapter=adapter, merged=merged)
 
 
-def test_merged_factors_count_as_more_components_of_the_adapter(tiny_bert_artifact: Path, test_file: Path) -> None:
+def test_merged_factors_count_as_more_components_of_the_adapter(tiny_bert_artifact: Path, held_out_file: Path) -> None:
     artifact = Artifact.open(tiny_bert_artifact)
     rng = np.random.default_rng(3)
     state = random_state(artifact, rng)
-    examples = held_out(artifact, test_file)
+    examples = held_out(artifact, held_out_file)
     record = examples.evaluate(state, 4, 2.0, use_all=True, num_threads=2)
     wide = {spec.name: state.adapter[spec.name] for spec in artifact.manifest.dense}
     for target in artifact.manifest.targets:
@@ -133,16 +137,16 @@ def test_merged_factors_count_as_more_components_of_the_adapter(tiny_bert_artifa
     assert abs(without.loss - record.loss) > 1e-3
 
 
-def test_a_sub_model_is_evaluated_as_a_device_would(tiny_bert_artifact: Path, test_file: Path) -> None:
+def test_a_sub_model_is_evaluated_as_a_device_would(tiny_bert_artifact: Path, held_out_file: Path) -> None:
     artifact = Artifact.open(tiny_bert_artifact)
     manifest = artifact.manifest
     state = random_state(artifact, np.random.default_rng(4))
     plan = Plan.from_kept(manifest, {(g.layer, g.group): np.arange(0, g.num_units, 2) for g in manifest.groups})
-    examples = held_out(artifact, test_file)
+    examples = held_out(artifact, held_out_file)
     record = examples.evaluate(state, 4, 2.0, use_all=True, num_threads=1, plan=plan)
     weights = slice_weights(artifact, plan, restrict_merged(manifest, state.merged, plan), lora_scaling=2.0)
     evaluator = Evaluator(artifact, plan, FusedGraphs(artifact, num_threads=1).model(weights))
-    dataset = load_examples(test_file, artifact, 16)
+    dataset = load_examples(held_out_file, artifact, 16)
     expected = evaluator.evaluate(restrict(manifest, state.adapter, plan, 4), 4, 2.0, dataset, 16)
     whole = examples.evaluate(state, 4, 2.0, use_all=True, num_threads=1)
     assert record.loss == pytest.approx(expected.loss, rel=1e-5)

@@ -21,19 +21,19 @@ def train_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def test_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def held_out_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rows(tmp_path_factory.mktemp("data") / "test.jsonl", 40, seed=2)
 
 
 @pytest.fixture(scope="session")
-def classify_settings(tiny_bert_model: Path, train_file: Path, test_file: Path) -> RunSettings:
+def classify_settings(tiny_bert_model: Path, train_file: Path, held_out_file: Path) -> RunSettings:
     """Three devices, two rounds, three arms."""
     return resolve(
         {
             "model": str(tiny_bert_model),
             "task": "text-classification",
             "data": str(train_file),
-            "test": str(test_file),
+            "test": str(held_out_file),
             "devices": 3,
             "rounds": 2,
             "local_steps": 3,

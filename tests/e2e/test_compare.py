@@ -85,6 +85,7 @@ def _check_sane(summary: Summary) -> None:
         assert method.num_finished == 1
         assert set(method.outcomes) == {"accepted"}
         assert method.final_perplexity
+        assert method.final_perplexity.median is not None
         assert method.perplexity_at_sparsity
         assert method.perplexity_at_sparsity.median is not None
         assert method.curve[-1].quality < method.curve[0].quality, "on the same examples"
@@ -97,7 +98,7 @@ def _check_sane(summary: Summary) -> None:
 
 
 @pytest.fixture
-def two_methods(tmp_path: Path, tiny_bert_model: Path, train_file: Path, test_file: Path) -> Path:
+def two_methods(tmp_path: Path, tiny_bert_model: Path, train_file: Path, held_out_file: Path) -> Path:
     """A comparison of two methods, one of which gives its devices too little memory."""
     path = tmp_path / "compare.toml"
     path.write_text(
@@ -110,7 +111,7 @@ target = 0.1
 model = {json.dumps(str(tiny_bert_model))}
 task = "text-classification"
 data = {json.dumps(str(train_file))}
-test = {json.dumps(str(test_file))}
+test = {json.dumps(str(held_out_file))}
 devices = 2
 rounds = 1
 local_steps = 2

@@ -83,8 +83,8 @@ def test_a_run_without_options_learns(tmp_path: Path) -> None:
     assert code == 0, run.errors
     report = report_of(tmp_path / "fedspine-run")
     before, after = (report["rounds"][n]["perplexity"] for n in (0, -1))
-    assert after <= 0.25 * before
-    assert report["final"]["perplexity"] < report["compact"]["perplexity"] <= 1.5 * report["final"]["perplexity"]
+    assert max(after, report["final"]["perplexity"]) <= 0.25 * before
+    assert report["final"]["perplexity"] < report["compact"]["perplexity"] <= 0.5 * before
     assert "compact" in run.output
     assert CompactModel.open(tmp_path / "fedspine-run" / "compact").info.task == "causal-lm"
 
@@ -102,7 +102,8 @@ def finished(prepared_generator: Path, tmp_path_factory: pytest.TempPathFactory)
 def test_a_generator_is_tuned_and_its_compact_model_writes(finished: Path) -> None:
     report = report_of(finished)
 
-    assert report["rounds"][-1]["perplexity"] < report["rounds"][0]["perplexity"]
+    before, after = (report["rounds"][n]["perplexity"] for n in (0, -1))
+    assert max(after, report["final"]["perplexity"]) < before
     assert report["compact"]["sample_prompt"]
     assert isinstance(report["compact"]["sample"], str)
     assert "<svg" in (finished / "report.html").read_text(encoding="utf-8")

@@ -29,7 +29,7 @@ CONFIG = CoordinatorConfig(
 
 CHANGES: list[dict[str, object]] = [
     {},
-    {"held_out_file": "data/test.jsonl"},
+    {"test_file": "data/test.jsonl"},
     {"num_evaluation_examples": None},
     {"broker_ca_file": "/etc/ca.pem", "wire_dtype": "float16"},
     {"training": dataclasses.replace(TRAINING, max_grad_norm=None, learning_rate=3e-5)},
@@ -128,7 +128,7 @@ def test_any_text_survives_toml(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["two\nlines", "\x00\x1b\x7f", "tab\t", "\u2028"])
 def test_control_characters_survive_toml(text: str) -> None:
-    config = dataclasses.replace(CONFIG, held_out_file=text)
+    config = dataclasses.replace(CONFIG, test_file=text)
     assert CoordinatorConfig.from_toml(config.to_toml()) == config
 
 

@@ -21,7 +21,7 @@ def example(document: str) -> str:
 
 
 def test_configuration_of_a_coordinator() -> None:
-    assert CoordinatorConfig.from_toml(example("server.md")).held_out_file == "test.jsonl"
+    assert CoordinatorConfig.from_toml(example("server.md")).test_file == "test.jsonl"
 
 
 def test_classes_of_a_fleet() -> None:

@@ -27,6 +27,8 @@ class Knowledge:
     """By device, the Frobenius norm of the change of B A that its training made."""
     discarded: str = ""
     """Why the updates of the round were not used, so that all else is as it was before; empty = they were."""
+    is_unchanged: bool = False
+    """Whether updates were aggregated and the adapter came out as it was before, to the last bit."""
 
 
 def combine_round(
@@ -75,9 +77,24 @@ def _aggregate(run: Run, round_number: int, before: Knowledge, updates: Sequence
         state = run.aggregation.aggregate(run.manifest, before.state, updates, rng)
     check_bounds(run.manifest, state.adapter, state.merged)
     return Knowledge(
+        is_unchanged=_is_same(before.state, state),
         state=state,
         importance=_importance(run, round_number, before.importance, updates),
         deltas={update.device_id: _delta(run, before.state, update) for update in updates},
+    )
+
+
+def _is_same(before: Aggregated, after: Aggregated) -> bool:
+    """Whether two adapters, and what was merged beside them, are equal to the last bit."""
+    return (
+        before.merged.keys() == after.merged.keys()
+        and before.adapter.keys() == after.adapter.keys()
+        and all(np.array_equal(value, after.adapter[name]) for name, value in before.adapter.items())
+        and all(
+            np.array_equal(factor, other)
+            for name, factors in before.merged.items()
+            for factor, other in zip(factors, after.merged[name], strict=True)
+        )
     )
 
 

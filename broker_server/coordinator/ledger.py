@@ -60,6 +60,8 @@ class Ledger:
         self._accepted: dict[str, Update] = {}
         self.last_finished: int | None = records[-1].round_number if records else None
         """The last round with a record; None before the first evaluation."""
+        self.num_used_rounds = sum(record.was_used for record in records)
+        """Finished rounds whose updates made the next adapter."""
 
     def resume_round(self) -> dict[str, Participant] | None:
         """Participants of the round that had begun, if one had."""
@@ -132,6 +134,8 @@ class Ledger:
         *,
         emulated_s: float | None = None,
         is_deploy: bool = False,
+        discarded: str = "",
+        is_unchanged: bool = False,
     ) -> None:
         """Write the record of a round.
 
@@ -142,6 +146,8 @@ class Ledger:
             learnt: what the scheduler knows by now.
             emulated_s: length of the round on the virtual clock; None = nothing is emulated.
             is_deploy: whether all trained the plan that is deployed.
+            discarded: why its updates were not used; empty = they were.
+            is_unchanged: whether its adapter is that of the round before, to the last bit, although updates came.
         """
         seconds = self._active_s
         self._elapsed_s += seconds if round_number > 0 else 0.0
@@ -156,10 +162,13 @@ class Ledger:
             is_deploy=is_deploy,
             emulated_s=emulated_s,
             elapsed_emulated_s=None if emulated_s is None else self._elapsed_emulated_s,
+            discarded=discarded,
+            is_unchanged=is_unchanged,
         )
         self._store.finish_round(record, learnt, self._wall_clock())
         self._log(RoundFinished(at=self._wall_clock(), record=record))
         self.last_finished = round_number
+        self.num_used_rounds += record.was_used
         self._began_at, self._earlier_s, self._accepted = self._clock(), 0.0, {}
         self._sent_at.clear()
         self._completion_s.clear()
@@ -175,6 +184,7 @@ class Ledger:
 
     def run_finished(self, run_id: str) -> None:
         """All rounds are done."""
+        logger.info("run %s finished: %d of %d rounds used updates", run_id, self.num_used_rounds, self.last_finished)
         self._log(RunFinished(at=self._wall_clock(), run_id=run_id))
 
     def device_registered(self, message: Register) -> None:

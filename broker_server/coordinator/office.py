@@ -221,6 +221,8 @@ class Office:
             self.learnt(),
             emulated_s=emulated_s,
             is_deploy=number > 0 and self._dealer.is_deploy(number),
+            discarded=self._knowledge.discarded,
+            is_unchanged=self._knowledge.is_unchanged,
         )
         for digest in self._run.assigner.clear():
             self._mailroom.withdraw(digest)

@@ -123,7 +123,8 @@ class Coordinator:
         )
         if finished is None:
             return machine.start(round_limits, now)
-        return machine.resume(round_limits, now, finished, self._ledger.resume_round())
+        participants, num_used = self._ledger.resume_round(), self._ledger.num_used_rounds
+        return machine.resume(round_limits, now, finished, participants, num_used_rounds=num_used)
 
     def _loop(self, state: RunState, commands: tuple[Command, ...]) -> None:
         while True:

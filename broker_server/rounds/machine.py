@@ -16,13 +16,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from broker_server.rounds.transitions import (
+    Step,
+    begin_if_ready,
+    close_if_complete,
+    end,
+    key_of,
+    on_aggregated,
+    on_evaluated,
+    wait,
+    with_participants,
+)
 from broker_server.rounds.types import (
-    Aggregate,
     AggregationDone,
     AnswerOldUpdate,
     ArmsChosen,
     ChooseArmAgain,
-    ChooseArms,
     Command,
     DeviceFailed,
     DeviceOffline,
@@ -30,9 +39,6 @@ from broker_server.rounds.types import (
     Evaluate,
     EvaluationDone,
     Event,
-    FailRun,
-    FinishRound,
-    FinishRun,
     Outcome,
     Participant,
     Phase,
@@ -51,14 +57,8 @@ from broker_server.rounds.types import (
 )
 from edge_runtime.wire.messages import FailureReason
 
-Step = tuple[RunState, tuple[Command, ...]]
-
-MAX_EMPTY_ROUNDS = 3
-"""Rounds in a row without any update that could be used, which end a run."""
 MAX_ATTEMPTS = 3
 """Assignments that one device may get in one round (the later ones with cheaper arms)."""
-MAX_REASONS = 8
-"""Reasons that the message of a failed run names."""
 
 
 def start(limits: RoundLimits, now: float) -> Step:
@@ -67,7 +67,14 @@ def start(limits: RoundLimits, now: float) -> Step:
     return state, (Evaluate(round_number=0, is_last=False),)
 
 
-def resume(limits: RoundLimits, now: float, finished: int, participants: Mapping[str, Participant] | None) -> Step:
+def resume(
+    limits: RoundLimits,
+    now: float,
+    finished: int,
+    participants: Mapping[str, Participant] | None,
+    *,
+    num_used_rounds: int,
+) -> Step:
     """Go on with a run after a restart of the coordinator.
 
     Args:
@@ -76,12 +83,18 @@ def resume(limits: RoundLimits, now: float, finished: int, participants: Mapping
         finished: number of the last round that was finished (0: the evaluation before training).
         participants: those of round ``finished + 1`` when it had begun, by device id. Open ones get
             ``registration_timeout_s`` to come back, and then their assignment again, as the same attempt.
+        num_used_rounds: finished rounds whose updates made the next adapter.
     """
     if finished >= limits.num_rounds:
-        return RunState(limits=limits, phase=Phase.FINISHED, now=now, round_number=finished), (FinishRun(),)
-    state = RunState(limits=limits, phase=Phase.WAITING, now=now, round_number=finished + 1)
+        state = RunState(
+            limits=limits, phase=Phase.FINISHED, now=now, round_number=finished, num_used_rounds=num_used_rounds
+        )
+        return end(state)
+    state = RunState(
+        limits=limits, phase=Phase.WAITING, now=now, round_number=finished + 1, num_used_rounds=num_used_rounds
+    )
     if participants is None:
-        return _wait(state, limits.num_devices)
+        return wait(state, limits.num_devices)
     back_by = now + limits.registration_timeout_s
     waiting = {
         device_id: dataclasses.replace(p, lost_at=back_by) if p.is_open else p for device_id, p in participants.items()
@@ -89,7 +102,7 @@ def resume(limits: RoundLimits, now: float, finished: int, participants: Mapping
     state = dataclasses.replace(
         state, phase=Phase.COLLECTING, participants=waiting, deadline_at=now + limits.round_deadline_s
     )
-    return _close_if_complete(state)
+    return close_if_complete(state)
 
 
 def advance(state: RunState, event: Event) -> Step:  # noqa: C901, PLR0911 - one return for each event
@@ -112,9 +125,9 @@ def advance(state: RunState, event: Event) -> Step:  # noqa: C901, PLR0911 - one
         case DeviceFailed():
             return _on_failed(state, event)
         case AggregationDone():
-            return _on_aggregated(state, event)
+            return on_aggregated(state, event)
         case EvaluationDone():
-            return _on_evaluated(state, event)
+            return on_evaluated(state, event)
 
 
 def open_participant(state: RunState, key: UpdateKey) -> Participant | None:
@@ -133,7 +146,7 @@ def open_participant(state: RunState, key: UpdateKey) -> Participant | None:
 def _on_tick(state: RunState, event: Tick) -> Step:
     state = dataclasses.replace(state, now=max(state.now, event.now))
     if state.phase is Phase.WAITING:
-        return _begin_if_ready(state)
+        return begin_if_ready(state)
     if state.phase is not Phase.COLLECTING:
         return state, ()
     changed: dict[str, Participant] = {}
@@ -144,12 +157,12 @@ def _on_tick(state: RunState, event: Tick) -> Step:
         if state.now >= state.deadline_at:
             detail = participant.detail or f"no update within {state.limits.round_deadline_s:g} s"
             changed[device_id] = _decided(participant, Outcome.TIMED_OUT, detail)
-            commands.append(SendCancel(key=_key(state, participant), detail="the round's deadline passed"))
+            commands.append(SendCancel(key=key_of(state, participant), detail="the round's deadline passed"))
         elif participant.lost_at is not None and state.now >= participant.lost_at:
             changed[device_id] = _decided(participant, Outcome.LOST, participant.detail or "went offline")
     if not changed:
         return state, ()
-    closed, more = _close_if_complete(_with_participants(state, changed))
+    closed, more = close_if_complete(with_participants(state, changed))
     return closed, (*commands, *more)
 
 
@@ -160,14 +173,14 @@ def _on_registered(state: RunState, event: DeviceRegistered) -> Step:
     farewells = {device_id: why for device_id, why in state.farewells.items() if device_id != event.device_id}
     state = dataclasses.replace(state, online=state.online | {event.device_id}, farewells=farewells)
     if state.phase is Phase.WAITING:
-        return _begin_if_ready(state)
+        return begin_if_ready(state)
     participant = state.participants.get(event.device_id)
     if state.phase is not Phase.COLLECTING or participant is None or participant.awaits_arm:
         return state, ()
     if participant.outcome not in {None, Outcome.LOST}:
         return state, ()
     back = dataclasses.replace(participant, outcome=None, detail="", lost_at=None)
-    state = _with_participants(state, {event.device_id: back})
+    state = with_participants(state, {event.device_id: back})
     return state, (_assignment(state, back),)
 
 
@@ -181,7 +194,7 @@ def _on_offline(state: RunState, event: DeviceOffline) -> Step:
     if participant.lost_at is not None:
         return state, ()
     gone = dataclasses.replace(participant, lost_at=state.now + state.limits.rejoin_s, detail=event.detail)
-    return _with_participants(state, {event.device_id: gone}), ()
+    return with_participants(state, {event.device_id: gone}), ()
 
 
 def _on_arms_chosen(state: RunState, event: ArmsChosen) -> Step:
@@ -206,7 +219,7 @@ def _on_arms_chosen(state: RunState, event: ArmsChosen) -> Step:
         deadline_at=state.now + state.limits.round_deadline_s,
     )
     commands = tuple(_assignment(state, p) for p in participants.values() if p.lost_at is None)
-    closed, more = _close_if_complete(state)
+    closed, more = close_if_complete(state)
     return closed, (*commands, *more)
 
 
@@ -221,9 +234,9 @@ def _on_chosen_again(state: RunState, event: ArmsChosen) -> Step:
             continue
         lost_at = None if device_id in state.online else state.now + state.limits.rejoin_s
         changed[device_id] = Participant(device_id=device_id, attempt=participant.attempt + 1, arm=arm, lost_at=lost_at)
-    state = _with_participants(state, changed)
+    state = with_participants(state, changed)
     commands = tuple(_assignment(state, p) for p in changed.values() if p.is_open and p.lost_at is None)
-    closed, more = _close_if_complete(state)
+    closed, more = close_if_complete(state)
     return closed, (*commands, *more)
 
 
@@ -236,9 +249,9 @@ def _on_failed(state: RunState, event: DeviceFailed) -> Step:
     )
     if event.reason is FailureReason.INSUFFICIENT_MEMORY and participant.attempt < MAX_ATTEMPTS:
         failed = dataclasses.replace(failed, outcome=None, awaits_arm=True)
-        state = _with_participants(state, {failed.device_id: failed})
+        state = with_participants(state, {failed.device_id: failed})
         return state, (ChooseArmAgain(round_number=state.round_number, device_id=failed.device_id),)
-    return _close_if_complete(_with_participants(state, {failed.device_id: failed}))
+    return close_if_complete(with_participants(state, {failed.device_id: failed}))
 
 
 # ---- updates ---------------------------------------------------------------------------------------------------------
@@ -253,7 +266,7 @@ def _on_announced(state: RunState, event: UpdateAnnounced) -> Step:
         return state, (AnswerOldUpdate(key=key),)
     if (participant := open_participant(state, key)) is not None:
         announced = dataclasses.replace(participant, outcome=None, detail="", lost_at=None)
-        return _with_participants(state, {key.device_id: announced}), (PullUpdate(key=key),)
+        return with_participants(state, {key.device_id: announced}), (PullUpdate(key=key),)
     known = state.participants.get(key.device_id)
     if known is None:
         detail = f"no assignment in round {key.round_number}"
@@ -271,7 +284,7 @@ def _on_stored(state: RunState, event: UpdateStored) -> Step:
     if participant is None:
         return state, ()
     accepted = _decided(participant, Outcome.ACCEPTED, "")
-    closed, more = _close_if_complete(_with_participants(state, {participant.device_id: accepted}))
+    closed, more = close_if_complete(with_participants(state, {participant.device_id: accepted}))
     return closed, (SendVerdict(key=event.key, accepted=True, detail=""), *more)
 
 
@@ -281,116 +294,14 @@ def _on_refused(state: RunState, event: UpdateRejected | UpdateLate) -> Step:
         return _on_announced(state, UpdateAnnounced(key=event.key))
     outcome = Outcome.REJECTED if isinstance(event, UpdateRejected) else Outcome.TIMED_OUT
     refused = _decided(participant, outcome, event.detail)
-    closed, more = _close_if_complete(_with_participants(state, {participant.device_id: refused}))
+    closed, more = close_if_complete(with_participants(state, {participant.device_id: refused}))
     return closed, (SendVerdict(key=event.key, accepted=False, detail=event.detail), *more)
-
-
-# ---- from round to round ---------------------------------------------------------------------------------------------
-
-
-def _wait(state: RunState, num_devices: int) -> Step:
-    """Wait for devices: the first round of a process as long as devices may take to register, later ones a moment."""
-    deadline_at = state.now + state.limits.registration_timeout_s
-    state = dataclasses.replace(
-        state,
-        phase=Phase.WAITING,
-        participants={},
-        num_awaited=num_devices,
-        patient_until=state.now + state.limits.rejoin_s if state.has_assembled else deadline_at,
-        deadline_at=deadline_at,
-    )
-    return _begin_if_ready(state)
-
-
-def _begin_if_ready(state: RunState) -> Step:
-    if len(state.online) >= state.num_awaited or (state.online and state.now >= state.patient_until):
-        chosen = ChooseArms(round_number=state.round_number, device_ids=tuple(sorted(state.online)))
-        return dataclasses.replace(state, phase=Phase.CHOOSING, has_assembled=True), (chosen,)
-    if state.now < state.deadline_at:
-        return state, ()
-    waited = f"no device for round {state.round_number} within {state.limits.registration_timeout_s:g} s"
-    return _fail(state, waited, [f"{device_id}: {why}" for device_id, why in sorted(state.farewells.items())])
-
-
-def _close_if_complete(state: RunState) -> Step:
-    if any(participant.is_open for participant in state.participants.values()):
-        return state, ()
-    keys = tuple(_key(state, p) for p in state.participants.values() if p.outcome is Outcome.ACCEPTED)
-    cancelled = tuple(
-        SendCancel(key=_key(state, p), detail="the round went on")
-        for p in state.participants.values()
-        if p.outcome is Outcome.LOST
-    )
-    state = dataclasses.replace(state, phase=Phase.AGGREGATING)
-    return state, (*cancelled, Aggregate(round_number=state.round_number, keys=keys))
-
-
-def _on_aggregated(state: RunState, event: AggregationDone) -> Step:
-    if state.phase is not Phase.AGGREGATING or event.round_number != state.round_number:
-        return state, ()
-    is_last = state.round_number == state.limits.num_rounds
-    evaluate = Evaluate(round_number=state.round_number, is_last=is_last)
-    return dataclasses.replace(_count_empty(state, event.discarded), phase=Phase.EVALUATING), (evaluate,)
-
-
-def _count_empty(state: RunState, discarded: str) -> RunState:
-    """Count the rounds in a row that taught nothing, and keep why."""
-    accepted = [p for p in state.participants.values() if p.outcome is Outcome.ACCEPTED]
-    if accepted and not discarded:
-        return dataclasses.replace(state, num_empty_rounds=0, empty_reasons=())
-    if accepted:
-        reasons = [f"{len(accepted)} updates were not used ({discarded})"]
-    else:
-        reasons = [f"{p.device_id}: {p.outcome} ({p.detail})" for p in state.participants.values()]
-    return dataclasses.replace(
-        state,
-        num_empty_rounds=state.num_empty_rounds + 1,
-        empty_reasons=(*state.empty_reasons, *reasons)[-MAX_REASONS:],
-    )
-
-
-def _on_evaluated(state: RunState, event: EvaluationDone) -> Step:
-    if state.phase is not Phase.EVALUATING or event.round_number != state.round_number:
-        return state, ()
-    finish = FinishRound(round_number=state.round_number, participants=tuple(state.participants.values()))
-    if state.num_empty_rounds >= MAX_EMPTY_ROUNDS:
-        what = f"{state.num_empty_rounds} rounds in a row without an update that could be used"
-        if state.participants and all(p.reason is FailureReason.DIVERGED for p in state.participants.values()):
-            what = f"training diverged in round {state.round_number}: lower the learning rate; {what}"
-        failed, commands = _fail(state, what, [])
-        return failed, (finish, *commands)
-    if state.round_number == state.limits.num_rounds:
-        return dataclasses.replace(state, phase=Phase.FINISHED), (finish, FinishRun())
-    next_state = dataclasses.replace(state, round_number=state.round_number + 1)
-    waiting, commands = _wait(next_state, _num_awaited(state))
-    return waiting, (finish, *commands)
-
-
-def _num_awaited(state: RunState) -> int:
-    """Devices that the next round waits for: as many as answered in this one, so that none that is lost is."""
-    if state.round_number == 0:
-        return state.limits.num_devices
-    answered = {Outcome.ACCEPTED, Outcome.REJECTED, Outcome.FAILED}
-    return max(1, sum(participant.outcome in answered for participant in state.participants.values()))
-
-
-def _fail(state: RunState, what: str, reasons: list[str]) -> Step:
-    known = "; ".join((*state.empty_reasons, *reasons)[-MAX_REASONS:]) or "no device said why"
-    return dataclasses.replace(state, phase=Phase.FAILED), (FailRun(detail=f"{what}: {known}"),)
 
 
 def _decided(participant: Participant, outcome: Outcome, detail: str) -> Participant:
     return dataclasses.replace(participant, outcome=outcome, detail=detail, lost_at=None, awaits_arm=False)
 
 
-def _with_participants(state: RunState, changed: Mapping[str, Participant]) -> RunState:
-    return dataclasses.replace(state, participants={**state.participants, **changed})
-
-
-def _key(state: RunState, participant: Participant) -> UpdateKey:
-    return UpdateKey(round_number=state.round_number, device_id=participant.device_id, attempt=participant.attempt)
-
-
 def _assignment(state: RunState, participant: Participant) -> SendAssignment:
     left_s = max(0.0, state.deadline_at - state.now)
-    return SendAssignment(key=_key(state, participant), arm=participant.arm, deadline_s=left_s)
+    return SendAssignment(key=key_of(state, participant), arm=participant.arm, deadline_s=left_s)

@@ -96,6 +96,8 @@ class RunState:
     """How long to wait for all of those; from then on one is enough."""
     has_assembled: bool = False
     """Whether a round began in this process: until then devices may not have had the time to register."""
+    num_used_rounds: int = 0
+    """Rounds of the whole run, earlier sessions included, whose updates made the next adapter."""
     num_empty_rounds: int = 0
     """Rounds in a row that ended without an update."""
     empty_reasons: tuple[str, ...] = ()

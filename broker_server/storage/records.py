@@ -110,3 +110,12 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The round on the virtual clock: its slowest device, at most the deadline; None where nothing is emulated."""
     elapsed_emulated_s: float | None = None
     """The virtual clock at the end of the round."""
+    discarded: str = ""
+    """Why the updates that were accepted could not be used; empty = they were, or there were none."""
+    is_unchanged: bool = False
+    """Whether updates were aggregated and the adapter is that of the round before, to the last bit."""
+
+    @property
+    def was_used(self) -> bool:
+        """Whether an update of the round counts in its adapter."""
+        return not self.discarded and any(device.outcome == "accepted" for device in self.devices)

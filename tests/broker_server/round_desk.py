@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from broker_server.rounds import machine
+from broker_server.rounds.transitions import Step
 from broker_server.rounds.types import (
     Aggregate,
     AggregationDone,
@@ -40,7 +41,7 @@ class Desk:
         self.answers_pulls = True
         self.take(machine.start(limits, 0.0))
 
-    def take(self, step: machine.Step) -> None:
+    def take(self, step: Step) -> None:
         self.state, commands = step
         for command in commands:
             self.commands.append(command)

@@ -49,7 +49,7 @@ def test_huge_update_is_refused_and_the_run_goes_on(
 
 
 @pytest.mark.parametrize(("value", "wire_dtype"), [(1e20, "float32"), (3e38, "float32"), (6e4, "float16")])
-def test_aggregate_of_no_use_is_discarded_and_can_be_resumed_from(
+def test_aggregate_of_no_use_is_discarded_and_the_run_fails_now_and_when_it_is_resumed(
     broker: Broker,
     tmp_path: Path,
     coordinate: Coordinate,
@@ -61,7 +61,8 @@ def test_aggregate_of_no_use_is_discarded_and_can_be_resumed_from(
     monkeypatch.setattr(intake, "check_bounds", lambda *_: None)
     fleet.config(tmp_path, broker.url, wire_dtype=wire_dtype)
     running = coordinate(tmp_path)
-    with Device(broker.url, "a"), Device(broker.url, "b", filled(value)):
+    failure = pytest.raises(RunFailedError, match=r"^no update of the 2 rounds could be used, .*aggregation failed")
+    with Device(broker.url, "a"), Device(broker.url, "b", filled(value)), failure:
         running.finish()
     discarded = [e for e in EventReader(tmp_path / "events.jsonl").new_events() if isinstance(e, UpdatesDiscarded)]
     assert [e.round_number for e in discarded] == [1, 2]
@@ -69,7 +70,9 @@ def test_aggregate_of_no_use_is_discarded_and_can_be_resumed_from(
     start, end = (decode_tensors(adapter_path(tmp_path, n).read_bytes()) for n in (0, 2))
     for name, tensor in start.items():
         np.testing.assert_array_equal(end[name], tensor)
-    coordinate(tmp_path).finish(timeout_s=20)
+    assert [r.was_used for r in Store.open(tmp_path).load_round_records()] == [False, False, False]
+    with pytest.raises(RunFailedError, match="no update of the 2 rounds could be used"):
+        coordinate(tmp_path).finish(timeout_s=20)
 
 
 # ---- a loss that is not finite ---------------------------------------------------------------------------------------

@@ -324,7 +324,7 @@ def participants(**outcomes: Outcome | None) -> dict[str, Participant]:
 
 
 def test_restart_goes_on_with_the_round() -> None:
-    state, commands = machine.resume(LIMITS, 1000.0, 1, participants(a=Outcome.ACCEPTED, b=None))
+    state, commands = machine.resume(LIMITS, 1000.0, 1, participants(a=Outcome.ACCEPTED, b=None), num_used_rounds=1)
     assert (state.phase, state.round_number, commands) == (Phase.COLLECTING, 2, ())
     state, commands = machine.advance(state, DeviceRegistered(device_id="b"))
     assert [c.key for c in commands if isinstance(c, SendAssignment)] == [key("b", 2)]
@@ -333,7 +333,7 @@ def test_restart_goes_on_with_the_round() -> None:
 
 
 def test_restart_gives_devices_as_long_as_at_the_start() -> None:
-    state, _ = machine.resume(LIMITS, 1000.0, 1, participants(a=Outcome.ACCEPTED, b=None))
+    state, _ = machine.resume(LIMITS, 1000.0, 1, participants(a=Outcome.ACCEPTED, b=None), num_used_rounds=1)
     state, commands = machine.advance(state, Tick(now=1049))
     assert commands == ()
     state, commands = machine.advance(state, Tick(now=1050))
@@ -341,13 +341,15 @@ def test_restart_gives_devices_as_long_as_at_the_start() -> None:
 
 
 def test_restart_with_all_updates_aggregates_at_once() -> None:
-    _, commands = machine.resume(LIMITS, 0.0, 0, participants(a=Outcome.ACCEPTED, b=Outcome.FAILED))
+    _, commands = machine.resume(LIMITS, 0.0, 0, participants(a=Outcome.ACCEPTED, b=Outcome.FAILED), num_used_rounds=0)
     assert commands == (Aggregate(round_number=1, keys=(key("a"),)),)
 
 
 def test_round_after_a_restarted_one_waits_for_the_devices_that_were_there() -> None:
     desk = Desk()
-    desk.take(machine.resume(LIMITS, 0.0, 0, participants(a=Outcome.ACCEPTED, b=None, c=Outcome.LOST)))
+    desk.take(
+        machine.resume(LIMITS, 0.0, 0, participants(a=Outcome.ACCEPTED, b=None, c=Outcome.LOST), num_used_rounds=0)
+    )
     desk.feed(DeviceRegistered(device_id="b"), UpdateAnnounced(key=key("b")))
     assert (desk.state.phase, desk.state.round_number) == (Phase.WAITING, 2)
     desk.feed(DeviceRegistered(device_id="a"))
@@ -355,12 +357,12 @@ def test_round_after_a_restarted_one_waits_for_the_devices_that_were_there() -> 
 
 
 def test_restart_between_rounds_waits_for_devices() -> None:
-    state, commands = machine.resume(LIMITS, 0.0, 2, None)
+    state, commands = machine.resume(LIMITS, 0.0, 2, None, num_used_rounds=2)
     assert (state.phase, state.round_number, commands) == (Phase.WAITING, 3, ())
 
 
 def test_restart_of_a_finished_run_says_so() -> None:
-    state, commands = machine.resume(LIMITS, 0.0, 3, None)
+    state, commands = machine.resume(LIMITS, 0.0, 3, None, num_used_rounds=3)
     assert (state.phase, commands) == (Phase.FINISHED, (FinishRun(),))
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import safetensors
 
 from edge_runtime.inference.description import file_ref
@@ -54,15 +55,17 @@ def read_source(run_dir: Path, *, adapter: Path | None = None, round_number: int
     Args:
         run_dir: run directory.
         adapter: an adapter's file; None = the run's, of ``round_number``.
-        round_number: None = the last round that has one.
+        round_number: None = the last round that has one, which must have been trained.
 
     Raises:
-        CompactInputError: no run, no such round, an adapter without the metadata that it should carry, or files of the
-            artifact that are missing or damaged.
+        CompactInputError: no run, no such round, a last adapter that is still that of before training, an adapter
+            without the metadata that it should carry, or files of the artifact that are missing or damaged.
         ManifestError: the artifact's manifest is malformed or of another version.
     """
     path = adapter or _adapter_path(run_dir, round_number)
     payload, metadata = _read_adapter(path)
+    if adapter is None and round_number is None:
+        _check_trained(path, payload)
     try:
         digest = metadata["artifact_digest"]
         rank, number = int(metadata["rank"]), int(metadata["round_number"])
@@ -134,6 +137,30 @@ def _adapter_path(run_dir: Path, round_number: int | None) -> Path:
         msg = f"{directory} has no round {number}; it has {min(found)} to {max(found)}"
         raise CompactInputError(msg)
     return found[number]
+
+
+def _check_trained(path: Path, payload: Payload) -> None:
+    """Refuse an adapter that no round changed: its compact model would be the pretrained one, cut down.
+
+    Raises:
+        CompactInputError: it is that of round 0, to the last bit.
+    """
+    first = path.with_name("round-0000.safetensors")
+    if not first.is_file():
+        return
+    before, _ = _read_adapter(first)
+    if before.merged.keys() != payload.merged.keys() or before.adapter.keys() != payload.adapter.keys():
+        return
+    pairs = [(before.adapter[name], value) for name, value in payload.adapter.items()]
+    pairs += [
+        pair for name, factors in payload.merged.items() for pair in zip(before.merged[name], factors, strict=True)
+    ]
+    if all(np.array_equal(one, other) for one, other in pairs):
+        msg = (
+            f"adapter {path} is still that of before training: no round of the run changed it, see its report or logs; "
+            "--round 0 makes a compact model of it all the same"
+        )
+        raise CompactInputError(msg)
 
 
 def _read_adapter(path: Path) -> tuple[Payload, dict[str, str]]:

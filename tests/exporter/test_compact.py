@@ -168,6 +168,21 @@ def test_merged_factors_of_another_model_are_refused(merging_run: Path, tmp_path
         compact_run(merging_run, 0.25, tmp_path / "compact")
 
 
+@pytest.mark.parametrize("rounds", [(0,), (0, 1), (0, 1, 2)])
+def test_untrained_adapter_is_refused_unless_it_is_asked_for(
+    llama_run: Path, tmp_path: Path, rounds: tuple[int, ...]
+) -> None:
+    shutil.copytree(llama_run, run := tmp_path / "run")
+    first = (run / "adapters" / "round-0000.safetensors").read_bytes()
+    for path in (run / "adapters").iterdir():
+        path.unlink()
+    for number in rounds:
+        (run / "adapters" / f"round-{number:04d}.safetensors").write_bytes(first)
+    with pytest.raises(CompactInputError, match=r"round-000\d.safetensors is still that of before training: .*--round"):
+        read_source(run)
+    assert read_source(run, round_number=0).round_number == 0
+
+
 def test_peft_format_loads_and_gives_the_merged_logits(run_dir: Path, tmp_path: Path) -> None:
     source = read_source(run_dir)
 

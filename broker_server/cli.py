@@ -17,6 +17,7 @@ from broker_server.compare.command import compare
 from broker_server.errors import ChildFailedError
 from broker_server.run.command import run
 from broker_server.versions import environment
+from edge_runtime.interpreter import keep_folder_out
 from edge_runtime.wire.errors import ExitCode, FedSpineError
 from edge_runtime.wire.files import raise_if_disk_full
 
@@ -88,6 +89,7 @@ def artifacts(
 
 def main() -> NoReturn:
     """Run the command line and end the process."""
+    keep_folder_out()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     sys.exit(call(sys.argv[1:]))
 

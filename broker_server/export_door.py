@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from broker_server.errors import MissingExtraError
+from edge_runtime.interpreter import missing, module_command
 
 
 def call(command: str, arguments: Sequence[str]) -> None:
@@ -18,11 +18,10 @@ def call(command: str, arguments: Sequence[str]) -> None:
     try:
         from exporter.cli import app  # noqa: PLC0415 - torch is imported here, and only here
     except ModuleNotFoundError as error:
-        msg = f"{command} needs the package {error.name!r}: install the server, pip install 'fedspine[server]'"
-        raise MissingExtraError(msg) from error
+        raise MissingExtraError(missing(error, command)) from error
     app(args=[command, *arguments], prog_name="fedspine", standalone_mode=False)
 
 
 def process(module: str) -> list[str]:
     """Command line that runs a module of the exporter in a process of its own."""
-    return [sys.executable, "-m", f"exporter.{module}"]
+    return module_command(f"exporter.{module}")

@@ -1,9 +1,11 @@
 """``python -m edge_runtime`` is ``fedspine-edge``."""
 
-from __future__ import annotations
-
 import sys
 
-from edge_runtime.cli import main
+from edge_runtime.interpreter import keep_folder_out
+
+keep_folder_out()  # before imports that `python -m` would take from the current folder
+
+from edge_runtime.cli import main  # noqa: E402 - see above
 
 sys.exit(main())

@@ -15,6 +15,7 @@ from edge_runtime.board.niceness import DEFAULT_NICE, MAX_NICE
 from edge_runtime.board.sensors import SYS
 from edge_runtime.board.service import CREDENTIALS, Service
 from edge_runtime.doctor.setup import Setup
+from edge_runtime.interpreter import module_command
 from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress, TlsFiles, read_password
 
 DEFAULT_CHECKPOINT_EVERY: Final = 20
@@ -107,7 +108,7 @@ def service_of(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -
             options += [option, str(value.absolute() if isinstance(value, Path) else value)]
     script = Path(sys.argv[0]).absolute()
     is_script = script.name == "fedspine-edge" and script.is_file()
-    program = (str(script),) if is_script else (sys.executable, "-m", "edge_runtime")
+    program = (str(script),) if is_script else tuple(module_command("edge_runtime"))
     return Service(
         name=arguments.name,
         user=arguments.user,

@@ -36,6 +36,7 @@ from edge_runtime.arguments import (
 from edge_runtime.board.niceness import be_nice
 from edge_runtime.board.sensors import Sensors
 from edge_runtime.board.service import unit, unreadable
+from edge_runtime.interpreter import keep_folder_out
 from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress
 from edge_runtime.wire.errors import ExitCode, FedSpineError
 
@@ -50,6 +51,8 @@ logger = logging.getLogger("edge_runtime")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code (docs/exit-codes.md)."""
+    if argv is None:
+        keep_folder_out()
     arguments = _parser().parse_args(argv)
     logging.basicConfig(
         level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr

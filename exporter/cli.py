@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from edge_runtime.interpreter import missing
 from edge_runtime.wire.arms import parse_arms
 from edge_runtime.wire.ort_models import OptimizerSettings
 from edge_runtime.wire.ranking import PlanPolicy
@@ -176,5 +177,4 @@ def needed_packages(command: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        msg = f"{command} needs the package {error.name!r}: install the server, pip install 'fedspine[server]'"
-        raise MissingPackageError(msg) from error
+        raise MissingPackageError(missing(error, command)) from error

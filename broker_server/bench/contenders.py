@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -17,6 +16,7 @@ from broker_server import export_door
 from broker_server.bench.settings import BenchSettings
 from broker_server.errors import ConfigError, MissingExtraError
 from edge_runtime.engine.model import MODES
+from edge_runtime.interpreter import module_command
 from edge_runtime.wire.messages import Arm
 
 EXACT_BASES: Final = ("stored", "float32")
@@ -73,7 +73,7 @@ def _ours(settings: BenchSettings, arm: Arm, suffix: str) -> list[Contender]:
             engine=mode,
             arm=arm,
             base=settings.base,
-            command=(sys.executable, "-m", "edge_runtime.engine.contender"),
+            command=tuple(module_command("edge_runtime.engine.contender")),
             reference=None if mode == MODES[0] else MODES[0] + suffix,
         )
         for mode in MODES
@@ -120,7 +120,7 @@ def _ort_training(settings: BenchSettings) -> Contender:
         engine="ort-training",
         arm=settings.arm,
         base=settings.base,
-        command=(python, "-m", "edge_runtime.ort_training.contender"),
+        command=tuple(module_command("edge_runtime.ort_training.contender", python=python)),
         needs_ort_models=True,
         reference=MODES[0],
     )

@@ -6,7 +6,6 @@ import dataclasses
 import os
 import random
 import socket
-import sys
 import time
 import urllib.parse
 from collections.abc import MutableMapping
@@ -19,6 +18,7 @@ from broker_server.run.layout import RunDirectory
 from broker_server.run.preparation import HOST, free_port
 from broker_server.run.settings import EMBEDDED_BROKERS, FLEET, RunSettings
 from broker_server.run.supervisor import Child, Supervisor
+from edge_runtime.interpreter import module_command
 from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress, TlsFiles
 from edge_runtime.link.probe import probe
 from edge_runtime.wire.errors import ExitCode
@@ -41,7 +41,7 @@ class Fleet:
 
 def server_command(*arguments: str) -> list[str]:
     """Command line of ``fedspine ...`` in this very installation."""
-    return [sys.executable, "-m", "broker_server", *arguments]
+    return module_command("broker_server", *arguments)
 
 
 def export_command(settings: RunSettings, source: str, labels: tuple[str, ...], output: Path) -> list[str]:
@@ -70,7 +70,7 @@ def device_command(
     settings: RunSettings, directory: RunDirectory, device_id: str, broker_url: str, memory_mb: int
 ) -> list[str]:
     """Command line of one device: what a person would type on a board; ``memory_mb`` 0 = its own choice."""
-    command = [sys.executable, "-m", "edge_runtime", "start", "--broker", broker_url, "--fleet", FLEET]
+    command = module_command("edge_runtime", "start", "--broker", broker_url, "--fleet", FLEET)
     command += ["--device-id", device_id, "--data", str(directory.device_data(device_id))]
     command += ["--state", str(directory.devices / device_id), "--threads", str(device_threads(settings))]
     if memory_mb:

@@ -11,6 +11,7 @@ from typing import Final, Literal, NoReturn
 
 from broker_server.errors import ConfigError, MissingExtraError
 from broker_server.services.ports import check_port
+from edge_runtime.interpreter import missing
 from edge_runtime.wire import limits
 
 logger = logging.getLogger(__name__)
@@ -103,8 +104,7 @@ async def _serve_amqtt(host: str, port: int) -> None:
     try:
         from amqtt.broker import Broker  # noqa: PLC0415 - only where mosquitto is not used
     except ModuleNotFoundError as error:
-        msg = f"amqtt needs the package {error.name!r}: install the server, pip install 'fedspine[server]'"
-        raise MissingExtraError(msg) from error
+        raise MissingExtraError(missing(error, "amqtt")) from error
     logging.getLogger("amqtt").setLevel(logging.WARNING)
     logging.getLogger("transitions").setLevel(logging.WARNING)
     broker = Broker(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from edge_runtime.doctor import belongings, machine, packages, trial
 from edge_runtime.doctor.findings import Finding, error
 from edge_runtime.doctor.setup import Setup
+from edge_runtime.interpreter import install_step
 from edge_runtime.wire.errors import ExitCode
 
 
@@ -20,7 +21,7 @@ def check_up(setup: Setup) -> Iterator[Finding]:
         try:
             yield ask()
         except ImportError as why:
-            step = f"pip install {why.name or 'fedspine'}; if it is there already, install it anew"
+            step = install_step(why)
             detail = " ".join(f"cannot be asked: {why}".split())
             yield error(name, detail, step, ExitCode.MISSING_DEPENDENCY)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from edge_runtime.doctor.findings import Finding, error, ok
+from edge_runtime.interpreter import code_command
 from edge_runtime.wire.errors import ExitCode, FedSpineError
 
 PRODUCT: Final = (
@@ -28,9 +29,7 @@ _PROGRAM: Final = "import sys; from edge_runtime.doctor.trial import multiply; s
 def session() -> Finding:
     """Does onnxruntime compute?"""
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", _PROGRAM], capture_output=True, text=True, timeout=LONGEST_S, check=False
-        )
+        done = subprocess.run(code_command(_PROGRAM), capture_output=True, text=True, timeout=LONGEST_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as why:
         detail = " ".join(f"could not be tried: {why}".split())
         return error("session", detail, "look whether the machine is overloaded", ExitCode.UNEXPECTED)

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.slicing import slice_weights
 from edge_runtime.inference.description import file_ref
+from edge_runtime.interpreter import module_command
 from edge_runtime.wire import names, ort_models, ranking
 from edge_runtime.wire.adapter import AdapterLayout, initial, restrict
 from edge_runtime.wire.arms import format_arms
@@ -183,7 +184,8 @@ class _Maker:
 
 
 def _child(python: Path, folder: Path) -> dict[str, str]:
-    command = [os.path.abspath(python), "-P", "-m", generate.__name__, str(folder.resolve())]  # noqa: PTH100 - a link in an environment is not to be followed
+    absolute = os.path.abspath(python)  # noqa: PTH100 - a link in an environment is not to be followed
+    command = module_command(generate.__name__, str(folder.resolve()), python=absolute)
     try:
         # In the folder: onnxblock removes a file of its own, temp.onnx, from the current directory.
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)

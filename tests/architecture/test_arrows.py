@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "edge_runtime.inference": {"numpy", "msgspec", "safetensors", "onnxruntime", "tokenizers"},
     "edge_runtime.cli": {"numpy"},
     "edge_runtime.arguments": set(),
+    "edge_runtime.interpreter": set(),
     "edge_runtime.doctor": {"numpy", "psutil"},
     "edge_runtime.__main__": set(),
 }

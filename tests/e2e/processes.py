@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Self
 import psutil
 
 from broker_server.storage.events import AnyEvent, EventReader
+from edge_runtime.interpreter import module_command
 
 TIMEOUT_S = 300.0
 """Longest time of one run in these tests."""
@@ -26,7 +26,7 @@ class Run:
 
     def __init__(self, *arguments: str, folder: Path | None = None, command: str = "run") -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "broker_server", command, *arguments],
+            module_command("broker_server", command, *arguments),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

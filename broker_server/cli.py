@@ -18,6 +18,7 @@ from broker_server.errors import ChildFailedError
 from broker_server.run.command import run
 from broker_server.versions import environment
 from edge_runtime.interpreter import keep_folder_out
+from edge_runtime.wire import streams
 from edge_runtime.wire.errors import ExitCode, FedSpineError
 from edge_runtime.wire.files import raise_if_disk_full
 
@@ -89,7 +90,9 @@ def artifacts(
 
 def main() -> NoReturn:
     """Run the command line and end the process."""
+    streams.use_utf8()
     keep_folder_out()
+    streams.prepare()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     sys.exit(call(sys.argv[1:]))
 
@@ -102,6 +105,7 @@ def call(arguments: list[str]) -> int:
     """
     try:
         code = app(args=arguments, prog_name="fedspine", standalone_mode=False)
+        streams.finish()
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", ExitCode.INTERRUPTED)
     except typer.TyperException as error:
@@ -125,6 +129,8 @@ def _fail_on_system(error: OSError) -> int:
 
 
 def _fail_unexpected(error: Exception) -> int:
+    if isinstance(error, UnicodeEncodeError):
+        return _fail(streams.explain(error), ExitCode.USAGE)
     if os.environ.get("FEDSPINE_DEBUG"):
         traceback.print_exception(error)
     hint = "set FEDSPINE_DEBUG=1 for the traceback, and please report it"

@@ -38,6 +38,7 @@ from edge_runtime.board.sensors import Sensors
 from edge_runtime.board.service import unit, unreadable
 from edge_runtime.interpreter import keep_folder_out
 from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress
+from edge_runtime.wire import streams
 from edge_runtime.wire.errors import ExitCode, FedSpineError
 
 THREAD_VARIABLES: Final = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
@@ -52,7 +53,9 @@ logger = logging.getLogger("edge_runtime")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code (docs/exit-codes.md)."""
     if argv is None:
+        streams.use_utf8()
         keep_folder_out()
+    streams.prepare()
     arguments = _parser().parse_args(argv)
     logging.basicConfig(
         level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
@@ -61,19 +64,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         for variable in THREAD_VARIABLES:
             os.environ[variable] = str(arguments.threads)
     try:
-        return int(arguments.command(arguments))
+        code = int(arguments.command(arguments))
+        streams.finish()
     except FedSpineError as error:
         _complain(str(error))
         return int(error.exit_code)
     except KeyboardInterrupt:
         return int(ExitCode.INTERRUPTED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains when it flushes
-        return int(ExitCode.OK)
+    except UnicodeEncodeError as error:
+        _complain(streams.explain(error))
+        return int(ExitCode.USAGE)
     except Exception as error:
         logger.debug("unexpected error", exc_info=True)
         _complain(f"unexpected {type(error).__name__}: {error}; run with --log-level debug for the traceback")
         return int(ExitCode.UNEXPECTED)
+    return code
 
 
 def _complain(message: str) -> None:
@@ -304,7 +309,9 @@ def _service(arguments: argparse.Namespace) -> int:
         _complain("a unit would show the password in the broker's URL: put it into a file, give --password-file")
         return int(ExitCode.USAGE)
     service = service_of(arguments, arguments.parser)
-    print(unit(service), end="")
+    sys.stdout.flush()
+    sys.stdout.buffer.write(os.fsencode(unit(service)))  # paths byte by byte as they are, whatever the terminal shows
+    sys.stdout.flush()
     closed = [] if service.user is not None else unreadable(service.readable)
     notes = [f"{path} cannot be read by every user: allow that, or give --user with one who may" for path in closed]
     if broker.username is not None and not service.credentials:
@@ -327,7 +334,7 @@ def _infer(arguments: argparse.Namespace) -> int:
         return int(ExitCode.USAGE)
     model = CompactModel.open(arguments.model, arguments.threads)
     texts = iter([arguments.text]) if arguments.text is not None else _read_texts(arguments.file)
-    while batch := list(islice(texts, INFER_BATCH)):
+    while not streams.is_cut() and (batch := list(islice(texts, INFER_BATCH))):
         for prediction in model.classify(batch):
             print(json.dumps({"label": prediction.label, "score": round(prediction.score, 6)}), flush=True)
     return int(ExitCode.OK)
@@ -348,6 +355,8 @@ def _generate(arguments: argparse.Namespace) -> int:
     )
     for piece in pieces:
         print(piece, end="", flush=True)
+        if streams.is_cut():
+            break
     print()
     return int(ExitCode.OK)
 

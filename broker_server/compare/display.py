@@ -123,5 +123,5 @@ def render(running: Sequence[RunChild], num_done: int, num_runs: int, elapsed_s:
             duration_text(child.seconds),
         )
     bar = ProgressBar(total=max(1, num_runs), completed=num_done, width=60)
-    words = f"{num_done} of {num_runs} runs done · {duration_text(elapsed_s)} so far"
+    words = f"{num_done} of {num_runs} runs done, {duration_text(elapsed_s)} so far"
     return Group(table, Text(""), bar, Text(words, style="dim"))

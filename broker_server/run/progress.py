@@ -74,7 +74,7 @@ class LiveDisplay:
         self._console = console
         self._clock = clock
         self._start = clock()
-        self._spinner = Spinner("dots", style="cyan")
+        self._spinner = Spinner("line" if console.options.ascii_only else "dots", style="cyan")
         self._live = Live(self._spinner, console=console, refresh_per_second=8, transient=True)
 
     def __enter__(self) -> Self:
@@ -129,5 +129,5 @@ def render_rounds(view: RunView, elapsed_s: float) -> RenderableType:
     if view.time_left_s is not None:
         times.append(f"about {duration_text(view.time_left_s)} of rounds left")
     bar = ProgressBar(total=max(1, view.num_rounds), completed=finished, width=60)
-    lines = (Text(" · ".join(now), style="bold"), Text(" · ".join(times), style="dim"))
+    lines = (Text(" | ".join(now), style="bold"), Text(" | ".join(times), style="dim"))
     return Group(Text(""), bar, *lines)

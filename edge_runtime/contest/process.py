@@ -72,7 +72,8 @@ def answer(kind: type[Asked], work: Callable[[Asked], msgspec.Struct], arguments
         return _fail(str(error), error.exit_code)
     except Exception as error:  # noqa: BLE001 - the last door: one line instead of a traceback
         return _fail(f"unexpected {type(error).__name__}: {error}", ExitCode.UNEXPECTED)
-    sys.stdout.write(f"{msgspec.json.encode(answered).decode()}\n")
+    sys.stdout.buffer.write(msgspec.json.encode(answered) + b"\n")  # UTF-8, whatever the terminal's encoding is
+    sys.stdout.buffer.flush()
     return ExitCode.OK
 
 

@@ -69,7 +69,7 @@ class CompactModel:
         self._text = TextCodec(self._artifact)
 
     @classmethod
-    def open(cls, directory: Path, num_threads: int | None = None, *, verify: bool = True) -> Self:
+    def open(cls, directory: str | Path, num_threads: int | None = None, *, verify: bool = True) -> Self:
         """Load a compact model.
 
         Args:
@@ -82,6 +82,7 @@ class CompactModel:
             CompactVersionError: made by a release with another format.
             InsufficientMemoryError: too little memory.
         """
+        directory = Path(directory)
         info = read_info(directory, verify=verify)
         try:
             graph = Graph(directory / MODEL_FILE, num_threads=num_threads or 0)
@@ -184,7 +185,9 @@ class CompactModel:
         tokens = model.tokens(prompt_ids, sampling, rng or np.random.default_rng(0))
         return self._until_eos(islice(tokens, min(max_new_tokens, room)))
 
-    def evaluate(self, data: Path | Dataset, *, max_length: int | None = None, batch_size: int = 8) -> EvaluationResult:
+    def evaluate(
+        self, data: str | Path | Dataset, *, max_length: int | None = None, batch_size: int = 8
+    ) -> EvaluationResult:
         """Quality on a file of examples, as the evaluation graph of the artifact measures it.
 
         Tokenisation, windows and batches are those of :func:`edge_runtime.engine.data.load_examples`.
@@ -199,9 +202,9 @@ class CompactModel:
             DataInvalidError: see ``load_examples``, as for DataEmptyError, UnknownLabelError and LengthError.
             InferenceError: onnxruntime failed.
         """
-        if isinstance(data, Path):
+        if not isinstance(data, Dataset):
             length = min(_MAX_LENGTH, self.info.max_length) if max_length is None else max_length
-            data = load_examples(data, self._artifact, length)
+            data = load_examples(Path(data), self._artifact, length)
         results = [
             score_batch(self._model.forward(batch.input_ids, batch.attention_mask), batch)
             for batch in eval_batches(data, batch_size)

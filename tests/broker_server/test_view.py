@@ -126,3 +126,18 @@ def test_a_terminal_gets_a_table_of_devices_and_a_bar_of_rounds(tmp_path: Path) 
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     for part in ("3 devices begin", "device-2", "training", "0.5:4", "3/10", "round 1/3", "perplexity 403.4"):
         assert part in shown
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_the_live_display_keeps_to_the_terminal_s_letters(encoding: str) -> None:
+    out = io.BytesIO()
+    stream = io.TextIOWrapper(out, encoding=encoding, errors="strict")
+    view = _view()
+    for record in round_records():
+        view.apply(RoundFinished(at=0.0, record=record))
+
+    with LiveDisplay(Console(file=stream, force_terminal=True, legacy_windows=False), clock=lambda: 1.0) as display:
+        display.step("exporting")
+        display.refresh(view)
+
+    assert b"round 3/3" in out.getvalue()

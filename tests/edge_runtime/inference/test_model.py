@@ -57,6 +57,16 @@ def test_each_text_gets_the_class_it_gets_alone(bert: CompactModel) -> None:
     np.testing.assert_allclose([p.score for p in together], [p.score for p in alone], atol=1e-5)
 
 
+def test_folder_and_examples_may_be_named_by_text(compact_bert: Path, bert: CompactModel, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"text": "sun", "label": bert.info.labels[0]}) + "\n")
+
+    named = CompactModel.open(str(compact_bert), num_threads=1)
+
+    assert named.directory == compact_bert
+    assert named.evaluate(str(data)) == bert.evaluate(data)
+
+
 def test_no_text_no_prediction(bert: CompactModel) -> None:
     assert bert.classify([]) == []
 

@@ -82,11 +82,14 @@ class ArtifactCache:
                 return decode_manifest(data)
             logger.warning("%s is not the manifest that it was; fetching it again", path)
         url = urllib.parse.urljoin(base_url, names.MANIFEST_FILE)
-        data = http.fetch_small(url, limits.MAX_MANIFEST_BYTES, pause=self._pause)
-        on_progress(len(data), 0)
+        data = http.fetch_small(
+            url, limits.MAX_MANIFEST_BYTES, on_progress=lambda num_bytes: on_progress(num_bytes, 0), pause=self._pause
+        )
         if digest_of(data) != digest:
+            # The error is published, so it does not say what was there: the server may be anybody's.
+            logger.warning("%s: %d bytes of digest %s", url, len(data), digest_of(data))
             msg = (
-                f"{url} has digest {digest_of(data)[:12]}..., the coordinator promised {digest[:12]}...: "
+                f"{url} does not have digest {digest[:12]}..., which the coordinator promised: "
                 "check the artifact URL, or serve the artifact of this run"
             )
             raise ArtifactCorruptedError(msg, digest=digest)

@@ -1,13 +1,19 @@
-"""The door to HTTP: big files, resumed after a cut and checked by digest. Standard library only."""
+"""The door to HTTP: big files, resumed after a cut and checked by digest. Standard library only.
+
+Who names the URL is not who owns the network that this machine is in. So redirects are refused, and what a server
+answered stays here: an error names the URL, the status and the kind of fault, never a word of an answer.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import http.client
+import io
 import logging
 import os
 import random
+import re
 import shutil
 import time
 import urllib.error
@@ -16,7 +22,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, NoReturn
 
 from edge_runtime.link import backoff
 from edge_runtime.link.errors import AddressError, ArtifactCorruptedError, ArtifactUnreachableError, LinkError
@@ -35,6 +41,8 @@ LARGEST_WAIT_S: Final = 20.0
 LOOPBACK: Final = {"127.0.0.1", "::1", "localhost"}
 """Hosts that are reached directly, whatever proxy the environment names."""
 
+_TUNNEL: Final = re.compile(r"(Tunnel connection failed: \d+).*", re.DOTALL)
+
 _RETRIED_STATUS: Final = {408, 416, 425, 429, 500, 502, 503, 504}
 """Statuses that another attempt may cure (416: the part file is dropped first)."""
 
@@ -44,6 +52,23 @@ Progress = Callable[[int], None]
 
 class _CutError(LinkError):
     """An attempt ended early; the next one goes on where it stopped."""
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Refuses every redirect, wherever it leads, and says no word of where that is."""
+
+    def http_error_302(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage
+    ) -> NoReturn:
+        del msg, headers  # what the server says
+        fp.close()
+        refusal = (
+            f"{req.full_url} answers with a redirect (HTTP {code}), which is not followed: "
+            "let the coordinator's artifact_url name the artifact server itself"
+        )
+        raise ArtifactUnreachableError(refusal)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 def download(  # noqa: PLR0913 - one file, how to check it, and the limits
@@ -104,12 +129,13 @@ def fetch_small(
     url: str,
     max_bytes: int,
     *,
+    on_progress: Progress | None = None,
     timeout_s: float = TIMEOUT_S,
     max_attempts: int = MAX_ATTEMPTS,
     pause: Callable[[float], None] = time.sleep,
     rng: random.Random | None = None,
 ) -> bytes:
-    """The body of a small file.
+    """The body of a small file. The arguments are those of :func:`download`.
 
     Raises:
         AddressError: the URL is not http or https.
@@ -117,7 +143,7 @@ def fetch_small(
         MessageError: the body is larger than ``max_bytes``.
     """
     server = _Server(url, timeout_s, max_attempts, pause, rng)
-    body = server.read(max_bytes + 1)
+    body = server.read(max_bytes + 1, on_progress or (lambda _: None))
     if len(body) > max_bytes:
         msg = f"{url} is larger than {max_bytes} bytes and was refused: check the URL"
         raise MessageError(msg)
@@ -141,9 +167,9 @@ class _Server:
         pause: Callable[[float], None],
         rng: random.Random | None,
     ) -> None:
-        _check_url(url)
-        direct = urllib.parse.urlsplit(url).hostname in LOOPBACK
-        self._opener = urllib.request.build_opener(*[urllib.request.ProxyHandler({})] if direct else [])
+        direct = host_of(url)[0] in LOOPBACK
+        proxies = [urllib.request.ProxyHandler({})] if direct else []
+        self._opener = urllib.request.build_opener(_NoRedirects(), *proxies)
         self._url = url
         self._timeout_s = timeout_s
         self._max_attempts = max_attempts
@@ -165,12 +191,12 @@ class _Server:
                 failures = 1 if _size(part) > have else failures + 1
                 self._wait_or_give_up(error, failures)
 
-    def read(self, num_bytes: int) -> bytes:
+    def read(self, num_bytes: int, report: Progress) -> bytes:
         """The first ``num_bytes`` of the body, or all of it if it is shorter."""
         failures = 0
         while True:
             try:
-                return self._read(num_bytes)
+                return self._read(num_bytes, report)
             except (_CutError, urllib.error.HTTPError) as error:
                 failures += 1
                 self._wait_or_give_up(error, failures)
@@ -190,11 +216,11 @@ class _Server:
             msg = f"was cut after {_size(part)} of {size_bytes} bytes"
             raise _CutError(msg)
 
-    def _read(self, num_bytes: int) -> bytes:
+    def _read(self, num_bytes: int, report: Progress) -> bytes:
         with self._open(0) as response:
-            with _cut_by_the_network():
-                body = response.read(num_bytes)
-            expected = response.headers.get("Content-Length", "")
+            buffer = io.BytesIO()
+            _copy(response, buffer, num_bytes, report)
+            body, expected = buffer.getvalue(), response.headers.get("Content-Length", "")
         if expected.isdigit() and len(body) < min(num_bytes, int(expected)):
             msg = f"was cut after {len(body)} bytes"
             raise _CutError(msg)
@@ -204,7 +230,7 @@ class _Server:
         headers = {"Accept-Encoding": "identity", "User-Agent": "fedspine-edge"}
         if start:
             headers["Range"] = f"bytes={start}-"
-        request = urllib.request.Request(self._url, headers=headers)  # noqa: S310 - _check_url allows http(s) only
+        request = urllib.request.Request(self._url, headers=headers)  # noqa: S310 - host_of allows http(s) only
         with _cut_by_the_network():
             response = self._opener.open(request, timeout=self._timeout_s)
         if not isinstance(response, http.client.HTTPResponse):
@@ -216,7 +242,7 @@ class _Server:
         reason = str(error)
         if isinstance(error, urllib.error.HTTPError):
             error.close()
-            reason = f"HTTP {error.code} {error.reason}"
+            reason = _status(error.code)
             if error.code not in _RETRIED_STATUS:
                 failures = self._max_attempts
         if failures >= self._max_attempts:
@@ -237,10 +263,24 @@ def _cut_by_the_network() -> Iterator[None]:
         yield
     except urllib.error.HTTPError:
         raise
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", "") or error
-        msg = str(reason) or type(error).__name__
+    except http.client.RemoteDisconnected as error:
+        msg = "the connection was closed without an answer"
         raise _CutError(msg) from error
+    except (http.client.HTTPException, ValueError) as error:  # their text quotes the answer
+        msg = f"what answers does not speak HTTP as it should ({type(error).__name__})"
+        raise _CutError(msg) from error
+    except OSError as error:
+        reason = str(getattr(error, "reason", "") or error) or type(error).__name__
+        msg = _TUNNEL.sub(r"\1", reason)  # then come the proxy's words
+        raise _CutError(msg) from error
+
+
+def _status(code: int) -> str:
+    """A status with the standard's words for it; the server's own may say anything."""
+    try:
+        return f"HTTP {code} {HTTPStatus(code).phrase}"
+    except ValueError:
+        return f"HTTP {code}"
 
 
 def _copy(response: http.client.HTTPResponse, file: IO[bytes], lacking: int, report: Progress) -> None:
@@ -266,15 +306,25 @@ def _raise_if_disk_full_without(part: Path, error: OSError) -> None:
         raise
 
 
-def _check_url(url: str) -> None:
+def host_of(url: str) -> tuple[str, int]:
+    """Host, in lower case, and port of an URL, after a look at all of it.
+
+    Raises:
+        AddressError: it is not http or https, or has a host, a port or characters that no request can hold.
+    """
     try:
         parts = urllib.parse.urlsplit(url)
-        usable = parts.scheme in {"http", "https"} and bool(parts.hostname)
+        host, port = parts.hostname or "", parts.port
+        host.encode("idna")  # as the socket will: labels of 1 to 63 characters
+        rest = url.partition("://")[2].partition(parts.netloc)[2]
+        usable = parts.scheme in {"http", "https"} and bool(host) and "@" not in parts.netloc
+        usable = usable and url.isprintable() and " " not in url and rest.isascii()
     except ValueError:
         usable = False
     if not usable:
         msg = f"artifact URL {url!r} is not usable: expected http://host/ or https://host/"
         raise AddressError(msg)
+    return host, port or (443 if parts.scheme == "https" else 80)
 
 
 def _check_space(part: Path, size_bytes: int) -> None:

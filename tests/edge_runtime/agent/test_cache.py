@@ -146,8 +146,9 @@ def test_a_damaged_cached_file_is_fetched_again(
 
 def test_a_server_with_another_artifact_is_refused(site: Site, cache: ArtifactCache) -> None:
     digest = write_artifact(site.folder)
-    with pytest.raises(ArtifactCorruptedError, match="the coordinator promised"):
+    with pytest.raises(ArtifactCorruptedError, match="the coordinator promised") as caught:
         cache.fetch(site.url(digest), "ab" * 32, ignore)
+    assert digest[:12] not in str(caught.value).replace(site.url(digest), ""), "what is there is not published"
 
 
 def test_a_server_with_a_corrupted_file_is_refused_and_nothing_of_it_stays(

@@ -1,4 +1,4 @@
-"""Links that are closed at the end, and a certificate."""
+"""Links that are closed at the end, HTTP servers, and a certificate."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 from edge_runtime.link.mqtt import BrokerAddress, MqttLink
 from tests.edge_runtime.link.links import Jitter, MakeLink
+from tests.edge_runtime.link.site import Site, serve
 
 
 @pytest.fixture
@@ -26,6 +27,12 @@ def make_link() -> Iterator[MakeLink]:
     yield make
     for link in links:
         link.close()
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with serve() as plan:
+        yield plan
 
 
 @pytest.fixture

@@ -1,16 +1,13 @@
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import errno
 import os
 import random
 import socket
 import ssl
 import struct
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -20,89 +17,24 @@ from edge_runtime.link import http
 from edge_runtime.link.errors import AddressError, ArtifactCorruptedError, ArtifactUnreachableError
 from edge_runtime.wire.errors import ExitCode, MessageError
 from edge_runtime.wire.files import DiskFullError
-from edge_runtime.wire.manifest import digest_of
-
-BODY = random.Random(0).randbytes(300_000)
-DIGEST = digest_of(BODY)
-
-
-@dataclasses.dataclass
-class Site:
-    """What the server does, request by request; the last behaviour goes on for ever."""
-
-    url: str = ""
-    behaviours: list[Callable[[BaseHTTPRequestHandler, int], None]] = dataclasses.field(default_factory=list)
-    starts: list[int] = dataclasses.field(default_factory=list)
-
-    def __call__(self, handler: BaseHTTPRequestHandler) -> None:
-        start = int(handler.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
-        self.starts.append(start)
-        behaviour = self.behaviours[0]
-        if len(self.behaviours) > 1:
-            self.behaviours.pop(0)
-        behaviour(handler, start)
-
-
-def answer(handler: BaseHTTPRequestHandler, start: int, body: bytes, num_bytes: int | None = None) -> None:
-    """A correct answer of a server with ranges, cut after ``num_bytes``."""
-    handler.send_response(206 if start else 200)
-    if start:
-        handler.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-    handler.send_header("Content-Length", str(len(body) - start))
-    handler.end_headers()
-    handler.wfile.write(body[start:] if num_bytes is None else body[start : start + num_bytes])
-
-
-def whole(handler: BaseHTTPRequestHandler, start: int) -> None:
-    answer(handler, start, BODY)
-
-
-def cut(handler: BaseHTTPRequestHandler, start: int) -> None:
-    answer(handler, start, BODY, num_bytes=100_000)
-
-
-def no_ranges(handler: BaseHTTPRequestHandler, _start: int) -> None:
-    answer(handler, 0, BODY)
-
-
-def no_ranges_cut(handler: BaseHTTPRequestHandler, _start: int) -> None:
-    answer(handler, 0, BODY, num_bytes=100_000)
-
-
-def corrupted(handler: BaseHTTPRequestHandler, start: int) -> None:
-    answer(handler, start, BODY[:-1] + bytes([BODY[-1] ^ 1]))
-
-
-def endless(handler: BaseHTTPRequestHandler, _start: int) -> None:
-    handler.send_response(200)
-    handler.end_headers()
-    handler.wfile.write(BODY + b"more")
-
-
-def wrong_range(handler: BaseHTTPRequestHandler, _start: int) -> None:
-    handler.send_response(206)
-    handler.send_header("Content-Range", f"bytes 7-{len(BODY) - 1}/{len(BODY)}")
-    handler.end_headers()
-
-
-def status(code: int) -> Callable[[BaseHTTPRequestHandler, int], None]:
-    def respond(handler: BaseHTTPRequestHandler, _start: int) -> None:
-        handler.send_response(code)
-        handler.send_header("Content-Length", "0")
-        handler.end_headers()
-
-    return respond
-
-
-def hang_up(handler: BaseHTTPRequestHandler, _start: int) -> None:
-    handler.close_connection = True
-    handler.connection.close()
-
-
-@pytest.fixture
-def site() -> Iterator[Site]:
-    with serve() as plan:
-        yield plan
+from tests.edge_runtime.link.site import (
+    BODY,
+    DIGEST,
+    Pauses,
+    Site,
+    answer,
+    corrupted,
+    cut,
+    endless,
+    fetch,
+    hang_up,
+    no_ranges,
+    no_ranges_cut,
+    serve,
+    status,
+    whole,
+    wrong_range,
+)
 
 
 @pytest.fixture
@@ -112,34 +44,6 @@ def tls_site(certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) ->
     context.load_cert_chain(*certificate)
     with serve(context) as plan:
         yield plan
-
-
-@contextlib.contextmanager
-def serve(tls: ssl.SSLContext | None = None) -> Iterator[Site]:
-    plan = Site()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            plan(self)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-        def finish(self) -> None:
-            if not self.wfile.closed and self.connection.fileno() >= 0:
-                super().finish()
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    if tls is not None:
-        server.socket = tls.wrap_socket(server.socket, server_side=True)
-    plan.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{server.server_address[1]}/base.safetensors"
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield plan
-    server.shutdown()
-    server.server_close()
-    thread.join()
 
 
 def broken_tls(handler: BaseHTTPRequestHandler, start: int) -> None:
@@ -159,22 +63,6 @@ def reset(handler: BaseHTTPRequestHandler, start: int) -> None:
     handler.wfile.flush()
     handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     hang_up(handler, start)
-
-
-@dataclasses.dataclass
-class Pauses:
-    """Records the waits instead of waiting."""
-
-    waits: list[float] = dataclasses.field(default_factory=list)
-
-    def __call__(self, seconds: float) -> None:
-        self.waits.append(seconds)
-
-
-def fetch(site: Site, path: Path, **options: Any) -> Pauses:
-    pauses = Pauses()
-    http.download(site.url, path, **{"digest": DIGEST, "size_bytes": len(BODY), "pause": pauses, **options})
-    return pauses
 
 
 def test_a_file_is_fetched(site: Site, tmp_path: Path) -> None:
@@ -348,7 +236,25 @@ def test_a_disk_that_fills_up_leaves_nothing(site: Site, tmp_path: Path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://host/f", "http://", "nothing", "http://[bad"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/passwd",
+        "ftp://host/f",
+        "http://",
+        "nothing",
+        "http://[bad",
+        "http://host:99999/",
+        "http://host:port/",
+        "http://two..dots/",
+        f"http://{'a' * 64}/",
+        "http://host/\u00fc/",
+        "http://host/ blank/",
+        "http://host/\x1b[2J/",
+        "http://host/\nforged",
+        "http://user:password@host/",
+    ],
+)
 def test_other_urls_are_refused(url: str, tmp_path: Path) -> None:
     with pytest.raises(AddressError, match="expected http"):
         http.download(url, tmp_path / "f", digest=DIGEST, size_bytes=1)

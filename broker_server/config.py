@@ -7,7 +7,7 @@ import json
 import math
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from broker_server.errors import ConfigError
 from broker_server.pruning.config import PruningConfig
@@ -80,6 +80,8 @@ class CoordinatorConfig:
     sparsity: float | None = None
     """Pruning ratio that will be deployed: that of the deploy rounds and of the evaluation of the sub-model; None =
     neither."""
+    keep: Literal["last", "best"] = "last"
+    """The round whose adapter the run ends with: the last, or the best of the trained ones by the held-out figure."""
     eval_sparse: bool = False
     """Whether the sub-model is evaluated in every round; else only in the last."""
     emulation_file: str | None = None

@@ -188,7 +188,8 @@ class Comparison:
             ConfigError: a wrong setting; says of which method.
             ArmError: an arm outside its range.
         """
-        given: Settings = {"compact": False, **self.shared, **self.method(key.method).settings, "seed": key.seed}
+        shared = {"sparsity": resolve(self.shared).sparsity, **self.shared}  # one for all, whatever a method's arms
+        given: Settings = {"compact": False, **shared, **self.method(key.method).settings, "seed": key.seed}
         if artifact is not None:
             given["artifact"] = str(artifact)
         if calibration is not None:

@@ -18,9 +18,10 @@ from broker_server.storage.events import (
     UpdateAccepted,
     UpdatesDiscarded,
 )
-from broker_server.storage.records import DeviceRecord, EvaluationRecord, RoundRecord
+from broker_server.storage.records import DeviceRecord, EvaluationRecord, KeptRecord, RoundRecord
 from broker_server.storage.store import Learnt, Store
 from edge_runtime.wire.arms import format_arms
+from edge_runtime.wire.manifest import Task
 from edge_runtime.wire.messages import DeviceState, Register, Status, Update
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ class Quality:
     full: EvaluationRecord | None = None
     sparse: EvaluationRecord | None = None
     """Of the sub-model at the run's sparsity."""
+    kept: KeptRecord | None = None
+    """Of an earlier round, where that is kept in place of the last."""
 
 
 class Ledger:
@@ -60,6 +63,7 @@ class Ledger:
         self._accepted: dict[str, Update] = {}
         self.last_finished: int | None = records[-1].round_number if records else None
         """The last round with a record; None before the first evaluation."""
+        self._evaluations = {r.round_number: r.evaluation for r in records if r.evaluation is not None}
         self.num_used_rounds = sum(record.was_used for record in records)
         """Finished rounds whose updates made the next adapter."""
 
@@ -162,6 +166,7 @@ class Ledger:
             is_deploy=is_deploy,
             emulated_s=emulated_s,
             elapsed_emulated_s=None if emulated_s is None else self._elapsed_emulated_s,
+            kept=quality.kept,
             discarded=discarded,
             is_unchanged=is_unchanged,
         )
@@ -169,12 +174,33 @@ class Ledger:
         self._log(RoundFinished(at=self._wall_clock(), record=record))
         self.last_finished = round_number
         self.num_used_rounds += record.was_used
+        if quality.full is not None:
+            self._evaluations[round_number] = quality.full
         self._began_at, self._earlier_s, self._accepted = self._clock(), 0.0, {}
         self._sent_at.clear()
         self._completion_s.clear()
         full = quality.full
         text = "not evaluated" if full is None else f"loss {full.loss:.4f}, {full.accuracy:.4f} right"
         logger.info("round %d finished after %.1f s: %s", round_number, seconds, text)
+
+    def best_round(self, round_number: int, evaluation: EvaluationRecord, task: Task) -> int:
+        """The best trained round so far, by accuracy (text-classification) or loss (causal-lm), on the same examples.
+
+        Args:
+            round_number: the round that has just been evaluated.
+            evaluation: its quality.
+            task: of the run.
+
+        Returns:
+            Of equals the latest; ``round_number`` itself where no other round was measured.
+        """
+        known = {**self._evaluations, round_number: evaluation}
+
+        def rank(number: int) -> tuple[float, float, int]:
+            measured = known[number]
+            return (-measured.accuracy if task == "text-classification" else measured.loss, measured.loss, -number)
+
+        return min((number for number in known if number > 0), key=rank, default=round_number)
 
     def run_started(self, run_id: str, num_rounds: int) -> None:
         """A coordinator process is here."""

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import math
 
+from broker_server.aggregation import Aggregated
 from broker_server.coordinator.background import Background
 from broker_server.coordinator.combining import Knowledge, combine_round, forget_round
 from broker_server.coordinator.dealer import Dealer
@@ -34,7 +35,7 @@ from broker_server.rounds.types import (
     SendVerdict,
     UpdateKey,
 )
-from broker_server.storage.records import EvaluationRecord
+from broker_server.storage.records import EvaluationRecord, KeptRecord
 from broker_server.storage.store import Learnt, Store
 from edge_runtime.wire.messages import Cancel, Verdict
 from edge_runtime.wire.plan import Plan
@@ -185,13 +186,14 @@ class Office:
         if held_out is None:
             return [event]
         config, adapters, state = self._run.config, self._run.adapters, self._knowledge.state
+        manifest = self._run.manifest
         sub_model = None
         if config.sparsity is not None and (command.is_last or config.eval_sparse):
             sub_model = self._run.assigner.plan(config.sparsity)
 
-        def measure(plan: Plan | None) -> EvaluationRecord:
+        def measure(measured: Aggregated, plan: Plan | None) -> EvaluationRecord:
             return held_out.evaluate(
-                state,
+                measured,
                 adapters.rank,
                 adapters.lora_scaling,
                 use_all=command.is_last,
@@ -200,13 +202,15 @@ class Office:
             )
 
         def job() -> _Done:
-            full = finite(command.round_number, measure(None))
-            sparse = None if sub_model is None else measure(sub_model)
-            if sparse is not None and not math.isfinite(sparse.best_known.loss):
-                loss = sparse.best_known.loss
-                logger.warning("round %d: the sub-model's loss is %s: not kept", command.round_number, loss)
-                sparse = None
-            return _Done(event=event, quality=Quality(full=full, sparse=sparse))
+            full = finite(command.round_number, measure(state, None))
+            sparse = None if sub_model is None else _known(command.round_number, measure(state, sub_model))
+            kept, best = None, self._ledger.best_round(command.round_number, full, manifest.task)
+            if command.is_last and config.keep == "best" and best != command.round_number:
+                state_of_best = adapters.keep(best)
+                sparse_of_best = None if sub_model is None else _known(best, measure(state_of_best, sub_model))
+                whole = measure(state_of_best, None)
+                kept = KeptRecord(round_number=best, evaluation=whole.best_known, sparse=sparse_of_best)
+            return _Done(event=event, quality=Quality(full=full, sparse=sparse, kept=kept))
 
         self._background.start(job)
         return []
@@ -226,3 +230,12 @@ class Office:
         )
         for digest in self._run.assigner.clear():
             self._mailroom.withdraw(digest)
+
+
+def _known(round_number: int, sparse: EvaluationRecord) -> EvaluationRecord | None:
+    """Quality of a sub-model; None where its loss is not finite."""
+    loss = sparse.best_known.loss
+    if math.isfinite(loss):
+        return sparse
+    logger.warning("round %d: the sub-model's loss is %s: not kept", round_number, loss)
+    return None

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from msgspec import UNSET, UnsetType
 
 from broker_server.errors import RunFailedError
+from broker_server.report.findings import find_warnings
 from broker_server.report.quality import perplexity
 from broker_server.report.schema import Compact, DataEntry, DeviceEntry, FleetEntry, Outcome, Report, RoundEntry
 from broker_server.storage.records import DeviceRecord, EvaluationRecord, RoundRecord
@@ -50,13 +51,18 @@ def build_report(facts: RunFacts, rounds: Sequence[RoundRecord], compact: Compac
     if not evaluated or evaluated[-1].evaluation is None:
         msg = "the run has no evaluated round: nothing to report; continue it with --resume"
         raise RunFailedError(msg)
-    last = evaluated[-1].evaluation.best_known
+    kept = rounds[-1].kept
+    number = evaluated[-1].round_number if kept is None else kept.round_number
+    last = (evaluated[-1].evaluation if kept is None else kept.evaluation).best_known
     devices = [device for record in rounds for device in record.devices]
     training_s = max(facts.steps.get(TRAINING_STEP, 0.0), rounds[-1].elapsed_s)  # the latter survives kill -9
     steps = {**facts.steps, TRAINING_STEP: training_s}
     accuracy, ppl = quality_fields(facts.task, last.loss, last.accuracy)
     sparse = next((record.sparse.best_known for record in reversed(rounds) if record.sparse is not None), None)
+    if kept is not None:
+        sparse = kept.sparse
     sparse_accuracy, sparse_ppl = _optional_quality(facts.task, sparse)
+    entries = tuple(_round(record, facts.task) for record in rounds)
     return Report(
         run_id=facts.run_id,
         task=facts.task,
@@ -74,14 +80,17 @@ def build_report(facts: RunFacts, rounds: Sequence[RoundRecord], compact: Compac
             perplexity_at_sparsity=sparse_ppl,
             loss_at_sparsity=None if sparse is None else sparse.loss,
             emulated_s=rounds[-1].elapsed_emulated_s,
+            round_number=number,
+            num_targets=last.num_targets,
         ),
-        rounds=tuple(_round(record, facts.task) for record in rounds),
+        rounds=entries,
         compact=compact,
         steps=steps,
         data=facts.data,
         config=dict(facts.config),
         environment=environment(),
         fleet=facts.fleet,
+        warnings=find_warnings(facts.task, entries, number, compact, facts.config),
     )
 
 
@@ -115,6 +124,8 @@ def _round(record: RoundRecord, task: Task) -> RoundEntry:
         is_deploy=record.is_deploy,
         emulated_s=record.emulated_s,
         elapsed_emulated_s=record.elapsed_emulated_s,
+        discarded=record.discarded,
+        is_unchanged=record.is_unchanged,
     )
 
 

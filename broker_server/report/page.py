@@ -24,15 +24,17 @@ def render_page(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"bytes": bytes_text, "duration": duration_text, "percent": lambda value: f"{value:.1%}"}
-    last = report.last_measured
-    before, after = _quality(report, report.rounds[0]), _quality(report, last)
+    kept = report.kept
+    before, after = _quality(report, report.rounds[0]), _quality(report, kept)
     return environment.get_template("report.html.j2").render(
         report=report,
         metric=metric_name(report.task),
-        last=last,
-        is_sampled=last.loss != report.final.loss,
+        kept=kept,
+        is_sampled=kept.num_targets != report.final.num_targets,
         change=_change(report, before, after),
+        change_class=_change_class(report, before, after),
         quality=lambda entry: _text(report, _quality(report, entry)),
+        count=lambda entry: f"{entry.num_targets:,} {report.target_unit}",
         created=dt.datetime.fromtimestamp(report.created_at, tz=dt.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         sparse=_sparse_text(report),
         charts=all_charts(report),
@@ -61,6 +63,13 @@ def _change(report: Report, before: float | None, after: float | None) -> str:
     if report.task == "causal-lm":
         return f"{abs(1 - after / before):.0%} {'lower' if after <= before else 'higher'} than before"
     return f"{100 * (after - before):+.1f} points"
+
+
+def _change_class(report: Report, before: float | None, after: float | None) -> str:
+    """Class of the change's colour: ``good``, ``bad``, or none where nothing changed."""
+    if before is None or after is None or before == after:
+        return ""
+    return "good" if (after < before) == (report.task == "causal-lm") else "bad"
 
 
 def _summary(entry: RoundEntry) -> dict[str, str]:

@@ -34,6 +34,15 @@ def metric_text(task: Task, value: float) -> str:
     return f"{value:.1f}" if task == "causal-lm" else f"{100 * value:.1f} %"
 
 
+def plural(count: int, noun: str) -> str:
+    """A count and its noun.
+
+    >>> plural(1, "round"), plural(3, "round")
+    ('1 round', '3 rounds')
+    """
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def duration_text(seconds: float) -> str:
     """A duration for people.
 

@@ -75,10 +75,19 @@ class RoundEntry(msgspec.Struct, frozen=True, kw_only=True):
     """Length of the round on the virtual clock: emulated; null where nothing is."""
     elapsed_emulated_s: float | None = None
     """The virtual clock at its end: emulated."""
+    discarded: str = ""
+    """Why the updates that were accepted could not be used; empty = they were, or there were none."""
+    is_unchanged: bool = False
+    """Whether updates were used and the adapter is that of the round before, to the last bit."""
+
+    @property
+    def was_used(self) -> bool:
+        """Whether an update of the round counts in its adapter."""
+        return not self.discarded and any(device.outcome == "accepted" for device in self.devices)
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """How the run ended."""
+    """How the run ended: figures of the adapter that it keeps, on all held-out examples."""
 
     accuracy: float | UnsetType = UNSET
     perplexity: float | UnsetType = UNSET
@@ -95,6 +104,10 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     loss_at_sparsity: float | None = None
     emulated_s: float | None = None
     """All rounds on the virtual clock: emulated; null where nothing is."""
+    round_number: int = 0
+    """The round whose adapter is kept: the last one, or with ``--keep best`` the best; 0 in older reports."""
+    num_targets: int = 0
+    """Held-out examples (classification) or tokens (language modelling) behind the figures; 0 in older reports."""
 
 
 class Compact(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,6 +131,8 @@ class Compact(msgspec.Struct, frozen=True, kw_only=True):
     sample: str | UnsetType = UNSET
     """Text that it generated (language modelling)."""
     sample_prompt: str | UnsetType = UNSET
+    num_targets: int = 0
+    """Held-out examples or tokens behind the figures; 0 in older reports."""
 
 
 class DeviceData(msgspec.Struct, frozen=True, kw_only=True):
@@ -194,11 +209,18 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Versions, processor, cores."""
     fleet: FleetEntry | None = None
     """Classes of the emulated devices; null where nothing is emulated."""
+    warnings: tuple[str, ...] = ()
+    """What a person should know of this run, a line each; empty where it went well."""
 
     @property
-    def last_measured(self) -> RoundEntry:
-        """The last round with a quality, on the same examples as round 0: what may be compared with that."""
-        return next(entry for entry in reversed(self.rounds) if entry.loss is not None)
+    def kept(self) -> RoundEntry:
+        """The round whose adapter is kept, on the same examples as round 0: what may be compared with that."""
+        return next(entry for entry in self.rounds if entry.round_number == self.final.round_number)
+
+    @property
+    def target_unit(self) -> str:
+        """What ``num_targets`` counts."""
+        return "tokens" if self.task == "causal-lm" else "examples"
 
 
 def encode_report(report: Report) -> bytes:

@@ -15,7 +15,7 @@ import numpy as np
 from broker_server.evaluation.parallel import evaluate_in_parts
 from broker_server.report.build import RunFacts, build_report, quality_fields
 from broker_server.report.page import render_page
-from broker_server.report.quality import bytes_text, duration_text, metric_name, metric_text
+from broker_server.report.quality import bytes_text, duration_text, metric_name, metric_text, plural
 from broker_server.report.schema import Compact, Report, encode_report
 from broker_server.run.emulate import fleet_entry, read_fleet
 from broker_server.run.layout import JobState, RunDirectory
@@ -60,6 +60,7 @@ def measure_compact(settings: RunSettings, directory: RunDirectory, num_threads:
         loss=loss,
         latency_ms=latency.median_ms,
         latency_unit=latency.unit,
+        num_targets=result.num_targets,
     )
     prompt = _prompt(directory.test_file)
     if settings.task == "causal-lm" and prompt:
@@ -110,30 +111,41 @@ def write_report(settings: RunSettings, directory: RunDirectory, state: JobState
 
 
 def summary_lines(report: Report, root: Path) -> list[str]:
-    """Last words of a run: quality before and after, the compact model, and where things are."""
-    name = metric_name(report.task)
+    """Last words of a run: quality before and after, the compact model, what to know, and where things are.
+
+    Figures on one line are of the same held-out examples, whose number stands beside them.
+    """
+    name, unit = metric_name(report.task), report.target_unit
 
     def text(entry: object) -> str:
         value = getattr(entry, name)
         return metric_text(report.task, value) if isinstance(value, float) else "not measured"
 
-    where = f"{report.rounds[-1].round_number} rounds on {len(report.data.devices)} devices"
-    seconds = duration_text(report.final.seconds)
-    last = report.last_measured
-    lines = [f"{name}: {text(report.rounds[0])} before training, {text(last)} after {where} ({seconds} in all)"]
-    if last.loss != report.final.loss:
-        lines.append(
-            f"on all {report.data.num_test} held-out examples, not the sample of each round: {text(report.final)}"
-        )
-    if report.final.emulated_s is not None:
-        lines.append(f"emulated time: {duration_text(report.final.emulated_s)} on the virtual clock of the fleet")
+    final, kept = report.final, report.kept
+    devices, seconds = plural(len(report.data.devices), "device"), duration_text(final.seconds)
+    where = f"{plural(report.rounds[-1].round_number, 'round')} on {devices}"
+    if final.round_number != report.rounds[-1].round_number:
+        where = f"round {final.round_number}, the best of {where}"
+    is_sampled = kept.num_targets != final.num_targets
+    sample = f"{kept.num_targets:,}{f' of {final.num_targets:,}' if is_sampled else ''} held-out {unit}"
+    lines = [
+        f"{name} on {sample}: {text(report.rounds[0])} before training, {text(kept)} after {where} ({seconds} in all)"
+    ]
+    on_all = f"{name} on all {final.num_targets:,} held-out {unit}: {text(final)}"
     if report.compact is not None:
+        compact = report.compact
+        lines.append(f"{on_all} whole model, {text(compact)} compact model")
         lines.append(
-            f"compact model: {text(report.compact)}, {report.compact.sparsity:.0%} of the prunable weights removed, "
-            f"{bytes_text(report.compact.bytes)}, {report.compact.latency_ms:.1f} ms per {report.compact.latency_unit}"
+            f"compact model: {compact.sparsity:.0%} of the prunable weights removed, {bytes_text(compact.bytes)}, "
+            f"{compact.latency_ms:.1f} ms per {compact.latency_unit}"
         )
-        if isinstance(report.compact.sample, str):
-            lines.append(f"it writes: {json.dumps(f'{report.compact.sample_prompt}{report.compact.sample}')}")
+    elif is_sampled:
+        lines.append(on_all)
+    if final.emulated_s is not None:
+        lines.append(f"emulated time: {duration_text(final.emulated_s)} on the virtual clock of the fleet")
+    if report.compact is not None and isinstance(report.compact.sample, str):
+        lines.append(f"it writes: {json.dumps(f'{report.compact.sample_prompt}{report.compact.sample}')}")
+    lines += [f"warning: {warning}" for warning in report.warnings]
     verb = "generate" if report.task == "causal-lm" else "infer"
     lines.append(f"report:        {root / 'report.html'} and {root / 'report.json'}")
     if report.compact is not None:

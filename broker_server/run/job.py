@@ -38,6 +38,7 @@ from broker_server.run.supervisor import Child, Supervisor
 from broker_server.run.training import watch
 from broker_server.run.view import RunView
 from broker_server.storage.events import EventReader
+from broker_server.storage.store import Store
 from edge_runtime.wire.files import write_atomically
 from edge_runtime.wire.manifest import digest_of
 from edge_runtime.wire.names import MANIFEST_FILE
@@ -179,12 +180,18 @@ class Job:
             with self._step(COMPACT):
                 self._display.step(f"making the compact model at sparsity {self._settings.sparsity}")
                 shutil.rmtree(self._directory.compact, ignore_errors=True)
-                command = compact_command(self._settings, self._directory)
+                command = compact_command(self._settings, self._directory, self._kept_round())
                 self._supervisor.finish(self._supervisor.start("compact", command))
         if MEASURE not in self.state.done:
             with self._step(MEASURE):
                 self._display.step("measuring the compact model on all held-out examples")
                 measure_compact(self._settings, self._directory, num_cores())
+
+    def _kept_round(self) -> int | None:
+        """The round that is kept in place of the last one; None = the last one."""
+        with contextlib.closing(Store.open(self._directory.root)) as store:
+            kept = store.load_round_records()[-1].kept
+        return None if kept is None else kept.round_number
 
     def _play_rounds(self) -> None:
         servers, broker_url, artifacts_url = start_servers(self._supervisor, self._settings, self._directory)

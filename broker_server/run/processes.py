@@ -58,11 +58,13 @@ def export_command(settings: RunSettings, source: str, labels: tuple[str, ...], 
     return command
 
 
-def compact_command(settings: RunSettings, directory: RunDirectory) -> list[str]:
-    """Command line that makes the compact model."""
+def compact_command(settings: RunSettings, directory: RunDirectory, round_number: int | None) -> list[str]:
+    """Command line that makes the compact model; of the last round where no other is given."""
     command = server_command("compact", str(directory.root), "--sparsity", str(settings.sparsity))
     if settings.quantize:
         command += ["--quantize", settings.quantize]
+    if round_number is not None:
+        command += ["--round", str(round_number)]
     return [*command, "-o", str(directory.compact)]
 
 

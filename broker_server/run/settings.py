@@ -123,7 +123,16 @@ class RunSettings:
         Panel.PRUNING, "the first deploy round's share of the learning rate; cosine from there", 0.5
     )
     eval_sparse: bool = option(Panel.PRUNING, "measure the sub-model at --sparsity in every round", default=False)
-    sparsity: float = option(Panel.RESULT, "pruning ratio of the compact model", 0.25)
+    sparsity: float = option(
+        Panel.RESULT,
+        "pruning ratio of the compact model (default: the smallest above 0 of --arms, or 0 if none prunes)",
+    )
+    keep: Literal["last", "best"] = option(
+        Panel.RESULT,
+        "last or best: the round whose adapter is the result; best is chosen on the held-out examples, so its figure "
+        "on them is a little too good",
+        "last",
+    )
     compact: bool = option(Panel.RESULT, "make and measure a compact model at the end", default=True)
     quantize: Literal["", "int8"] = option(Panel.RESULT, "int8, to quantise the compact model", "")
     broker: str = option(
@@ -225,6 +234,7 @@ class RunSettings:
             arms=parse_arms(self.arms),
             pruning=self.pruning_config(),
             sparsity=self.sparsity,
+            keep=self.keep,
             eval_sparse=self.eval_sparse,
             emulation_file=EMULATION_FILE if self.fleet else None,
             scheduler=self.scheduler,
@@ -332,7 +342,17 @@ def _defaults(given: Mapping[str, object]) -> dict[str, object]:
     split = {} if given.get("data") else {"split": "by-key"}
     may_be_skewed = task == "text-classification" and not given.get("class_balance")
     aggregation = "fedspine" if may_be_skewed else "fedspine_holders"  # docs/aggregation.md
-    return {**TASK_DEFAULTS[str(task)], **split, "aggregation": aggregation, "task": task}
+    defaults = {**TASK_DEFAULTS[str(task)], **split, "aggregation": aggregation, "task": task}
+    return {**defaults, "sparsity": _trained_sparsity(given.get("arms", defaults["arms"]))}
+
+
+def _trained_sparsity(arms: object) -> float:
+    """The smallest ratio above 0 that devices train: a model that was never trained pruned loses much when cut."""
+    try:
+        ratios = [arm.pruning_ratio for arm in parse_arms(str(arms))]
+    except ArmError:
+        return 0.0  # the settings refuse these arms in their own words
+    return min((ratio for ratio in ratios if ratio > 0), default=0.0)
 
 
 def _read_toml(path: Path) -> dict[str, object]:

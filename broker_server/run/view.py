@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+from typing import Final
 
-from broker_server.report.quality import metric, metric_text
+from broker_server.report.quality import metric, metric_name, metric_text, plural
 from broker_server.storage import events
 from broker_server.storage.records import RoundRecord
 from edge_runtime.wire.manifest import Task
+
+MAX_DETAIL: Final = 120
+"""Characters of a device's reason in a line about its round."""
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -102,18 +106,34 @@ class RunView:
         return f"{event.device_id} went offline: {event.detail or 'no reason given'}" if went_off else None
 
     def _round_line(self, record: RoundRecord) -> str:
-        evaluation = record.evaluation
-        quality = "not evaluated"
-        if evaluation is not None:
-            name = "perplexity" if self.task == "causal-lm" else "accuracy"
-            quality = f"{name} {metric_text(self.task, metric(self.task, evaluation.loss, evaluation.accuracy))}"
+        quality = self._quality(record)
         if record.round_number == 0:
             return f"before training: {quality}"
         accepted = sum(device.outcome == "accepted" for device in record.devices)
-        others = [f"{d.device_id} {d.outcome.replace('_', ' ')}" for d in record.devices if d.outcome != "accepted"]
+        updates = f"{plural(accepted, 'update')} used" if not record.discarded else f"none of {accepted} updates used"
+        others = [
+            f"{d.device_id} {d.outcome.replace('_', ' ')}{f': {d.detail[:MAX_DETAIL]}' if d.detail else ''}"
+            for d in record.devices
+            if d.outcome != "accepted"
+        ]
         emulated = "" if record.emulated_s is None else f" ({record.emulated_s:.1f} s emulated)"
         return (
-            f"round {record.round_number}/{self.num_rounds}: {quality}, {accepted} updates, {record.seconds:.1f} s"
+            f"round {record.round_number}/{self.num_rounds}: {quality}, {updates}, {record.seconds:.1f} s"
             f"{emulated}"
-            f"{' (' + ', '.join(others) + ')' if others else ''}"
+            f"{' (' + '; '.join(others) + ')' if others else ''}"
         )
+
+    def _quality(self, record: RoundRecord) -> str:
+        """Figure and number of examples, and whether it is worse than before training."""
+        evaluation = record.evaluation
+        if evaluation is None:
+            return "not evaluated"
+        value = metric(self.task, evaluation.loss, evaluation.accuracy)
+        unit = "tokens" if self.task == "causal-lm" else "examples"
+        text = f"{metric_name(self.task)} {metric_text(self.task, value)} on {evaluation.num_targets:,} {unit}"
+        first = next((r.evaluation for r in self.rounds if r.evaluation is not None), None)
+        if first is None or record.round_number == 0:
+            return text
+        before = metric(self.task, first.loss, first.accuracy)
+        is_worse = value > before if self.task == "causal-lm" else value < before
+        return f"{text} (worse than before training)" if is_worse else text

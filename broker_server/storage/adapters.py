@@ -74,6 +74,20 @@ class GlobalAdapters:
         self._write_peft(self.read(round_number - 1))
         adapter_path(self._run_dir, round_number).unlink(missing_ok=True)
 
+    def keep(self, round_number: int) -> Aggregated:
+        """Make the adapter of an earlier round the run's result: it takes the place of the last one in PEFT's format.
+
+        Returns:
+            That adapter.
+
+        Raises:
+            StoreError: it cannot be used.
+            DiskFullError: there is no space.
+        """
+        state = self.read(round_number)
+        self._write_peft(state)
+        return state
+
     def exists(self, round_number: int) -> bool:
         """Whether the adapter of a round was written."""
         return adapter_path(self._run_dir, round_number).is_file()

@@ -92,6 +92,16 @@ class DeviceRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Frobenius norm of the change of B A, over all targets."""
 
 
+class KeptRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The best round of a run, which it keeps in place of the last one."""
+
+    round_number: int
+    evaluation: EvaluationRecord
+    """On all held-out examples."""
+    sparse: EvaluationRecord | None = None
+    """The same of the sub-model at the run's sparsity."""
+
+
 class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One finished round; ``round_number`` 0 is the evaluation before training and has no devices."""
 
@@ -110,6 +120,8 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The round on the virtual clock: its slowest device, at most the deadline; None where nothing is emulated."""
     elapsed_emulated_s: float | None = None
     """The virtual clock at the end of the round."""
+    kept: KeptRecord | None = None
+    """In the last round, where an earlier one was better and the best is to be kept."""
     discarded: str = ""
     """Why the updates that were accepted could not be used; empty = they were, or there were none."""
     is_unchanged: bool = False

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from broker_server.coordinator import intake, parts
 from broker_server.errors import RunFailedError, TrainingDivergedError
@@ -154,3 +155,25 @@ def test_sub_model_without_a_finite_loss_is_left_out_of_the_record(
     last = Store.open(tmp_path).load_round_records()[-1]
     assert last.evaluation is not None
     assert (last.evaluation.loss, last.sparse) == (0.8, None)
+
+
+# ---- the best round in place of the last -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("keep", "expected"), [("best", 1), ("last", None)])
+def test_best_round_is_kept_where_that_is_asked_for(
+    broker: Broker, tmp_path: Path, coordinate: Coordinate, measured: Measure, keep: str, expected: int | None
+) -> None:
+    fleet.config(tmp_path, broker.url, num_devices=1, keep=keep)
+    measured(1.0, 0.7, 0.9, 0.7)  # before training, rounds 1 and 2, and round 1 again, on all examples
+    running = coordinate(tmp_path)
+    with Device(broker.url, "a"):
+        running.finish()
+    last = Store.open(tmp_path).load_round_records()[-1]
+    assert (last.kept and last.kept.round_number) == expected
+    peft = safetensors.numpy.load_file(tmp_path / "adapters" / "peft" / "adapter_model.safetensors")
+    rounds = [decode_tensors(adapter_path(tmp_path, number).read_bytes()) for number in (1, 2)]
+    first, second = (sum(float(np.abs(value).sum()) for value in one.values()) for one in rounds)
+    assert first != second
+    total = sum(float(np.abs(value).sum()) for value in peft.values())
+    assert total == pytest.approx(first if expected == 1 else second, rel=1e-6)

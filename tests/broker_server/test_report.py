@@ -15,7 +15,7 @@ from broker_server.errors import ReportError, RunFailedError
 from broker_server.report.build import RunFacts, build_report, quality_fields
 from broker_server.report.charts import all_charts
 from broker_server.report.page import render_page
-from broker_server.report.quality import bytes_text, duration_text, perplexity
+from broker_server.report.quality import bytes_text, duration_text, metric_name, perplexity
 from broker_server.report.schema import (
     FleetClass,
     FleetDrift,
@@ -81,17 +81,19 @@ def test_rounds_are_compared_on_one_sample_and_the_end_is_on_all(task: Task) -> 
 
     assert (report.final.loss, report.final.loss_at_sparsity) == (4.0, 4.0)
     assert (report.rounds[-1].loss, report.rounds[-1].num_targets) == (3.0, 500)
-    assert report.last_measured is report.rounds[-1]
+    assert report.kept is report.rounds[-1]
     before, after, on_all = ("403.4", "20.1", "54.6") if task == "causal-lm" else ("25.0 %", "85.0 %", "75.0 %")
-    note = "on the sample that rounds share"
+    unit = report.target_unit
     page = " ".join(render_page(report).split())
     assert f"{before} →</small> {after}" in page
-    assert f"{note}; {on_all} on all 50 examples" in page
-    assert note not in render_page(sample_report(task))
+    assert f"on the 500 {unit} that rounds share; {on_all} on all 5,000 {unit}" in page
+    assert f"where the whole model has {on_all}" in page
+    assert "that rounds share" not in render_page(sample_report(task))
     first, second = summary_lines(report, Path())[:2]
-    assert f"{before} before training, {after} after 3 rounds" in first
-    assert second == f"on all 50 held-out examples, not the sample of each round: {on_all}"
-    assert "held-out" not in summary_lines(sample_report(task), Path())[1]
+    name = metric_name(task)
+    assert first.startswith(f"{name} on 500 of 5,000 held-out {unit}: {before} before training, {after} after 3 rounds")
+    compact = "33.1" if task == "causal-lm" else "80.0 %"
+    assert second == f"{name} on all 5,000 held-out {unit}: {on_all} whole model, {compact} compact model"
 
 
 def test_a_round_that_was_not_measured_is_passed_over() -> None:
@@ -99,8 +101,8 @@ def test_a_round_that_was_not_measured_is_passed_over() -> None:
     records[-1] = msgspec.structs.replace(records[-1], evaluation=None)
     report = sample_report(rounds=records)
 
-    assert report.last_measured is report.rounds[-2]
-    assert report.final.loss == report.last_measured.loss
+    assert report.kept is report.rounds[-2]
+    assert report.final.loss == report.kept.loss
     assert "403.4 →</small> 54.6" in render_page(report)
 
 

@@ -126,3 +126,11 @@ def test_help_of_an_option_names_its_choices_and_one_default() -> None:
         assert text.count("(default:") <= 1, field.name
         if typing.get_origin(hints[field.name]) is typing.Literal:
             assert all(choice in text for choice in typing.get_args(hints[field.name])), field.name
+
+
+@pytest.mark.parametrize(
+    ("arms", "sparsity"), [("0.0:8", 0.0), ("0.0:8,0.25:8", 0.25), ("0.5:4,0.3:4,0.0:8", 0.3), ("0.75:2", 0.75)]
+)
+def test_compact_model_is_cut_by_a_ratio_that_devices_train(arms: str, sparsity: float) -> None:
+    assert resolve({"arms": arms}).sparsity == sparsity
+    assert resolve({"arms": arms, "sparsity": 0.1}).sparsity == 0.1

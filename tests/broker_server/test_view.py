@@ -28,10 +28,10 @@ def test_a_round_makes_one_line() -> None:
     lines = [view.apply(RoundFinished(at=0.0, record=record)) for record in round_records()]
 
     assert lines == [
-        "before training: perplexity 403.4",
-        "round 1/3: perplexity 148.4, 3 updates, 4.0 s",
-        "round 2/3: perplexity 54.6, 2 updates, 4.0 s (device-2 lost)",
-        "round 3/3: perplexity 20.1, 3 updates, 4.0 s",
+        "before training: perplexity 403.4 on 500 tokens",
+        "round 1/3: perplexity 148.4 on 500 tokens, 3 updates used, 4.0 s",
+        "round 2/3: perplexity 54.6 on 500 tokens, 2 updates used, 4.0 s (device-2 lost: went offline)",
+        "round 3/3: perplexity 20.1 on 500 tokens, 3 updates used, 4.0 s",
     ]
     assert view.quality() == ("403.4", "20.1")
 

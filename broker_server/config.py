@@ -15,6 +15,7 @@ from broker_server.ranges import MOST, Range, Words, check_fields, from_table
 from edge_runtime.wire.arms import MAX_PRUNING_RATIO, ArmError, check_arm, format_arms, parse_arms
 from edge_runtime.wire.messages import Arm
 from edge_runtime.wire.tensors import WireDtype
+from edge_runtime.wire.topics import NAME, NAME_RULE
 
 Count = Annotated[int, Range(0, MOST)]
 Positive = Annotated[int, Range(1, MOST)]
@@ -116,6 +117,9 @@ class CoordinatorConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if NAME.fullmatch(self.fleet) is None:
+            msg = f"fleet is {self.fleet!r}, expected {NAME_RULE}"
+            raise ConfigError(msg)
         if self.sparsity is not None:
             check_sparsity(self.sparsity)
         if not self.arms:

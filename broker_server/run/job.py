@@ -23,6 +23,7 @@ from broker_server.run.examples import DataSet
 from broker_server.run.finishing import measure_compact, write_report
 from broker_server.run.layout import JobState, RunDirectory
 from broker_server.run.processes import (
+    Place,
     check_broker,
     compact_command,
     export_command,
@@ -207,7 +208,8 @@ class Job:
         for event in events.new_events():  # of earlier sessions
             self._view.apply(event)
         self._display.step(f"{self._settings.devices} devices begin")
-        fleet = start_fleet(self._supervisor, self._settings, self._directory, servers, broker_url)
+        place = Place(broker_url=broker_url, fleet=config.fleet)
+        fleet = start_fleet(self._supervisor, self._settings, self._directory, servers, place)
         watch(fleet, events, self._view, self._display)
         self._supervisor.stop([*fleet.devices.values(), *servers])
 

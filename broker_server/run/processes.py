@@ -16,7 +16,7 @@ from broker_server.errors import ChildFailedError
 from broker_server.run.emulate import read_fleet
 from broker_server.run.layout import RunDirectory
 from broker_server.run.preparation import HOST, free_port
-from broker_server.run.settings import EMBEDDED_BROKERS, FLEET, RunSettings
+from broker_server.run.settings import EMBEDDED_BROKERS, RunSettings
 from broker_server.run.supervisor import Child, Supervisor
 from edge_runtime.interpreter import module_command
 from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress, TlsFiles
@@ -37,6 +37,14 @@ class Fleet:
     servers: tuple[Child, ...]
     coordinator: Child
     devices: dict[str, Child]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where devices and coordinator meet."""
+
+    broker_url: str
+    fleet: str
 
 
 def server_command(*arguments: str) -> list[str]:
@@ -69,10 +77,10 @@ def compact_command(settings: RunSettings, directory: RunDirectory, round_number
 
 
 def device_command(
-    settings: RunSettings, directory: RunDirectory, device_id: str, broker_url: str, memory_mb: int
+    settings: RunSettings, directory: RunDirectory, device_id: str, place: Place, memory_mb: int
 ) -> list[str]:
     """Command line of one device: what a person would type on a board; ``memory_mb`` 0 = its own choice."""
-    command = module_command("edge_runtime", "start", "--broker", broker_url, "--fleet", FLEET)
+    command = module_command("edge_runtime", "start", "--broker", place.broker_url, "--fleet", place.fleet)
     command += ["--device-id", device_id, "--data", str(directory.device_data(device_id))]
     command += ["--state", str(directory.devices / device_id), "--threads", str(device_threads(settings))]
     if memory_mb:
@@ -154,7 +162,7 @@ def start_fleet(
     settings: RunSettings,
     directory: RunDirectory,
     servers: tuple[Child, ...],
-    broker_url: str,
+    place: Place,
 ) -> Fleet:
     """Start the coordinator, whose ``config.toml`` is written, and all devices."""
     coordinator = supervisor.start("coordinator", server_command("coordinate", str(directory.root)))
@@ -163,7 +171,7 @@ def start_fleet(
     for device_id in settings.device_ids:
         (directory.devices / device_id).mkdir(parents=True, exist_ok=True)
         cap_mb = emulated.class_of(device_id).memory_mb if emulated is not None else 0
-        command = device_command(settings, directory, device_id, broker_url, cap_mb or settings.device_memory_mb)
+        command = device_command(settings, directory, device_id, place, cap_mb or settings.device_memory_mb)
         devices[device_id] = supervisor.start(device_id, command)
     return Fleet(servers=servers, coordinator=coordinator, devices=devices)
 

@@ -18,11 +18,9 @@ from broker_server.run.examples import LABEL, Fields
 from broker_server.run.split import parse_split
 from broker_server.services.ports import MAX_PORT
 from edge_runtime.wire.arms import ArmError, parse_arms
+from edge_runtime.wire.errors import MessageError
 from edge_runtime.wire.manifest import BaseDtype, Task
 from edge_runtime.wire.topics import check_name
-
-FLEET: Final = "run"
-"""Fleet of a run that plays all devices itself."""
 
 EMULATION_FILE: Final = "fleet.toml"
 """Classes of a run's emulated devices, in the run directory."""
@@ -140,6 +138,9 @@ class RunSettings:
     )
     broker_port: int = option(Panel.PROCESSES, "port of a broker started here; 0 = any free one", 0)
     artifact_port: int = option(Panel.PROCESSES, "port of the artifact server; 0 = any free one", 0)
+    fleet_name: str = option(
+        Panel.PROCESSES, "fleet on the broker, which no other run there may use (default: one for this run alone)", ""
+    )
     wire_dtype: Literal["float32", "float16"] = option(
         Panel.PROCESSES, "float32 or float16: type of adapters on the wire", "float32"
     )
@@ -201,10 +202,21 @@ class RunSettings:
         """Names of the devices: ``device-1`` to ``device-N``."""
         return tuple(check_name(f"device-{n}", "device id") for n in range(1, self.devices + 1))
 
+    def fleet_of(self, run_id: str) -> str:
+        """Fleet on the broker: the one that was given, else one that no other run has.
+
+        Raises:
+            ConfigError: it is no name of a fleet.
+        """
+        try:
+            return check_name(self.fleet_name or run_id, "--fleet-name")
+        except MessageError as error:
+            raise ConfigError(str(error)) from error
+
     def coordinator_config(
         self, *, run_id: str, broker_url: str, artifact_url: str, artifact_digest: str, num_threads: int = 1
     ) -> CoordinatorConfig:
-        """What the coordinator process is told.
+        """What the coordinator process is told; the fleet is :meth:`fleet_of`.
 
         Raises:
             ConfigError: a value out of range.
@@ -225,7 +237,7 @@ class RunSettings:
         )
         return CoordinatorConfig(
             run_id=run_id,
-            fleet=FLEET,
+            fleet=self.fleet_of(run_id),
             broker_url=broker_url,
             artifact_url=artifact_url,
             artifact_digest=artifact_digest,

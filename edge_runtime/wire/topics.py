@@ -18,6 +18,8 @@ from edge_runtime.wire.errors import MessageError
 ROOT: Final = "fedspine/v1"
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """Fleet names and device ids: no slash, no wildcard, at most 64 characters."""
+NAME_RULE: Final = "1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit"
+"""The same in words."""
 
 
 def check_name(name: str, what: str) -> str:
@@ -27,7 +29,7 @@ def check_name(name: str, what: str) -> str:
         MessageError: it may not.
     """
     if NAME.fullmatch(name) is None:
-        msg = f"{what} {name!r} is not allowed: use 1 to 64 letters, digits, '.', '_' or '-', starting with no mark"
+        msg = f"{what} {name[:100]!r} is not allowed: use {NAME_RULE}"
         raise MessageError(msg)
     return name
 

@@ -70,6 +70,9 @@ def test_class_balance_reaches_the_coordinator() -> None:
         ({**CLASSIFY, "class_balance": 1.5}, "class_balance is 1.5"),
         ({"base": "int2"}, "setting has a wrong value"),
         ({"colour": "red"}, "setting 'colour' is not known"),
+        ({"fleet_name": "lab/+"}, "--fleet-name 'lab/\\+' is not allowed"),
+        ({"fleet_name": "#"}, "--fleet-name '#' is not allowed"),
+        ({"fleet_name": "x" * 65}, "--fleet-name 'x+' is not allowed"),
     ],
 )
 def test_a_wrong_setting_is_refused(options: dict[str, object], message: str) -> None:
@@ -102,6 +105,16 @@ def test_every_setting_is_an_option_of_the_command_line() -> None:
     options = {parameter.name for parameter in command.params}
 
     assert options == {field.name for field in dataclasses.fields(RunSettings)} | {"out", "resume", "config"}
+
+
+def test_every_run_has_a_fleet_of_its_own_unless_one_is_named() -> None:
+    def fleet(run_id: str, **options: object) -> str:
+        settings = resolve(options)
+        return settings.coordinator_config(run_id=run_id, broker_url="", artifact_url="", artifact_digest="").fleet
+
+    assert fleet("run-1") != fleet("run-2")
+    assert fleet("run-1") == fleet("run-1"), "a run that goes on finds its devices again"
+    assert fleet("run-1", fleet_name="lab") == "lab"
 
 
 def test_a_password_moves_from_the_url_into_the_environment() -> None:

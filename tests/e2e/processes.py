@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -113,6 +114,18 @@ def report_of(root: Path) -> dict[str, Any]:
     """``report.json``."""
     report: dict[str, Any] = json.loads((root / "report.json").read_text(encoding="utf-8"))
     return report
+
+
+def wait_for_port(port: int) -> None:
+    """Until somebody listens there."""
+    give_up_at = time.monotonic() + 20
+    while time.monotonic() < give_up_at:
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
+            return
+        time.sleep(0.02)
+    message = f"nobody listens on port {port}"
+    raise AssertionError(message)
 
 
 @contextlib.contextmanager

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import socket
-import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,7 @@ from broker_server.services.broker import find_mosquitto
 from edge_runtime.wire.errors import ExitCode
 from edge_runtime.wire.manifest import FORMAT_VERSION, digest_of
 from tests.conftest import Disk, save_bert
-from tests.e2e.processes import error_line, fedspine_run, mosquitto
+from tests.e2e.processes import error_line, fedspine_run, mosquitto, wait_for_port
 from tests.e2e.rows import Copy, write_rows
 
 pytestmark = pytest.mark.e2e
@@ -89,7 +87,7 @@ def test_a_broker_that_wants_a_password(root: Path, tmp_path: Path, classify_set
     if os.geteuid() == 0:
         lines.append("user root")
     with mosquitto(str(find_mosquitto()), tmp_path, "\n".join(lines) + "\n"):
-        _wait_for_port(port)
+        wait_for_port(port)
         url = f"mqtt://somebody:wrong@127.0.0.1:{port}"
         _refused(root, classify_settings, ExitCode.BROKER_REFUSED, "127.0.0.1", broker=url)
 
@@ -155,13 +153,3 @@ def test_devices_with_too_little_memory(prepared_classifier: Path, copy_of: Copy
 
     assert run.process.returncode == ExitCode.INSUFFICIENT_MEMORY, run.errors
     assert "memory" in error_line(run)
-
-
-def _wait_for_port(port: int) -> None:
-    give_up_at = time.monotonic() + 20
-    while time.monotonic() < give_up_at:
-        with contextlib.suppress(OSError):
-            socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
-            return
-        time.sleep(0.02)
-    pytest.fail(f"nobody listens on port {port}")

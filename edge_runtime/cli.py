@@ -14,11 +14,11 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from types import FrameType
-from typing import IO, Final
+from typing import Final
 
 from edge_runtime.arguments import (
     add_manners,
@@ -248,9 +248,11 @@ def _start(arguments: argparse.Namespace) -> int:
     pausing.check(Sensors(arguments.sensors).read())
     num_threads = arguments.threads or capabilities.usable_cores()
     memory_limit_bytes = arguments.memory_limit or capabilities.default_memory_limit()
-    num_examples = precheck.count_examples(arguments.data)
+    found = precheck.look_at_examples(arguments.data)
+    for warning in found.warnings:
+        logger.warning("%s", warning)
     with StateDirectory(arguments.state, arguments.device_id) as state:
-        logger.info("device %s, %d examples, broker %s", state.device_id, num_examples, broker)
+        logger.info("device %s, %d examples, broker %s", state.device_id, found.num_examples, broker)
         settings = AgentSettings(
             broker=broker,
             fleet=arguments.fleet,
@@ -266,7 +268,7 @@ def _start(arguments: argparse.Namespace) -> int:
                 pausing=pausing,
                 sensors=arguments.sensors,
             ),
-            num_examples=num_examples,
+            num_examples=found.num_examples,
             exit_when_finished=arguments.exit_when_finished,
             wait_for_broker=arguments.wait_for_broker,
         )
@@ -326,14 +328,16 @@ def _service(arguments: argparse.Namespace) -> int:
 
 
 def _infer(arguments: argparse.Namespace) -> int:
-    from edge_runtime.inference import CompactModel  # noqa: PLC0415 - see the module's docstring
+    from edge_runtime.engine.examples import read_texts  # noqa: PLC0415 - see the module's docstring
+    from edge_runtime.inference import CompactModel  # noqa: PLC0415
 
     given = [arguments.input is not None, arguments.text is not None, arguments.file is not None]
     if sum(given) != 1:
         _complain("give exactly one of --text, --file and '-' (standard input)")
         return int(ExitCode.USAGE)
     model = CompactModel.open(arguments.model, arguments.threads)
-    texts = iter([arguments.text]) if arguments.text is not None else _read_texts(arguments.file)
+    stream = sys.stdin.buffer if arguments.input is not None else None
+    texts = iter([arguments.text]) if arguments.text is not None else read_texts(stream, arguments.file)
     while not streams.is_cut() and (batch := list(islice(texts, INFER_BATCH))):
         for prediction in model.classify(batch):
             print(json.dumps({"label": prediction.label, "score": round(prediction.score, 6)}), flush=True)
@@ -359,34 +363,3 @@ def _generate(arguments: argparse.Namespace) -> int:
             break
     print()
     return int(ExitCode.OK)
-
-
-def _read_texts(path: Path | None) -> Iterator[str]:
-    """Texts of JSON lines, from a file or (None) from standard input."""
-    from edge_runtime.engine.errors import DataInvalidError  # noqa: PLC0415 - see the module's docstring
-
-    if path is None:
-        yield from _texts_of(sys.stdin.buffer, "standard input")
-        return
-    try:
-        with path.open("rb") as file:
-            yield from _texts_of(file, str(path))
-    except OSError as error:
-        msg = f"{path} cannot be read: {error.strerror}"
-        raise DataInvalidError(msg) from error
-
-
-def _texts_of(lines: IO[bytes], name: str) -> Iterator[str]:
-    from edge_runtime.engine.errors import DataInvalidError  # noqa: PLC0415 - see the module's docstring
-
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            text = json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            text = None
-        if not isinstance(text, str):
-            msg = f"{name}:{number}: expected a JSON object with a string 'text'"
-            raise DataInvalidError(msg)
-        yield text

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
-from edge_runtime.engine.data import MAX_LINE_BYTES
-from edge_runtime.engine.errors import DataEmptyError, DataInvalidError
+from edge_runtime.engine.examples import ExampleReader, Fields
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +15,8 @@ class Examples:
     num_examples: int
     num_texts: int
     """How many of them are raw text, which needs a tokenizer."""
+    warnings: tuple[str, ...] = ()
+    """What its owner should know, one line each."""
 
 
 def count_examples(path: Path) -> int:
@@ -25,49 +25,18 @@ def count_examples(path: Path) -> int:
 
 
 def look_at_examples(path: Path) -> Examples:
-    """Lines that are examples as far as can be told: objects with ``text`` or ``input_ids``.
+    """Read a file as far as can be without the artifact, see :mod:`edge_runtime.engine.examples`.
 
-    Labels, token ids and lengths are checked when the artifact is known.
+    Whether a run classifies is not known yet: labels that could not be used are warned of. Which classes there are,
+    vocabulary and lengths are checked when the artifact is known.
 
     Raises:
-        DataInvalidError: the file cannot be read, or a line is not such an object; names file and line.
+        DataInvalidError: the file cannot be read, or a line is no example; names file and line.
         DataEmptyError: there is none.
     """
+    reader = ExampleReader(path, Fields(label="label"), is_label_optional=True)
     count = num_texts = 0
-    try:
-        with path.open("rb") as file:
-            number = 0
-            while line := file.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if line.strip():
-                    num_texts += _check(line, f"{path}:{number}")
-                    count += 1
-    except OSError as error:
-        msg = f"data file {path} cannot be read: {error.strerror}"
-        raise DataInvalidError(msg) from error
-    if count == 0:
-        msg = f"{path} holds no example: expected JSON lines with 'text' or 'input_ids'"
-        raise DataEmptyError(msg)
-    return Examples(num_examples=count, num_texts=num_texts)
-
-
-def _check(line: bytes, where: str) -> bool:
-    """Refuse a line that is no example; returns whether it is raw text."""
-    expected = "expected one JSON object a line with 'text' or 'input_ids'"
-    if len(line) > MAX_LINE_BYTES:
-        msg = f"{where}: line is longer than {MAX_LINE_BYTES} bytes; split the document"
-        raise DataInvalidError(msg)
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        msg = f"{where}: not JSON in UTF-8 ({error}); {expected}"
-        raise DataInvalidError(msg) from error
-    if not isinstance(record, dict):
-        msg = f"{where}: got {type(record).__name__}, {expected}"
-        raise DataInvalidError(msg)
-    if "text" not in record and "input_ids" not in record:
-        found = ", ".join(repr(name) for name in list(record)[:8]) or "none"
-        msg = f"{where}: field 'text' (or 'input_ids') is missing; found {found}"
-        raise DataInvalidError(msg)
-    return "input_ids" not in record
+    for example in reader:
+        count += 1
+        num_texts += example.text is not None
+    return Examples(num_examples=count, num_texts=num_texts, warnings=reader.warnings())

@@ -30,7 +30,7 @@ from edge_runtime.engine.model import MODES, Mode
 from edge_runtime.engine.run import Engine, Run
 from edge_runtime.engine.trainer import TrainingResult
 from edge_runtime.wire import chunks
-from edge_runtime.wire.manifest import Manifest
+from edge_runtime.wire.manifest import Manifest, Task
 from edge_runtime.wire.messages import (
     Arm,
     Assignment,
@@ -126,6 +126,7 @@ class Workbench:
             dataset = load_examples(self._settings.data, self.artifact, max_length)
             num_holdout = min(self._settings.num_holdout, len(dataset) // MIN_TRAINING_RATIO)
             self._training, self._holdout = dataset.split_holdout(num_holdout, HOLDOUT_SEED)
+            logger.info("%s", holdout_text(len(self._training), num_holdout, self.artifact.manifest.task))
             self._max_length = max_length
             self._prepare_s += time.perf_counter() - started
         return self._training
@@ -314,6 +315,13 @@ def prepare(
     workbench.trainer(mode)
     progress.detail = ""
     return workbench
+
+
+def holdout_text(num_training: int, num_holdout: int, task: Task) -> str:
+    """What is trained on and what is held back, for the owner of the board."""
+    unit = "examples" if task == "text-classification" else "windows of max_length tokens"
+    share = f"at most 1 in {MIN_TRAINING_RATIO}"
+    return f"{num_training} {unit} to train on, {num_holdout} held back to evaluate on (--holdout, {share})"
 
 
 def check_arms(workbench: Workbench, welcome: Welcome) -> Mode:

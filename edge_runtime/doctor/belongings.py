@@ -77,6 +77,8 @@ def data(setup: Setup) -> Finding:
     if found.num_texts and importlib.util.find_spec("tokenizers") is None:
         step = "pip install tokenizers, or tokenise elsewhere ('input_ids')"
         return error("data", f"{shown}, and tokenizers is not installed", step, ExitCode.MISSING_DEPENDENCY)
+    if found.warnings:
+        return warning("data", f"{shown}; {'; '.join(found.warnings)}", "mend these lines, or leave them so")
     return ok("data", shown)
 
 

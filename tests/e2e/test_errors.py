@@ -60,7 +60,7 @@ def test_a_model_of_an_unknown_family(root: Path, tmp_path: Path, classify_setti
 def test_data_without_the_field(root: Path, tmp_path: Path, classify_settings: RunSettings) -> None:
     data = _rows(tmp_path / "d.jsonl", {"body": "x", "label": "a"})
 
-    _refused(root, classify_settings, ExitCode.DATA_INVALID, "line 1: field 'text'", data=data)
+    _refused(root, classify_settings, ExitCode.DATA_INVALID, "line 1 has no field 'text'", data=data)
 
 
 def test_data_without_examples(root: Path, tmp_path: Path, classify_settings: RunSettings) -> None:
@@ -70,7 +70,7 @@ def test_data_without_examples(root: Path, tmp_path: Path, classify_settings: Ru
 def test_an_unknown_label(root: Path, tmp_path: Path, classify_settings: RunSettings) -> None:
     test = _rows(tmp_path / "t.jsonl", {"text": "wave", "label": "sky"})
 
-    _refused(root, classify_settings, ExitCode.UNKNOWN_LABEL, "label 'sky'", test=test)
+    _refused(root, classify_settings, ExitCode.UNKNOWN_LABEL, "line 1 has the label 'sky'", test=test)
 
 
 def test_a_broker_that_is_not_there(root: Path, classify_settings: RunSettings) -> None:

@@ -16,6 +16,7 @@ import pytest
 from edge_runtime import cli
 from edge_runtime.agent.identity import StateDirectory
 from edge_runtime.engine.errors import DataInvalidError
+from edge_runtime.engine.examples import read_texts
 from edge_runtime.wire.errors import ExitCode
 
 EXAMPLE = '{"text": "the cat", "label": "red"}\n'
@@ -82,9 +83,9 @@ def test_a_wrong_password_is_one_line_without_it(tmp_path: Path, data: Path, sta
     ("content", "code", "expected"),
     [
         ("", ExitCode.DATA_EMPTY, "holds no example"),
-        ("not json\n", ExitCode.DATA_INVALID, "data.jsonl:1"),
+        ("not json\n", ExitCode.DATA_INVALID, "data.jsonl: line 1"),
         ('{"label": "red"}\n', ExitCode.DATA_INVALID, "'text'"),
-        (None, ExitCode.DATA_INVALID, "cannot be read"),
+        (None, ExitCode.DATA_INVALID, "does not exist"),
     ],
     ids=["empty", "not-json", "no-text", "missing"],
 )
@@ -197,7 +198,7 @@ def test_an_unexpected_error_is_one_line_too(
         msg = "surprise\nin two lines"
         raise ZeroDivisionError(msg)
 
-    monkeypatch.setattr("edge_runtime.agent.precheck.count_examples", fail)
+    monkeypatch.setattr("edge_runtime.agent.precheck.look_at_examples", fail)
     code = cli.main(["start", "--broker", "mqtt://h", "--data", "d", "--state", "s", "--nice", "0"])
     error = capsys.readouterr().err
     assert code == ExitCode.UNEXPECTED
@@ -207,12 +208,12 @@ def test_an_unexpected_error_is_one_line_too(
 
 @pytest.mark.parametrize(
     ("line", "expected"),
-    [("not json", ":2"), ("[]", ":2"), ('{"label": 1}', ":2"), ('{"text": 7}', ":2")],
+    [("not json", "line 2"), ("[]", "line 2"), ('{"label": 1}', "line 2"), ('{"text": 7}', "line 2")],
 )
 def test_lines_to_classify_are_checked(tmp_path: Path, line: str, expected: str) -> None:
     path = tmp_path / "f.jsonl"
     path.write_text(f'{{"text": "fine"}}\n{line}\n')
-    texts = cli._read_texts(path)
+    texts = read_texts(None, path)
     assert next(texts) == "fine"
     with pytest.raises(DataInvalidError, match=expected):
         next(texts)

@@ -224,7 +224,8 @@ def test_short_of_memory_an_assignment_is_trained_block_by_block(
     with caplog.at_level("INFO"):
         update, made = run(tight, start(manifest, full), full)
         run(tight, start(manifest, small), small)
-    said = [record.message for record in caplog.records if record.name == "edge_runtime.agent.worker"]
+    lines = [record.message for record in caplog.records if record.name == "edge_runtime.agent.worker"]
+    said = [line for line in lines if "mode," in line]
     assert [message.split(",")[0] for message in said] == ["round 1: staged mode", "round 1: fused mode"]
     expected, roomy = run(workbench, start(manifest, full), full)
     assert update.train_loss == pytest.approx(expected.train_loss, rel=1e-5)
@@ -293,3 +294,10 @@ def test_the_same_file_gives_the_same_held_out_examples(make_workbench: Any, tmp
     assert len(once) == 4
     assert held_out(first, 8) == once
     assert held_out(make_workbench(), 16) == once
+
+
+def test_what_is_held_back_is_said(make_workbench: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "data.jsonl").write_text("\n".join(f'{{"input_ids": [{i}], "label": 0}}' for i in range(4, 15)))
+    with caplog.at_level("INFO", "edge_runtime.agent.worker"):
+        make_workbench().load(16)
+    assert "9 examples to train on, 2 held back to evaluate on (--holdout, at most 1 in 5)" in caplog.text

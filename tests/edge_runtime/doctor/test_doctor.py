@@ -301,3 +301,11 @@ def test_examples_that_cannot_be_read_have_the_code_of_start(
 
 def test_no_line_of_a_finding_is_two(setup: Setup) -> None:
     assert all("\n" not in finding.line() for finding in check_up(setup))
+
+
+def test_examples_that_are_left_out_are_worth_a_warning(setup: Setup, data: Path) -> None:
+    with data.open("a") as file:
+        file.write('{"text": ""}\n')
+    found = belongings.data(dataclasses.replace(setup, data=data))
+    assert found.level == "warning"
+    assert "1 example has an empty text and is left out" in found.detail

@@ -248,5 +248,5 @@ def test_another_version_is_refused(compact_bert: Path, tmp_path: Path) -> None:
 def test_data_is_checked_as_in_training(bert: CompactModel, tmp_path: Path) -> None:
     (tmp_path / "test.jsonl").write_text('{"label": "red"}\n')
 
-    with pytest.raises(DataInvalidError, match=r"test\.jsonl:1: "):
+    with pytest.raises(DataInvalidError, match=r"test\.jsonl: line 1 has no field 'text'"):
         bert.evaluate(tmp_path / "test.jsonl")

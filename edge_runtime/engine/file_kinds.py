@@ -1,0 +1,156 @@
+"""What a file is that holds no JSON lines in UTF-8, and how to make such a file of it: half a sentence each.
+
+Nothing here reads a file; it looks at bytes that were read.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import re
+import shlex
+import unicodedata
+from pathlib import PurePath
+from typing import Final
+
+HEAD_BYTES: Final = 512
+"""How much of a file :func:`foreign_kind` looks at, bytes."""
+
+_SHOWN_COLUMNS = 8
+_SHOWN = 40
+_COLUMN: Final = re.compile(r"\w[\w .-]{0,39}")
+_PACKED: Final = (
+    (b"\x1f\x8b", "gzip", "gunzip -k"),
+    (b"\x28\xb5\x2f\xfd", "zstd", "unzstd"),
+    (b"\xfd7zXZ\x00", "xz", "unxz -k"),
+    (b"BZh", "bzip2", "bunzip2 -k"),
+    (b"PK\x03\x04", "zip (as .zip and .xlsx are)", "unzip"),
+)
+_TABLES: Final = (
+    (b"PAR1", "a Parquet file", "read_parquet"),
+    (b"ARROW1", "an Arrow (Feather) file", "read_feather"),
+    (b"\x89HDF", "an HDF5 file", "read_hdf"),
+)
+_PICKLE = "a pickle, which could run code and is not read: write one JSON object a line"
+_OTHERS: Final = (
+    (b"\xff\xff\xff\xff", "an Arrow stream: write it with datasets' to_json"),
+    (b"SQLite format 3\x00", "an SQLite database: select its rows and write one JSON object a line"),
+    (b"\x80\x02", _PICKLE),
+    (b"\x80\x03", _PICKLE),
+    (b"\x80\x04", _PICKLE),
+    (b"\x80\x05", _PICKLE),
+    (b"\x93NUMPY", "a numpy array: write one JSON object a line"),
+    (b"%PDF", "a PDF: extract its text and write one JSON object a line"),
+    (b"version https://git-lfs", "a pointer of Git LFS, not the file itself: run git lfs pull"),
+    (b"<", "HTML or XML, perhaps the page of an error: download the file itself"),
+)
+_WIDE: Final = (
+    (b"\xff\xfe\x00\x00", "UTF-32"),
+    (b"\x00\x00\xfe\xff", "UTF-32"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+)
+
+
+def foreign_kind(head: bytes, path: PurePath) -> str | None:
+    """What a file is by its first bytes, and how to convert it: what follows "FILE is"; None = perhaps JSON lines.
+
+    Args:
+        head: the first HEAD_BYTES of the file.
+        path: its name, for the command to type.
+    """
+    for mark, kind, command in _PACKED:
+        if head.startswith(mark):
+            return f"packed with {kind}: unpack it first ({command} {shlex.quote(path.name)}), give what comes out"
+    for mark, kind, function in _TABLES:
+        if head.startswith(mark):
+            return f"{kind}: convert it to JSON lines, with {_pandas(function, path)}"
+    for mark, advice in _OTHERS:
+        if head.startswith(mark):
+            return advice
+    encoding = next((encoding for mark, encoding in _WIDE if head.startswith(mark)), _unmarked_utf16(head))
+    return None if encoding is None else f"not UTF-8 but {encoding}: convert it, {_iconv(encoding, path)}"
+
+
+def not_utf8(line: bytes, place: int, path: PurePath, *, is_utf8_before: bool) -> str:
+    """Why a line is not UTF-8, and what to do: what follows "line N is".
+
+    Args:
+        line: its bytes.
+        place: first byte of it that is not UTF-8.
+        path: the file, for the command to type.
+        is_utf8_before: whether other characters than ASCII came before in the file, in UTF-8.
+    """
+    what = f"not UTF-8 (its byte {place + 1} is 0x{line[place]:02x})"
+    if is_utf8_before or not line[:place].isascii():
+        return f"{what}, though the file is before that: it is damaged, repair or remove it"
+    if _looks_like_windows_1252(line):
+        return f"{what} but, as it seems, Windows-1252: convert the file, {_iconv('WINDOWS-1252', path)}"
+    return f"{what}: convert the file, {_iconv('ENCODING', path)}, with the encoding that it was saved in"
+
+
+def not_json(line: str, path: PurePath) -> str | None:
+    """What a file is whose first line is no JSON object: what follows "FILE is"; None = not known.
+
+    Args:
+        line: the first line that is not blank.
+        path: the file, for the command to type.
+    """
+    line = line.strip()
+    name = shlex.quote(path.name)
+    if line.startswith("["):
+        return f"a JSON array, not JSON lines: convert it, jq -c '.[]' {name} > {_renamed(path, '.jsonl')}"
+    if line.startswith("{"):
+        return None
+    for suffix, delimiter, kind, option in (
+        (".tsv", "\t", "TSV", ', sep="\\t"'),
+        (".csv", ",", "CSV", ""),
+        ("", ";", "CSV with semicolons", ', sep=";"'),
+    ):
+        columns = _columns(line, delimiter)
+        if path.suffix.lower() == suffix != "" or (len(columns) > 1 and all(map(_COLUMN.fullmatch, columns))):
+            names = ", ".join(repr(column[:_SHOWN]) for column in columns[:_SHOWN_COLUMNS])
+            return f"{kind} (columns {names}), not JSON lines: convert it, with {_pandas('read_csv', path, option)}"
+    return None
+
+
+def _columns(line: str, delimiter: str) -> list[str]:
+    try:
+        return next(csv.reader(io.StringIO(line), delimiter=delimiter, strict=True), [])
+    except csv.Error:
+        return []
+
+
+def _unmarked_utf16(head: bytes) -> str | None:
+    """UTF-16 without a mark: ASCII, of which JSON is made, has a zero in every other byte."""
+    start = head[: len(head) // 2 * 2]
+    for encoding, zeros, others in (("UTF-16LE", start[1::2], start[::2]), ("UTF-16BE", start[::2], start[1::2])):
+        if len(others) > 1 and others[:1] in {b"{", b"["} and 2 * zeros.count(0) > len(zeros) and 0 not in others:
+            return encoding
+    return None
+
+
+def _looks_like_windows_1252(line: bytes) -> bool:
+    """Mostly ASCII, single letters and signs of Western Europe between: other encodings write runs of such bytes."""
+    try:
+        found = [sign for sign in line.decode("cp1252") if not sign.isascii()]
+    except UnicodeDecodeError:
+        return False
+    runs = sum(byte >= 0x80 and before >= 0x80 for before, byte in itertools.pairwise(line))
+    is_printable = all(unicodedata.category(sign) != "Cc" for sign in found)
+    return is_printable and 4 * runs < max(4, len(found)) and 3 * len(found) < len(line)
+
+
+def _iconv(encoding: str, path: PurePath) -> str:
+    return f"iconv -f {encoding} -t UTF-8 {shlex.quote(path.name)} > {_renamed(path, f'.utf8{path.suffix}')}"
+
+
+def _pandas(function: str, path: PurePath, option: str = "") -> str:
+    target = path.with_suffix(".jsonl").name if path.suffix != ".jsonl" else f"{path.stem}.new.jsonl"
+    return f'pandas.{function}("{path.name}"{option}).to_json("{target}", orient="records", lines=True)'
+
+
+def _renamed(path: PurePath, suffix: str) -> str:
+    name = f"{path.stem}{suffix}"
+    return shlex.quote(name if name != path.name else f"{path.stem}.new{suffix}")

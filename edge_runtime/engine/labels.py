@@ -1,0 +1,109 @@
+"""Names of classes: which class a label means, and which names are likely to mean the same."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from edge_runtime.engine.json_lines import shown
+
+Label = str | int
+"""A label as a file gives it: a class name without blanks around it, or a whole number."""
+
+_NUMBER: Final = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+_SHOWN_CLASSES: Final = 20
+_SHOWN_LETTERS: Final = 40
+
+
+class Classes:
+    """The classes that a model knows, in the order of its outputs.
+
+    Args:
+        names: one each.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = tuple(names)
+        self._by_name: dict[str, int] = {}
+        self._by_value: dict[float, int | None] = {}
+        for index, name in enumerate(names):
+            self._by_name.setdefault(name.strip(), index)
+            if is_number(name):
+                value = float(name)
+                self._by_value[value] = None if value in self._by_value else index  # None: two names, neither is meant
+        self._by_name.update((name, index) for index, name in enumerate(names))
+
+    def index(self, label: Label, *, can_be_index: bool = True) -> int | None:
+        """The class that a label means, None where the model knows none such.
+
+        Text is a name. A whole number is a name where any class is named by a number, else an index.
+
+        Args:
+            label: what a file gives.
+            can_be_index: whether a number may be an index: not where the order of the classes is known to nobody.
+        """
+        if isinstance(label, str):
+            return self._by_name.get(label)
+        if str(label) in self._by_name:
+            return self._by_name[str(label)]
+        if self._by_value:
+            return self._by_value.get(label)
+        return label if can_be_index and 0 <= label < len(self._names) else None
+
+    def unknown(self, label: Label, owner: str, *, can_be_index: bool = True) -> str:
+        """What follows "line N" where :meth:`index` finds nothing.
+
+        Args:
+            label: what the file gives.
+            owner: whose classes they are, such as "the artifact".
+            can_be_index: as for :meth:`index`.
+        """
+        known = ", ".join(_plain(name) for name in self._names[:_SHOWN_CLASSES])
+        more = ", ..." if len(self._names) > _SHOWN_CLASSES else ""
+        indices = f" (or 0 to {len(self._names) - 1}, their indices)" if can_be_index and not self._by_value else ""
+        return f"has the label {shown(label)}, which {owner} does not have; known: {known}{more}{indices}"
+
+
+def is_number(name: str) -> bool:
+    """Whether a class name is a number.
+
+    >>> [is_number(name) for name in ("7", " -1", "1.0", "2e3", "nan", "5 stars", "")]
+    [True, True, True, True, False, False, False]
+    """
+    return _NUMBER.fullmatch(name.strip()) is not None
+
+
+def sort_labels(names: Iterable[str]) -> tuple[str, ...]:
+    """Classes in the order of the model's outputs: by number where all are numbers, else by letters.
+
+    >>> sort_labels({"10", "9"}), sort_labels({"b", "10", "a"}), sort_labels({"-1", "-2", "1.5"})
+    (('9', '10'), ('10', 'a', 'b'), ('-2', '-1', '1.5'))
+    """
+    found = sorted(names)
+    return tuple(sorted(found, key=float) if all(is_number(name) for name in found) else found)
+
+
+def alike(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Groups of names that differ only in case, blanks, the way a character is encoded, or how a number is written.
+
+    >>> alike(["spam", "Spam", "ham", "not  ham", "not ham", "1", "1.0"])
+    [('Spam', 'spam'), ('not  ham', 'not ham'), ('1', '1.0')]
+    """
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(_folded(name), []).append(name)
+    return [tuple(sorted(group)) for group in groups.values() if len(group) > 1]
+
+
+def _folded(name: str) -> str:
+    if is_number(name) and math.isfinite(value := float(name)):
+        return repr(value + 0.0)  # -0 is 0
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
+def _plain(name: str) -> str:
+    """A name as it is, where that is printable and short."""
+    return name if name.isprintable() and len(name) <= _SHOWN_LETTERS else shown(name)

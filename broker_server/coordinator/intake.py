@@ -29,6 +29,7 @@ from edge_runtime.wire.errors import WireError
 from edge_runtime.wire.messages import (
     DeviceState,
     Failure,
+    FailureReason,
     Hello,
     Presence,
     Register,
@@ -169,7 +170,8 @@ class Intake:
             self._answer(update, detail)
             return []
         if not math.isfinite(update.train_loss):
-            return [UpdateRejected(key=key, detail=f"train_loss is {update.train_loss}")]
+            detail = f"train_loss is {update.train_loss}"
+            return [UpdateRejected(key=key, detail=detail, reason=FailureReason.DIVERGED)]
         self._announced[update.device_id] = update
         return [UpdateAnnounced(key=key)]
 
@@ -199,8 +201,10 @@ class Intake:
         try:
             payload = self._assigner.read_update(content, key)
             check_bounds(self._run.manifest, payload.adapter)
-        except (WireError, AggregationError) as error:
+        except WireError as error:
             return UpdateRejected(key=key, detail=str(error)[:MAX_DETAIL])
+        except AggregationError as error:
+            return UpdateRejected(key=key, detail=str(error)[:MAX_DETAIL], reason=FailureReason.DIVERGED)
         self._ledger.accept_update(key, update, content)
         return UpdateStored(key=key)
 

@@ -75,7 +75,7 @@ def _empty_rounds(rounds: Sequence[RoundEntry], config: Config) -> Iterator[str]
         (f"{d.device_id} {d.outcome}: {d.detail}" for d in last.devices), "no device took part"
     )
     advice = ""
-    if any(d.reason == "diverged" or "too large" in d.detail for d in last.devices) or "too large" in last.discarded:
+    if any(d.reason == "diverged" for d in last.devices):
         advice = f"; training diverges: lower --learning-rate{_now(config, 'learning_rate')}"
     yield f"{_named(empty)} used no update ({why[:MAX_DETAIL]}){advice}"
 

@@ -294,6 +294,8 @@ def _on_refused(state: RunState, event: UpdateRejected | UpdateLate) -> Step:
         return _on_announced(state, UpdateAnnounced(key=event.key))
     outcome = Outcome.REJECTED if isinstance(event, UpdateRejected) else Outcome.TIMED_OUT
     refused = _decided(participant, outcome, event.detail)
+    if isinstance(event, UpdateRejected):
+        refused = dataclasses.replace(refused, reason=event.reason)
     closed, more = close_if_complete(with_participants(state, {participant.device_id: refused}))
     return closed, (SendVerdict(key=event.key, accepted=False, detail=event.detail), *more)
 

@@ -104,8 +104,6 @@ def on_evaluated(state: RunState, event: EvaluationDone) -> Step:
     finish = FinishRound(round_number=state.round_number, participants=tuple(state.participants.values()))
     if state.num_empty_rounds >= MAX_EMPTY_ROUNDS:
         what = f"{state.num_empty_rounds} rounds in a row without an update that could be used"
-        if state.participants and all(p.reason is FailureReason.DIVERGED for p in state.participants.values()):
-            what = f"training diverged in round {state.round_number}: lower the learning rate; {what}"
         failed, commands = _fail(state, what, [])
         return failed, (finish, *commands)
     if state.round_number == state.limits.num_rounds:
@@ -121,7 +119,10 @@ def end(state: RunState) -> Step:
     if state.num_used_rounds > 0:
         return dataclasses.replace(state, phase=Phase.FINISHED), (FinishRun(),)
     rounds = "round" if state.limits.num_rounds == 1 else f"{state.limits.num_rounds} rounds"
-    what = f"no update of the {rounds} could be used, the adapter is still that of before training; mend the cause"
+    what = (
+        f"no update of the {rounds} could be used, the adapter is still that of before training; mend the cause, then "
+        "start again, or resume with more rounds"
+    )
     return _fail(state, what, [])
 
 
@@ -134,6 +135,8 @@ def _num_awaited(state: RunState) -> int:
 
 
 def _fail(state: RunState, what: str, reasons: list[str]) -> Step:
+    if state.participants and all(p.reason is FailureReason.DIVERGED for p in state.participants.values()):
+        what = f"training diverged in round {state.round_number}: lower the learning rate; {what}"
     known = "; ".join((*state.empty_reasons, *reasons)[-MAX_REASONS:]) or "no device said why"
     return dataclasses.replace(state, phase=Phase.FAILED), (FailRun(detail=f"{what}: {known}"),)
 

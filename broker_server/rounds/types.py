@@ -159,6 +159,8 @@ class UpdateRejected:
 
     key: UpdateKey
     detail: str
+    reason: FailureReason | None = None
+    """``DIVERGED`` where its values are beyond all bounds; None = another fault."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

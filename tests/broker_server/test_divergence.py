@@ -45,7 +45,7 @@ def test_huge_update_is_refused_and_the_run_goes_on(
         running.finish()
     assert (verdicts(a), verdicts(b)) == ({1: True, 2: True}, {1: False, 2: False})
     record = devices_of(tmp_path, 1)["b"]
-    assert record.outcome == "rejected"
+    assert (record.outcome, record.reason) == ("rejected", "diverged")
     assert "is too large" in record.detail
 
 

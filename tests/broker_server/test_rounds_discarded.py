@@ -90,6 +90,15 @@ def test_run_without_any_usable_update_fails_however_few_its_rounds(num_rounds: 
     assert A in failed.detail or "too large" in failed.detail
 
 
+def test_run_whose_updates_were_all_beyond_bounds_names_the_learning_rate() -> None:
+    desk = Desk(dataclasses.replace(LIMITS, num_rounds=1, num_devices=1))
+    desk.feed(DeviceRegistered(device_id=A))
+    desk.feed(UpdateRejected(key=key(A), detail="B A has the norm 7e8", reason=FailureReason.DIVERGED))
+    (failed,) = desk.sent(FailRun)
+    assert isinstance(failed, FailRun)
+    assert failed.detail.startswith("training diverged in round 1: lower the learning rate; no update of the round")
+
+
 def test_one_usable_round_is_enough() -> None:
     assert played(1, 3, num_rounds=3).sent(FinishRun) == [FinishRun()]
 

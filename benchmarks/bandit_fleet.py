@@ -26,7 +26,8 @@ from broker_server.rounds.machine import MAX_ATTEMPTS
 from broker_server.rounds.types import Outcome
 from broker_server.scheduler import ArmOutcome, Scheduler, SchedulerContext, make_scheduler
 from broker_server.scheduler.reward import ADAPTER_SHARE, LOSS_SHARE, Credit, credit_round
-from edge_runtime.wire.messages import Arm, FailureReason, LocalEvaluation
+from edge_runtime.wire.measures import LocalEvaluation
+from edge_runtime.wire.messages import Arm, FailureReason
 
 Floats = npt.NDArray[np.float64]
 

@@ -11,18 +11,17 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from broker_server.errors import ConfigError
 from broker_server.pruning.config import PruningConfig
-from broker_server.ranges import MOST, Range, Words, check_fields, from_table
+from broker_server.ranges import MOST, Named, Range, Words, check_fields, from_table
+from edge_runtime.wire import limits
 from edge_runtime.wire.arms import MAX_PRUNING_RATIO, ArmError, check_arm, format_arms, parse_arms
 from edge_runtime.wire.messages import Arm
 from edge_runtime.wire.tensors import WireDtype
-from edge_runtime.wire.topics import NAME, NAME_RULE
 
 Count = Annotated[int, Range(0, MOST)]
 Positive = Annotated[int, Range(1, MOST)]
 Factor = Annotated[float, Range(0, 1e6, above=True)]
 """Beyond it a float32 overflows where such numbers are multiplied."""
-LONGEST_S: Final = 1e9
-"""Longest time of anything: 30 years, which timers can still count."""
+LONGEST_S: Final = limits.LONGEST_S
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,13 +61,13 @@ class TrainingConfig:
 class CoordinatorConfig:
     """What the coordinator process needs; stored as ``config.toml`` in the run directory."""
 
-    run_id: Annotated[str, Words(200)]
+    run_id: Annotated[str, Named()]
     """Unique name of the run."""
-    fleet: Annotated[str, Words(200)]
+    fleet: Annotated[str, Named()]
     """Level of the MQTT topics that separates fleets on one broker."""
     broker_url: str
     """``mqtt://host:port`` or ``mqtts://user@host:8883``; a password comes from ``FEDSPINE_BROKER_PASSWORD``."""
-    artifact_url: str
+    artifact_url: Annotated[str, Words(1_900)]
     """Base URL under which ``artifacts/`` is served, with a slash at the end."""
     artifact_digest: str
     """Digest of the artifact to train."""
@@ -117,9 +116,6 @@ class CoordinatorConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if NAME.fullmatch(self.fleet) is None:
-            msg = f"fleet is {self.fleet!r}, expected {NAME_RULE}"
-            raise ConfigError(msg)
         if self.sparsity is not None:
             check_sparsity(self.sparsity)
         if not self.arms:

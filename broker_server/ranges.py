@@ -10,11 +10,11 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from broker_server.errors import ConfigError
+from edge_runtime.wire import limits, topics
 
 T = TypeVar("T")
 
-MOST: Final = 2**31 - 1
-"""Largest count: what every graph, message and table along the way can hold."""
+MOST: Final = limits.MOST
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,10 +45,16 @@ class Words:
     most: int = 1_000
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Named:
+    """A name that messages and topics take: see :data:`edge_runtime.wire.topics.NAME`."""
+
+
 def check_fields(settings: object) -> None:
     """Refuse a field that is of another type than it is declared, or outside its range.
 
-    Ranges are :class:`Range` and :class:`Words` in the field's ``Annotated``; a number without a range must be finite.
+    Ranges are :class:`Range`, :class:`Words` and :class:`Named` in the field's ``Annotated``; a number without a range
+    must be finite.
 
     Args:
         settings: a dataclass.
@@ -103,16 +109,18 @@ def _fits(value: object, hint: Any) -> bool:  # noqa: ANN401 - any annotation
     return all(_holds(value, limit) for limit in _limits(hint))
 
 
-def _holds(value: object, limit: Range | Words) -> bool:
+def _holds(value: object, limit: Range | Words | Named) -> bool:
+    if isinstance(limit, Named):
+        return not isinstance(value, str) or topics.NAME.fullmatch(value) is not None
     if isinstance(limit, Words):
         return not isinstance(value, str) or 0 < len(value) <= limit.most
     return not isinstance(value, int | float) or limit.holds(value)
 
 
-def _limits(hint: Any) -> list[Range | Words]:  # noqa: ANN401 - any annotation
+def _limits(hint: Any) -> list[Range | Words | Named]:  # noqa: ANN401 - any annotation
     """Ranges inside an annotation; at most one, since a union holds one range and None."""
     if typing.get_origin(hint) is typing.Annotated:
-        return [extra for extra in hint.__metadata__ if isinstance(extra, Range | Words)]
+        return [extra for extra in hint.__metadata__ if isinstance(extra, Range | Words | Named)]
     return [limit for part in typing.get_args(hint) if not isinstance(part, str) for limit in _limits(part)]
 
 
@@ -127,6 +135,8 @@ def _expected(hint: Any) -> str:  # noqa: ANN401 - any annotation
         return names[hint]
     if typing.get_origin(hint) is typing.Annotated:
         (limit,) = _limits(hint)
+        if isinstance(limit, Named):
+            return topics.NAME_RULE
         kind = _expected(hint.__origin__)
         return f"{kind} of 1 to {limit.most} characters" if isinstance(limit, Words) else f"{kind} {limit}"
     if typing.get_origin(hint) is typing.Literal:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable
 from typing import Final
 
@@ -38,6 +37,7 @@ from edge_runtime.wire.messages import (
     Verdict,
     Welcome,
 )
+from edge_runtime.wire.replies import RefusedReply
 
 logger = logging.getLogger(__name__)
 
@@ -156,6 +156,8 @@ class Intake:
             if message.state is DeviceState.IDLE and participant is not None and participant.is_open:
                 # Its assignment was lost on the way: what a device that registers is told anyway is said again.
                 return [DeviceRegistered(device_id=message.device_id)]
+        elif isinstance(message, RefusedReply):
+            return self._refused(message)
         elif isinstance(message, Failure) and message.run_id == self._config.run_id:
             logger.warning("device %s: %s: %s", message.device_id, message.reason, message.detail)
             return [DeviceFailed(key=_key(message), reason=message.reason, detail=message.detail)]
@@ -169,11 +171,18 @@ class Intake:
             detail = f"update is of run {update.run_id[:64]!r}, this is {self._config.run_id!r}"
             self._answer(update, detail)
             return []
-        if not math.isfinite(update.train_loss):
-            detail = f"train_loss is {update.train_loss}"
-            return [UpdateRejected(key=key, detail=detail, reason=FailureReason.DIVERGED)]
         self._announced[update.device_id] = update
         return [UpdateAnnounced(key=key)]
+
+    def _refused(self, reply: RefusedReply) -> list[Event]:
+        """A reply that cannot be read is one that cannot be used: it costs its assignment, and is not waited for."""
+        if reply.run_id != self._config.run_id:
+            return []
+        key = _key(reply)
+        if reply.kind == "failure":
+            return [DeviceFailed(key=key, reason=FailureReason.INTERNAL, detail=reply.why)]
+        reason = FailureReason.DIVERGED if reply.has_diverged else None
+        return [UpdateRejected(key=key, detail=reply.why, reason=reason)]
 
     def _answer(self, update: Update, detail: str) -> None:
         verdict = Verdict(
@@ -209,5 +218,5 @@ class Intake:
         return UpdateStored(key=key)
 
 
-def _key(message: Update | Failure) -> UpdateKey:
+def _key(message: Update | Failure | RefusedReply) -> UpdateKey:
     return UpdateKey(round_number=message.round_number, device_id=message.device_id, attempt=message.attempt)

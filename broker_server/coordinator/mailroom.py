@@ -23,6 +23,7 @@ from edge_runtime.wire.messages import (
     encode_message,
     kind_of,
 )
+from edge_runtime.wire.replies import RefusedReply, refused_reply
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ HEARTBEAT_S: Final = 15.0
 SILENCE_S: Final = 3 * HEARTBEAT_S
 """A device that said nothing for this long counts as offline, also when the broker did not publish its will."""
 
-Letter = Register | Presence | Status | Update | Failure
+Letter = Register | Presence | Status | Update | Failure | RefusedReply
 """What a device may say, beside asking for chunks and sending them."""
 
 
@@ -56,7 +57,11 @@ class Mailroom:
         self._link.publish(topics.to_all(self._fleet, kind_of(message)), encode_message(message))
 
     def open(self, topic: str, payload: bytes) -> tuple[str, Letter] | None:
-        """Sender and message of a payload; None if it was about blobs (and is dealt with), or was refused."""
+        """Sender and message of a payload; None if it was about blobs (and is dealt with), or was refused.
+
+        Of a refused reply to an assignment, what assignment it answers and why it was refused.
+        """
+        device_id = None
         try:
             device_id = topics.sender(topic)
             message = decode_message(payload)
@@ -66,7 +71,8 @@ class Mailroom:
                 raise MessageError(msg)  # noqa: TRY301 - refused like the others
         except MessageError as error:
             self._refuse(topic, str(error))
-            return None
+            reply = None if device_id is None else refused_reply(payload, str(error))
+            return None if reply is None or reply.device_id != device_id else (reply.device_id, reply)
         if isinstance(message, Letter):
             return device_id, message
         self.registry.heard(device_id, self._clock())

@@ -13,7 +13,7 @@ import msgspec
 
 from broker_server.errors import ConfigError
 from edge_runtime.wire.arms import ArmError, parse_arms
-from edge_runtime.wire.messages import DeviceId
+from edge_runtime.wire.fields import Name
 
 BUILT_IN: Final = ("jetson",)
 """Fleets that ship with the package."""
@@ -34,7 +34,7 @@ class Drift(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class DeviceClass(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One kind of device."""
 
-    name: DeviceId
+    name: Name
     count: Annotated[int, msgspec.Meta(ge=1)]
     """Share of the run's devices, relative to the other classes'; the number itself where they sum to ``--devices``."""
     compute_factor: Positive
@@ -70,7 +70,7 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Standard deviation of the logarithm of the time of an assignment's steps."""
     deadline_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     """Longest time of a round on the virtual clock; a later update does not count. 0 = none."""
-    members: dict[DeviceId, str] = {}
+    members: dict[Name, str] = {}
     """Class of each device; filled in for a run."""
 
     def __post_init__(self) -> None:

@@ -185,7 +185,7 @@ class RunSettings:
             raise ConfigError(msg)
         check_sparsity(self.sparsity)
         parse_split(self.split)
-        self.coordinator_config(run_id="check", broker_url="", artifact_url="", artifact_digest="")
+        self.coordinator_config(run_id="check", broker_url="", artifact_url="http://localhost/", artifact_digest="")
 
     @property
     def fields(self) -> Fields:

@@ -11,7 +11,8 @@ import msgspec
 import numpy as np
 
 from broker_server.rounds.types import Outcome
-from edge_runtime.wire.messages import Arm, FailureReason, LocalEvaluation, Measurements
+from edge_runtime.wire.measures import LocalEvaluation, Measurements
+from edge_runtime.wire.messages import Arm, FailureReason
 
 
 class ArmOutcome(msgspec.Struct, frozen=True, kw_only=True):

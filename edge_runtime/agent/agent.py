@@ -28,11 +28,11 @@ from edge_runtime.link import backoff
 from edge_runtime.link.mqtt import BrokerAddress, Connected, Disconnected, LinkEvent, TlsFiles
 from edge_runtime.link.transfers import Transfers
 from edge_runtime.wire.errors import ExitCode, FedSpineError, MessageError
+from edge_runtime.wire.measures import Capabilities
 from edge_runtime.wire.messages import (
     AnyMessage,
     Assignment,
     Cancel,
-    Capabilities,
     Chunk,
     ChunkRequest,
     DeviceState,

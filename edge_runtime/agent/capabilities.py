@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 
 from edge_runtime.wire.files import write_atomically
-from edge_runtime.wire.messages import Capabilities
+from edge_runtime.wire.measures import Capabilities
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from typing import Final
 from edge_runtime.agent.repeat import Repeat
 from edge_runtime.link.mqtt import BrokerAddress, MqttLink, TlsFiles
 from edge_runtime.wire import limits, topics
+from edge_runtime.wire.measures import Capabilities
 from edge_runtime.wire.messages import (
     AnyMessage,
     Assignment,
-    Capabilities,
     Failure,
     FailureReason,
     Presence,

@@ -31,15 +31,8 @@ from edge_runtime.engine.run import Engine, Run
 from edge_runtime.engine.trainer import TrainingResult
 from edge_runtime.wire import chunks
 from edge_runtime.wire.manifest import Manifest, Task
-from edge_runtime.wire.messages import (
-    Arm,
-    Assignment,
-    HyperParameters,
-    LocalEvaluation,
-    Measurements,
-    Update,
-    Welcome,
-)
+from edge_runtime.wire.measures import LocalEvaluation, Measurements
+from edge_runtime.wire.messages import Arm, Assignment, HyperParameters, Update, Welcome
 from edge_runtime.wire.payload import Payload, check_payload, decode_payload, encode_payload
 from edge_runtime.wire.plan import Plan, uniform_num_kept
 from edge_runtime.wire.resident import peak_rss_bytes

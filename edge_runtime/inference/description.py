@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
 from edge_runtime.inference.errors import CompactModelError, CompactVersionError
 from edge_runtime.wire import limits
+from edge_runtime.wire.fields import Count, Digest, Label, Name, Positive, PruningRatio, Short, Version
 from edge_runtime.wire.manifest import FileRef, Task, TextSpec
+from edge_runtime.wire.plain import escaped, plain
 from edge_runtime.wire.plan import Plan
 from edge_runtime.wire.versioned import encode_description
 
@@ -26,31 +28,31 @@ _READ_BYTES: Final = 1 << 20
 class CompactInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Description of a compact model: the content of ``fedspine.json``."""
 
-    schema_version: int
+    schema_version: Version
     task: Task
-    family: str
+    family: Name
     """Name of the model family (``bert``, ``llama``)."""
-    model_name: str
+    model_name: Short
     """Name of the source model, for people; never a path."""
-    labels: tuple[str, ...]
+    labels: Annotated[tuple[Label, ...], msgspec.Meta(max_length=limits.MAX_LABELS)]
     """Class names in the order of the logits; empty for causal-lm."""
     text: TextSpec
-    max_length: int
+    max_length: Positive
     """Longest sequence the model's positions allow, tokens."""
-    pruning_ratio: float
+    pruning_ratio: PruningRatio
     """Requested share of units removed, in [0, 1)."""
-    sparsity: float
+    sparsity: PruningRatio
     """Measured share of the prunable weights that is gone, in [0, 1)."""
     quantization: Literal["int8"] | None
-    num_parameters: int
+    num_parameters: Annotated[int, msgspec.Meta(ge=0, le=limits.MAX_TENSOR_ELEMENTS)]
     """Parameters that are left; a matrix that two layers share counts once."""
-    artifact_digest: str
+    artifact_digest: Digest
     """Artifact that it was made from."""
-    round_number: int
+    round_number: Count
     """Round whose global adapter is merged into it; 0 = before training."""
     plan: Plan
     """Units that stayed."""
-    files: dict[str, FileRef]
+    files: Annotated[dict[Name, FileRef], msgspec.Meta(max_length=limits.MAX_FILES)]
     """Every other file of the directory."""
 
     @property
@@ -90,9 +92,9 @@ def read_info(directory: Path, *, verify: bool = True) -> CompactInfo:
                 "make it again with `fedspine compact`"
             )
             raise CompactVersionError(msg)
-        info = msgspec.json.decode(data, type=CompactInfo)
+        info = escaped(msgspec.json.decode(data, type=CompactInfo))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        msg = f"{path} is malformed ({error}): make the compact model again, or copy it again"
+        msg = f"{path} is malformed ({plain(str(error))}): make the compact model again, or copy it again"
         raise CompactModelError(msg) from error
     _check_files(directory, info, verify=verify)
     return info

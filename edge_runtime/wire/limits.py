@@ -40,3 +40,51 @@ MAX_MANIFEST_BYTES: Final = 16 * 1024 * 1024
 
 MAX_CHUNK_INDICES: Final = 8_192
 """Most indices in one request for missing chunks."""
+
+MOST: Final = 2**31 - 1
+"""Largest count: what every graph, message and table along the way can hold."""
+
+MAX_BYTES: Final = 2**53
+"""Largest amount of memory or traffic that is believed, bytes: what every reader of JSON keeps exactly."""
+
+MAX_FILE_BYTES: Final = 1 << 40
+"""Largest file of an artifact, bytes."""
+
+MAX_TENSOR_ELEMENTS: Final = 1 << 40
+"""Most elements of one tensor of a model."""
+
+MAX_TENSOR_AXES: Final = 8
+"""Most axes of one tensor of a model."""
+
+MAX_FILES: Final = 4_096
+"""Most files of an artifact."""
+
+MAX_LABELS: Final = 1 << 20
+"""Most classes of a model."""
+
+MAX_ARMS: Final = 4_096
+"""Most arms of a run."""
+
+MAX_PRUNINGS: Final = 1_024
+"""Most prunings inside one assignment."""
+
+MAX_GROUPS: Final = 16 * MAX_LAYERS
+"""Most prune groups of one model."""
+
+MAX_TARGETS: Final = 32 * MAX_LAYERS
+"""Most LoRA targets of one model."""
+
+MAX_TEXT: Final = 2_000
+"""Longest text for people in a message, characters."""
+
+MAX_SHORT_TEXT: Final = 200
+"""Longest name of a thing for people (a machine, a package, a version), characters."""
+
+LONGEST_S: Final = 1e9
+"""Longest time of anything: 30 years, which timers can still count."""
+
+MAX_FACTOR: Final = 1e6
+"""Largest learning rate, scaling or norm: beyond it a float32 overflows where such numbers are multiplied."""
+
+MAX_FLOAT32: Final = 3.5e38
+"""Just beyond what a float32 can hold."""

@@ -10,12 +10,28 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
 from edge_runtime.wire import limits, names
 from edge_runtime.wire.errors import ManifestError
+from edge_runtime.wire.fields import (
+    Count,
+    Digest,
+    FileBytes,
+    GroupName,
+    Integer,
+    Label,
+    Layer,
+    Name,
+    NumUnits,
+    Positive,
+    Short,
+    TensorName,
+    Version,
+    Versions,
+)
 from edge_runtime.wire.versioned import decode_description, encode_description
 
 FORMAT_VERSION: Final = 3
@@ -30,12 +46,16 @@ BaseDtype = Literal["stored", "float32", "float16", "int8", "nf4"]
 """How frozen weights are to be stored: as the checkpoint does, or in another type; int8 and nf4 are for matrices."""
 
 
+Shape = Annotated[tuple[Count, ...], msgspec.Meta(max_length=limits.MAX_TENSOR_AXES)]
+"""Of a tensor, before pruning."""
+
+
 class FileRef(msgspec.Struct, frozen=True, kw_only=True):
     """One file of an artifact."""
 
-    digest: str
+    digest: Digest
     """SHA-256, 64 hexadecimal digits."""
-    size_bytes: int
+    size_bytes: FileBytes
     on_device: bool
     """Whether a device needs it (graphs, tokenizer, base weights) or only the server (model configuration)."""
 
@@ -46,10 +66,10 @@ class PruneAxis(msgspec.Struct, frozen=True, kw_only=True):
     Unit ``u`` owns the indices ``[u * unit_size, (u + 1) * unit_size)`` of the axis.
     """
 
-    axis: int
-    group: str
+    axis: Annotated[int, msgspec.Meta(ge=0, lt=limits.MAX_TENSOR_AXES)]
+    group: GroupName
     """Name of the group, unique within its layer: ``heads`` or ``channels``."""
-    unit_size: int
+    unit_size: NumUnits
 
 
 class GroupSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,9 +78,9 @@ class GroupSpec(msgspec.Struct, frozen=True, kw_only=True):
     With grouped-query attention a unit is a key/value head with all its query heads.
     """
 
-    layer: int
-    group: str
-    num_units: int
+    layer: Layer
+    group: GroupName
+    num_units: NumUnits
 
 
 def block_axis(prunes: Iterable[PruneAxis]) -> int:
@@ -71,14 +91,14 @@ def block_axis(prunes: Iterable[PruneAxis]) -> int:
 class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A frozen weight: an input of the graphs, stored in the base blob under the same name."""
 
-    name: str
-    shape: tuple[int, ...]
+    name: TensorName
+    shape: Shape
     """Shape before pruning."""
     dtype: Dtype
     """Storage type in the base blob; int8 and nf4 have scales beside them (:mod:`.quantization`)."""
-    layer: int | None
+    layer: Layer | None
     """Index of the block it belongs to; None for embedding and head."""
-    prune: tuple[PruneAxis, ...] = ()
+    prune: Annotated[tuple[PruneAxis, ...], msgspec.Meta(max_length=limits.MAX_TENSOR_AXES)] = ()
 
     @property
     def block_axis(self) -> int:
@@ -89,11 +109,11 @@ class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
 class TargetSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A linear layer that carries LoRA factors: A ``[R, in_features]``, B ``[out_features, R]``."""
 
-    module: str
+    module: TensorName
     """Module path in the Hugging Face model, without ``.weight``."""
-    layer: int
-    in_features: int
-    out_features: int
+    layer: Layer
+    in_features: Positive
+    out_features: Positive
     in_prune: PruneAxis | None = None
     """How the columns of A shrink (``axis`` is 1), or None where the input is the hidden state."""
     out_prune: PruneAxis | None = None
@@ -103,48 +123,48 @@ class TargetSpec(msgspec.Struct, frozen=True, kw_only=True):
 class DenseSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A tensor that is trained whole (the classifier of a new task); its first value is in ``initial.safetensors``."""
 
-    name: str
-    shape: tuple[int, ...]
+    name: TensorName
+    shape: Shape
 
 
 class TextSpec(msgspec.Struct, frozen=True, kw_only=True):
     """How raw text becomes tokens; the tokenizer itself (``tokenizer.json``) travels in the artifact."""
 
-    pad_token_id: int
-    eos_token_id: int | None
+    pad_token_id: Integer
+    eos_token_id: Integer | None
     append_eos: bool
     """Whether an end-of-text token is added after each example (causal-lm whose tokenizer does not add it itself)."""
-    max_length: int
+    max_length: Positive
     """Longest sequence the model's positions allow, tokens."""
-    vocab_size: int
+    vocab_size: Positive
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Description of an artifact. See the fields' own notes; ``files`` covers every file but the manifest itself."""
 
-    format_version: int
-    family: str
+    format_version: Version
+    family: Name
     """Name of the model family (``bert``, ``llama``)."""
     task: Task
-    model_name: str
+    model_name: Short
     """Name of the source model, for people; never a path."""
-    num_layers: int
-    hidden_size: int
-    block_prefixes: tuple[str, ...]
+    num_layers: Count
+    hidden_size: Positive
+    block_prefixes: Annotated[tuple[TensorName, ...], msgspec.Meta(max_length=limits.MAX_LAYERS)]
     """What precedes the names of each block's weights and targets, layer by layer."""
-    word_embedding: str
+    word_embedding: TensorName
     """The tensor whose rows are looked up by token id."""
     post_norm: bool
     """Whether a block ends in a norm of its residual sum; staged mode then keeps that sum for the block's backward."""
-    labels: tuple[str, ...]
+    labels: Annotated[tuple[Label, ...], msgspec.Meta(max_length=limits.MAX_LABELS)]
     """Class names in the order of the classifier's rows; empty for causal-lm."""
     text: TextSpec
-    groups: tuple[GroupSpec, ...]
-    tensors: tuple[TensorSpec, ...]
-    targets: tuple[TargetSpec, ...]
-    dense: tuple[DenseSpec, ...]
-    files: dict[str, FileRef]
-    producer: dict[str, str]
+    groups: Annotated[tuple[GroupSpec, ...], msgspec.Meta(max_length=limits.MAX_GROUPS)]
+    tensors: Annotated[tuple[TensorSpec, ...], msgspec.Meta(max_length=limits.MAX_TENSORS)]
+    targets: Annotated[tuple[TargetSpec, ...], msgspec.Meta(max_length=limits.MAX_TARGETS)]
+    dense: Annotated[tuple[DenseSpec, ...], msgspec.Meta(max_length=limits.MAX_TENSORS)]
+    files: Annotated[dict[Name, FileRef], msgspec.Meta(max_length=limits.MAX_FILES)]
+    producer: Versions
     """Versions of the packages that wrote it."""
 
     @property

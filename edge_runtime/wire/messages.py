@@ -15,17 +15,33 @@ import msgspec
 from edge_runtime.wire import limits
 from edge_runtime.wire.adapter import Trainable
 from edge_runtime.wire.errors import MessageError
+from edge_runtime.wire.fields import (
+    Beta,
+    Count,
+    Decay,
+    Digest,
+    Factor,
+    Loss,
+    Name,
+    Positive,
+    PruningRatio,
+    Seconds,
+    Seed,
+    Share,
+    Text,
+    Url,
+)
+from edge_runtime.wire.measures import Capabilities, LocalEvaluation, Measurements
+from edge_runtime.wire.plain import escaped, plain
 from edge_runtime.wire.plan import Plan
 from edge_runtime.wire.tensors import WireDtype
 
 SCHEMA_VERSION: Final = 1
 
-Count = Annotated[int, msgspec.Meta(ge=0)]
-Positive = Annotated[int, msgspec.Meta(ge=1)]
-Seconds = Annotated[float, msgspec.Meta(ge=0)]
-Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
-DeviceId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
-Text = Annotated[str, msgspec.Meta(max_length=2_000)]
+ChunkIndex = Annotated[int, msgspec.Meta(ge=0, lt=limits.MAX_BLOB_BYTES // limits.MIN_CHUNK_BYTES)]
+
+_MAX_REASON: Final = 300
+"""Characters of what msgspec says of a message that is refused."""
 
 
 class DeviceState(enum.StrEnum):
@@ -73,38 +89,21 @@ class BlobRef(msgspec.Struct, frozen=True, kw_only=True):
         return -(-self.size_bytes // self.chunk_bytes)
 
 
-class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
-    """What a device is and what it measured of itself at start."""
-
-    architecture: str
-    operating_system: str
-    num_cores: Positive
-    num_threads: Positive
-    memory_bytes: Count
-    memory_limit_bytes: Count
-    """What it allows itself to use for training."""
-    versions: dict[str, str]
-    matmul_gflops: float
-    """Measured float32 matrix-product rate, 1e9 operations a second, at ``num_threads``."""
-    memory_copy_gb_s: float
-    """Measured copy rate, 1e9 bytes a second."""
-
-
 class Arm(msgspec.Struct, frozen=True, kw_only=True):
     """One (pruning ratio, rank)."""
 
-    pruning_ratio: Annotated[float, msgspec.Meta(ge=0, lt=1)]
+    pruning_ratio: PruningRatio
     rank: Annotated[int, msgspec.Meta(ge=1, le=limits.MAX_RANK)]
 
 
 class HyperParameters(msgspec.Struct, frozen=True, kw_only=True):
     """What a round may change without a new export."""
 
-    learning_rate: Annotated[float, msgspec.Meta(gt=0)]
-    weight_decay: Annotated[float, msgspec.Meta(ge=0)]
-    lora_scaling: Annotated[float, msgspec.Meta(gt=0)]
+    learning_rate: Factor
+    weight_decay: Decay
+    lora_scaling: Factor
     """alpha / rank, the same for every rank, so that products of factors of different ranks may be added."""
-    max_grad_norm: Annotated[float, msgspec.Meta(gt=0)] | None
+    max_grad_norm: Factor | None
     """Clipping by global norm; None = off."""
     num_warmup_steps: Count
     """Optimizer steps of linear warm-up at the start of the assignment."""
@@ -116,52 +115,17 @@ class HyperParameters(msgspec.Struct, frozen=True, kw_only=True):
     """Micro-batches in one optimizer step."""
     max_length: Positive
     """Tokens; longer examples are truncated (text-classification) or cut into windows (causal-lm)."""
-    beta1: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.9
-    beta2: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.999
-    epsilon: Annotated[float, msgspec.Meta(gt=0)] = 1e-8
-    seed: Count
+    beta1: Beta = 0.9
+    beta2: Beta = 0.999
+    epsilon: Factor = 1e-8
+    seed: Seed
     """Order of the examples."""
     importance_every_steps: Count = 0
     """Optimizer steps from one scoring of the units to the next, and the scores go up with the update; 0 = off."""
-    class_balance: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    class_balance: Share = 0.0
     """From 0, examples as they come, to 1, all classes of a device as often (text-classification)."""
     trainable: Trainable = "all"
     """``lora_b``: the A factors stay as they came, bit for bit, and are left out of the update."""
-
-
-class Measurements(msgspec.Struct, frozen=True, kw_only=True):
-    """What a device measured while it worked on one assignment."""
-
-    train_s: Seconds
-    """Wall time of all optimizer steps."""
-    step_s_p50: Seconds
-    """Median time of an optimizer step."""
-    step_s_p95: Seconds
-    fetch_s: Seconds
-    """Time to get artifact, base and adapter; 0 when cached."""
-    prepare_s: Seconds
-    """Time to slice, create sessions and read data."""
-    evaluate_s: Seconds
-    peak_rss_bytes: Count
-    """Largest resident set of the device process so far (VmHWM)."""
-    bytes_up: Count
-    """Payload bytes this device published (MQTT) since its last update."""
-    bytes_down: Count
-    """Payload bytes this device received (MQTT and HTTP) since its last update."""
-    importance_s: Seconds = 0.0
-    """Time spent scoring units between the steps; not part of ``train_s``."""
-    paused_s: Seconds = 0.0
-    """Time that the work was paused for temperature, throttling or battery; not part of any other time."""
-
-
-class LocalEvaluation(msgspec.Struct, frozen=True, kw_only=True):
-    """Quality on the device's own held-out examples, before and after the local steps."""
-
-    num_targets: Count
-    loss_before: float
-    loss_after: float
-    accuracy_before: float
-    accuracy_after: float
 
 
 # ---- device -> coordinator -------------------------------------------------------------------------------------------
@@ -170,8 +134,8 @@ class LocalEvaluation(msgspec.Struct, frozen=True, kw_only=True):
 class Register(Message, frozen=True, kw_only=True):
     """A device is here, with what it can do. Sent after every connect and whenever the coordinator says Hello."""
 
-    device_id: DeviceId
-    session_id: str
+    device_id: Name
+    session_id: Name
     """Random, one per process start: tells a restart from a reconnect."""
     capabilities: Capabilities
     num_examples: Count
@@ -180,8 +144,8 @@ class Register(Message, frozen=True, kw_only=True):
 class Presence(Message, frozen=True, kw_only=True):
     """The last will (``online`` false), and a clean good-bye."""
 
-    device_id: DeviceId
-    session_id: str
+    device_id: Name
+    session_id: Name
     online: bool
     detail: Text = ""
 
@@ -189,28 +153,28 @@ class Presence(Message, frozen=True, kw_only=True):
 class Status(Message, frozen=True, kw_only=True):
     """A device's state changed, its work moved on, or it is a heartbeat (an unchanged state)."""
 
-    device_id: DeviceId
-    session_id: str
+    device_id: Name
+    session_id: Name
     state: DeviceState
     round_number: Count = 0
     attempt: Count = 0
     step: Count = 0
     num_steps: Count = 0
-    loss: float | None = None
+    loss: Loss | None = None
     detail: Text = ""
 
 
 class Update(Message, frozen=True, kw_only=True):
     """The device's reply to an assignment; the trained adapter, and importance if asked for, follow in chunks."""
 
-    run_id: str
-    device_id: DeviceId
+    run_id: Name
+    device_id: Name
     round_number: Positive
     attempt: Positive
     adapter: BlobRef
     num_examples: Positive
     """Examples of the device (its weight in the aggregation)."""
-    train_loss: float
+    train_loss: Loss
     """Mean loss over the local steps."""
     measurements: Measurements
     evaluation: LocalEvaluation | None = None
@@ -219,8 +183,8 @@ class Update(Message, frozen=True, kw_only=True):
 class Failure(Message, frozen=True, kw_only=True):
     """The device refused an assignment or gave it up."""
 
-    run_id: str
-    device_id: DeviceId
+    run_id: Name
+    device_id: Name
     round_number: Positive
     attempt: Positive
     reason: FailureReason
@@ -233,19 +197,19 @@ class Failure(Message, frozen=True, kw_only=True):
 class Hello(Message, frozen=True, kw_only=True):
     """To all: a coordinator is here (after every connect); devices answer with Register."""
 
-    run_id: str
-    session_id: str
+    run_id: Name
+    session_id: Name
 
 
 class Welcome(Message, frozen=True, kw_only=True):
     """Answer to Register: what the device needs before its first assignment."""
 
-    run_id: str
-    device_id: DeviceId
-    artifact_url: Text
+    run_id: Name
+    device_id: Name
+    artifact_url: Url
     """URL of the folder that holds ``manifest.json``, with a slash at the end."""
     artifact_digest: Digest
-    arms: tuple[Arm, ...]
+    arms: Annotated[tuple[Arm, ...], msgspec.Meta(max_length=limits.MAX_ARMS)]
     """Arms that may be assigned; a device that cannot afford the cheapest says so and leaves."""
     batch_size: Positive
     max_length: Positive
@@ -263,8 +227,8 @@ class Pruning(msgspec.Struct, frozen=True, kw_only=True):
 class Assignment(Message, frozen=True, kw_only=True):
     """What the coordinator asks of one device in one round; the payload to start from follows in chunks."""
 
-    run_id: str
-    device_id: DeviceId
+    run_id: Name
+    device_id: Name
     round_number: Positive
     attempt: Positive
     arm: Arm
@@ -273,7 +237,7 @@ class Assignment(Message, frozen=True, kw_only=True):
     deadline_s: Seconds
     """Time the device has, counted from when it receives this."""
     hyper_parameters: HyperParameters
-    prunings: tuple[Pruning, ...] = ()
+    prunings: Annotated[tuple[Pruning, ...], msgspec.Meta(max_length=limits.MAX_PRUNINGS)] = ()
     """By ascending step, each plan within the one before; nothing is restarted, and the update is under the last."""
 
     def __post_init__(self) -> None:
@@ -296,8 +260,8 @@ class Assignment(Message, frozen=True, kw_only=True):
 class Verdict(Message, frozen=True, kw_only=True):
     """What became of an update; the device may forget it now."""
 
-    run_id: str
-    device_id: DeviceId
+    run_id: Name
+    device_id: Name
     round_number: Positive
     attempt: Positive
     accepted: bool
@@ -307,8 +271,8 @@ class Verdict(Message, frozen=True, kw_only=True):
 class Cancel(Message, frozen=True, kw_only=True):
     """The round went on without this device (deadline passed): stop working on it."""
 
-    run_id: str
-    device_id: DeviceId
+    run_id: Name
+    device_id: Name
     round_number: Positive
     attempt: Positive
     detail: Text = ""
@@ -317,7 +281,7 @@ class Cancel(Message, frozen=True, kw_only=True):
 class Finished(Message, frozen=True, kw_only=True):
     """To all: the run is over; a device started with ``--exit-when-finished`` leaves."""
 
-    run_id: str
+    run_id: Name
     detail: Text = ""
 
 
@@ -328,15 +292,15 @@ class Chunk(Message, frozen=True, kw_only=True):
     """One piece of a blob; ``index`` counts from 0."""
 
     digest: Digest
-    index: Count
-    payload: bytes
+    index: ChunkIndex
+    payload: Annotated[bytes, msgspec.Meta(max_length=limits.MAX_MESSAGE_BYTES)]
 
 
 class ChunkRequest(Message, frozen=True, kw_only=True):
     """The receiver of a blob asks for the chunks it lacks."""
 
     digest: Digest
-    missing: Annotated[tuple[Count, ...], msgspec.Meta(min_length=1, max_length=limits.MAX_CHUNK_INDICES)]
+    missing: Annotated[tuple[ChunkIndex, ...], msgspec.Meta(min_length=1, max_length=limits.MAX_CHUNK_INDICES)]
 
 
 AnyMessage = (
@@ -378,17 +342,18 @@ def encode_message(message: AnyMessage, max_bytes: int = limits.MAX_MESSAGE_BYTE
 
 
 def decode_message(data: bytes) -> AnyMessage:
-    """Parse a payload from outside.
+    """Parse a payload from outside; text for people comes escaped (:mod:`edge_runtime.wire.plain`).
 
     Raises:
-        MessageError: too large, not msgpack, an unknown kind, a missing field, a wrong type, or another schema version.
+        MessageError: too large, not msgpack, an unknown kind, a missing field, a wrong type, a value outside its range,
+            or another schema version.
     """
     if len(data) > limits.MAX_MESSAGE_BYTES:
         msg = f"message of {len(data)} bytes refused: at most {limits.MAX_MESSAGE_BYTES}"
         raise MessageError(msg)
     try:
-        message: AnyMessage = _decoder.decode(data)
+        message: AnyMessage = escaped(_decoder.decode(data))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        msg = f"message refused: {error}"
+        msg = f"message refused: {plain(str(error))[:_MAX_REASON]}"
         raise MessageError(msg) from error
     return message

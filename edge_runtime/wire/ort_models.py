@@ -11,10 +11,12 @@ from typing import Annotated, Final, Self
 
 import msgspec
 
+from edge_runtime.wire import limits
 from edge_runtime.wire.arms import format_arms
 from edge_runtime.wire.errors import ManifestError
+from edge_runtime.wire.fields import Beta, Decay, Digest, Factor, Name, NumUnits, Short, Version, Versions
 from edge_runtime.wire.manifest import FileRef
-from edge_runtime.wire.messages import Arm, Digest, HyperParameters
+from edge_runtime.wire.messages import Arm, HyperParameters
 from edge_runtime.wire.plan import Plan
 from edge_runtime.wire.versioned import decode_description, encode_description
 
@@ -36,12 +38,12 @@ MAX_MODEL_BYTES: Final = 1 << 31
 class OptimizerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Hyper-parameters that are baked into an optimizer model. Defaults are those of a run."""
 
-    weight_decay: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    max_grad_norm: Annotated[float, msgspec.Meta(gt=0)] | None = 1.0
+    weight_decay: Decay = 0.0
+    max_grad_norm: Factor | None = 1.0
     """Clipping by global norm; None = off."""
-    beta1: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.9
-    beta2: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.999
-    epsilon: Annotated[float, msgspec.Meta(gt=0)] = 1e-8
+    beta1: Beta = 0.9
+    beta2: Beta = 0.999
+    epsilon: Factor = 1e-8
 
     @classmethod
     def of(cls, hyper_parameters: HyperParameters) -> Self:
@@ -62,24 +64,24 @@ class ArmModels(msgspec.Struct, frozen=True, kw_only=True):
     """The models of one arm."""
 
     arm: Arm
-    widths: tuple[int, ...]
+    widths: Annotated[tuple[NumUnits, ...], msgspec.Meta(max_length=limits.MAX_GROUPS)]
     """Units kept of each group, in the order of the artifact's manifest; see :func:`widths_of`."""
-    directory: str
+    directory: Name
     """Where the files lie, within the folder."""
-    files: dict[str, FileRef]
+    files: Annotated[dict[Name, FileRef], msgspec.Meta(max_length=len(MODEL_FILES))]
 
 
 class OrtModels(msgspec.Struct, frozen=True, kw_only=True):
     """Description of a folder."""
 
-    format_version: int
+    format_version: Version
     artifact_digest: Digest
     """The artifact whose weights and adapters they train."""
-    model_name: str
+    model_name: Short
     """For people."""
     optimizer: OptimizerSettings
-    arms: tuple[ArmModels, ...]
-    producer: dict[str, str]
+    arms: Annotated[tuple[ArmModels, ...], msgspec.Meta(max_length=limits.MAX_ARMS)]
+    producer: Versions
     """Versions of the packages that made them."""
 
     @property

@@ -7,7 +7,7 @@ device needs to slice its own base weights.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Self
+from typing import Annotated, Self
 
 import msgspec
 import numpy as np
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from edge_runtime.wire import limits
 from edge_runtime.wire.errors import PlanError
+from edge_runtime.wire.fields import GroupName, Layer, NumUnits
 from edge_runtime.wire.manifest import GroupSpec, Manifest, PruneAxis, TensorSpec, digest_of
 
 Indices = npt.NDArray[np.int64]
@@ -23,16 +24,16 @@ Indices = npt.NDArray[np.int64]
 class KeptUnits(msgspec.Struct, frozen=True, kw_only=True):
     """The units of one group that stay: bit ``u`` (least significant first) of ``bitmap`` is unit ``u``."""
 
-    layer: int
-    group: str
-    num_units: int
-    bitmap: bytes
+    layer: Layer
+    group: GroupName
+    num_units: NumUnits
+    bitmap: Annotated[bytes, msgspec.Meta(max_length=limits.MAX_UNITS // 8)]
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Which units of every group stay; groups in the order of the manifest."""
 
-    groups: tuple[KeptUnits, ...]
+    groups: Annotated[tuple[KeptUnits, ...], msgspec.Meta(max_length=limits.MAX_GROUPS)]
 
     @classmethod
     def full(cls, manifest: Manifest) -> Self:

@@ -8,6 +8,7 @@ import msgspec
 
 from edge_runtime.wire import limits
 from edge_runtime.wire.errors import ArtifactVersionError, ManifestError
+from edge_runtime.wire.plain import escaped, plain
 
 D = TypeVar("D", bound=msgspec.Struct)
 
@@ -32,7 +33,7 @@ def decode_description(data: bytes, kind: type[D], *, version: int, file: str, w
         remedy: how it is made anew, as a command to the reader.
 
     Raises:
-        ManifestError: not JSON, a missing field, a wrong type, or too long.
+        ManifestError: not JSON, a missing field, a wrong type, a value outside its range, or too long.
         ArtifactVersionError: written in another format version.
     """
     if len(data) > limits.MAX_MANIFEST_BYTES:
@@ -46,9 +47,9 @@ def decode_description(data: bytes, kind: type[D], *, version: int, file: str, w
                 f"{remedy}, or install the release that wrote it"
             )
             raise ArtifactVersionError(msg)
-        return msgspec.json.decode(data, type=kind)
+        return escaped(msgspec.json.decode(data, type=kind))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        msg = f"{file} is malformed: {error}; {remedy}, or copy what was made"
+        msg = f"{file} is malformed: {plain(str(error))}; {remedy}, or copy what was made"
         raise ManifestError(msg) from error
 
 

@@ -23,6 +23,7 @@ from edge_runtime.link.transfers import Transfers
 from edge_runtime.wire import chunks, limits, names, topics
 from edge_runtime.wire.adapter import target_indices
 from edge_runtime.wire.arms import parse_arms
+from edge_runtime.wire.measures import Measurements
 from edge_runtime.wire.messages import (
     AnyMessage,
     Assignment,
@@ -31,7 +32,6 @@ from edge_runtime.wire.messages import (
     FailureReason,
     Finished,
     Hello,
-    Measurements,
     Presence,
     Register,
     Update,

@@ -17,7 +17,7 @@ from edge_runtime.wire.messages import Arm
 
 TRAINING = TrainingConfig(num_rounds=10, num_local_steps=5, batch_size=4, max_length=64)
 CONFIG = CoordinatorConfig(
-    run_id='a "quoted" \\ name',
+    run_id="run-1",
     fleet="lab",
     broker_url="mqtt://localhost:1883",
     artifact_url="http://localhost/",
@@ -29,7 +29,7 @@ CONFIG = CoordinatorConfig(
 
 CHANGES: list[dict[str, object]] = [
     {},
-    {"test_file": "data/test.jsonl"},
+    {"test_file": 'a "quoted" \\ name'},
     {"num_evaluation_examples": None},
     {"broker_ca_file": "/etc/ca.pem", "wire_dtype": "float16"},
     {"training": dataclasses.replace(TRAINING, max_grad_norm=None, learning_rate=3e-5)},
@@ -60,10 +60,12 @@ def test_toml_there_and_back(changes: dict[str, object]) -> None:
         ("num_threads", 0, "a whole number from 1 to 1024"),
         ("num_evaluation_examples", -5, "a whole number from 1 to 2147483647 or none"),
         ("eval_sparse", 1, "true or false"),
-        ("run_id", "", "text of 1 to 200 characters"),
         ("fleet", "lab/one", "1 to 64 letters, digits"),
         ("fleet", "+", "1 to 64 letters, digits"),
         ("fleet", "x" * 65, "1 to 64 letters, digits"),
+        ("run_id", "", "1 to 64 letters, digits"),
+        ("run_id", "a\0b", "1 to 64 letters"),
+        ("artifact_url", "", "text of 1 to 1900 characters"),
         ("scheduler", 3, "text"),
         ("sparsity", float("nan"), "a finite number or none"),
         ("training", 3, "a TrainingConfig"),

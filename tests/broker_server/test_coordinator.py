@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -207,12 +208,25 @@ def test_update_that_does_not_fit_is_rejected(
     assert not (tmp_path / "updates/1/b.safetensors").exists()
 
 
-def test_loss_that_is_not_finite_is_rejected(broker: Broker, tmp_path: Path, coordinate: Coordinate) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train_loss": float("nan")},
+        {"num_examples": 10**18},
+        {"measurements": msgspec.structs.replace(fleet.measurements(), train_s=1e308)},
+    ],
+    ids=["loss", "examples", "time"],
+)
+def test_update_with_a_number_out_of_range_is_answered_and_does_not_count(
+    broker: Broker, tmp_path: Path, coordinate: Coordinate, changes: dict[str, object]
+) -> None:
     fleet.config(tmp_path, broker.url)
     running = coordinate(tmp_path)
-    with Device(broker.url, "a"), Device(broker.url, "b", changes={"train_loss": float("nan")}) as b:
+    with Device(broker.url, "a"), Device(broker.url, "b", changes=changes) as b:
         running.finish()
     assert verdicts(b) == {1: False, 2: False}
+    assert devices_of(tmp_path, 1)["b"].outcome == "rejected"
+    assert "Expected" in devices_of(tmp_path, 1)["b"].detail
 
 
 def test_update_of_another_run_is_answered_and_does_not_count(
@@ -220,12 +234,12 @@ def test_update_of_another_run_is_answered_and_does_not_count(
 ) -> None:
     fleet.config(tmp_path, broker.url, round_deadline_s=3.0)
     running = coordinate(tmp_path)
-    with Device(broker.url, "a"), Device(broker.url, "b", changes={"run_id": "last week"}) as b:
+    with Device(broker.url, "a"), Device(broker.url, "b", changes={"run_id": "last-week"}) as b:
         running.finish()
     first = b.heard(Verdict)[0]
     assert isinstance(first, Verdict)
-    assert (first.run_id, first.accepted) == ("last week", False)
-    assert "'last week'" in first.detail
+    assert (first.run_id, first.accepted) == ("last-week", False)
+    assert "'last-week'" in first.detail
     assert devices_of(tmp_path, 1)["b"].outcome == "timed_out"
 
 
@@ -280,7 +294,7 @@ def test_nonsense_on_the_topics_does_no_harm(broker: Broker, tmp_path: Path, coo
             a.shout(topics.up(fleet.FLEET, "stranger", "register"), payload)
         forged = Presence(device_id="b", session_id="anything", online=False)
         a.say(forged)  # under a's topic
-        b.say(Presence(device_id="b", session_id="an old session", online=False))
+        b.say(Presence(device_id="b", session_id="an-old-session", online=False))
         running.finish()
     assert devices_of(tmp_path, 1)["b"].outcome == "accepted"
     assert sorted(devices_of(tmp_path, 2)) == ["a", "b"]

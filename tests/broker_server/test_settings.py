@@ -45,7 +45,7 @@ def test_settings_survive_their_file(tmp_path: Path) -> None:
 
 def test_class_balance_reaches_the_coordinator() -> None:
     config = resolve({**CLASSIFY, "class_balance": 0.5}).coordinator_config(
-        run_id="run", broker_url="", artifact_url="", artifact_digest=""
+        run_id="run", broker_url="", artifact_url="http://localhost/", artifact_digest=""
     )
 
     assert config.training.class_balance == 0.5
@@ -110,7 +110,9 @@ def test_every_setting_is_an_option_of_the_command_line() -> None:
 def test_every_run_has_a_fleet_of_its_own_unless_one_is_named() -> None:
     def fleet(run_id: str, **options: object) -> str:
         settings = resolve(options)
-        return settings.coordinator_config(run_id=run_id, broker_url="", artifact_url="", artifact_digest="").fleet
+        return settings.coordinator_config(
+            run_id=run_id, broker_url="", artifact_url="http://localhost/", artifact_digest=""
+        ).fleet
 
     assert fleet("run-1") != fleet("run-2")
     assert fleet("run-1") == fleet("run-1"), "a run that goes on finds its devices again"

@@ -13,7 +13,8 @@ from broker_server.storage.records import EvaluationRecord, RoundRecord
 from broker_server.storage.store import Learnt, Store
 from edge_runtime.wire import chunks, files
 from edge_runtime.wire.arms import parse_arms
-from edge_runtime.wire.messages import FailureReason, Measurements, Register, Update
+from edge_runtime.wire.measures import Measurements
+from edge_runtime.wire.messages import FailureReason, Register, Update
 from tests.broker_server import tiny
 
 LARGE, SMALL = parse_arms("0.0:8,0.5:4")
@@ -41,7 +42,7 @@ def update(device_id: str = "a", *, blob: bytes = BLOB, attempt: int = 1, train_
             fetch_s=0.0,
             prepare_s=0.3,
             evaluate_s=0.1,
-            peak_rss_bytes=2**64 - 1,
+            peak_rss_bytes=2**53,
             bytes_up=3,
             bytes_down=4,
         ),
@@ -180,7 +181,7 @@ def test_devices_are_remembered(tmp_path: Path) -> None:
     store = reopen(tmp_path)
     for session_id in ("first", "second"):
         register = Register(
-            device_id="a", session_id=session_id, capabilities=tiny.capabilities(), num_examples=2**64 - 1
+            device_id="a", session_id=session_id, capabilities=tiny.capabilities(), num_examples=2**31 - 1
         )
         store.save_device(register, 5.0)
     with sqlite3.connect(tmp_path / "state.sqlite") as connection:

@@ -24,7 +24,7 @@ from edge_runtime.wire.manifest import (
     digest_of,
     encode_manifest,
 )
-from edge_runtime.wire.messages import Capabilities
+from edge_runtime.wire.measures import Capabilities
 from edge_runtime.wire.plan import Plan
 
 HIDDEN, HEADS, HEAD_DIM, CHANNELS, LAYERS = 4, 3, 2, 5, 2

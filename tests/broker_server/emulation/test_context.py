@@ -22,7 +22,7 @@ CONFIG = CoordinatorConfig(
     run_id="r",
     fleet="f",
     broker_url="",
-    artifact_url="",
+    artifact_url="http://localhost/",
     artifact_digest="",
     num_devices=2,
     training=TrainingConfig(num_rounds=7, num_local_steps=10, batch_size=2, max_length=8),

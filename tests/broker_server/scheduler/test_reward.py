@@ -19,7 +19,8 @@ from broker_server.scheduler.reward import (
     credit_round,
     prior_gain,
 )
-from edge_runtime.wire.messages import Arm, LocalEvaluation
+from edge_runtime.wire.measures import LocalEvaluation
+from edge_runtime.wire.messages import Arm
 
 
 def outcome(device_id: str, *, before: float = 1.0, after: float = 0.9, **changes: Any) -> ArmOutcome:

@@ -12,7 +12,8 @@ import pytest
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.wire import chunks, limits
 from edge_runtime.wire.errors import ExitCode
-from edge_runtime.wire.messages import Measurements, Update
+from edge_runtime.wire.measures import Measurements
+from edge_runtime.wire.messages import Update
 from tests.edge_runtime.agent.stage import EXAMPLES, Coordinator, Device, Site, StartDevice
 
 MakeUpdate = Callable[..., Update]

@@ -23,11 +23,11 @@ from edge_runtime.link.address import BrokerAddress, TlsFiles
 from edge_runtime.link.mqtt import MqttLink, Received
 from edge_runtime.link.transfers import Transfers
 from edge_runtime.wire import adapter, chunks, limits, topics
+from edge_runtime.wire.measures import Capabilities
 from edge_runtime.wire.messages import (
     AnyMessage,
     Arm,
     Assignment,
-    Capabilities,
     Chunk,
     ChunkRequest,
     DeviceState,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from edge_runtime.agent import capabilities
-from edge_runtime.wire.messages import Capabilities
+from edge_runtime.wire.measures import Capabilities
 
 
 def find(path: Path, num_threads: int = 1) -> Capabilities:

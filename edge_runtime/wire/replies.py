@@ -1,0 +1,59 @@
+"""Replies of devices that cannot be read whole: whose they are is found all the same, so that they can be answered.
+
+A device repeats its update until there is a verdict, and a round waits for it; so what is refused is said to be.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import msgspec
+
+from edge_runtime.wire.fields import Name, Positive
+
+
+class _Head(msgspec.Struct, frozen=True, kw_only=True):
+    """What update and failure have in common; all else in them is passed over."""
+
+    kind: Literal["update", "failure"]
+    run_id: Name
+    device_id: Name
+    round_number: Positive
+    attempt: Positive
+    train_loss: Any = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RefusedReply:
+    """An update or a failure that was refused, by the assignment that it answers."""
+
+    kind: Literal["update", "failure"]
+    run_id: str
+    device_id: str
+    round_number: int
+    attempt: int
+    why: str
+    has_diverged: bool = False
+    """Whether it says that its loss left the finite numbers."""
+
+
+_decoder = msgspec.msgpack.Decoder(_Head)
+
+
+def refused_reply(data: bytes, why: str) -> RefusedReply | None:
+    """The reply that a refused payload was to be; None where that cannot be told."""
+    try:
+        head = _decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return RefusedReply(
+        kind=head.kind,
+        run_id=head.run_id,
+        device_id=head.device_id,
+        round_number=head.round_number,
+        attempt=head.attempt,
+        why=why,
+        has_diverged=isinstance(head.train_loss, float) and not math.isfinite(head.train_loss),
+    )

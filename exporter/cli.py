@@ -48,6 +48,7 @@ def export(  # noqa: PLR0913, PLR0917 - each is an option
     labels: options.Labels = None,
     label: options.Label = None,
     num_labels: options.NumLabels = None,
+    new_head: options.NewHead = False,  # noqa: FBT002 - a flag
     seed: options.Seed = 0,
     targets: options.Targets = None,
     top_blocks: options.TopBlocks = None,
@@ -81,6 +82,7 @@ def export(  # noqa: PLR0913, PLR0917 - each is an option
         out,
         labels=named,
         num_labels=num_labels,
+        new_head=new_head,
         seed=seed,
         targets=() if targets is None else [name.strip() for name in targets.split(",")],
         top_blocks=top_blocks,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from msgspec import structs
 
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from models.family import Family
 
 
+NOTE: Final = "note: "
+"""Begins a line of progress that a person should know even where nobody watches the export."""
+
+
 def _silent(line: str) -> None:
     del line
 
@@ -37,6 +41,7 @@ def export_model(  # noqa: PLR0913 - all but three are options of the command
     *,
     labels: Sequence[str] | None = None,
     num_labels: int | None = None,
+    new_head: bool = False,
     seed: int = 0,
     targets: Sequence[str] = (),
     top_blocks: int | None = None,
@@ -50,8 +55,9 @@ def export_model(  # noqa: PLR0913 - all but three are options of the command
         model: local directory, or id on the Hugging Face hub.
         task: what it is to be tuned for.
         out: directory of the artifact; it appears whole or not at all.
-        labels: class names; text-classification with a checkpoint that has no classifier.
+        labels: class names, for text-classification.
         num_labels: their number, where they have no names.
+        new_head: make a new classifier, even where the checkpoint has one.
         seed: of weights that the checkpoint lacks.
         targets: linear layers that get LoRA factors, by the ends of their names; none = all.
         top_blocks: of so many blocks, counted from the head; None = all.
@@ -70,10 +76,10 @@ def export_model(  # noqa: PLR0913 - all but three are options of the command
     """
     check_output(out, artifact.ARTIFACT, force=force)
     progress(f"loading {Path(model).name}")
-    loaded = load_model(model, task, labels=labels, num_labels=num_labels, seed=seed)
+    loaded = load_model(model, task, labels=labels, num_labels=num_labels, seed=seed, new_head=new_head)
     loaded.family.choose_targets(targets, top_blocks=top_blocks)
     for note in loaded.notes:
-        progress(note)
+        progress(f"{NOTE}{note}")
     base = Base(loaded, base_dtype)
     manifest = artifact.describe(loaded, base)
     progress(f"tracing the stages of {manifest.family}")

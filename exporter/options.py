@@ -49,12 +49,16 @@ Seed = Annotated[int, typer.Option(help="Of weights that the checkpoint lacks (a
 # Of an artifact.
 Task = Annotated[str | None, typer.Option(help="text-classification or causal-lm.")]
 Labels = Annotated[
-    str | None, typer.Option(metavar="A,B,...", help="Names of the classes, where the checkpoint has no classifier.")
+    str | None,
+    typer.Option(metavar="A,B,...", help="Names of the classes, where the checkpoint's classifier has others or none."),
 ]
 Label = Annotated[
     list[str] | None, typer.Option(metavar="NAME", help="One class; repeat it. For names that hold commas.")
 ]
 NumLabels = Annotated[int | None, typer.Option(min=2, help="Their number, where they have no names.")]
+NewHead = Annotated[
+    bool, typer.Option("--new-head", help="Make a new classifier for these classes, even where the checkpoint has one.")
+]
 Targets = Annotated[
     str | None,
     typer.Option(metavar="A,B,...", help="Linear layers that get LoRA factors, such as query,value; default: all."),
@@ -69,7 +73,7 @@ Base = Annotated[
         help="Type of frozen weights; stored: the checkpoint's; int8 and nf4 (4 bits) are smaller and lose some."
     ),
 ]
-OF_ARTIFACT: Final = ("task", "labels", "label", "num_labels", "targets", "top_blocks", "base")
+OF_ARTIFACT: Final = ("task", "labels", "label", "num_labels", "new_head", "targets", "top_blocks", "base")
 """Parameters that only ``--format artifact`` has."""
 
 # Of models for onnxruntime-training.

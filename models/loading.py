@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -15,7 +14,8 @@ import transformers
 from transformers.utils import logging as transformers_logging
 
 from edge_runtime.wire.errors import FedSpineError
-from models.errors import LabelsDifferError, LabelsError, ModelNotFoundError, ModelUnsupportedError
+from models.errors import LabelsError, ModelNotFoundError, ModelUnsupportedError
+from models.heads import Head, choose_head, wanted_labels
 from models.hub import is_hub_id
 from models.registry import family_class, family_for
 
@@ -28,7 +28,6 @@ _AUTO: Final[dict[Task, Any]] = {
     "text-classification": transformers.AutoModelForSequenceClassification,
     "causal-lm": transformers.AutoModelForCausalLM,
 }
-_GENERIC_LABEL: Final = re.compile(r"LABEL_\d+")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,16 +52,23 @@ class PretrainedModel:
 
 
 def load_model(
-    model: str | Path, task: Task, *, labels: Sequence[str] | None, num_labels: int | None, seed: int
+    model: str | Path,
+    task: Task,
+    *,
+    labels: Sequence[str] | None,
+    num_labels: int | None,
+    seed: int,
+    new_head: bool = False,
 ) -> PretrainedModel:
     """Load a model for a task.
 
     Args:
         model: local directory, or id on the hub.
         task: what it is tuned for.
-        labels: class names, for text-classification with a checkpoint that has no classifier.
+        labels: class names, for text-classification; see :func:`models.heads.choose_head`.
         num_labels: their number, where they have no names.
         seed: of the weights that the checkpoint lacks: the classifier, normal with the configuration's deviation.
+        new_head: make a new classifier, even where the checkpoint has one.
 
     Raises:
         ModelNotFoundError: there is no such model, or files are missing or unreadable.
@@ -70,26 +76,27 @@ def load_model(
         LabelsError: class names are needed, or make no sense.
         LabelsDifferError: they are not those of the checkpoint's classifier.
     """
-    wanted = _wanted_labels(task, labels, num_labels)
+    wanted = wanted_labels(task, labels, num_labels)
+    if new_head and task != "text-classification":
+        msg = f"--new-head is for text-classification; {task} has no classifier: leave it out"
+        raise LabelsError(msg)
     with _quiet():
         config = _config(model, task)
         source, missing = _source_model(model, task, seed)
         tokenizer = _tokenizer(model)
     family = family_for(config, task)
     notes = _check_missing(model, family, missing)
-    has_classifier = bool(family.dense) and not missing.intersection(family.dense)
+    head = Head(labels=(), is_new=False)
     if task == "text-classification":
-        names = _labels(config, wanted, has_classifier=has_classifier)
-        config.id2label = dict(enumerate(names))
-        config.label2id = {name: index for index, name in enumerate(names)}
+        has_classifier = bool(family.dense) and not missing.intersection(family.dense)
+        head = _head(config, wanted, has_classifier=has_classifier, is_new=new_head)
         family = family_for(config, task)
-    else:
-        names = ()
+        notes += [head.note] if head.note else []
     state = source.state_dict()
-    dense = {name: state[name].to(torch.float32) for name in family.dense if has_classifier}
-    if family.dense and not has_classifier:
+    if head.is_new:
         dense = _new_dense(family, config.initializer_range, seed)
-        notes.append(f"the checkpoint has no classifier: a new one for {len(names)} classes was made from seed {seed}")
+    else:
+        dense = {name: state[name].to(torch.float32) for name in family.dense}
     config.architectures = [type(source).__name__]
     return PretrainedModel(
         name=Path(model).resolve().name if Path(model).is_dir() else str(model),
@@ -97,48 +104,22 @@ def load_model(
         family=family,
         config=config,
         tokenizer=tokenizer,
-        labels=names,
+        labels=head.labels,
         frozen=_frozen(family, state),
         dense=dense,
         notes=tuple(notes),
     )
 
 
-def _wanted_labels(task: Task, labels: Sequence[str] | None, num_labels: int | None) -> tuple[str, ...] | None:
-    if labels is None and num_labels is None:
-        return None
-    if task != "text-classification":
-        msg = f"labels are for text-classification; {task} has none: leave the option out"
-        raise LabelsError(msg)
-    if labels is not None and num_labels is not None:
-        msg = "give either the labels or their number, not both"
-        raise LabelsError(msg)
-    names = tuple(str(i) for i in range(num_labels or 0)) if labels is None else tuple(labels)
-    if len(names) < 2 or len(set(names)) != len(names) or not all(name.strip() for name in names):
-        msg = f"labels must be two or more different names, got {list(names)}"
-        raise LabelsError(msg)
-    return names
-
-
-def _labels(config: Any, wanted: tuple[str, ...] | None, *, has_classifier: bool) -> tuple[str, ...]:
-    """Class names in the order of the classifier's outputs: the checkpoint's own, where its classifier has names."""
-    own = tuple(str(config.id2label[i]) for i in range(config.num_labels))
-    if not has_classifier:
-        if wanted is None:
-            msg = "the checkpoint has no classifier: say what its classes are, --labels NAME,NAME,... or --num-labels N"
-            raise LabelsError(msg)
-        return wanted
-    if wanted is None:
-        return own
-    if set(wanted) == set(own):
-        return own  # in the order in which the classifier's outputs stand for them
-    if len(wanted) != len(own) or not all(_GENERIC_LABEL.fullmatch(name) for name in own):
-        msg = (
-            f"the checkpoint's classifier has {len(own)} classes ({', '.join(own[:8])}), not {len(wanted)} "
-            f"({', '.join(wanted[:8])}): use its names, or a checkpoint without a classifier"
-        )
-        raise LabelsDifferError(msg)
-    return wanted
+def _head(config: Any, wanted: tuple[str, ...] | None, *, has_classifier: bool, is_new: bool) -> Head:
+    """Choose the classifier, and make the configuration that of a model with it."""
+    own = [str(config.id2label[index]) for index in range(config.num_labels)] if has_classifier else None
+    head = choose_head(own, wanted, is_new=is_new)
+    config.id2label = dict(enumerate(head.labels))
+    config.label2id = {name: index for index, name in enumerate(head.labels)}
+    if head.is_new:
+        config.problem_type = None  # what the checkpoint's was trained for says nothing of a new one
+    return head
 
 
 def _config(model: str | Path, task: Task) -> Any:

@@ -41,13 +41,16 @@ from broker_server.run.view import RunView
 from broker_server.storage.events import EventReader
 from broker_server.storage.store import Store
 from edge_runtime.wire.files import write_atomically
-from edge_runtime.wire.manifest import digest_of
+from edge_runtime.wire.manifest import decode_manifest, digest_of
 from edge_runtime.wire.names import MANIFEST_FILE
 
 PREPARE: Final = "prepare"
 CALIBRATE: Final = "calibrate"
 COMPACT: Final = "compact"
 MEASURE: Final = "measure"
+
+NOTE: Final = "fedspine: note: "
+"""Begins a line of an export's log that a person should see."""
 
 
 def start_run(settings: RunSettings, root: Path, display: Display) -> Report:
@@ -151,10 +154,13 @@ class Job:
             self._display.step("reading the data")
             data = preparation.load(self._settings)
             export = self._provide_artifact(data.labels) if needs_labels else export
+            if preparation.may_be_indices(data.labels):  # only the model knows what the numbers stand for
+                self._finish_export(export)
+                export = None
+                data = preparation.named_classes(data, decode_manifest(self._manifest_bytes()).labels)
             preparation.write_split(self._settings, data, self._directory)
             self._display.step(_data_line(data, self._settings.devices))
-            if export is not None:
-                self._supervisor.finish(export)
+            self._finish_export(export)
             self._name_artifact()
 
     def train(self) -> None:
@@ -224,13 +230,26 @@ class Job:
         command = export_command(self._settings, source, labels, self._exported)
         return self._supervisor.start("export", command)
 
+    def _finish_export(self, export: Child | None) -> None:
+        """Wait for an export that is under way, and show what it noted of the model."""
+        if export is None:
+            return
+        self._supervisor.finish(export)
+        for line in export.log.read_text(encoding="utf-8", errors="replace").splitlines():
+            _, is_note, note = line.partition(NOTE)
+            if is_note:
+                self._display.step(f"note: {note}")
+
+    def _manifest_bytes(self) -> bytes:
+        return (self._exported / MANIFEST_FILE).read_bytes()
+
     @property
     def _exported(self) -> Path:
         return self._directory.artifacts / ".new"
 
     def _name_artifact(self) -> None:
         """Give the artifact its place by digest."""
-        digest = digest_of((self._exported / MANIFEST_FILE).read_bytes())
+        digest = digest_of(self._manifest_bytes())
         self._exported.rename(self._directory.artifacts / digest)
         self.state = msgspec.structs.replace(self.state, artifact_digest=digest)
 

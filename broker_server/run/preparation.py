@@ -26,6 +26,7 @@ from broker_server.services.broker import find_broker
 from broker_server.services.ports import check_port
 from edge_runtime.wire.arms import parse_arms
 from edge_runtime.wire.files import write_atomically
+from models.heads import are_indices
 from models.hub import is_hub_id
 
 HOST: Final = "127.0.0.1"
@@ -109,6 +110,24 @@ def load(settings: RunSettings) -> DataSet:
     data = Path(settings.data) if settings.data else None
     test = Path(settings.test) if settings.test else None
     return load_data(data, test, settings.fields, np.random.default_rng([settings.seed, 0]))
+
+
+def may_be_indices(labels: tuple[str, ...]) -> bool:
+    """Whether the data's classes may be numbers of the model's, whose names only the model knows."""
+    return bool(labels) and all(label.isdecimal() for label in labels)
+
+
+def named_classes(data: DataSet, labels: tuple[str, ...]) -> DataSet:
+    """The data with the names of the model's classes where it has their numbers.
+
+    Args:
+        data: as it was read.
+        labels: the model's classes, in the order of its outputs.
+    """
+    if not are_indices(data.labels, labels):
+        return data
+    train, test = ([{**e, LABEL: labels[int(str(e[LABEL]))]} for e in part] for part in (data.train, data.test))
+    return DataSet(train=train, test=test, labels=labels)
 
 
 def write_split(settings: RunSettings, data: DataSet, directory: RunDirectory) -> None:

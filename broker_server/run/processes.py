@@ -61,6 +61,8 @@ def export_command(settings: RunSettings, source: str, labels: tuple[str, ...], 
         command += ["--top-blocks", str(settings.top_blocks)]
     if settings.base != "stored":
         command += ["--base", settings.base]
+    if settings.new_head:
+        command += ["--new-head"]
     for label in labels:
         command += ["--label", label]
     return command

@@ -11,6 +11,7 @@ from pathlib import Path
 from broker_server.errors import ConfigError
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.wire.manifest import NF4_BLOCK_SIZE, BaseDtype, Manifest, Task, TensorSpec
+from models.heads import are_indices
 
 
 def check_artifact(
@@ -96,7 +97,7 @@ def _check_targets(manifest: Manifest, names: Sequence[str], directory: Path) ->
 
 
 def _check_labels(manifest: Manifest, labels: tuple[str, ...], directory: Path) -> None:
-    if set(manifest.labels) != set(labels):
+    if not (set(labels) <= set(manifest.labels) or are_indices(labels, manifest.labels)):
         msg = (
             f"artifact {directory} was exported for the classes {list(manifest.labels[:8])}, the data has "
             f"{list(labels[:8])}: export the model for these"

@@ -74,6 +74,9 @@ class RunSettings:
     test: str = option(Panel.MODEL, "held-out JSON lines (default: a random tenth of the data)", "")
     text_field: str = option(Panel.MODEL, "field that holds the text", "text")
     label_field: str = option(Panel.MODEL, "field that holds the class", LABEL)
+    new_head: bool = option(
+        Panel.MODEL, "a new classifier for the data's classes, even where the model has one", default=False
+    )
     max_length: int = option(Panel.MODEL, "tokens of an example")
     split: str = option(Panel.MODEL, "iid, dirichlet:A or by-key[:FIELD]")
     devices: int = option(Panel.TRAINING, "number of devices")
@@ -180,12 +183,19 @@ class RunSettings:
         if self.broker not in EMBEDDED_BROKERS and "://" not in self.broker:
             msg = f"broker {self.broker!r} is not known: expected auto, mosquitto, amqtt, or a URL such as mqtt://host:1883"
             raise ConfigError(msg)
-        if self.class_balance and self.task != "text-classification":
-            msg = f"class_balance is for text-classification, the task is {self.task}: leave it out"
-            raise ConfigError(msg)
+        self._check_combinations()
         check_sparsity(self.sparsity)
         parse_split(self.split)
         self.coordinator_config(run_id="check", broker_url="", artifact_url="http://localhost/", artifact_digest="")
+
+    def _check_combinations(self) -> None:
+        for name in ("class_balance", "new_head"):
+            if getattr(self, name) and self.task != "text-classification":
+                msg = f"{name} is for text-classification, the task is {self.task}: leave it out"
+                raise ConfigError(msg)
+        if self.new_head and self.artifact:
+            msg = "new_head is for an export, and the artifact that is given was exported before: leave one of them out"
+            raise ConfigError(msg)
 
     @property
     def fields(self) -> Fields:

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker_server.errors import DataEmptyError, DataInvalidError, UnknownLabelError
-from broker_server.run.examples import Fields, hold_out, load_data, read_examples, write_examples
+from broker_server.run.examples import DataSet, Fields, hold_out, load_data, read_examples, write_examples
+from broker_server.run.preparation import named_classes
 
 CLASSES = Fields(label="label")
 
@@ -19,6 +20,15 @@ CLASSES = Fields(label="label")
 def _file(path: Path, *rows: object) -> Path:
     path.write_text("".join(f"{row if isinstance(row, str) else json.dumps(row)}\n" for row in rows))
     return path
+
+
+def test_numbers_of_the_models_classes_become_their_names() -> None:
+    data = DataSet(train=[{"text": "a", "label": "1"}], test=[{"text": "b", "label": "0"}], labels=("0", "1"))
+
+    named = named_classes(data, ("no", "yes"))
+
+    assert (named.train[0]["label"], named.test[0]["label"], named.labels) == ("yes", "no", ("no", "yes"))
+    assert named_classes(data, ("1", "0")) == data  # here they are names
 
 
 def test_fields_are_renamed_and_labels_become_text(tmp_path: Path) -> None:

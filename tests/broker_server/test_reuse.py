@@ -44,9 +44,21 @@ def test_across_file_systems_the_files_are_copied(
     check_artifact(tmp_path / "adopted", "text-classification")
 
 
-def test_an_artifact_of_other_classes_is_refused(tiny_bert_artifact: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("labels", [("blue", "green"), ("0", "2")], ids=str)
+def test_data_may_lack_classes_of_the_artifact_and_may_number_them(
+    labels: tuple[str, ...], tiny_bert_artifact: Path, tmp_path: Path
+) -> None:
+    adopt_artifact(tiny_bert_artifact, labels, tmp_path / "adopted")
+
+    check_artifact(tmp_path / "adopted", "text-classification")
+
+
+@pytest.mark.parametrize("labels", [("blue", "teal"), ("0", "3"), ("0", "red")], ids=str)
+def test_an_artifact_of_other_classes_is_refused(
+    labels: tuple[str, ...], tiny_bert_artifact: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match="exported for the classes"):
-        adopt_artifact(tiny_bert_artifact, ("blue", "green"), tmp_path / "adopted")
+        adopt_artifact(tiny_bert_artifact, labels, tmp_path / "adopted")
 
     assert not (tmp_path / "adopted").exists()
 

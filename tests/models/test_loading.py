@@ -73,14 +73,6 @@ def test_the_order_of_the_checkpoints_classes_is_kept(tmp_path: Path) -> None:
     assert torch.equal(model.dense["classifier.weight"], expected["classifier.weight"])
 
 
-@pytest.mark.parametrize("labels", [["x", "y"], ["x", "y", "a"]], ids=["another number", "another name"])
-def test_labels_that_contradict_the_checkpoint_are_refused(labels: list[str], tmp_path: Path) -> None:
-    source = save_classifier(tmp_path / "model", {0: "x", 1: "y", 2: "z"})
-    with pytest.raises(LabelsError, match=r"x, y, z.*use its names, or a checkpoint without") as caught:
-        load(source, "text-classification", labels=labels)
-    assert caught.value.exit_code is ExitCode.UNKNOWN_LABEL
-
-
 @pytest.mark.parametrize(
     "options",
     [

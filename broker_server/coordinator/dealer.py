@@ -35,9 +35,12 @@ class Dealer:
         self._run = run
         self._ledger = ledger
         self._refusers = set(refusers)
+        self.has_news = False
+        """Whether the scheduler learnt something, or dealt, since its state was last written."""
 
     def choose(self, round_number: int, device_ids: Sequence[str]) -> dict[str, Arm | None]:
         """Arms for the devices that take part: of an emulated fleet, those that chance makes available."""
+        self.has_news = True
         clock, scheduler = self._run.clock, self._run.scheduler
         if clock is not None:
             members = [device_id for device_id in device_ids if device_id in clock.fleet.members]
@@ -47,6 +50,7 @@ class Dealer:
 
     def choose_again(self, round_number: int, participant: Participant) -> Arm | None:
         """A cheaper arm for a device that ran out of memory; None = there is none."""
+        self.has_news = True
         self._refusers.add(participant.device_id)
         self._run.scheduler.observe(
             arm_outcome(round_number, participant, self._facts(round_number, participant, None), None)
@@ -81,6 +85,7 @@ class Dealer:
         Returns:
             The devices' records, and the length of the round on the virtual clock (None: nothing is emulated).
         """
+        self.has_news = True
         records, outcomes = [], []
         for participant in participants:
             update = self._ledger.accepted(participant)

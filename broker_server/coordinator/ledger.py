@@ -19,7 +19,8 @@ from broker_server.storage.events import (
     UpdatesDiscarded,
 )
 from broker_server.storage.records import DeviceRecord, EvaluationRecord, KeptRecord, RoundRecord
-from broker_server.storage.store import Learnt, Store
+from broker_server.storage.rows import Learnt
+from broker_server.storage.store import Store
 from edge_runtime.wire.arms import format_arms
 from edge_runtime.wire.manifest import Task
 from edge_runtime.wire.messages import DeviceState, Register, Status, Update
@@ -67,6 +68,21 @@ class Ledger:
         self.num_used_rounds = sum(record.was_used for record in records)
         """Finished rounds whose updates made the next adapter."""
 
+    def hold(self) -> None:
+        """From now on gather what is written until :meth:`settle`, again and again."""
+        self._store.hold()
+        self._events.hold()
+
+    def settle(self) -> None:
+        """Make what was gathered durable, then tell of it.
+
+        Raises:
+            DiskFullError: there is no space.
+            StoreError: the database cannot be used.
+        """
+        self._store.settle()
+        self._events.settle()
+
     def resume_round(self) -> dict[str, Participant] | None:
         """Participants of the round that had begun, if one had."""
         opened = self._store.load_open_round()
@@ -78,15 +94,17 @@ class Ledger:
         logger.info("round %d had begun; %d of its updates are kept", opened.round_number, kept)
         return opened.participants
 
-    def save(self, before: RunState, after: RunState, learnt: Callable[[], Learnt]) -> None:
-        """Write what a step changed, before anything is sent that depends on it."""
+    def save(self, before: RunState, after: RunState, learnt: Callable[[], Learnt | None]) -> None:
+        """Write what a step changed, before anything is sent that depends on it.
+
+        Args:
+            before: the state before the step.
+            after: the state after it.
+            learnt: what the scheduler knows, where it learnt something since it was last asked; else None.
+        """
         if after.participants is before.participants or after.phase is Phase.WAITING:
             return
-        changed = [
-            participant
-            for device_id, participant in after.participants.items()
-            if _lasting(before.participants.get(device_id)) != _lasting(participant)
-        ]
+        changed = _changed(before, after)
         round_number = after.round_number
         if before.phase is Phase.CHOOSING:
             self._began_at, self._earlier_s, self._accepted = self._clock(), 0.0, {}
@@ -106,7 +124,7 @@ class Ledger:
         self._sent_at.setdefault(key, self._clock())
 
     def accept_update(self, key: UpdateKey, update: Update, blob: bytes) -> None:
-        """Keep an update; see :meth:`broker_server.storage.store.Store.accept_update`."""
+        """Keep an update, durably once settled; see :meth:`broker_server.storage.store.Store.accept_update`."""
         self._store.accept_update(update, blob, self._wall_clock())
         self._accepted[update.device_id] = update
         if key in self._sent_at:
@@ -134,7 +152,7 @@ class Ledger:
         round_number: int,
         devices: tuple[DeviceRecord, ...],
         quality: Quality,
-        learnt: Learnt,
+        learnt: Learnt | None,
         *,
         emulated_s: float | None = None,
         is_deploy: bool = False,
@@ -147,7 +165,7 @@ class Ledger:
             round_number: 0 = before training.
             devices: what became of its assignments.
             quality: of its adapter.
-            learnt: what the scheduler knows by now.
+            learnt: what the scheduler knows by now; None: nothing that is not on disk.
             emulated_s: length of the round on the virtual clock; None = nothing is emulated.
             is_deploy: whether all trained the plan that is deployed.
             discarded: why its updates were not used; empty = they were.
@@ -252,6 +270,12 @@ class Ledger:
 
     def _log(self, event: AnyEvent) -> None:
         self._events.write(event)
+
+
+def _changed(before: RunState, after: RunState) -> list[Participant]:
+    """Participants whose lasting part a step changed; most are the same objects as before."""
+    pairs = ((before.participants.get(device_id), one) for device_id, one in after.participants.items())
+    return [one for was, one in pairs if one is not was and _lasting(one) != _lasting(was)]
 
 
 def _lasting(participant: Participant | None) -> Participant | None:

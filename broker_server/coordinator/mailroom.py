@@ -37,24 +37,34 @@ Letter = Register | Presence | Status | Update | Failure | RefusedReply
 
 
 class Mailroom:
-    """Sends and receives for one fleet. Belongs to the thread of the event loop."""
+    """Sends and receives for one fleet. Belongs to the thread of the event loop.
+
+    Letters wait for :meth:`post`, so that none tells of what is not on disk yet; chunks and requests for them do not.
+    """
 
     def __init__(self, fleet: str, link: MqttLink, clock: Callable[[], float]) -> None:
         self._fleet = fleet
         self._link = link
         self._clock = clock
-        self._transfers = Transfers(self.to, clock)
+        self._transfers = Transfers(self._send, clock)
+        self._letters: list[tuple[str, bytes]] = []
         self.registry = Registry(SILENCE_S)
         self.num_refused = 0
         """Payloads that were no message of the protocol, or came from the wrong sender."""
 
     def to(self, device_id: str, message: AnyMessage) -> None:
-        """Publish a message to one device; lost without a connection, since the protocol repeats itself."""
-        self._link.publish(topics.down(self._fleet, device_id, kind_of(message)), encode_message(message))
+        """Write a message to one device; lost without a connection, since the protocol repeats itself."""
+        self._letters.append((topics.down(self._fleet, device_id, kind_of(message)), encode_message(message)))
 
     def to_all(self, message: AnyMessage) -> None:
-        """Publish a message to every device."""
-        self._link.publish(topics.to_all(self._fleet, kind_of(message)), encode_message(message))
+        """Write a message to every device."""
+        self._letters.append((topics.to_all(self._fleet, kind_of(message)), encode_message(message)))
+
+    def post(self) -> None:
+        """Publish what was written."""
+        letters, self._letters = self._letters, []
+        for topic, payload in letters:
+            self._link.publish(topic, payload)
 
     def open(self, topic: str, payload: bytes) -> tuple[str, Letter] | None:
         """Sender and message of a payload; None if it was about blobs (and is dealt with), or was refused.
@@ -106,6 +116,9 @@ class Mailroom:
     def tick(self) -> None:
         """Repeat requests that were not answered."""
         self._transfers.tick()
+
+    def _send(self, device_id: str, message: AnyMessage) -> None:
+        self._link.publish(topics.down(self._fleet, device_id, kind_of(message)), encode_message(message))
 
     def _refuse(self, topic: str, why: str) -> None:
         self.num_refused += 1

@@ -36,7 +36,8 @@ from broker_server.rounds.types import (
     UpdateKey,
 )
 from broker_server.storage.records import EvaluationRecord, KeptRecord
-from broker_server.storage.store import Learnt, Store
+from broker_server.storage.rows import Learnt
+from broker_server.storage.store import Store
 from edge_runtime.wire.messages import Cancel, Verdict
 from edge_runtime.wire.plan import Plan
 
@@ -72,8 +73,11 @@ class Office:
         """Whether a background job is under way."""
         return self._background.is_busy
 
-    def learnt(self) -> Learnt:
-        """What the scheduler knows by now."""
+    def take_learnt(self) -> Learnt | None:
+        """All that the scheduler knows, where that changed since the last call; else None. It is to be written now."""
+        if not self._dealer.has_news:
+            return None
+        self._dealer.has_news = False
         return Learnt(scheduler=self._run.scheduler.name, state=self._run.scheduler.state())
 
     def execute(self, state: RunState, command: Command) -> list[Event]:
@@ -222,7 +226,7 @@ class Office:
             number,
             devices,
             self._quality,
-            self.learnt(),
+            self.take_learnt(),
             emulated_s=emulated_s,
             is_deploy=number > 0 and self._dealer.is_deploy(number),
             discarded=self._knowledge.discarded,

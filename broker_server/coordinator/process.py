@@ -5,7 +5,8 @@
                                    │          Ledger (disk)                     v
                                    └───────────────────── answers ── aggregation, evaluation (a thread beside)
 
-One event after the other, in one thread. What a step changed is on disk before its commands are executed.
+One event after the other, in one thread. What steps changed is made durable for several of them at once, when nothing
+more is waiting or :data:`GROUP_S` have passed; what they say to devices and people leaves after that.
 """
 
 from __future__ import annotations
@@ -31,7 +32,18 @@ from broker_server.coordinator.office import Office
 from broker_server.coordinator.parts import Run, open_run
 from broker_server.errors import RunFailedError
 from broker_server.rounds import machine
-from broker_server.rounds.types import Command, DeviceRegistered, Event, FailRun, FinishRun, RoundLimits, RunState, Tick
+from broker_server.rounds.types import (
+    Aggregate,
+    Command,
+    DeviceRegistered,
+    Evaluate,
+    Event,
+    FailRun,
+    FinishRun,
+    RoundLimits,
+    RunState,
+    Tick,
+)
 from broker_server.storage import run_lock
 from broker_server.storage.events import EventLog
 from broker_server.storage.store import Store
@@ -48,6 +60,8 @@ TICK_S: Final = 0.25
 """Longest pause between two looks at the clock."""
 BUSY_TICK_S: Final = 0.02
 """The same while a background job is under way."""
+GROUP_S: Final = 0.1
+"""How long what happened may wait to be made durable together with what happens next."""
 LINGER_S: Final = 3.0
 """How long a finished run waits for devices to say good-bye."""
 
@@ -99,6 +113,7 @@ class Coordinator:
         self._intake = Intake(run, self._mailroom, self._ledger, session_id=self._session_id, clock=clock)
         self._office = Office(run, store, self._ledger, self._mailroom, self._intake)
         self._pending: collections.deque[Event] = collections.deque()
+        self._settled_at = clock()
         self._leave_at: float | None = None
         """When a finished run stops waiting for good-byes."""
 
@@ -127,23 +142,34 @@ class Coordinator:
         return machine.resume(round_limits, now, finished, participants, num_used_rounds=num_used)
 
     def _loop(self, state: RunState, commands: tuple[Command, ...]) -> None:
+        self._ledger.hold()
         while True:
             for command in commands:
                 self._execute(state, command)
             if self._leave_at is not None and self._may_leave(self._leave_at):
+                self._settle()
                 return
             event = self._next_event(state)
             if self._leave_at is not None and isinstance(event, DeviceRegistered):
                 self._link.publish(*self._finished())
             before = state
             state, commands = machine.advance(before, event)
-            self._ledger.save(before, state, self._office.learnt)
+            self._ledger.save(before, state, self._office.take_learnt)
+
+    def _settle(self) -> None:
+        """Everything so far on disk, then everything that tells of it on its way."""
+        self._ledger.settle()
+        self._mailroom.post()
+        self._settled_at = self._clock()
 
     def _execute(self, state: RunState, command: Command) -> None:
+        if isinstance(command, Aggregate | Evaluate | FailRun | FinishRun):
+            self._settle()  # they read files, or end the process
         if isinstance(command, FailRun):
             raise RunFailedError(command.detail, round_number=state.round_number)
         if isinstance(command, FinishRun):
             self._ledger.run_finished(self._config.run_id)
+            self._settle()
             self._link.publish(*self._finished())
             self._leave_at = self._clock() + LINGER_S
             return
@@ -151,7 +177,11 @@ class Coordinator:
 
     def _next_event(self, state: RunState) -> Event:
         """The next event. Time is looked at only when nothing is pending: what was stored counts before a deadline."""
-        while not self._pending:
+        while True:
+            if self._clock() - self._settled_at >= GROUP_S:
+                self._settle()
+            if self._pending:
+                return self._pending.popleft()
             if self._clock() - state.now >= TICK_S:
                 self._mailroom.tick()
                 self._pending.extend(self._intake.take_silent())
@@ -159,10 +189,14 @@ class Coordinator:
             with contextlib.suppress(queue.Empty):
                 self._receive(state, BUSY_TICK_S if self._office.is_busy else TICK_S)
             self._pending.extend(self._office.poll())
-        return self._pending.popleft()
 
     def _receive(self, state: RunState, timeout_s: float) -> None:
-        match self._link.events.get(timeout=timeout_s):
+        try:
+            event = self._link.events.get_nowait()
+        except queue.Empty:
+            self._settle()
+            event = self._link.events.get(timeout=timeout_s)
+        match event:
             case Connected():
                 self._mailroom.to_all(Hello(run_id=self._config.run_id, session_id=self._session_id))
                 self._mailroom.reconnected()

@@ -76,10 +76,15 @@ _decoder = msgspec.json.Decoder(AnyEvent)
 
 
 class EventLog:
-    """Appends events to a file, each line flushed; a line that a killed process left unfinished is ended first."""
+    """Appends events to a file, each line flushed; a line that a killed process left unfinished is ended first.
+
+    After :meth:`hold` lines wait for :meth:`settle`, so that nothing is told that is not on disk.
+    """
 
     def __init__(self, path: Path) -> None:
         self._file: IO[bytes] = path.open("a+b")
+        self._is_holding = False
+        self._held: list[bytes] = []
         if self._file.tell() > 0:
             self._file.seek(-1, os.SEEK_END)
             if self._file.read(1) != b"\n":
@@ -87,11 +92,23 @@ class EventLog:
 
     def write(self, event: AnyEvent) -> None:
         """Append one event."""
-        self._file.write(msgspec.json.encode(event) + b"\n")
-        self._file.flush()
+        self._held.append(msgspec.json.encode(event) + b"\n")
+        if not self._is_holding:
+            self.settle()
+
+    def hold(self) -> None:
+        """From now on gather events until :meth:`settle`, again and again."""
+        self._is_holding = True
+
+    def settle(self) -> None:
+        """Write what was gathered."""
+        if self._held:
+            self._file.write(b"".join(self._held))
+            self._file.flush()
+            self._held.clear()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; what was not settled is dropped."""
         self._file.close()
 
 

@@ -8,13 +8,16 @@ What a restarted coordinator needs is on disk before anything that depends on it
 
 So a crash between any two of these costs repeated work at most, never an accepted update. SQLite runs in WAL mode with
 ``synchronous = FULL``: a transaction that returned survives a power cut.
+
+A disk takes milliseconds to make anything durable, one thing or many. After :meth:`Store.hold` writes gather, in one
+transaction, until :meth:`Store.settle`: what depends on them may leave the process after that.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,12 +27,14 @@ from sqlalchemy.dialects.sqlite import insert
 
 from broker_server.errors import StoreError
 from broker_server.rounds.types import Outcome, Participant, UpdateKey
-from broker_server.storage import schema
+from broker_server.storage import rows, schema
+from broker_server.storage.held_files import HeldFiles, sweep
 from broker_server.storage.records import AssignedWork, RoundRecord
+from broker_server.storage.rows import Learnt
 from edge_runtime.wire.errors import MessageError
-from edge_runtime.wire.files import DiskFullError, make_directories, write_atomically
+from edge_runtime.wire.files import DiskFullError
 from edge_runtime.wire.manifest import digest_of
-from edge_runtime.wire.messages import Arm, FailureReason, Register, Update, decode_message, encode_message
+from edge_runtime.wire.messages import FailureReason, Register, Update, decode_message, encode_message
 
 STATE_FILE = "state.sqlite"
 UPDATES_FOLDER = "updates"
@@ -52,6 +57,10 @@ class Store:
     def __init__(self, run_dir: Path, engine: sa.Engine) -> None:
         self._run_dir = run_dir
         self._engine = engine
+        self._files = HeldFiles()
+        self._is_holding = False
+        self._group: sa.Connection | None = None
+        """The transaction that writes gather in."""
 
     @classmethod
     def open(cls, run_dir: Path) -> Self:
@@ -75,8 +84,32 @@ class Store:
         return store
 
     def close(self) -> None:
-        """Close the database."""
+        """Close the database; what was not settled is dropped."""
+        self._files.close()
+        if self._group is not None:
+            self._group.close()
         self._engine.dispose()
+
+    def hold(self) -> None:
+        """From now on gather writes until :meth:`settle`, again and again. Reads see what was gathered.
+
+        Only one process may do so: it removes what one that was killed left aside.
+        """
+        self._is_holding = True
+        sweep(self._run_dir / UPDATES_FOLDER)
+
+    def settle(self) -> None:
+        """Make everything durable that was gathered: files first, then the rows that tell of them.
+
+        Raises:
+            DiskFullError: there is no space.
+            StoreError: the database cannot be used.
+        """
+        self._files.settle()
+        group, self._group = self._group, None
+        if group is not None:
+            with self._translated(), group:
+                group.commit()
 
     # ---- devices -----------------------------------------------------------------------------------------------------
 
@@ -88,31 +121,32 @@ class Store:
             "first_seen_at": at,
             "last_seen_at": at,
         }
-        updated = {name: value for name, value in row.items() if name != "first_seen_at"}
         with self._transaction() as connection:
-            connection.execute(insert(schema.devices).values(row).on_conflict_do_update(set_=updated))
+            connection.execute(rows.SAVE_DEVICE, row)
 
     # ---- rounds ------------------------------------------------------------------------------------------------------
 
-    def begin_round(self, round_number: int, participants: Iterable[Participant], learnt: Learnt, at: float) -> None:
-        """Write a round with its first assignments and what its scheduler knew, all or nothing."""
+    def begin_round(
+        self, round_number: int, participants: Iterable[Participant], learnt: Learnt | None, at: float
+    ) -> None:
+        """Write a round with its first assignments and what its scheduler learnt (None: nothing), all or nothing."""
         row = {"round_number": round_number, "started_at": at, "active_s": 0.0}
         with self._transaction() as connection:
             connection.execute(insert(schema.rounds).values(row).on_conflict_do_nothing())
-            _save_participants(connection, round_number, participants)
-            _save_scheduler(connection, learnt)
+            rows.save_participants(connection, round_number, participants)
+            rows.save_scheduler(connection, learnt)
 
     def save_participants(
-        self, round_number: int, participants: Iterable[Participant], learnt: Learnt, active_s: float
+        self, round_number: int, participants: Iterable[Participant], learnt: Learnt | None, active_s: float
     ) -> None:
-        """Write how assignments of a round stand by now."""
+        """Write how assignments of a round stand by now, and what the scheduler learnt (None: nothing)."""
         with self._transaction() as connection:
-            _save_participants(connection, round_number, participants)
-            _save_scheduler(connection, learnt)
+            rows.save_participants(connection, round_number, participants)
+            rows.save_scheduler(connection, learnt)
             this = schema.rounds.c.round_number == round_number
             connection.execute(sa.update(schema.rounds).where(this).values(active_s=active_s))
 
-    def finish_round(self, record: RoundRecord, learnt: Learnt, at: float) -> None:
+    def finish_round(self, record: RoundRecord, learnt: Learnt | None, at: float) -> None:
         """Write the record of a round; it is over with this."""
         row = {
             "round_number": record.round_number,
@@ -123,13 +157,14 @@ class Store:
         changed = {"active_s": row["active_s"], "record": row["record"]}
         with self._transaction() as connection:
             connection.execute(insert(schema.rounds).values(row).on_conflict_do_update(set_=changed))
-            _save_scheduler(connection, learnt)
+            rows.save_scheduler(connection, learnt)
 
     def forget_round(self, round_number: int) -> None:
-        """Undo a round that has no record yet: it begins again, with assignments and updates of its own."""
+        """Undo a round that has no record yet: it begins again, with assignments and updates of its own. Settles."""
         with self._transaction() as connection:
             for table in (schema.updates, schema.works, schema.assignments, schema.rounds):
                 connection.execute(sa.delete(table).where(table.c.round_number == round_number))
+        self.settle()
 
     def load_round_records(self) -> list[RoundRecord]:
         """Records of the finished rounds, in order.
@@ -156,8 +191,8 @@ class Store:
         last = found[-1]
         round_number, active_s = int(last.round_number), float(last.active_s)
         table = schema.assignments
-        rows = self._query(sa.select(table).where(table.c.round_number == round_number).order_by(table.c.attempt))
-        participants = {row.device_id: _participant(row) for row in rows}
+        found = self._query(sa.select(table).where(table.c.round_number == round_number).order_by(table.c.attempt))
+        participants = {row.device_id: rows.participant_of(row) for row in found}
         accepted = {update.device_id: update.attempt for update in self.load_updates(round_number)}
         for device_id, participant in participants.items():
             is_accepted = accepted.get(device_id) == participant.attempt
@@ -173,7 +208,7 @@ class Store:
         """Remember what an assignment asks for, before it is sent."""
         row = {**dataclasses.asdict(key), "work": msgspec.msgpack.encode(work)}
         with self._transaction() as connection:
-            connection.execute(insert(schema.works).values(row).on_conflict_do_update(set_=row))
+            connection.execute(rows.SAVE_WORK, row)
 
     def load_works(self, round_number: int) -> dict[UpdateKey, AssignedWork]:
         """What the assignments of a round asked for.
@@ -201,14 +236,16 @@ class Store:
     # ---- updates -----------------------------------------------------------------------------------------------------
 
     def accept_update(self, update: Update, blob: bytes, at: float) -> None:
-        """Keep an update that was checked: file first, then the row; when this returns, it survives a crash.
+        """Keep an update that was checked: file first, then the row.
+
+        It survives a crash when this returns, or, after :meth:`hold`, when it is settled.
 
         Raises:
             DiskFullError: there is no space; the update is not accepted.
         """
-        path = self.update_path(update.round_number, update.device_id)
-        make_directories(path.parent)
-        write_atomically(path, blob)
+        self._files.write(self.update_path(update.round_number, update.device_id), blob)
+        if not self._is_holding:
+            self._files.settle()
         row = {
             "round_number": update.round_number,
             "device_id": update.device_id,
@@ -217,7 +254,7 @@ class Store:
             "accepted_at": at,
         }
         with self._transaction() as connection:
-            connection.execute(insert(schema.updates).values(row).on_conflict_do_update(set_=row))
+            connection.execute(rows.SAVE_UPDATE, row)
 
     def load_updates(self, round_number: int) -> list[Update]:
         """Accepted updates of a round whose files are intact, by device id."""
@@ -261,9 +298,9 @@ class Store:
         Raises:
             StoreError: it is damaged.
         """
-        rows = self._query(sa.select(schema.scheduler.c.state).where(schema.scheduler.c.name == name))
+        found = self._query(sa.select(schema.scheduler.c.state).where(schema.scheduler.c.name == name))
         try:
-            return msgspec.json.decode(rows[0][0], type=dict[str, Any]) if rows else None
+            return msgspec.json.decode(found[0][0], type=dict[str, Any]) if found else None
         except msgspec.DecodeError as error:
             msg = f"{self._run_dir / STATE_FILE}: the scheduler's state is damaged ({error})"
             raise StoreError(msg) from error
@@ -276,9 +313,19 @@ class Store:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sa.Connection]:
+        with self._translated():
+            if self._is_holding:
+                if self._group is None:
+                    self._group = self._engine.connect()
+                yield self._group
+            else:
+                with self._engine.begin() as connection:
+                    yield connection
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
         try:
-            with self._engine.begin() as connection:
-                yield connection
+            yield
         except sa.exc.DBAPIError as error:
             path = self._run_dir / STATE_FILE
             if "disk is full" in str(error.orig):
@@ -286,14 +333,6 @@ class Store:
                 raise DiskFullError(msg) from error
             msg = f"{path} cannot be used ({error.orig}): resume from a copy, or start a new run"
             raise StoreError(msg) from error
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Learnt:
-    """State of a scheduler, written along with what it followed from."""
-
-    scheduler: str
-    state: Mapping[str, Any]
 
 
 def _check_version(connection: sa.Connection, path: Path) -> None:
@@ -316,35 +355,3 @@ def _set_up_connection(connection: Any, _record: object) -> None:  # noqa: ANN40
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA busy_timeout = 5000")
     cursor.close()
-
-
-def _save_participants(connection: sa.Connection, round_number: int, participants: Iterable[Participant]) -> None:
-    for participant in participants:
-        outcome = Outcome.FAILED if participant.awaits_arm else participant.outcome
-        row = {
-            "round_number": round_number,
-            "device_id": participant.device_id,
-            "attempt": participant.attempt,
-            "pruning_ratio": participant.arm.pruning_ratio,
-            "rank": participant.arm.rank,
-            "outcome": None if outcome is None else outcome.value,
-            "reason": None if participant.reason is None else participant.reason.value,
-            "detail": participant.detail,
-        }
-        connection.execute(insert(schema.assignments).values(row).on_conflict_do_update(set_=row))
-
-
-def _save_scheduler(connection: sa.Connection, learnt: Learnt) -> None:
-    row = {"name": learnt.scheduler, "state": msgspec.json.encode(learnt.state).decode()}
-    connection.execute(insert(schema.scheduler).values(row).on_conflict_do_update(set_=row))
-
-
-def _participant(row: sa.Row[Any]) -> Participant:
-    return Participant(
-        device_id=row.device_id,
-        attempt=row.attempt,
-        arm=Arm(pruning_ratio=row.pruning_ratio, rank=row.rank),
-        outcome=None if row.outcome is None else Outcome(row.outcome),
-        reason=None if row.reason is None else FailureReason(row.reason),
-        detail=row.detail,
-    )

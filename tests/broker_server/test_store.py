@@ -10,7 +10,8 @@ import pytest
 from broker_server.errors import StoreError
 from broker_server.rounds.types import Outcome, Participant, UpdateKey
 from broker_server.storage.records import EvaluationRecord, RoundRecord
-from broker_server.storage.store import Learnt, Store
+from broker_server.storage.rows import Learnt
+from broker_server.storage.store import Store
 from edge_runtime.wire import chunks, files
 from edge_runtime.wire.arms import parse_arms
 from edge_runtime.wire.measures import Measurements

@@ -1,0 +1,79 @@
+"""Rows of the tables: how they are written, and what they stand for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite import insert
+
+from broker_server.rounds.types import Outcome, Participant
+from broker_server.storage import schema
+from edge_runtime.wire.messages import Arm, FailureReason
+
+
+def _replacing(table: sa.Table, *, but: str = "") -> sa.Insert:
+    """Inserts rows of a table, or replaces those of the same keys, ``but`` for a column that stays as it was."""
+    statement = insert(table)
+    changed = [c.name for c in table.columns if not c.primary_key and c.name != but]
+    return statement.on_conflict_do_update(set_={name: statement.excluded[name] for name in changed})
+
+
+# Made once: to make a statement takes longer than to execute it.
+SAVE_DEVICE: Final = _replacing(schema.devices, but="first_seen_at")
+SAVE_WORK: Final = _replacing(schema.works)
+SAVE_UPDATE: Final = _replacing(schema.updates)
+_SAVE_ASSIGNMENT: Final = _replacing(schema.assignments)
+_SAVE_SCHEDULER: Final = _replacing(schema.scheduler)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Learnt:
+    """State of a scheduler, written along with what it followed from."""
+
+    scheduler: str
+    state: Mapping[str, Any]
+
+
+def save_participants(connection: sa.Connection, round_number: int, participants: Iterable[Participant]) -> None:
+    """Write how assignments of a round stand."""
+    rows = [_row(round_number, participant) for participant in participants]
+    if rows:
+        connection.execute(_SAVE_ASSIGNMENT, rows)
+
+
+def save_scheduler(connection: sa.Connection, learnt: Learnt | None) -> None:
+    """Write what a scheduler learnt (None: nothing)."""
+    if learnt is None:
+        return
+    row = {"name": learnt.scheduler, "state": msgspec.json.encode(learnt.state).decode()}
+    connection.execute(_SAVE_SCHEDULER, row)
+
+
+def participant_of(row: sa.Row[Any]) -> Participant:
+    """The participant that a row tells of."""
+    return Participant(
+        device_id=row.device_id,
+        attempt=row.attempt,
+        arm=Arm(pruning_ratio=row.pruning_ratio, rank=row.rank),
+        outcome=None if row.outcome is None else Outcome(row.outcome),
+        reason=None if row.reason is None else FailureReason(row.reason),
+        detail=row.detail,
+    )
+
+
+def _row(round_number: int, participant: Participant) -> dict[str, Any]:
+    outcome = Outcome.FAILED if participant.awaits_arm else participant.outcome
+    return {
+        "round_number": round_number,
+        "device_id": participant.device_id,
+        "attempt": participant.attempt,
+        "pruning_ratio": participant.arm.pruning_ratio,
+        "rank": participant.arm.rank,
+        "outcome": None if outcome is None else outcome.value,
+        "reason": None if participant.reason is None else participant.reason.value,
+        "detail": participant.detail,
+    }

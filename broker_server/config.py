@@ -103,6 +103,9 @@ class CoordinatorConfig:
     """Type of adapters on the wire."""
     test_file: str | None = None
     """Held-out examples for the server's evaluation, relative to the run directory or absolute."""
+    base_model: str | None = None
+    """Directory (relative to the run directory, or absolute) or hub id of the model that the artifact was made from:
+    named in ``adapters/peft``, where PEFT looks for it. None = not known."""
     num_evaluation_examples: Positive | None = 1000
     """Examples (seeded sample) evaluated after each round, the last one also on all. None = always all."""
     num_threads: Annotated[int, Range(1, 1024)] = 2

@@ -21,7 +21,8 @@ from broker_server.pruning.files import ImportanceFiles
 from broker_server.pruning.scores import Scores, check_scorable
 from broker_server.rounds.types import UpdateKey
 from broker_server.scheduler import Scheduler, make_scheduler
-from broker_server.storage.adapters import GlobalAdapters
+from broker_server.storage.adapters import GlobalAdapters, peft_directory
+from broker_server.storage.peft_folder import PeftFolder, base_model
 from broker_server.storage.store import Store
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.wire.adapter import initial
@@ -87,8 +88,14 @@ def open_run(run_dir: Path, config: CoordinatorConfig, store: Store) -> Run:
         raise StoreError(msg, digest=artifact.digest)
     manifest, clock = artifact.manifest, open_clock(run_dir, config)
     check_scorable(manifest, config.pruning)
+    base = base_model(run_dir, config.base_model)
     adapters = GlobalAdapters(
-        run_dir, manifest, artifact.digest, rank=config.max_rank, lora_scaling=config.training.lora_scaling
+        run_dir,
+        manifest,
+        artifact.digest,
+        rank=config.max_rank,
+        lora_scaling=config.training.lora_scaling,
+        peft_folder=PeftFolder(peft_directory(run_dir), manifest, artifact, base),
     )
     records, opened = store.load_round_records(), store.load_open_round()
     policy, by_round = config.pruning.policy.resolved(manifest.num_layers), config.pruning.importance == "lora"

@@ -207,6 +207,7 @@ class Job:
             broker_url=broker_url,
             artifact_url=artifacts_url,
             artifact_digest=self.state.artifact_digest or "",
+            base_model=preparation.base_model(self._settings),
             num_threads=num_cores(),
         )
         write_atomically(self._directory.config_file, config.to_toml().encode())

@@ -92,6 +92,16 @@ def model_source(model: str) -> str:
     return model
 
 
+def base_model(settings: RunSettings) -> str | None:
+    """Directory or hub id that the run's artifact was made from; None where only the artifact was given."""
+    if settings.artifact and not settings.model:
+        return None
+    try:
+        return model_source(settings.model)
+    except ModelNotFoundError:  # it has gone since the export, and rounds do not need it
+        return str(Path(settings.model).expanduser().absolute())
+
+
 def model_name(settings: RunSettings) -> str:
     """Name of the model for people."""
     return Path(settings.model).name if settings.model else BUILT_IN_MODEL

@@ -224,7 +224,14 @@ class RunSettings:
             raise ConfigError(str(error)) from error
 
     def coordinator_config(
-        self, *, run_id: str, broker_url: str, artifact_url: str, artifact_digest: str, num_threads: int = 1
+        self,
+        *,
+        run_id: str,
+        broker_url: str,
+        artifact_url: str,
+        artifact_digest: str,
+        base_model: str | None = None,
+        num_threads: int = 1,
     ) -> CoordinatorConfig:
         """What the coordinator process is told; the fleet is :meth:`fleet_of`.
 
@@ -265,6 +272,7 @@ class RunSettings:
             round_deadline_s=self.round_deadline,
             wire_dtype=self.wire_dtype,
             test_file="data/test.jsonl",
+            base_model=base_model,
             num_evaluation_examples=self.eval_examples or None,
             num_threads=num_threads,
         )

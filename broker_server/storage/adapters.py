@@ -12,12 +12,12 @@ import numpy.typing as npt
 
 from broker_server.aggregation import Aggregated
 from broker_server.errors import StoreError
+from broker_server.storage.peft_folder import PeftFolder
 from edge_runtime.wire import names
 from edge_runtime.wire.errors import TensorError
 from edge_runtime.wire.files import make_directories, write_atomically
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.payload import check_payload, decode_payload
-from edge_runtime.wire.peft_format import write_peft
 from edge_runtime.wire.plan import Plan
 from edge_runtime.wire.tensors import encode_tensors
 
@@ -32,15 +32,28 @@ def adapter_path(run_dir: Path, round_number: int) -> Path:
     return run_dir / ADAPTERS_FOLDER / f"round-{round_number:04d}.safetensors"
 
 
+def peft_directory(run_dir: Path) -> Path:
+    """Where the last global adapter lies in PEFT's format."""
+    return run_dir / ADAPTERS_FOLDER / PEFT_FOLDER
+
+
 class GlobalAdapters:
     """Global adapters of one run: full plan, one rank."""
 
     def __init__(
-        self, run_dir: Path, manifest: Manifest, artifact_digest: str, *, rank: int, lora_scaling: float
+        self,
+        run_dir: Path,
+        manifest: Manifest,
+        artifact_digest: str,
+        *,
+        rank: int,
+        lora_scaling: float,
+        peft_folder: PeftFolder | None = None,
     ) -> None:
         self._run_dir = run_dir
         self._manifest = manifest
         self._digest = artifact_digest
+        self._peft_folder = peft_folder or PeftFolder(peft_directory(run_dir), manifest)
         self.rank = rank
         self.lora_scaling = lora_scaling
 
@@ -108,5 +121,4 @@ class GlobalAdapters:
         return Aggregated(adapter=payload.adapter, merged=payload.merged)
 
     def _write_peft(self, state: Aggregated) -> None:
-        directory = self._run_dir / ADAPTERS_FOLDER / PEFT_FOLDER
-        write_peft(directory, self._manifest, state.adapter, self.rank, self.lora_scaling, merged=state.merged)
+        self._peft_folder.write(state, self.rank, self.lora_scaling)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -40,6 +40,8 @@ def write_peft(
     lora_scaling: float,
     *,
     merged: Merged | None = None,
+    base_model: str | None = None,
+    frozen: Tensors | None = None,
 ) -> None:
     """Write a full adapter as ``adapter_config.json`` and ``adapter_model.safetensors``.
 
@@ -53,6 +55,8 @@ def write_peft(
         rank: their LoRA rank.
         lora_scaling: alpha / rank.
         merged: factors folded into the frozen weights, full plan; see the module.
+        base_model: directory or hub id that the model came from; None = not known, see :func:`peft_config`.
+        frozen: weights of whole modules that the base model may lack, by Hugging Face name.
 
     Raises:
         TensorError: the tensors are not those of a full adapter of this rank, or merged factors do not fit.
@@ -67,14 +71,31 @@ def write_peft(
         a, b = names.lora_a(module), names.lora_b(module)
         weights[KEY_PREFIX + a] = np.concatenate([adapter[a], merged_a], dtype=np.float32)
         weights[KEY_PREFIX + b] = np.concatenate([adapter[b], merged_b], axis=1, dtype=np.float32)
+    weights |= {KEY_PREFIX + name: value for name, value in (frozen or {}).items()}
     write_atomically(directory / WEIGHTS_FILE, encode_tensors(weights, metadata={"format": "pt"}))
     ranks = {module: rank + merged[module][0].shape[0] for module in sorted(merged)}
-    config = peft_config(manifest, rank, lora_scaling, ranks)
+    whole = sorted({name.rpartition(".")[0] for name in frozen or {}})
+    config = peft_config(manifest, rank, lora_scaling, ranks, base_model=base_model, whole=whole)
     write_atomically(directory / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True).encode() + b"\n")
 
 
+def unknown_base(manifest: Manifest) -> str:
+    """What stands for a base model whose origin nobody said: a hub id as it is, else a folder of that name.
+
+    A bare name of a directory must not stand alone: PEFT would fetch what a stranger keeps under it on the hub.
+    """
+    name = manifest.model_name
+    return name if "/" in name else f"./{name}"
+
+
 def peft_config(
-    manifest: Manifest, rank: int, lora_scaling: float, ranks: Mapping[str, int] | None = None
+    manifest: Manifest,
+    rank: int,
+    lora_scaling: float,
+    ranks: Mapping[str, int] | None = None,
+    *,
+    base_model: str | None = None,
+    whole: Sequence[str] = (),
 ) -> dict[str, object]:
     """The content of ``adapter_config.json`` for an adapter of this model.
 
@@ -83,18 +104,21 @@ def peft_config(
         rank: LoRA rank of all modules but those in ``ranks``.
         lora_scaling: alpha / rank, the same for all.
         ranks: by module. PEFT reads its keys as regular expressions.
+        base_model: directory or hub id that the model came from; None = see :func:`unknown_base`.
+        whole: modules whose weights come with the adapter, beside the dense ones.
     """
+    saved = {dense.name.rpartition(".")[0] for dense in manifest.dense} | set(whole)
     ranks = {re.escape(module): own for module, own in (ranks or {}).items()}
     return {
         "alpha_pattern": {module: lora_scaling * own for module, own in ranks.items()},
-        "base_model_name_or_path": manifest.model_name,
+        "base_model_name_or_path": unknown_base(manifest) if base_model is None else base_model,
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
         "init_lora_weights": True,
         "lora_alpha": lora_scaling * rank,
         "lora_dropout": 0.0,
-        "modules_to_save": sorted({dense.name.rpartition(".")[0] for dense in manifest.dense}) or None,
+        "modules_to_save": sorted(saved) or None,
         "peft_type": "LORA",
         "r": rank,
         "rank_pattern": ranks,

@@ -11,6 +11,7 @@ import typer.main
 
 from broker_server.cli import app
 from broker_server.errors import ConfigError
+from broker_server.run import preparation
 from broker_server.run.processes import take_password
 from broker_server.run.settings import HELP, RunSettings, resolve
 from edge_runtime.link.address import PASSWORD_VARIABLE
@@ -149,3 +150,18 @@ def test_help_of_an_option_names_its_choices_and_one_default() -> None:
 def test_compact_model_is_cut_by_a_ratio_that_devices_train(arms: str, sparsity: float) -> None:
     assert resolve({"arms": arms}).sparsity == sparsity
     assert resolve({"arms": arms, "sparsity": 0.1}).sparsity == 0.1
+
+
+def test_the_base_model_is_where_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "minilm").mkdir()
+    (tmp_path / "minilm" / "config.json").write_text("{}")
+
+    def base(**given: object) -> str | None:
+        return preparation.base_model(resolve({**CLASSIFY, **given}))
+
+    assert base(model="minilm") == str(tmp_path / "minilm")
+    assert base(model="org/minilm") == "org/minilm"
+    assert base(task="causal-lm", model="", artifact="made-earlier") is None
+    assert base(model="minilm", artifact="made-earlier") == str(tmp_path / "minilm")
+    assert base(model="./gone") == str(tmp_path / "gone")

@@ -284,7 +284,7 @@ def _spread(figure: Figure, text: Callable[[float], str]) -> str:
     """``median (min to max)``; the spread only where there is more than one value."""
     if figure.min is None or figure.max is None:
         return NONE
-    middle = "not by most" if figure.median is None else text(figure.median)
+    middle = "median not reached" if figure.median is None else text(figure.median)
     return f"{middle} ({text(figure.min)} to {text(figure.max)})" if figure.num_known > 1 else middle
 
 

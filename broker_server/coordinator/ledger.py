@@ -223,7 +223,8 @@ class Ledger:
     def run_started(self, run_id: str, num_rounds: int) -> None:
         """A coordinator process is here."""
         next_round = 0 if self.last_finished is None else self.last_finished + 1
-        logger.info("run %s: round %d of %d is next", run_id, next_round, num_rounds)
+        what = f"round {next_round} of {num_rounds} is next" if next_round <= num_rounds else "all rounds are done"
+        logger.info("run %s: %s", run_id, what)
         self._log(Started(at=self._wall_clock(), run_id=run_id, next_round=next_round, num_rounds=num_rounds))
 
     def run_finished(self, run_id: str) -> None:

@@ -87,7 +87,7 @@ def _count_empty(state: RunState, discarded: str) -> RunState:
         num_used = state.num_used_rounds + 1
         return dataclasses.replace(state, num_used_rounds=num_used, num_empty_rounds=0, empty_reasons=())
     if accepted:
-        reasons = [f"{len(accepted)} updates were not used ({discarded})"]
+        reasons = [f"{len(accepted)} {'update was' if len(accepted) == 1 else 'updates were'} not used ({discarded})"]
     else:
         reasons = [f"{p.device_id}: {p.outcome} ({p.detail})" for p in state.participants.values()]
     return dataclasses.replace(

@@ -57,7 +57,7 @@ def test_discarded_rounds_in_a_row_end_the_run_and_say_why() -> None:
     (failed,) = desk.sent(FailRun)
     assert isinstance(failed, FailRun)
     assert failed.detail.startswith("3 rounds in a row without an update that could be used: ")
-    assert "1 updates were not used (too large)" in failed.detail
+    assert "1 update was not used (too large)" in failed.detail
 
 
 # ---- runs too short for three empty rounds in a row ------------------------------------------------------------------

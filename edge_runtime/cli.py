@@ -38,7 +38,7 @@ from edge_runtime.board.sensors import Sensors
 from edge_runtime.board.service import unit, unreadable
 from edge_runtime.interpreter import keep_folder_out
 from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress
-from edge_runtime.wire import streams
+from edge_runtime.wire import limits, streams
 from edge_runtime.wire.errors import ExitCode, FedSpineError
 
 THREAD_VARIABLES: Final = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
@@ -269,6 +269,7 @@ def _start(arguments: argparse.Namespace) -> int:
                 sensors=arguments.sensors,
             ),
             num_examples=found.num_examples,
+            data_bytes=min(found.num_bytes, limits.MAX_FILE_BYTES),
             exit_when_finished=arguments.exit_when_finished,
             wait_for_broker=arguments.wait_for_broker,
         )

@@ -13,6 +13,7 @@ from broker_server.aggregation.flexlora import FlexLora
 from broker_server.aggregation.flora import FLora
 from broker_server.aggregation.hetlora import HetLora
 from broker_server.aggregation.norms import change_norm
+from broker_server.aggregation.shares import with_ceiling
 from broker_server.errors import ConfigError
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "change_norm",
     "check_bounds",
     "make_aggregation",
+    "with_ceiling",
 ]
 
 AGGREGATIONS: dict[str, type[Aggregation]] = {

@@ -103,6 +103,12 @@ class Assigner:
             self._works[command.key] = work
         return work, ref, blob
 
+    def sent(self, key: UpdateKey, sent_at: float, most_examples: int | None) -> AssignedWork:
+        """Note when an assignment goes out, and how many examples its device has by then."""
+        work = msgspec.structs.replace(self._assigned(key), sent_at=sent_at, most_examples=most_examples)
+        self._works[key] = work
+        return work
+
     def clear(self) -> tuple[str, ...]:
         """Forget the assignments and blobs of a round that is over; returns the blobs' digests."""
         digests = tuple(ref.digest for ref, _ in self._blobs.values())

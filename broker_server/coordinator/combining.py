@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from broker_server.aggregation import Aggregated, DeviceUpdate, change_norm, check_bounds
+from broker_server.aggregation import Aggregated, DeviceUpdate, change_norm, check_bounds, with_ceiling
 from broker_server.coordinator.parts import AGGREGATION, Run
 from broker_server.errors import AggregationError, StoreError
 from broker_server.pruning.schedule import is_deploy
@@ -15,6 +16,8 @@ from broker_server.pruning.scores import DeviceScores, Scores, combine
 from broker_server.rounds.types import UpdateKey
 from broker_server.storage.store import Store
 from edge_runtime.wire.messages import Update
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +50,7 @@ def combine_round(
     """
     after = Knowledge(state=before.state, importance=before.importance, deltas={})
     if accepted:
-        updates = [_device_update(run, store, update) for update in accepted]
+        updates = _weighed(round_number, [_device_update(run, store, update) for update in accepted])
         try:
             after = _aggregate(run, round_number, before, updates)
         except (AggregationError, np.linalg.LinAlgError) as error:
@@ -69,6 +72,20 @@ def forget_round(run: Run, store: Store, round_number: int) -> None:
     run.adapters.forget(round_number)
     if run.config.pruning.importance == "lora":
         run.importance_files.write(round_number - 1, run.importance_files.open(round_number - 1))
+
+
+def _weighed(round_number: int, updates: Sequence[DeviceUpdate]) -> list[DeviceUpdate]:
+    weighed = with_ceiling(updates)
+    for said, counted in zip(updates, weighed, strict=True):
+        if counted.num_examples < said.num_examples:
+            logger.warning(
+                "round %d: device %s has %d examples, more than all others together; it counts with %d",
+                round_number,
+                said.device_id,
+                said.num_examples,
+                counted.num_examples,
+            )
+    return weighed
 
 
 def _aggregate(run: Run, round_number: int, before: Knowledge, updates: Sequence[DeviceUpdate]) -> Knowledge:

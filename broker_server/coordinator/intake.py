@@ -6,7 +6,10 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
+import msgspec
+
 from broker_server.aggregation import check_bounds
+from broker_server.coordinator.claims import most_examples
 from broker_server.coordinator.ledger import Ledger
 from broker_server.coordinator.mailroom import HEARTBEAT_S, Letter, Mailroom
 from broker_server.coordinator.parts import Run
@@ -65,6 +68,7 @@ class Intake:
         self._ledger = ledger
         self._hello = Hello(run_id=config.run_id, session_id=session_id)
         self._clock = clock
+        self._most_examples: dict[str, int] = {}
         self._announced: dict[str, Update] = {}
         self._pulling: dict[str, Update] = {}
         self._arrived: list[tuple[Update, bytes | str]] = []
@@ -82,6 +86,10 @@ class Intake:
         if not self._mailroom.registry.heard(device_id, self._clock()):
             self._mailroom.to(device_id, self._hello)
         return self._work(state, message)
+
+    def most_examples(self, device_id: str) -> int | None:
+        """The largest number of examples that an update of a device may have; None = it has not registered here."""
+        return self._most_examples.get(device_id)
 
     def take_silent(self) -> list[Event]:
         """Devices that have just been silent for too long."""
@@ -128,6 +136,8 @@ class Intake:
         config = self._config
         self._mailroom.registry.register(message.device_id, message.session_id, self._clock())
         self._ledger.device_registered(message)
+        task, max_length = self._run.manifest.task, config.training.max_length
+        self._most_examples[message.device_id] = most_examples(message, task, max_length)
         welcome = Welcome(
             run_id=config.run_id,
             device_id=message.device_id,
@@ -214,8 +224,19 @@ class Intake:
             return UpdateRejected(key=key, detail=str(error)[:MAX_DETAIL])
         except AggregationError as error:
             return UpdateRejected(key=key, detail=str(error)[:MAX_DETAIL], reason=FailureReason.DIVERGED)
-        self._ledger.accept_update(key, update, content)
+        self._ledger.accept_update(key, self._weighed(key, update), content)
         return UpdateStored(key=key)
+
+    def _weighed(self, key: UpdateKey, update: Update) -> Update:
+        """The update, with no more examples than its device had registered when the assignment went out."""
+        work = self._assigner.work(key)
+        known = None if work is None else work.most_examples
+        most = self.most_examples(key.device_id) if known is None else known
+        if most is None or update.num_examples <= most:
+            return update
+        said, device_id = update.num_examples, key.device_id
+        logger.warning("device %s says %d examples, but registered %d: it counts with these", device_id, said, most)
+        return msgspec.structs.replace(update, num_examples=most)
 
 
 def _key(message: Update | Failure | RefusedReply) -> UpdateKey:

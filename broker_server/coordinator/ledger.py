@@ -21,6 +21,7 @@ from broker_server.storage.events import (
 from broker_server.storage.records import DeviceRecord, EvaluationRecord, KeptRecord, RoundRecord
 from broker_server.storage.rows import Learnt
 from broker_server.storage.store import Store
+from edge_runtime.wire import limits
 from edge_runtime.wire.arms import format_arms
 from edge_runtime.wire.manifest import Task
 from edge_runtime.wire.messages import DeviceState, Register, Status, Update
@@ -90,9 +91,27 @@ class Ledger:
             return None
         self._earlier_s = opened.active_s
         self._accepted = {update.device_id: update for update in self._store.load_updates(opened.round_number)}
+        self._resume_times(opened.round_number)
         kept = sum(p.outcome is Outcome.ACCEPTED for p in opened.participants.values())
         logger.info("round %d had begun; %d of its updates are kept", opened.round_number, kept)
         return opened.participants
+
+    def _resume_times(self, round_number: int) -> None:
+        """When assignments of this round went out, and how long those took that are done.
+
+        Between processes only the wall clock tells; what it cannot mean, because it was set, is not known.
+        """
+        now, wall_now = self._clock(), self._wall_clock()
+        accepted_at = self._store.load_accept_times(round_number)
+        for key, work in self._store.load_works(round_number).items():
+            if work.sent_at is None:
+                continue
+            if key in accepted_at:
+                taken_s = accepted_at[key] - work.sent_at
+                if 0 < taken_s <= limits.LONGEST_S:
+                    self._completion_s[key] = taken_s
+            elif 0 <= wall_now - work.sent_at <= limits.LONGEST_S:
+                self._sent_at[key] = now - (wall_now - work.sent_at)
 
     def save(self, before: RunState, after: RunState, learnt: Callable[[], Learnt | None]) -> None:
         """Write what a step changed, before anything is sent that depends on it.
@@ -119,9 +138,10 @@ class Ledger:
                     UpdateAccepted(at=self._wall_clock(), round_number=round_number, device_id=participant.device_id)
                 )
 
-    def assigned(self, key: UpdateKey) -> None:
-        """An assignment goes out; the first time counts."""
-        self._sent_at.setdefault(key, self._clock())
+    def assigned(self, key: UpdateKey) -> float:
+        """An assignment goes out; the first time counts. Returns it for the store, Unix seconds."""
+        now = self._clock()
+        return self._wall_clock() - now + self._sent_at.setdefault(key, now)
 
     def accept_update(self, key: UpdateKey, update: Update, blob: bytes) -> None:
         """Keep an update, durably once settled; see :meth:`broker_server.storage.store.Store.accept_update`."""

@@ -162,8 +162,8 @@ class Office:
         is_known = assigner.work(key) is not None
         work, ref, blob = assigner.assign(command, self._knowledge.state, at_once=at_once)
         if not is_known:
+            work = assigner.sent(key, self._ledger.assigned(key), self._intake.most_examples(key.device_id))
             self._store.save_work(key, work)
-            self._ledger.assigned(key)
         self._mailroom.offer(ref, blob)
         self._mailroom.to(key.device_id, assigner.message(command, work, ref))
 

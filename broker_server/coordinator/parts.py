@@ -20,7 +20,7 @@ from broker_server.evaluation.held_out import HeldOut
 from broker_server.pruning.files import ImportanceFiles
 from broker_server.pruning.scores import Scores, check_scorable
 from broker_server.rounds.types import UpdateKey
-from broker_server.scheduler import Scheduler, make_scheduler
+from broker_server.scheduler import GuardedScheduler, make_scheduler
 from broker_server.storage.adapters import GlobalAdapters, peft_directory
 from broker_server.storage.peft_folder import PeftFolder, base_model
 from broker_server.storage.store import Store
@@ -42,7 +42,7 @@ class Run:
     manifest: Manifest
     adapters: GlobalAdapters
     assigner: Assigner
-    scheduler: Scheduler
+    scheduler: GuardedScheduler
     aggregation: Aggregation
     importance_files: ImportanceFiles
     importance: Scores
@@ -122,12 +122,11 @@ def open_run(run_dir: Path, config: CoordinatorConfig, store: Store) -> Run:
 
 def _open_scheduler(
     config: CoordinatorConfig, manifest: Manifest, clock: VirtualClock | None, store: Store
-) -> Scheduler:
-    scheduler = make_scheduler(config.scheduler, config.arms, scheduler_context(config, manifest, clock))
-    learnt = store.load_scheduler(config.scheduler)
-    if learnt is not None:
-        scheduler.restore(learnt)
-    return scheduler
+) -> GuardedScheduler:
+    context = scheduler_context(config, manifest, clock)
+    return GuardedScheduler(
+        lambda: make_scheduler(config.scheduler, config.arms, context), store.load_scheduler(config.scheduler)
+    )
 
 
 def _open_held_out(run_dir: Path, config: CoordinatorConfig, artifact: Artifact) -> HeldOut | None:

@@ -10,13 +10,14 @@ from broker_server.scheduler.fedara import FedAraScheduler
 from broker_server.scheduler.fedlps import FedLpsScheduler
 from broker_server.scheduler.fedspine import FedSpineScheduler
 from broker_server.scheduler.fixed import FixedScheduler
+from broker_server.scheduler.guarded import GuardedScheduler
 from broker_server.scheduler.oracle import OracleScheduler
 from broker_server.scheduler.random import RandomScheduler
 from broker_server.scheduler.thompson import ThompsonScheduler
 from broker_server.scheduler.uniform import UniformScheduler
 from edge_runtime.wire.messages import Arm
 
-__all__ = ["SCHEDULERS", "ArmBox", "ArmOutcome", "Scheduler", "SchedulerContext", "make_scheduler"]
+__all__ = ["SCHEDULERS", "ArmBox", "ArmOutcome", "GuardedScheduler", "Scheduler", "SchedulerContext", "make_scheduler"]
 
 SCHEDULERS: dict[str, type[Scheduler]] = {
     scheduler.name: scheduler

@@ -126,7 +126,7 @@ def _improvement(outcome: ArmOutcome) -> float:
     local = outcome.evaluation
     if local is None or not (math.isfinite(local.loss_before) and math.isfinite(local.loss_after)):
         return math.nan
-    return max(0.0, local.loss_before - local.loss_after) / max(local.loss_before, 1e-12)
+    return min(1.0, max(0.0, local.loss_before - local.loss_after) / max(local.loss_before, 1e-12))
 
 
 def _delta(outcome: ArmOutcome) -> float:

@@ -20,6 +20,10 @@ class AssignedWork(msgspec.Struct, frozen=True, kw_only=True):
     num_local_steps: int
     bytes_down: int
     """Assignment and blob, bytes."""
+    sent_at: float | None = None
+    """When it first went out, Unix seconds; None = it has not, or an earlier release sent it."""
+    most_examples: int | None = None
+    """What its device had registered by then: the largest weight of its update. None as above."""
 
     @property
     def start_arm(self) -> Arm:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -35,6 +36,8 @@ from edge_runtime.wire.errors import MessageError
 from edge_runtime.wire.files import DiskFullError
 from edge_runtime.wire.manifest import digest_of
 from edge_runtime.wire.messages import FailureReason, Register, Update, decode_message, encode_message
+
+logger = logging.getLogger(__name__)
 
 STATE_FILE = "state.sqlite"
 UPDATES_FOLDER = "updates"
@@ -264,11 +267,21 @@ class Store:
         for row in self._query(query):
             try:
                 update = decode_message(row[0])
-            except MessageError:
+            except MessageError as error:
+                logger.warning("an accepted update of round %d counts no more (%s)", round_number, error)
                 continue
             if isinstance(update, Update) and self.read_update(update) is not None:
                 out.append(update)
         return out
+
+    def load_accept_times(self, round_number: int) -> dict[UpdateKey, float]:
+        """When the updates of a round were accepted, Unix seconds."""
+        table = schema.updates
+        query = sa.select(table.c.device_id, table.c.attempt, table.c.accepted_at)
+        return {
+            UpdateKey(round_number=round_number, device_id=row.device_id, attempt=row.attempt): row.accepted_at
+            for row in self._query(query.where(table.c.round_number == round_number))
+        }
 
     def read_update(self, update: Update) -> bytes | None:
         """The adapter of an accepted update; None when the file is missing or is not the one that was accepted."""

@@ -72,7 +72,9 @@ class AgentSettings:
     tls: TlsFiles
     work: WorkSettings
     num_examples: int
-    """Lines of the data file, for the coordinator's information."""
+    """Lines of the data file: what an update may count with at most (text-classification)."""
+    data_bytes: int = 0
+    """Size of the data file, the same for causal-lm; 0 = not said."""
     exit_when_finished: bool = False
     """Leave when the coordinator says that the run is over."""
     wait_for_broker: bool = False
@@ -156,7 +158,7 @@ class Agent:
         with contextlib.suppress(queue.Empty):
             self._on_link(self._link.events.get(timeout=POLL_S))
         self._collect()
-        self._mouth.register_if_due(self._capabilities, self._settings.num_examples)
+        self._mouth.register_if_due(self._capabilities, self._settings.num_examples, self._settings.data_bytes)
         self._check_deadline()
         if self._jobs.is_idle:
             self._start_job()

@@ -85,7 +85,7 @@ class Mouthpiece:
         self.is_registered = False
         self._registration.restart()
 
-    def register_if_due(self, capabilities: Capabilities, num_examples: int) -> None:
+    def register_if_due(self, capabilities: Capabilities, num_examples: int, data_bytes: int) -> None:
         """Register if there is no answer yet and it is time to say it (again); call it often."""
         if self.is_registered or not self.link.is_connected or not self._registration.is_due:
             return
@@ -95,6 +95,7 @@ class Mouthpiece:
                 session_id=self.session_id,
                 capabilities=capabilities,
                 num_examples=num_examples,
+                data_bytes=data_bytes,
             )
         )
         self._registration.said()

@@ -13,6 +13,8 @@ class Examples:
     """What a file holds."""
 
     num_examples: int
+    num_bytes: int
+    """Size of the file."""
     num_texts: int
     """How many of them are raw text, which needs a tokenizer."""
     warnings: tuple[str, ...] = ()
@@ -39,4 +41,4 @@ def look_at_examples(path: Path) -> Examples:
     for example in reader:
         count += 1
         num_texts += example.text is not None
-    return Examples(num_examples=count, num_texts=num_texts, warnings=reader.warnings())
+    return Examples(num_examples=count, num_bytes=path.stat().st_size, num_texts=num_texts, warnings=reader.warnings())

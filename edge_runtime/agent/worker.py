@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -364,6 +365,8 @@ def _times(trained: TrainingResult) -> dict[str, float]:
 def _evaluation(before: EvaluationResult | None, after: EvaluationResult | None) -> LocalEvaluation | None:
     if before is None or after is None or not after.num_targets:
         return None
+    if not (math.isfinite(before.loss) and math.isfinite(after.loss)):
+        return None  # no figure, and an update that says so would be refused
     return LocalEvaluation(
         num_targets=after.num_targets,
         loss_before=before.loss,

@@ -21,6 +21,7 @@ from edge_runtime.wire.fields import (
     Decay,
     Digest,
     Factor,
+    FileBytes,
     Loss,
     Name,
     Positive,
@@ -139,6 +140,9 @@ class Register(Message, frozen=True, kw_only=True):
     """Random, one per process start: tells a restart from a reconnect."""
     capabilities: Capabilities
     num_examples: Count
+    """Lines of its data file."""
+    data_bytes: FileBytes = 0
+    """Size of that file; 0 = not said."""
 
 
 class Presence(Message, frozen=True, kw_only=True):

@@ -63,6 +63,7 @@ EXAMPLES: list[AnyMessage] = [
             memory_copy_gb_s=3.25,
         ),
         num_examples=120,
+        data_bytes=30_000,
     ),
     Presence(device_id="board-7", session_id="5e55", online=False, detail="connection lost"),
     Status(
@@ -175,6 +176,13 @@ def test_golden_bytes_decode_to_the_message(message: AnyMessage) -> None:
 def test_unknown_fields_are_ignored(message: AnyMessage) -> None:
     fields = msgspec.msgpack.decode(encode_message(message)) | {"from_the_future": [1, 2]}
     assert decode_message(msgspec.msgpack.encode(fields)) == message
+
+
+def test_a_device_that_does_not_say_how_many_bytes_it_has_is_understood() -> None:
+    (register,) = [message for message in EXAMPLES if isinstance(message, Register)]
+    fields = msgspec.msgpack.decode(encode_message(register))
+    del fields["data_bytes"]
+    assert decode_message(msgspec.msgpack.encode(fields)) == msgspec.structs.replace(register, data_bytes=0)
 
 
 def test_an_update_of_a_device_that_cannot_pause_is_understood() -> None:

@@ -31,11 +31,12 @@ import numpy.typing as npt
 import onnxruntime
 
 from broker_server.pruning.importance import magnitude_importance
-from broker_server.run.examples import Example, Fields, load_data, write_examples
+from broker_server.run.examples import Example, load_data, write_examples
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.data import load_examples
 from edge_runtime.engine.dataset import Dataset, batches
 from edge_runtime.engine.evaluator import Evaluator
+from edge_runtime.engine.examples import Fields
 from edge_runtime.engine.frozen import FrozenWeights
 from edge_runtime.engine.fused import FusedGraphs
 from edge_runtime.engine.slicing import shrink_weights

@@ -11,9 +11,6 @@ CoordinatorError            base
 │   └── TrainingDivergedError   the global model's loss is not finite (exit 24)
 ├── ChildFailedError        a process of the run ended with an error (its own exit code is passed on)
 ├── InterruptedRunError     Ctrl-C, SIGTERM or SIGHUP (exit 130)
-├── DataInvalidError        a data file cannot be read, or lacks a field (exit 12)
-├── DataEmptyError          a data file holds no example (exit 13)
-├── UnknownLabelError       a held-out label that training never sees (exit 14)
 ├── ModelNotFoundError      the model's directory does not exist (exit 10)
 ├── ReportError             a report.json of another version, or damaged
 └── MissingExtraError       a package of the server is not installed (exit 27)
@@ -97,24 +94,6 @@ class InterruptedRunError(CoordinatorError):
     """A run was ended by Ctrl-C, SIGTERM or SIGHUP."""
 
     exit_code = ExitCode.INTERRUPTED
-
-
-class DataInvalidError(CoordinatorError):
-    """A data file cannot be read, holds no JSON lines, or lacks a field."""
-
-    exit_code = ExitCode.DATA_INVALID
-
-
-class DataEmptyError(CoordinatorError):
-    """A data file holds no example."""
-
-    exit_code = ExitCode.DATA_EMPTY
-
-
-class UnknownLabelError(CoordinatorError):
-    """A held-out example carries a label that no training example has."""
-
-    exit_code = ExitCode.UNKNOWN_LABEL
 
 
 class ModelNotFoundError(CoordinatorError):

@@ -14,7 +14,6 @@ import msgspec
 import numpy as np
 
 from broker_server.emulation.step_times import StepTimes, provide
-from broker_server.errors import DataEmptyError
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.data import load_examples
 from edge_runtime.engine.dataset import Batch, batches
@@ -71,9 +70,6 @@ def measure(artifact: Artifact, data: Path, workload: Workload) -> StepTimes:
         EngineError: see :func:`calibrated`.
     """
     dataset = load_examples(data, artifact, workload.max_length)
-    if len(dataset) == 0:
-        msg = f"{data} holds no example to calibrate with"
-        raise DataEmptyError(msg)
     trainer = Trainer(artifact, num_threads=1)
     draws = batches(dataset, workload.batch_size, np.random.default_rng(0))
     times_s: dict[tuple[float, int], list[float]] = {point: [] for point in itertools.product(RATIOS, RANKS)}

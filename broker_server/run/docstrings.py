@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import sysconfig
 import warnings
 from collections.abc import Iterator
@@ -17,6 +18,10 @@ SKIPPED = frozenset({"__pycache__", "site-packages", "dist-packages", "test", "t
 
 KEY_FIELD = "key"
 """Field that holds an example's top-level package."""
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""What an escape in a docstring can make, and is no character."""
 
 
 def standard_library() -> Path:
@@ -59,5 +64,5 @@ def _docstrings(path: Path) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             text = ast.get_docstring(node)
-            if text:
+            if text and _SURROGATE.search(text) is None:
                 yield text.strip()

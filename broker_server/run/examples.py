@@ -1,38 +1,39 @@
-"""The whole job's data: read, checked and normalised before anything starts, so that devices meet no surprise."""
+"""The whole job's data: read, checked and normalised before anything starts, so that devices meet no surprise.
+
+What a line may hold is in :mod:`edge_runtime.engine.examples`, which devices read their files with too.
+"""
 
 from __future__ import annotations
 
-import codecs
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-import msgspec
 import numpy as np
 
-from broker_server.errors import DataEmptyError, DataInvalidError, UnknownLabelError
-from broker_server.run.docstrings import docstring_examples, standard_library
-from edge_runtime.wire.files import write_atomically
+from broker_server.errors import ConfigError
+from broker_server.run.docstrings import KEY_FIELD, docstring_examples, standard_library
+from broker_server.run.split import SplitSpec
+from edge_runtime.engine.errors import DataEmptyError, DataInvalidError, UnknownLabelError
+from edge_runtime.engine.examples import INPUT_IDS, ExampleReader, Fields
+from edge_runtime.engine.examples import Example as Line
+from edge_runtime.engine.labels import Classes, alike, sort_labels
+from edge_runtime.wire.files import write_stream_atomically
+from edge_runtime.wire.manifest import Task
 
 Example = dict[str, object]
-"""One line of a data file: ``text`` (or ``input_ids``), ``label`` for classification, and whatever else it carries."""
+"""``text`` (or ``input_ids``), ``label`` (a class name) for classification, and ``key`` where the split asks for it."""
 
 TEXT: Final = "text"
 LABEL: Final = "label"
-INPUT_IDS: Final = "input_ids"
+KEY: Final = KEY_FIELD
 HELD_OUT_RATIO: Final = 0.1
 """Share of the examples that is held out where no test file is given."""
 
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Fields:
-    """Names of the fields in the user's files; devices always get ``text`` and ``label``."""
-
-    text: str = TEXT
-    label: str | None = None
-    """None for tasks without labels."""
+_MANY_CLASSES: Final = 20
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,28 @@ class DataSet:
     train: list[Example]
     test: list[Example]
     labels: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
+    """What a person should know about the files, one line each."""
+
+
+def needed_fields(task: Task, spec: SplitSpec, text: str, label: str) -> Fields:
+    """What a run reads of its files.
+
+    Args:
+        task: text-classification needs labels.
+        spec: the split, which may need a field too.
+        text: field that holds the text.
+        label: field that holds the class.
+    """
+    classify = task == "text-classification"
+    by_label = label if spec.kind == "dirichlet" and not classify else None
+    return Fields(
+        text=text,
+        label=label if classify else None,
+        key=spec.field if spec.kind == "by-key" else by_label,
+        text_advice="name the one that holds the text with --text-field",
+        label_advice="name the one that holds the class with --label-field",
+    )
 
 
 def load_data(data: Path | None, test: Path | None, fields: Fields, rng: np.random.Generator) -> DataSet:
@@ -50,101 +73,136 @@ def load_data(data: Path | None, test: Path | None, fields: Fields, rng: np.rand
     Args:
         data: JSON lines; None = the docstrings of the standard library.
         test: held-out JSON lines; None = a random tenth of ``data``.
-        fields: where text and labels are.
+        fields: where text, labels and keys are.
         rng: draws the held-out examples.
 
     Raises:
-        DataInvalidError: a file cannot be read, a line is not an object, or lacks a field.
+        DataInvalidError: a file cannot be read, a line is no example, or all examples have one class.
         DataEmptyError: a file holds no example.
         UnknownLabelError: a held-out label that training never sees.
+        ConfigError: the split needs a field that docstrings have not.
     """
-    if data is None:
-        train = docstring_examples(standard_library())
-        if not train:
-            msg = "this Python has no sources of its standard library: give --data FILE.jsonl"
-            raise DataEmptyError(msg)
-    else:
-        train = read_examples(data, fields)
+    warnings: list[str] = []
+    train = _docstrings(fields) if data is None else read_examples(data, fields, warnings.append)
+    labels = () if fields.label is None else sort_labels({str(example[LABEL]) for example in train})
+    if data is not None and labels:
+        warnings += _check_classes(data, fields, train, labels)
     if test is None:
         train, held_out = hold_out(train, rng)
     else:
-        held_out = read_examples(test, fields)
-    labels = () if fields.label is None else sort_labels({str(example[LABEL]) for example in train})
-    for number, example in enumerate(held_out, start=1):
-        if labels and str(example[LABEL]) not in labels:
-            msg = f"{test}, example {number}: label {example[LABEL]!r} is in no training example; known: {labels[:10]}"
-            raise UnknownLabelError(msg)
-    return DataSet(train=train, test=held_out, labels=labels)
+        held_out = _read_held_out(test, fields, warnings.append, labels)
+    return DataSet(train=train, test=held_out, labels=labels, warnings=tuple(warnings))
 
 
-def sort_labels(labels: Iterable[str]) -> tuple[str, ...]:
-    """Classes in the order of the model's outputs: by number where all are numbers, else by letters.
+def read_examples(path: Path, fields: Fields, warn: Callable[[str], None] | None = None) -> list[Example]:
+    """All examples of a JSON-lines file, fields renamed to ``text``, ``label`` and ``key``, labels as text.
 
-    >>> sort_labels({"10", "9"}), sort_labels({"b", "10", "a"})
-    (('9', '10'), ('10', 'a', 'b'))
-    """
-    found = sorted(labels)
-    return tuple(sorted(found, key=int) if all(label.isdecimal() for label in found) else found)
-
-
-def read_examples(path: Path, fields: Fields) -> list[Example]:
-    """All examples of a JSON-lines file, fields renamed to ``text`` and ``label``, labels as text; no empty lines.
+    Args:
+        path: JSON lines.
+        fields: what is needed; fields that are not named are left out.
+        warn: is given what a person should know, a line at a time.
 
     Raises:
-        DataInvalidError: the file cannot be read, a line is not a JSON object, or lacks a field.
+        DataInvalidError: the file cannot be read, or a line is no example.
         DataEmptyError: there is no example.
     """
-    try:
-        lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
-    except OSError as error:
-        msg = f"data file {path} cannot be read: {error.strerror or error}"
-        raise DataInvalidError(msg) from error
-    examples = [_example(line, f"{path}, line {n}", fields) for n, line in enumerate(lines, start=1) if line.strip()]
+    reader = ExampleReader(path, fields)
+    examples = [_example(line, None if line.label is None else str(line.label)) for line in reader]
+    _tell(reader, warn)
+    return examples
+
+
+def _read_held_out(path: Path, fields: Fields, warn: Callable[[str], None], labels: tuple[str, ...]) -> list[Example]:
+    """The test file; its labels are those of training."""
+    reader = ExampleReader(path, fields._replace(key=None))
+    classes = Classes(labels)
+    examples = []
+    for line in reader:
+        index = None if line.label is None else classes.named(line.label)
+        if line.label is not None and index is None:
+            msg = f"{reader.lines.place()} {classes.unknown(line.label, 'the training data', can_be_index=False)}"
+            raise UnknownLabelError(msg)
+        examples.append(_example(line, None if index is None else labels[index]))
+    _tell(reader, warn)
+    return examples
+
+
+def _example(line: Line, label: str | None) -> Example:
+    example: Example = {TEXT: line.text} if line.input_ids is None else {INPUT_IDS: line.input_ids}
+    if label is not None:
+        example[LABEL] = label
+    if line.key is not None:
+        example[KEY] = line.key
+    return example
+
+
+def _tell(reader: ExampleReader, warn: Callable[[str], None] | None) -> None:
+    if warn is not None:
+        for warning in reader.warnings():
+            warn(warning)
+
+
+def _docstrings(fields: Fields) -> list[Example]:
+    if fields.key not in {None, KEY}:
+        msg = f"the docstrings have the field {KEY!r} alone, not {fields.key!r}: give --split by-key or iid, or --data"
+        raise ConfigError(msg)
+    examples = docstring_examples(standard_library())
     if not examples:
-        msg = f"data file {path} holds no example: expected JSON lines with {fields.text!r}"
+        msg = "this Python has no sources of its standard library: give --data FILE.jsonl"
         raise DataEmptyError(msg)
     return examples
 
 
-def _example(line: bytes, where: str, fields: Fields) -> Example:
-    try:
-        value = msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        msg = f"{where}: not JSON ({error}); expected one JSON object a line"
-        raise DataInvalidError(msg) from error
-    if not isinstance(value, dict):
-        msg = f"{where}: expected a JSON object, got {type(value).__name__}"
+def _check_classes(path: Path, fields: Fields, examples: list[Example], labels: tuple[str, ...]) -> list[str]:
+    """Refuse a single class; warn of classes that are likely one, and of a field that is likely no class."""
+    counts = Counter(str(example[LABEL]) for example in examples)
+    if len(labels) == 1:
+        msg = (
+            f"{path}: all {len(examples)} examples have the label {labels[0]!r} in {fields.label!r}: "
+            "to classify, give examples of two classes or more"
+        )
         raise DataInvalidError(msg)
-    example: Example = dict(value)
-    if INPUT_IDS not in example:
-        text = example.pop(fields.text, None)
-        if not isinstance(text, str):
-            msg = (
-                f"{where}: field {fields.text!r} must hold text, got {type(text).__name__}; fields: {sorted(value)[:8]}"
-            )
-            raise DataInvalidError(msg)
-        example[TEXT] = text
-    if fields.label is not None:
-        label = example.pop(fields.label, None)
-        if isinstance(label, bool) or not isinstance(label, str | int):
-            got = f"{type(label).__name__}; fields: {sorted(value)[:8]}"
-            msg = f"{where}: field {fields.label!r} must hold text or a whole number, got {got}"
-            raise DataInvalidError(msg)
-        example[LABEL] = str(label)
-    return example
+    warnings = [
+        f"{path}: classes {' and '.join(f'{name!r} ({counts[name]} examples)' for name in group)} are kept apart, and "
+        "differ only in case, blanks or form; if they are one, write them alike"
+        for group in alike(labels)
+    ]
+    if len(labels) > max(_MANY_CLASSES, len(examples) // 2):
+        warnings.append(
+            f"{path}: {fields.label!r} has {len(labels)} different values in {len(examples)} examples; "
+            "if it is not the class, name that with --label-field"
+        )
+    return warnings
 
 
 def hold_out(examples: Sequence[Example], rng: np.random.Generator) -> tuple[list[Example], list[Example]]:
     """Training examples, and a random HELD_OUT_RATIO of all (at least one), both in the order they came.
 
+    An example that is the last one of its class stays with training.
+
     Raises:
-        DataEmptyError: fewer than two examples.
+        DataEmptyError: fewer than two examples, or none that could be spared.
     """
     if len(examples) < 2:
         msg = f"{len(examples)} examples cannot be divided into training and held-out ones: give --test FILE.jsonl"
         raise DataEmptyError(msg)
     size = max(1, round(len(examples) * HELD_OUT_RATIO))
     chosen = set(rng.choice(len(examples), size=size, replace=False).tolist())
+    trained = {example.get(LABEL) for index, example in enumerate(examples) if index not in chosen}
+    for index in sorted(chosen):
+        label = examples[index].get(LABEL)
+        if label not in trained:
+            trained.add(label)
+            chosen.discard(index)
+    if not chosen:
+        sizes = Counter(example.get(LABEL) for example in examples)
+        spared = [index for index, example in enumerate(examples) if sizes[example.get(LABEL)] > 1]
+        if not spared:
+            msg = (
+                f"each of {len(examples)} examples is the only one of its class, none can be held out: give --test FILE"
+            )
+            raise DataEmptyError(msg)
+        chosen = {int(rng.choice(spared))}
     train = [example for index, example in enumerate(examples) if index not in chosen]
     return train, [examples[index] for index in sorted(chosen)]
 
@@ -155,5 +213,4 @@ def write_examples(path: Path, examples: Iterable[Mapping[str, object]]) -> None
     Raises:
         DiskFullError: there is no space.
     """
-    lines = (json.dumps(example) for example in examples)
-    write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
+    write_stream_atomically(path, (f"{json.dumps(example)}\n".encode() for example in examples))

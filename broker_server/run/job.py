@@ -23,6 +23,7 @@ from broker_server.run.examples import DataSet
 from broker_server.run.finishing import measure_compact, write_report
 from broker_server.run.layout import JobState, RunDirectory
 from broker_server.run.processes import (
+    NUM_HOLDOUT,
     Place,
     check_broker,
     compact_command,
@@ -51,6 +52,11 @@ MEASURE: Final = "measure"
 
 NOTE: Final = "fedspine: note: "
 """Begins a line of an export's log that a person should see."""
+
+HELD_BACK: Final = (
+    f"each device holds back up to {NUM_HOLDOUT} of its examples, at most a fifth, to measure its own rounds, and "
+    "trains on the rest"
+)
 
 
 def start_run(settings: RunSettings, root: Path, display: Display) -> Report:
@@ -159,7 +165,10 @@ class Job:
                 export = None
                 data = preparation.named_classes(data, decode_manifest(self._manifest_bytes()).labels)
             preparation.write_split(self._settings, data, self._directory)
+            for warning in data.warnings:
+                self._display.step(f"warning: {warning}")
             self._display.step(_data_line(data, self._settings.devices))
+            self._display.step(HELD_BACK)
             self._finish_export(export)
             self._name_artifact()
 

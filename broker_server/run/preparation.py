@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.resources
 import socket
 from collections import Counter
@@ -14,16 +15,17 @@ import numpy as np
 from broker_server.aggregation import make_aggregation
 from broker_server.emulation.context import fleet_context
 from broker_server.emulation.fleet import load_fleet
-from broker_server.errors import DataInvalidError, ModelNotFoundError
+from broker_server.errors import ModelNotFoundError
 from broker_server.report.schema import DataEntry, DeviceData
-from broker_server.run.examples import LABEL, DataSet, Example, load_data, write_examples
+from broker_server.run.examples import KEY, LABEL, DataSet, Example, load_data, write_examples
 from broker_server.run.layout import RunDirectory
 from broker_server.run.reuse import check_artifact
 from broker_server.run.settings import EMBEDDED_BROKERS, RunSettings
-from broker_server.run.split import SplitSpec, parse_split, split
+from broker_server.run.split import parse_split, split
 from broker_server.scheduler import make_scheduler
 from broker_server.services.broker import find_broker
 from broker_server.services.ports import check_port
+from edge_runtime.engine.json_lines import check_file
 from edge_runtime.wire.arms import parse_arms
 from edge_runtime.wire.files import write_atomically
 from models.heads import are_indices
@@ -41,7 +43,7 @@ def check_settings(settings: RunSettings) -> None:
 
     Raises:
         ModelNotFoundError: the model is a path without a model.
-        DataInvalidError: a data file does not exist.
+        DataInvalidError: a data file does not exist, or is no file.
         PortTakenError: a port that was asked for is in use.
         ConfigError: an unknown scheduler or aggregation, one that needs an emulated fleet, a fleet that cannot be used,
             or an artifact that is for another task, stored otherwise or with other LoRA targets.
@@ -58,9 +60,8 @@ def check_settings(settings: RunSettings) -> None:
             top_blocks=settings.top_blocks,
         )
     for path in (settings.data, settings.test):
-        if path and not Path(path).is_file():
-            msg = f"data file {path} does not exist: give a file of JSON lines"
-            raise DataInvalidError(msg)
+        if path:
+            check_file(Path(path))
     for port in (settings.broker_port, settings.artifact_port):
         if port:
             check_port(HOST, port)
@@ -137,7 +138,7 @@ def named_classes(data: DataSet, labels: tuple[str, ...]) -> DataSet:
     if not are_indices(data.labels, labels):
         return data
     train, test = ([{**e, LABEL: labels[int(str(e[LABEL]))]} for e in part] for part in (data.train, data.test))
-    return DataSet(train=train, test=test, labels=labels)
+    return dataclasses.replace(data, train=train, test=test, labels=labels)
 
 
 def write_split(settings: RunSettings, data: DataSet, directory: RunDirectory) -> None:
@@ -148,13 +149,15 @@ def write_split(settings: RunSettings, data: DataSet, directory: RunDirectory) -
         DiskFullError: there is no space.
     """
     spec = parse_split(settings.split)
-    parts = split(data.train, settings.devices, spec, np.random.default_rng([settings.seed, 1]))
+    split_field = LABEL if settings.fields.key is None else KEY
+    rng = np.random.default_rng([settings.seed, 1])
+    parts = split(data.train, settings.devices, spec, rng, label_field=split_field, key_field=KEY)
     directory.data.mkdir(exist_ok=True)
     devices = []
     for device_id, part in zip(settings.device_ids, parts, strict=True):
         examples = [data.train[index] for index in part]
         write_examples(directory.device_data(device_id), examples)
-        classes = _most_frequent(examples, spec)
+        classes = _most_frequent(examples, split_field)
         devices.append(DeviceData(device_id=device_id, num_examples=len(examples), classes=classes))
     write_examples(directory.test_file, data.test)
     summary = DataEntry(
@@ -172,6 +175,5 @@ def read_summary(directory: RunDirectory) -> DataEntry:
     return msgspec.json.decode(directory.data_summary.read_bytes(), type=DataEntry)
 
 
-def _most_frequent(examples: list[Example], spec: SplitSpec) -> dict[str, int]:
-    field = spec.field if spec.kind == "by-key" else LABEL
+def _most_frequent(examples: list[Example], field: str) -> dict[str, int]:
     return dict(Counter(str(e[field]) for e in examples if field in e).most_common(_MAX_CLASSES_SHOWN))

@@ -14,9 +14,10 @@ import msgspec
 from broker_server.config import CoordinatorConfig, TrainingConfig, check_sparsity, toml_value
 from broker_server.errors import ConfigError
 from broker_server.pruning.config import PruningConfig
-from broker_server.run.examples import LABEL, Fields
+from broker_server.run.examples import LABEL, needed_fields
 from broker_server.run.split import parse_split
 from broker_server.services.ports import MAX_PORT
+from edge_runtime.engine.examples import Fields
 from edge_runtime.wire.arms import ArmError, parse_arms
 from edge_runtime.wire.errors import MessageError
 from edge_runtime.wire.manifest import BaseDtype, Task
@@ -199,8 +200,8 @@ class RunSettings:
 
     @property
     def fields(self) -> Fields:
-        """Where text and labels are in the user's files."""
-        return Fields(text=self.text_field, label=self.label_field if self.task == "text-classification" else None)
+        """Where text, labels and what the split goes by are in the user's files."""
+        return needed_fields(self.task, parse_split(self.split), self.text_field, self.label_field)
 
     @property
     def target_names(self) -> tuple[str, ...]:

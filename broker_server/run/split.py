@@ -57,6 +57,7 @@ def split(
     spec: SplitSpec,
     rng: np.random.Generator,
     label_field: str = "label",
+    key_field: str | None = None,
 ) -> list[list[int]]:
     """Indices of the examples of each device, ascending; every example goes to exactly one device.
 
@@ -66,6 +67,7 @@ def split(
         spec: how.
         rng: source of all randomness.
         label_field: field that a Dirichlet split looks at.
+        key_field: field that a by-key split looks at; None = the one that ``spec`` names.
 
     Raises:
         ConfigError: fewer examples than devices, a field that ``spec`` needs is missing, or fewer keys than devices.
@@ -78,7 +80,7 @@ def split(
     elif spec.kind == "dirichlet":
         parts = _by_label(_values(examples, label_field, "dirichlet"), num_devices, spec.alpha, rng)
     else:
-        parts = _by_key(_values(examples, spec.field, "by-key"), num_devices, spec.field)
+        parts = _by_key(_values(examples, key_field or spec.field, "by-key"), num_devices, spec.field)
     return [sorted(part) for part in parts]
 
 

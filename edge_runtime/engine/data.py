@@ -14,6 +14,7 @@ from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.dataset import Dataset
 from edge_runtime.engine.errors import DataEmptyError, LengthError, UnknownLabelError
 from edge_runtime.engine.examples import Example, ExampleReader, Fields
+from edge_runtime.engine.json_lines import shown
 from edge_runtime.engine.labels import Classes, Label
 from edge_runtime.engine.tokenization import Tokenizer, suffix
 
@@ -92,6 +93,7 @@ class _Loader:
         classify = artifact.manifest.task == "text-classification"
         self._reader = ExampleReader(path, Fields(label="label" if classify else None))
         self._tokenizer: Tokenizer | None = None
+        self._has_indices: bool | None = None
 
     def load(self) -> None:
         """Read all."""
@@ -110,10 +112,18 @@ class _Loader:
             logger.warning("%s", warning)
 
     def _class(self, label: Label) -> int:
-        index = self._classes.index(label)
+        named, numbered = self._classes.named(label), self._classes.numbered(label)
+        index = numbered if named is None else named
         if index is None:
             msg = f"{self._reader.lines.place()} {self._classes.unknown(label, 'the artifact')}"
             raise UnknownLabelError(msg)
+        is_index = named is None
+        if self._has_indices not in {None, is_index}:
+            kinds = (
+                "an index, and lines before it have names" if is_index else "a name, and lines before it have indices"
+            )
+            self._reader.lines.refuse(f"has the label {shown(label)}, {kinds}: give names or indices, not both")
+        self._has_indices = is_index
         return index
 
     def _add(self, examples: list[Example]) -> None:

@@ -218,7 +218,7 @@ class ExampleReader:
 
     def _refuse_missing(self, record: Record, name: str, advice: str) -> NoReturn:
         if name in record:
-            self.lines.refuse(f"has null in {name!r}, expected {'a text' if name == self._fields.text else 'a value'}")
+            self.lines.refuse(f"has null in {name!r}, where a value is needed")
         names = ", ".join(shown(field) for field in list(record)[:_SHOWN_FIELDS])
         more = ", ..." if len(record) > _SHOWN_FIELDS else ""
         found = f"its fields are {names}{more}" if names else "it has no fields at all"

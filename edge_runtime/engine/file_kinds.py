@@ -62,15 +62,15 @@ def foreign_kind(head: bytes, path: PurePath) -> str | None:
     """
     for mark, kind, command in _PACKED:
         if head.startswith(mark):
-            return f"packed with {kind}: unpack it first ({command} {shlex.quote(path.name)}), give what comes out"
+            return f"packed with {kind}: unpack it with `{command} {shlex.quote(path.name)}`, give what comes out"
     for mark, kind, function in _TABLES:
         if head.startswith(mark):
-            return f"{kind}: convert it to JSON lines, with {_pandas(function, path)}"
+            return f"{kind}: convert it to JSON lines with {_pandas(function, path)}"
     for mark, advice in _OTHERS:
         if head.startswith(mark):
             return advice
     encoding = next((encoding for mark, encoding in _WIDE if head.startswith(mark)), _unmarked_utf16(head))
-    return None if encoding is None else f"not UTF-8 but {encoding}: convert it, {_iconv(encoding, path)}"
+    return None if encoding is None else f"not UTF-8 but {encoding}: convert it with {_iconv(encoding, path)}"
 
 
 def not_utf8(line: bytes, place: int, path: PurePath, *, is_utf8_before: bool) -> str:
@@ -86,8 +86,8 @@ def not_utf8(line: bytes, place: int, path: PurePath, *, is_utf8_before: bool) -
     if is_utf8_before or not line[:place].isascii():
         return f"{what}, though the file is before that: it is damaged, repair or remove it"
     if _looks_like_windows_1252(line):
-        return f"{what} but, as it seems, Windows-1252: convert the file, {_iconv('WINDOWS-1252', path)}"
-    return f"{what}: convert the file, {_iconv('ENCODING', path)}, with the encoding that it was saved in"
+        return f"{what} but, as it seems, Windows-1252: convert the file with {_iconv('WINDOWS-1252', path)}"
+    return f"{what}: convert the file with {_iconv('ENCODING', path)}, its own encoding in the place of ENCODING"
 
 
 def not_json(line: str, path: PurePath) -> str | None:
@@ -100,7 +100,7 @@ def not_json(line: str, path: PurePath) -> str | None:
     line = line.strip()
     name = shlex.quote(path.name)
     if line.startswith("["):
-        return f"a JSON array, not JSON lines: convert it, jq -c '.[]' {name} > {_renamed(path, '.jsonl')}"
+        return f"a JSON array, not JSON lines: convert it with `jq -c '.[]' {name} > {_renamed(path, '.jsonl')}`"
     if line.startswith("{"):
         return None
     for suffix, delimiter, kind, option in (
@@ -111,7 +111,7 @@ def not_json(line: str, path: PurePath) -> str | None:
         columns = _columns(line, delimiter)
         if path.suffix.lower() == suffix != "" or (len(columns) > 1 and all(map(_COLUMN.fullmatch, columns))):
             names = ", ".join(repr(column[:_SHOWN]) for column in columns[:_SHOWN_COLUMNS])
-            return f"{kind} (columns {names}), not JSON lines: convert it, with {_pandas('read_csv', path, option)}"
+            return f"{kind} (columns {names}), not JSON lines: convert it with {_pandas('read_csv', path, option)}"
     return None
 
 
@@ -143,12 +143,12 @@ def _looks_like_windows_1252(line: bytes) -> bool:
 
 
 def _iconv(encoding: str, path: PurePath) -> str:
-    return f"iconv -f {encoding} -t UTF-8 {shlex.quote(path.name)} > {_renamed(path, f'.utf8{path.suffix}')}"
+    return f"`iconv -f {encoding} -t UTF-8 {shlex.quote(path.name)} > {_renamed(path, f'.utf8{path.suffix}')}`"
 
 
 def _pandas(function: str, path: PurePath, option: str = "") -> str:
     target = path.with_suffix(".jsonl").name if path.suffix != ".jsonl" else f"{path.stem}.new.jsonl"
-    return f'pandas.{function}("{path.name}"{option}).to_json("{target}", orient="records", lines=True)'
+    return f'pandas: `pandas.{function}("{path.name}"{option}).to_json("{target}", orient="records", lines=True)`'
 
 
 def _renamed(path: PurePath, suffix: str) -> str:

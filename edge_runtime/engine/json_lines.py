@@ -150,7 +150,7 @@ class JsonLines:
         if is_unfinished and begun == "{":
             if not text.endswith("\n"):
                 self._refuse_cut()
-            self.refuse("begins a JSON object and does not end it; put each object on one line (jq -c . does that)")
+            self.refuse("begins a JSON object and does not end it; put each object on one line (`jq -c .` does that)")
         if error.msg == "Extra data":
             self.refuse(f"holds more than one JSON value, the second at column {error.colno}; put each on its own line")
         self.refuse(
@@ -202,7 +202,7 @@ def in_words(value: object) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int | float):
-        return "NaN, which is no number" if value != value else f"the number {shown(value)}"  # noqa: PLR0124 - NaN
+        return "NaN (no number)" if value != value else f"the number {shown(value)}"  # noqa: PLR0124 - NaN
     if isinstance(value, str):
         return f"the text {shown(value)}"
     return "a list" if isinstance(value, list) else "an object"

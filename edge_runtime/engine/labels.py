@@ -14,6 +14,7 @@ Label = str | int
 """A label as a file gives it: a class name without blanks around it, or a whole number."""
 
 _NUMBER: Final = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
+_INDEX: Final = re.compile(r"0|[1-9]\d{0,8}", re.ASCII)
 _SHOWN_CLASSES: Final = 20
 _SHOWN_LETTERS: Final = 40
 
@@ -36,30 +37,25 @@ class Classes:
                 self._by_value[value] = None if value in self._by_value else index  # None: two names, neither is meant
         self._by_name.update((name, index) for index, name in enumerate(names))
 
-    def index(self, label: Label, *, can_be_index: bool = True) -> int | None:
-        """The class that a label means, None where the model knows none such.
-
-        Text is a name. A whole number is a name where any class is named by a number, else an index.
-
-        Args:
-            label: what a file gives.
-            can_be_index: whether a number may be an index: not where the order of the classes is known to nobody.
-        """
+    def named(self, label: Label) -> int | None:
+        """The class that a label names, None where the model knows none such; 1 names the class "1.0" too."""
         if isinstance(label, str):
             return self._by_name.get(label)
-        if str(label) in self._by_name:
-            return self._by_name[str(label)]
-        if self._by_value:
-            return self._by_value.get(label)
-        return label if can_be_index and 0 <= label < len(self._names) else None
+        return self._by_name[str(label)] if str(label) in self._by_name else self._by_value.get(label)
+
+    def numbered(self, label: Label) -> int | None:
+        """The class whose index a label is; None where it is none, or where any class is named by a number."""
+        if self._by_value or not _INDEX.fullmatch(str(label)):
+            return None
+        return int(label) if int(label) < len(self._names) else None
 
     def unknown(self, label: Label, owner: str, *, can_be_index: bool = True) -> str:
-        """What follows "line N" where :meth:`index` finds nothing.
+        """What follows "line N" where nothing is found.
 
         Args:
             label: what the file gives.
             owner: whose classes they are, such as "the artifact".
-            can_be_index: as for :meth:`index`.
+            can_be_index: whether indices count too: not where the order of the classes is known to nobody.
         """
         known = ", ".join(_plain(name) for name in self._names[:_SHOWN_CLASSES])
         more = ", ..." if len(self._names) > _SHOWN_CLASSES else ""

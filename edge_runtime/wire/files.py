@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 
 from edge_runtime.wire.errors import ExitCode, FedSpineError
@@ -28,6 +29,11 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
         DiskFullError: there is no space; nothing is left behind.
         OSError: any other fault of the file system.
     """
+    write_stream_atomically(path, parts)
+
+
+def write_stream_atomically(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """As :func:`write_atomically`, for pieces that are made one after the other and never held together."""
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         with aside.open("wb") as file:

@@ -61,14 +61,14 @@ def test_long_text_is_truncated(make_artifact: MakeArtifact, write: Write) -> No
     assert examples(write({"text": "the " * 30, "label": 0}), make_artifact(), 5) == [[2, 4, 4, 4, 4]]
 
 
-@pytest.mark.parametrize(("label", "index"), [("negative", 0), (" positive ", 1), (0, 0), (1.0, 1)], ids=str)
+@pytest.mark.parametrize(("label", "index"), [("negative", 0), (" positive ", 1), (0, 0), (1.0, 1), ("1", 1)], ids=repr)
 def test_labels_are_names_or_indices(make_artifact: MakeArtifact, write: Write, label: object, index: int) -> None:
     dataset = load_examples(write({"text": "cat", "label": label}), make_artifact(), 16)
     assert dataset.labels is not None
     assert dataset.labels.tolist() == [index]
 
 
-@pytest.mark.parametrize("label", ["neutral", 2, -1, "1"], ids=str)
+@pytest.mark.parametrize("label", ["neutral", 2, -1, "2"], ids=str)
 def test_unknown_label(make_artifact: MakeArtifact, write: Write, label: object) -> None:
     first = "negative" if isinstance(label, str) else 0
     path = write({"text": "cat", "label": first}, b"", {"text": "cat", "label": label})
@@ -84,6 +84,7 @@ def test_unknown_label(make_artifact: MakeArtifact, write: Write, label: object)
         ({"text": "cat", "label": True}, "has true in 'label'"),
         ({"text": "cat", "label": 0.5}, "has the number 0.5 in 'label'"),
         ({"text": "cat", "label": "positive"}, "has the label 'positive', but line 1 has a number"),
+        ({"text": "cat", "label": "5 stars"}, "has the label '5 stars', but line 1 has a number"),
         ({"text": 5, "label": 0}, "has the number 5 in 'text', expected a text"),
         ({"input_ids": [1, 10], "label": 0}, r"has the token id 10, outside the vocabulary \(0 to 9\)"),
         ({"input_ids": [-1], "label": 0}, "has the token id -1 in 'input_ids'"),
@@ -243,6 +244,13 @@ def test_empty_texts_are_left_out_and_said(
 def test_a_file_of_empty_texts_alone(make_artifact: MakeArtifact, write: Write) -> None:
     with pytest.raises(DataEmptyError, match="holds no example: 2 lines have an empty text"):
         load_examples(write({"text": "", "label": 1}, {"text": "  ", "label": 1}), make_artifact(), 16)
+
+
+@pytest.mark.parametrize("labels", [("negative", "1"), ("0", "positive")], ids=str)
+def test_names_and_indices_are_not_mixed(make_artifact: MakeArtifact, write: Write, labels: tuple[str, str]) -> None:
+    path = write(*({"text": "cat", "label": label} for label in labels))
+    with pytest.raises(DataInvalidError, match=r"line 2 has the label .*: give names or indices, not both"):
+        load_examples(path, make_artifact(), 16)
 
 
 ODD_TEXTS = ["\0", "a\0b", "\ufeff", "\u2028", "\U0001f600" * 9, "\x1b[2J", "e\u0301", "\uffff", "x" * 100_000]

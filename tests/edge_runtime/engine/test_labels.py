@@ -16,7 +16,11 @@ from edge_runtime.engine.labels import Classes, Label, alike, sort_labels
         (("neg", "pos"), 1, 1),
         (("neg", "pos"), 2, None),
         (("neg", "pos"), -1, None),
-        (("neg", "pos"), "1", None),
+        (("neg", "pos"), "1", 1),
+        (("neg", "pos"), "01", None),
+        (("neg", "pos"), "1.0", None),
+        (("neg", "pos"), 10**30, None),
+        (("1", "2", "3"), "0", None),
         (("neg ", "pos"), "neg", 0),
         (("1", "2", "3"), 1, 0),
         (("1", "2", "3"), 0, None),
@@ -32,13 +36,15 @@ from edge_runtime.engine.labels import Classes, Label, alike, sort_labels
 def test_a_number_is_a_name_where_any_class_is_a_number(
     names: tuple[str, ...], label: Label, index: int | None
 ) -> None:
-    assert Classes(names).index(label) == index
+    classes = Classes(names)
+    named = classes.named(label)
+    assert (classes.numbered(label) if named is None else named) == index
 
 
 def test_a_number_is_no_index_where_the_order_is_not_known() -> None:
     classes = Classes(("neg", "pos"))
-    assert classes.index(1, can_be_index=False) is None
-    assert classes.index("pos", can_be_index=False) == 1
+    assert classes.named(1) is None
+    assert classes.named("pos") == 1
     assert "indices" not in classes.unknown(1, "--data", can_be_index=False)
 
 
@@ -51,6 +57,6 @@ def test_many_and_odd_names_make_one_short_line() -> None:
 @given(names=st.lists(st.text(min_size=1, max_size=5), max_size=9, unique=True))
 def test_every_name_means_its_own_class(names: list[str]) -> None:
     classes = Classes(names)
-    assert [classes.index(name) for name in names] == list(range(len(names)))
+    assert [classes.named(name) for name in names] == list(range(len(names)))
     assert sorted(sort_labels(names)) == sorted(names)
     assert all(len(group) > 1 for group in alike(names))

@@ -11,7 +11,6 @@ CoordinatorError            base
 │   └── TrainingDivergedError   the global model's loss is not finite (exit 24)
 ├── ChildFailedError        a process of the run ended with an error (its own exit code is passed on)
 ├── InterruptedRunError     Ctrl-C, SIGTERM or SIGHUP (exit 130)
-├── ModelNotFoundError      the model's directory does not exist (exit 10)
 ├── ReportError             a report.json of another version, or damaged
 └── MissingExtraError       a package of the server is not installed (exit 27)
 """
@@ -94,12 +93,6 @@ class InterruptedRunError(CoordinatorError):
     """A run was ended by Ctrl-C, SIGTERM or SIGHUP."""
 
     exit_code = ExitCode.INTERRUPTED
-
-
-class ModelNotFoundError(CoordinatorError):
-    """The model's directory does not exist."""
-
-    exit_code = ExitCode.MODEL_NOT_FOUND
 
 
 class ReportError(CoordinatorError):

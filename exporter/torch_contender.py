@@ -26,6 +26,7 @@ from edge_runtime.wire.manifest import Manifest, decode_manifest
 from edge_runtime.wire.peft_format import peft_config
 from edge_runtime.wire.tensors import decode_tensors
 from exporter.errors import ExportError
+from models.configuration import read_configuration
 
 _AUTO: Final[dict[str, Any]] = {
     "text-classification": transformers.AutoModelForSequenceClassification,
@@ -81,7 +82,7 @@ def _load(source: str, artifact: Path, manifest: Manifest) -> Any:
     """The model in float32, without dropout; weights that the checkpoint lacks are those of the artifact."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    config = transformers.AutoConfig.from_pretrained(source)
+    config = read_configuration(source, manifest.task).config
     for name in _DROPOUTS:
         if getattr(config, name, None) is not None:
             setattr(config, name, 0.0)

@@ -11,9 +11,9 @@ from transformers.activations import ACT2FN
 
 from edge_runtime.wire.manifest import PruneAxis, Task
 from models.attention import attend
-from models.errors import ModelUnsupportedError
 from models.family import CHANNELS, HEADS, ContextSpec, Family, ParamSpec
 from models.lora import Weights, linear
+from models.settings import Settings
 
 _EMBEDDINGS = "bert.embeddings"
 _POOLER = "bert.pooler.dense"
@@ -26,17 +26,18 @@ class Bert(Family):
     name: ClassVar[str] = "bert"
     model_types: ClassVar[tuple[str, ...]] = ("bert",)
     tasks: ClassVar[tuple[Task, ...]] = ("text-classification",)
+    settings: ClassVar[Settings] = Settings(
+        used=frozenset({"layer_norm_eps", "type_vocab_size"}),
+        fixed={"position_embedding_type": ("absolute", None), "pooler_type": ("first_token_transform", None)},
+        # The classifier is a matrix of its own; widths of a pooler that no version of transformers has.
+        harmless=frozenset({"tie_word_embeddings", "directionality"})
+        | {"pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head"},
+    )
     scores_first_only: ClassVar[bool] = True
 
     def __init__(self, config: Any, task: Task) -> None:
         """See :meth:`models.family.Family.__init__`."""
         del task
-        if config.position_embedding_type != "absolute":
-            msg = f"BERT with {config.position_embedding_type!r} positions is not supported; only 'absolute' is"
-            raise ModelUnsupportedError(msg)
-        if config.is_decoder:
-            msg = "BERT configured as a decoder (is_decoder) is not supported; set it to false"
-            raise ModelUnsupportedError(msg)
         self.config = config
         self.num_layers = config.num_hidden_layers
         self.hidden_size = config.hidden_size

@@ -3,6 +3,8 @@
 ModelError                  base
 ├── ModelNotFoundError      no such directory or hub model, or files of it are missing (exit 10)
 ├── ModelUnsupportedError   an architecture, a task or a setting that no family handles (exit 11)
+│   └── ParityError         the stages do not compute what transformers computes
+├── ModelPackageError       a package that reads the model's files is not installed (exit 27)
 └── LabelsError             class names are needed, or make no sense (exit 2)
     └── LabelsDifferError   they are not those of the checkpoint's classifier (exit 14)
 """
@@ -26,6 +28,16 @@ class ModelUnsupportedError(ModelError):
     """No family handles this architecture, task or setting."""
 
     exit_code = ExitCode.MODEL_UNSUPPORTED
+
+
+class ParityError(ModelUnsupportedError):
+    """The stages do not compute what transformers computes of the same checkpoint."""
+
+
+class ModelPackageError(ModelError):
+    """A package that is needed to read a model's files is not installed."""
+
+    exit_code = ExitCode.MISSING_DEPENDENCY
 
 
 class LabelsError(ModelError):

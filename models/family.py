@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from edge_runtime.wire.manifest import GroupSpec, PruneAxis, TargetSpec, Task
 from models.errors import ModelUnsupportedError
+from models.settings import Settings
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +58,8 @@ class Family(abc.ABC):
     model_types: ClassVar[tuple[str, ...]]
     """``model_type`` values of Hugging Face configurations that it handles."""
     tasks: ClassVar[tuple[Task, ...]]
+    settings: ClassVar[Settings]
+    """What it does with the keys of a configuration."""
     scores_first_only: ClassVar[bool] = False
     """Whether only the first token of a sequence is scored, so that the last block need not compute any other."""
 
@@ -90,6 +93,23 @@ class Family(abc.ABC):
         Raises:
             ModelUnsupportedError: a setting of the configuration that the stages do not reproduce.
         """
+
+    @classmethod
+    def settings_of(cls, model_type: str) -> Settings:
+        """What it does with the keys of a configuration of one of its architectures."""
+        del model_type
+        return cls.settings
+
+    def check_source(self, model: Any) -> None:
+        """Compare what transformers computed from the configuration alone, where logits of short texts hardly show it.
+
+        Args:
+            model: the checkpoint as transformers loads it.
+
+        Raises:
+            ParityError: it is something else than what the stages compute with.
+        """
+        del model
 
     @abc.abstractmethod
     def block_prefix(self, layer: int) -> str:

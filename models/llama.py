@@ -6,22 +6,27 @@ the length, so that one batched product serves the group and its backward needs 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch.nn import functional
 from transformers.activations import ACT2FN
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from edge_runtime.wire.manifest import PruneAxis, Task
+from models import rotary
 from models.attention import attend
-from models.errors import ModelUnsupportedError
+from models.errors import ModelUnsupportedError, ParityError
 from models.family import CHANNELS, HEADS, ContextSpec, Family, ParamSpec
 from models.lora import Weights, linear
+from models.settings import Settings
 
 _EMBEDDINGS = "model.embed_tokens.weight"
-_STATIC_ROPE = ("default", "linear", "llama3", "yarn")
+_BIASES = frozenset({"attention_bias", "mlp_bias"})
+_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
+_ANGLE_TOLERANCE = 1e-3
+"""Of a cosine or sine: what rounding of frequencies makes of it a hundred thousand positions on."""
 
 
 class Llama(Family):
@@ -30,16 +35,19 @@ class Llama(Family):
     name: ClassVar[str] = "llama"
     model_types: ClassVar[tuple[str, ...]] = ("llama", "mistral", "qwen2")
     tasks: ClassVar[tuple[Task, ...]] = ("causal-lm",)
+    settings: ClassVar[Settings] = Settings(
+        used=frozenset({"num_key_value_heads", "head_dim", "rms_norm_eps", "tie_word_embeddings", *rotary.KEYS})
+        | {"sliding_window", "use_sliding_window", "max_window_layers", "layer_types"},
+        fixed={"rope_interleaved": (False, None)},
+        harmless=frozenset({"is_llama_config"}),
+    )
 
     def __init__(self, config: Any, task: Task) -> None:
         """See :meth:`models.family.Family.__init__`."""
         del task
-        rope = LlamaRotaryEmbedding(config)
-        if rope.rope_type not in _STATIC_ROPE:
-            msg = f"rotary positions of type {rope.rope_type!r} are not supported; known: {', '.join(_STATIC_ROPE)}"
+        if unknown := set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES:
+            msg = f"config.json says layer_types with {min(unknown)!r}; supported are {', '.join(sorted(_LAYER_TYPES))}"
             raise ModelUnsupportedError(msg)
-        self.inverse_frequencies = rope.inv_freq.to(torch.float32)
-        self.rope_scaling = float(rope.attention_scaling)
         self.config = config
         self.num_layers = config.num_hidden_layers
         self.hidden_size = config.hidden_size
@@ -47,6 +55,7 @@ class Llama(Family):
         self.max_length = min(config.max_position_embeddings, _window(config) or config.max_position_embeddings)
         self.groups = {HEADS: config.num_key_value_heads, CHANNELS: config.intermediate_size}
         self.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self.inverse_frequencies, self.rope_scaling = rotary.frequencies(rotary.read(config.to_dict()), self.head_dim)
         self.queries_per_unit = config.num_attention_heads // config.num_key_value_heads
         self.eps = config.rms_norm_eps
         self.activation = ACT2FN[config.hidden_act]
@@ -65,6 +74,32 @@ class Llama(Family):
             ContextSpec(name="cos", shape=("length", self.head_dim)),
             ContextSpec(name="sin", shape=("length", self.head_dim)),
         )
+
+    @classmethod
+    def settings_of(cls, model_type: str) -> Settings:
+        """See :meth:`models.family.Family.settings_of`: of the three, Llama alone has biases to choose."""
+        if model_type != "llama":
+            return cls.settings
+        return dataclasses.replace(cls.settings, used=cls.settings.used | _BIASES)
+
+    def check_source(self, model: Any) -> None:
+        """See :meth:`models.family.Family.check_source`: the angles of far positions."""
+        theirs = model.model.rotary_emb
+        positions = torch.tensor([[*range(0, self.max_length, max(1, self.max_length // 64)), self.max_length - 1]])
+        cos, sin = theirs(torch.zeros(1, dtype=torch.float32), positions)
+        ours = self._angles(positions[0])
+        difference = max(float((mine - other[0]).abs().max()) for mine, other in zip(ours, (cos, sin), strict=True))
+        if not difference <= _ANGLE_TOLERANCE:
+            msg = (
+                f"rotary positions differ by up to {difference:.1e} from those of transformers, at most "
+                f"{_ANGLE_TOLERANCE:.0e} is accepted: config.json says something that is not reproduced"
+            )
+            raise ParityError(msg)
+
+    def _angles(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        angles = positions[:, None].to(torch.float32) * self.inverse_frequencies[None, :]
+        angles = torch.cat((angles, angles), dim=-1)
+        return angles.cos() * self.rope_scaling, angles.sin() * self.rope_scaling
 
     def _block_params(self) -> tuple[ParamSpec, ...]:
         hidden, units, channels = self.hidden_size, self.groups[HEADS], self.groups[CHANNELS]
@@ -103,12 +138,10 @@ class Llama(Family):
         """See :meth:`models.family.Family.embed`: causal mask, and angles of positions 0 to ``S - 1``."""
         length = input_ids.shape[1]
         positions = torch.arange(length, device=input_ids.device)
-        angles = positions[:, None].to(torch.float32) * self.inverse_frequencies[None, :]
-        angles = torch.cat((angles, angles), dim=-1)
         visible = (positions[None, :] <= positions[:, None])[None, None] & (attention_mask != 0)[:, None, None, :]
         mask = torch.where(visible, 0.0, torch.finfo(torch.float32).min)
-        context = {"mask": mask, "cos": angles.cos() * self.rope_scaling, "sin": angles.sin() * self.rope_scaling}
-        return functional.embedding(input_ids, weights[_EMBEDDINGS]), context
+        cos, sin = self._angles(positions)
+        return functional.embedding(input_ids, weights[_EMBEDDINGS]), {"mask": mask, "cos": cos, "sin": sin}
 
     def residual(
         self, weights: Weights, hidden: torch.Tensor, context: Mapping[str, torch.Tensor], *, first_only: bool = False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -14,20 +13,23 @@ import transformers
 from transformers.utils import logging as transformers_logging
 
 from edge_runtime.wire.errors import FedSpineError
+from models.configuration import read_configuration
 from models.errors import LabelsError, ModelNotFoundError, ModelUnsupportedError
 from models.heads import Head, choose_head, wanted_labels
-from models.hub import is_hub_id
-from models.registry import family_class, family_for
+from models.parity import check_parity
+from models.registry import family_for
+from models.sources import CONFIG_FILE, check_source
+from models.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from edge_runtime.wire.manifest import Task
     from models.family import Family
 
-_CONFIG: Final = "config.json"
 _AUTO: Final[dict[Task, Any]] = {
     "text-classification": transformers.AutoModelForSequenceClassification,
     "causal-lm": transformers.AutoModelForCausalLM,
 }
+_OTHER_PROBLEMS: Final = ("regression", "multi_label_classification")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +74,9 @@ def load_model(
 
     Raises:
         ModelNotFoundError: there is no such model, or files are missing or unreadable.
-        ModelUnsupportedError: no family handles it.
+        ModelUnsupportedError: no family handles it, or one of its settings.
+        ParityError: the stages do not compute what transformers does.
+        ModelPackageError: a package that reads its tokenizer is not installed.
         LabelsError: class names are needed, or make no sense.
         LabelsDifferError: they are not those of the checkpoint's classifier.
     """
@@ -81,32 +85,67 @@ def load_model(
         msg = f"--new-head is for text-classification; {task} has no classifier: leave it out"
         raise LabelsError(msg)
     with _quiet():
-        config = _config(model, task)
-        source, missing = _source_model(model, task, seed)
-        tokenizer = _tokenizer(model)
-    family = family_for(config, task)
-    notes = _check_missing(model, family, missing)
+        found = _checkpoint(model, task, seed)
+    config, family, notes = found.config, found.family, list(found.notes)
     head = Head(labels=(), is_new=False)
     if task == "text-classification":
-        has_classifier = bool(family.dense) and not missing.intersection(family.dense)
-        head = _head(config, wanted, has_classifier=has_classifier, is_new=new_head)
+        head = _head(config, wanted, has_classifier=found.has_classifier, is_new=new_head)
         family = family_for(config, task)
         notes += [head.note] if head.note else []
-    state = source.state_dict()
     if head.is_new:
         dense = _new_dense(family, config.initializer_range, seed)
     else:
-        dense = {name: state[name].to(torch.float32) for name in family.dense}
-    config.architectures = [type(source).__name__]
+        dense = {name: value.to(torch.float32) for name, value in found.dense.items()}
     return PretrainedModel(
         name=Path(model).resolve().name if Path(model).is_dir() else str(model),
         task=task,
         family=family,
         config=config,
-        tokenizer=tokenizer,
+        tokenizer=found.tokenizer,
         labels=head.labels,
-        frozen=_frozen(family, state),
+        frozen=found.frozen,
         dense=dense,
+        notes=tuple(notes),
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Checkpoint:
+    """What the files of a checkpoint hold, before anything is chosen."""
+
+    config: Any
+    family: Family
+    tokenizer: Any
+    frozen: Mapping[str, torch.Tensor]
+    dense: Mapping[str, torch.Tensor]
+    """The classifier, as it is stored, or as transformers makes it up where there is none."""
+    has_classifier: bool
+    notes: tuple[str, ...]
+
+
+def _checkpoint(model: str | Path, task: Task, seed: int) -> _Checkpoint:
+    """Read a checkpoint, and hold it against transformers' own reading."""
+    check_source(model)
+    with _translated(model, CONFIG_FILE):
+        configuration = read_configuration(model, task)
+    config = configuration.config
+    source, missing = _source_model(model, task, seed, configuration.reference)
+    with _translated(model, "tokenizer"):
+        tokenizer = load_tokenizer(model)
+    family = family_for(config, task)
+    notes = [*configuration.notes, *_check_missing(model, family, missing)]
+    state = source.state_dict()
+    frozen, dense = _frozen(family, state), {name: state[name] for name in family.dense}
+    config.architectures = [type(source).__name__]
+    with _translated(model, "weights"):
+        check_parity(family, frozen | dense, source, config)
+    return _Checkpoint(
+        config=config,
+        family=family,
+        tokenizer=tokenizer,
+        frozen=frozen,
+        dense=dense,
+        has_classifier=bool(dense) and not missing.intersection(dense),
         notes=tuple(notes),
     )
 
@@ -119,47 +158,24 @@ def _head(config: Any, wanted: tuple[str, ...] | None, *, has_classifier: bool, 
     config.label2id = {name: index for index, name in enumerate(head.labels)}
     if head.is_new:
         config.problem_type = None  # what the checkpoint's was trained for says nothing of a new one
+    elif config.problem_type in _OTHER_PROBLEMS or len(head.labels) == 1:
+        msg = (
+            f"the checkpoint's classifier was trained for {config.problem_type or 'regression'}, and one class of "
+            "several is trained here: make a new one, --new-head and --labels NAME,NAME,..."
+        )
+        raise ModelUnsupportedError(msg)
     return head
 
 
-def _config(model: str | Path, task: Task) -> Any:
-    if not Path(model).is_dir() and (Path(model).exists() or not is_hub_id(str(model))):
-        msg = (
-            f"model directory {model} does not exist: give a directory with {_CONFIG}, or the id of a model on the hub"
-        )
-        raise ModelNotFoundError(msg)
-    if Path(model).is_dir():
-        path = Path(model) / _CONFIG
-        if not path.is_file():
-            msg = f"model directory {model} has no {_CONFIG}: give the directory that holds the model's files"
-            raise ModelNotFoundError(msg)
-        with _translated(model, _CONFIG):
-            # Before transformers reads it: an architecture that is unknown to it too is refused in the same words.
-            raw = json.loads(path.read_text(encoding="utf-8"))
-            family_class(str(raw.get("model_type") if isinstance(raw, dict) else None), task)
-    with _translated(model, _CONFIG):
-        config = transformers.AutoConfig.from_pretrained(str(model))
-    family_class(config.model_type, task)
-    return config
-
-
-def _source_model(model: str | Path, task: Task, seed: int) -> tuple[Any, set[str]]:
+def _source_model(model: str | Path, task: Task, seed: int, reference: Any | None) -> tuple[Any, set[str]]:
     """The model as transformers builds it, and the names of weights that the checkpoint lacks."""
+    options = {} if reference is None else {"config": reference}
     with _translated(model, "weights"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         source, info = _AUTO[task].from_pretrained(
-            str(model), dtype="auto", attn_implementation="eager", output_loading_info=True
+            str(model), dtype="auto", attn_implementation="eager", output_loading_info=True, **options
         )
     return source, set(info["missing_keys"])
-
-
-def _tokenizer(model: str | Path) -> Any:
-    with _translated(model, "tokenizer"):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(model), use_fast=True)
-    if not tokenizer.is_fast:
-        msg = f"the tokenizer of {model} has no fast version (tokenizer.json), which devices need"
-        raise ModelUnsupportedError(msg)
-    return tokenizer
 
 
 def _check_missing(model: str | Path, family: Family, missing: set[str]) -> list[str]:

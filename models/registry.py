@@ -8,6 +8,7 @@ from edge_runtime.wire.manifest import Task
 from models.bert import Bert
 from models.errors import ModelUnsupportedError
 from models.llama import Llama
+from models.settings import check_settings
 
 if TYPE_CHECKING:
     from models.family import Family
@@ -41,4 +42,6 @@ def family_for(config: Any, task: Task) -> Family:
     Raises:
         ModelUnsupportedError: see :func:`family_class`, or a setting that the family does not reproduce.
     """
-    return family_class(config.model_type, task)(config, task)
+    family = family_class(config.model_type, task)
+    check_settings(config.to_dict(), family.settings_of(config.model_type))
+    return family(config, task)

@@ -37,7 +37,7 @@ def measure(settings: BenchSettings, say: Callable[[str], None], clock: Callable
     Raises:
         ConfigError: a peer is not known, or the examples are longer than the model's positions allow.
         MissingExtraError: what a peer needs is not installed.
-        ModelNotFoundError: the model is a path without a model.
+        ModelError: the model is a path without a model.
         ChildFailedError: a process failed; its exit code is passed on where it says more than that.
         DiskFullError: there is no space for the artifact.
     """

@@ -15,7 +15,6 @@ import numpy as np
 from broker_server.aggregation import make_aggregation
 from broker_server.emulation.context import fleet_context
 from broker_server.emulation.fleet import load_fleet
-from broker_server.errors import ModelNotFoundError
 from broker_server.report.schema import DataEntry, DeviceData
 from broker_server.run.examples import KEY, LABEL, DataSet, Example, load_data, write_examples
 from broker_server.run.layout import RunDirectory
@@ -28,8 +27,9 @@ from broker_server.services.ports import check_port
 from edge_runtime.engine.json_lines import check_file
 from edge_runtime.wire.arms import parse_arms
 from edge_runtime.wire.files import write_atomically
+from models.errors import ModelError
 from models.heads import are_indices
-from models.hub import is_hub_id
+from models.sources import check_source
 
 HOST: Final = "127.0.0.1"
 """All processes of a run talk over loopback."""
@@ -42,7 +42,7 @@ def check_settings(settings: RunSettings) -> None:
     """Refuse what can be known to fail before anything is written.
 
     Raises:
-        ModelNotFoundError: the model is a path without a model.
+        ModelError: the model is a path without a model.
         DataInvalidError: a data file does not exist, or is no file.
         PortTakenError: a port that was asked for is in use.
         ConfigError: an unknown scheduler or aggregation, one that needs an emulated fleet, a fleet that cannot be used,
@@ -79,18 +79,14 @@ def model_source(model: str) -> str:
         model: what a person gave; empty = the small Llama that comes with the package.
 
     Raises:
-        ModelNotFoundError: a path that is no model directory.
+        ModelError: a path that is no model; see :func:`models.sources.check_source`.
     """
     if not model:
         return str(importlib.resources.files("models") / "pretrained" / BUILT_IN_MODEL)
     path = Path(model).expanduser()
-    if path.is_dir() and (path / "config.json").is_file():
-        return str(path.resolve())
-    if path.exists() or not is_hub_id(model):
-        problem = "holds no config.json" if path.is_dir() else "is no directory"
-        msg = f"model {model} {problem}: give a directory that save_pretrained wrote, or a hub id"
-        raise ModelNotFoundError(msg)
-    return model
+    source = str(path.resolve()) if path.exists() else model
+    check_source(source)
+    return source
 
 
 def base_model(settings: RunSettings) -> str | None:
@@ -99,7 +95,7 @@ def base_model(settings: RunSettings) -> str | None:
         return None
     try:
         return model_source(settings.model)
-    except ModelNotFoundError:  # it has gone since the export, and rounds do not need it
+    except ModelError:  # it has gone since the export, and rounds do not need it
         return str(Path(settings.model).expanduser().absolute())
 
 

@@ -45,7 +45,7 @@ def _rows(path: Path, *rows: object) -> Path:
 
 
 def test_a_model_that_is_not_there(root: Path, classify_settings: RunSettings) -> None:
-    _refused(root, classify_settings, ExitCode.MODEL_NOT_FOUND, "is no directory", model="./none/here")
+    _refused(root, classify_settings, ExitCode.MODEL_NOT_FOUND, "does not exist", model="./none/here")
 
 
 def test_a_model_of_an_unknown_family(root: Path, tmp_path: Path, classify_settings: RunSettings) -> None:

@@ -198,7 +198,7 @@ def wait_for_a_request(scratch: Path, run: Run) -> None:
         (["--base", "int2"], ExitCode.USAGE, "base is 'int2'"),
         (["--json", "none/bench.json"], ExitCode.USAGE, "has no folder"),
         (["--json", "."], ExitCode.USAGE, "is a directory"),
-        (["--model", "./no/model"], ExitCode.MODEL_NOT_FOUND, "is no directory"),
+        (["--model", "./no/model"], ExitCode.MODEL_NOT_FOUND, "does not exist"),
         (["--nope"], ExitCode.USAGE, "--nope"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

@@ -85,6 +85,7 @@ def make_run_dir(root: Path, artifact: Path, digest: str, **changes: Any) -> Pat
         artifact_url=f"http://127.0.0.1:{free_port()}/",
         artifact_digest=digest,
         num_threads=1,
+        base_model=None,
         **changes,
     )
     (root / "config.toml").write_text(config.to_toml(), encoding="utf-8")

@@ -8,7 +8,8 @@ CoordinatorError            base
 ├── StateInUseError         another coordinator holds the run directory (exit 26)
 ├── RunExistsError          the output directory holds a run already, or none to resume (exit 25)
 ├── RunFailedError          a run ended without a result (exit 24)
-│   └── TrainingDivergedError   the global model's loss is not finite (exit 24)
+│   ├── TrainingDivergedError   the global model's loss is not finite (exit 24)
+│   └── DevicesTooSmallError    no device had the memory for any arm (exit 22)
 ├── ChildFailedError        a process of the run ended with an error (its own exit code is passed on)
 ├── InterruptedRunError     Ctrl-C, SIGTERM or SIGHUP (exit 130)
 ├── ReportError             a report.json of another version, or damaged
@@ -66,6 +67,12 @@ class RunFailedError(CoordinatorError):
 
 class TrainingDivergedError(RunFailedError):
     """The loss of the global model is not finite after a round; the round is undone."""
+
+
+class DevicesTooSmallError(RunFailedError):
+    """A run ended without a result because no device had the memory for any arm."""
+
+    exit_code = ExitCode.INSUFFICIENT_MEMORY
 
 
 class ChildFailedError(CoordinatorError):

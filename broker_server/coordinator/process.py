@@ -30,7 +30,7 @@ from broker_server.coordinator.ledger import Ledger
 from broker_server.coordinator.mailroom import Mailroom
 from broker_server.coordinator.office import Office
 from broker_server.coordinator.parts import Run, open_run
-from broker_server.errors import RunFailedError
+from broker_server.errors import DevicesTooSmallError, RunFailedError
 from broker_server.rounds import machine
 from broker_server.rounds.types import (
     Aggregate,
@@ -50,7 +50,7 @@ from broker_server.storage.store import Store
 from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress, TlsFiles
 from edge_runtime.link.mqtt import Connected, Disconnected, MqttLink, Received
 from edge_runtime.wire import limits, topics
-from edge_runtime.wire.messages import Finished, Hello, encode_message, kind_of
+from edge_runtime.wire.messages import FailureReason, Finished, Hello, encode_message, kind_of
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +78,7 @@ def run_coordinator(run_dir: Path) -> None:
         BrokerRefusedError: the broker says no.
         DiskFullError: there is no space; nothing that was accepted is lost.
         RunFailedError: no device, or rounds without any update.
+        DevicesTooSmallError: the same, because no device had the memory for any arm.
     """
     config = CoordinatorConfig.load(run_dir / CONFIG_FILE)
     with contextlib.ExitStack() as stack:
@@ -166,7 +167,9 @@ class Coordinator:
         if isinstance(command, Aggregate | Evaluate | FailRun | FinishRun):
             self._settle()  # they read files, or end the process
         if isinstance(command, FailRun):
-            raise RunFailedError(command.detail, round_number=state.round_number)
+            is_memory = command.reason is FailureReason.INSUFFICIENT_MEMORY
+            failed = DevicesTooSmallError if is_memory else RunFailedError
+            raise failed(command.detail, round_number=state.round_number)
         if isinstance(command, FinishRun):
             self._ledger.run_finished(self._config.run_id)
             self._settle()

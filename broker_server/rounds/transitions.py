@@ -138,7 +138,9 @@ def _fail(state: RunState, what: str, reasons: list[str]) -> Step:
     if state.participants and all(p.reason is FailureReason.DIVERGED for p in state.participants.values()):
         what = f"training diverged in round {state.round_number}: lower the learning rate; {what}"
     known = "; ".join((*state.empty_reasons, *reasons)[-MAX_REASONS:]) or "no device said why"
-    return dataclasses.replace(state, phase=Phase.FAILED), (FailRun(detail=f"{what}: {known}"),)
+    reasons_given = {p.reason for p in state.participants.values()}
+    reason = reasons_given.pop() if len(reasons_given) == 1 else None
+    return dataclasses.replace(state, phase=Phase.FAILED), (FailRun(detail=f"{what}: {known}", reason=reason),)
 
 
 def with_participants(state: RunState, changed: Mapping[str, Participant]) -> RunState:

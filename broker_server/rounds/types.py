@@ -304,6 +304,8 @@ class FailRun:
     """The run ends without a result."""
 
     detail: str
+    reason: FailureReason | None = None
+    """Why all devices of the last round failed, where they agree."""
 
 
 Command = (

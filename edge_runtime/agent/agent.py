@@ -14,17 +14,19 @@ import queue
 import random
 from typing import Final
 
+from edge_runtime.agent.attempts import Attempts
 from edge_runtime.agent.checkpoints import Checkpoints
+from edge_runtime.agent.errors import StoppedError
 from edge_runtime.agent.identity import StateDirectory
 from edge_runtime.agent.jobs import Jobs
 from edge_runtime.agent.mouthpiece import Mouthpiece
 from edge_runtime.agent.outbox import Key, Outbox
-from edge_runtime.agent.refusals import is_fatal, reason_of
+from edge_runtime.agent.refusals import is_final, largest_delay_s, reason_of
 from edge_runtime.agent.reporter import Reporter
 from edge_runtime.agent.traffic import Traffic
 from edge_runtime.agent.uploads import Uploads
+from edge_runtime.agent.work import Work
 from edge_runtime.agent.worker import Workbench, WorkSettings
-from edge_runtime.link import backoff
 from edge_runtime.link.mqtt import BrokerAddress, Connected, Disconnected, LinkEvent, TlsFiles
 from edge_runtime.link.transfers import Transfers
 from edge_runtime.wire.errors import ExitCode, FedSpineError, MessageError
@@ -81,22 +83,6 @@ class AgentSettings:
     """Go on trying when nobody answers at the first connection."""
 
 
-@dataclasses.dataclass(slots=True)
-class _Work:
-    """The assignment that this device is on."""
-
-    assignment: Assignment
-    received_at: float
-    deadline_at: float
-    adapter: tuple[bytes, float] | None = None
-    """Safetensors bytes to start from, and how long they took to arrive, seconds; None until they are here."""
-    is_running: bool = False
-
-    @property
-    def key(self) -> Key:
-        return (self.assignment.run_id, self.assignment.round_number, self.assignment.attempt)
-
-
 class Agent:
     """One device. Call :meth:`run` once; :meth:`stop` may be called from a signal handler."""
 
@@ -106,7 +92,6 @@ class Agent:
         self._settings = settings
         self._device_id = state.device_id
         self._capabilities = capabilities
-        self._rng = rng
         self._mouth = Mouthpiece(settings.broker, settings.fleet, state.device_id, settings.tls, rng)
         self._link = self._mouth.link
         self._clock = self._mouth.clock
@@ -118,9 +103,8 @@ class Agent:
         self._jobs = Jobs(state.artifacts, settings.work, traffic, self._checkpoints)
         self._welcome: Welcome | None = None
         self._workbench: Workbench | None = None
-        self._prepare_at = 0.0
-        self._prepare_failures = 0
-        self._work: _Work | None = None
+        self._attempts = Attempts(rng, self._clock)
+        self._work: Work | None = None
         self._refusals: dict[Key, Failure] = {}
         self._exit: tuple[ExitCode, str] | None = None
 
@@ -135,7 +119,8 @@ class Agent:
         Raises:
             BrokerUnreachableError: nobody answers at the first connection (not with ``wait_for_broker``).
             BrokerRefusedError: the broker says no at the first connection.
-            FedSpineError: this device cannot take part in the run; the coordinator was told.
+            FedSpineError: this device cannot take part in any run, and only its owner can mend that; the coordinator
+                was told. What comes of a message, an artifact or the network does not end a device.
         """
         farewell = "stopped by an unexpected error"
         try:
@@ -180,7 +165,9 @@ class Agent:
                 try:
                     self._on_message(decode_message(event.payload))
                 except MessageError as error:
-                    logger.warning("on %s: %s", event.topic, error)
+                    logger.warning("on %r: %s", event.topic, error)
+                except Exception:  # whatever a message may do, it does not end a device
+                    logger.exception("a message on %r could not be dealt with; it is passed over", event.topic)
 
     def _on_message(self, message: AnyMessage) -> None:
         if getattr(message, "device_id", self._device_id) != self._device_id:
@@ -219,6 +206,9 @@ class Agent:
             self._drop_work("the run has another artifact now")
             self._jobs.stop()
             self._workbench = None
+        if previous != welcome:
+            self._attempts.begin_anew()
+        self._attempts.news()
         self._uploads.open(welcome.run_id)
         self._uploads.restart()
         self._reporter.say()
@@ -229,7 +219,7 @@ class Agent:
             self._mouth.register_again()
             return
         now = self._clock()
-        work = _Work(assignment, now, now + assignment.deadline_s)
+        work = Work(assignment, now, now + assignment.deadline_s)
         if self._uploads.has(work.key):
             return
         if (refusal := self._refusals.get(work.key)) is not None:
@@ -242,6 +232,7 @@ class Agent:
                 self._reporter.say()
                 return
             self._drop_work(f"superseded by round {assignment.round_number}, attempt {assignment.attempt}")
+        self._attempts.news()
         arm = assignment.arm
         logger.info("round %d, attempt %d: pruning ratio %g, rank %d", *work.key[1:], arm.pruning_ratio, arm.rank)
         self._work = work
@@ -253,7 +244,7 @@ class Agent:
             lambda detail: self._refuse(work, FailureReason.INTERNAL, detail),
         )
 
-    def _on_adapter(self, work: _Work, blob: bytes) -> None:
+    def _on_adapter(self, work: Work, blob: bytes) -> None:
         work.adapter = (blob, self._clock() - work.received_at)
 
     def _on_verdict(self, verdict: Verdict) -> None:
@@ -295,7 +286,7 @@ class Agent:
         if welcome is None:
             return
         if self._workbench is None:
-            if self._clock() >= self._prepare_at:
+            if self._attempts.is_due:
                 if work is None:
                     self._reporter.change(DeviceState.FETCHING)
                 self._jobs.prepare(welcome, self._reporter.progress)
@@ -314,7 +305,7 @@ class Agent:
         work = self._work
         if isinstance(outcome, Workbench):
             self._on_prepared(outcome)
-        elif isinstance(tag, str) and isinstance(outcome, Exception):
+        elif isinstance(tag, Welcome) and isinstance(outcome, Exception):
             self._on_prepare_failed(tag, outcome)
         elif work is None or work.key != tag:
             logger.debug("work on %s ended, which nobody waits for any more", tag)
@@ -326,29 +317,32 @@ class Agent:
             self._on_worked(work, *outcome)
 
     def _on_prepared(self, workbench: Workbench) -> None:
-        self._prepare_failures = 0
         if self._welcome is None or workbench.digest != self._welcome.artifact_digest:
             return
         self._workbench = workbench
+        self._attempts.begin_anew()
         logger.info("ready: artifact %s (%s)", workbench.digest[:12], workbench.artifact.manifest.model_name)
         if self._work is None and self._reporter.state is DeviceState.FETCHING:
             self._reporter.change(DeviceState.IDLE)
 
-    def _on_prepare_failed(self, digest: str, error: Exception) -> None:
-        if self._welcome is None or digest != self._welcome.artifact_digest:
+    def _on_prepare_failed(self, welcome: Welcome, error: Exception) -> None:
+        if welcome != self._welcome:
             return
-        if is_fatal(error):
+        if is_final(error):
             raise error
-        self._prepare_failures += 1
-        delay_s = backoff.full_jitter(self._prepare_failures, self._rng)
-        self._prepare_at = self._clock() + delay_s
-        logger.warning("%s; trying again in %.0f s", error, delay_s)
+        if isinstance(error, StoppedError):  # for another artifact, and now it is this one again
+            return
+        detail = str(error) or type(error).__name__
+        if not isinstance(error, FedSpineError):
+            logger.error("getting ready failed unexpectedly", exc_info=error)
+        delay_s = self._attempts.failed(largest_delay_s(error))
+        logger.warning("%s; trying again in %.0f s, or when the coordinator says something new", detail, delay_s)
         if self._work is not None:
-            self._refuse(self._work, reason_of(error), str(error))
+            self._refuse(self._work, reason_of(error), detail)
         else:
-            self._reporter.change(DeviceState.FETCHING, detail=str(error))
+            self._reporter.change(DeviceState.FETCHING, detail=detail)
 
-    def _on_worked(self, work: _Work, update: Update, blob: bytes) -> None:
+    def _on_worked(self, work: Work, update: Update, blob: bytes) -> None:
         self._work = None
         try:
             self._uploads.add(update, blob)
@@ -370,7 +364,7 @@ class Agent:
             self._jobs.stop()
         self._work = None
 
-    def _refuse(self, work: _Work, reason: FailureReason, detail: str) -> None:
+    def _refuse(self, work: Work, reason: FailureReason, detail: str) -> None:
         """Give an assignment up, and tell."""
         logger.warning("round %d, attempt %d given up: %s (%s)", *work.key[1:], detail, reason)
         if self._work is work:

@@ -47,6 +47,7 @@ class ArtifactCache:
             on_progress: see :data:`Progress`.
 
         Raises:
+            AddressError: the URL cannot be used.
             ArtifactUnreachableError: HTTP fails after all attempts.
             ArtifactCorruptedError: the server's files are not what manifest and digest say.
             ArtifactVersionError: of another format version.
@@ -69,7 +70,7 @@ class ArtifactCache:
             on_progress(num_bytes, max(0, remaining))
 
         for name, ref in lacking.items():
-            url = urllib.parse.urljoin(base_url, urllib.parse.quote(name))
+            url = _url_of(base_url, name)
             path = folder / name
             http.download(url, path, digest=ref.digest, size_bytes=ref.size_bytes, on_progress=count, pause=self._pause)
         return Artifact.open(folder, verify=False)
@@ -81,7 +82,7 @@ class ArtifactCache:
             if digest_of(data) == digest:
                 return decode_manifest(data)
             logger.warning("%s is not the manifest that it was; fetching it again", path)
-        url = urllib.parse.urljoin(base_url, names.MANIFEST_FILE)
+        url = _url_of(base_url, names.MANIFEST_FILE)
         data = http.fetch_small(
             url, limits.MAX_MANIFEST_BYTES, on_progress=lambda num_bytes: on_progress(num_bytes, 0), pause=self._pause
         )
@@ -104,6 +105,11 @@ class ArtifactCache:
         for folder in others[MAX_ARTIFACTS - 1 :]:
             logger.info("removing artifact %s, not used any more", folder.name[:12])
             shutil.rmtree(folder)
+
+
+def _url_of(base_url: str, name: str) -> str:
+    http.host_of(base_url)  # refuses what cannot be joined, too
+    return urllib.parse.urljoin(base_url, urllib.parse.quote(name))
 
 
 def _is_whole(path: Path, ref: FileRef) -> bool:

@@ -5,6 +5,7 @@ AgentError
 ├── StateError          the state directory cannot be used
 ├── BadNameError        a device id or fleet that topics do not allow
 ├── EngineChoiceError   options of an engine that do not go together
+├── UnfitDataError      examples that are right in themselves, and not for the artifact of a run
 └── StoppedError        somebody asked this device to stop what it was doing
 """
 
@@ -39,6 +40,10 @@ class EngineChoiceError(AgentError):
     """Options that say how to train do not go together."""
 
     exit_code = ExitCode.USAGE
+
+
+class UnfitDataError(AgentError):
+    """The examples of this board are right in themselves, and not for the artifact of a run; another may suit."""
 
 
 class StoppedError(AgentError):

@@ -45,7 +45,7 @@ class Jobs(Background[Job]):
         return not self.is_busy and self.outcomes.empty()
 
     def prepare(self, welcome: Welcome, progress: Progress) -> None:
-        """Start getting ready for a run; the tag is the artifact's digest."""
+        """Start getting ready for a run; the tag is what the coordinator said of it."""
 
         def job(stop: threading.Event) -> Workbench:
             def count(num_bytes: int) -> None:
@@ -55,7 +55,7 @@ class Jobs(Background[Job]):
             cache = ArtifactCache(self._artifacts, lambda delay_s: _raise_if(lambda: stop.wait(delay_s)))
             return prepare(welcome, cache, self._settings, progress, count)
 
-        self.start(welcome.artifact_digest, job)
+        self.start(welcome, job)
 
     def work(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import secrets
 import time
@@ -11,6 +12,7 @@ from typing import Final
 from edge_runtime.agent.repeat import Repeat
 from edge_runtime.link.mqtt import BrokerAddress, MqttLink, TlsFiles
 from edge_runtime.wire import limits, topics
+from edge_runtime.wire.errors import MessageError
 from edge_runtime.wire.measures import Capabilities
 from edge_runtime.wire.messages import (
     AnyMessage,
@@ -22,6 +24,9 @@ from edge_runtime.wire.messages import (
     encode_message,
     kind_of,
 )
+from edge_runtime.wire.plain import plain
+
+logger = logging.getLogger(__name__)
 
 MAX_DETAIL: Final = 1_500
 """Longest detail of a failure or a good-bye, characters."""
@@ -70,13 +75,18 @@ class Mouthpiece:
         return Repeat(self._rng, self.clock)
 
     def say(self, message: AnyMessage) -> None:
-        """Publish a message; lost while there is no connection."""
-        self.link.publish(self._topic(message), encode_message(message))
+        """Publish a message; lost while there is no connection, and when it cannot be encoded, which is logged."""
+        try:
+            payload = encode_message(message)
+        except (MessageError, UnicodeEncodeError) as error:
+            logger.warning("a %s was not sent: %s", kind_of(message), error)
+        else:
+            self.link.publish(self._topic(message), payload)
 
     def goodbye(self, detail: str) -> tuple[str, bytes]:
         """Topic and payload of the last message of this process."""
         message = Presence(
-            device_id=self._device_id, session_id=self.session_id, online=False, detail=detail[:MAX_DETAIL]
+            device_id=self._device_id, session_id=self.session_id, online=False, detail=plain(detail)[:MAX_DETAIL]
         )
         return self._topic(message), encode_message(message)
 
@@ -108,7 +118,7 @@ class Mouthpiece:
             round_number=assignment.round_number,
             attempt=assignment.attempt,
             reason=reason,
-            detail=detail[:MAX_DETAIL],
+            detail=plain(detail)[:MAX_DETAIL],
         )
 
     def _topic(self, message: AnyMessage) -> str:

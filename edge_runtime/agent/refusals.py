@@ -1,11 +1,13 @@
-"""Which error means what to the coordinator, and which one ends the process."""
+"""Which error means what to the coordinator, which one ends the process, and how long to wait after the others."""
 
 from __future__ import annotations
 
+from edge_runtime.agent import attempts
 from edge_runtime.agent.errors import StoppedError
 from edge_runtime.engine import errors as engine
+from edge_runtime.link import backoff
 from edge_runtime.link import errors as link
-from edge_runtime.ort_training.errors import ArmNotExportedError, OrtModelsError
+from edge_runtime.ort_training.errors import ArmNotExportedError, OrtMissingError, OrtModelsError
 from edge_runtime.wire.errors import ManifestError
 from edge_runtime.wire.files import DiskFullError
 from edge_runtime.wire.messages import FailureReason
@@ -16,6 +18,7 @@ _REASONS: tuple[tuple[type[BaseException], FailureReason], ...] = (
     # Not memory, but the same to a scheduler: this arm is never possible here, in full at once and cheaper ones may be.
     (ArmNotExportedError, FailureReason.INSUFFICIENT_MEMORY),
     (link.ArtifactUnreachableError, FailureReason.ARTIFACT_UNREACHABLE),
+    (link.AddressError, FailureReason.ARTIFACT_UNREACHABLE),
     (link.ArtifactCorruptedError, FailureReason.ARTIFACT_CORRUPTED),
     (engine.ArtifactCorruptedError, FailureReason.ARTIFACT_CORRUPTED),
     (OrtModelsError, FailureReason.ARTIFACT_CORRUPTED),
@@ -34,6 +37,14 @@ def reason_of(error: BaseException) -> FailureReason:
     return FailureReason.INTERNAL
 
 
-def is_fatal(error: BaseException) -> bool:
-    """Whether an error while getting ready for a run ends the process: all but a server that may come back."""
-    return not isinstance(error, link.ArtifactUnreachableError | StoppedError)
+def is_final(error: BaseException) -> bool:
+    """Whether an error while getting ready for a run has its cause on this board, where only its owner can mend it.
+
+    All others may come from what a server said or sent: this board reports them and goes on listening.
+    """
+    return isinstance(error, engine.DataError | engine.MissingDependencyError | OrtMissingError)
+
+
+def largest_delay_s(error: BaseException) -> float:
+    """Longest time to the next attempt to get ready: a server that is away may be back any minute."""
+    return backoff.LARGEST_BOUND_S if isinstance(error, link.ArtifactUnreachableError) else attempts.LARGEST_S

@@ -7,6 +7,7 @@ from typing import Final
 
 from edge_runtime.agent.worker import Progress
 from edge_runtime.wire.messages import DeviceState, Status
+from edge_runtime.wire.plain import plain
 
 PROGRESS_S: Final = 1.0
 """Shortest time between two reports of progress, seconds."""
@@ -63,7 +64,7 @@ class Reporter:
                 step=progress.step,
                 num_steps=progress.num_steps,
                 loss=progress.loss,
-                detail=progress.detail[:MAX_DETAIL],
+                detail=plain(progress.detail)[:MAX_DETAIL],
             )
         )
 

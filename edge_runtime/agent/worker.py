@@ -17,15 +17,16 @@ from edge_runtime.agent.cache import ArtifactCache
 from edge_runtime.agent.checkpoints import Checkpoints
 from edge_runtime.agent.course import Course
 from edge_runtime.agent.engines import Engines
-from edge_runtime.agent.errors import StoppedError
+from edge_runtime.agent.errors import StoppedError, UnfitDataError
 from edge_runtime.agent.pauses import Pauses
+from edge_runtime.agent.precheck import count_examples
 from edge_runtime.agent.traffic import Traffic
 from edge_runtime.board.guard import PauseLimits
 from edge_runtime.board.sensors import SYS
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.data import load_examples
 from edge_runtime.engine.dataset import Dataset
-from edge_runtime.engine.errors import InsufficientMemoryError
+from edge_runtime.engine.errors import DataError, InsufficientMemoryError
 from edge_runtime.engine.evaluator import EvaluationResult
 from edge_runtime.engine.model import MODES, Mode
 from edge_runtime.engine.run import Engine, Run
@@ -288,7 +289,8 @@ def prepare(
     Raises:
         InsufficientMemoryError: not even the cheapest arm fits.
         OrtTrainingError: there are no ort-training models for the run, or nothing to run them with.
-        DataError: the examples do not fit the artifact.
+        DataError: the examples are wrong in themselves, whatever the artifact.
+        UnfitDataError: they do not fit this one.
         FedSpineError: see :meth:`ArtifactCache.fetch`.
     """
     num_fetched = 0
@@ -305,7 +307,11 @@ def prepare(
     progress.detail = "preparing"
     workbench = Workbench(artifact, settings, fetch_s)
     mode = check_arms(workbench, welcome)
-    workbench.load(welcome.max_length)
+    try:
+        workbench.load(welcome.max_length)
+    except DataError as error:
+        count_examples(settings.data)  # raises what is wrong with the file itself
+        raise UnfitDataError(str(error)) from error
     workbench.trainer(mode)
     progress.detail = ""
     return workbench

@@ -20,14 +20,13 @@ NEVER_MENDS: Final = (
     ExitCode.USAGE,
     ExitCode.DATA_INVALID,
     ExitCode.DATA_EMPTY,
-    ExitCode.UNKNOWN_LABEL,
-    ExitCode.BROKER_REFUSED,
-    ExitCode.ARTIFACT_VERSION,
-    ExitCode.INSUFFICIENT_MEMORY,
     ExitCode.STATE_IN_USE,
     ExitCode.MISSING_DEPENDENCY,
 )
-"""Exit codes after which a restart would end the same way: a person must do something first."""
+"""Exit codes of causes on the board itself: a restart would end the same way, a person must do something first.
+
+What a broker or a server says is not among them: it may be mended there, and no fleet should wait for a visit then.
+"""
 
 STATE: Final = Path("/var/lib")
 """Where systemd makes the directories of services."""
@@ -62,7 +61,7 @@ UMask=0077
 TimeoutStopSec=30
 Restart=on-failure
 RestartSec=30
-# A wrong option, bad data or a refused password do not mend themselves.
+# A wrong option, bad data or a missing package do not mend themselves.
 RestartPreventExitStatus={never_mends}
 
 # What it may use.

@@ -214,7 +214,7 @@ class Welcome(Message, frozen=True, kw_only=True):
     """URL of the folder that holds ``manifest.json``, with a slash at the end."""
     artifact_digest: Digest
     arms: Annotated[tuple[Arm, ...], msgspec.Meta(max_length=limits.MAX_ARMS)]
-    """Arms that may be assigned; a device that cannot afford the cheapest says so and leaves."""
+    """Arms that may be assigned; a device that cannot afford the cheapest says so, and refuses what it is assigned."""
     batch_size: Positive
     max_length: Positive
     wire_dtype: WireDtype = "float32"

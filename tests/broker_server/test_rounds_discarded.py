@@ -23,7 +23,7 @@ from broker_server.rounds.types import (
     UpdateRejected,
 )
 from edge_runtime.wire.messages import FailureReason
-from tests.broker_server.round_desk import LIMITS, A, Desk, key
+from tests.broker_server.round_desk import LIMITS, A, B, Desk, key
 
 
 class Discarding(Desk):
@@ -116,3 +116,26 @@ def test_updates_of_earlier_sessions_count() -> None:
     desk.take(machine.resume(desk.state.limits, 0.0, 2, None, num_used_rounds=1))
     desk.feed(DeviceRegistered(device_id=A), UpdateAnnounced(key=key(A, 3)))
     assert desk.state.phase is Phase.FINISHED
+
+
+@pytest.mark.parametrize("reason", [FailureReason.INSUFFICIENT_MEMORY, FailureReason.ARTIFACT_CORRUPTED])
+def test_run_that_failed_says_why_where_all_devices_agree(reason: FailureReason) -> None:
+    desk = Desk(dataclasses.replace(LIMITS, num_rounds=1))
+    desk.cheaper = {A: False, B: False}
+    desk.feed(DeviceRegistered(device_id=A), DeviceRegistered(device_id=B))
+    for device_id in (A, B):
+        desk.feed(DeviceFailed(key=key(device_id), reason=reason, detail="no"))
+    (failed,) = desk.sent(FailRun)
+    assert isinstance(failed, FailRun)
+    assert failed.reason is reason
+
+
+def test_run_that_failed_for_several_reasons_names_none() -> None:
+    desk = Desk(dataclasses.replace(LIMITS, num_rounds=1))
+    desk.cheaper = {A: False, B: False}
+    desk.feed(DeviceRegistered(device_id=A), DeviceRegistered(device_id=B))
+    desk.feed(DeviceFailed(key=key(A), reason=FailureReason.INSUFFICIENT_MEMORY, detail="no"))
+    desk.feed(DeviceFailed(key=key(B), reason=FailureReason.INTERNAL, detail="no"))
+    (failed,) = desk.sent(FailRun)
+    assert isinstance(failed, FailRun)
+    assert failed.reason is None

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edge_runtime.engine.errors import InsufficientMemoryError, UnknownLabelError
 from edge_runtime.link.mqtt import BrokerAddress, MqttLink, Received
 from edge_runtime.wire import limits
 from edge_runtime.wire.adapter import AdapterLayout, initial
@@ -137,27 +135,6 @@ def test_work_goes_on_while_the_broker_is_away(
     trained = decode_tensors(coordinator.pull(update))
     AdapterLayout.of(coordinator.artifact.manifest, assignment.plan, ARM.rank).check(trained)
     assert trained["classifier.weight"].any()
-
-
-def test_a_device_too_small_for_the_cheapest_arm_leaves(coordinator: Coordinator, start_device: StartDevice) -> None:
-    device = start_device(memory_limit_bytes=1_000_000)
-    coordinator.wait(Register)
-    coordinator.welcome()
-    assert "even the cheapest" in coordinator.wait(Presence, online=False).detail
-    error = device.wait()
-    assert isinstance(error, InsufficientMemoryError)
-    assert error.exit_code == ExitCode.INSUFFICIENT_MEMORY
-
-
-def test_an_unknown_label_ends_the_device_with_a_reason(
-    coordinator: Coordinator, start_device: StartDevice, tmp_path: Path
-) -> None:
-    (tmp_path / "data.jsonl").write_text('{"text": "the cat", "label": "purple"}\n')
-    device = start_device()
-    coordinator.wait(Register)
-    coordinator.welcome()
-    assert "'purple' is unknown" in coordinator.wait(Presence, online=False).detail
-    assert isinstance(device.wait(), UnknownLabelError)
 
 
 def test_messages_that_are_no_messages_are_survived(coordinator: Coordinator, start_device: StartDevice) -> None:

@@ -96,7 +96,8 @@ def test_a_repeated_assignment_renews_the_deadline(coordinator: Coordinator, sta
 def test_a_divergence_is_told(coordinator: Coordinator, start_device: StartDevice) -> None:
     start_device()
     coordinator.bring_in()
-    coordinator.assign(hyper={"num_local_steps": 50, "learning_rate": 1e30})
+    coordinator.full = {name: np.full_like(values, 1e30) for name, values in coordinator.full.items()}
+    coordinator.assign()
     assert coordinator.wait(Failure).reason == FailureReason.DIVERGED
 
 

@@ -1,0 +1,60 @@
+"""When to try again what failed for a cause that is not on this board: ever later, and soon when there is news."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Final
+
+from edge_runtime.link import backoff
+
+LARGEST_S: Final = 600.0
+"""Longest delay after a failure that only the server can mend: it says so when it has, see :meth:`Attempts.news`."""
+
+FLOOR_S: Final = 2.0
+"""Shortest time from a failure to the next attempt when there is news, seconds: a server that never stops talking does
+not keep a board busy."""
+
+
+class Attempts:
+    """A timer for something that is tried until it works.
+
+    Args:
+        rng: source of the jitter.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, rng: random.Random, clock: Callable[[], float]) -> None:
+        self._rng = rng
+        self._clock = clock
+        self._num_failed = 0
+        self._failed_at = self._due_at = float("-inf")
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to try (again)."""
+        return self._clock() >= self._due_at
+
+    def failed(self, largest_s: float = LARGEST_S) -> float:
+        """It did not work.
+
+        Args:
+            largest_s: longest delay, seconds.
+
+        Returns:
+            Seconds to the next attempt: full jitter, see :mod:`edge_runtime.link.backoff`.
+        """
+        self._num_failed += 1
+        self._failed_at = self._clock()
+        delay_s = backoff.full_jitter(self._num_failed, self._rng, largest_s=largest_s)
+        self._due_at = self._failed_at + delay_s
+        return delay_s
+
+    def news(self) -> None:
+        """Somebody who may have mended the cause is here: try as soon as :data:`FLOOR_S` allows."""
+        self._due_at = min(self._due_at, self._failed_at + FLOOR_S)
+
+    def begin_anew(self) -> None:
+        """It worked, or it is about something else now: what went before does not count, but for the floor."""
+        self._num_failed = 0
+        self.news()

@@ -124,12 +124,15 @@ def _write_config(directory: Path, model: Any) -> None:
     """``config.json`` as Optimum reads it.
 
     Optimum 0.1 takes a decoder's cache to be ``hidden_size // num_attention_heads`` wide, which pruned heads break;
-    so ``num_attention_heads`` is the number for which that gives ``head_dim``. ``num_key_value_heads`` and
-    ``intermediate_size`` are the pruned ones.
+    so ``num_attention_heads`` is the number for which that gives ``head_dim``. Where ``head_dim`` does not divide
+    ``hidden_size`` there is no such number, and ``hidden_size`` is that of the heads' outputs side by side.
+    ``num_key_value_heads`` and ``intermediate_size`` are the pruned ones.
     """
     config = model.config.to_dict()
     config["architectures"] = [type(model).__name__]
     if head_dim := config.get("head_dim"):
+        if config["hidden_size"] % head_dim:
+            config["hidden_size"] = config["num_attention_heads"] * head_dim
         config["num_attention_heads"] = config["hidden_size"] // head_dim
     write_atomically(directory / names.CONFIG_FILE, _json(config))
 

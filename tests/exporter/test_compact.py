@@ -33,6 +33,7 @@ from exporter.export import export_model
 from models.errors import ModelUnsupportedError
 from models.registry import family_for
 from models.surgery import prune_model
+from tests.conftest import save_llama
 from tests.exporter.runs import RANK, SCALING, write_run
 
 SPARSITIES = [0.0, 0.25, 0.5]
@@ -242,6 +243,37 @@ def test_relatives_of_llama_generate_in_optimum_and_on_the_device(
     inputs = {"input_ids": torch.tensor([[7, 8]]), "attention_mask": torch.ones(1, 2, dtype=torch.int64)}
     assert optimum.generate(**inputs, max_new_tokens=12, do_sample=False)[0].tolist() == answer
     assert len(answer) == 14
+
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "head width that does not divide": {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 12},
+    "head wider than the model": {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 40},
+    "one key/value head, odd width": {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 14},
+    "qwen2, odd width": {"model_type": "qwen2", "num_attention_heads": 5, "num_key_value_heads": 5, "head_dim": 10},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_heads_of_any_width_give_the_same_logits_in_pytorch_optimum_and_on_the_device(
+    shape: str, tmp_path: Path
+) -> None:
+    """Whole and cut down as far as can be: one key/value head a layer."""
+    export_model(save_llama(tmp_path / "model", **SHAPES[shape]), "causal-lm", tmp_path / "artifact")
+    source = read_source(write_run(tmp_path / "run", tmp_path / "artifact"))
+    for sparsity in (0.0, 0.9):
+        plan = read_plan(tmp_path / "run", source.manifest, sparsity)
+        out = tmp_path / f"compact-{sparsity}"
+        compact_source(source, plan, sparsity, out)
+
+        ids, mask = torch.arange(4, 20)[None], torch.ones(1, 16, dtype=torch.int64)
+        with torch.inference_mode():
+            expected = reference(source, plan)(input_ids=ids, attention_mask=mask).logits.numpy()
+            optimum = ORTModelForCausalLM.from_pretrained(out)
+            got = optimum(input_ids=ids, attention_mask=mask).logits.numpy()
+        device = CompactModel.open(out, num_threads=1)
+        np.testing.assert_allclose(got, expected, atol=1e-4)
+        np.testing.assert_allclose(device.logits(ids.numpy(), mask.numpy()), expected, atol=1e-4)
+        assert transformers.AutoConfig.from_pretrained(out).head_dim == SHAPES[shape]["head_dim"]
 
 
 @pytest.mark.parametrize("quantize", [None, "int8"])

@@ -17,6 +17,7 @@ from optimum.exporters.onnx import onnx_export_from_model
 
 from edge_runtime.inference.description import MODEL_FILE
 from edge_runtime.wire.manifest import Task
+from exporter.compact_rows import quantize_by_row
 
 _OPTIMUM_TASKS: Final = {"text-classification": "text-classification", "causal-lm": "text-generation-with-past"}
 _QUANTIZED_OPERATORS: Final = ["MatMul", "Gather"]
@@ -46,7 +47,7 @@ def export_graph(model: Any, task: Task, directory: Path) -> Path:
 
 
 def quantize_int8(path: Path) -> None:
-    """Replace a float32 graph by one with 8-bit weights; activations are quantised while it runs.
+    """Replace a float32 graph by one with 8-bit weights; activations are quantised while it runs, each token by itself.
 
     Matrices get one scale per output channel, embeddings one per table. Seven of the eight bits are used, because x86
     processors without VNNI saturate when they add products of full 8-bit numbers.
@@ -62,6 +63,9 @@ def quantize_int8(path: Path) -> None:
             weight_type=QuantType.QInt8,
             extra_options={"MatMulConstBOnly": True},
         )
+    model = onnx.load(small)
+    quantize_by_row(model)
+    onnx.save(model, small)
     small.replace(path)
 
 

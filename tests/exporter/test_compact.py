@@ -27,8 +27,9 @@ from edge_runtime.wire.plan import Plan
 from edge_runtime.wire.tensors import decode_tensors, encode_tensors
 from exporter.compact import compact_run, compact_source
 from exporter.compact_merge import base_model, merged_model
+from exporter.compact_rows import quantize_by_row
 from exporter.compact_source import CompactSource, read_plan, read_source
-from exporter.errors import CompactInputError
+from exporter.errors import CompactInputError, CompactParityError
 from exporter.export import export_model
 from models.errors import ModelUnsupportedError
 from models.registry import family_for
@@ -304,6 +305,51 @@ def test_int8_weighs_less_and_is_close(run_dir: Path, tmp_path: Path) -> None:
     expected = CompactModel.open(tmp_path / "full", num_threads=1).logits(ids, mask)
     got = CompactModel.open(tmp_path / "small", num_threads=1).logits(ids, mask)
     assert np.corrcoef(got.ravel(), expected.ravel())[0, 1] > 0.98
+
+
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_a_text_s_answer_is_its_own(bert_run: Path, tmp_path: Path, quantize: Any) -> None:
+    """Whatever is classified beside it, however much it is padded; on the device and in Optimum."""
+    compact_run(bert_run, 0.25, tmp_path / "compact", quantize=quantize)
+    device = CompactModel.open(tmp_path / "compact", num_threads=1)
+    optimum = ORTModelForSequenceClassification.from_pretrained(tmp_path / "compact")
+    rng = np.random.default_rng(4)
+    lengths = [3, 5, 20, 1, 8, 2]
+    ids, mask = np.zeros((6, 20), np.int64), np.zeros((6, 20), np.int64)
+    for row, length in enumerate(lengths):
+        ids[row, :length], mask[row, :length] = rng.integers(1, device.info.text.vocab_size, length), 1
+
+    together = device.logits(ids, mask)
+    in_optimum = optimum(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)).logits.numpy()
+
+    alone = [
+        device.logits(ids[row : row + 1, :length], mask[row : row + 1, :length])[0]
+        for row, length in enumerate(lengths)
+    ]
+    np.testing.assert_allclose(together, alone, atol=2e-5)
+    np.testing.assert_allclose(in_optimum, alone, atol=2e-5)
+
+
+def test_int8_tokens_do_not_see_what_follows_them(long_llama_run: Path, tmp_path: Path) -> None:
+    """Read at once, in steps, with a longer text behind them, or beside another text: the same logits."""
+    compact_run(long_llama_run, 0.25, tmp_path / "compact", quantize="int8")
+    device = CompactModel.open(tmp_path / "compact", num_threads=1)
+    ids = np.random.default_rng(6).integers(0, device.info.text.vocab_size, (2, 40), dtype=np.int64)
+
+    whole = device.logits(ids, np.ones_like(ids))
+
+    np.testing.assert_allclose(device.logits(ids[:1, :9], np.ones((1, 9), np.int64)), whole[:1, :9], atol=1e-4)
+    np.testing.assert_allclose(device.logits_in_steps(ids[1:], num_first=7), whole[1:], atol=1e-4)
+
+
+def test_a_quantised_graph_of_another_form_is_refused() -> None:
+    nodes = [
+        onnx.helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
+        onnx.helper.make_node("Sqrt", ["s"], ["y"]),
+    ]
+    model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], []))
+    with pytest.raises(CompactParityError, match="Sqrt 'y' where a product of scales belongs"):
+        quantize_by_row(model)
 
 
 def test_tied_embeddings_are_stored_once(llama_run: Path, tmp_path: Path) -> None:

@@ -116,6 +116,8 @@ class CoordinatorConfig:
     """The coordinator's own certificate (PEM)."""
     broker_key_file: str | None = None
     """Its private key (PEM)."""
+    max_devices: Annotated[int, Range(1, 1_000_000)] = 10_000
+    """Devices that are known at a time; a new one takes the place of that which has been offline longest."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -126,6 +128,9 @@ class CoordinatorConfig:
             raise ArmError(msg)
         for arm in self.arms:
             check_arm(arm)
+        if self.num_devices > self.max_devices:
+            msg = f"num_devices is {self.num_devices}, but max_devices lets no more than {self.max_devices} register"
+            raise ConfigError(msg)
         if self.pruning.deploy_rounds and self.sparsity is None:
             msg = f"deploy_rounds is {self.pruning.deploy_rounds}, but no sparsity is given to deploy"
             raise ConfigError(msg)

@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from broker_server.aggregation import check_bounds
+from broker_server.coordinator.buckets import Complaints
 from broker_server.coordinator.claims import most_examples
 from broker_server.coordinator.ledger import Ledger
 from broker_server.coordinator.mailroom import HEARTBEAT_S, Letter, Mailroom
@@ -44,6 +45,8 @@ from edge_runtime.wire.replies import RefusedReply
 
 logger = logging.getLogger(__name__)
 
+FAILURE_INTERVAL_S: Final = 1.0
+"""Of lines in the log about failures of one device."""
 MAX_DETAIL: Final = 500
 """Characters of an error that a device is told."""
 
@@ -69,6 +72,7 @@ class Intake:
         self._hello = Hello(run_id=config.run_id, session_id=session_id)
         self._clock = clock
         self._most_examples: dict[str, int] = {}
+        self._failures = Complaints(logger, FAILURE_INTERVAL_S)
         self._announced: dict[str, Update] = {}
         self._pulling: dict[str, Update] = {}
         self._arrived: list[tuple[Update, bytes | str]] = []
@@ -79,6 +83,9 @@ class Intake:
         if opened is None:
             return self._take_arrived(state)
         device_id, message = opened
+        if message is None:
+            self._mailroom.to(device_id, self._hello)
+            return []
         if isinstance(message, Register):
             return self._register(message)
         if isinstance(message, Presence):
@@ -127,17 +134,26 @@ class Intake:
 
     def forget(self, key: UpdateKey) -> None:
         """Give up an update that no longer counts."""
+        announced = self._announced.get(key.device_id)
+        if announced is not None and _key(announced) == key:
+            del self._announced[key.device_id]
         update = self._pulling.get(key.device_id)
         if update is not None and _key(update) == key:
             self._mailroom.stop_pulling(update.adapter, key.device_id)
             del self._pulling[key.device_id]
 
     def _register(self, message: Register) -> list[Event]:
-        config = self._config
-        self._mailroom.registry.register(message.device_id, message.session_id, self._clock())
+        config, now = self._config, self._clock()
+        if not self._mailroom.registry.register(message.device_id, message.session_id, now):
+            full = f"it is not registered: {config.max_devices} devices are there, and max_devices allows no more"
+            self._mailroom.complaints.say(message.device_id, now, full)
+            return []
         self._ledger.device_registered(message)
         task, max_length = self._run.manifest.task, config.training.max_length
         self._most_examples[message.device_id] = most_examples(message, task, max_length)
+        if len(self._most_examples) > 2 * config.max_devices:
+            known = self._mailroom.registry.knows
+            self._most_examples = {name: most for name, most in self._most_examples.items() if known(name)}
         welcome = Welcome(
             run_id=config.run_id,
             device_id=message.device_id,
@@ -169,19 +185,20 @@ class Intake:
         elif isinstance(message, RefusedReply):
             return self._refused(message)
         elif isinstance(message, Failure) and message.run_id == self._config.run_id:
-            logger.warning("device %s: %s: %s", message.device_id, message.reason, message.detail)
+            self._failures.say(message.device_id, self._clock(), f"{message.reason}: {message.detail}")
             return [DeviceFailed(key=_key(message), reason=message.reason, detail=message.detail)]
         elif isinstance(message, Update):
-            return self._announce(message)
+            return self._announce(state, message)
         return []
 
-    def _announce(self, update: Update) -> list[Event]:
+    def _announce(self, state: RunState, update: Update) -> list[Event]:
         key = _key(update)
         if update.run_id != self._config.run_id:
             detail = f"update is of run {update.run_id[:64]!r}, this is {self._config.run_id!r}"
             self._answer(update, detail)
             return []
-        self._announced[update.device_id] = update
+        if open_participant(state, key) is not None:
+            self._announced[update.device_id] = update
         return [UpdateAnnounced(key=key)]
 
     def _refused(self, reply: RefusedReply) -> list[Event]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable
+from typing import Final
 
+from broker_server.coordinator.sightings import Sightings
 from broker_server.rounds.types import Outcome, Participant, Phase, RunState, UpdateKey
 from broker_server.storage.events import (
     AnyEvent,
@@ -27,6 +29,9 @@ from edge_runtime.wire.manifest import Task
 from edge_runtime.wire.messages import DeviceState, Register, Status, Update
 
 logger = logging.getLogger(__name__)
+
+TRIM_EVERY: Final = 256
+"""Registrations from one look at how many devices are on disk to the next."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +55,13 @@ class Ledger:
         *,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
+        max_devices: int,
     ) -> None:
         self._store = store
         self._events = events
+        self._sightings = Sightings(events, clock, max_devices)
+        self._max_devices = max_devices
+        self._num_registered = 0
         self._clock = clock
         self._wall_clock = wall_clock
         records = store.load_round_records()
@@ -255,33 +264,32 @@ class Ledger:
     def device_registered(self, message: Register) -> None:
         """A device said what it is."""
         self._store.save_device(message, self._wall_clock())
+        if self._num_registered % TRIM_EVERY == 0:
+            self._store.trim_devices(self._max_devices)
+        self._num_registered += 1
         self.device_seen(message.device_id, DeviceState.IDLE, "registered")
 
     def device_seen(self, device_id: str, device_state: DeviceState, detail: str) -> None:
         """A device came or went."""
-        self._log(
-            DeviceSeen(
-                at=self._wall_clock(),
-                device_id=device_id,
-                state=device_state.value,
-                round_number=0,
-                step=0,
-                num_steps=0,
-                detail=detail,
-            )
-        )
+        self._see(device_id, device_state, detail)
 
     def status_seen(self, status: Status) -> None:
         """A device's work moved on."""
-        self._log(
+        moved = (status.round_number, status.step, status.num_steps)
+        self._see(status.device_id, status.state, status.detail, *moved)
+
+    def _see(
+        self, device_id: str, state: DeviceState, detail: str, round_number: int = 0, step: int = 0, num_steps: int = 0
+    ) -> None:
+        self._sightings.see(
             DeviceSeen(
                 at=self._wall_clock(),
-                device_id=status.device_id,
-                state=status.state.value,
-                round_number=status.round_number,
-                step=status.step,
-                num_steps=status.num_steps,
-                detail=status.detail,
+                device_id=device_id,
+                state=state.value,
+                round_number=round_number,
+                step=step,
+                num_steps=num_steps,
+                detail=detail,
             )
         )
 

@@ -6,14 +6,19 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from broker_server.coordinator.registry import Registry
+import msgspec
+
+from broker_server.coordinator.buckets import Allowance, Bucket, Complaints
+from broker_server.coordinator.registry import LETTERS, Registry
 from edge_runtime.link.mqtt import MqttLink
-from edge_runtime.link.transfers import Transfers
+from edge_runtime.link.transfers import WINDOW, Transfers
 from edge_runtime.wire import topics
 from edge_runtime.wire.errors import MessageError
 from edge_runtime.wire.messages import (
     AnyMessage,
     BlobRef,
+    Chunk,
+    ChunkRequest,
     Failure,
     Presence,
     Register,
@@ -32,8 +37,20 @@ HEARTBEAT_S: Final = 15.0
 SILENCE_S: Final = 3 * HEARTBEAT_S
 """A device that said nothing for this long counts as offline, also when the broker did not publish its will."""
 
+MAX_REGISTRATION_BYTES: Final = 8 * 1024
+"""Largest registration that is read; a device's takes less than 1 KB."""
+HELLOS: Final = Allowance(burst=1000, per_s=50)
+"""Answers to devices that have not registered, all of them together."""
+PULLS_S: Final = 60.0
+"""A device may pull the largest blob :data:`PULLS` times at once, and as often again in this time."""
+PULLS: Final = 4
+
 Letter = Register | Presence | Status | Update | Failure | RefusedReply
 """What a device may say, beside asking for chunks and sending them."""
+
+
+_REGISTER: Final = Register.__name__.lower()
+_ABOUT_BLOBS: Final = (Chunk.__name__.lower(), ChunkRequest.__name__.lower())
 
 
 class Mailroom:
@@ -42,13 +59,17 @@ class Mailroom:
     Letters wait for :meth:`post`, so that none tells of what is not on disk yet; chunks and requests for them do not.
     """
 
-    def __init__(self, fleet: str, link: MqttLink, clock: Callable[[], float]) -> None:
+    def __init__(self, fleet: str, link: MqttLink, clock: Callable[[], float], *, max_devices: int) -> None:
         self._fleet = fleet
         self._link = link
         self._clock = clock
         self._transfers = Transfers(self._send, clock)
         self._letters: list[tuple[str, bytes]] = []
-        self.registry = Registry(SILENCE_S)
+        self._hellos = Bucket()
+        self._num_chunks: dict[str, int] = {}
+        """Of the blobs that are offered, by digest."""
+        self.complaints = Complaints(logger)
+        self.registry = Registry(SILENCE_S, max_devices)
         self.num_refused = 0
         """Payloads that were no message of the protocol, or came from the wrong sender."""
 
@@ -66,36 +87,71 @@ class Mailroom:
         for topic, payload in letters:
             self._link.publish(topic, payload)
 
-    def open(self, topic: str, payload: bytes) -> tuple[str, Letter] | None:
+    def open(self, topic: str, payload: bytes) -> tuple[str, Letter | None] | None:
         """Sender and message of a payload; None if it was about blobs (and is dealt with), or was refused.
 
-        Of a refused reply to an assignment, what assignment it answers and why it was refused.
+        Of a refused reply to an assignment, what assignment it answers and why it was refused. No message, only the
+        sender, of a device that must register first and is to be told so.
         """
-        device_id = None
         try:
             device_id = topics.sender(topic)
+        except MessageError as error:
+            self._refuse(topic, str(error))
+            return None
+        kind = topic.rpartition("/")[2]
+        if not self.registry.knows(device_id) and kind != _REGISTER:
+            return (device_id, None) if self._hellos.take(HELLOS, self._clock()) else None
+        if not self._may_write(device_id, kind, len(payload)):
+            return None
+        try:
             message = decode_message(payload)
-            claimed = getattr(message, "device_id", device_id)
-            if claimed != device_id:
-                msg = f"message on {topic} claims to come from {claimed!r}"
+            if getattr(message, "device_id", device_id) != device_id or kind_of(message) != kind:
+                msg = f"a {kind_of(message)} of {getattr(message, 'device_id', device_id)!r} does not belong on {topic}"
                 raise MessageError(msg)  # noqa: TRY301 - refused like the others
         except MessageError as error:
             self._refuse(topic, str(error))
-            reply = None if device_id is None else refused_reply(payload, str(error))
+            reply = refused_reply(payload, str(error))
             return None if reply is None or reply.device_id != device_id else (reply.device_id, reply)
         if isinstance(message, Letter):
             return device_id, message
-        self.registry.heard(device_id, self._clock())
+        self._take(device_id, topic, message)
+        return None
+
+    def _may_write(self, device_id: str, kind: str, num_bytes: int) -> bool:
+        """Whether a payload is read at all."""
+        now = self._clock()
+        if kind == _REGISTER and num_bytes > MAX_REGISTRATION_BYTES:
+            text = f"its registration of {num_bytes} bytes is not read: at most {MAX_REGISTRATION_BYTES} are"
+            self.complaints.say(device_id, now, text)
+            return False
+        if kind in _ABOUT_BLOBS or not self.registry.knows(device_id) or self.registry.may_write(device_id, now):
+            return True
+        text = f"it sends more than {LETTERS.per_s:g} messages a second: those beyond are not read"
+        self.complaints.say(device_id, now, text)
+        return False
+
+    def _take(self, device_id: str, topic: str, message: AnyMessage) -> None:
+        now = self._clock()
+        self.registry.heard(device_id, now)
+        if isinstance(message, ChunkRequest):
+            most = max(self._num_chunks.values(), default=0)
+            allowance = Allowance(burst=PULLS * most + WINDOW, per_s=PULLS * most / PULLS_S)
+            wanted = tuple(dict.fromkeys(message.missing))[:WINDOW]
+            if not self.registry.may_pull(device_id, len(wanted), allowance, now):
+                self.complaints.say(device_id, now, "it asks for the same chunks again and again: it waits for them")
+                return
+            message = msgspec.structs.replace(message, missing=wanted)
         if not self._transfers.handle(device_id, message):
             self._refuse(topic, f"a device does not send {kind_of(message)}")
-        return None
 
     def offer(self, ref: BlobRef, blob: bytes) -> None:
         """Let devices pull a blob."""
+        self._num_chunks[ref.digest] = ref.num_chunks
         self._transfers.offer(ref.digest, lambda: blob, chunk_bytes=ref.chunk_bytes)
 
     def withdraw(self, digest: str) -> None:
         """Let nobody pull a blob any more."""
+        self._num_chunks.pop(digest, None)
         self._transfers.withdraw(digest)
 
     def pull(

@@ -109,8 +109,8 @@ class Coordinator:
         self._clock = clock
         self._session_id = secrets.token_hex(8)
         self._link = _link(run.config, random.Random(self._session_id))  # noqa: S311 - jitter
-        self._mailroom = Mailroom(run.config.fleet, self._link, clock)
-        self._ledger = Ledger(store, events, clock=clock, wall_clock=wall_clock)
+        self._mailroom = Mailroom(run.config.fleet, self._link, clock, max_devices=run.config.max_devices)
+        self._ledger = Ledger(store, events, clock=clock, wall_clock=wall_clock, max_devices=run.config.max_devices)
         self._intake = Intake(run, self._mailroom, self._ledger, session_id=self._session_id, clock=clock)
         self._office = Office(run, store, self._ledger, self._mailroom, self._intake)
         self._pending: collections.deque[Event] = collections.deque()
@@ -209,7 +209,7 @@ class Coordinator:
                 self._pending.extend(self._intake.receive(state, topic, payload))
 
     def _may_leave(self, leave_at: float) -> bool:
-        return self._clock() >= leave_at or not self._mailroom.registry.online
+        return self._clock() >= leave_at or not self._mailroom.registry.has_online
 
     def _finished(self) -> tuple[str, bytes]:
         message = Finished(run_id=self._config.run_id, detail="all rounds are done")

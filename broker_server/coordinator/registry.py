@@ -1,8 +1,14 @@
-"""Which devices are there: sessions and heartbeats. Pure; instants are monotonic seconds."""
+"""Which devices are there: sessions, heartbeats, and what each may still send. Pure; instants are monotonic seconds."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Final
+
+from broker_server.coordinator.buckets import Allowance, Bucket
+
+LETTERS: Final = Allowance(burst=200, per_s=10)
+"""Messages of one device, beside chunks and requests for them; a device sends about one a second."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -10,13 +16,16 @@ class _Session:
     session_id: str
     heard_at: float
     is_online: bool = True
+    letters: Bucket = dataclasses.field(default_factory=Bucket)
+    chunks: Bucket = dataclasses.field(default_factory=Bucket)
 
 
 class Registry:
-    """Devices that registered with this coordinator process."""
+    """Devices that registered with this coordinator process, at most ``max_devices``."""
 
-    def __init__(self, silence_s: float) -> None:
+    def __init__(self, silence_s: float, max_devices: int) -> None:
         self._silence_s = silence_s
+        self._max_devices = max_devices
         self._sessions: dict[str, _Session] = {}
 
     @property
@@ -24,9 +33,41 @@ class Registry:
         """Devices that are there, by name."""
         return sorted(device_id for device_id, session in self._sessions.items() if session.is_online)
 
-    def register(self, device_id: str, session_id: str, now: float) -> None:
-        """A device registered."""
+    @property
+    def has_online(self) -> bool:
+        """Whether any device is there."""
+        return any(session.is_online for session in self._sessions.values())
+
+    def knows(self, device_id: str) -> bool:
+        """Whether a device has registered, and was not forgotten since."""
+        return device_id in self._sessions
+
+    def register(self, device_id: str, session_id: str, now: float) -> bool:
+        """A device registered; False where there are too many, all of them online.
+
+        A new one takes the place of that which has been offline longest.
+        """
+        known = self._sessions.get(device_id)
+        if known is not None:
+            known.session_id, known.heard_at, known.is_online = session_id, now, True
+            return True
+        if len(self._sessions) >= self._max_devices:
+            gone = [(session.heard_at, name) for name, session in self._sessions.items() if not session.is_online]
+            if not gone:
+                return False
+            del self._sessions[min(gone)[1]]
         self._sessions[device_id] = _Session(session_id, now)
+        return True
+
+    def may_write(self, device_id: str, now: float) -> bool:
+        """Whether a letter of a device is read; those beyond :data:`LETTERS` are not."""
+        session = self._sessions.get(device_id)
+        return session is not None and session.letters.take(LETTERS, now)
+
+    def may_pull(self, device_id: str, num_chunks: int, allowance: Allowance, now: float) -> bool:
+        """Whether a device gets the chunks that it asks for."""
+        session = self._sessions.get(device_id)
+        return session is not None and session.chunks.take(allowance, now, num_chunks)
 
     def heard(self, device_id: str, now: float) -> bool:
         """A device said something; False if it must register (again) first."""

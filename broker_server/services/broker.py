@@ -10,7 +10,7 @@ import signal
 from typing import Final, Literal, NoReturn
 
 from broker_server.errors import ConfigError, MissingExtraError
-from broker_server.services.ports import check_port
+from broker_server.services.ports import check_port, is_loopback
 from edge_runtime.interpreter import missing
 from edge_runtime.wire import limits
 
@@ -23,6 +23,12 @@ SYSTEM_FOLDERS: Final = ("/usr/sbin", "/usr/local/sbin")
 
 PACKET_ALLOWANCE_BYTES: Final = 4096
 """Room for topic and properties beside the payload of a message."""
+
+MAX_QUEUED_MESSAGES: Final = 20_000
+"""Messages that wait in mosquitto for one client; beyond its own 1,000, messages of a large fleet to the coordinator
+are lost, and devices say them again after seconds."""
+MAX_QUEUED_BYTES: Final = 64 * 1024 * 1024
+"""The same in bytes."""
 
 
 def find_mosquitto() -> str | None:
@@ -56,7 +62,7 @@ def find_broker(kind: str = "auto") -> BrokerKind:
 def mosquitto_config(host: str, port: int) -> str:
     """Configuration of an embedded mosquitto: one listener, nothing on disk, no message beyond the protocol's limit.
 
-    It queues nothing for devices that are away: the protocol says everything again.
+    It queues nothing for devices that are away, and only so much for those that read slowly: all is said again.
     """
     lines = [
         f"listener {port} {host}",
@@ -64,6 +70,8 @@ def mosquitto_config(host: str, port: int) -> str:
         "persistence false",
         f"message_size_limit {limits.MAX_MESSAGE_BYTES}",
         f"max_packet_size {limits.MAX_MESSAGE_BYTES + PACKET_ALLOWANCE_BYTES}",
+        f"max_queued_messages {MAX_QUEUED_MESSAGES}",
+        f"max_queued_bytes {MAX_QUEUED_BYTES}",
         "log_dest stderr",
         "log_type error",
         "log_type warning",
@@ -80,12 +88,18 @@ def run_broker(*, host: str, port: int, kind: str = "auto") -> None:
     It asks nobody for a password: keep it on loopback, or on a network where every machine may take part.
 
     Raises:
-        ConfigError: an unknown kind, or an impossible address.
+        ConfigError: an unknown kind, an impossible address, or one that other machines reach while the broker is amqtt.
         PortTakenError: the port is in use.
         MissingExtraError: the broker is not installed.
     """
     chosen = find_broker(kind)
     check_port(host, port)
+    if chosen == "amqtt" and not is_loopback(host):
+        msg = (
+            f"--host {host}: amqtt takes messages of any size, so it listens on 127.0.0.1 only; "
+            "install mosquitto for boards (Debian: apt-get install mosquitto)"
+        )
+        raise ConfigError(msg)
     logger.info("%s listens on %s:%d", chosen, host, port)
     if chosen == "mosquitto":
         _become_mosquitto(host, port)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import socket
 
 from broker_server.errors import ConfigError, PortTakenError
@@ -33,3 +34,12 @@ def check_port(host: str, port: int) -> None:
             raise PortTakenError(msg) from error
         msg = f"cannot listen on {host}:{port} ({error.strerror or error}): expected an address of this machine"
         raise ConfigError(msg) from error
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is reached from this machine alone; False where it cannot be resolved."""
+    try:
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
+    except OSError:
+        return False
+    return all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in found)

@@ -96,6 +96,11 @@ class EventLog:
         if not self._is_holding:
             self.settle()
 
+    @property
+    def size_bytes(self) -> int:
+        """Size of the file, without what is gathered."""
+        return self._file.tell()
+
     def hold(self) -> None:
         """From now on gather events until :meth:`settle`, again and again."""
         self._is_holding = True

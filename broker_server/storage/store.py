@@ -127,6 +127,13 @@ class Store:
         with self._transaction() as connection:
             connection.execute(rows.SAVE_DEVICE, row)
 
+    def trim_devices(self, most: int) -> None:
+        """Forget what devices said of themselves, but for the ``most`` that registered last."""
+        table = schema.devices
+        kept = sa.select(table.c.device_id).order_by(table.c.last_seen_at.desc()).limit(most)
+        with self._transaction() as connection:
+            connection.execute(sa.delete(table).where(table.c.device_id.not_in(kept)))
+
     # ---- rounds ------------------------------------------------------------------------------------------------------
 
     def begin_round(

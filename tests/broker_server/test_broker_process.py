@@ -19,7 +19,7 @@ import pytest
 from broker_server.errors import ConfigError, MissingExtraError, PortTakenError
 from broker_server.services import broker
 from broker_server.services.broker import find_broker, find_mosquitto, mosquitto_config, run_broker
-from broker_server.services.ports import check_port
+from broker_server.services.ports import check_port, is_loopback
 from edge_runtime.link.mqtt import BrokerAddress, MqttLink, Received
 from edge_runtime.wire import limits
 from edge_runtime.wire.errors import ExitCode
@@ -59,6 +59,21 @@ def test_address_of_another_machine_is_refused() -> None:
         check_port("192.0.2.1", 1883)
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])  # noqa: S104 - refused
+def test_amqtt_listens_on_loopback_alone(host: str) -> None:
+    with pytest.raises(ConfigError, match=f"--host {host}: amqtt .* install mosquitto for boards"):
+        run_broker(host=host, port=free_port(), kind="amqtt")
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("localhost", True), ("192.0.2.1", False)],
+)
+def test_loopback_is_known_by_address_and_name(host: str, *, expected: bool) -> None:
+    assert is_loopback(host) is expected
+    assert not is_loopback("no-such-host.invalid")
+
+
 def test_free_port_stays_free() -> None:
     port = free_port()
     check_port(HOST, port)
@@ -91,6 +106,8 @@ def test_configuration_listens_where_it_was_told_and_keeps_nothing() -> None:
     assert "listener 1999 127.0.0.1" in lines
     assert "persistence false" in lines
     assert f"message_size_limit {limits.MAX_MESSAGE_BYTES}" in lines
+    assert f"max_queued_messages {broker.MAX_QUEUED_MESSAGES}" in lines
+    assert f"max_queued_bytes {broker.MAX_QUEUED_BYTES}" in lines
 
 
 @pytest.mark.parametrize("kind", ["mosquitto", "amqtt"])

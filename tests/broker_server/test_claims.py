@@ -123,7 +123,7 @@ def resumed(stopped: Path) -> Iterator[Resumed]:
         def resume(monotonic: float, wall: float) -> Ledger:
             store = stack.enter_context(contextlib.closing(Store.open(stopped)))
             events = stack.enter_context(contextlib.closing(EventLog(stopped / "events.jsonl")))
-            ledger = Ledger(store, events, clock=lambda: monotonic, wall_clock=lambda: wall)
+            ledger = Ledger(store, events, clock=lambda: monotonic, wall_clock=lambda: wall, max_devices=9)
             assert sorted(ledger.resume_round() or {}) == ["a", "b"]
             return ledger
 

@@ -143,7 +143,7 @@ def crowd(tmp_path: Path) -> Iterator[tuple[Desk, Ledger]]:
         contextlib.closing(EventLog(tmp_path / "events.jsonl")) as events,
     ):
         store.begin_round(1, desk.state.participants.values(), LEARNT, 100.0)
-        books = Ledger(store, events, clock=time.monotonic, wall_clock=time.monotonic)
+        books = Ledger(store, events, clock=time.monotonic, wall_clock=time.monotonic, max_devices=300)
         books.hold()
         yield desk, books
 

@@ -9,7 +9,7 @@ from broker_server.coordinator.registry import Registry
 
 @pytest.fixture
 def registry() -> Registry:
-    one = Registry(silence_s=45.0)
+    one = Registry(silence_s=45.0, max_devices=3)
     one.register("a", "first", 0.0)
     return one
 

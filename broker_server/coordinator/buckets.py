@@ -1,17 +1,8 @@
-"""How much of something is allowed in a time: token buckets, and one line in the log for what went beyond. Pure."""
+"""How much of something is allowed in a time: token buckets. Pure; instants are monotonic seconds."""
 
 from __future__ import annotations
 
 import dataclasses
-import logging
-from typing import Final
-
-LOG_INTERVAL_S: Final = 60.0
-"""Of lines about one device."""
-MAX_LINE: Final = 500
-"""Characters of a line about a device."""
-_MAX_LOGGED: Final = 1024
-"""Devices that are remembered to have a line in the log."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -43,24 +34,3 @@ class Bucket:
             return False
         self._used += amount
         return True
-
-
-class Complaints:
-    """Warnings about devices: one line for each device in an interval, with how many were left out."""
-
-    def __init__(self, logger: logging.Logger, interval_s: float = LOG_INTERVAL_S) -> None:
-        self._logger = logger
-        self._interval_s = interval_s
-        self._said: dict[str, tuple[float, int]] = {}
-
-    def say(self, device_id: str, now: float, text: str) -> None:
-        """Log a warning, unless one about the device was logged a moment ago."""
-        at, num_left_out = self._said.pop(device_id, (now - self._interval_s, 0))
-        if now - at < self._interval_s:
-            self._said[device_id] = (at, num_left_out + 1)
-            return
-        more = f" ({num_left_out} more like it since the last line)" if num_left_out else ""
-        self._logger.warning("device %s: %s%s", device_id, text[:MAX_LINE], more)
-        self._said[device_id] = (now, 0)
-        while len(self._said) > _MAX_LOGGED:
-            del self._said[next(iter(self._said))]

@@ -9,7 +9,6 @@ from typing import Final
 import msgspec
 
 from broker_server.aggregation import check_bounds
-from broker_server.coordinator.buckets import Complaints
 from broker_server.coordinator.claims import most_examples
 from broker_server.coordinator.ledger import Ledger
 from broker_server.coordinator.mailroom import HEARTBEAT_S, Letter, Mailroom
@@ -28,6 +27,7 @@ from broker_server.rounds.types import (
     UpdateRejected,
     UpdateStored,
 )
+from edge_runtime.link.complaints import Complaints
 from edge_runtime.wire.errors import WireError
 from edge_runtime.wire.messages import (
     DeviceState,
@@ -146,7 +146,7 @@ class Intake:
         config, now = self._config, self._clock()
         if not self._mailroom.registry.register(message.device_id, message.session_id, now):
             full = f"it is not registered: {config.max_devices} devices are there, and max_devices allows no more"
-            self._mailroom.complaints.say(message.device_id, now, full)
+            self._mailroom.complaints.say(f"device {message.device_id}", now, full)
             return []
         self._ledger.device_registered(message)
         task, max_length = self._run.manifest.task, config.training.max_length
@@ -185,7 +185,7 @@ class Intake:
         elif isinstance(message, RefusedReply):
             return self._refused(message)
         elif isinstance(message, Failure) and message.run_id == self._config.run_id:
-            self._failures.say(message.device_id, self._clock(), f"{message.reason}: {message.detail}")
+            self._failures.say(f"device {message.device_id}", self._clock(), f"{message.reason}: {message.detail}")
             return [DeviceFailed(key=_key(message), reason=message.reason, detail=message.detail)]
         elif isinstance(message, Update):
             return self._announce(state, message)

@@ -8,8 +8,9 @@ from typing import Final
 
 import msgspec
 
-from broker_server.coordinator.buckets import Allowance, Bucket, Complaints
+from broker_server.coordinator.buckets import Allowance, Bucket
 from broker_server.coordinator.registry import LETTERS, Registry
+from edge_runtime.link.complaints import Complaints
 from edge_runtime.link.mqtt import MqttLink
 from edge_runtime.link.transfers import WINDOW, Transfers
 from edge_runtime.wire import topics
@@ -122,12 +123,12 @@ class Mailroom:
         now = self._clock()
         if kind == _REGISTER and num_bytes > MAX_REGISTRATION_BYTES:
             text = f"its registration of {num_bytes} bytes is not read: at most {MAX_REGISTRATION_BYTES} are"
-            self.complaints.say(device_id, now, text)
+            self.complaints.say(f"device {device_id}", now, text)
             return False
         if kind in _ABOUT_BLOBS or not self.registry.knows(device_id) or self.registry.may_write(device_id, now):
             return True
         text = f"it sends more than {LETTERS.per_s:g} messages a second: those beyond are not read"
-        self.complaints.say(device_id, now, text)
+        self.complaints.say(f"device {device_id}", now, text)
         return False
 
     def _take(self, device_id: str, topic: str, message: AnyMessage) -> None:
@@ -138,7 +139,9 @@ class Mailroom:
             allowance = Allowance(burst=PULLS * most + WINDOW, per_s=PULLS * most / PULLS_S)
             wanted = tuple(dict.fromkeys(message.missing))[:WINDOW]
             if not self.registry.may_pull(device_id, len(wanted), allowance, now):
-                self.complaints.say(device_id, now, "it asks for the same chunks again and again: it waits for them")
+                self.complaints.say(
+                    f"device {device_id}", now, "it asks for the same chunks again and again: it waits for them"
+                )
                 return
             message = msgspec.structs.replace(message, missing=wanted)
         if not self._transfers.handle(device_id, message):

@@ -11,10 +11,12 @@ import collections
 import dataclasses
 import functools
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
+from edge_runtime.link.complaints import Complaints
 from edge_runtime.wire import chunks, limits
 from edge_runtime.wire.errors import FedSpineError, MessageError
 from edge_runtime.wire.messages import AnyMessage, BlobRef, Chunk, ChunkRequest
@@ -30,7 +32,19 @@ FIRST_TIMEOUT_S: Final = 5.0
 LARGEST_TIMEOUT_S: Final = 60.0
 
 MAX_ACTIVE: Final = 16
-"""Incoming transfers at once; the others wait their turn."""
+"""Incoming transfers at once, beside slow ones; the others wait their turn."""
+
+TURN_S: Final = 5.0
+"""How long a transfer is looked at before it counts as slow or not."""
+
+SLOW_BYTES_S: Final = 16 * 1024
+"""A transfer below this pace is slow: it keeps no other from its turn, be its link weak or its sender ill-willed."""
+
+MAX_SLOW: Final = 256
+"""Slow transfers at once; where more wait, the slow take turns."""
+
+DRIP_BYTES_S: Final = 1024
+"""Where memory runs short, what came of a transfer below this pace is dropped, to be asked for again."""
 
 MAX_HELD_BYTES: Final = 256 * 1024 * 1024
 """Bytes of unfinished incoming blobs; one blob alone may be larger."""
@@ -61,6 +75,22 @@ class _Incoming:
     repeat_at: float = 0.0
     timeout_s: float = FIRST_TIMEOUT_S
     num_corrupted: int = 0
+    pace: float = math.inf
+    """Bytes a second of the last turn that ended; infinite in the first."""
+    turn_at: float = 0.0
+    turn_bytes: int = 0
+    """What came in this turn."""
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether it runs beside those that have a turn."""
+        return self.pace < SLOW_BYTES_S
+
+    def look(self, now: float) -> None:
+        """Measure the pace, if a turn is over."""
+        if now - self.turn_at >= TURN_S:
+            self.pace = self.turn_bytes / (now - self.turn_at)
+            self.turn_at, self.turn_bytes = now, 0
 
 
 class Transfers:
@@ -78,6 +108,9 @@ class Transfers:
         self._offers: dict[str, _Cut] = {}
         self._active: dict[Key, _Incoming] = {}
         self._waiting: collections.OrderedDict[Key, _Incoming] = collections.OrderedDict()
+        self._parked: set[Key] = set()
+        """Those that wait again: some of their chunks may be here."""
+        self._complaints = Complaints(logger)
 
     def offer(self, digest: str, source: Callable[[], bytes], *, chunk_bytes: int = limits.CHUNK_BYTES) -> None:
         """Answer requests for a blob from now on; ``source`` reads it, ``chunk_bytes`` is as in its header."""
@@ -126,6 +159,7 @@ class Transfers:
         """Give up an incoming blob and forget its chunks; its callbacks are not called. Unknown ones are fine."""
         self._active.pop((digest, peer), None)
         self._waiting.pop((digest, peer), None)
+        self._parked.discard((digest, peer))
         self._start_waiting()
 
     def handle(self, peer: str, message: AnyMessage) -> bool:
@@ -141,15 +175,21 @@ class Transfers:
     def tick(self) -> None:
         """Repeat requests that stayed without an answer; call it about once a second."""
         now = self._clock()
+        for key in self._parked:
+            self._waiting[key].look(now)
         for key, incoming in list(self._active.items()):
+            incoming.look(now)
             if now < incoming.repeat_at:
                 continue
             incoming.timeout_s = min(LARGEST_TIMEOUT_S, incoming.timeout_s * 2)
-            self._unask(incoming)
             if self._waiting:  # a silent peer does not keep the others from their turn
-                self._waiting[key] = self._active.pop(key)
+                self._park(key)
             else:
+                self._unask(incoming)
                 self._ask(incoming)
+        slow = [key for key, incoming in self._active.items() if incoming.is_slow]
+        for key in slow[: max(0, min(len(self._waiting), len(slow) - MAX_SLOW))]:
+            self._park(key)
         self._start_waiting()
 
     def ask_again(self) -> None:
@@ -168,7 +208,7 @@ class Transfers:
             for chunk in offer(request.missing[:WINDOW]):
                 self._send(peer, chunk)
         except (FedSpineError, OSError) as error:
-            logger.warning("cannot answer %s: %s", peer, error)
+            self._complaints.say(peer, self._clock(), f"cannot be answered: {error}")
 
     def _take(self, peer: str, chunk: Chunk) -> None:
         key = (chunk.digest, peer)
@@ -176,16 +216,20 @@ class Transfers:
         if incoming is None:
             logger.debug("chunk %d of blob %s from %s is not expected (any more)", chunk.index, chunk.digest[:12], peer)
             return
+        if chunk.index not in incoming.asked and chunk.index not in incoming.repeat:
+            logger.debug("chunk %d of blob %s from %s was not asked for", chunk.index, chunk.digest[:12], peer)
+            return
         had = incoming.assembly.has(chunk.index)
         try:
             incoming.assembly.add(chunk)
         except MessageError as error:
-            logger.warning("from %s: %s", peer, error)
+            self._complaints.say(peer, self._clock(), str(error))
             return
         incoming.asked.discard(chunk.index)
         if had:
             return
         incoming.received_bytes += len(chunk.payload)
+        incoming.turn_bytes += len(chunk.payload)
         incoming.timeout_s = FIRST_TIMEOUT_S
         incoming.repeat_at = self._clock() + FIRST_TIMEOUT_S
         if incoming.assembly.is_complete:
@@ -197,12 +241,9 @@ class Transfers:
         try:
             blob = incoming.assembly.blob()
         except MessageError as error:
-            logger.warning("from %s: %s", incoming.peer, error)
+            self._complaints.say(incoming.peer, self._clock(), str(error))
             incoming.num_corrupted += 1
-            incoming.received_bytes = 0
-            incoming.asked.clear()
-            incoming.repeat.clear()
-            incoming.next_index = 0
+            _forget(incoming)
             if incoming.num_corrupted < MAX_CORRUPTED:
                 if key in self._active:
                     self._ask(incoming)
@@ -232,12 +273,48 @@ class Transfers:
         incoming.repeat = sorted({*incoming.repeat, *incoming.asked})
         incoming.asked.clear()
 
+    def _park(self, key: Key) -> None:
+        """Let an active transfer wait for another turn; chunks that still come are taken."""
+        incoming = self._active.pop(key)
+        self._unask(incoming)
+        self._waiting[key] = incoming
+        self._parked.add(key)
+
     def _start_waiting(self) -> None:
-        while self._waiting and len(self._active) < MAX_ACTIVE:
+        while self._waiting and sum(not incoming.is_slow for incoming in self._active.values()) < MAX_ACTIVE:
             key, incoming = next(iter(self._waiting.items()))
-            held = sum(i.ref.size_bytes for i in self._active.values())
-            held += sum(i.received_bytes for k, i in self._waiting.items() if k != key)
-            if self._active and held + incoming.ref.size_bytes > MAX_HELD_BYTES:
-                return
+            if self._active and self._held_bytes(key) + incoming.ref.size_bytes > MAX_HELD_BYTES:
+                if not self._make_room(key):
+                    return
+                continue
             self._active[key] = self._waiting.pop(key)
+            self._parked.discard(key)
+            incoming.pace, incoming.turn_at, incoming.turn_bytes = math.inf, self._clock(), 0
             self._ask(incoming)
+
+    def _held_bytes(self, but: Key) -> int:
+        """What transfers may hold when they are looked at again: all of a fast one, of a slow one a window more."""
+        held = sum(self._waiting[key].received_bytes for key in self._parked if key != but)
+        for incoming in self._active.values():
+            size = incoming.ref.size_bytes
+            window = incoming.received_bytes + WINDOW * incoming.ref.chunk_bytes
+            held += min(size, window) if incoming.is_slow else size
+        return held
+
+    def _make_room(self, but: Key) -> bool:
+        """Drop what came of a transfer that hardly moves; False where there is none."""
+        for key, incoming in [*self._active.items(), *((key, self._waiting[key]) for key in self._parked)]:
+            if key != but and incoming.received_bytes and incoming.pace < DRIP_BYTES_S:
+                if key in self._active:
+                    self._park(key)
+                _forget(incoming)
+                return True
+        return False
+
+
+def _forget(incoming: _Incoming) -> None:
+    """Begin a transfer anew."""
+    incoming.assembly = chunks.Assembly(incoming.ref)
+    incoming.received_bytes, incoming.next_index = 0, 0
+    incoming.asked.clear()
+    incoming.repeat.clear()

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from broker_server.config import CoordinatorConfig
-from broker_server.coordinator.buckets import Allowance, Bucket, Complaints
+from broker_server.coordinator.buckets import Allowance, Bucket
 from broker_server.coordinator.mailroom import HELLOS, MAX_REGISTRATION_BYTES, Mailroom
 from broker_server.coordinator.registry import LETTERS, Registry
 from broker_server.coordinator.sightings import MAX_DETAIL, OF_ALL, OF_ONE, Sightings
@@ -20,6 +20,7 @@ from broker_server.errors import ConfigError
 from broker_server.storage import events as stored_events
 from broker_server.storage.events import DeviceSeen, EventLog, EventReader
 from broker_server.storage.store import Store
+from edge_runtime.link.complaints import Complaints
 from edge_runtime.wire import chunks, topics
 from edge_runtime.wire.messages import (
     AnyMessage,
@@ -250,8 +251,8 @@ def test_lines_about_devices_stop_at_a_size_and_others_do_not(
 def test_one_line_a_device_and_interval(caplog: pytest.LogCaptureFixture) -> None:
     complaints = Complaints(logging.getLogger("test"), interval_s=60.0)
     for second in range(61):
-        complaints.say("a", float(second), "y" * 9000)
-    complaints.say("b", 61.0, "other")
+        complaints.say("device a", float(second), "y" * 9000)
+    complaints.say("device b", 61.0, "other")
     first, second_line, other = (record.message for record in caplog.records)
     assert first.startswith("device a: yyy")
     assert "59 more like it" in second_line

@@ -1,0 +1,34 @@
+"""Lines in the log about what others send, so few that nobody can fill a disk with them."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+LOG_INTERVAL_S: Final = 60.0
+"""From one line about somebody to the next."""
+MAX_LINE: Final = 500
+"""Characters of what a line says."""
+_MAX_LOGGED: Final = 1024
+"""Names that are remembered to have a line in the log."""
+
+
+class Complaints:
+    """Warnings about others: one line for each of them in an interval, with how many were left out."""
+
+    def __init__(self, logger: logging.Logger, interval_s: float = LOG_INTERVAL_S) -> None:
+        self._logger = logger
+        self._interval_s = interval_s
+        self._said: dict[str, tuple[float, int]] = {}
+
+    def say(self, who: str, now: float, text: str) -> None:
+        """Log a warning, unless one about the same was logged a moment ago."""
+        at, num_left_out = self._said.pop(who, (now - self._interval_s, 0))
+        if now - at < self._interval_s:
+            self._said[who] = (at, num_left_out + 1)
+            return
+        more = f" ({num_left_out} more like it since the last line)" if num_left_out else ""
+        self._logger.warning("%s: %s%s", who, text[:MAX_LINE], more)
+        self._said[who] = (now, 0)
+        while len(self._said) > _MAX_LOGGED:
+            del self._said[next(iter(self._said))]

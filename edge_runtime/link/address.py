@@ -45,6 +45,18 @@ def read_password(path: Path) -> str:
     return lines[0]
 
 
+class _ClosingSocket(ssl.SSLSocket):
+    """Closes itself when a handshake fails; paho would leave it to the collector."""
+
+    def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 - as ssl.SSLSocket has it
+        """Shake hands."""
+        try:
+            super().do_handshake(block)
+        except (OSError, ValueError):
+            self.close()
+            raise
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TlsFiles:
     """PEM files for an encrypted connection. Without ``ca_file`` the system's authorities are trusted."""
@@ -88,6 +100,7 @@ class TlsFiles:
                 raise AddressError(msg)
         try:
             context = ssl.create_default_context(cafile=self.ca_file)
+            context.sslsocket_class = _ClosingSocket
             if self.cert_file is not None:
                 context.load_cert_chain(self.cert_file, self.key_file)
         except (ssl.SSLError, OSError) as error:

@@ -16,12 +16,15 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.enums import CallbackAPIVersion, LogLevel, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from edge_runtime.link import causes
 from edge_runtime.link.address import BrokerAddress
+from edge_runtime.link.endings import Ending
 from edge_runtime.link.errors import BrokerRefusedError, BrokerUnreachableError, LinkError
 
 logger = logging.getLogger(__name__)
@@ -56,36 +59,41 @@ MQTT5_ANSWER_S: Final = 3.0
 """Silence after which MQTT 5 counts as not spoken: amqtt takes its CONNECT for a shorter one and waits for more."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Callbacks:
+    """What a connection tells, all from its network thread, which they must not hold up."""
+
+    on_message: Callable[[str, bytes, Callable[[], None] | None], None]
+    """A message: topic, payload, and what tells the broker that it was taken (None: the broker wants no answer)."""
+    on_lost: Callable[[Ending], None]
+    """The end; at most once, and never of a connection that :meth:`Connection.open` did not bring about."""
+    on_refused: Callable[[str, int, str], None]
+    """The broker did not take a message: topic, bytes, reason."""
+
+
 class UnsupportedProtocolError(LinkError):
     """The broker does not speak the protocol version that was tried; another one is tried next."""
 
 
 class Connection:
-    """One connection.
+    """One connection."""
 
-    ``on_message`` and ``on_lost`` are called from the network thread; ``on_lost`` at most once, and never for a
-    connection that :meth:`open` did not bring about.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        protocol: MQTTProtocolVersion,
-        on_message: Callable[[str, bytes], None],
-        on_lost: Callable[[str], None],
-    ) -> None:
+    def __init__(self, settings: Settings, protocol: MQTTProtocolVersion, callbacks: Callbacks) -> None:
         self.protocol = protocol
         self._settings = settings
-        self._on_message = on_message
-        self._on_lost = on_lost
+        self._tell = callbacks
         self._lock = threading.Lock()
         self._outcome: queue.Queue[LinkError | None] = queue.Queue()
         self._is_open = False
         self._is_over = False
         self._network_thread: threading.Thread | None = None
         self._ended = threading.Event()
-        self._unconfirmed: dict[int, int] = {}
-        self._confirmed_early: set[int] = set()
+        self._unconfirmed: dict[int, tuple[str, int]] = {}
+        self._confirmed_early: dict[int, ReasonCode] = {}
+        self._handed: tuple[str, int] | None = None
+        """A message on its way to the network thread, whose number is not known yet."""
+        self._network_error = ""
+        self._num_retained = 0
         self._unconfirmed_bytes = 0
         self._qos = 1
         self._client = self._make_client()
@@ -118,8 +126,12 @@ class Connection:
             else:
                 self._client.connect(address.host, address.port, KEEPALIVE_S)
         except ssl.SSLError as error:
-            msg = f"TLS with broker {address} failed ({error.reason or error}): check --ca-file, host name and port"
-            raise BrokerRefusedError(msg) from error
+            raise causes.of_handshake(address, error) from error
+        except ConnectionResetError as error:
+            if address.is_encrypted:
+                raise causes.of_handshake(address, error) from error
+            msg = f"broker {address} closed the connection at once ({error}): check that the port is the broker's"
+            raise BrokerUnreachableError(msg) from error
         except (OSError, ValueError) as error:
             msg = f"broker {address} is unreachable ({error}): check host, port, firewall, and that the broker runs"
             raise BrokerUnreachableError(msg) from error
@@ -140,16 +152,20 @@ class Connection:
             if not self.is_open or self._unconfirmed_bytes + len(payload) > MAX_QUEUED_BYTES:
                 return None
             self._unconfirmed_bytes += len(payload)
+            self._handed = (topic, len(payload))
         info = self._client.publish(topic, payload, qos=self._qos)
         with self._lock:
+            self._handed = None
             if info.rc in {MQTTErrorCode.MQTT_ERR_NO_CONN, MQTTErrorCode.MQTT_ERR_QUEUE_SIZE}:
                 self._unconfirmed_bytes -= len(payload)
                 return None
-            if info.mid in self._confirmed_early:
-                self._confirmed_early.discard(info.mid)
+            reason = self._confirmed_early.pop(info.mid, None)
+            if reason is not None:
                 self._unconfirmed_bytes -= len(payload)
             else:
-                self._unconfirmed[info.mid] = len(payload)
+                self._unconfirmed[info.mid] = (topic, len(payload))
+        if reason is not None and reason.is_failure:
+            self._tell.on_refused(topic, len(payload), str(reason))
         return info
 
     def close(self, timeout_s: float) -> None:
@@ -180,6 +196,7 @@ class Connection:
             clean_session=None if self.protocol == MQTTProtocolVersion.MQTTv5 else True,
             transport="websockets" if address.is_websocket else "tcp",
             reconnect_on_failure=False,
+            manual_ack=True,
         )
         client.connect_timeout = settings.connect_timeout_s
         client.max_queued_messages_set(0)  # bounded in bytes instead, by publish
@@ -197,6 +214,7 @@ class Connection:
         client.on_publish = self._handle_publish
         client.on_message = self._handle_message
         client.on_disconnect = self._handle_disconnect
+        client.on_log = self._handle_log
         return client
 
     def _connect_properties(self) -> Properties:
@@ -211,7 +229,9 @@ class Connection:
     ) -> None:
         self._network_thread = threading.current_thread()
         if reason.is_failure:
-            self._outcome.put(self._refusal(reason))
+            is_version = "rotocol version" in str(reason)
+            problem = causes.of_answer(self._settings.address, self._settings.client_id, reason)
+            self._outcome.put(UnsupportedProtocolError(str(reason)) if is_version else problem)
             return
         largest = getattr(properties, "MaximumPacketSize", None)
         needed = self._settings.max_message_bytes + TOPIC_ALLOWANCE_BYTES
@@ -223,11 +243,23 @@ class Connection:
             self._outcome.put(BrokerRefusedError(msg))
             return
         self._qos = min(1, getattr(properties, "MaximumQoS", 1))
+        window = getattr(properties, "ReceiveMaximum", client.max_inflight_messages)
+        # paho sets it before a connection only, and knows it only from this answer; nothing is under way yet.
+        client._max_inflight_messages = min(window, client.max_inflight_messages)  # noqa: SLF001
         if self._settings.subscriptions:
-            client.subscribe([(topic, self._qos) for topic in self._settings.subscriptions])
+            self._subscribe(client)
         else:
             self._is_open = True
             self._outcome.put(None)
+
+    def _subscribe(self, client: paho.Client) -> None:
+        """Ask for the topics, without what was retained on them: that is of another time, or of somebody else."""
+        topics = self._settings.subscriptions
+        if self.protocol == MQTTProtocolVersion.MQTTv5:
+            options = SubscribeOptions(qos=self._qos, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND)
+            client.subscribe([(topic, options) for topic in topics])
+        else:
+            client.subscribe([(topic, self._qos) for topic in topics])
 
     def _handle_subscribe(
         self, _client: paho.Client, _userdata: object, _mid: int, reasons: Sequence[ReasonCode], _properties: object
@@ -246,32 +278,66 @@ class Connection:
     def _handle_publish(
         self, _client: paho.Client, _userdata: object, mid: int, reason: ReasonCode, _properties: object
     ) -> None:
-        if reason.is_failure:
-            logger.warning("broker refused a message: %s; check its ACL", reason)
         with self._lock:
-            if mid in self._unconfirmed:
-                self._unconfirmed_bytes -= self._unconfirmed.pop(mid)
-            else:
-                self._confirmed_early.add(mid)
-
-    def _handle_message(self, _client: paho.Client, _userdata: object, message: paho.MQTTMessage) -> None:
-        if not self._is_over:
-            try:
-                topic = message.topic
-            except UnicodeDecodeError:
-                logger.warning("dropped a message whose topic is not UTF-8")
+            message = self._unconfirmed.pop(mid, None)
+            if message is None:
+                self._confirmed_early[mid] = reason
                 return
-            self._on_message(topic, bytes(message.payload))
+            self._unconfirmed_bytes -= message[1]
+        if reason.is_failure:
+            self._tell.on_refused(*message, str(reason))
+
+    def _handle_message(self, client: paho.Client, _userdata: object, message: paho.MQTTMessage) -> None:
+        if self._is_over:
+            return
+
+        def acknowledge() -> None:
+            client.ack(message.mid, message.qos)
+
+        try:
+            topic = message.topic
+        except UnicodeDecodeError:
+            logger.warning("dropped a message whose topic is not UTF-8")
+            acknowledge()
+            return
+        if message.retain:
+            self._num_retained += 1
+            if self._num_retained & (self._num_retained - 1) == 0:  # 1, 2, 4, ...: they may be many
+                logger.warning(
+                    "dropped a retained message on %r (%d so far): clear it there", topic, self._num_retained
+                )
+            acknowledge()
+            return
+        self._tell.on_message(topic, bytes(message.payload), acknowledge if message.qos else None)
+
+    def _handle_log(self, _client: paho.Client, _userdata: object, level: int, text: str) -> None:
+        """Keep what the socket said: paho passes on no more than "Unspecified error"."""
+        if level == LogLevel.MQTT_LOG_ERR and " on socket: " in text:
+            self._network_error = text.partition(" on socket: ")[2]
 
     def _handle_disconnect(self, *arguments: Any) -> None:  # noqa: ANN401 - paho passes five, one of them matters
-        reason: ReasonCode = arguments[3]
+        flags, reason = arguments[2:4]
+        is_by_broker: bool = flags.is_disconnect_packet_from_server
         was_open, self._is_open = self._is_open, False
         self._ended.set()
         if not was_open:
             self._outcome.put(self._end_before_answer())
         elif not self._is_over:
             self._is_over = True
-            self._on_lost(str(reason))
+            with self._lock:
+                unconfirmed = next(iter(self._unconfirmed.values()), self._handed)
+            code = reason.value if is_by_broker else None
+            self._tell.on_lost(Ending(reason=self._words(reason, code), code=code, unconfirmed=unconfirmed))
+
+    def _words(self, reason: ReasonCode, code: int | None) -> str:
+        """Why an open connection ended."""
+        if code is not None:
+            return f"the broker ended it: {reason}"
+        if str(reason) != "Unspecified error":
+            return str(reason)
+        step = causes.tls_problem(self._network_error)
+        error = self._network_error or "closed by the other side without a reason"
+        return f"{error}: {step}" if step else error
 
     def _no_answer(self, timeout_s: float) -> LinkError:
         address = self._settings.address
@@ -284,22 +350,6 @@ class Connection:
 
     def _end_before_answer(self) -> LinkError:
         address = self._settings.address
-        if self.protocol == MQTTProtocolVersion.MQTTv5:
+        if self.protocol == MQTTProtocolVersion.MQTTv5 and causes.tls_problem(self._network_error) is None:
             return UnsupportedProtocolError(f"broker {address} closed the connection on MQTT 5")
-        kind = "encrypted" if address.is_encrypted else "unencrypted"
-        return BrokerUnreachableError(
-            f"broker {address} closed the connection without an answer: check that the port speaks {kind} MQTT, "
-            "and whether it asks for a client certificate"
-        )
-
-    def _refusal(self, reason: ReasonCode) -> LinkError:
-        text = str(reason)
-        if "rotocol version" in text:
-            return UnsupportedProtocolError(f"broker {self._settings.address}: {text}")
-        if text in {"Server unavailable", "Server busy", "Server shutting down"}:
-            return BrokerUnreachableError(f"broker {self._settings.address} answers {text!r}: try again later")
-        who = f"user {self._settings.address.username!r}" if self._settings.address.username else "no user name given"
-        return BrokerRefusedError(
-            f"broker {self._settings.address} refused client {self._settings.client_id!r} ({text}; {who}): "
-            "check user name and password in the broker URL, and the broker's ACL"
-        )
+        return causes.of_silent_end(address, self._settings.tls, self._network_error)

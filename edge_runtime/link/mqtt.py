@@ -1,7 +1,7 @@
 """The door to MQTT that devices and the coordinator share: one link that reconnects for ever.
 
-A link has two threads of its own (paho's, and one that reconnects); its owner reads :attr:`MqttLink.events`, a bounded
-queue. A full queue holds up the network thread, and so the broker: nothing grows without limit.
+A link has two threads of its own (paho's, and one that reconnects); its owner reads :attr:`MqttLink.events`. What the
+owner has no time for stays with the broker (:mod:`edge_runtime.link.inbox`): the network thread never waits.
 """
 
 from __future__ import annotations
@@ -11,62 +11,37 @@ import dataclasses
 import logging
 import queue
 import random
+import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from paho.mqtt.enums import MQTTProtocolVersion
 
 from edge_runtime.link import backoff
 from edge_runtime.link.address import BrokerAddress, TlsFiles
-from edge_runtime.link.connection import Connection, Settings, UnsupportedProtocolError
+from edge_runtime.link.causes import refusal_step
+from edge_runtime.link.connection import Callbacks, Connection, Settings, UnsupportedProtocolError
+from edge_runtime.link.endings import STABLE_S, TAKEN_OVER, Ending, Endings
 from edge_runtime.link.errors import BrokerUnreachableError, LinkError
+from edge_runtime.link.inbox import Connected, Disconnected, Inbox, LinkEvent, Received
 from edge_runtime.wire.errors import MessageError
 
 __all__ = ["BrokerAddress", "Connected", "Disconnected", "LinkEvent", "MqttLink", "Received", "TlsFiles"]
 
 logger = logging.getLogger(__name__)
 
-MAX_EVENTS: Final = 1024
-"""Events that wait for the owner of a link."""
-
-STABLE_S: Final = 10.0
-"""A connection that lasted this long starts the back-off anew; shorter ones count as failures."""
-
 WATCH_S: Final = 1.0
 """How often it is checked that the network thread lives."""
+
+TRIAL_POLL_S: Final = 0.2
+"""How often it is checked that a connection on trial lasts."""
 
 CLOSE_TIMEOUT_S: Final = 3.0
 """How long a good-bye may take."""
 
 _PROTOCOL_NAMES: Final = {MQTTProtocolVersion.MQTTv5: "MQTT 5", MQTTProtocolVersion.MQTTv311: "MQTT 3.1.1"}
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Connected:
-    """Connected and subscribed; whatever was not answered may be said again now."""
-
-    protocol: str
-    """``MQTT 5`` or ``MQTT 3.1.1``."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Disconnected:
-    """The connection is gone; the link is already trying to get it back."""
-
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Received:
-    """A message arrived; its size is within the limit, nothing else about it was checked."""
-
-    topic: str
-    payload: bytes
-
-
-LinkEvent = Connected | Disconnected | Received
 
 
 class MqttLink:
@@ -79,6 +54,8 @@ class MqttLink:
         largest_message_bytes: the largest payload published or received so far.
         num_dropped_out: messages not published: no connection, or too many bytes unconfirmed.
         num_oversized_in: messages received over the limit, and dropped.
+        num_refused: messages that the broker did not take.
+        last_refusal: what it said of the last of them, one line; empty while there is none.
     """
 
     def __init__(
@@ -108,12 +85,14 @@ class MqttLink:
         Raises:
             AddressError: a TLS file cannot be used, or would not be.
         """
-        self.events: queue.Queue[LinkEvent] = queue.Queue(MAX_EVENTS)
+        self.events = Inbox()
         self.bytes_sent = 0
         self.bytes_received = 0
         self.largest_message_bytes = 0
         self.num_dropped_out = 0
         self.num_oversized_in = 0
+        self.num_refused = 0
+        self.last_refusal = ""
         self._settings = Settings(
             address=address,
             client_id=client_id,
@@ -128,7 +107,8 @@ class MqttLink:
         self._connection: Connection | None = None
         self._lock = threading.Lock()
         self._closing = threading.Event()
-        self._lost: queue.Queue[str] = queue.Queue()
+        self._lost: queue.Queue[Ending] = queue.Queue()
+        self._endings = Endings(client_id)
         self._keeper = threading.Thread(target=self._keep, name=f"link-{client_id}", daemon=True)
 
     @property
@@ -153,7 +133,7 @@ class MqttLink:
             if not wait_for_broker:
                 raise
             logger.warning("%s; trying again until it answers", error)
-            self._lost.put(str(error))
+            self._lost.put(Ending(reason=str(error)))
         self._keeper.start()
 
     def publish(self, topic: str, payload: bytes) -> None:
@@ -188,14 +168,15 @@ class MqttLink:
                         info.wait_for_publish(CLOSE_TIMEOUT_S)
             connection.close(CLOSE_TIMEOUT_S)
         if self._keeper.is_alive():
-            self._lost.put("closing")
+            self._lost.put(Ending(reason="closing"))
             self._keeper.join(self._settings.connect_timeout_s + CLOSE_TIMEOUT_S)
 
     def _attempt(self) -> None:
         """One attempt to connect, with the protocol that worked last first."""
         problem: LinkError | None = None
         for protocol in list(self._protocols):
-            connection = Connection(self._settings, protocol, self._receive, self._lost.put)
+            callbacks = Callbacks(on_message=self._receive, on_lost=self._lost.put, on_refused=self._note_refusal)
+            connection = Connection(self._settings, protocol, callbacks)
             try:
                 connection.open()
             except UnsupportedProtocolError as error:
@@ -206,7 +187,7 @@ class MqttLink:
             self._protocols.insert(0, protocol)
             self._connection = connection
             logger.info("connected to %s (%s)", self._settings.address, _PROTOCOL_NAMES[protocol])
-            self._put(Connected(_PROTOCOL_NAMES[protocol]))
+            self.events.note(Connected(_PROTOCOL_NAMES[protocol]))
             return
         msg = f"broker {self._settings.address} speaks neither MQTT 5 nor 3.1.1 ({problem}): use another broker"
         raise BrokerUnreachableError(msg) from problem
@@ -216,17 +197,22 @@ class MqttLink:
         failures = 0
         connected_at = time.monotonic()
         while True:
-            reason = self._wait_for_loss()
+            ending, least_wait_s = self._wait_for_loss(), 0.0
             if self._closing.is_set():
                 return
             if self._connection is not None:
+                lasted_s = time.monotonic() - connected_at
+                reason, least_wait_s = self._endings.note(ending, lasted_s)
                 logger.warning("connection to %s lost: %s", self._settings.address, reason)
                 self._connection = None
-                self._put(Disconnected(reason))
-                failures = 0 if time.monotonic() - connected_at > STABLE_S else failures
+                self.events.note(Disconnected(reason))
+                if self._endings.is_name_in_doubt and self._stays_under_another_name():
+                    reason, least_wait_s = self._endings.note(Ending(reason=reason, code=TAKEN_OVER), lasted_s)
+                    logger.warning("under another name the connection lasts: %s", reason)
+                failures = 0 if lasted_s > STABLE_S else failures
             while True:
                 failures += 1
-                if self._closing.wait(backoff.full_jitter(failures, self._rng)):
+                if self._closing.wait(least_wait_s + backoff.full_jitter(failures, self._rng)):
                     return
                 try:
                     self._attempt()
@@ -239,30 +225,55 @@ class MqttLink:
                 self._connection.close(CLOSE_TIMEOUT_S)
                 return
 
-    def _wait_for_loss(self) -> str:
-        """Why the connection is gone, as soon as it is."""
+    def _stays_under_another_name(self) -> bool:
+        """Whether a connection that differs in its client id alone outlasts those that ended."""
+        other = f"{self._settings.client_id}:{secrets.token_hex(4)}"
+        settings = dataclasses.replace(self._settings, client_id=other, subscriptions=(), will=None)
+        callbacks = Callbacks(on_message=lambda *_: None, on_lost=lambda _ending: None, on_refused=lambda *_: None)
+        connection = Connection(settings, self._protocols[0], callbacks)
+        try:
+            connection.open()
+        except LinkError as error:
+            logger.debug("%s", error)
+            return False
+        until = time.monotonic() + STABLE_S
+        while connection.is_open and time.monotonic() < until and not self._closing.wait(TRIAL_POLL_S):
+            pass
+        lasted = connection.is_open
+        connection.close(CLOSE_TIMEOUT_S)
+        return lasted
+
+    def _wait_for_loss(self) -> Ending:
+        """How the connection ended, as soon as it has."""
         while True:
             with contextlib.suppress(queue.Empty):
                 return self._lost.get(timeout=WATCH_S)
             connection = self._connection
             if connection is not None and connection.is_dead:
                 connection.bury()
-                return "the network thread ended unexpectedly"
+                return Ending(reason="the network thread ended unexpectedly")
 
-    def _receive(self, topic: str, payload: bytes) -> None:
+    def _note_refusal(self, topic: str, num_bytes: int, reason: str) -> None:
+        """The broker did not take a message: no fault of the network, and no reason to say it again at once."""
+        with self._lock:
+            self.num_refused += 1
+            self.last_refusal = f"broker {self._settings.address} refused {num_bytes} bytes on {topic} ({reason})"
+            is_told = self.num_refused & (self.num_refused - 1) == 0  # 1, 2, 4, ...
+        if is_told:
+            step = refusal_step(reason)
+            logger.error("%s, %d refusals so far: %s", self.last_refusal, self.num_refused, step)
+
+    def _receive(self, topic: str, payload: bytes, acknowledge: Callable[[], None] | None) -> None:
         with self._lock:
             self.bytes_received += len(payload)
-            if len(payload) > self._settings.max_message_bytes:
+            is_oversized = len(payload) > self._settings.max_message_bytes
+            if is_oversized:
                 self.num_oversized_in += 1
-                logger.warning("dropped a message of %d bytes on %s: over the limit", len(payload), topic)
-                return
-            self.largest_message_bytes = max(self.largest_message_bytes, len(payload))
-        self._put(Received(topic, payload))
-
-    def _put(self, event: LinkEvent) -> None:
-        while not self._closing.is_set():
-            try:
-                self.events.put(event, timeout=0.5)
-            except queue.Full:
-                continue
+            else:
+                self.largest_message_bytes = max(self.largest_message_bytes, len(payload))
+        if not is_oversized:
+            self.events.deliver(Received(topic, payload), acknowledge)
             return
+        logger.warning("dropped a message of %d bytes on %s: over the limit", len(payload), topic)
+        if acknowledge is not None:
+            acknowledge()

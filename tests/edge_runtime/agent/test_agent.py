@@ -204,5 +204,6 @@ def test_no_message_exceeds_the_limit(coordinator: Coordinator, start_device: St
     coordinator.verdict(update)
     coordinator.wait(Status, state=DeviceState.IDLE)
     tap.close()
-    sizes = [len(event.payload) for event in tap.events.queue if isinstance(event, Received)]
+    events = [tap.events.get_nowait() for _ in range(tap.events.qsize())]
+    sizes = [len(event.payload) for event in events if isinstance(event, Received)]
     assert limits.CHUNK_BYTES < max(sizes) <= limits.MAX_MESSAGE_BYTES < len(blob)

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from paho.mqtt.enums import MQTTProtocolVersion
 
 from edge_runtime.link import connection
 from edge_runtime.link.errors import BrokerRefusedError, BrokerUnreachableError
+from edge_runtime.link.inbox import EVENT_BYTES, Inbox
 from edge_runtime.link.mqtt import (
     Connected,
     Disconnected,
@@ -226,13 +228,46 @@ def test_websockets_work(websocket_broker: Any, make_link: MakeLink) -> None:
 def test_no_events_are_lost_when_the_owner_is_slow(
     mosquitto: Any, make_link: MakeLink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """What has no place is left with the broker, which goes on when there is one; nothing comes twice."""
     slow = make_link(mosquitto.url, "slow")
-    monkeypatch.setattr(slow, "events", queue.Queue(3))
+    monkeypatch.setattr(slow, "events", Inbox(max_bytes=3 * (EVENT_BYTES + 10)))
     slow.connect()
     sender = make_link(mosquitto.url, "sender", subscriptions=("other",))
     sender.connect()
-    for index in range(40):
+    for index in range(200):
         sender.publish("t/x", str(index).encode())
     time.sleep(0.3)
-    assert slow.events.qsize() == 3
-    assert [int(next_event(slow, Received).payload) for _ in range(40)] == list(range(40))
+    assert slow.events.qsize() == 1 + 3
+    assert [int(next_event(slow, Received).payload) for _ in range(200)] == list(range(200))
+
+
+def test_pings_go_on_while_the_owner_is_busy(
+    mosquitto: Any, make_link: MakeLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More arrives than there is room for, and nobody reads for longer than the broker waits for a ping."""
+    monkeypatch.setattr(connection, "KEEPALIVE_S", 1)
+    busy = make_link(mosquitto.url, "busy")
+    monkeypatch.setattr(busy, "events", Inbox(max_bytes=20 * EVENT_BYTES))
+    busy.connect()
+    sender = make_link(mosquitto.url, "sender", subscriptions=("other",))
+    sender.connect()
+    for index in range(300):
+        sender.publish("t/x", str(index).encode())
+    time.sleep(3.0)
+    assert [int(next_event(busy, Received).payload) for _ in range(300)] == list(range(300))
+    with pytest.raises(queue.Empty):
+        next_event(busy, Disconnected, timeout_s=0.1)
+    assert busy.is_connected
+
+
+@pytest.mark.parametrize("protocol", [MQTTProtocolVersion.MQTTv5, MQTTProtocolVersion.MQTTv311])
+def test_what_was_retained_is_dropped(mosquitto: Any, make_link: MakeLink, protocol: MQTTProtocolVersion) -> None:
+    sender = make_link(mosquitto.url, "sender", subscriptions=("other",))
+    sender.connect()
+    assert sender._connection is not None
+    sender._connection._client.publish("t/old", b"old", qos=1, retain=True).wait_for_publish(5)
+    reader = make_link(mosquitto.url, "reader")
+    reader._protocols = [protocol]
+    reader.connect()
+    sender.publish("t/new", b"new")
+    assert next_event(reader, Received) == Received("t/new", b"new")

@@ -78,9 +78,9 @@ def test_a_dead_network_thread_is_a_lost_connection(mosquitto: Any, make_link: M
     link = make_link(mosquitto.url)
     receive = link._receive
 
-    def fail_once(topic: str, payload: bytes) -> None:
+    def fail_once(topic: str, payload: bytes, acknowledge: object) -> None:
         link._receive = receive  # type: ignore[method-assign]
-        raise RuntimeError(topic, payload)
+        raise RuntimeError(topic, payload, acknowledge)
 
     link._receive = fail_once  # type: ignore[method-assign]
     link.connect()

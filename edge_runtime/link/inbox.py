@@ -1,0 +1,171 @@
+"""What arrived and waits for the owner of a link. The network thread puts it here and never waits for the owner.
+
+A message is acknowledged when it has a place here. One that has none is set aside without that; the broker sends only
+so many of these (MQTT 5: Receive Maximum), keeps the others, and goes on when the owner has made room. So pings go on
+whatever the owner does, and memory is bounded.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from typing import Final
+
+logger = logging.getLogger(__name__)
+
+MAX_BYTES: Final = 32 * 1024 * 1024
+"""Messages that wait for the owner of a link, with what each takes in memory beside its payload."""
+
+MAX_ASIDE_BYTES: Final = 16 * 1024 * 1024
+"""Messages without a place there, not acknowledged, counted in the same way; what a broker sends beyond is dropped.
+More than what MQTT 5's Receive Maximum allows: mosquitto 2.0 goes beyond it, and MQTT 3.1.1 does not know it."""
+
+EVENT_BYTES: Final = 500
+"""Memory of a message beside topic and payload, about."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Connected:
+    """Connected and subscribed; whatever was not answered may be said again now."""
+
+    protocol: str
+    """``MQTT 5`` or ``MQTT 3.1.1``."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The connection is gone; the link is already trying to get it back."""
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Received:
+    """A message arrived; its size is within the limit, nothing else about it was checked."""
+
+    topic: str
+    payload: bytes
+
+
+LinkEvent = Connected | Disconnected | Received
+
+
+class Inbox:
+    """Events in the order in which they happened; for any number of threads.
+
+    Attributes:
+        num_dropped: messages for which there was no place, and no way to have the broker keep them.
+    """
+
+    def __init__(self, max_bytes: int = MAX_BYTES, max_aside_bytes: int = MAX_ASIDE_BYTES) -> None:
+        """Make an empty one.
+
+        Args:
+            max_bytes: what may wait for the owner.
+            max_aside_bytes: what may wait for a place, not acknowledged.
+        """
+        self.num_dropped = 0
+        self._max_bytes = max_bytes
+        self._max_aside_bytes = max_aside_bytes
+        self._events: collections.deque[LinkEvent] = collections.deque()
+        self._num_bytes = 0
+        self._num_aside_bytes = 0
+        self._aside: collections.deque[tuple[Received, Callable[[], None]]] = collections.deque()
+        self._is_full = False
+        """Until the owner has read everything: so that it is told once."""
+        self._changed = threading.Condition()
+
+    def note(self, event: Connected | Disconnected) -> None:
+        """Take a change of the connection; a lost one takes what was set aside with it, as the broker does.
+
+        A connection that came and went unseen leaves one event: nothing grows while the owner looks elsewhere.
+        """
+        with self._changed:
+            if isinstance(event, Disconnected):
+                self._aside.clear()
+                self._num_aside_bytes = 0
+                last = [type(self._events[index]) for index in (-2, -1)] if len(self._events) > 1 else []
+                if last == [Disconnected, Connected]:
+                    self._events.pop()
+                    self._events.pop()
+            self._events.append(event)
+            self._changed.notify()
+
+    def deliver(self, event: Received, acknowledge: Callable[[], None] | None) -> None:
+        """Take a message, now or when there is room.
+
+        Args:
+            event: the message.
+            acknowledge: tells the broker that it is taken; None where the broker wants no answer (QoS 0).
+        """
+        with self._changed:
+            if self._has_room(event):
+                self._is_full = self._is_full and bool(self._events)
+                self._append(event)
+            elif acknowledge is not None and self._num_aside_bytes + _size(event) <= self._max_aside_bytes:
+                if not self._is_full:
+                    self._is_full = True
+                    logger.warning("%d messages wait to be read: the broker keeps the next ones", len(self._events))
+                self._aside.append((event, acknowledge))
+                self._num_aside_bytes += _size(event)
+                return
+            else:
+                self.num_dropped += 1
+        if acknowledge is not None:
+            acknowledge()
+
+    def get(self, timeout: float | None = None) -> LinkEvent:
+        """The oldest event; waits for one.
+
+        Args:
+            timeout: longest wait, seconds; None = for ever.
+
+        Raises:
+            queue.Empty: nothing happened in that time.
+        """
+        taken = []
+        with self._changed:
+            if not self._changed.wait_for(lambda: bool(self._events), timeout):
+                raise queue.Empty
+            event = self._events.popleft()
+            if isinstance(event, Received):
+                self._num_bytes -= _size(event)
+            while self._aside and self._fits(self._aside[0][0]):
+                waiting, acknowledge = self._aside.popleft()
+                self._num_aside_bytes -= _size(waiting)
+                self._append(waiting)
+                taken.append(acknowledge)
+        for acknowledge in taken:
+            acknowledge()
+        return event
+
+    def get_nowait(self) -> LinkEvent:
+        """The oldest event.
+
+        Raises:
+            queue.Empty: there is none.
+        """
+        return self.get(0)
+
+    def qsize(self) -> int:
+        """Events that wait for the owner."""
+        return len(self._events)
+
+    def _has_room(self, event: Received) -> bool:
+        return not self._aside and self._fits(event)
+
+    def _fits(self, event: Received) -> bool:
+        return not self._num_bytes or self._num_bytes + _size(event) <= self._max_bytes
+
+    def _append(self, event: Received) -> None:
+        self._num_bytes += _size(event)
+        self._events.append(event)
+        self._changed.notify()
+
+
+def _size(event: Received) -> int:
+    return len(event.payload) + len(event.topic) + EVENT_BYTES

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from edge_runtime.wire.manifest import Task
 
 _GENERIC: Final = re.compile(r"LABEL_\d+")
+_NUMBER: Final = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*")
 _SHOWN: Final = 8
 
 
@@ -98,8 +99,10 @@ def are_indices(wanted: Sequence[str], own: Sequence[str]) -> bool:
 
     >>> are_indices(("0", "1"), ("no", "yes")), are_indices(("1", "2"), ("no", "yes")), are_indices(("0",), ("1", "0"))
     (True, False, False)
+    >>> are_indices(("0", "1"), ("1.0", "2.0")), are_indices(("0", "1"), ("-1", "+1"))
+    (False, False)
     """
-    if any(name.isdecimal() for name in own):
+    if any(_NUMBER.fullmatch(name) for name in own):
         return False
     return all(name.isdecimal() and name == str(int(name)) and int(name) < len(own) for name in wanted)
 

@@ -32,7 +32,18 @@ MAX_LABEL_LETTERS: Final = 200
 _MAX_WHOLE: Final = 2.0**53
 _SHOWN_FIELDS: Final = 8
 _CHAT: Final = ("messages", "conversations", "conversation")
-_PAIRS: Final = (("prompt", "completion"), ("instruction", "output"), ("question", "answer"), ("prompt", "response"))
+_CHAT_PARTS: Final = ("role", "from")
+_PAIRS: Final = (
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("prompt", "chosen"),
+    ("instruction", "output"),
+    ("instruction", "response"),
+    ("question", "answer"),
+    ("input", "output"),
+    ("premise", "hypothesis"),
+    ("sentence1", "sentence2"),
+)
 
 
 class Fields(NamedTuple):
@@ -146,7 +157,8 @@ class ExampleReader:
         if text is None:
             self._refuse_missing(record, name, self._advice(record))
         if not isinstance(text, str):
-            self.lines.refuse(f"has {in_words(text)} in {name!r}, expected a text")
+            advice = f": {self._advice(record)}" if _is_chat(text) else ""
+            self.lines.refuse(f"has {in_words(text)} in {name!r}, expected a text{advice}")
         return _checked(text, name, self.lines)
 
     def _label_if_needed(self, record: Record, name: str) -> Label | None:
@@ -226,9 +238,9 @@ class ExampleReader:
 
     def _advice(self, record: Record) -> str:
         """What to do about a line without a text."""
-        if chat := next((name for name in _CHAT if name in record), None):
+        if chat := next((name for name, value in record.items() if name in _CHAT or _is_chat(value)), None):
             return (
-                f"chat data ({chat!r}) is not read; write each conversation as one text, "
+                f"chat data ({shown(chat)}) is not read; write each conversation as one text, "
                 "as the tokenizer's apply_chat_template(..., tokenize=False) makes it"
             )
         for first, second in _PAIRS:
@@ -264,6 +276,12 @@ def _checked(text: str, name: str, lines: JsonLines) -> str:
     except UnicodeEncodeError:
         lines.refuse(f"has half of a surrogate pair in {name!r}, which is no character; repair the text")
     return text
+
+
+def _is_chat(value: object) -> bool:
+    """Whether a value is a list of messages."""
+    first = value[0] if isinstance(value, list) and value else None
+    return isinstance(first, dict) and any(part in first for part in _CHAT_PARTS)
 
 
 def _whole(value: object) -> Label | None:

@@ -17,15 +17,20 @@ from typing import Final
 HEAD_BYTES: Final = 512
 """How much of a file :func:`foreign_kind` looks at, bytes."""
 
+_TAR_AT = 257
 _SHOWN_COLUMNS = 8
 _SHOWN = 40
+_CONTROL: Final = re.compile(rb"[\x00-\x08\x0e-\x19\x1b-\x1f]")
+_SIGN_IN_WORD: Final = re.compile(r"[^\W\d_][\u00a1-\u00a9\u00ab-\u00b4\u00b6\u00b8\u00b9\u00bb-\u00bf][^\W\d_]")
 _COLUMN: Final = re.compile(r"\w[\w .-]{0,39}")
 _PACKED: Final = (
     (b"\x1f\x8b", "gzip", "gunzip -k"),
     (b"\x28\xb5\x2f\xfd", "zstd", "unzstd"),
     (b"\xfd7zXZ\x00", "xz", "unxz -k"),
     (b"BZh", "bzip2", "bunzip2 -k"),
-    (b"PK\x03\x04", "zip (as .zip and .xlsx are)", "unzip"),
+    (b"\x04\x22\x4d\x18", "lz4", "unlz4"),
+    (b"7z\xbc\xaf\x27\x1c", "7-Zip", "7z x"),
+    (b"PK\x03\x04", "zip", "unzip"),
 )
 _TABLES: Final = (
     (b"PAR1", "a Parquet file", "read_parquet"),
@@ -34,6 +39,8 @@ _TABLES: Final = (
 )
 _PICKLE = "a pickle, which could run code and is not read: write one JSON object a line"
 _OTHERS: Final = (
+    (b"\xd0\xcf\x11\xe0", "an Office file: export its table as CSV, and that as JSON lines"),
+    (b"Obj\x01", "an Avro file: write one JSON object a line"),
     (b"\xff\xff\xff\xff", "an Arrow stream: write it with datasets' to_json"),
     (b"SQLite format 3\x00", "an SQLite database: select its rows and write one JSON object a line"),
     (b"\x80\x02", _PICKLE),
@@ -60,6 +67,20 @@ def foreign_kind(head: bytes, path: PurePath) -> str | None:
         head: the first HEAD_BYTES of the file.
         path: its name, for the command to type.
     """
+    if kind := _by_mark(head, path):
+        return kind
+    encoding = next((encoding for mark, encoding in _WIDE if head.startswith(mark)), _unmarked_utf16(head))
+    if encoding is not None:
+        return f"not UTF-8 but {encoding}: convert it with {_iconv(encoding, path)}"
+    is_binary = not head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") and _CONTROL.search(head) is not None
+    return "binary, not JSON lines: write one JSON object a line" if is_binary else None
+
+
+def _by_mark(head: bytes, path: PurePath) -> str | None:
+    if head.startswith(b"PK\x03\x04") and path.suffix.lower() in {".xlsx", ".xlsm", ".ods"}:
+        return f"a spreadsheet: convert it to JSON lines with {_pandas('read_excel', path)}"
+    if head[_TAR_AT:].startswith(b"ustar"):
+        return f"a tar archive: unpack it with `tar -xf {shlex.quote(path.name)}`, give the file in it"
     for mark, kind, command in _PACKED:
         if head.startswith(mark):
             return f"packed with {kind}: unpack it with `{command} {shlex.quote(path.name)}`, give what comes out"
@@ -69,8 +90,7 @@ def foreign_kind(head: bytes, path: PurePath) -> str | None:
     for mark, advice in _OTHERS:
         if head.startswith(mark):
             return advice
-    encoding = next((encoding for mark, encoding in _WIDE if head.startswith(mark)), _unmarked_utf16(head))
-    return None if encoding is None else f"not UTF-8 but {encoding}: convert it with {_iconv(encoding, path)}"
+    return None
 
 
 def not_utf8(line: bytes, place: int, path: PurePath, *, is_utf8_before: bool) -> str:
@@ -132,14 +152,20 @@ def _unmarked_utf16(head: bytes) -> str | None:
 
 
 def _looks_like_windows_1252(line: bytes) -> bool:
-    """Mostly ASCII, single letters and signs of Western Europe between: other encodings write runs of such bytes."""
+    """Mostly ASCII, single letters and signs of Western Europe between.
+
+    Encodings of other scripts write runs of such bytes; those of Central Europe put what would be signs inside words.
+    """
     try:
-        found = [sign for sign in line.decode("cp1252") if not sign.isascii()]
+        text = line.decode("cp1252")
     except UnicodeDecodeError:
         return False
+    found = [sign for sign in text if not sign.isascii()]
     runs = sum(byte >= 0x80 and before >= 0x80 for before, byte in itertools.pairwise(line))
     is_printable = all(unicodedata.category(sign) != "Cc" for sign in found)
-    return is_printable and 4 * runs < max(4, len(found)) and 3 * len(found) < len(line)
+    return (
+        is_printable and not _SIGN_IN_WORD.search(text) and 4 * runs < max(4, len(found)) and 3 * len(found) < len(text)
+    )
 
 
 def _iconv(encoding: str, path: PurePath) -> str:

@@ -151,10 +151,20 @@ class JsonLines:
             if not text.endswith("\n"):
                 self._refuse_cut()
             self.refuse("begins a JSON object and does not end it; put each object on one line (`jq -c .` does that)")
+        column = error.pos + 1
+        if error.msg == "Extra data" and text[error.pos :].strip() == ",":
+            self.refuse(f"has a comma after its JSON value (column {column}); JSON lines have none")
         if error.msg == "Extra data":
-            self.refuse(f"holds more than one JSON value, the second at column {error.colno}; put each on its own line")
+            advice = (
+                "its line ends are CR alone, `tr '\\r' '\\n'` mends them"
+                if "\r" in text.strip()
+                else "put each on a line"
+            )
+            self.refuse(f"holds more than one JSON value, the second at column {column}; {advice}")
+        if text.lstrip().startswith("{'"):
+            self.refuse(f"is not JSON but as Python prints a dict; write it with json.dumps, got {shown(text.strip())}")
         self.refuse(
-            f"is not JSON ({error.msg} at column {error.colno}); expected {self._expected}, got {shown(text.strip())}"
+            f"is not JSON ({error.msg} at column {column}); expected {self._expected}, got {shown(text.strip())}"
         )
 
     def _refuse_cut(self) -> NoReturn:

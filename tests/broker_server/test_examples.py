@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from broker_server.errors import ConfigError
@@ -261,6 +261,38 @@ def test_run_device_and_precheck_say_the_same(tmp_path: Path, tiny_bert_artifact
 
     assert answers[0] == answers[1]
     assert answers[2].removesuffix(EXPECTED) == answers[0].removesuffix(f"{EXPECTED} and 'label'")
+
+
+ODD = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None), max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
+    max_leaves=3,
+)
+RECORDS = st.fixed_dictionaries(
+    {"text": st.sampled_from(["tea", " "]) | ODD, "label": st.sampled_from(["red", " green", 0, 2.0]) | ODD},
+    optional={"input_ids": ODD | st.lists(st.integers(-1, 9), max_size=3), "score": ODD},
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
+@given(records=st.lists(RECORDS, max_size=3), encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "latin-1"]))
+def test_run_and_device_agree_on_any_records(
+    tmp_path: Path, tiny_bert_artifact: Path, records: list[object], encoding: str
+) -> None:
+    """What the run takes, the device takes; but for classes, which only the artifact knows, errors are the same."""
+    path = tmp_path / "d.jsonl"
+    text = "".join(json.dumps(record, ensure_ascii=encoding != "utf-8") + "\n" for record in records)
+    path.write_bytes(text.encode(encoding, "surrogatepass"))
+    artifact = Artifact.open(tiny_bert_artifact)
+    run, device = (
+        _answer(lambda: len(read_examples(path, CLASSES))),
+        _answer(lambda: len(load_examples(path, artifact, 8))),
+    )
+    assert run == device or "the artifact does not have" in device or "names or indices" in device
+    if run.isdecimal():
+        written = tmp_path / "written.jsonl"
+        write_examples(written, read_examples(path, CLASSES))
+        assert _answer(lambda: len(read_examples(written, CLASSES))) == run
 
 
 EXPECTED = "; expected one JSON object a line with 'text' (or 'input_ids')"

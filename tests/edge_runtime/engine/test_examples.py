@@ -18,6 +18,7 @@ from edge_runtime.engine.examples import Example, ExampleReader, Fields, read_te
 LABELLED = Fields(label="label", key="site")
 WORD = '{"text": "caf\u00e9 \u2013 cr\u00e8me", "label": "a"}'
 MANY = "".join(f'{{"text": "Tee f\u00fcr {n} \u2013 zwei", "label": "a"}}\r\n' for n in range(9))
+POLISH = '{"text": "za\u017c\u00f3\u0142\u0107 g\u0119\u015bl\u0105 ja\u017a\u0144", "label": "a"}\n'
 GREEK = '{"text": "\u03ba\u03b1\u03bb\u03b7\u03bc\u03ad\u03c1\u03b1 \u03ba\u03cc\u03c3\u03bc\u03b5", "label": "a"}\n'
 
 
@@ -127,7 +128,12 @@ def test_keys(tmp_path: Path, key: object, read_as: str) -> None:
         ('{"text": "tea", "label"', "is cut off"),
         (b'{"text": "caf\xc3', "is cut off"),
         (row().strip() + row(), "holds more than one JSON value, the second at column"),
-        ("{'text': 'tea'}\n", "is not JSON"),
+        ("{'text': 'tea'}\n", "is not JSON but as Python prints a dict"),
+        (row().strip() + ",\n", "has a comma after its JSON value"),
+        (row().strip() + "\r" + row(), "holds more than one JSON value.*line ends are CR alone"),
+        ('{"dialogue": [{"from": "human", "value": "x"}]}\n', "chat data .'dialogue'. is not read"),
+        (row(text=[{"role": "user", "content": "x"}]), "has a list in 'text', expected a text: chat data"),
+        ('{"premise": "x", "hypothesis": "y"}\n', "join 'premise' and 'hypothesis' to one text"),
         ("plain text\n", "is not JSON"),
         ('{"text": "a\tb"}\n', "is not JSON .Invalid control character"),
         (b"\0\0\0\0\n", "holds NUL bytes"),
@@ -160,11 +166,16 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str | bytes, fault: str) -> N
         ("d.jsonl", MANY.encode("utf-32"), "not UTF-8 but UTF-32"),
         ("d.jsonl", MANY.encode("cp1252"), "line 1 is not UTF-8 .*iconv -f WINDOWS-1252 -t UTF-8 d.jsonl"),
         ("d.jsonl", MANY.encode("latin-1", "ignore"), "iconv -f WINDOWS-1252"),
+        ("d.jsonl", POLISH.encode("cp1250"), "line 1 is not UTF-8 .*iconv -f ENCODING -t UTF-8"),
         ("d.jsonl", GREEK.encode("iso8859-7"), "line 1 is not UTF-8 .*iconv -f ENCODING -t UTF-8"),
         ("d.jsonl", '{"text": "\u65e5\u672c\u8a9e", "label": "a"}'.encode("shift_jis"), "iconv -f ENCODING"),
         ("a b.jsonl.gz", gzip.compress(MANY.encode()), "packed with gzip: .*gunzip -k 'a b.jsonl.gz'`"),
         ("d.parquet", b"PAR1\x15\x04PAR1", 'Parquet .*read_parquet."d.parquet"..to_json."d.jsonl"'),
-        ("d.xlsx", b"PK\x03\x04\x14\x00", "packed with zip .as .zip and .xlsx are"),
+        ("d.xlsx", b"PK\x03\x04\x14\x00", "a spreadsheet.*read_excel"),
+        ("d.zip", b"PK\x03\x04\x14\x00", "packed with zip: .*unzip d.zip"),
+        ("d.tar", bytes(257) + b"ustar\x0000", "tar archive"),
+        ("d.bin", b"\x01\x02\x03\x04abc\n", "the file is binary"),
+        ("d.npz", b"\x00" * 64, "the file is binary"),
         ("d.jsonl", b"version https://git-lfs.github.com/spec/v1\noid", "pointer of Git LFS"),
         ("d.jsonl", b"<!DOCTYPE html><html>", "HTML"),
         ("d.pkl", b"\x80\x04\x95\x00", "pickle"),

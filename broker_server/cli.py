@@ -21,6 +21,7 @@ from edge_runtime.interpreter import keep_folder_out
 from edge_runtime.wire import streams
 from edge_runtime.wire.errors import ExitCode, FedSpineError
 from edge_runtime.wire.files import raise_if_disk_full
+from edge_runtime.wire.plain import log_plainly, plain
 
 PASSED_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
@@ -93,7 +94,7 @@ def main() -> NoReturn:
     streams.use_utf8()
     keep_folder_out()
     streams.prepare()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_plainly(logging.INFO, "%(asctime)s %(levelname)s %(name)s: %(message)s")
     sys.exit(call(sys.argv[1:]))
 
 
@@ -125,7 +126,12 @@ def _fail_on_system(error: OSError) -> int:
         raise_if_disk_full(error, Path(str(error.filename or "the run directory")))
     except FedSpineError as disk_full:
         return _fail(str(disk_full), disk_full.exit_code)
-    return _fail_unexpected(error)
+    if not error.filename or not error.strerror:
+        return _fail_unexpected(error)
+    if os.environ.get("FEDSPINE_DEBUG"):
+        traceback.print_exception(error)
+    fault = f"{error.filename}: {error.strerror}; check what lies there, and who may read and write it"
+    return _fail(fault, ExitCode.UNEXPECTED)
 
 
 def _fail_unexpected(error: Exception) -> int:
@@ -138,6 +144,6 @@ def _fail_unexpected(error: Exception) -> int:
 
 
 def _fail(message: str, code: ExitCode) -> int:
-    line = " ".join(message.split())
+    line = plain(" ".join(message.split()))
     print(f"fedspine: error: {line}", file=sys.stderr)
     return code

@@ -211,6 +211,9 @@ class CoordinatorConfig:
         """
         try:
             return cls.from_toml(path.read_text(encoding="utf-8"))
+        except ConfigError as error:
+            msg = f"{path}: {error}"
+            raise ConfigError(msg) from error
         except (OSError, UnicodeDecodeError) as error:
             msg = f"configuration {path} cannot be read: {error}"
             raise ConfigError(msg) from error

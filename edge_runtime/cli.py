@@ -40,6 +40,7 @@ from edge_runtime.interpreter import keep_folder_out
 from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress
 from edge_runtime.wire import limits, streams
 from edge_runtime.wire.errors import ExitCode, FedSpineError
+from edge_runtime.wire.plain import log_plainly, plain
 
 THREAD_VARIABLES: Final = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
 """What numpy's matrix products and the tokenizer look at; onnxruntime is told by its options."""
@@ -57,9 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         keep_folder_out()
     streams.prepare()
     arguments = _parser().parse_args(argv)
-    logging.basicConfig(
-        level=arguments.log_level.upper(), format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
-    )
+    log_plainly(arguments.log_level.upper(), "%(asctime)s %(levelname)s %(message)s")
     if arguments.threads is not None:
         for variable in THREAD_VARIABLES:
             os.environ[variable] = str(arguments.threads)
@@ -76,13 +75,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(ExitCode.USAGE)
     except Exception as error:
         logger.debug("unexpected error", exc_info=True)
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            _complain(f"{error.filename}: {error.strerror}; check what lies there, and who may read and write it")
+            return int(ExitCode.UNEXPECTED)
         _complain(f"unexpected {type(error).__name__}: {error}; run with --log-level debug for the traceback")
         return int(ExitCode.UNEXPECTED)
     return code
 
 
 def _complain(message: str) -> None:
-    print(f"fedspine-edge: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"fedspine-edge: error: {plain(' '.join(message.split()))}", file=sys.stderr)
 
 
 # ---- arguments -------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from broker_server.storage.events import (
     UpdateAccepted,
     UpdatesDiscarded,
 )
-from broker_server.storage.records import DeviceRecord, EvaluationRecord, KeptRecord, RoundRecord
+from broker_server.storage.records import DeviceRecord, EvaluationRecord, FileDigests, KeptRecord, RoundRecord
 from broker_server.storage.rows import Learnt
 from broker_server.storage.store import Store
 from edge_runtime.wire import limits
@@ -43,6 +43,17 @@ class Quality:
     """Of the sub-model at the run's sparsity."""
     kept: KeptRecord | None = None
     """Of an earlier round, where that is kept in place of the last."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """What came of the updates of a round."""
+
+    files: FileDigests
+    discarded: str = ""
+    """Why they were not used; empty = they were."""
+    is_unchanged: bool = False
+    """Whether the adapter is that of the round before, to the last bit, although updates came."""
 
 
 class Ledger:
@@ -182,11 +193,10 @@ class Ledger:
         devices: tuple[DeviceRecord, ...],
         quality: Quality,
         learnt: Learnt | None,
+        made: Made,
         *,
         emulated_s: float | None = None,
         is_deploy: bool = False,
-        discarded: str = "",
-        is_unchanged: bool = False,
     ) -> None:
         """Write the record of a round.
 
@@ -195,10 +205,9 @@ class Ledger:
             devices: what became of its assignments.
             quality: of its adapter.
             learnt: what the scheduler knows by now; None: nothing that is not on disk.
+            made: what came of its updates.
             emulated_s: length of the round on the virtual clock; None = nothing is emulated.
             is_deploy: whether all trained the plan that is deployed.
-            discarded: why its updates were not used; empty = they were.
-            is_unchanged: whether its adapter is that of the round before, to the last bit, although updates came.
         """
         seconds = self._active_s
         self._elapsed_s += seconds if round_number > 0 else 0.0
@@ -210,12 +219,13 @@ class Ledger:
             evaluation=quality.full,
             devices=devices,
             sparse=quality.sparse,
+            files=made.files,
             is_deploy=is_deploy,
             emulated_s=emulated_s,
             elapsed_emulated_s=None if emulated_s is None else self._elapsed_emulated_s,
             kept=quality.kept,
-            discarded=discarded,
-            is_unchanged=is_unchanged,
+            discarded=made.discarded,
+            is_unchanged=made.is_unchanged,
         )
         self._store.finish_round(record, learnt, self._wall_clock())
         self._log(RoundFinished(at=self._wall_clock(), record=record))

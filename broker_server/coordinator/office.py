@@ -11,7 +11,7 @@ from broker_server.coordinator.background import Background
 from broker_server.coordinator.combining import Knowledge, combine_round, forget_round
 from broker_server.coordinator.dealer import Dealer
 from broker_server.coordinator.intake import Intake
-from broker_server.coordinator.ledger import Ledger, Quality
+from broker_server.coordinator.ledger import Ledger, Made, Quality
 from broker_server.coordinator.mailroom import Mailroom
 from broker_server.coordinator.parts import Run
 from broker_server.errors import StoreError, TrainingDivergedError
@@ -35,7 +35,7 @@ from broker_server.rounds.types import (
     SendVerdict,
     UpdateKey,
 )
-from broker_server.storage.records import EvaluationRecord, KeptRecord
+from broker_server.storage.records import EvaluationRecord, FileDigests, KeptRecord
 from broker_server.storage.rows import Learnt
 from broker_server.storage.store import Store
 from edge_runtime.wire.messages import Cancel, Verdict
@@ -227,10 +227,15 @@ class Office:
             devices,
             self._quality,
             self.take_learnt(),
+            Made(
+                files=FileDigests(
+                    adapter=self._run.adapters.digest(number), importance=self._run.importance_files.digest
+                ),
+                discarded=self._knowledge.discarded,
+                is_unchanged=self._knowledge.is_unchanged,
+            ),
             emulated_s=emulated_s,
             is_deploy=number > 0 and self._dealer.is_deploy(number),
-            discarded=self._knowledge.discarded,
-            is_unchanged=self._knowledge.is_unchanged,
         )
         for digest in self._run.assigner.clear():
             self._mailroom.withdraw(digest)

@@ -88,6 +88,8 @@ def open_run(run_dir: Path, config: CoordinatorConfig, store: Store) -> Run:
         raise StoreError(msg, digest=artifact.digest)
     manifest, clock = artifact.manifest, open_clock(run_dir, config)
     check_scorable(manifest, config.pruning)
+    records, opened = store.load_round_records(), store.load_open_round()
+    written = {record.round_number: record.files for record in records}
     base = base_model(run_dir, config.base_model)
     adapters = GlobalAdapters(
         run_dir,
@@ -96,10 +98,16 @@ def open_run(run_dir: Path, config: CoordinatorConfig, store: Store) -> Run:
         rank=config.max_rank,
         lora_scaling=config.training.lora_scaling,
         peft_folder=PeftFolder(peft_directory(run_dir), manifest, artifact, base),
+        digests={number: files.adapter for number, files in written.items() if files.adapter},
     )
-    records, opened = store.load_round_records(), store.load_open_round()
     policy, by_round = config.pruning.policy.resolved(manifest.num_layers), config.pruning.importance == "lora"
-    importance_files = ImportanceFiles(run_dir, artifact, policy, by_round=by_round)
+    importance_files = ImportanceFiles(
+        run_dir,
+        artifact,
+        policy,
+        by_round=by_round,
+        digests={number: files.importance for number, files in written.items() if files.importance},
+    )
     importance = importance_files.open(records[-1].round_number if records else 0)
     works = {} if opened is None else store.load_works(opened.round_number)
     run = Run(

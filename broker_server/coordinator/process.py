@@ -45,6 +45,7 @@ from broker_server.rounds.types import (
     Tick,
 )
 from broker_server.storage import run_lock
+from broker_server.storage.beginning import check_not_lost, check_same_run
 from broker_server.storage.events import EventLog
 from broker_server.storage.store import Store
 from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress, TlsFiles
@@ -72,7 +73,7 @@ def run_coordinator(run_dir: Path) -> None:
     Raises:
         ConfigError: ``config.toml`` cannot be used.
         StateInUseError: another coordinator holds the directory.
-        StoreError: the state on disk cannot be used.
+        StoreError: the state on disk cannot be used, is lost, or is of another run.
         EngineError: artifact or held-out file cannot be used.
         BrokerUnreachableError: no broker at the start; a connection lost later is tried again for ever.
         BrokerRefusedError: the broker says no.
@@ -83,9 +84,16 @@ def run_coordinator(run_dir: Path) -> None:
     config = CoordinatorConfig.load(run_dir / CONFIG_FILE)
     with contextlib.ExitStack() as stack:
         stack.enter_context(run_lock.hold(run_dir))
+        check_not_lost(run_dir)
         store = stack.enter_context(contextlib.closing(Store.open(run_dir)))
+        check_same_run(run_dir, store, identity_of(config))
         events = stack.enter_context(contextlib.closing(EventLog(run_dir / EVENTS_FILE)))
         Coordinator(open_run(run_dir, config, store), store, events).run()
+
+
+def identity_of(config: CoordinatorConfig) -> dict[str, str]:
+    """What may not change within a run."""
+    return {"run_id": config.run_id, "seed": str(config.seed), "artifact_digest": config.artifact_digest}
 
 
 def unix_now() -> float:

@@ -8,6 +8,7 @@ them makes the plans that the run makes.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -17,8 +18,9 @@ from broker_server.pruning.scores import Scores
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.wire.errors import PlanError, TensorError
 from edge_runtime.wire.files import make_directories, write_atomically
+from edge_runtime.wire.manifest import digest_of
 from edge_runtime.wire.ranking import Importance, PlanPolicy, check_importance, from_tensors, to_tensors
-from edge_runtime.wire.tensors import decode_tensors, encode_tensors
+from edge_runtime.wire.tensors import check_digest, decode_tensors, encode_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +31,15 @@ IMPORTANCE_FOLDER: Final = "importance"
 class ImportanceFiles:
     """The scores of one run."""
 
-    def __init__(self, run_dir: Path, artifact: Artifact, policy: PlanPolicy, *, by_round: bool) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        artifact: Artifact,
+        policy: PlanPolicy,
+        *,
+        by_round: bool,
+        digests: Mapping[int, str] | None = None,
+    ) -> None:
         """Name the files; nothing is read or written yet.
 
         Args:
@@ -37,7 +47,11 @@ class ImportanceFiles:
             artifact: what is trained.
             policy: written along.
             by_round: whether scores change from round to round.
+            digests: SHA-256 of the scores after finished rounds, as far as they are known.
         """
+        self.digest: str | None = None
+        """SHA-256 of the scores that were read or written last; None = none were."""
+        self._digests = dict(digests or {})
         self._run_dir = run_dir
         self._artifact = artifact
         self._metadata = policy.to_metadata()
@@ -47,7 +61,7 @@ class ImportanceFiles:
         """The scores after a round (0: magnitude of the base weights, computed and written the first time).
 
         Raises:
-            StoreError: a file is missing or damaged, or of another model.
+            StoreError: a file is missing, damaged or not what was written, or of another model.
             ArtifactCorruptedError: the base weights cannot be read.
         """
         current = self._run_dir / IMPORTANCE_FILE
@@ -56,7 +70,7 @@ class ImportanceFiles:
             logger.info("ranked %d units by magnitude", sum(s.size for s in scores.values()))
             self.write(0, scores)
             return scores
-        return self._read(self._path(round_number) if self._by_round else current)
+        return self._read(self._path(round_number) if self._by_round else current, self._digests.get(round_number))
 
     def write(self, round_number: int, scores: Importance) -> None:
         """Write the scores of a round, and the same as the current ones.
@@ -70,17 +84,21 @@ class ImportanceFiles:
             make_directories(path.parent)
             write_atomically(path, data)
         write_atomically(self._run_dir / IMPORTANCE_FILE, data)
+        self.digest = digest_of(data)
 
     def _path(self, round_number: int) -> Path:
         return self._run_dir / IMPORTANCE_FOLDER / f"round-{round_number:04d}.safetensors"
 
-    def _read(self, path: Path) -> Scores:
+    def _read(self, path: Path, digest: str | None) -> Scores:
         try:
-            scores = from_tensors(decode_tensors(path.read_bytes()))
+            data = path.read_bytes()
+            check_digest(data, digest)
+            scores = from_tensors(decode_tensors(data))
             check_importance(self._artifact.manifest, scores)
         except (OSError, TensorError, PlanError) as error:
             msg = (
                 f"importance {path} cannot be used ({error}): plans would change; put the file back or start a new run"
             )
             raise StoreError(msg) from error
+        self.digest = digest_of(data)
         return scores

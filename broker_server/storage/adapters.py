@@ -5,6 +5,7 @@ Merged factors lie in the same file, under the names that they have on the wire.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,10 @@ from broker_server.storage.peft_folder import PeftFolder
 from edge_runtime.wire import names
 from edge_runtime.wire.errors import TensorError
 from edge_runtime.wire.files import make_directories, write_atomically
-from edge_runtime.wire.manifest import Manifest
+from edge_runtime.wire.manifest import Manifest, digest_of
 from edge_runtime.wire.payload import check_payload, decode_payload
 from edge_runtime.wire.plan import Plan
-from edge_runtime.wire.tensors import encode_tensors
+from edge_runtime.wire.tensors import check_digest, encode_tensors
 
 Adapter = dict[str, npt.NDArray[np.float32]]
 
@@ -49,11 +50,24 @@ class GlobalAdapters:
         rank: int,
         lora_scaling: float,
         peft_folder: PeftFolder | None = None,
+        digests: Mapping[int, str] | None = None,
     ) -> None:
+        """Name the files; nothing is read or written yet.
+
+        Args:
+            run_dir: run directory.
+            manifest: of the artifact.
+            artifact_digest: of the artifact.
+            rank: of the adapters.
+            lora_scaling: alpha / rank.
+            peft_folder: where the last one lies in PEFT's format; None = ``adapters/peft/``, of an unknown base.
+            digests: SHA-256 of the files of finished rounds, as far as they are known.
+        """
         self._run_dir = run_dir
         self._manifest = manifest
         self._digest = artifact_digest
         self._peft_folder = peft_folder or PeftFolder(peft_directory(run_dir), manifest)
+        self._digests = dict(digests or {})
         self.rank = rank
         self.lora_scaling = lora_scaling
 
@@ -61,6 +75,7 @@ class GlobalAdapters:
         """Write adapter and merged factors of a round, and the sum of both in PEFT's format.
 
         Raises:
+            StoreError: the round is finished, and its adapter was another.
             DiskFullError: there is no space.
         """
         path = adapter_path(self._run_dir, round_number)
@@ -74,7 +89,12 @@ class GlobalAdapters:
         tensors = dict(state.adapter)
         for module, (a, b) in state.merged.items():
             tensors[names.merged_a(module)], tensors[names.merged_b(module)] = a, b
-        write_atomically(path, encode_tensors(tensors, metadata=metadata))
+        data = encode_tensors(tensors, metadata=metadata)
+        if self._digests.get(round_number, digest_of(data)) != digest_of(data):
+            msg = f"adapter {path} of a finished round cannot be made again: put it back from a copy"
+            raise StoreError(msg, round_number=round_number)
+        write_atomically(path, data)
+        self._digests[round_number] = digest_of(data)
         self._write_peft(state)
 
     def forget(self, round_number: int) -> None:
@@ -86,6 +106,7 @@ class GlobalAdapters:
         """
         self._write_peft(self.read(round_number - 1))
         adapter_path(self._run_dir, round_number).unlink(missing_ok=True)
+        self._digests.pop(round_number, None)
 
     def keep(self, round_number: int) -> Aggregated:
         """Make the adapter of an earlier round the run's result: it takes the place of the last one in PEFT's format.
@@ -109,16 +130,23 @@ class GlobalAdapters:
         """Adapter and merged factors of a round.
 
         Raises:
-            StoreError: the file is missing or is no adapter of this run.
+            StoreError: the file is missing, is not what was written, or is no adapter of this run.
         """
         path = adapter_path(self._run_dir, round_number)
         try:
-            payload = decode_payload(path.read_bytes())
+            data = path.read_bytes()
+            check_digest(data, self._digests.get(round_number))
+            payload = decode_payload(data)
             check_payload(self._manifest, Plan.full(self._manifest), self.rank, payload, is_update=False)
         except (OSError, TensorError) as error:
             msg = f"global adapter {path} cannot be used ({error}): start a new run, or put the file back"
             raise StoreError(msg, round_number=round_number) from error
+        self._digests[round_number] = digest_of(data)
         return Aggregated(adapter=payload.adapter, merged=payload.merged)
+
+    def digest(self, round_number: int) -> str | None:
+        """SHA-256 of the file of a round that was read or written here; None = neither."""
+        return self._digests.get(round_number)
 
     def _write_peft(self, state: Aggregated) -> None:
         self._peft_folder.write(state, self.rank, self.lora_scaling)

@@ -106,6 +106,13 @@ class KeptRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The same of the sub-model at the run's sparsity."""
 
 
+class FileDigests(msgspec.Struct, frozen=True, kw_only=True):
+    """SHA-256 of the files of a round, hexadecimal; None = not known."""
+
+    adapter: str | None = None
+    importance: str | None = None
+
+
 class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One finished round; ``round_number`` 0 is the evaluation before training and has no devices."""
 
@@ -118,6 +125,8 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     devices: tuple[DeviceRecord, ...]
     sparse: EvaluationRecord | None = None
     """Quality of the sub-model at the run's sparsity, cut out of the same adapter."""
+    files: FileDigests = FileDigests()
+    """What was written after the round; empty in records of earlier releases."""
     is_deploy: bool = False
     """Whether all devices trained the plan that is deployed."""
     emulated_s: float | None = None

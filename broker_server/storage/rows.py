@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
+import logging
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 import sqlalchemy as sa
@@ -13,6 +15,10 @@ from sqlalchemy.dialects.sqlite import insert
 from broker_server.rounds.types import Outcome, Participant
 from broker_server.storage import schema
 from edge_runtime.wire.messages import Arm, FailureReason
+
+logger = logging.getLogger(__name__)
+
+E = TypeVar("E", bound=enum.StrEnum)
 
 
 def _replacing(table: sa.Table, *, but: str = "") -> sa.Insert:
@@ -54,15 +60,26 @@ def save_scheduler(connection: sa.Connection, learnt: Learnt | None) -> None:
 
 
 def participant_of(row: sa.Row[Any]) -> Participant:
-    """The participant that a row tells of."""
+    """The participant that a row tells of; where it tells of an outcome that there is not, the assignment is open."""
+    outcome, reason = _member(Outcome, row.outcome), _member(FailureReason, row.reason)
+    if outcome is None and row.outcome is not None:
+        where = (row.round_number, row.device_id)
+        logger.warning("round %d: device %s has the outcome %r, which is none: it is asked again", *where, row.outcome)
     return Participant(
         device_id=row.device_id,
         attempt=row.attempt,
         arm=Arm(pruning_ratio=row.pruning_ratio, rank=row.rank),
-        outcome=None if row.outcome is None else Outcome(row.outcome),
-        reason=None if row.reason is None else FailureReason(row.reason),
+        outcome=outcome,
+        reason=reason,
         detail=row.detail,
     )
+
+
+def _member(kind: type[E], value: str | None) -> E | None:
+    try:
+        return None if value is None else kind(value)
+    except ValueError:
+        return None
 
 
 def _row(round_number: int, participant: Participant) -> dict[str, Any]:

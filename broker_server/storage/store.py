@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -113,6 +113,17 @@ class Store:
         if group is not None:
             with self._translated(), group:
                 group.commit()
+
+    def identify(self, identity: Mapping[str, str]) -> dict[str, str]:
+        """What was noted of the run that this is the state of, by name; notes what was not."""
+        table = schema.meta
+        with self._transaction() as connection:
+            found = connection.execute(sa.select(table.c.key, table.c.value).where(table.c.key.in_(list(identity))))
+            before = {str(row.key): str(row.value) for row in found}
+            new = [{"key": key, "value": value} for key, value in identity.items() if key not in before]
+            if new:
+                connection.execute(sa.insert(table), new)
+        return before
 
     # ---- devices -----------------------------------------------------------------------------------------------------
 
@@ -351,8 +362,17 @@ class Store:
             if "disk is full" in str(error.orig):
                 msg = f"disk full while writing {path}: free some space and resume the run"
                 raise DiskFullError(msg) from error
-            msg = f"{path} cannot be used ({error.orig}): resume from a copy, or start a new run"
+            msg = f"{path} cannot be used ({error.orig}): {_cure(str(error.orig))}"
             raise StoreError(msg) from error
+
+
+def _cure(fault: str) -> str:
+    """What to do about a fault that SQLite names."""
+    if "locked" in fault:
+        return "another program has it open; end that one, and start again"
+    if "readonly" in fault or "unable to open" in fault:
+        return "it must be a file that this user may write, in a directory that this user may write"
+    return "put it back from a copy, or start a new run in another directory"
 
 
 def _check_version(connection: sa.Connection, path: Path) -> None:

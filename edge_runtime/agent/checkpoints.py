@@ -29,15 +29,15 @@ class Checkpoints:
     """Keeps the newest checkpoint of the assignment under way.
 
     Args:
-        directory: where it lies; what else is in it is removed.
+        directory: where it lies; what a write that was cut off left there is removed, all else stays.
         every: steps from one to the next, 0 = none is written, and what an earlier process left is removed.
     """
 
     def __init__(self, directory: Path, every: int) -> None:
         self.every = every
         self._path = directory / _FILE
-        for path in directory.glob("*"):
-            if path != self._path and path.is_file():
+        for path in directory.glob(f".{_FILE}.*.part"):
+            if path.is_file():
                 path.unlink()
         if not every:
             self.remove()

@@ -7,6 +7,7 @@ the blob's digest). An entry exists when its second file does.
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,8 @@ MAX_ENTRIES: Final = 4
 
 _MESSAGE: Final = ".update"
 _BLOB: Final = ".safetensors"
+_OURS: Final = re.compile(r"[0-9a-f]{24}\.(update|safetensors)|\.[0-9a-f]{24}\.(update|safetensors)\.[0-9a-f]{8}\.part")
+"""Names of entries, and of what :func:`write_atomically` writes aside for them."""
 
 Key = tuple[str, int, int]
 """run_id, round_number, attempt."""
@@ -32,20 +35,21 @@ class Outbox:
     """The updates of one device that wait for a verdict.
 
     Args:
-        directory: where they lie; what cannot be read there is removed.
+        directory: where they lie; what was written there and cannot be read any more is removed, all else stays.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._entries: dict[Key, Update] = {}
-        messages = sorted(directory.glob(f"*{_MESSAGE}"), key=lambda path: path.stat().st_mtime_ns)
-        for path in messages:
+        written = [path for path in directory.iterdir() if _OURS.fullmatch(path.name) and path.is_file()]
+        messages = [path for path in written if path.suffix == _MESSAGE]
+        for path in sorted(messages, key=lambda path: path.stat().st_mtime_ns):
             update = self._load(path)
             if update is not None:
                 self._entries[key_of(update)] = update
-        kept = {_stem(key) for key in self._entries}
-        for path in directory.iterdir():
-            if path.name.split(".")[0] not in kept:
+        kept = {_stem(key) + suffix for key in self._entries for suffix in (_MESSAGE, _BLOB)}
+        for path in written:
+            if path.name not in kept:
                 path.unlink()
 
     def add(self, update: Update, blob: bytes) -> None:

@@ -2,12 +2,15 @@
 
 Characters that steer a terminal, break a line or turn the direction of writing are replaced by what Python's ``repr``
 shows of them; so are halves of surrogate pairs, which no file takes. It is done once, when a message is decoded; doing
-it again changes nothing.
+it again changes nothing, so logs and last lines are kept plain as well, for text that comes by other ways (a broker's
+reason, an error of the system).
 """
 
 from __future__ import annotations
 
 import functools
+import logging
+import sys
 import types
 import typing
 from collections.abc import Callable
@@ -30,6 +33,21 @@ def plain(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+class PlainFormatter(logging.Formatter):
+    """Keeps each record of a log on a line of its own, whatever its text; a traceback below it stays as it is."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """The line, in characters that can be shown."""
+        return plain(super().formatMessage(record))
+
+
+def log_plainly(level: int | str, form: str) -> None:
+    """Log to standard error in the format ``form``, one line a record."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PlainFormatter(form))
+    logging.basicConfig(level=level, handlers=[handler])
 
 
 def escaped(decoded: T) -> T:

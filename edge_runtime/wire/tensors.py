@@ -14,6 +14,7 @@ import safetensors.numpy
 
 from edge_runtime.wire import limits
 from edge_runtime.wire.errors import TensorError
+from edge_runtime.wire.manifest import digest_of
 
 WireDtype = Literal["float32", "float16"]
 
@@ -65,6 +66,21 @@ def decode_tensors(data: bytes, max_bytes: int = limits.MAX_BLOB_BYTES) -> dict[
         msg = f"tensor blob is malformed: {error}"
         raise TensorError(msg) from error
     return {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in loaded.items()}
+
+
+def check_digest(data: bytes, expected: str | None) -> None:
+    """Refuse a file that is not the one that was written.
+
+    Args:
+        data: what was read.
+        expected: SHA-256, 64 hexadecimal digits; None = it was not noted, anything goes.
+
+    Raises:
+        TensorError: it is another.
+    """
+    if expected is not None and (got := digest_of(data)) != expected:
+        msg = f"it is not the file that was written: SHA-256 is {got[:12]}..., was {expected[:12]}..."
+        raise TensorError(msg)
 
 
 def _header(data: bytes) -> dict[str, object]:

@@ -65,7 +65,9 @@ def test_what_a_person_gets_wrong_is_one_line_and_a_code(
     [
         (KeyboardInterrupt(), ExitCode.INTERRUPTED, "interrupted"),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/x"), ExitCode.DISK_FULL, "disk full while writing /x"),
-        (PermissionError(errno.EACCES, "no", "/x"), ExitCode.UNEXPECTED, "unexpected PermissionError"),
+        (PermissionError(errno.EACCES, "not allowed", "/x"), ExitCode.UNEXPECTED, "error: /x: not allowed; check"),
+        (OSError("no file"), ExitCode.UNEXPECTED, "unexpected OSError"),
+        (RuntimeError("\x1b[2J\u202e"), ExitCode.UNEXPECTED, "\\x1b[2J\\u202e"),
         (RuntimeError("two\nlines"), ExitCode.UNEXPECTED, "two lines"),
         (ChildFailedError("device", ExitCode.INSUFFICIENT_MEMORY, Path("x")), ExitCode.INSUFFICIENT_MEMORY, "device"),
     ],

@@ -63,9 +63,23 @@ def test_damaged_entries_are_dropped(tmp_path: Path, make_update: MakeUpdate, pa
 
 
 def test_half_written_files_are_removed(tmp_path: Path) -> None:
-    (tmp_path / ".abc.update.1234.part").write_bytes(b"half")
+    for suffix in ("update", "safetensors"):
+        (tmp_path / f".{'0a' * 12}.{suffix}.0123abcd.part").write_bytes(b"half")
     Outbox(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_others_put_there_stays(tmp_path: Path, make_update: MakeUpdate) -> None:
+    """A file system's own folder, notes of an owner, a folder that is named as an entry, a link to nowhere."""
+    (tmp_path / "lost+found").mkdir()
+    (tmp_path / "notes.update").write_bytes(b"mine")
+    (tmp_path / ("0" * 24 + ".update")).mkdir()
+    (tmp_path / "0abc.safetensors").symlink_to("nowhere")
+    before = sorted(tmp_path.iterdir())
+    outbox = Outbox(tmp_path)
+    outbox.add(make_update(b"adapter"), b"adapter")
+    assert [update.round_number for update in Outbox(tmp_path).updates()] == [make_update(b"adapter").round_number]
+    assert set(before) < set(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("num_files", [0, 1], ids=["before the blob", "before the message"])

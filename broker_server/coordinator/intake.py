@@ -11,12 +11,13 @@ import msgspec
 from broker_server.aggregation import check_bounds
 from broker_server.coordinator.claims import most_examples
 from broker_server.coordinator.ledger import Ledger
-from broker_server.coordinator.mailroom import HEARTBEAT_S, Letter, Mailroom
+from broker_server.coordinator.mailroom import HEARTBEAT_S, Letter, Mailroom, Other
 from broker_server.coordinator.parts import Run
 from broker_server.errors import AggregationError
 from broker_server.rounds.machine import open_participant
 from broker_server.rounds.types import (
     DeviceFailed,
+    DeviceHeard,
     DeviceOffline,
     DeviceRegistered,
     Event,
@@ -81,18 +82,32 @@ class Intake:
         """Events that a payload leads to; none if it was refused."""
         opened = self._mailroom.open(topic, payload)
         if opened is None:
-            return self._take_arrived(state)
+            return []
         device_id, message = opened
-        if message is None:
+        if message is Other.STRANGER:
             self._mailroom.to(device_id, self._hello)
             return []
         if isinstance(message, Register):
             return self._register(message)
         if isinstance(message, Presence):
             return [] if message.online else self._leave(message)
-        if not self._mailroom.registry.heard(device_id, self._clock()):
+        is_online = self._mailroom.registry.heard(device_id, self._clock())
+        if not is_online:
             self._mailroom.to(device_id, self._hello)
-        return self._work(state, message)
+        life = self._sign_of_life(state, device_id) if is_online else []
+        if isinstance(message, Other):
+            return [*life, *self._take_arrived(state)]
+        return [*life, *self._work(state, message)]
+
+    @staticmethod
+    def _sign_of_life(state: RunState, device_id: str) -> list[Event]:
+        """What it means for a round that a device says anything."""
+        if device_id not in state.online:
+            return [DeviceRegistered(device_id=device_id)]  # it was silent for so long that it counted as gone
+        participant = state.participants.get(device_id)
+        if participant is None or participant.silent_since is None:
+            return []
+        return [DeviceHeard(device_id=device_id)]
 
     def most_examples(self, device_id: str) -> int | None:
         """The largest number of examples that an update of a device may have; None = it has not registered here."""

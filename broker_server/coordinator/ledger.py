@@ -318,5 +318,5 @@ def _changed(before: RunState, after: RunState) -> list[Participant]:
 
 
 def _lasting(participant: Participant | None) -> Participant | None:
-    """What of a participant is kept on disk: everything but when its absence counts."""
-    return None if participant is None else dataclasses.replace(participant, lost_at=None)
+    """What of a participant is kept on disk: everything but when its absence, or its silence, counts."""
+    return None if participant is None else dataclasses.replace(participant, lost_at=None, silent_since=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import logging
 from collections.abc import Callable
 from typing import Final
@@ -46,6 +47,16 @@ PULLS_S: Final = 60.0
 """A device may pull the largest blob :data:`PULLS` times at once, and as often again in this time."""
 PULLS: Final = 4
 
+
+class Other(enum.Enum):
+    """What came that is no letter."""
+
+    BLOBS = enum.auto()
+    """Chunks, or a request for some: dealt with."""
+    STRANGER = enum.auto()
+    """Something of a device that must register first, and is to be told so."""
+
+
 Letter = Register | Presence | Status | Update | Failure | RefusedReply
 """What a device may say, beside asking for chunks and sending them."""
 
@@ -88,11 +99,10 @@ class Mailroom:
         for topic, payload in letters:
             self._link.publish(topic, payload)
 
-    def open(self, topic: str, payload: bytes) -> tuple[str, Letter | None] | None:
-        """Sender and message of a payload; None if it was about blobs (and is dealt with), or was refused.
+    def open(self, topic: str, payload: bytes) -> tuple[str, Letter | Other] | None:
+        """Sender of a payload, and its message or what else it is; None if it was refused.
 
-        Of a refused reply to an assignment, what assignment it answers and why it was refused. No message, only the
-        sender, of a device that must register first and is to be told so.
+        Of a refused reply to an assignment, what assignment it answers and why it was refused.
         """
         try:
             device_id = topics.sender(topic)
@@ -101,7 +111,7 @@ class Mailroom:
             return None
         kind = topic.rpartition("/")[2]
         if not self.registry.knows(device_id) and kind != _REGISTER:
-            return (device_id, None) if self._hellos.take(HELLOS, self._clock()) else None
+            return (device_id, Other.STRANGER) if self._hellos.take(HELLOS, self._clock()) else None
         if not self._may_write(device_id, kind, len(payload)):
             return None
         try:
@@ -116,7 +126,7 @@ class Mailroom:
         if isinstance(message, Letter):
             return device_id, message
         self._take(device_id, topic, message)
-        return None
+        return device_id, Other.BLOBS
 
     def _may_write(self, device_id: str, kind: str, num_bytes: int) -> bool:
         """Whether a payload is read at all."""

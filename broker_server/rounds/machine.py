@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from broker_server.rounds import silence
 from broker_server.rounds.transitions import (
     Step,
     begin_if_ready,
@@ -34,6 +35,7 @@ from broker_server.rounds.types import (
     ChooseArmAgain,
     Command,
     DeviceFailed,
+    DeviceHeard,
     DeviceOffline,
     DeviceRegistered,
     Evaluate,
@@ -55,8 +57,10 @@ from broker_server.rounds.types import (
     UpdateRejected,
     UpdateStored,
 )
-from edge_runtime.wire.messages import FailureReason
+from edge_runtime.wire.messages import Arm, FailureReason
 
+MAX_FAREWELLS = 64
+"""Devices whose last words are kept."""
 MAX_ATTEMPTS = 3
 """Assignments that one device may get in one round (the later ones with cheaper arms)."""
 
@@ -112,6 +116,8 @@ def advance(state: RunState, event: Event) -> Step:  # noqa: C901, PLR0911 - one
             return _on_tick(state, event)
         case DeviceRegistered():
             return _on_registered(state, event)
+        case DeviceHeard():
+            return silence.on_heard(state, event)
         case DeviceOffline():
             return _on_offline(state, event)
         case ArmsChosen():
@@ -151,6 +157,8 @@ def _on_tick(state: RunState, event: Tick) -> Step:
         return state, ()
     changed: dict[str, Participant] = {}
     commands: list[Command] = []
+    misses: dict[str, int] = {}
+    has_enough = silence.has_enough(state)
     for device_id, participant in state.participants.items():
         if not participant.is_open:
             continue
@@ -158,12 +166,22 @@ def _on_tick(state: RunState, event: Tick) -> Step:
             detail = participant.detail or f"no update within {state.limits.round_deadline_s:g} s"
             changed[device_id] = _decided(participant, Outcome.TIMED_OUT, detail)
             commands.append(SendCancel(key=key_of(state, participant), detail="the round's deadline passed"))
+            misses[device_id] = silence.LATE
         elif participant.lost_at is not None and state.now >= participant.lost_at:
             changed[device_id] = _decided(participant, Outcome.LOST, participant.detail or "went offline")
+        elif participant.lost_at is None and silence.is_over(state, participant, has_enough=has_enough):
+            changed[device_id] = _decided(participant, Outcome.LOST, "said nothing after it was asked")
+            misses[device_id] = silence.SILENT
     if not changed:
-        return state, ()
-    closed, more = close_if_complete(with_participants(state, changed))
+        return _with_others(state)
+    closed, more = close_if_complete(silence.missed(with_participants(state, changed), misses))
     return closed, (*commands, *more)
+
+
+def _with_others(state: RunState) -> Step:
+    commands = silence.others(state)
+    called = {device_id for command in commands for device_id in command.device_ids}
+    return (dataclasses.replace(state, called=state.called | called) if called else state), commands
 
 
 # ---- devices ---------------------------------------------------------------------------------------------------------
@@ -179,15 +197,16 @@ def _on_registered(state: RunState, event: DeviceRegistered) -> Step:
         return state, ()
     if participant.outcome not in {None, Outcome.LOST}:
         return state, ()
-    back = dataclasses.replace(participant, outcome=None, detail="", lost_at=None)
+    back = dataclasses.replace(participant, outcome=None, detail="", lost_at=None, silent_since=state.now)
     state = with_participants(state, {event.device_id: back})
     return state, (_assignment(state, back),)
 
 
 def _on_offline(state: RunState, event: DeviceOffline) -> Step:
-    state = dataclasses.replace(
-        state, online=state.online - {event.device_id}, farewells={**state.farewells, event.device_id: event.detail}
-    )
+    farewells = {**state.farewells, event.device_id: event.detail}
+    if len(farewells) > MAX_FAREWELLS:
+        del farewells[next(iter(farewells))]
+    state = dataclasses.replace(state, online=state.online - {event.device_id}, farewells=farewells)
     participant = state.participants.get(event.device_id)
     if state.phase is not Phase.COLLECTING or participant is None or not participant.is_open:
         return state, ()
@@ -204,11 +223,8 @@ def _on_arms_chosen(state: RunState, event: ArmsChosen) -> Step:
         return _on_chosen_again(state, event)
     if state.phase is not Phase.CHOOSING:
         return state, ()
-    back_by = state.now + state.limits.rejoin_s
     participants = {
-        device_id: Participant(
-            device_id=device_id, attempt=1, arm=arm, lost_at=None if device_id in state.online else back_by
-        )
+        device_id: _participant(state, device_id, 1, arm)
         for device_id, arm in sorted(event.arms.items())
         if arm is not None
     }
@@ -232,18 +248,28 @@ def _on_chosen_again(state: RunState, event: ArmsChosen) -> Step:
         if arm is None:
             changed[device_id] = dataclasses.replace(participant, awaits_arm=False, outcome=Outcome.FAILED)
             continue
-        lost_at = None if device_id in state.online else state.now + state.limits.rejoin_s
-        changed[device_id] = Participant(device_id=device_id, attempt=participant.attempt + 1, arm=arm, lost_at=lost_at)
+        changed[device_id] = _participant(state, device_id, participant.attempt + 1, arm)
+    for device_id in sorted(state.called & event.arms.keys() - state.participants.keys()):
+        arm = event.arms[device_id]
+        if arm is not None:
+            changed[device_id] = _participant(state, device_id, 1, arm)
     state = with_participants(state, changed)
     commands = tuple(_assignment(state, p) for p in changed.values() if p.is_open and p.lost_at is None)
     closed, more = close_if_complete(state)
     return closed, (*commands, *more)
 
 
+def _participant(state: RunState, device_id: str, attempt: int, arm: Arm) -> Participant:
+    is_online = device_id in state.online
+    lost_at, silent_since = (None, state.now) if is_online else (state.now + state.limits.rejoin_s, None)
+    return Participant(device_id=device_id, attempt=attempt, arm=arm, lost_at=lost_at, silent_since=silent_since)
+
+
 def _on_failed(state: RunState, event: DeviceFailed) -> Step:
     participant = open_participant(state, event.key)
     if participant is None:
         return state, ()
+    state = silence.answered(state, participant.device_id)
     failed = dataclasses.replace(
         _decided(participant, Outcome.FAILED, f"{event.reason}: {event.detail}"), reason=event.reason
     )
@@ -265,7 +291,7 @@ def _on_announced(state: RunState, event: UpdateAnnounced) -> Step:
     if state.phase is not Phase.COLLECTING or key.round_number < state.round_number:
         return state, (AnswerOldUpdate(key=key),)
     if (participant := open_participant(state, key)) is not None:
-        announced = dataclasses.replace(participant, outcome=None, detail="", lost_at=None)
+        announced = dataclasses.replace(participant, outcome=None, detail="", lost_at=None, silent_since=None)
         return with_participants(state, {key.device_id: announced}), (PullUpdate(key=key),)
     known = state.participants.get(key.device_id)
     if known is None:
@@ -283,6 +309,7 @@ def _on_stored(state: RunState, event: UpdateStored) -> Step:
     participant = open_participant(state, event.key)
     if participant is None:
         return state, ()
+    state = silence.answered(state, participant.device_id)
     accepted = _decided(participant, Outcome.ACCEPTED, "")
     closed, more = close_if_complete(with_participants(state, {participant.device_id: accepted}))
     return closed, (SendVerdict(key=event.key, accepted=True, detail=""), *more)
@@ -292,6 +319,7 @@ def _on_refused(state: RunState, event: UpdateRejected | UpdateLate) -> Step:
     participant = open_participant(state, event.key)
     if participant is None:
         return _on_announced(state, UpdateAnnounced(key=event.key))
+    state = silence.answered(state, participant.device_id)
     outcome = Outcome.REJECTED if isinstance(event, UpdateRejected) else Outcome.TIMED_OUT
     refused = _decided(participant, outcome, event.detail)
     if isinstance(event, UpdateRejected):
@@ -301,7 +329,9 @@ def _on_refused(state: RunState, event: UpdateRejected | UpdateLate) -> Step:
 
 
 def _decided(participant: Participant, outcome: Outcome, detail: str) -> Participant:
-    return dataclasses.replace(participant, outcome=outcome, detail=detail, lost_at=None, awaits_arm=False)
+    return dataclasses.replace(
+        participant, outcome=outcome, detail=detail, lost_at=None, silent_since=None, awaits_arm=False
+    )
 
 
 def _assignment(state: RunState, participant: Participant) -> SendAssignment:

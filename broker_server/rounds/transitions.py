@@ -28,6 +28,8 @@ Step = tuple[RunState, tuple[Command, ...]]
 
 MAX_EMPTY_ROUNDS = 3
 """Rounds in a row without any update that could be used, which end a run."""
+FORGET_AFTER = 8
+"""Rounds after which it no longer counts that a device missed some."""
 MAX_REASONS = 8
 """Reasons that the message of a failed run names."""
 
@@ -39,6 +41,8 @@ def wait(state: RunState, num_devices: int) -> Step:
         state,
         phase=Phase.WAITING,
         participants={},
+        called=frozenset(),
+        misses={name: miss for name, miss in state.misses.items() if miss.until + FORGET_AFTER > state.round_number},
         num_awaited=num_devices,
         patient_until=state.now + state.limits.rejoin_s if state.has_assembled else deadline_at,
         deadline_at=deadline_at,
@@ -48,8 +52,9 @@ def wait(state: RunState, num_devices: int) -> Step:
 
 def begin_if_ready(state: RunState) -> Step:
     """Begin the round when enough devices are there, or fail when none came in time."""
-    if len(state.online) >= state.num_awaited or (state.online and state.now >= state.patient_until):
-        chosen = ChooseArms(round_number=state.round_number, device_ids=tuple(sorted(state.online)))
+    asked = state.eligible or state.online
+    if asked and (len(asked) >= state.num_awaited or state.now >= state.patient_until):
+        chosen = ChooseArms(round_number=state.round_number, device_ids=tuple(sorted(asked)))
         return dataclasses.replace(state, phase=Phase.CHOOSING, has_assembled=True), (chosen,)
     if state.now < state.deadline_at:
         return state, ()

@@ -70,11 +70,23 @@ class Participant:
     """The arm did not fit its memory; the scheduler is asked for a cheaper one."""
     lost_at: float | None = None
     """When an offline device counts as lost; None while it is online."""
+    silent_since: float | None = None
+    """When its assignment was sent; None once it said something."""
 
     @property
     def is_open(self) -> bool:
         """Whether the round still waits for it."""
         return self.outcome is None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Miss:
+    """Rounds in a row that a device did not answer in."""
+
+    count: int
+    """Weighted, see :mod:`broker_server.rounds.silence`."""
+    until: int
+    """The round that it is asked in again."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +115,17 @@ class RunState:
     empty_reasons: tuple[str, ...] = ()
     """Why, the latest ones."""
     farewells: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """What devices that are offline said when they left."""
+    """What devices that are offline said when they left; the latest ones."""
+    misses: Mapping[str, Miss] = dataclasses.field(default_factory=dict)
+    """Of devices that did not answer when they were last asked."""
+    called: frozenset[str] = frozenset()
+    """Devices that were called in after the round had begun."""
+
+    @property
+    def eligible(self) -> frozenset[str]:
+        """Devices that may be asked in this round: those that are there, without those that wait it out."""
+        waiting = {name for name, miss in self.misses.items() if miss.until > self.round_number}
+        return self.online - waiting if waiting else self.online
 
 
 # ---- events ----------------------------------------------------------------------------------------------------------
@@ -119,6 +141,13 @@ class Tick:
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceRegistered:
     """A device is here (for the first time, or again)."""
+
+    device_id: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceHeard:
+    """A device said something for the first time since it was asked."""
 
     device_id: str
 
@@ -199,6 +228,7 @@ class EvaluationDone:
 Event = (
     Tick
     | DeviceRegistered
+    | DeviceHeard
     | DeviceOffline
     | ArmsChosen
     | UpdateAnnounced

@@ -7,6 +7,8 @@ from typing import Final
 
 LOG_INTERVAL_S: Final = 60.0
 """From one line about somebody to the next."""
+MAX_LINES: Final = 100
+"""In an interval, about all of them together."""
 MAX_LINE: Final = 500
 """Characters of what a line says."""
 _MAX_LOGGED: Final = 1024
@@ -14,18 +16,24 @@ _MAX_LOGGED: Final = 1024
 
 
 class Complaints:
-    """Warnings about others: one line for each of them in an interval, with how many were left out."""
+    """Warnings about others: one line for each of them in an interval, with how many were left out; of all, so many."""
 
     def __init__(self, logger: logging.Logger, interval_s: float = LOG_INTERVAL_S) -> None:
         self._logger = logger
         self._interval_s = interval_s
         self._said: dict[str, tuple[float, int]] = {}
+        self._since, self._num_lines = 0.0, 0
 
     def say(self, who: str, now: float, text: str) -> None:
         """Log a warning, unless one about the same was logged a moment ago."""
         at, num_left_out = self._said.pop(who, (now - self._interval_s, 0))
         if now - at < self._interval_s:
             self._said[who] = (at, num_left_out + 1)
+            return
+        if now - self._since >= self._interval_s:
+            self._since, self._num_lines = now, 0
+        self._num_lines += 1
+        if self._num_lines > MAX_LINES:
             return
         more = f" ({num_left_out} more like it since the last line)" if num_left_out else ""
         self._logger.warning("%s: %s%s", who, text[:MAX_LINE], more)

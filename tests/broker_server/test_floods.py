@@ -13,14 +13,14 @@ import pytest
 
 from broker_server.config import CoordinatorConfig
 from broker_server.coordinator.buckets import Allowance, Bucket
-from broker_server.coordinator.mailroom import HELLOS, MAX_REGISTRATION_BYTES, Mailroom
+from broker_server.coordinator.mailroom import HELLOS, MAX_REGISTRATION_BYTES, Mailroom, Other
 from broker_server.coordinator.registry import LETTERS, Registry
 from broker_server.coordinator.sightings import MAX_DETAIL, OF_ALL, OF_ONE, Sightings
 from broker_server.errors import ConfigError
 from broker_server.storage import events as stored_events
 from broker_server.storage.events import DeviceSeen, EventLog, EventReader
 from broker_server.storage.store import Store
-from edge_runtime.link.complaints import Complaints
+from edge_runtime.link.complaints import MAX_LINES, Complaints
 from edge_runtime.wire import chunks, topics
 from edge_runtime.wire.messages import (
     AnyMessage,
@@ -104,7 +104,7 @@ def test_devices_that_never_registered_leave_nothing_behind(post: Post) -> None:
     answers = [post.open(f"stranger-{i}", status(f"stranger-{i}")) for i in range(3000)]
     told = [answer for answer in answers if answer is not None]
     assert len(told) == HELLOS.burst
-    assert told[0] == ("stranger-0", None)
+    assert told[0] == ("stranger-0", Other.STRANGER)
     assert not post.mailroom.registry.knows("stranger-0")
     assert post.open("a", status()) is not None
 
@@ -258,6 +258,15 @@ def test_one_line_a_device_and_interval(caplog: pytest.LogCaptureFixture) -> Non
     assert "59 more like it" in second_line
     assert max(map(len, (first, second_line))) < 600
     assert other == "device b: other"
+
+
+def test_lines_about_ever_new_devices_are_bounded_too(caplog: pytest.LogCaptureFixture) -> None:
+    complaints = Complaints(logging.getLogger("test"), interval_s=60.0)
+    for number in range(5000):
+        complaints.say(f"device g{number}", number / 100, "too large")
+    assert len(caplog.records) == MAX_LINES
+    complaints.say("device a", 60.0, "too large")
+    assert len(caplog.records) == MAX_LINES + 1
 
 
 def test_bucket_fills_again_and_never_beyond_its_burst() -> None:

@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -69,7 +69,7 @@ def coordinate(run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run 
 def broker(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 1883,
-    kind: Annotated[str, typer.Option(help="auto, mosquitto or amqtt.")] = "auto",
+    kind: Annotated[Literal["auto", "mosquitto", "amqtt"], typer.Option(help="Program to run.")] = "auto",
 ) -> None:
     """Run an MQTT broker: mosquitto where it is on the PATH, else amqtt."""
     from broker_server.services.broker import run_broker  # noqa: PLC0415 - `fedspine --help` needs none of it
@@ -110,8 +110,7 @@ def call(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", ExitCode.INTERRUPTED)
     except typer.TyperException as error:
-        message = error.format_message() if isinstance(error, typer.BadParameter) else str(error)
-        return _fail(message or "a command is needed, see above", ExitCode.USAGE)
+        return _fail(_usage(error, arguments) or "a command is needed, see above", ExitCode.USAGE)
     except FedSpineError as error:
         return _fail(str(error), error.child_exit_code if isinstance(error, ChildFailedError) else error.exit_code)
     except Exception as error:  # noqa: BLE001 - the last door: one line instead of a traceback
@@ -119,6 +118,21 @@ def call(arguments: list[str]) -> int:
     if code == ExitCode.INTERRUPTED:  # typer's own answer to Ctrl-C
         return _fail("interrupted", ExitCode.INTERRUPTED)
     return code if isinstance(code, int) else ExitCode.OK
+
+
+def _usage(error: typer.TyperException, arguments: list[str]) -> str:
+    """What was wrong with the command line: the option as it was typed, what it got, what it takes."""
+    parameter = getattr(error, "param", None)
+    if not isinstance(error, typer.BadParameter) or parameter is None:
+        said: object = getattr(error, "message", str(error))
+        return str(said if isinstance(error, typer.BadParameter) else getattr(error, "format_message", lambda: said)())
+    for name in parameter.opts:
+        for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+            if word == name or word.startswith(f"{name}="):
+                got = following if word == name else word.removeprefix(f"{name}=")
+                reason = error.message.removeprefix("Value error, ").removesuffix(".")
+                return f"{name} is {got!r}: {reason[:1].lower()}{reason[1:]}"
+    return error.format_message()
 
 
 def _fail_on_system(error: OSError) -> int:

@@ -210,13 +210,15 @@ class CoordinatorConfig:
             ConfigError: the file cannot be read, or see :meth:`from_toml`.
         """
         try:
-            return cls.from_toml(path.read_text(encoding="utf-8"))
-        except ConfigError as error:
-            msg = f"{path}: {error}"
-            raise ConfigError(msg) from error
+            text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            msg = f"configuration {path} cannot be read: {error}"
+            msg = f"configuration {path} cannot be read: {error.strerror if isinstance(error, OSError) else error}"
             raise ConfigError(msg) from error
+        try:
+            return cls.from_toml(text)
+        except (ConfigError, ArmError) as error:
+            msg = f"{path}: {error}"
+            raise type(error)(msg) from error
 
 
 def check_sparsity(sparsity: float) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
+from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
 import msgspec
 
 from broker_server.errors import ConfigError
+from broker_server.naming import nearest
 from edge_runtime.wire import limits, topics
 
 T = TypeVar("T")
@@ -50,7 +52,7 @@ class Named:
     """A name that messages and topics take: see :data:`edge_runtime.wire.topics.NAME`."""
 
 
-def check_fields(settings: object) -> None:
+def check_fields(settings: object, called: Callable[[str], str] = str) -> None:
     """Refuse a field that is of another type than it is declared, or outside its range.
 
     Ranges are :class:`Range`, :class:`Words` and :class:`Named` in the field's ``Annotated``; a number without a range
@@ -58,14 +60,29 @@ def check_fields(settings: object) -> None:
 
     Args:
         settings: a dataclass.
+        called: gives the name that a person knows a field by.
 
     Raises:
         ConfigError: names the first such field, its value, and what is permitted.
     """
-    for name, hint in typing.get_type_hints(type(settings), include_extras=True).items():
-        value = getattr(settings, name)
-        if not _fits(value, hint):
-            msg = f"{name} is {value!r}, expected {_expected(hint)}"
+    kind = type(settings)
+    check_values({field.name: getattr(settings, field.name) for field in dataclasses.fields(kind)}, kind, called)  # type: ignore[arg-type]
+
+
+def check_values(values: Mapping[str, object], kind: type, called: Callable[[str], str] = str) -> None:
+    """Refuse a value that a dataclass could not have as that field; see :func:`check_fields`.
+
+    Args:
+        values: by name of the field; not every field need have one.
+        kind: the dataclass.
+        called: gives the name that a person knows a field by.
+
+    Raises:
+        ConfigError: names the first such field, its value, and what is permitted.
+    """
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        if name in values and not _fits(values[name], hint):
+            msg = f"{called(name)} is {values[name]!r}, expected {_expected(hint)}"
             raise ConfigError(msg)
 
 
@@ -86,7 +103,7 @@ def from_table(table: object, kind: type[T], where: str) -> T:
         raise ConfigError(msg)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown := sorted(set(table) - set(fields)):
-        msg = f"{place} has the key {unknown[0]!r}, which is not known; known: {', '.join(fields)}"
+        msg = f"{place} has the key {unknown[0]!r}, which is not known; {nearest(unknown[0], fields)}"
         raise ConfigError(msg)
     needed = [
         name
@@ -125,7 +142,7 @@ def _limits(hint: Any) -> list[Range | Words | Named]:  # noqa: ANN401 - any ann
 
 
 def _number(value: float) -> str:
-    return f"{value:.0f}" if value == int(value) else f"{value:g}"
+    return str(int(value)) if value == int(value) else f"{value:g}"
 
 
 def _expected(hint: Any) -> str:  # noqa: ANN401 - any annotation
@@ -140,6 +157,7 @@ def _expected(hint: Any) -> str:  # noqa: ANN401 - any annotation
         kind = _expected(hint.__origin__)
         return f"{kind} of 1 to {limit.most} characters" if isinstance(limit, Words) else f"{kind} {limit}"
     if typing.get_origin(hint) is typing.Literal:
-        return " or ".join(repr(value) for value in typing.get_args(hint))
+        *others, last = [repr(value) for value in typing.get_args(hint) if value != ""]
+        return f"{', '.join(others)} or {last}" if others else last
     parts = [_expected(part) for part in typing.get_args(hint)]
     return " or ".join(parts) if parts else f"a {getattr(hint, '__name__', hint)}"

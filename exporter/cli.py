@@ -8,19 +8,16 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import Annotated
 
 import typer
 
 from edge_runtime.interpreter import missing
-from edge_runtime.wire.arms import parse_arms
+from edge_runtime.wire.arms import ArmError, parse_arms
 from edge_runtime.wire.ort_models import OptimizerSettings
 from edge_runtime.wire.ranking import PlanPolicy
 from exporter import options
 from exporter.errors import MissingPackageError
-
-if TYPE_CHECKING:
-    from edge_runtime.wire.manifest import Task
 
 
 class Quantization(enum.Enum):
@@ -78,7 +75,7 @@ def export(  # noqa: PLR0913, PLR0917 - each is an option
     named = label or (None if labels is None else [name.strip() for name in labels.split(",")])
     manifest, digest = export_model(
         model,
-        cast("Task", task),
+        task.value,
         out,
         labels=named,
         num_labels=num_labels,
@@ -105,7 +102,11 @@ def _export_ort_training(
     python: Path,
     force: bool,
 ) -> None:
-    parsed = tuple(one for text in arms for one in parse_arms(text))
+    try:
+        parsed = tuple(one for text in arms for one in parse_arms(text))
+    except ArmError as error:
+        msg = f"--arm: {error}"
+        raise ArmError(msg) from error
     if not all(math.isfinite(value) for value in (baked.weight_decay, baked.max_grad_norm or 0.0)):
         msg = f"weight decay and clipping norm must be finite, got {baked.weight_decay} and {baked.max_grad_norm}"
         raise typer.BadParameter(msg)

@@ -23,7 +23,7 @@ from exporter.artifact import TOKENIZER_FILES
 from exporter.compact_check import check_parity, logits_difference
 from exporter.compact_graph import export_graph, quantize_int8
 from exporter.compact_merge import merged_model
-from exporter.compact_source import CompactSource, read_plan, read_source
+from exporter.compact_source import CompactSource, check_ratio, read_plan, read_source
 from exporter.output import Kind, check_output, foreign_writer, written_aside
 from models.registry import family_for
 from models.surgery import prune_model
@@ -67,6 +67,7 @@ def compact_run(
         CompactParityError: the exported graph does not say what PyTorch says; nothing is written.
         DiskFullError: there is no space; nothing is left behind.
     """
+    check_ratio(sparsity)
     check_output(out, COMPACT, force=force)
     source = read_source(run_dir, adapter=adapter, round_number=round_number)
     plan = read_plan(run_dir, source.manifest, sparsity)

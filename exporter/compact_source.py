@@ -96,6 +96,17 @@ def read_source(run_dir: Path, *, adapter: Path | None = None, round_number: int
     )
 
 
+def check_ratio(sparsity: float) -> None:
+    """Refuse a ratio that no compact model can have.
+
+    Raises:
+        CompactRatioError: it is not in [0, 1).
+    """
+    if not 0.0 <= sparsity < 1.0:
+        msg = f"--sparsity is {sparsity}, expected 0 or more and less than 1, for example 0.25"
+        raise CompactRatioError(msg)
+
+
 def read_plan(run_dir: Path, manifest: Manifest, sparsity: float) -> Plan:
     """The plan at a ratio, from the run's importance and by its policy; at ratio 0 the full plan, which needs none.
 
@@ -103,9 +114,7 @@ def read_plan(run_dir: Path, manifest: Manifest, sparsity: float) -> Plan:
         CompactRatioError: the ratio is not in [0, 1).
         CompactInputError: the run has no usable importance.
     """
-    if not 0.0 <= sparsity < 1.0:
-        msg = f"sparsity is {sparsity}, expected 0 or more and less than 1, for example 0.25"
-        raise CompactRatioError(msg)
+    check_ratio(sparsity)
     if sparsity == 0.0:
         return Plan.full(manifest)
     path = run_dir / IMPORTANCE_FILE

@@ -16,6 +16,13 @@ class Format(enum.Enum):
     ORT_TRAINING = "ort-training"
 
 
+class TaskName(enum.Enum):
+    """What ``--task`` takes."""
+
+    TEXT_CLASSIFICATION = "text-classification"
+    CAUSAL_LM = "causal-lm"
+
+
 class BaseType(enum.Enum):
     """What ``--base`` takes."""
 
@@ -44,10 +51,12 @@ Form = Annotated[
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there of this format.")]
-Seed = Annotated[int, typer.Option(help="Of weights that the checkpoint lacks (a new classifier, an adapter).")]
+Seed = Annotated[
+    int, typer.Option(min=0, max=2**63 - 1, help="Of weights that the checkpoint lacks (a new classifier, an adapter).")
+]
 
 # Of an artifact.
-Task = Annotated[str | None, typer.Option(help="text-classification or causal-lm.")]
+Task = Annotated[TaskName | None, typer.Option(help="text-classification or causal-lm.")]
 Labels = Annotated[
     str | None,
     typer.Option(metavar="A,B,...", help="Names of the classes, where the checkpoint's classifier has others or none."),

@@ -215,12 +215,12 @@ class Family(abc.ABC):
         """
         if top_blocks is not None:
             if not 1 <= top_blocks <= self.num_layers:
-                msg = f"LoRA on the top {top_blocks} blocks, expected 1 to {self.num_layers}: so many has this model"
+                msg = f"--top-blocks is {top_blocks}, expected 1 to {self.num_layers}: so many blocks has this model"
                 raise ModelUnsupportedError(msg)
             self.first_tuned = self.num_layers - top_blocks
         for name in names:
             if not any(_is_named(module, name) for module in self.linear_modules):
-                msg = f"LoRA target {name!r} is no linear layer of a {self.name} block; there are: "
+                msg = f"--targets names {name!r}, which is no linear layer of a {self.name} block; there are: "
                 raise ModelUnsupportedError(msg + ", ".join(self.linear_modules))
         self._targets = tuple(m for m in self.linear_modules if any(_is_named(m, name) for name in names))
 

@@ -38,14 +38,15 @@ def wanted_labels(task: Task, labels: Sequence[str] | None, num_labels: int | No
     if labels is None and num_labels is None:
         return None
     if task != "text-classification":
-        msg = f"labels are for text-classification; {task} has none: leave the option out"
+        option = "--num-labels" if labels is None else "--labels"
+        msg = f"{option} is for text-classification; {task} has no classes: leave it out"
         raise LabelsError(msg)
     if labels is not None and num_labels is not None:
-        msg = "give either the labels or their number, not both"
+        msg = "--labels and --num-labels are both given: leave one of them out"
         raise LabelsError(msg)
     names = tuple(str(i) for i in range(num_labels or 0)) if labels is None else tuple(labels)
     if len(names) < 2 or len(set(names)) != len(names) or not all(name.strip() for name in names):
-        msg = f"labels must be two or more different names, got {list(names)}"
+        msg = f"--labels must be two or more different names, got {list(names)}"
         raise LabelsError(msg)
     return names
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Final
 
 from broker_server.errors import ConfigError
+from broker_server.naming import option_name, said_of
 from broker_server.ranges import MOST, Range, Words, check_fields
 from edge_runtime.contest.protocol import ContestRequest
 from edge_runtime.wire.arms import ArmError, parse_arms
@@ -59,7 +60,7 @@ class BenchSettings:
         Raises:
             ConfigError: names the first such field.
         """
-        check_fields(self)
+        check_fields(self, option_name)
 
     def request(self, engine: str, arm: Arm, artifact: Path, ort_models: Path, run: int) -> ContestRequest:
         """What a contender's process is asked in a run (0-based); the first one goes on until losses are compared."""
@@ -94,7 +95,8 @@ def parse_arm(text: str) -> Arm:
     Raises:
         ArmError: not one arm, or outside the range.
     """
-    arms = parse_arms(text)
+    with said_of("arm"):
+        arms = parse_arms(text)
     if len(arms) != 1:
         msg = f"--arm {text!r} holds {len(arms)} arms, expected one: such as 0.25:8"
         raise ArmError(msg)

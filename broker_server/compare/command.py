@@ -72,7 +72,7 @@ def _wanted(comparison: Comparison, methods: Sequence[str], seeds: Sequence[int]
         ("seed", seeds, comparison.seeds),
     ):
         if unknown := [value for value in given if value not in known]:
-            msg = f"{name} {unknown[0]!r} is not in the comparison: {', '.join(map(str, known))}"
+            msg = f"--{name} {unknown[0]!r} is not in the comparison: {', '.join(map(str, known))}"
             raise ConfigError(msg)
     return [
         key

@@ -12,8 +12,10 @@ import msgspec
 
 from broker_server.compare.presets import PRESETS, Settings, Shared
 from broker_server.errors import ConfigError
-from broker_server.run.settings import RunSettings, resolve
-from edge_runtime.wire.arms import parse_arms
+from broker_server.naming import as_key, malformed, nearest
+from broker_server.run.resolve import resolve
+from broker_server.run.settings import RunSettings
+from edge_runtime.wire.arms import ArmError, parse_arms
 from edge_runtime.wire.errors import FedSpineError
 from edge_runtime.wire.topics import NAME
 
@@ -122,17 +124,21 @@ class Comparison:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            msg = f"comparison {path} cannot be read: {error}"
+            why = error.strerror if isinstance(error, OSError) else error
+            msg = f"comparison {path} cannot be read: {why}"
             raise ConfigError(msg) from error
         try:
             file = msgspec.convert(tomllib.loads(text), ComparisonFile)
             return cls.of(file, quick=quick)
-        except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
-            msg = f"comparison {path} is malformed: {error}"
+        except tomllib.TOMLDecodeError as error:
+            msg = f"comparison {path} is no TOML: {error}"
             raise ConfigError(msg) from error
-        except ConfigError as error:
+        except msgspec.ValidationError as error:
+            msg = f"comparison {path}: {malformed(error, ComparisonFile)}"
+            raise ConfigError(msg) from error
+        except (ConfigError, ArmError) as error:
             msg = f"comparison {path}: {error}"
-            raise ConfigError(msg) from error
+            raise type(error)(msg) from error
 
     @classmethod
     def of(cls, file: ComparisonFile, *, quick: bool = False) -> Self:
@@ -197,12 +203,15 @@ class Comparison:
         try:
             return resolve(given)
         except FedSpineError as error:
-            msg = f"method {key.method}: {error}"
+            msg = f"method {key.method}: {as_key(error)}"
             raise type(error)(msg) from error
 
 
 def _methods(file: ComparisonFile, names: tuple[str, ...], shared: Settings) -> tuple[Method, ...]:
-    settings = resolve(shared)
+    try:
+        settings = resolve(shared)
+    except (ConfigError, ArmError) as error:
+        raise as_key(error, "[run] ") from error
     facts = Shared(
         rounds=settings.rounds,
         sparsity=settings.sparsity,
@@ -215,14 +224,14 @@ def _methods(file: ComparisonFile, names: tuple[str, ...], shared: Settings) -> 
 def _method(name: str, table: dict[str, Any] | None, facts: Shared) -> Method:
     _check_name(name, "method")
     if table is None and name not in PRESETS:
-        msg = f"method {name!r} is not known: expected {', '.join(PRESETS)}, or a table [method.{name}]"
+        msg = f"method {name!r} is not known; {nearest(name, tuple(PRESETS))} Or give a table [method.{name}]"
         raise ConfigError(msg)
     given = dict(table or {})
     own = {field: given.pop(field) for field in MethodTable.__struct_fields__ if field in given}
     head = msgspec.convert(own, MethodTable)
     base = head.preset or (name if name in PRESETS else None)
     if base is not None and base not in PRESETS:
-        msg = f"method {name}: preset {base!r} is not known, expected one of {', '.join(PRESETS)}"
+        msg = f"method {name}: preset {base!r} is not known; {nearest(base, tuple(PRESETS))}"
         raise ConfigError(msg)
     preset = None if base is None else PRESETS[base]
     if isinstance(own_rounds := given.get("rounds"), int):

@@ -13,7 +13,8 @@ from broker_server.compare.trace import Trace, trace_of
 from broker_server.errors import RunExistsError
 from broker_server.report.schema import decode_report
 from broker_server.run.layout import RunDirectory
-from broker_server.run.settings import RunSettings, resolve
+from broker_server.run.resolve import resolve
+from broker_server.run.settings import RunSettings
 from broker_server.storage.store import UPDATES_FOLDER
 from edge_runtime.wire.manifest import decode_manifest
 from edge_runtime.wire.names import MANIFEST_FILE

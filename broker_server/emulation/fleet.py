@@ -12,6 +12,7 @@ from typing import Annotated, Final
 import msgspec
 
 from broker_server.errors import ConfigError
+from broker_server.naming import malformed
 from edge_runtime.wire.arms import ArmError, parse_arms
 from edge_runtime.wire.fields import Name
 
@@ -133,7 +134,10 @@ def parse_fleet(text: str, source: str) -> Fleet:
             msg = f"fleet {source} has tables {sorted(data)}, expected [fleet]"
             raise ConfigError(msg)
         return msgspec.convert(data["fleet"], Fleet)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError, ArmError) as error:
+    except msgspec.ValidationError as error:
+        msg = f"fleet {source}: {malformed(error, Fleet)}"
+        raise ConfigError(msg) from error
+    except (tomllib.TOMLDecodeError, ArmError) as error:
         msg = f"fleet {source} is malformed: {error}"
         raise ConfigError(msg) from error
 
@@ -150,7 +154,8 @@ def load_fleet(name: str | Path) -> Fleet:
             return parse_fleet(resource.read_text(encoding="utf-8"), str(name))
         return parse_fleet(Path(name).read_text(encoding="utf-8"), str(name))
     except (OSError, UnicodeDecodeError) as error:
-        msg = f"fleet {name} cannot be read ({error}): give a TOML file, or one of {', '.join(BUILT_IN)}"
+        why = error.strerror if isinstance(error, OSError) else error
+        msg = f"fleet {name} cannot be read ({why}): give a TOML file, or one of {', '.join(BUILT_IN)}"
         raise ConfigError(msg) from error
 
 

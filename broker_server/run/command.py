@@ -15,7 +15,9 @@ import typer
 
 from broker_server.errors import ConfigError, InterruptedRunError
 from broker_server.run.layout import RunDirectory, default_root
-from broker_server.run.settings import HELP, PANEL, Panel, RunSettings, resolve
+from broker_server.run.options import HELP, PANEL, Panel
+from broker_server.run.resolve import resolve, said_of_file
+from broker_server.run.settings import RunSettings
 
 _OWN = {
     "out": Annotated[
@@ -50,7 +52,8 @@ def run(**options: object) -> None:
         msg = f"--resume goes on with a run as it is: leave out {named}"
         raise ConfigError(msg)
     settings = None if resume else resolve(given, config)
-    _execute(settings, out or default_root(Path(), resume=resume))
+    with said_of_file(given, config):
+        _execute(settings, out or default_root(Path(), resume=resume))
 
 
 def _execute(settings: RunSettings | None, root: Path) -> None:

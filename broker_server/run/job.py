@@ -34,8 +34,9 @@ from broker_server.run.processes import (
     take_password,
 )
 from broker_server.run.progress import Display
+from broker_server.run.resolve import resolve
 from broker_server.run.reuse import adopt_artifact
-from broker_server.run.settings import EMBEDDED_BROKERS, RunSettings, resolve
+from broker_server.run.settings import EMBEDDED_BROKERS, RunSettings
 from broker_server.run.supervisor import Child, Supervisor
 from broker_server.run.training import watch
 from broker_server.run.view import RunView
@@ -170,6 +171,7 @@ class Job:
             self._display.step(_data_line(data, self._settings.devices))
             self._display.step(HELD_BACK)
             self._finish_export(export)
+            preparation.check_length(self._settings.max_length, decode_manifest(self._manifest_bytes()))
             self._name_artifact()
 
     def train(self) -> None:

@@ -12,9 +12,10 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from broker_server.aggregation import make_aggregation
 from broker_server.emulation.context import fleet_context
 from broker_server.emulation.fleet import load_fleet
+from broker_server.errors import ConfigError
+from broker_server.naming import said_of
 from broker_server.report.schema import DataEntry, DeviceData
 from broker_server.run.examples import KEY, LABEL, DataSet, Example, load_data, write_examples
 from broker_server.run.layout import RunDirectory
@@ -27,6 +28,7 @@ from broker_server.services.ports import check_port
 from edge_runtime.engine.json_lines import check_file
 from edge_runtime.wire.arms import parse_arms
 from edge_runtime.wire.files import write_atomically
+from edge_runtime.wire.manifest import Manifest
 from models.errors import ModelError
 from models.heads import are_indices
 from models.sources import check_source
@@ -50,26 +52,41 @@ def check_settings(settings: RunSettings) -> None:
         ArtifactCorruptedError: the artifact that was given is none, or damaged.
         MissingExtraError: mosquitto is asked for and not installed.
     """
-    model_source(settings.model)
+    with said_of("model"):
+        model_source(settings.model)
     if settings.artifact:
-        check_artifact(
-            Path(settings.artifact),
-            settings.task,
-            base=settings.base,
-            targets=settings.target_names,
-            top_blocks=settings.top_blocks,
-        )
-    for path in (settings.data, settings.test):
-        if path:
-            check_file(Path(path))
-    for port in (settings.broker_port, settings.artifact_port):
-        if port:
-            check_port(HOST, port)
+        with said_of("artifact"):
+            check_artifact(
+                Path(settings.artifact),
+                settings.task,
+                base=settings.base,
+                targets=settings.target_names,
+                top_blocks=settings.top_blocks,
+            )
+    for name in ("data", "test"):
+        if path := getattr(settings, name):
+            with said_of(name):
+                check_file(Path(path))
+    for name in ("broker_port", "artifact_port"):
+        if getattr(settings, name):
+            with said_of(name):
+                check_port(HOST, getattr(settings, name))
     if settings.broker in EMBEDDED_BROKERS:
-        find_broker(settings.broker)
-    fleet = load_fleet(settings.fleet).dealt(settings.device_ids) if settings.fleet else None
-    make_scheduler(settings.scheduler, parse_arms(settings.arms), fleet_context(fleet, settings.rounds))
-    make_aggregation(settings.aggregation)
+        with said_of("broker"):
+            find_broker(settings.broker)
+    with said_of("fleet"):
+        fleet = load_fleet(settings.fleet).dealt(settings.device_ids) if settings.fleet else None
+    if settings.calibration:
+        _check_calibration(Path(settings.calibration))
+    with said_of("scheduler"):
+        make_scheduler(settings.scheduler, parse_arms(settings.arms), fleet_context(fleet, settings.rounds))
+
+
+def _check_calibration(path: Path) -> None:
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        problem = "is a directory" if path.is_dir() else "lies in no folder that exists"
+        msg = f"--calibration {path} {problem}: give a JSON file, which may be there or not"
+        raise ConfigError(msg)
 
 
 def model_source(model: str) -> str:
@@ -122,6 +139,18 @@ def load(settings: RunSettings) -> DataSet:
 def may_be_indices(labels: tuple[str, ...]) -> bool:
     """Whether the data's classes may be numbers of the model's, whose names only the model knows."""
     return bool(labels) and all(label.isdecimal() for label in labels)
+
+
+def check_length(max_length: int, manifest: Manifest) -> None:
+    """Refuse examples that are longer than the model's positions, before a device does.
+
+    Raises:
+        ConfigError: they are.
+    """
+    if max_length > manifest.text.max_length:
+        most = manifest.text.max_length
+        msg = f"--max-length is {max_length}, {manifest.model_name} takes {most} tokens at most: give {most} or fewer"
+        raise ConfigError(msg)
 
 
 def named_classes(data: DataSet, labels: tuple[str, ...]) -> DataSet:

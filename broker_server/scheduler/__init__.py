@@ -43,7 +43,16 @@ def make_scheduler(name: str, arms: tuple[Arm, ...], context: SchedulerContext |
     Raises:
         ConfigError: there is none of that name, or it needs to be told what ``context`` does not say.
     """
+    check_scheduler(name)
+    return SCHEDULERS[name](arms, context)
+
+
+def check_scheduler(name: str) -> None:
+    """Refuse a name that no scheduler has.
+
+    Raises:
+        ConfigError: there is none.
+    """
     if name not in SCHEDULERS:
         msg = f"scheduler {name!r} is not known, expected one of {', '.join(sorted(SCHEDULERS))}"
         raise ConfigError(msg)
-    return SCHEDULERS[name](arms, context)

@@ -14,6 +14,7 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 from broker_server.errors import ConfigError
+from broker_server.naming import said_of
 from broker_server.services.ports import check_port
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ def serve_artifacts(directory: Path, host: str, port: int) -> None:
         PortTakenError: the port is in use.
     """
     app = make_app(directory)
-    check_port(host, port)
+    with said_of("port"):
+        check_port(host, port)
     logger.info("artifacts in %s on http://%s:%d/", directory, host, port)
     uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, server_header=False)

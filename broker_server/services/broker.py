@@ -10,6 +10,7 @@ import signal
 from typing import Final, Literal, NoReturn
 
 from broker_server.errors import ConfigError, MissingExtraError
+from broker_server.naming import said_of
 from broker_server.services.ports import check_port, is_loopback
 from edge_runtime.interpreter import missing
 from edge_runtime.wire import limits
@@ -93,7 +94,8 @@ def run_broker(*, host: str, port: int, kind: str = "auto") -> None:
         MissingExtraError: the broker is not installed.
     """
     chosen = find_broker(kind)
-    check_port(host, port)
+    with said_of("port"):
+        check_port(host, port)
     if chosen == "amqtt" and not is_loopback(host):
         msg = (
             f"--host {host}: amqtt takes messages of any size, so it listens on 127.0.0.1 only; "

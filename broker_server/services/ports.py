@@ -32,7 +32,7 @@ def check_port(host: str, port: int) -> None:
             why = "is in use by another program" if error.errno == errno.EADDRINUSE else "may not be used by this user"
             msg = f"port {port} on {host} {why}: stop that program, or choose another port"
             raise PortTakenError(msg) from error
-        msg = f"cannot listen on {host}:{port} ({error.strerror or error}): expected an address of this machine"
+        msg = f"--host {host} cannot be listened on ({error.strerror or error}): expected an address of this machine"
         raise ConfigError(msg) from error
 
 

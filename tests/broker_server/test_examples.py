@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from broker_server.errors import ConfigError
 from broker_server.run.examples import DataSet, hold_out, load_data, read_examples, write_examples
 from broker_server.run.preparation import named_classes
-from broker_server.run.settings import resolve
+from broker_server.run.resolve import resolve
 from edge_runtime.agent.precheck import count_examples
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.data import load_examples

@@ -12,8 +12,10 @@ import typer.main
 from broker_server.cli import app
 from broker_server.errors import ConfigError
 from broker_server.run import preparation
+from broker_server.run.options import HELP
 from broker_server.run.processes import take_password
-from broker_server.run.settings import HELP, RunSettings, resolve
+from broker_server.run.resolve import resolve
+from broker_server.run.settings import RunSettings
 from edge_runtime.link.address import PASSWORD_VARIABLE
 from edge_runtime.wire.arms import ArmError
 
@@ -55,22 +57,22 @@ def test_class_balance_reaches_the_coordinator() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"task": "chess"}, "task 'chess' is not known"),
+        ({"task": "chess"}, "--task is 'chess', expected"),
         ({"model": "m"}, "a model needs its task"),
         ({"task": "text-classification"}, "text-classification needs --model"),
         ({"task": "text-classification", "model": "m"}, "text-classification needs --data"),
-        ({"rounds": 0}, "rounds is 0, expected 1 or more"),
-        ({"threads": -1}, "threads is -1, expected 0 or more"),
-        ({"broker_port": 70000}, "broker_port is 70000"),
-        ({"rounds": "three"}, "setting has a wrong value"),
-        ({"wire_dtype": "int4"}, "setting has a wrong value"),
+        ({"rounds": 0}, "--rounds is 0, expected a whole number from 1"),
+        ({"threads": -1}, "--threads is -1, expected a whole number from 0"),
+        ({"broker_port": 70000}, "--broker-port is 70000"),
+        ({"rounds": "three"}, "--rounds is 'three'"),
+        ({"wire_dtype": "int4"}, "--wire-dtype is 'int4', expected 'float32' or 'float16'"),
         ({"split": "odd"}, "expected iid"),
         ({"broker": "localhost"}, "broker 'localhost' is not known"),
-        ({"learning_rate": -1.0}, "learning_rate is -1.0"),
-        ({"class_balance": 0.5}, "class_balance is for text-classification"),
-        ({**CLASSIFY, "class_balance": 1.5}, "class_balance is 1.5"),
-        ({"base": "int2"}, "setting has a wrong value"),
-        ({"colour": "red"}, "setting 'colour' is not known"),
+        ({"learning_rate": -1.0}, "--learning-rate is -1.0"),
+        ({"class_balance": 0.5}, "--class-balance is for text-classification"),
+        ({**CLASSIFY, "class_balance": 1.5}, "--class-balance is 1.5"),
+        ({"base": "int2"}, "--base is 'int2'"),
+        ({"colour": "red"}, "key 'colour' is not known"),
         ({"fleet_name": "lab/+"}, "--fleet-name 'lab/\\+' is not allowed"),
         ({"fleet_name": "#"}, "--fleet-name '#' is not allowed"),
         ({"fleet_name": "x" * 65}, "--fleet-name 'x+' is not allowed"),
@@ -88,7 +90,7 @@ def test_an_arm_outside_its_range_has_its_own_error(options: dict[str, object]) 
 
 
 def test_a_sparsity_outside_its_range_is_not_called_an_arm() -> None:
-    with pytest.raises(ArmError, match=r"^sparsity is 0\.97, expected a pruning ratio of 0 to 0\.95$"):
+    with pytest.raises(ArmError, match=r"^--sparsity is 0\.97, expected a pruning ratio of 0 to 0\.95$"):
         resolve({"sparsity": 0.97})
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from broker_server.run.job import prepare_run
 from broker_server.run.progress import PlainDisplay
-from broker_server.run.settings import RunSettings, resolve
+from broker_server.run.resolve import resolve
+from broker_server.run.settings import RunSettings
 from tests.e2e.rows import Copy, write_rows
 
 

@@ -33,7 +33,7 @@ def test_it_exports(tiny_bert_model: Path, tmp_path: Path, capsys: pytest.Captur
     [
         (["./nowhere", "--task", "causal-lm"], ExitCode.MODEL_NOT_FOUND),
         (["{bert}", "--task", "causal-lm"], ExitCode.MODEL_UNSUPPORTED),
-        (["{bert}", "--task", "translation"], ExitCode.MODEL_UNSUPPORTED),
+        (["{bert}", "--task", "translation"], ExitCode.USAGE),
         (["{bert}", "--task", "text-classification"], ExitCode.USAGE),
         (["{bert}", "--task", "text-classification", "--num-labels", "1"], ExitCode.USAGE),
         (["{bert}"], ExitCode.USAGE),

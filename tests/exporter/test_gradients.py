@@ -83,7 +83,7 @@ def test_gradients_of_the_top_block_alone(family: str, request: pytest.FixtureRe
 
 
 def test_more_blocks_than_there_are_cannot_be_tuned(tiny_llama_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelUnsupportedError, match="top 3 blocks, expected 1 to 2"):
+    with pytest.raises(ModelUnsupportedError, match="--top-blocks is 3, expected 1 to 2"):
         export_model(tiny_llama_model, "causal-lm", tmp_path / "artifact", top_blocks=3)
 
 
@@ -135,7 +135,7 @@ def test_only_some_linear_layers_are_targets(
 
 
 def test_a_target_that_is_no_linear_layer_is_refused(tiny_bert_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelUnsupportedError, match=r"'q_proj' is no linear layer .* attention\.self\.query"):
+    with pytest.raises(ModelUnsupportedError, match=r"'q_proj', which is no linear layer .* attention\.self\.query"):
         export_model(tiny_bert_model, "text-classification", tmp_path / "a", num_labels=2, targets=["q_proj"])
     assert not (tmp_path / "a").exists()
 

@@ -11,7 +11,7 @@ from broker_server.aggregation import make_aggregation
 from broker_server.compare.config import Comparison, RunKey
 from broker_server.compare.presets import PRESETS, Shared
 from broker_server.errors import ConfigError
-from broker_server.run.settings import resolve
+from broker_server.run.resolve import resolve
 from broker_server.scheduler import SCHEDULERS
 from edge_runtime.wire.arms import ArmError, parse_arms
 from tests.broker_server.compare.samples import comparison
@@ -132,7 +132,7 @@ def test_a_scenario_runs_methods_again_under_its_settings() -> None:
         ({"method": {"fedspine": {"rounds": "many"}}}, "method fedspine: .*rounds"),
         ({"method": {"fedit": {"seed": 2}}}, "setting 'seed' must be the same"),
         ({"method": {"fedit": {"preset": "chess"}}}, "preset 'chess' is not known"),
-        ({"method": {"fedit": {"colour": "red"}}}, "method fedit: setting 'colour' is not known"),
+        ({"method": {"fedit": {"colour": "red"}}}, "method fedit: key 'colour' is not known"),
         ({"methods": ["../up"], "method": {"../up": {}}}, "method '../up' is not allowed"),
         ({"scenario": {"slow": {"methods": ["chess"]}}}, "method 'chess' is not known"),
         ({"scenario": {"slow": {"methods": "fedit"}}}, "methods must be a list"),

@@ -67,7 +67,7 @@ GOOD = make_fleet(1).to_toml()
     [
         ("[fleet", "malformed"),
         ("[other]\n", "expected \\[fleet\\]"),
-        ("[fleet]\nclasses = []\n", "malformed"),
+        ("[fleet]\nclasses = []\n", "classes: expected"),
         (GOOD.replace("compute_factor = 1.0", "compute_factor = 0.0"), "compute_factor"),
         (GOOD.replace("availability = 1.0", "availability = 1.5"), "availability"),
         (GOOD + "colour = 1\n", "colour"),

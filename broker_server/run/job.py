@@ -54,11 +54,6 @@ MEASURE: Final = "measure"
 NOTE: Final = "fedspine: note: "
 """Begins a line of an export's log that a person should see."""
 
-HELD_BACK: Final = (
-    f"each device holds back up to {NUM_HOLDOUT} of its examples, at most a fifth, to measure its own rounds, and "
-    "trains on the rest"
-)
-
 
 def start_run(settings: RunSettings, root: Path, display: Display) -> Report:
     """Run the whole job in a new directory.
@@ -166,10 +161,8 @@ class Job:
                 export = None
                 data = preparation.named_classes(data, decode_manifest(self._manifest_bytes()).labels)
             preparation.write_split(self._settings, data, self._directory)
-            for warning in data.warnings:
-                self._display.step(f"warning: {warning}")
-            self._display.step(_data_line(data, self._settings.devices))
-            self._display.step(HELD_BACK)
+            for line in data_lines(data, self._settings.devices):
+                self._display.step(line)
             self._finish_export(export)
             preparation.check_length(self._settings.max_length, decode_manifest(self._manifest_bytes()))
             self._name_artifact()
@@ -283,6 +276,12 @@ class Job:
         self.state = state
 
 
-def _data_line(data: DataSet, num_devices: int) -> str:
+def data_lines(data: DataSet, num_devices: int) -> list[str]:
+    """What a person is told of the data before training."""
     labels = f", {len(data.labels)} classes" if data.labels else ""
-    return f"{len(data.train)} training and {len(data.test)} held-out examples{labels}, over {num_devices} devices"
+    held_back = f"up to {NUM_HOLDOUT} of its examples, at most a fifth"
+    return [
+        *(f"warning: {warning}" for warning in data.warnings),
+        f"{len(data.train)} training and {len(data.test)} held-out examples{labels}, over {num_devices} devices",
+        f"each device holds back {held_back}, to measure its own rounds, and trains on the rest",
+    ]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from broker_server.errors import ConfigError
 from broker_server.run.examples import DataSet, hold_out, load_data, read_examples, write_examples
+from broker_server.run.job import data_lines
 from broker_server.run.preparation import named_classes
 from broker_server.run.resolve import resolve
 from edge_runtime.agent.precheck import count_examples
@@ -169,6 +170,17 @@ def test_classes_that_look_wrong_are_warned_of(tmp_path: Path, labels: list[str]
 
     assert part in first
     assert second == f"{test}: 1 example has an empty text and is left out, first line 2"
+
+
+def test_a_run_says_what_its_devices_hold_back() -> None:
+    train: list[dict[str, object]] = [{"text": "x", "label": "a"}] * 9
+    data = DataSet(train=train, test=train[:2], labels=("a", "b"), warnings=("d.jsonl: odd",))
+
+    warning, sizes, held_back = data_lines(data, 3)
+
+    assert warning == "warning: d.jsonl: odd"
+    assert sizes == "9 training and 2 held-out examples, 2 classes, over 3 devices"
+    assert held_back.startswith("each device holds back up to 32 of its examples, at most a fifth")
 
 
 def test_one_class_is_nothing_to_learn(tmp_path: Path) -> None:

@@ -153,6 +153,7 @@ def test_every_field_is_documented() -> None:
 @pytest.mark.parametrize("task", TASKS)
 def test_the_page_shows_before_and_after_and_needs_no_network(task: Task) -> None:
     page = render_page(sample_report(task))
+    assert "each device holds back at most a fifth" in page
 
     before, after = ("403.4", "20.1") if task == "causal-lm" else ("25.0 %", "85.0 %")
     assert f"{before} →" in page

@@ -72,6 +72,7 @@ class Intake:
         self._ledger = ledger
         self._hello = Hello(run_id=config.run_id, session_id=session_id)
         self._clock = clock
+        self._earlier_sessions = ledger.load_sessions()
         self._most_examples: dict[str, int] = {}
         self._failures = Complaints(logger, FAILURE_INTERVAL_S)
         self._announced: dict[str, Update] = {}
@@ -181,7 +182,8 @@ class Intake:
             heartbeat_s=HEARTBEAT_S,
         )
         self._mailroom.to(message.device_id, welcome)
-        return [DeviceRegistered(device_id=message.device_id)]
+        has_stayed = self._earlier_sessions.get(message.device_id) == message.session_id
+        return [DeviceRegistered(device_id=message.device_id, has_stayed=has_stayed)]
 
     def _leave(self, message: Presence) -> list[Event]:
         if not self._mailroom.registry.leave(message.device_id, message.session_id):

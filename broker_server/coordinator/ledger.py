@@ -271,6 +271,10 @@ class Ledger:
         logger.info("run %s finished: %d of %d rounds used updates", run_id, self.num_used_rounds, self.last_finished)
         self._log(RunFinished(at=self._wall_clock(), run_id=run_id))
 
+    def load_sessions(self) -> dict[str, str]:
+        """Sessions of the devices that registered so far, with earlier processes too, by device."""
+        return self._store.load_sessions()
+
     def device_registered(self, message: Register) -> None:
         """A device said what it is."""
         self._store.save_device(message, self._wall_clock())

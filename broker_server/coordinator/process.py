@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Final
 
 from broker_server.config import CoordinatorConfig
+from broker_server.coordinator import patience
 from broker_server.coordinator.intake import Intake
 from broker_server.coordinator.ledger import Ledger
 from broker_server.coordinator.mailroom import Mailroom
@@ -148,7 +149,9 @@ class Coordinator:
         if finished is None:
             return machine.start(round_limits, now)
         participants, num_used = self._ledger.resume_round(), self._ledger.num_used_rounds
-        return machine.resume(round_limits, now, finished, participants, num_used_rounds=num_used)
+        state, commands = machine.resume(round_limits, now, finished, participants, num_used_rounds=num_used)
+        patience.say_at_start(state)
+        return state, commands
 
     def _loop(self, state: RunState, commands: tuple[Command, ...]) -> None:
         self._ledger.hold()
@@ -164,6 +167,7 @@ class Coordinator:
             before = state
             state, commands = machine.advance(before, event)
             self._ledger.save(before, state, self._office.take_learnt)
+            patience.say(event, before, state)
 
     def _settle(self) -> None:
         """Everything so far on disk, then everything that tells of it on its way."""

@@ -86,7 +86,9 @@ def resume(
         now: monotonic seconds.
         finished: number of the last round that was finished (0: the evaluation before training).
         participants: those of round ``finished + 1`` when it had begun, by device id. Open ones get
-            ``registration_timeout_s`` to come back, and then their assignment again, as the same attempt.
+            ``registration_timeout_s`` to come back, and then their assignment again, as the same attempt. Once a device
+            registers whose process stayed, all others whose did have heard the same hello: from then on ``rejoin_s``
+            must do.
         num_used_rounds: finished rounds whose updates made the next adapter.
     """
     if finished >= limits.num_rounds:
@@ -95,7 +97,12 @@ def resume(
         )
         return end(state)
     state = RunState(
-        limits=limits, phase=Phase.WAITING, now=now, round_number=finished + 1, num_used_rounds=num_used_rounds
+        limits=limits,
+        phase=Phase.WAITING,
+        now=now,
+        round_number=finished + 1,
+        num_used_rounds=num_used_rounds,
+        is_regathering=True,
     )
     if participants is None:
         return wait(state, limits.num_devices)
@@ -190,6 +197,8 @@ def _with_others(state: RunState) -> Step:
 def _on_registered(state: RunState, event: DeviceRegistered) -> Step:
     farewells = {device_id: why for device_id, why in state.farewells.items() if device_id != event.device_id}
     state = dataclasses.replace(state, online=state.online | {event.device_id}, farewells=farewells)
+    if event.has_stayed and state.is_regathering:
+        state = _hurried(state)
     if state.phase is Phase.WAITING:
         return begin_if_ready(state)
     participant = state.participants.get(event.device_id)
@@ -200,6 +209,22 @@ def _on_registered(state: RunState, event: DeviceRegistered) -> Step:
     back = dataclasses.replace(participant, outcome=None, detail="", lost_at=None, silent_since=state.now)
     state = with_participants(state, {event.device_id: back})
     return state, (_assignment(state, back),)
+
+
+def _hurried(state: RunState) -> RunState:
+    """A device that stayed is back: who stayed as well is back in a moment, and for others nobody waits longer."""
+    back_by = state.now + state.limits.rejoin_s
+    state = dataclasses.replace(state, is_regathering=False, has_assembled=True)
+    if state.phase is Phase.WAITING:
+        return dataclasses.replace(state, patient_until=min(state.patient_until, back_by))
+    if state.phase is not Phase.COLLECTING:
+        return state
+    awaited = {
+        device_id: dataclasses.replace(p, lost_at=min(p.lost_at, back_by))
+        for device_id, p in state.participants.items()
+        if p.is_open and p.lost_at is not None
+    }
+    return with_participants(state, awaited)
 
 
 def _on_offline(state: RunState, event: DeviceOffline) -> Step:

@@ -106,8 +106,10 @@ class RunState:
     """Devices to wait for before the round begins."""
     patient_until: float = 0.0
     """How long to wait for all of those; from then on one is enough."""
+    is_regathering: bool = False
+    """Whether the coordinator was started again and no device that stayed has registered with it yet."""
     has_assembled: bool = False
-    """Whether a round began in this process: until then devices may not have had the time to register."""
+    """Whether all devices had the time to register: a round began in this process, or one that stayed is back."""
     num_used_rounds: int = 0
     """Rounds of the whole run, earlier sessions included, whose updates made the next adapter."""
     num_empty_rounds: int = 0
@@ -143,6 +145,8 @@ class DeviceRegistered:
     """A device is here (for the first time, or again)."""
 
     device_id: str
+    has_stayed: bool = False
+    """Whether its process is the one that an earlier process of this coordinator knew."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

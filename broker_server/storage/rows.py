@@ -44,6 +44,17 @@ class Learnt:
     state: Mapping[str, Any]
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class OpenRound:
+    """A round that had begun and has no record yet."""
+
+    round_number: int
+    active_s: float
+    """Time that coordinators have spent in it."""
+    participants: dict[str, Participant]
+    """By device id, the last attempt of each."""
+
+
 def save_participants(connection: sa.Connection, round_number: int, participants: Iterable[Participant]) -> None:
     """Write how assignments of a round stand."""
     rows = [_row(round_number, participant) for participant in participants]

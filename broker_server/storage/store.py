@@ -31,7 +31,7 @@ from broker_server.rounds.types import Outcome, Participant, UpdateKey
 from broker_server.storage import rows, schema
 from broker_server.storage.held_files import HeldFiles, sweep
 from broker_server.storage.records import AssignedWork, RoundRecord
-from broker_server.storage.rows import Learnt
+from broker_server.storage.rows import Learnt, OpenRound
 from edge_runtime.wire.errors import MessageError
 from edge_runtime.wire.files import DiskFullError
 from edge_runtime.wire.manifest import digest_of
@@ -41,17 +41,6 @@ logger = logging.getLogger(__name__)
 
 STATE_FILE = "state.sqlite"
 UPDATES_FOLDER = "updates"
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class OpenRound:
-    """A round that had begun and has no record yet."""
-
-    round_number: int
-    active_s: float
-    """Time that coordinators have spent in it."""
-    participants: dict[str, Participant]
-    """By device id, the last attempt of each."""
 
 
 class Store:
@@ -144,6 +133,14 @@ class Store:
         kept = sa.select(table.c.device_id).order_by(table.c.last_seen_at.desc()).limit(most)
         with self._transaction() as connection:
             connection.execute(sa.delete(table).where(table.c.device_id.not_in(kept)))
+
+    def load_sessions(self) -> dict[str, str]:
+        """The session that each device registered with last; without those whose row cannot be read."""
+        sessions = {}
+        for row in self._query(sa.select(schema.devices.c.device_id, schema.devices.c.register)):
+            with contextlib.suppress(msgspec.DecodeError):
+                sessions[row.device_id] = msgspec.json.decode(row.register, type=Register).session_id
+        return sessions
 
     # ---- rounds ------------------------------------------------------------------------------------------------------
 

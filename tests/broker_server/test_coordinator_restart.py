@@ -105,6 +105,30 @@ def test_killed_in_the_middle_of_a_round(any_broker: Broker, tmp_path: Path, pro
     assert update.adapter.digest == digest_of(kept)
 
 
+def test_device_that_died_while_the_coordinator_was_away_is_not_waited_for(
+    broker: Broker, tmp_path: Path, process: Process
+) -> None:
+    fleet.config(tmp_path, broker.url, registration_timeout_s=300.0, round_deadline_s=300.0)
+    stuck = Counting()
+    stuck.may_go_on.clear()
+    process.start()
+    with Device(broker.url, "a") as a, Device(broker.url, "b", stuck) as b:
+        wait_until(lambda: bool(a.heard(Verdict)) and bool(b.heard(Assignment)))
+        process.kill()
+        stuck.may_go_on.set()
+        b.leave()
+        process.start()
+        assert process.wait(60) == 0
+    records = Store.open(tmp_path).load_round_records()
+    assert [{d.device_id: d.outcome for d in record.devices} for record in records[1:]] == [
+        {"a": "accepted", "b": "lost"},
+        {"a": "accepted"},
+    ]
+    log = (tmp_path / "coordinator.log").read_text()
+    assert "round 1 waits for b to register" in log
+    assert "round 1 goes on without b" in log
+
+
 def test_killed_again_and_again(broker: Broker, tmp_path: Path, process: Process) -> None:
     """Kills come at any moment; in the end every round has its record, and no accepted update was trained twice."""
     config = fleet.config(tmp_path, broker.url, registration_timeout_s=60.0, round_deadline_s=60.0)

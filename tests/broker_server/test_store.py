@@ -190,6 +190,19 @@ def test_devices_are_remembered(tmp_path: Path) -> None:
         rows = list(connection.execute(query))
     connection.close()
     assert rows == [("a", "1970-01-01 00:00:05", "second")]
+    assert store.load_sessions() == {"a": "second"}
+
+
+def test_device_whose_row_is_damaged_has_no_session(tmp_path: Path) -> None:
+    store = reopen(tmp_path)
+    for device_id in ("a", "b"):
+        store.save_device(
+            Register(device_id=device_id, session_id="s", capabilities=tiny.capabilities(), num_examples=1), 5.0
+        )
+    with sqlite3.connect(tmp_path / "state.sqlite") as connection:
+        connection.execute("UPDATE devices SET register = 'x' WHERE device_id = 'a'")
+    connection.close()
+    assert store.load_sessions() == {"b": "s"}
 
 
 def test_directories_of_updates_survive_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

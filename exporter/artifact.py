@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import shutil
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,7 +35,13 @@ if TYPE_CHECKING:
 
 ARTIFACT: Final = Kind("artifact", names.MANIFEST_FILE)
 _PRODUCERS: Final = ("fedspine", "onnx", "torch", "transformers")
-_TOKENIZER_EXTRAS: Final = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt")
+_TOKENIZER_EXTRAS: Final = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "chat_template.jinja",
+)
 TOKENIZER_FILES: Final = (names.TOKENIZER_FILE, *_TOKENIZER_EXTRAS)
 """What an artifact may hold of a tokenizer: the first for devices, the others for Hugging Face's ``AutoTokenizer``."""
 _ON_DEVICE: Final = {
@@ -86,13 +93,12 @@ def describe(model: PretrainedModel, base: Base) -> Manifest:
 
 
 def _text_spec(model: PretrainedModel) -> TextSpec:
-    tokenizer, config = model.tokenizer, model.config
-    eos = tokenizer.eos_token_id
-    pads = (tokenizer.pad_token_id, getattr(config, "pad_token_id", None), eos, 0)
-    appends_itself = eos is not None and tokenizer("a")["input_ids"][-1] == eos
+    eos = model.tokens.eos
+    appends_itself = eos is not None and model.tokenizer("a")["input_ids"][-1:] == [eos]
     return TextSpec(
-        pad_token_id=next(pad for pad in pads if pad is not None),
+        pad_token_id=model.tokens.pad,
         eos_token_id=eos,
+        end_token_ids=model.tokens.ends if model.task == "causal-lm" else (),
         append_eos=model.task == "causal-lm" and eos is not None and not appends_itself,
         max_length=model.family.max_length,
         vocab_size=model.family.vocab_size,
@@ -121,8 +127,9 @@ def write_model_files(directory: Path, model: PretrainedModel, base: Base) -> No
         (directory / name).chmod((directory.stat().st_mode & 0o666) | stat.S_IWUSR)  # it is made for its owner alone
     config: dict[str, Any] = model.config.to_dict()
     config.pop("_name_or_path", None)
-    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    write_atomically(directory / names.CONFIG_FILE, text.encode())
+    write_atomically(directory / names.CONFIG_FILE, _json(config))
+    if model.generation:
+        write_atomically(directory / names.GENERATION_FILE, _json(model.generation))
     saved = directory / ".tokenizer"
     model.tokenizer.save_pretrained(saved)
     for name in _TOKENIZER_EXTRAS:
@@ -134,6 +141,10 @@ def write_model_files(directory: Path, model: PretrainedModel, base: Base) -> No
     tokenizer.no_padding()
     tokenizer.no_truncation()
     write_atomically(directory / names.TOKENIZER_FILE, tokenizer.to_str(pretty=True).encode())
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, indent=2, sort_keys=True).encode() + b"\n"
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> str:

@@ -108,6 +108,8 @@ def compact_source(
             graph = export_graph(model, source.manifest.task, directory)
         _write_config(directory, model)
         _write_tokenizer(directory, source)
+        if names.GENERATION_FILE in source.manifest.files:  # Optimum writes what transformers makes of config.json
+            shutil.copyfile(source.artifact_dir / names.GENERATION_FILE, directory / names.GENERATION_FILE)
         info = _describe(directory, source, plan, pruning_ratio, model, None)
         progress("comparing with PyTorch")
         difference = check_parity(directory, model)
@@ -139,13 +141,18 @@ def _write_config(directory: Path, model: Any) -> None:
 
 
 def _write_tokenizer(directory: Path, source: CompactSource) -> None:
-    """The artifact's tokenizer, told for a decoder that it has no token types (``generate`` refuses them)."""
+    """The artifact's tokenizer, told the longest length, at which pipelines cut.
+
+    For a decoder it is told too that there are no token types, which ``generate`` refuses.
+    """
     for name in TOKENIZER_FILES:
         if name in source.manifest.files:
             shutil.copyfile(source.artifact_dir / name, directory / name)
     path = directory / _TOKENIZER_CONFIG
-    if source.manifest.task == "causal-lm" and path.exists():
-        config = {**json.loads(path.read_bytes()), "model_input_names": ["input_ids", "attention_mask"]}
+    if path.exists():
+        config = {**json.loads(path.read_bytes()), "model_max_length": source.manifest.text.max_length}
+        if source.manifest.task == "causal-lm":
+            config["model_input_names"] = ["input_ids", "attention_mask"]
         write_atomically(path, _json(config))
 
 

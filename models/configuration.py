@@ -18,6 +18,7 @@ from models import rotary
 from models.registry import family_class
 from models.settings import check_settings
 from models.sources import check_quantization
+from models.special_tokens import without_foreign_ids
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +27,11 @@ class Configuration:
 
     config: Any
     """Of transformers, with every setting where the installed version looks for it."""
+    raw: Mapping[str, Any]
+    """As it is written."""
     reference: Any | None
-    """With what transformers itself is to load the checkpoint as a reference; None: with nothing but the directory."""
+    """With what transformers is to load the checkpoint as a reference, where its own reading is known to fail; None:
+    with nothing but the directory."""
     notes: tuple[str, ...]
     """What a person should know of it."""
 
@@ -49,16 +53,17 @@ def read_configuration(model: str | Path, task: Task) -> Configuration:
     check_quantization(raw, model)
     settings = family.settings_of(raw["model_type"])
     notes = check_settings(raw, settings)
-    read = dict(raw)
-    reference = None
+    sane = without_foreign_ids(raw)
+    read, reference = sane, None if sane == raw else sane
     if rotary.PARAMETERS in settings.used:
-        read = {key: value for key, value in raw.items() if key not in rotary.KEYS}
+        read = {key: value for key, value in sane.items() if key not in rotary.KEYS}
         read |= rotary.written_for_transformers_4(rotary.read(raw))
         if raw.get(rotary.PARAMETERS):
-            reference = _respelled(raw)
+            reference = _respelled(sane)
     kind = transformers.CONFIG_MAPPING[raw["model_type"]]
     return Configuration(
         config=kind.from_dict(read),
+        raw=raw,
         reference=None if reference is None else kind.from_dict(reference),
         notes=tuple(notes),
     )

@@ -19,6 +19,7 @@ from models.heads import Head, choose_head, wanted_labels
 from models.parity import check_parity
 from models.registry import family_for
 from models.sources import CONFIG_FILE, check_source
+from models.special_tokens import SpecialTokens, choose_tokens, read_generation, written_generation
 from models.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ class PretrainedModel:
     """Hugging Face configuration, with the labels."""
     tokenizer: Any
     """A fast tokenizer of transformers."""
+    tokens: SpecialTokens
+    generation: Mapping[str, Any]
+    """``generation_config.json``; empty for text-classification."""
     labels: tuple[str, ...]
     frozen: Mapping[str, torch.Tensor]
     """Weights by Hugging Face name, float16 or float32 as the source stores them (bfloat16 becomes float16)."""
@@ -102,6 +106,8 @@ def load_model(
         family=family,
         config=config,
         tokenizer=found.tokenizer,
+        tokens=found.tokens,
+        generation=found.generation,
         labels=head.labels,
         frozen=found.frozen,
         dense=dense,
@@ -116,6 +122,8 @@ class _Checkpoint:
     config: Any
     family: Family
     tokenizer: Any
+    tokens: SpecialTokens
+    generation: Mapping[str, Any]
     frozen: Mapping[str, torch.Tensor]
     dense: Mapping[str, torch.Tensor]
     """The classifier, as it is stored, or as transformers makes it up where there is none."""
@@ -129,11 +137,15 @@ def _checkpoint(model: str | Path, task: Task, seed: int) -> _Checkpoint:
     with _translated(model, CONFIG_FILE):
         configuration = read_configuration(model, task)
     config = configuration.config
+    generation = read_generation(model, configuration.raw) if task == "causal-lm" else {}
     source, missing = _source_model(model, task, seed, configuration.reference)
     with _translated(model, "tokenizer"):
         tokenizer = load_tokenizer(model)
     family = family_for(config, task)
-    notes = [*configuration.notes, *_check_missing(model, family, missing)]
+    tokens = choose_tokens(tokenizer, config, generation, family.vocab_size)
+    config.pad_token_id = tokens.pad
+    tokenizer.model_max_length = family.max_length  # what nobody set is 10**30, and pipelines cut there
+    notes = [*configuration.notes, *_check_missing(model, family, missing), *tokens.notes]
     state = source.state_dict()
     frozen, dense = _frozen(family, state), {name: state[name] for name in family.dense}
     config.architectures = [type(source).__name__]
@@ -143,6 +155,8 @@ def _checkpoint(model: str | Path, task: Task, seed: int) -> _Checkpoint:
         config=config,
         family=family,
         tokenizer=tokenizer,
+        tokens=tokens,
+        generation=written_generation(generation, tokens, family.vocab_size) if task == "causal-lm" else {},
         frozen=frozen,
         dense=dense,
         has_classifier=bool(dense) and not missing.intersection(dense),

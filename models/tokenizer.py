@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any, Final
 
 import tokenizers
 import transformers
 from tokenizers import processors
-from transformers.utils.hub import cached_file
 
 from edge_runtime.wire.names import TOKENIZER_FILE
+from models.checkpoint_files import file_of, json_of
 from models.errors import ModelNotFoundError, ModelPackageError, ModelUnsupportedError
 
 _CONFIG_FILE: Final = "tokenizer_config.json"
+_CHAT_FILE: Final = "chat_template.jinja"
 _SENTENCEPIECE_FILES: Final = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 _SENTENCEPIECE_PACKAGES: Final = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
 """What converts these files, by the names that pip and Python have for it."""
@@ -41,8 +41,11 @@ def load_tokenizer(model: str | Path) -> Any:
     try:
         tokenizer: Any = transformers.AutoTokenizer.from_pretrained(str(model), use_fast=True)
     except Exception:
-        if (path := _file(model, TOKENIZER_FILE)) is not None:
-            return _of_file(path, _config_of(model))
+        if (path := file_of(model, TOKENIZER_FILE)) is not None:
+            config = json_of(model, _CONFIG_FILE) or {}
+            if (template := file_of(model, _CHAT_FILE)) is not None:
+                config["chat_template"] = template.read_text(encoding="utf-8")
+            return _of_file(path, config)
         _explain(model)
         raise
     if not tokenizer.is_fast:
@@ -91,9 +94,9 @@ def _explain(model: str | Path) -> None:
         ModelPackageError: a package is missing.
         ModelNotFoundError: there is no tokenizer at all.
     """
-    if _file(model, TOKENIZER_FILE) is not None:
+    if file_of(model, TOKENIZER_FILE) is not None:
         return
-    source = next((name for name in _SENTENCEPIECE_FILES if _file(model, name) is not None), None)
+    source = next((name for name in _SENTENCEPIECE_FILES if file_of(model, name) is not None), None)
     missing = [name for name, module in _SENTENCEPIECE_PACKAGES.items() if not _is_installed(module)]
     if source is not None and missing:
         msg = (
@@ -111,23 +114,6 @@ def _is_installed(module: str) -> bool:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # the package that it is in
         return False
-
-
-def _config_of(model: str | Path) -> dict[str, Any]:
-    path = _file(model, _CONFIG_FILE)
-    found = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
-    return found if isinstance(found, dict) else {}
-
-
-def _file(model: str | Path, name: str) -> Path | None:
-    found = cached_file(
-        str(model),
-        name,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return None if found is None else Path(found)
 
 
 def _text(token: object) -> str | None:

@@ -10,6 +10,7 @@ import msgspec
 
 from edge_runtime.inference.errors import CompactModelError, CompactVersionError
 from edge_runtime.wire import limits
+from edge_runtime.wire.errors import ManifestError
 from edge_runtime.wire.fields import Count, Digest, Label, Name, Positive, PruningRatio, Short, Version
 from edge_runtime.wire.manifest import FileRef, Task, TextSpec
 from edge_runtime.wire.plain import escaped, plain
@@ -95,6 +96,11 @@ def read_info(directory: Path, *, verify: bool = True) -> CompactInfo:
         info = escaped(msgspec.json.decode(data, type=CompactInfo))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         msg = f"{path} is malformed ({plain(str(error))}): make the compact model again, or copy it again"
+        raise CompactModelError(msg) from error
+    try:
+        info.text.check()
+    except ManifestError as error:
+        msg = f"{path}: {error}, then make the compact model again"
         raise CompactModelError(msg) from error
     _check_files(directory, info, verify=verify)
     return info

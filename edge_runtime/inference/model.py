@@ -277,8 +277,9 @@ class CompactModel:
         raise WrongTaskError(msg)
 
     def _until_eos(self, tokens: Iterator[int]) -> Iterator[int]:
+        ends = self.info.text.ends
         for token_id in tokens:
-            if token_id == self.info.text.eos_token_id:
+            if token_id in ends:
                 return
             yield token_id
 

@@ -32,6 +32,9 @@ MAX_RANK: Final = 512
 MAX_LAYERS: Final = 512
 """Most transformer blocks in one model."""
 
+MAX_END_TOKENS: Final = 256
+"""Most tokens that end a generated text."""
+
 MAX_UNITS: Final = 1 << 20
 """Most prunable units in one group of one layer."""
 

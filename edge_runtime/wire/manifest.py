@@ -137,6 +137,27 @@ class TextSpec(msgspec.Struct, frozen=True, kw_only=True):
     max_length: Positive
     """Longest sequence the model's positions allow, tokens."""
     vocab_size: Positive
+    """Rows of the word embedding; every id of a token is below it."""
+    end_token_ids: Annotated[tuple[Count, ...], msgspec.Meta(max_length=limits.MAX_END_TOKENS)] = ()
+    """Tokens that end a text that is generated, beside ``eos_token_id``."""
+
+    @property
+    def ends(self) -> frozenset[int]:
+        """Every token that ends a text that is generated."""
+        return frozenset(self.end_token_ids if self.eos_token_id is None else (*self.end_token_ids, self.eos_token_id))
+
+    def check(self) -> None:
+        """Refuse ids that are no token's, before they are looked up.
+
+        Raises:
+            ManifestError: names the first.
+        """
+        ids = {"pad_token_id": self.pad_token_id, "eos_token_id": self.eos_token_id}
+        ids |= {f"end_token_ids[{place}]": token for place, token in enumerate(self.end_token_ids)}
+        for name, token in ids.items():
+            if token is not None and not 0 <= token < self.vocab_size:
+                msg = f"{name} is {token}, expected a token of the vocabulary (0 to {self.vocab_size - 1}): "
+                raise ManifestError(msg + "export the model again")
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -250,6 +271,7 @@ def _check(manifest: Manifest) -> None:
         sizes[group.layer, group.group] = group.num_units
     _check_targets(manifest)
     _check_tensors(manifest)
+    manifest.text.check()
     _check_axes(manifest, sizes)
     for name, ref in manifest.files.items():
         is_plain = bool(name) and not name.startswith(".") and "/" not in name and "\\" not in name
@@ -268,9 +290,15 @@ def _check_targets(manifest: Manifest) -> None:
 
 def _check_tensors(manifest: Manifest) -> None:
     """What the staged mode and the base blob rely on."""
-    matrices = {tensor.name for tensor in manifest.tensors if len(tensor.shape) == 2 and tensor.layer is None}
+    matrices = {
+        tensor.name: tensor.shape[0] for tensor in manifest.tensors if len(tensor.shape) == 2 and tensor.layer is None
+    }
     if manifest.word_embedding not in matrices:
         msg = f"manifest has no matrix {manifest.word_embedding!r}, which it says is the word embedding"
+        raise ManifestError(msg)
+    if matrices[manifest.word_embedding] != manifest.text.vocab_size:
+        rows = matrices[manifest.word_embedding]
+        msg = f"manifest says a vocabulary of {manifest.text.vocab_size} tokens, but the word embedding has {rows} rows"
         raise ManifestError(msg)
     for tensor in manifest.tensors:
         if tensor.layer is not None and not (

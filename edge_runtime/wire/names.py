@@ -28,6 +28,7 @@ BASE_FILE: Final = "base.safetensors"
 INITIAL_FILE: Final = "initial.safetensors"
 TOKENIZER_FILE: Final = "tokenizer.json"
 CONFIG_FILE: Final = "config.json"
+GENERATION_FILE: Final = "generation_config.json"
 STAGES: Final = (
     EMBEDDING_STAGE,
     BLOCK_STAGE,

@@ -147,6 +147,29 @@ def test_text_that_is_no_utf8_is_refused(manifest: Manifest, text: bytes) -> Non
     assert caught.value.exit_code == ExitCode.ARTIFACT_CORRUPTED
 
 
+@pytest.mark.parametrize("token", [-1, 20, 2**31])
+@pytest.mark.parametrize("field", ["pad_token_id", "eos_token_id", "end_token_ids"])
+def test_ids_outside_the_vocabulary_are_refused(field: str, token: int, manifest: Manifest) -> None:
+    fields = json.loads(encode_manifest(manifest))
+    fields["text"][field] = [3, token] if field == "end_token_ids" else token
+    with pytest.raises(ManifestError, match=field):
+        decode_manifest(json.dumps(fields).encode())
+
+
+def test_a_vocabulary_is_the_rows_of_the_word_embedding(manifest: Manifest) -> None:
+    fields = json.loads(encode_manifest(manifest))
+    fields["text"]["vocab_size"] = 21
+    with pytest.raises(ManifestError, match="vocabulary of 21 tokens, but the word embedding has 20 rows"):
+        decode_manifest(json.dumps(fields).encode())
+
+
+def test_every_end_of_text_counts(manifest: Manifest) -> None:
+    text = manifest.text
+    assert text.ends == frozenset()
+    assert msgspec.structs.replace(text, eos_token_id=3).ends == {3}
+    assert msgspec.structs.replace(text, eos_token_id=3, end_token_ids=(5, 3)).ends == {3, 5}
+
+
 @given(st.binary(max_size=100))
 def test_arbitrary_bytes_are_refused(data: bytes) -> None:
     with pytest.raises(ManifestError):

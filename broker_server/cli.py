@@ -18,11 +18,13 @@ from broker_server.errors import ChildFailedError
 from broker_server.run.command import run
 from broker_server.versions import environment
 from edge_runtime.interpreter import keep_folder_out
+from edge_runtime.link.address import PASSWORD_VARIABLE, read_password
 from edge_runtime.wire import streams
 from edge_runtime.wire.errors import ExitCode, FedSpineError
 from edge_runtime.wire.files import raise_if_disk_full
 from edge_runtime.wire.plain import log_plainly, plain
 
+PASSWORD_FILE_HELP = f"Holds the broker's password, one line (else: {PASSWORD_VARIABLE})."
 PASSED_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 app = typer.Typer(
@@ -58,10 +60,15 @@ def compact(context: typer.Context) -> None:
 
 
 @app.command()
-def coordinate(run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory with config.toml.")]) -> None:
+def coordinate(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory with config.toml.")],
+    password_file: Annotated[Path | None, typer.Option(metavar="FILE", help=PASSWORD_FILE_HELP)] = None,
+) -> None:
     """Coordinate a run until its last round, from wherever it stands."""
     from broker_server.coordinator.process import run_coordinator  # noqa: PLC0415 - `fedspine --help` needs none of it
 
+    if password_file is not None:
+        os.environ[PASSWORD_VARIABLE] = read_password(password_file)
     run_coordinator(run_dir)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import re
 import sys
@@ -16,10 +17,12 @@ from edge_runtime.board.sensors import SYS
 from edge_runtime.board.service import CREDENTIALS, Service
 from edge_runtime.doctor.setup import Setup
 from edge_runtime.interpreter import module_command
-from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress, TlsFiles, read_password
+from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress, TlsFiles, password_shows, read_password
 
 DEFAULT_CHECKPOINT_EVERY: Final = 20
 """Steps from one checkpoint to the next: on a board of a second or more a step, well under 1 % of the time."""
+
+logger = logging.getLogger(__name__)
 
 SECRETS: Final = ("password_file", "ca_file", "cert_file", "key_file")
 """Files that a service is handed by systemd, which may read what the service may not."""
@@ -139,7 +142,10 @@ def broker_of(arguments: argparse.Namespace) -> BrokerAddress:
         AddressError: the URL is malformed, or the file holds no password.
     """
     given = None if arguments.password_file is None else read_password(arguments.password_file)
-    return BrokerAddress.parse(arguments.broker).with_password(given or os.environ.get(PASSWORD_VARIABLE))
+    address = BrokerAddress.parse(arguments.broker)
+    if address.password is not None:
+        logger.warning("%s", password_shows("--broker"))
+    return address.with_password(given or os.environ.get(PASSWORD_VARIABLE))
 
 
 def tls_files(arguments: argparse.Namespace) -> TlsFiles:

@@ -116,7 +116,7 @@ def render(running: Sequence[RunChild], num_done: int, num_runs: int, elapsed_s:
         finished = child.view.rounds[-1].round_number if child.view.rounds else 0
         quality = child.view.quality()
         table.add_row(
-            child.key.method,
+            Text(child.key.method),
             str(child.key.seed),
             f"{finished}/{child.view.num_rounds}",
             " -> ".join(quality) if quality else "-",

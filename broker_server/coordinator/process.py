@@ -52,6 +52,7 @@ from broker_server.storage.store import Store
 from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress, TlsFiles
 from edge_runtime.link.mqtt import Connected, Disconnected, MqttLink, Received
 from edge_runtime.wire import limits, topics
+from edge_runtime.wire.files import PRIVATE_FILE, keep_private
 from edge_runtime.wire.messages import FailureReason, Finished, Hello, encode_message, kind_of
 
 logger = logging.getLogger(__name__)
@@ -83,6 +84,8 @@ def run_coordinator(run_dir: Path) -> None:
         DevicesTooSmallError: the same, because no device had the memory for any arm.
     """
     config = CoordinatorConfig.load(run_dir / CONFIG_FILE)
+    if BrokerAddress.parse(config.broker_url).password is not None:
+        keep_private(run_dir / CONFIG_FILE, PRIVATE_FILE)
     with contextlib.ExitStack() as stack:
         stack.enter_context(run_lock.hold(run_dir))
         check_not_lost(run_dir)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 import signal
 import sys
 import typing
@@ -18,6 +19,7 @@ from broker_server.run.layout import RunDirectory, default_root
 from broker_server.run.options import HELP, PANEL, Panel
 from broker_server.run.resolve import resolve, said_of_file
 from broker_server.run.settings import RunSettings
+from edge_runtime.link.address import PASSWORD_VARIABLE, read_password
 
 _OWN = {
     "out": Annotated[
@@ -31,6 +33,13 @@ _OWN = {
     "config": Annotated[
         Path | None,
         typer.Option(help="TOML file of these options, with underscores, as run.toml.", rich_help_panel=Panel.RESULT),
+    ],
+    "password_file": Annotated[
+        Path | None,
+        typer.Option(
+            help=f"holds the password of --broker, one line (else: {PASSWORD_VARIABLE}).",
+            rich_help_panel=Panel.PROCESSES,
+        ),
     ],
 }
 """Options that are no settings."""
@@ -47,6 +56,8 @@ def run(**options: object) -> None:
     given = {name: value for name, value in options.items() if value is not None}
     resume = bool(given.pop("resume", None))
     out, config = (Path(str(value)) if (value := given.pop(name, None)) else None for name in ("out", "config"))
+    if (password_file := given.pop("password_file", None)) is not None:
+        os.environ[PASSWORD_VARIABLE] = read_password(Path(str(password_file)))
     if resume and (given or config):
         named = ", ".join("--" + name.replace("_", "-") for name in [*given, *(["config"] if config else [])])
         msg = f"--resume goes on with a run as it is: leave out {named}"

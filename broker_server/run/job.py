@@ -42,6 +42,7 @@ from broker_server.run.training import watch
 from broker_server.run.view import RunView
 from broker_server.storage.events import EventReader
 from broker_server.storage.store import Store
+from edge_runtime.link.address import password_shows
 from edge_runtime.wire.files import write_atomically
 from edge_runtime.wire.manifest import decode_manifest, digest_of
 from edge_runtime.wire.names import MANIFEST_FILE
@@ -73,11 +74,13 @@ def prepare_run(settings: RunSettings, root: Path, display: Display) -> None:
     """
     layout.check_free(root)
     preparation.check_settings(settings)
-    settings = take_password(settings, os.environ)
+    shown, settings = settings, take_password(settings, os.environ)
+    if settings != shown:
+        display.step(f"warning: {password_shows('--broker')}")
     if settings.broker not in EMBEDDED_BROKERS:
         check_broker(settings.broker)
     with layout.created(root) as directory:
-        write_atomically(directory.settings_file, settings.to_toml().encode())
+        write_atomically(directory.settings_file, settings.to_toml().encode(), is_private=True)
         directory.save_state(_new_state())
         with _open(directory, display) as job, _explained(lambda error: "" if error.is_specific else _where(error)):
             job.prepare()
@@ -214,7 +217,7 @@ class Job:
             base_model=preparation.base_model(self._settings),
             num_threads=num_cores(),
         )
-        write_atomically(self._directory.config_file, config.to_toml().encode())
+        write_atomically(self._directory.config_file, config.to_toml().encode(), is_private=True)
         events = EventReader(self._directory.events_file)
         for event in events.new_events():  # of earlier sessions
             self._view.apply(event)

@@ -13,7 +13,7 @@ from broker_server.emulation.step_times import STEP_TIMES_FILE
 from broker_server.errors import ChildFailedError, RunExistsError, StoreError
 from broker_server.run.settings import EMULATION_FILE
 from broker_server.storage import run_lock
-from edge_runtime.wire.files import raise_if_disk_full, write_atomically
+from edge_runtime.wire.files import PRIVATE_FOLDER, raise_if_disk_full, write_atomically
 
 DEFAULT_NAME: Final = "fedspine-run"
 """Run directory where none is given; then with -2, -3 and so on."""
@@ -138,7 +138,7 @@ def created(root: Path) -> Iterator[RunDirectory]:
     missing = [path for path in (root, *root.parents) if not path.exists()]
     before = frozenset(root.rglob("*"))
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        root.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
         yield RunDirectory(root)
     except BaseException as error:
         keeps_logs = isinstance(error, ChildFailedError) and not error.is_specific

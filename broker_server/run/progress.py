@@ -109,9 +109,9 @@ def render_devices(view: RunView) -> RenderableType:
         state = "update accepted" if device.has_updated and device.state == "idle" else device.state
         done = device.num_steps if device.has_updated else device.step
         table.add_row(
-            device_id,
+            Text(device_id),
             Text(state, style=_STYLES.get(device.state, "dim")),
-            device.arm or "-",
+            Text(device.arm or "-"),
             f"{done}/{device.num_steps}" if device.num_steps else "-",
             ProgressBar(total=max(1, device.num_steps), completed=done, width=24),
         )

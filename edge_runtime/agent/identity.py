@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from edge_runtime.agent.errors import BadNameError, StateError, StateInUseError
-from edge_runtime.wire.files import raise_if_disk_full, write_atomically
+from edge_runtime.wire.files import PRIVATE_FILE, PRIVATE_FOLDER, keep_private, raise_if_disk_full, write_atomically
 from edge_runtime.wire.topics import NAME
 
 LOCK_FILE: Final = "lock"
@@ -56,9 +56,13 @@ class StateDirectory:
         if device_id is not None:
             check_name(device_id, "device id")
         try:
-            for directory in (path, path / ARTIFACTS, path / OUTBOX, path / CHECKPOINT):
-                directory.mkdir(parents=True, exist_ok=True)
-            lock = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            path.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
+            if (path / ID_FILE).exists():  # of an earlier release, which let others read it
+                keep_private(path, PRIVATE_FOLDER)
+            for directory in (path / ARTIFACTS, path / OUTBOX, path / CHECKPOINT):
+                directory.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
+                keep_private(directory, PRIVATE_FOLDER)
+            lock = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE)
         except OSError as error:
             raise_if_disk_full(error, path)
             msg = f"state directory {path} cannot be used ({error.strerror}): choose another with --state"

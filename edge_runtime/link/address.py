@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import os
 import ssl
+import stat
 import urllib.parse
 from pathlib import Path
 from typing import Final, Self
 
 from edge_runtime.link.errors import AddressError
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_PORTS: Final = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 """Known schemes; with the ``s`` they are encrypted."""
@@ -23,6 +28,18 @@ MAX_PASSWORD_BYTES: Final = 4096
 """Largest file that is taken for one with a password."""
 
 
+def password_shows(where: str) -> str:
+    """What to say of a password in a URL that a command line holds.
+
+    Args:
+        where: the option.
+    """
+    return (
+        f"every user of this machine can see the password in {where} while the command runs: "
+        f"give --password-file, or {PASSWORD_VARIABLE}"
+    )
+
+
 def read_password(path: Path) -> str:
     """The password that a file holds: its one line. The error never shows any of it.
 
@@ -32,6 +49,8 @@ def read_password(path: Path) -> str:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_PASSWORD_BYTES + 1)
+            if os.fstat(file.fileno()).st_mode & stat.S_IROTH:
+                logger.warning("every user of this machine can read %s: `chmod o-r` takes that away", path)
     except OSError as error:
         msg = f"password file {path} cannot be read ({error.strerror}): check --password-file and who may read it"
         raise AddressError(msg) from error

@@ -8,8 +8,13 @@ import os
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
 from edge_runtime.wire.errors import ExitCode, FedSpineError
+
+PRIVATE_FOLDER: Final = 0o700
+PRIVATE_FILE: Final = 0o600
+"""Modes of what holds state: of its owner alone."""
 
 
 class DiskFullError(FedSpineError):
@@ -18,25 +23,28 @@ class DiskFullError(FedSpineError):
     exit_code = ExitCode.DISK_FULL
 
 
-def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
+def write_atomically(path: Path, *parts: bytes | memoryview, is_private: bool = False) -> None:
     """Write ``parts`` to ``path`` so that a reader sees the old content or the new, also after a power cut.
 
     Args:
         path: the file.
         parts: its new content, one piece after the other.
+        is_private: whether nobody but its owner may read it.
 
     Raises:
         DiskFullError: there is no space; nothing is left behind.
         OSError: any other fault of the file system.
     """
-    write_stream_atomically(path, parts)
+    write_stream_atomically(path, parts, is_private=is_private)
 
 
-def write_stream_atomically(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+def write_stream_atomically(path: Path, parts: Iterable[bytes | memoryview], *, is_private: bool = False) -> None:
     """As :func:`write_atomically`, for pieces that are made one after the other and never held together."""
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         with aside.open("wb") as file:
+            if is_private:
+                os.fchmod(file.fileno(), PRIVATE_FILE)
             for part in parts:
                 file.write(part)
             file.flush()
@@ -48,6 +56,18 @@ def write_stream_atomically(path: Path, parts: Iterable[bytes | memoryview]) -> 
             aside.unlink()
         raise_if_disk_full(error, path)
         raise
+
+
+def keep_private(path: Path, mode: int) -> None:
+    """Take a file or folder of ours from all but its owner; where the file system knows no owners, it stays as it is.
+
+    Args:
+        path: what lies there; nothing may.
+        mode: :data:`PRIVATE_FOLDER` or :data:`PRIVATE_FILE`.
+    """
+    with contextlib.suppress(OSError):
+        if path.stat().st_mode & 0o077:
+            path.chmod(mode)
 
 
 def make_directories(directory: Path) -> None:

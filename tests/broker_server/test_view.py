@@ -141,3 +141,18 @@ def test_the_live_display_keeps_to_the_terminal_s_letters(encoding: str) -> None
         display.refresh(view)
 
     assert b"round 3/3" in out.getvalue()
+
+
+def test_words_in_brackets_are_no_colours() -> None:
+    """What devices say may hold what rich takes for markup: it is shown as it is."""
+    view = _view()
+    view.apply(_seen("[red]device[/red]", "[bold]training[/bold]", step=3))
+    console = Console(file=io.StringIO(), force_terminal=True, width=160, color_system=None)
+
+    with LiveDisplay(console, clock=lambda: 0.0) as display:
+        display.step("[blink]offline: [link=http://x]why[/link]")
+        display.refresh(view)
+
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    for part in ("[red]device[/red]", "[bold]training[/bold]", "[blink]offline: [link=http://x]why[/link]"):
+        assert part in shown

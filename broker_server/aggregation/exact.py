@@ -25,7 +25,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from broker_server.aggregation.targets import Float64, TargetUpdates
-from edge_runtime.wire.plan import Indices
 
 
 def stacked_sum(
@@ -48,26 +47,23 @@ def stacked_sum(
         if absent_keep:
             absent += np.where(own > 0, 0.0, one.num_examples)
     total = present + absent
-    lefts, rights = [], []
-    for one, weight in zip(target.contributions, weights, strict=True):
-        share = weight[:, None] / total[one.held, : one.rank]
-        if target.prunes_columns:
-            lefts.append(one.b)
-            rights.append(_spread(one.a.T * share, one.held, target.num_coordinates).T)
-        else:
-            lefts.append(_spread(one.b * share, one.held, target.num_coordinates))
-            rights.append(one.a)
     kept = np.divide(absent, total, out=np.ones_like(total), where=total > 0)
     (components,) = np.nonzero(kept.any(axis=0))
+    num_components = sum(one.rank for one in target.contributions) + components.size
+    left = np.zeros((target.spec.out_features, num_components))
+    right = np.zeros((num_components, target.spec.in_features))
+    end = 0
+    for one, weight in zip(target.contributions, weights, strict=True):
+        share = weight[:, None] / total[one.held, : one.rank]
+        begin, end = end, end + one.rank
+        if target.prunes_columns:
+            left[:, begin:end] = one.b
+            right[begin:end, one.held] = (one.a.T * share).T
+        else:
+            left[one.held, begin:end] = one.b * share
+            right[begin:end] = one.a
     if components.size:
         kept, a, b = kept[:, components], target.old_a[components], target.old_b[:, components]
-        lefts.append(b if target.prunes_columns else b * kept)
-        rights.append(a * kept.T if target.prunes_columns else a)
-    return np.concatenate(lefts, axis=1), np.concatenate(rights, axis=0)
-
-
-def _spread(rows: Float64, indices: Indices, size: int) -> Float64:
-    """A matrix of ``size`` rows with ``rows`` at ``indices`` and zeros elsewhere."""
-    out = np.zeros((size, rows.shape[1]))
-    out[indices] = rows
-    return out
+        left[:, end:] = b if target.prunes_columns else b * kept
+        right[end:] = a * kept.T if target.prunes_columns else a
+    return left, right

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 
@@ -15,6 +16,7 @@ from broker_server.pruning.schedule import is_deploy
 from broker_server.pruning.scores import DeviceScores, Scores, combine
 from broker_server.rounds.types import UpdateKey
 from broker_server.storage.store import Store
+from broker_server.storage.stored_tensors import StoredTensors
 from edge_runtime.wire.messages import Update
 
 logger = logging.getLogger(__name__)
@@ -42,7 +44,8 @@ def combine_round(
     So it does where no adapter comes out that could be sent to devices again: the run goes on from the last one, now
     and after a restart, which would aggregate the same.
 
-    Importance comes first on disk, then the adapter; the round's record, which makes both count, comes last.
+    Importance comes first on disk, then the adapter; the round's record, which makes both count, comes last. Of the
+    updates only those tensors are in memory that are combined at the time: of one target, of all devices.
 
     Raises:
         StoreError: the file of an update is damaged.
@@ -97,7 +100,7 @@ def _aggregate(run: Run, round_number: int, before: Knowledge, updates: Sequence
         is_unchanged=_is_same(before.state, state),
         state=state,
         importance=_importance(run, round_number, before.importance, updates),
-        deltas={update.device_id: _delta(run, before.state, update) for update in updates},
+        deltas=_deltas(run, before.state, updates),
     )
 
 
@@ -133,16 +136,27 @@ def _device_update(run: Run, store: Store, update: Update) -> DeviceUpdate:
         msg = f"accepted update {store.update_path(key.round_number, key.device_id)} is damaged: resume"
         raise StoreError(msg, device_id=key.device_id, round_number=key.round_number)
     payload = run.assigner.read_update(blob, key)
+    path = store.update_path(key.round_number, key.device_id)
     return DeviceUpdate(
         device_id=key.device_id,
         plan=work.final_plan,
         rank=work.rank,
         num_examples=update.num_examples,
-        tensors=payload.adapter,
+        tensors=StoredTensors.of(path, blob, payload.adapter.keys()),
         importance=payload.importance,
     )
 
 
-def _delta(run: Run, before: Aggregated, update: DeviceUpdate) -> float:
-    sent = run.aggregation.start(run.manifest, before, update.plan, update.rank)
-    return change_norm(run.manifest, sent.adapter, update.tensors)
+def _deltas(run: Run, before: Aggregated, updates: Sequence[DeviceUpdate]) -> dict[str, float]:
+    """By device, how far training moved its adapter; what devices of one plan and rank started from is made once."""
+
+    def kind(update: DeviceUpdate) -> tuple[str, int]:
+        return update.plan.digest(), update.rank
+
+    deltas = {}
+    for _, same in itertools.groupby(sorted(updates, key=kind), kind):
+        first, *others = same
+        sent = run.aggregation.start(run.manifest, before, first.plan, first.rank).adapter
+        for update in (first, *others):
+            deltas[update.device_id] = change_norm(run.manifest, sent, update.tensors)
+    return deltas

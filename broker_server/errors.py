@@ -6,6 +6,7 @@ CoordinatorError            base
 ├── AggregationError        updates that cannot be combined
 ├── StoreError              the run's database is damaged or of another version
 ├── StateInUseError         another coordinator holds the run directory (exit 26)
+├── FleetInUseError         another coordinator has the fleet (exit 28)
 ├── RunExistsError          the output directory holds a run already, or none to resume (exit 25)
 ├── RunFailedError          a run ended without a result (exit 24)
 │   ├── TrainingDivergedError   the global model's loss is not finite (exit 24)
@@ -51,6 +52,12 @@ class StateInUseError(CoordinatorError):
     """Another coordinator holds the run directory."""
 
     exit_code = ExitCode.STATE_IN_USE
+
+
+class FleetInUseError(CoordinatorError):
+    """Another coordinator has the fleet on that broker."""
+
+    exit_code = ExitCode.FLEET_IN_USE
 
 
 class RunExistsError(CoordinatorError):

@@ -45,6 +45,7 @@ from broker_server.rounds.types import (
     RunState,
     Tick,
 )
+from broker_server.services.fleets import Claimant
 from broker_server.storage import run_lock
 from broker_server.storage.beginning import check_not_lost, check_same_run
 from broker_server.storage.events import EventLog
@@ -79,6 +80,7 @@ def run_coordinator(run_dir: Path) -> None:
         EngineError: artifact or held-out file cannot be used.
         BrokerUnreachableError: no broker at the start; a connection lost later is tried again for ever.
         BrokerRefusedError: the broker says no.
+        FleetInUseError: another coordinator has the fleet.
         DiskFullError: there is no space; nothing that was accepted is lost.
         RunFailedError: no device, or rounds without any update.
         DevicesTooSmallError: the same, because no device had the memory for any arm.
@@ -120,7 +122,8 @@ class Coordinator:
         self._config = run.config
         self._clock = clock
         self._session_id = secrets.token_hex(8)
-        self._link = _link(run.config, random.Random(self._session_id))  # noqa: S311 - jitter
+        self._claimant = Claimant(run.config.fleet, run.config.run_id, self._session_id)
+        self._link = _link(run.config, self._session_id, self._claimant)
         self._mailroom = Mailroom(run.config.fleet, self._link, clock, max_devices=run.config.max_devices)
         self._ledger = Ledger(store, events, clock=clock, wall_clock=wall_clock, max_devices=run.config.max_devices)
         self._intake = Intake(run, self._mailroom, self._ledger, session_id=self._session_id, clock=clock)
@@ -134,6 +137,7 @@ class Coordinator:
         """Until the run is finished. See :func:`run_coordinator`."""
         self._link.connect()
         try:
+            self._claimant.take()
             self._loop(*self._begin())
         finally:
             finished = None if self._leave_at is None else self._finished()
@@ -231,15 +235,17 @@ class Coordinator:
         return topics.to_all(self._config.fleet, kind_of(message)), encode_message(message)
 
 
-def _link(config: CoordinatorConfig, rng: random.Random) -> MqttLink:
+def _link(config: CoordinatorConfig, session_id: str, claimant: Claimant) -> MqttLink:
+    """The link; under an id of its own, so that it throws nobody out (:mod:`broker_server.services.fleets`)."""
     files = (config.broker_ca_file, config.broker_cert_file, config.broker_key_file)
     ca_file, cert_file, key_file = (None if name is None else Path(name) for name in files)
     return MqttLink(
         BrokerAddress.parse(config.broker_url).with_password(os.environ.get(PASSWORD_VARIABLE)),
-        client_id=f"fedspine-coordinator-{config.fleet}",
+        client_id=f"fedspine-coordinator:{config.fleet}:{session_id}",
         subscriptions=topics.coordinator_subscriptions(config.fleet),
         will=None,
         max_message_bytes=limits.MAX_MESSAGE_BYTES,
         tls=TlsFiles(ca_file=ca_file, cert_file=cert_file, key_file=key_file),
-        rng=rng,
+        reflex=claimant.reflex,
+        rng=random.Random(session_id),  # noqa: S311 - jitter
     )

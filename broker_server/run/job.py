@@ -78,7 +78,7 @@ def prepare_run(settings: RunSettings, root: Path, display: Display) -> None:
     if settings != shown:
         display.step(f"warning: {password_shows('--broker')}")
     if settings.broker not in EMBEDDED_BROKERS:
-        check_broker(settings.broker)
+        check_broker(settings.broker, settings.fleet_name)
     with layout.created(root) as directory:
         write_atomically(directory.settings_file, settings.to_toml().encode(), is_private=True)
         directory.save_state(_new_state())

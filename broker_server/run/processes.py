@@ -18,6 +18,8 @@ from broker_server.run.layout import RunDirectory
 from broker_server.run.preparation import HOST, free_port
 from broker_server.run.settings import EMBEDDED_BROKERS, RunSettings
 from broker_server.run.supervisor import Child, Supervisor
+from broker_server.services.fleets import check_free
+from broker_server.storage.events import EventReader, Started
 from edge_runtime.interpreter import module_command
 from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress, TlsFiles
 from edge_runtime.link.probe import probe
@@ -28,6 +30,10 @@ NUM_HOLDOUT: Final = 32
 
 START_TIMEOUT_S: Final = 30.0
 """Longest wait for a server of this run to listen."""
+
+
+POLL_S: Final = 0.05
+"""Pause between two looks at a process that starts."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,16 +127,25 @@ def take_password(settings: RunSettings, environment: MutableMapping[str, str]) 
     return dataclasses.replace(settings, broker=urllib.parse.urlunsplit(parts._replace(netloc=netloc)))
 
 
-def check_broker(url: str) -> None:
-    """Connect to somebody else's broker once, so that a wrong URL is known before the work begins.
+def check_broker(url: str, fleet_name: str) -> None:
+    """Connect to somebody else's broker once, so that a wrong URL or a fleet in use is known before the work begins.
+
+    Args:
+        url: the broker.
+        fleet_name: the fleet that was asked for; empty = one that no other run has.
 
     Raises:
         BrokerUnreachableError: nobody answers.
         BrokerRefusedError: it says no.
         AddressError: the URL is malformed.
+        FleetInUseError: the fleet has a coordinator.
     """
     address = BrokerAddress.parse(url).with_password(os.environ.get(PASSWORD_VARIABLE))
-    probe(address, TlsFiles(), random.Random())  # noqa: S311 - jitter
+    rng = random.Random()  # noqa: S311 - jitter
+    if fleet_name:
+        check_free(address, TlsFiles(), fleet_name, rng)
+    else:
+        probe(address, TlsFiles(), rng)
 
 
 def start_servers(
@@ -166,8 +181,20 @@ def start_fleet(
     servers: tuple[Child, ...],
     place: Place,
 ) -> Fleet:
-    """Start the coordinator, whose ``config.toml`` is written, and all devices."""
+    """Start the coordinator, whose ``config.toml`` is written, and all devices.
+
+    On a broker that others use too they wait until the fleet is this coordinator's: devices of the same names in the
+    fleet of another would throw that one's devices out.
+
+    Raises:
+        ChildFailedError: the coordinator ended, such as for a fleet that another one has.
+    """
+    events = EventReader(directory.events_file, from_end=True)
     coordinator = supervisor.start("coordinator", server_command("coordinate", str(directory.root)))
+    while settings.broker not in EMBEDDED_BROKERS and not any(isinstance(e, Started) for e in events.new_events()):
+        if coordinator.returncode is not None:
+            raise coordinator.failure()
+        time.sleep(POLL_S)
     devices = {}
     emulated = read_fleet(settings, directory)
     for device_id in settings.device_ids:
@@ -187,6 +214,6 @@ def _wait_for_port(child: Child, port: int) -> None:
             with socket.create_connection((HOST, port), timeout=1.0):
                 return
         except OSError:
-            time.sleep(0.05)
+            time.sleep(POLL_S)
     msg = f"{child.name} does not listen on port {port} after {START_TIMEOUT_S:.0f} s"
     raise ChildFailedError(msg, ExitCode.RUN_FAILED, child.log)

@@ -49,6 +49,8 @@ class Settings:
     address: BrokerAddress
     client_id: str
     subscriptions: tuple[str, ...]
+    optional_subscriptions: tuple[str, ...] = ()
+    """Topics that a broker may refuse."""
     will: tuple[str, bytes] | None
     max_message_bytes: int
     tls: ssl.SSLContext | None
@@ -108,6 +110,15 @@ class Connection:
         """Whether the network thread ended without a word: an error in paho, or in a callback of ours."""
         thread = self._network_thread
         return self._is_open and not self._is_over and thread is not None and not thread.is_alive()
+
+    @property
+    def is_all_confirmed(self) -> bool:
+        """Whether the broker has answered to every message."""
+        return not self._unconfirmed and self._handed is None
+
+    @property
+    def _topics(self) -> tuple[str, ...]:
+        return (*self._settings.subscriptions, *self._settings.optional_subscriptions)
 
     def open(self) -> None:
         """Connect and subscribe; returns when the broker has confirmed both.
@@ -246,7 +257,7 @@ class Connection:
         window = getattr(properties, "ReceiveMaximum", client.max_inflight_messages)
         # paho sets it before a connection only, and knows it only from this answer; nothing is under way yet.
         client._max_inflight_messages = min(window, client.max_inflight_messages)  # noqa: SLF001
-        if self._settings.subscriptions:
+        if self._topics:
             self._subscribe(client)
         else:
             self._is_open = True
@@ -254,7 +265,7 @@ class Connection:
 
     def _subscribe(self, client: paho.Client) -> None:
         """Ask for the topics, without what was retained on them: that is of another time, or of somebody else."""
-        topics = self._settings.subscriptions
+        topics = self._topics
         if self.protocol == MQTTProtocolVersion.MQTTv5:
             options = SubscribeOptions(qos=self._qos, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND)
             client.subscribe([(topic, options) for topic in topics])
@@ -264,8 +275,10 @@ class Connection:
     def _handle_subscribe(
         self, _client: paho.Client, _userdata: object, _mid: int, reasons: Sequence[ReasonCode], _properties: object
     ) -> None:
-        for topic, reason in zip(self._settings.subscriptions, reasons, strict=False):
-            if reason.is_failure:
+        for topic, reason in zip(self._topics, reasons, strict=False):
+            if reason.is_failure and topic in self._settings.optional_subscriptions:
+                logger.info("broker %s does not let this client read %s (%s)", self._settings.address, topic, reason)
+            elif reason.is_failure:
                 msg = (
                     f"broker {self._settings.address} does not let {self._settings.client_id!r} read {topic} "
                     f"({reason}): check user, password and the broker's ACL"

@@ -26,9 +26,10 @@ from edge_runtime.link.connection import Callbacks, Connection, Settings, Unsupp
 from edge_runtime.link.endings import STABLE_S, TAKEN_OVER, Ending, Endings
 from edge_runtime.link.errors import BrokerUnreachableError, LinkError
 from edge_runtime.link.inbox import Connected, Disconnected, Inbox, LinkEvent, Received
+from edge_runtime.link.reflex import Reflex
 from edge_runtime.wire.errors import MessageError
 
-__all__ = ["BrokerAddress", "Connected", "Disconnected", "LinkEvent", "MqttLink", "Received", "TlsFiles"]
+__all__ = ["BrokerAddress", "Connected", "Disconnected", "LinkEvent", "MqttLink", "Received", "Reflex", "TlsFiles"]
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class MqttLink:
         last_refusal: what it said of the last of them, one line; empty while there is none.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that stays the same from one connection to the next
         self,
         address: BrokerAddress,
         *,
@@ -68,6 +69,8 @@ class MqttLink:
         max_message_bytes: int,
         tls: TlsFiles | None = None,
         connect_timeout_s: float = 10.0,
+        optional_subscriptions: Sequence[str] = (),
+        reflex: Reflex | None = None,
         rng: random.Random,
     ) -> None:
         """Prepare a link; nothing happens before :meth:`connect`.
@@ -80,6 +83,8 @@ class MqttLink:
             max_message_bytes: largest payload that is published or accepted.
             tls: files for an encrypted address.
             connect_timeout_s: limit of one attempt.
+            optional_subscriptions: further topic filters; a broker that refuses them is no error.
+            reflex: what the network thread answers by itself.
             rng: source of the jitter.
 
         Raises:
@@ -97,11 +102,13 @@ class MqttLink:
             address=address,
             client_id=client_id,
             subscriptions=tuple(subscriptions),
+            optional_subscriptions=(*optional_subscriptions, *([] if reflex is None else [reflex.topic])),
             will=will,
             max_message_bytes=max_message_bytes,
             tls=(tls or TlsFiles()).context_for(address),
             connect_timeout_s=connect_timeout_s,
         )
+        self._reflex = reflex
         self._rng = rng
         self._protocols = [MQTTProtocolVersion.MQTTv5, MQTTProtocolVersion.MQTTv311]
         self._connection: Connection | None = None
@@ -116,6 +123,12 @@ class MqttLink:
         """Whether a message published now would reach the broker."""
         connection = self._connection
         return connection is not None and connection.is_open
+
+    @property
+    def is_all_confirmed(self) -> bool:
+        """Whether the broker has answered to everything that was published."""
+        connection = self._connection
+        return connection is not None and connection.is_all_confirmed
 
     def connect(self, *, wait_for_broker: bool = False) -> None:
         """Connect for the first time, then keep the connection up until :meth:`close`.
@@ -187,6 +200,8 @@ class MqttLink:
             self._protocols.insert(0, protocol)
             self._connection = connection
             logger.info("connected to %s (%s)", self._settings.address, _PROTOCOL_NAMES[protocol])
+            if self._reflex is not None:
+                self.publish(self._reflex.topic, self._reflex.greet())
             self.events.note(Connected(_PROTOCOL_NAMES[protocol]))
             return
         msg = f"broker {self._settings.address} speaks neither MQTT 5 nor 3.1.1 ({problem}): use another broker"
@@ -271,6 +286,12 @@ class MqttLink:
                 self.num_oversized_in += 1
             else:
                 self.largest_message_bytes = max(self.largest_message_bytes, len(payload))
+        if self._reflex is not None and topic == self._reflex.topic and not is_oversized:
+            if acknowledge is not None:
+                acknowledge()
+            if (answer := self._reflex.hear(payload)) is not None:
+                self.publish(topic, answer)
+            return
         if not is_oversized:
             self.events.deliver(Received(topic, payload), acknowledge)
             return

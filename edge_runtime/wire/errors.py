@@ -41,6 +41,7 @@ class ExitCode(enum.IntEnum):
     RUN_EXISTS = 25
     STATE_IN_USE = 26
     MISSING_DEPENDENCY = 27
+    FLEET_IN_USE = 28
     INTERRUPTED = 130
 
 

@@ -3,6 +3,7 @@
     fedspine/v1/<fleet>/up/<device_id>/<kind>      device -> coordinator
     fedspine/v1/<fleet>/down/<device_id>/<kind>    coordinator -> device
     fedspine/v1/<fleet>/all/<kind>                 coordinator -> every device
+    fedspine/v1/<fleet>/coordinator/claim          coordinator -> coordinator
 
 A broker's ACL needs two lines a device: it publishes under its ``up``, it reads its ``down`` and ``all``.
 ``<kind>`` is the tag of the message (:mod:`edge_runtime.wire.messages`), so that a person can watch one kind.
@@ -47,6 +48,11 @@ def down(fleet: str, device_id: str, kind: str) -> str:
 def to_all(fleet: str, kind: str) -> str:
     """Topic of a message to every device."""
     return f"{ROOT}/{check_name(fleet, 'fleet')}/all/{kind}"
+
+
+def of_coordinators(fleet: str) -> str:
+    """Topic on which a coordinator says that a fleet is its; no device reads or writes it."""
+    return f"{ROOT}/{check_name(fleet, 'fleet')}/coordinator/claim"
 
 
 def coordinator_subscriptions(fleet: str) -> list[str]:

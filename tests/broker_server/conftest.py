@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from broker_server.coordinator.process import run_coordinator
+from broker_server.services import fleets
 from broker_server.services.broker import SYSTEM_FOLDERS
 
 HOST = "127.0.0.1"
@@ -100,6 +101,12 @@ class Coordination(threading.Thread):
         assert not self.is_alive(), "the coordinator did not finish"
         if self.error is not None:
             raise self.error
+
+
+@pytest.fixture(autouse=True)
+def _short_claims(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Coordinators in these tests share a broker with nobody, so an objection need not be waited for long."""
+    monkeypatch.setattr(fleets, "LISTEN_S", 0.05)
 
 
 @pytest.fixture

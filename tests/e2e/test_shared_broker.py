@@ -15,9 +15,11 @@ import sqlalchemy as sa
 from broker_server.run.preparation import free_port
 from broker_server.run.settings import RunSettings
 from broker_server.services.broker import find_mosquitto
+from broker_server.storage.events import RoundStarted
 from broker_server.storage.schema import devices
 from broker_server.storage.store import Store
-from tests.e2e.processes import Run, mosquitto, wait_for_port
+from edge_runtime.wire.errors import ExitCode
+from tests.e2e.processes import Run, fedspine_run, mosquitto, wait_for_event, wait_for_port
 from tests.e2e.rows import write_rows
 
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")]
@@ -75,3 +77,27 @@ def test_each_run_has_the_updates_of_its_own_devices_and_no_others(
             log = (root / "logs" / f"{name}.log").read_text()
             assert log.count("connected to") == 1, log
     assert len(fleets) == 2
+
+
+def test_a_fleet_that_another_run_has_is_refused_and_that_one_goes_on(
+    broker_url: str, prepared_classifier: Path, classify_settings: RunSettings, tmp_path: Path
+) -> None:
+    """At once where it can be known, else before any of its devices begins: these have the names of the other's."""
+    (artifact,) = (prepared_classifier / "artifacts").iterdir()
+    settings = dataclasses.replace(
+        classify_settings, artifact=str(artifact), broker=broker_url, compact=False, fleet_name="lab"
+    )
+    (tmp_path / "lab.toml").write_text(settings.to_toml())
+    options = ("--config", str(tmp_path / "lab.toml"), "--out")
+    with Run(*options, str(tmp_path / "one")) as first:
+        wait_for_event(tmp_path / "one", lambda event: isinstance(event, RoundStarted), first)
+        held = first.child("start", "device-3")
+        held.suspend()  # so that the round stays open
+        second = fedspine_run(*options, str(tmp_path / "two"))
+        held.resume()
+        assert second.process.returncode == ExitCode.FLEET_IN_USE
+        assert "fleet 'lab' has a coordinator already" in second.errors
+        assert not (tmp_path / "two").exists()
+        assert first.wait() == 0, first.errors
+    for log in (tmp_path / "one" / "logs").glob("device-*.log"):
+        assert log.read_text().count("connected to") == 1

@@ -159,6 +159,8 @@ def setup_of(arguments: argparse.Namespace, now: float) -> Setup:
         data=arguments.data,
         state=arguments.state,
         broker=None if arguments.broker is None else lambda: broker_of(arguments),
+        fleet=arguments.fleet,
+        device_id=arguments.device_id,
         is_encrypted=(arguments.broker or "").startswith(("mqtts:", "wss:")),
         tls=tls_files(arguments),
         num_threads=arguments.threads,

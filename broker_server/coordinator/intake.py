@@ -85,13 +85,13 @@ class Intake:
         if opened is None:
             return []
         device_id, message = opened
-        if message is Other.STRANGER:
+        if message is Other.STRANGER or (isinstance(message, Presence) and message.online):  # one that asks who is here
             self._mailroom.to(device_id, self._hello)
             return []
         if isinstance(message, Register):
             return self._register(message)
         if isinstance(message, Presence):
-            return [] if message.online else self._leave(message)
+            return self._leave(message)
         is_online = self._mailroom.registry.heard(device_id, self._clock())
         if not is_online:
             self._mailroom.to(device_id, self._hello)

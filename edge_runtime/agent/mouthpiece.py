@@ -28,6 +28,9 @@ from edge_runtime.wire.plain import plain
 
 logger = logging.getLogger(__name__)
 
+SILENCES_S: Final = (10.0, 60.0, 600.0)
+"""Times without an answer of a coordinator after which that is said; the last one again and again."""
+
 MAX_DETAIL: Final = 1_500
 """Longest detail of a failure or a good-bye, characters."""
 
@@ -54,6 +57,9 @@ class Mouthpiece:
         self._device_id = device_id
         self._rng = rng
         self._registration = self.new_repeat()
+        self._asked_at: float | None = None
+        """Since when a coordinator owes an answer; None: it does not, or there is no connection."""
+        self._num_silences = 0
         # Names hold no colon, so that no two devices of one broker share an id and throw each other out.
         self.link = MqttLink(
             broker,
@@ -97,7 +103,11 @@ class Mouthpiece:
 
     def register_if_due(self, capabilities: Capabilities, num_examples: int, data_bytes: int) -> None:
         """Register if there is no answer yet and it is time to say it (again); call it often."""
-        if self.is_registered or not self.link.is_connected or not self._registration.is_due:
+        if self.is_registered or not self.link.is_connected:
+            self._asked_at, self._num_silences = None, 0
+            return
+        self._tell_of_silence()
+        if not self._registration.is_due:
             return
         self.say(
             Register(
@@ -109,6 +119,24 @@ class Mouthpiece:
             )
         )
         self._registration.said()
+
+    def _tell_of_silence(self) -> None:
+        """Say that nobody answers: a fleet that was mistyped is no error of anybody who could say so."""
+        now = self.clock()
+        self._asked_at = now if self._asked_at is None else self._asked_at
+        longest_s = SILENCES_S[-1] * max(1, self._num_silences - len(SILENCES_S) + 2)
+        due_s = SILENCES_S[self._num_silences] if self._num_silences < len(SILENCES_S) else longest_s
+        if now - self._asked_at < due_s:
+            return
+        self._num_silences += 1
+        refused = f"; {self.link.last_refusal}" if self.link.last_refusal else ""
+        logger.warning(
+            "no coordinator of fleet %r has answered for %.0f s: check --fleet, and that 'fedspine coordinate' runs "
+            "with that fleet on this broker%s; waiting for it",
+            self._fleet,
+            now - self._asked_at,
+            refused,
+        )
 
     def failure(self, assignment: Assignment, reason: FailureReason, detail: str) -> Failure:
         """The message that gives an assignment up."""

@@ -1,9 +1,8 @@
-"""What the owner of the board names: the folder of the state, the examples, the broker."""
+"""What the owner of the board names: the folder of the state, and the examples."""
 
 from __future__ import annotations
 
 import importlib.util
-import random
 import shutil
 import tempfile
 from pathlib import Path
@@ -80,17 +79,3 @@ def data(setup: Setup) -> Finding:
     if found.warnings:
         return warning("data", f"{shown}; {'; '.join(found.warnings)}", "mend these lines, or leave them so")
     return ok("data", shown)
-
-
-def broker(setup: Setup) -> Finding:
-    """Does the broker answer, and let this device in?"""
-    from edge_runtime.link.probe import probe  # noqa: PLC0415 - see the package's docstring
-
-    if setup.broker is None:
-        return skipped("broker", "--broker")
-    try:
-        address = setup.broker()
-        probe(address, setup.tls, random.Random())  # noqa: S311 - jitter, guards nothing
-    except FedSpineError as why:
-        return refused("broker", why)
-    return ok("broker", f"{address} lets this device in")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 
-from edge_runtime.doctor import belongings, machine, packages, trial
+from edge_runtime.doctor import belongings, broker, machine, packages, trial
 from edge_runtime.doctor.findings import Finding, error
 from edge_runtime.doctor.setup import Setup
 from edge_runtime.interpreter import install_step
@@ -27,6 +28,7 @@ def check_up(setup: Setup) -> Iterator[Finding]:
 
 
 def _questions(setup: Setup) -> tuple[tuple[str, Callable[[], Finding]], ...]:
+    tried = functools.cache(lambda: broker.try_out(setup))
     return (
         ("python", packages.python),
         ("packages", packages.packages),
@@ -41,5 +43,6 @@ def _questions(setup: Setup) -> tuple[tuple[str, Callable[[], Finding]], ...]:
         ("clock", lambda: machine.clock(setup)),
         ("state", lambda: belongings.state(setup)),
         ("data", lambda: belongings.data(setup)),
-        ("broker", lambda: belongings.broker(setup)),
+        ("broker", lambda: broker.broker(tried())),
+        ("fleet", lambda: broker.fleet(tried())),
     )

@@ -18,6 +18,9 @@ class Setup:
     state: Path | None
     broker: Callable[[], BrokerAddress] | None
     """Finds the broker and the password; raises what ``start`` would end with."""
+    fleet: str
+    device_id: str | None
+    """None: the one that the state keeps, or none yet."""
     is_encrypted: bool
     """Whether the way to the broker is."""
     tls: TlsFiles

@@ -319,6 +319,21 @@ def test_status_of_a_device_that_never_registered_is_answered_with_hello(
 # ---- restarts --------------------------------------------------------------------------------------------------------
 
 
+def test_who_asks_whether_there_is_a_coordinator_is_answered(
+    broker: Broker, tmp_path: Path, coordinate: Coordinate
+) -> None:
+    """A doctor asks so, beside a device that may be at work."""
+    fleet.config(tmp_path, broker.url)
+    coordination = coordinate(tmp_path)
+    with Device(broker.url, "a") as a:
+        wait_until(lambda: bool(a.heard(Welcome)))
+        before = len(a.heard(Hello))
+        a.say(Presence(device_id="a", session_id="doctor", online=True))
+        wait_until(lambda: len(a.heard(Hello)) > before)
+        with Device(broker.url, "b"):
+            coordination.finish()
+
+
 def test_finished_run_is_not_run_again(broker: Broker, tmp_path: Path, coordinate: Coordinate) -> None:
     fleet.config(tmp_path, broker.url)
     running = coordinate(tmp_path)

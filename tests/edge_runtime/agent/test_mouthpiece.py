@@ -1,11 +1,29 @@
 from __future__ import annotations
 
 import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from edge_runtime.agent import mouthpiece
 from edge_runtime.agent.mouthpiece import Mouthpiece
 from edge_runtime.link.mqtt import BrokerAddress, TlsFiles
+from edge_runtime.wire.measures import Capabilities
+
+CAPABILITIES = Capabilities(
+    architecture="aarch64",
+    operating_system="Linux",
+    num_cores=4,
+    num_threads=4,
+    memory_bytes=10**9,
+    memory_limit_bytes=10**8,
+    versions={},
+    matmul_gflops=1.0,
+    memory_copy_gb_s=1.0,
+)
 
 
 @pytest.mark.parametrize("mark", [".", "_", "-"])
@@ -15,3 +33,63 @@ def test_devices_of_different_fleets_never_share_a_client_id(mark: str) -> None:
     names = [("lab", f"north{mark}board"), (f"lab{mark}north", "board")]
     mouths = [Mouthpiece(address, fleet, device, TlsFiles(), random.Random(0)) for fleet, device in names]
     assert len({mouth.link._settings.client_id for mouth in mouths}) == 2
+
+
+@pytest.fixture
+def mouth(mosquitto: Any) -> Iterator[Mouthpiece]:
+    """Of a device on a broker where nobody coordinates its fleet."""
+    one = Mouthpiece(BrokerAddress.parse(mosquitto.url), "lba", "board", TlsFiles(), random.Random(0))
+    one.link.connect()
+    yield one
+    one.link.close()
+
+
+def turn(mouth: Mouthpiece, seconds: float) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        mouth.register_if_due(CAPABILITIES, 10, 1000)
+        time.sleep(0.01)
+
+
+def silences(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [line for line in caplog.messages if line.startswith("no coordinator of fleet 'lba' has answered")]
+
+
+def test_a_fleet_that_nobody_coordinates_is_told_of_ever_more_rarely(
+    mouth: Mouthpiece, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(mouthpiece, "SILENCES_S", (0.2, 0.5, 30.0))
+    turn(mouth, 0.1)
+    assert silences(caplog) == []
+    turn(mouth, 0.9)
+    assert len(silences(caplog)) == 2
+    assert "check --fleet" in silences(caplog)[0]
+
+
+def test_an_answer_ends_the_silence_and_a_new_one_counts_from_its_own_beginning(
+    mouth: Mouthpiece, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(mouthpiece, "SILENCES_S", (0.4, 30.0))
+    turn(mouth, 0.2)
+    mouth.is_registered = True
+    turn(mouth, 0.3)
+    mouth.register_again()
+    turn(mouth, 0.2)
+    assert silences(caplog) == []
+    turn(mouth, 0.5)
+    assert len(silences(caplog)) == 1
+
+
+def test_what_the_broker_refused_is_said_with_the_silence(
+    start_mosquitto: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(mouthpiece, "SILENCES_S", (0.4, 30.0))
+    acl = tmp_path / "acl"
+    acl.write_text("topic read #\n")
+    acl.chmod(0o700)
+    broker = start_mosquitto("listener {port} 127.0.0.1", "allow_anonymous true", f"acl_file {acl}")
+    mouth = Mouthpiece(BrokerAddress.parse(broker.url), "lba", "board", TlsFiles(), random.Random(0))
+    mouth.link.connect()
+    turn(mouth, 1.0)
+    mouth.link.close()
+    assert "bytes on fedspine/v1/lba/up/board/register (Not authorized)" in silences(caplog)[0]

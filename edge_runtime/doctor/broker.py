@@ -1,0 +1,164 @@
+"""The broker: whether it lets this device in and takes what devices say, and whether a coordinator answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import queue
+import random
+import secrets
+import time
+from pathlib import Path
+from typing import Final
+
+from edge_runtime.doctor.findings import Finding, error, ok, refused, skipped, warning
+from edge_runtime.doctor.setup import Setup
+from edge_runtime.wire.errors import ExitCode, FedSpineError
+
+ANSWER_S: Final = 5.0
+"""How long a message may take to the broker and back, and a coordinator for its answer."""
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Trial:
+    """What a device hears that says a message of every size, as the real one does."""
+
+    address: str = ""
+    fleet: str = ""
+    topic: str = ""
+    num_bytes: int = 0
+    """The large message."""
+    problem: FedSpineError | None = None
+    """Why it was not let in."""
+    refusal: str = ""
+    """Why the message was not taken; empty = it was, as far as the broker says."""
+    cut: str = ""
+    """How the connection ended meanwhile; empty = it did not."""
+    has_reasons: bool = False
+    """Whether the broker says why it does not take a message (MQTT 5)."""
+    is_confirmed: bool = False
+    came_back: bool = False
+    coordinator: str = ""
+    """Run of the coordinator that answered; empty = none did."""
+
+
+def try_out(setup: Setup) -> Trial:
+    """Connect beside a device that may be running, publish a message of the largest size, and ask for a coordinator."""
+    from edge_runtime.agent.identity import check_name  # noqa: PLC0415 - see the package's docstring
+
+    trial = Trial(fleet=setup.fleet)
+    try:
+        device_id = setup.device_id or _stored_id(setup.state) or f"doctor-{secrets.token_hex(4)}"
+        check_name(setup.fleet, "fleet")
+        check_name(device_id, "device id")
+        _talk(setup, device_id, trial)
+    except FedSpineError as why:
+        trial.problem = why
+    return trial
+
+
+def _talk(setup: Setup, device_id: str, trial: Trial) -> None:
+    from edge_runtime.link.mqtt import Connected, Disconnected, MqttLink, Received  # noqa: PLC0415 - see above
+    from edge_runtime.wire import limits, topics  # noqa: PLC0415
+    from edge_runtime.wire.messages import (  # noqa: PLC0415
+        Chunk,
+        Hello,
+        Presence,
+        decode_message,
+        encode_message,
+        kind_of,
+    )
+
+    if setup.broker is None:
+        return
+    address = setup.broker()
+    fleet = setup.fleet
+    empty = Chunk(digest="0" * 64, index=0, payload=b"")
+    room = limits.MAX_MESSAGE_BYTES - len(encode_message(empty)) - 3  # msgpack: its length takes 5 bytes, not 2
+    large = encode_message(Chunk(digest="0" * 64, index=0, payload=bytes(room)))
+    trial.address, trial.num_bytes = str(address), len(large)
+    trial.topic = topics.up(fleet, device_id, kind_of(empty))
+    link = MqttLink(
+        address,
+        client_id=f"fedspine:{fleet}:{device_id}:doctor-{secrets.token_hex(4)}",
+        subscriptions=topics.device_subscriptions(fleet, device_id),
+        optional_subscriptions=(trial.topic,),
+        will=None,
+        max_message_bytes=limits.MAX_MESSAGE_BYTES,
+        tls=setup.tls,
+        rng=random.Random(),  # noqa: S311 - jitter, guards nothing
+    )
+    link.connect()
+    question = Presence(device_id=device_id, session_id=secrets.token_hex(8), online=True, detail="doctor")
+    link.publish(topics.up(fleet, device_id, kind_of(question)), encode_message(question))
+    link.publish(trial.topic, large)
+    until = time.monotonic() + ANSWER_S
+    while time.monotonic() < until and not trial.cut and not (trial.came_back and trial.coordinator):
+        try:
+            event = link.events.get(timeout=0.1)
+        except queue.Empty:
+            continue
+        if isinstance(event, Connected):
+            trial.has_reasons = event.protocol == "MQTT 5"
+        elif isinstance(event, Disconnected):
+            trial.cut = event.reason
+        elif isinstance(event, Received) and event.topic == trial.topic:
+            trial.came_back = trial.came_back or event.payload == large
+        elif isinstance(event, Received) and event.topic.endswith("/hello"):
+            message = decode_message(event.payload)
+            trial.coordinator = message.run_id if isinstance(message, Hello) else ""
+    trial.refusal = link.last_refusal
+    trial.is_confirmed = link.is_all_confirmed
+    link.close()
+
+
+def broker(trial: Trial) -> Finding:
+    """Does the broker let this device in, and take a message of the largest size?"""
+    if trial.problem is not None:
+        return refused("broker", trial.problem)
+    if not trial.address:
+        return skipped("broker", "--broker")
+    size = f"a message of {trial.num_bytes} bytes on {trial.topic}"
+    if trial.refusal or trial.cut or not trial.is_confirmed:
+        return error("broker", *_not_taken(trial, size), ExitCode.BROKER_REFUSED)
+    lets_in = f"{trial.address} lets this device in"
+    if trial.came_back:
+        return ok("broker", f"{lets_in} and gave {size} back")
+    if trial.has_reasons or trial.coordinator:
+        return ok("broker", f"{lets_in} and took {size} (this user may not read it back)")
+    step = f"let this user write {trial.topic} (ACL), check the limit of sizes (mosquitto: message_size_limit)"
+    return warning("broker", f"{lets_in}, but {size} did not come back", step)
+
+
+def _not_taken(trial: Trial, size: str) -> tuple[str, str]:
+    """What became of a message that the broker did not take, and what to do."""
+    if trial.refusal:
+        step = "let this user write up/<its device id>/# there (ACL), or raise the broker's limit of sizes"
+        return trial.refusal, step
+    if trial.cut:
+        step = "see the broker's log; its ACL, or a limit of sizes (mosquitto: max_packet_size, message_size_limit)"
+        return f"{trial.address} ended the connection at {size}: {trial.cut}", step
+    return f"{trial.address} did not confirm {size} in {ANSWER_S:g} s", "see the broker's log, and what is between"
+
+
+def fleet(trial: Trial) -> Finding:
+    """Does a coordinator of the fleet answer?"""
+    if not trial.address:
+        return skipped("fleet", "--broker")
+    if trial.coordinator:
+        return ok("fleet", f"a coordinator of fleet {trial.fleet!r} answers, of run {trial.coordinator!r}")
+    if trial.problem is not None or trial.refusal or trial.cut:
+        return warning("fleet", "cannot be asked without the broker", "mend what is said of the broker first")
+    step = "check --fleet, and that 'fedspine coordinate' runs with that fleet; a device waits for it"
+    return warning("fleet", f"no coordinator of fleet {trial.fleet!r} answered in {ANSWER_S:g} s", step)
+
+
+def _stored_id(state: Path | None) -> str | None:
+    """The device id that a state directory keeps; nothing is made."""
+    from edge_runtime.agent.identity import ID_FILE  # noqa: PLC0415 - see the package's docstring
+    from edge_runtime.wire.topics import NAME  # noqa: PLC0415
+
+    try:
+        text = "" if state is None else (state / ID_FILE).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return None
+    return text if NAME.fullmatch(text) else None

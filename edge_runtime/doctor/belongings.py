@@ -72,7 +72,7 @@ def data(setup: Setup) -> Finding:
         found = look_at_examples(setup.data)
     except FedSpineError as why:
         return refused("data", why)
-    shown = f"{found.num_examples} examples, {found.num_texts} of them raw text"
+    shown = f"{found.num_examples} example{'' if found.num_examples == 1 else 's'}, {found.num_texts} of them raw text"
     if found.num_texts and importlib.util.find_spec("tokenizers") is None:
         step = "pip install tokenizers, or tokenise elsewhere ('input_ids')"
         return error("data", f"{shown}, and tokenizers is not installed", step, ExitCode.MISSING_DEPENDENCY)

@@ -60,7 +60,9 @@ class Classes:
         known = ", ".join(_plain(name) for name in self._names[:_SHOWN_CLASSES])
         more = ", ..." if len(self._names) > _SHOWN_CLASSES else ""
         indices = f" (or 0 to {len(self._names) - 1}, their indices)" if can_be_index and not self._by_value else ""
-        return f"has the label {shown(label)}, which {owner} does not have; known: {known}{more}{indices}"
+        folded = _folded(str(label))
+        near = next((f" (but {name[:_SHOWN_LETTERS]!a})" for name in self._names if _folded(name) == folded), "")
+        return f"has the label {shown(label)}, which {owner} does not have{near}; known: {known}{more}{indices}"
 
 
 def is_number(name: str) -> bool:

@@ -43,7 +43,7 @@ def test_a_classifier_is_tuned_pruned_and_reported(kind: str, prepared_classifie
     assert 0 < tap.largest_bytes <= MAX_MESSAGE_BYTES
     assert tap.kinds["update"] >= 6
     assert (root / "adapters" / "peft" / "adapter_config.json").is_file()
-    assert "accuracy: " in run.output
+    assert "accuracy on " in run.output
 
 
 def test_a_classifier_with_classes_of_its_own_from_the_command_line(

@@ -48,6 +48,11 @@ def test_a_number_is_no_index_where_the_order_is_not_known() -> None:
     assert "indices" not in classes.unknown(1, "--data", can_be_index=False)
 
 
+@pytest.mark.parametrize(("label", "near"), [("NEG", "'neg'"), ("caf\u00e9", "'cafe\\u0301'"), ("7.0", "'7'")])
+def test_a_name_that_is_nearly_one_is_said(label: str, near: str) -> None:
+    assert f"does not have (but {near})" in Classes(("neg", "cafe\u0301", "7")).unknown(label, "the artifact")
+
+
 def test_many_and_odd_names_make_one_short_line() -> None:
     text = Classes([f"class {n} \x1b[2J" + "x" * 500 for n in range(1000)]).unknown("y" * 900, "the artifact")
     assert "\x1b" not in text

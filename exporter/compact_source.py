@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import math
 import re
+import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -13,19 +14,22 @@ import numpy as np
 import safetensors
 
 from edge_runtime.inference.description import file_ref
-from edge_runtime.wire import names, ranking
+from edge_runtime.wire import limits, names, ranking
 from edge_runtime.wire.adapter import Array
 from edge_runtime.wire.errors import PlanError, TensorError
 from edge_runtime.wire.manifest import Manifest, decode_manifest, digest_of
 from edge_runtime.wire.payload import Merged, Payload, check_payload, decode_payload
 from edge_runtime.wire.plan import Plan
-from edge_runtime.wire.tensors import decode_tensors
+from edge_runtime.wire.tensors import check_digest, decode_tensors
 from exporter.errors import CompactInputError, CompactRatioError
 
 ARTIFACTS: Final = "artifacts"
 ADAPTERS: Final = "adapters"
 IMPORTANCE_FILE: Final = "importance.safetensors"
 
+STATE_FILE: Final = "state.sqlite"
+
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _ROUND: Final = re.compile(r"round-(\d+)\.safetensors")
 _NEEDED_FILES: Final = (names.BASE_FILE, names.CONFIG_FILE)
 
@@ -64,18 +68,26 @@ def read_source(run_dir: Path, *, adapter: Path | None = None, round_number: int
     """
     path = adapter or _adapter_path(run_dir, round_number)
     payload, metadata = _read_adapter(path)
+    if adapter is None:
+        _check_recorded(run_dir, path)
     if adapter is None and round_number is None:
         _check_trained(path, payload)
     try:
         digest = metadata["artifact_digest"]
+        if _DIGEST.fullmatch(digest) is None:
+            msg = f"artifact_digest is {digest[:80]!r}"
+            raise ValueError(msg)  # noqa: TRY301 - as other values that are none
         rank, number = int(metadata["rank"]), int(metadata["round_number"])
         lora_scaling = float(metadata["lora_scaling"])
     except (KeyError, ValueError) as error:
         needed = "artifact_digest, rank, lora_scaling and round_number"
         msg = f"adapter {path} lacks usable metadata ({error}), expected {needed}: give an adapter that a run wrote"
         raise CompactInputError(msg) from error
-    if not math.isfinite(lora_scaling) or number < 0:
-        msg = f"adapter {path} has lora_scaling {lora_scaling} and round {number}, expected a finite one and 0 or more"
+    if not (0 < lora_scaling <= limits.MAX_FACTOR and 0 <= number <= limits.MOST and 1 <= rank <= limits.MAX_RANK):
+        msg = (
+            f"adapter {path} has lora_scaling {lora_scaling}, round {number} and rank {rank}, expected above 0 to "
+            f"{limits.MAX_FACTOR:g}, 0 or more, and 1 to {limits.MAX_RANK}"
+        )
         raise CompactInputError(msg)
     artifact_dir = run_dir / ARTIFACTS / digest
     manifest = _read_manifest(artifact_dir, digest)
@@ -146,6 +158,29 @@ def _adapter_path(run_dir: Path, round_number: int | None) -> Path:
         msg = f"{directory} has no round {number}; it has {min(found)} to {max(found)}"
         raise CompactInputError(msg)
     return found[number]
+
+
+def _check_recorded(run_dir: Path, path: Path) -> None:
+    """Refuse an adapter of a run that is not the one that its round's record tells of.
+
+    Raises:
+        CompactInputError: it is not.
+    """
+    match = _ROUND.fullmatch(path.name)
+    state = run_dir / STATE_FILE
+    if match is None or not state.is_file():
+        return
+    query = "SELECT json_extract(record, '$.files.adapter') FROM rounds WHERE round_number = ?"
+    try:
+        with contextlib.closing(sqlite3.connect(f"{state.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            found = connection.execute(query, (int(match[1]),)).fetchone()
+    except sqlite3.Error:
+        return  # the run itself says what is wrong with it
+    try:
+        check_digest(path.read_bytes(), found[0] if found else None)
+    except TensorError as error:
+        msg = f"adapter {path} cannot be used: {error}; put it back from a copy, or give another --round"
+        raise CompactInputError(msg) from error
 
 
 def _check_trained(path: Path, payload: Payload) -> None:

@@ -14,19 +14,19 @@ import msgspec
 from broker_server.errors import ConfigError
 from broker_server.naming import malformed
 from edge_runtime.wire.arms import ArmError, parse_arms
-from edge_runtime.wire.fields import Name
+from edge_runtime.wire.fields import Count, Name, Seconds, Share
+from edge_runtime.wire.fields import Positive as Number
 
 BUILT_IN: Final = ("jetson",)
 """Fleets that ship with the package."""
 
-Positive = Annotated[float, msgspec.Meta(gt=0)]
-Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
 
 
 class Drift(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A class changes its speed in the middle of a run."""
 
-    from_round: Annotated[int, msgspec.Meta(ge=1)]
+    from_round: Number
     """First round at the new speed."""
     factor: Positive
     """Steps take so many times as long as at the start; the drift that began last holds."""
@@ -36,11 +36,11 @@ class DeviceClass(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """One kind of device."""
 
     name: Name
-    count: Annotated[int, msgspec.Meta(ge=1)]
+    count: Number
     """Share of the run's devices, relative to the other classes'; the number itself where they sum to ``--devices``."""
     compute_factor: Positive
     """An optimizer step takes so many times as long as on one thread of the machine that was calibrated."""
-    memory_mb: Annotated[int, msgspec.Meta(ge=0)] = 0
+    memory_mb: Count = 0
     """What a device allows itself, MiB; what needs more it refuses. 0 = no cap."""
     uplink_mbit_s: Positive
     """Rate of its uploads, 1e6 bits a second."""
@@ -48,8 +48,8 @@ class DeviceClass(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Rate of its downloads, 1e6 bits a second."""
     availability: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
     """Probability that a device takes part in a round, drawn for each by itself."""
-    drift: tuple[Drift, ...] = ()
-    arm: str = ""
+    drift: Annotated[tuple[Drift, ...], msgspec.Meta(max_length=1000)] = ()
+    arm: Annotated[str, msgspec.Meta(max_length=100)] = ""
     """``RATIO:RANK`` that the scheduler ``by_class`` plays on it; empty = dealt by speed."""
 
     def __post_init__(self) -> None:
@@ -66,12 +66,12 @@ class DeviceClass(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class Fleet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Table ``[fleet]`` of a file."""
 
-    classes: Annotated[tuple[DeviceClass, ...], msgspec.Meta(min_length=1)]
+    classes: Annotated[tuple[DeviceClass, ...], msgspec.Meta(min_length=1, max_length=1000)]
     jitter: Share = 0.05
     """Standard deviation of the logarithm of the time of an assignment's steps."""
-    deadline_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    deadline_s: Seconds = 0.0
     """Longest time of a round on the virtual clock; a later update does not count. 0 = none."""
-    members: dict[Name, str] = {}
+    members: Annotated[dict[Name, Name], msgspec.Meta(max_length=1_000_000)] = {}
     """Class of each device; filled in for a run."""
 
     def __post_init__(self) -> None:

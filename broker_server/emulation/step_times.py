@@ -12,26 +12,30 @@ from typing import Annotated, Final
 import msgspec
 
 from broker_server.errors import ConfigError
+from edge_runtime.wire import limits
+from edge_runtime.wire.fields import PruningRatio, Short
 from edge_runtime.wire.files import write_atomically
 
 STEP_TIMES_FILE: Final = "step-times.json"
 """Step times of one run, in its directory."""
 
-Seconds = Annotated[float, msgspec.Meta(gt=0)]
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=limits.LONGEST_S)]
+Rank = Annotated[int, msgspec.Meta(ge=1, le=limits.MAX_RANK)]
+Row = Annotated[tuple[Seconds, ...], msgspec.Meta(max_length=1000)]
 
 
 class StepTimes(msgspec.Struct, frozen=True, kw_only=True):
     """Median processor seconds of one optimizer step, on one thread, by pruning ratio and rank."""
 
-    ratios: Annotated[tuple[float, ...], msgspec.Meta(min_length=1)]
+    ratios: Annotated[tuple[PruningRatio, ...], msgspec.Meta(min_length=1, max_length=1000)]
     """Ascending."""
-    ranks: Annotated[tuple[int, ...], msgspec.Meta(min_length=1)]
+    ranks: Annotated[tuple[Rank, ...], msgspec.Meta(min_length=1, max_length=limits.MAX_RANK)]
     """Ascending."""
-    step_s: tuple[tuple[Seconds, ...], ...]
+    step_s: Annotated[tuple[Row, ...], msgspec.Meta(max_length=1000)]
     """One row a ratio, one column a rank."""
-    machine: str
+    machine: Short
     """Where it was measured."""
-    measured_at: float
+    measured_at: Annotated[float, msgspec.Meta(ge=0, le=1e12)]
     """Unix seconds, UTC."""
 
     def __post_init__(self) -> None:

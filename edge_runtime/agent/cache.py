@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import urllib.parse
 from collections.abc import Callable
@@ -21,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 MAX_ARTIFACTS: Final = 2
 """Artifacts that stay on disk: the one in use and the one before."""
+
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+"""Names of folders that this cache made; what else lies there is not its own."""
 
 Progress = Callable[[int, int], None]
 """Called with bytes that just arrived over HTTP and bytes that are still lacking; may raise to stop."""
@@ -100,7 +104,8 @@ class ArtifactCache:
 
     def _make_room_beside(self, current: Path) -> None:
         """Remove the oldest other artifacts; which is older is told by the clock, which may have been set back."""
-        others = [path for path in self._directory.iterdir() if path.is_dir() and path != current]
+        found = (path for path in self._directory.iterdir() if _DIGEST.fullmatch(path.name) and path.is_dir())
+        others = [path for path in found if path != current]
         others.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
         for folder in others[MAX_ARTIFACTS - 1 :]:
             logger.info("removing artifact %s, not used any more", folder.name[:12])

@@ -43,6 +43,8 @@ LOOPBACK: Final = {"127.0.0.1", "::1", "localhost"}
 
 _TUNNEL: Final = re.compile(r"(Tunnel connection failed: \d+).*", re.DOTALL)
 
+_LENGTH: Final = re.compile(r"[0-9]{1,18}")
+
 _RETRIED_STATUS: Final = {408, 416, 425, 429, 500, 502, 503, 504}
 """Statuses that another attempt may cure (416: the part file is dropped first)."""
 
@@ -221,7 +223,7 @@ class _Server:
             buffer = io.BytesIO()
             _copy(response, buffer, num_bytes, report)
             body, expected = buffer.getvalue(), response.headers.get("Content-Length", "")
-        if expected.isdigit() and len(body) < min(num_bytes, int(expected)):
+        if _LENGTH.fullmatch(expected) and len(body) < min(num_bytes, int(expected)):
             msg = f"was cut after {len(body)} bytes"
             raise _CutError(msg)
         return body

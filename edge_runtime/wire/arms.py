@@ -13,7 +13,7 @@ from edge_runtime.wire.messages import Arm
 MAX_PRUNING_RATIO: Final = 0.95
 """Largest pruning ratio an arm may ask for."""
 
-_ARM: Final = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*:\s*([0-9]+)\s*")
+_ARM: Final = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*:\s*([0-9]{1,20})\s*")
 
 
 class ArmError(WireError):
@@ -35,7 +35,7 @@ def parse_arms(text: str) -> tuple[Arm, ...]:
     for part in text.split(","):
         match = _ARM.fullmatch(part)
         if match is None:
-            msg = f"arm {part.strip()!r} is not RATIO:RANK, such as 0.25:8"
+            msg = f"arm {part.strip()[:50]!r} is not RATIO:RANK, such as 0.25:8"
             raise ArmError(msg)
         arms.append(check_arm(Arm(pruning_ratio=float(match[1]), rank=int(match[2]))))
     return tuple(arms)

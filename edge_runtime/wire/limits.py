@@ -23,6 +23,9 @@ MAX_BLOB_BYTES: Final = 512 * 1024 * 1024
 MAX_TENSORS: Final = 16_384
 """Most tensors in one blob."""
 
+MAX_TENSOR_NAME: Final = 400
+"""Longest name of a tensor in a blob, characters: a module path, and what is put behind it."""
+
 MAX_TENSOR_HEADER_BYTES: Final = 8 * 1024 * 1024
 """Largest safetensors header, bytes."""
 

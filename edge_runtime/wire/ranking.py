@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from edge_runtime.wire import limits
 from edge_runtime.wire.errors import PlanError
 from edge_runtime.wire.manifest import GroupSpec, Manifest
 from edge_runtime.wire.plan import Plan
@@ -19,8 +21,13 @@ Importance = Mapping[tuple[int, str], npt.NDArray[np.float32]]
 HEADS: Final = "heads"
 """Group of attention heads, see :class:`edge_runtime.wire.manifest.PruneAxis`."""
 
+_LAYER: Final = re.compile(r"0|[1-9][0-9]{0,5}")
+
 AUTOMATIC: Final = -1
 """Number of protected layers that :meth:`PlanPolicy.resolved` chooses by the model's depth."""
+
+
+Protected = Annotated[int, msgspec.Meta(ge=-limits.MAX_LAYERS, le=limits.MAX_LAYERS)]
 
 
 class PlanPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -29,9 +36,9 @@ class PlanPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     scope: Literal["layer", "global"] = "layer"
     """``layer``: the same share goes from every layer that is not protected. ``global``: units of one group are ranked
     over all those layers together, so that layers end with different widths."""
-    protect_first: int = 0
+    protect_first: Protected = 0
     """Layers at the input that are never pruned; -1 = a tenth of all, rounded down (LoRAPrune, arXiv 2305.18403)."""
-    protect_last: int = 0
+    protect_last: Protected = 0
     """Layers at the output that are never pruned; -1 = one, of models of five layers or more (after LoRAPrune)."""
 
     def resolved(self, num_layers: int) -> Self:
@@ -177,7 +184,7 @@ def from_tensors(tensors: Mapping[str, npt.NDArray[np.float32]]) -> dict[tuple[i
     out = {}
     for name, scores in tensors.items():
         layer, dot, group = name.partition(".")
-        if not dot or not layer.isdigit():
+        if not dot or _LAYER.fullmatch(layer) is None:
             msg = f"importance tensor {name!r} is not named <layer>.<group>"
             raise PlanError(msg)
         out[int(layer), group] = scores

@@ -56,9 +56,13 @@ def decode_tensors(data: bytes, max_bytes: int = limits.MAX_BLOB_BYTES) -> dict[
         msg = f"tensor blob holds {len(header)} tensors, at most {limits.MAX_TENSORS} are accepted"
         raise TensorError(msg)
     for name, entry in header.items():
+        if not 0 < len(name) <= limits.MAX_TENSOR_NAME or not name.isprintable():
+            most = limits.MAX_TENSOR_NAME
+            msg = f"tensor {name[:50]!r} has a name of {len(name)} characters: expected 1 to {most}, all printable"
+            raise TensorError(msg)
         kind = entry.get("dtype") if isinstance(entry, dict) else None
         if kind not in ("F32", "F16"):  # not a set: it would have to hash whatever stands there
-            msg = f"tensor {name!r} has type {kind}, expected F32 or F16"
+            msg = f"tensor {name!r} has type {str(kind)[:50]!r}, expected F32 or F16"
             raise TensorError(msg)
     try:
         loaded = safetensors.numpy.load(data)

@@ -203,3 +203,10 @@ def test_short_runs_have_learning_rates_too(
     num_rounds: int, deploy_rounds: int, final_ratio: float, expected: list[float]
 ) -> None:
     assert rates(num_rounds, deploy_rounds, final_ratio) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("text", ["0.5:" + "9" * 5_000, "1" * 5_000 + ":4", "1e999:4", "nan:4", "inf:4", "\u00b2:4"])
+def test_arms_of_endless_numbers_are_refused(text: str) -> None:
+    with pytest.raises(ArmError) as caught:
+        parse_arms(text)
+    assert len(str(caught.value)) < 200

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import pytest
 from edge_runtime.inference import CompactModel
 from edge_runtime.wire.errors import ExitCode
 from edge_runtime.wire.files import DiskFullError
+from edge_runtime.wire.manifest import digest_of
 from edge_runtime.wire.tensors import encode_tensors
 from exporter.compact import compact_run
 from exporter.compact_source import read_source
@@ -118,3 +122,33 @@ def test_a_damaged_run_is_refused_and_nothing_is_written(bert_run: Path, tmp_pat
 def test_a_round_that_does_not_exist_is_refused(bert_run: Path, tmp_path: Path) -> None:
     with pytest.raises(CompactInputError, match="no round 3; it has 0 to 10"):
         compact_run(bert_run, 0.25, tmp_path / "compact", round_number=3)
+
+
+def note_digest(run_dir: Path, round_number: int, digest: str | None) -> None:
+    """Write a round's record into a database of the run, as far as the digest of its adapter goes."""
+    with contextlib.closing(sqlite3.connect(run_dir / "state.sqlite")) as connection, connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS rounds (round_number INTEGER PRIMARY KEY, record TEXT)")
+        record = json.dumps({"files": {"adapter": digest}} if digest else {})
+        connection.execute("INSERT OR REPLACE INTO rounds VALUES (?, ?)", (round_number, record))
+
+
+def test_an_adapter_that_is_not_the_recorded_one_is_refused(bert_run: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(bert_run, run_dir)
+    path = run_dir / "adapters" / "round-0002.safetensors"
+    for digest in (None, digest_of(path.read_bytes())):  # of an earlier release, and as it was written
+        note_digest(run_dir, 2, digest)
+        assert read_source(run_dir, round_number=2).round_number == 2
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CompactInputError, match="not the file that was written"):
+        read_source(run_dir, round_number=2)
+    assert read_source(run_dir, adapter=path).round_number == 2  # asked for by name
+
+
+def test_a_database_that_is_none_is_passed_over(bert_run: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(bert_run, run_dir)
+    (run_dir / "state.sqlite").write_bytes(b"not a database, but long enough to be looked at " * 99)
+    assert read_source(run_dir, round_number=2).round_number == 2

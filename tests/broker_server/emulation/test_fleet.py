@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from broker_server.emulation.fleet import DeviceClass, Drift, Fleet, load_fleet, parse_fleet
+from broker_server.emulation.step_times import StepTimes
 from broker_server.errors import ConfigError
+from tests.edge_runtime.wire.test_fields import unbounded
 
 
 def make_fleet(*counts: int) -> Fleet:
@@ -71,6 +74,10 @@ GOOD = make_fleet(1).to_toml()
         (GOOD.replace("compute_factor = 1.0", "compute_factor = 0.0"), "compute_factor"),
         (GOOD.replace("availability = 1.0", "availability = 1.5"), "availability"),
         (GOOD + "colour = 1\n", "colour"),
+        (GOOD.replace("compute_factor = 1.0", "compute_factor = inf"), "compute_factor"),
+        (GOOD.replace("compute_factor = 1.0", "compute_factor = nan"), "compute_factor"),
+        (GOOD.replace("count = 1", f"count = {2**62}"), "count"),
+        (GOOD.replace("deadline_s = 0.0", "deadline_s = inf"), "deadline_s"),
         (make_fleet(1, 1).to_toml().replace("class-1", "class-0"), "not all different"),
         (GOOD + '[fleet.members]\n"d" = "nobody"\n', "not there"),
     ],
@@ -88,3 +95,8 @@ def test_a_missing_file_says_what_else_there_is(tmp_path: Path) -> None:
 def test_a_stranger_has_no_class() -> None:
     with pytest.raises(ConfigError, match="device-99"):
         make_fleet(1).dealt(IDS).class_of("device-99")
+
+
+@pytest.mark.parametrize("kind", [Fleet, StepTimes])
+def test_every_number_of_a_file_has_a_range(kind: type[msgspec.Struct]) -> None:
+    assert unbounded(msgspec.inspect.type_info(kind), kind.__name__) == []

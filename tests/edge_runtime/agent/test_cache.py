@@ -197,3 +197,13 @@ def test_room_is_made_before_anything_is_downloaded(site: Site, cache: ArtifactC
 
     cache.fetch(site.url(digests[-1]), digests[-1], count)
     assert set(numbers) == {MAX_ARTIFACTS}
+
+
+def test_what_the_cache_did_not_make_stays(site: Site, cache: ArtifactCache, tmp_path: Path) -> None:
+    others = {"lost+found", "models of mine", "ab" * 31}
+    for name in others:
+        (tmp_path / "cache" / name).mkdir()
+    digests = [write_artifact(site.folder, f"model-{i}") for i in range(MAX_ARTIFACTS + 1)]
+    for digest in digests:
+        cache.fetch(site.url(digest), digest, ignore)
+    assert {p.name for p in (tmp_path / "cache").iterdir()} == {*others, *digests[-MAX_ARTIFACTS:]}

@@ -285,3 +285,14 @@ def test_loopback_is_reached_past_a_proxy(site: Site, monkeypatch: pytest.Monkey
 def test_an_unknown_host_is_unreachable() -> None:
     with pytest.raises(ArtifactUnreachableError, match="cannot be fetched"):
         http.fetch_small("http://127.0.0.1:9/manifest.json", 10, pause=Pauses(), max_attempts=2)
+
+
+@pytest.mark.parametrize("length", ["\u00b2", "9" * 5_000, "-1", "NaN", "1e3"], ids=lambda value: ascii(value)[:10])
+def test_a_length_that_is_no_number_is_passed_over(site: Site, length: str) -> None:
+    def odd(handler: BaseHTTPRequestHandler, _start: int) -> None:
+        handler.close_connection = True
+        head = f"HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+        handler.wfile.write(head.encode("latin-1") + b"body")
+
+    site.behaviours = [odd]
+    assert http.fetch_small(site.url, 100, pause=lambda _: None) == b"body"

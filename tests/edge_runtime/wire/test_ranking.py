@@ -190,3 +190,15 @@ def test_metadata_of_another_policy_is_refused() -> None:
     assert PlanPolicy.from_metadata({}) == PlanPolicy()
     with pytest.raises(PlanError, match="no plan policy"):
         PlanPolicy.from_metadata({"scope": "tensor"})
+
+
+@pytest.mark.parametrize("name", ["\u00b2.heads", "9" * 5_000 + ".heads", "-1.heads", "heads", "01.heads"], ids=ascii)
+def test_names_of_importance_that_are_no_layer_are_refused(name: str) -> None:
+    with pytest.raises(PlanError, match="is not named"):
+        ranking.from_tensors({name: np.zeros(1, np.float32)})
+
+
+@pytest.mark.parametrize("value", ["9" * 5_000, "1e3", "nan", str(2**63), "-100000"], ids=lambda value: value[:8])
+def test_policies_out_of_range_are_refused(value: str) -> None:
+    with pytest.raises(PlanError, match="no plan policy"):
+        PlanPolicy.from_metadata({"protect_first": value})

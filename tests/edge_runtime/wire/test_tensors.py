@@ -20,7 +20,9 @@ ARRAYS = npst.arrays(
     npst.array_shapes(min_dims=1, max_dims=3, max_side=5),
     elements=st.floats(-60_000, 60_000, width=32),
 )
-NAMES = st.text(min_size=1, max_size=20).filter(lambda name: name != "__metadata__")
+NAMES = st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1, max_size=20).filter(
+    lambda name: name != "__metadata__"
+)
 
 
 def raw(header: object, data: bytes = b"") -> bytes:
@@ -76,6 +78,12 @@ ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
         raw(b"\xff\xfe"),
         raw(b"[" * 5000),
         raw({"x": 7}),
+        raw({"a\0b": ENTRY}, b"\0" * 4),
+        raw({"a\x1b[2J": ENTRY}, b"\0" * 4),
+        raw({"a" * 5_000: ENTRY}, b"\0" * 4),
+        raw({"": ENTRY}, b"\0" * 4),
+        raw(b'{"x": {"dtype": "F32", "shape": [' + b"9" * 5_000 + b'], "data_offsets": [0, 4]}}', b"\0" * 4),
+        raw(b'{"x": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 4]}}', b"\0" * 4),
         raw({"x": {}}),
         raw({"x": ENTRY}),
         raw({"x": ENTRY}, b"\0" * 3),

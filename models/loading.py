@@ -21,6 +21,7 @@ from models.registry import family_for
 from models.sources import CONFIG_FILE, check_source
 from models.special_tokens import SpecialTokens, choose_tokens, read_generation, written_generation
 from models.tokenizer import load_tokenizer
+from models.weights import check_missing, check_tied, check_unused
 
 if TYPE_CHECKING:
     from edge_runtime.wire.manifest import Task
@@ -138,15 +139,19 @@ def _checkpoint(model: str | Path, task: Task, seed: int) -> _Checkpoint:
         configuration = read_configuration(model, task)
     config = configuration.config
     generation = read_generation(model, configuration.raw) if task == "causal-lm" else {}
-    source, missing = _source_model(model, task, seed, configuration.reference)
+    source, info = _source_model(model, task, seed, configuration.reference)
+    missing = set(info["missing_keys"])
     with _translated(model, "tokenizer"):
         tokenizer = load_tokenizer(model)
     family = family_for(config, task)
     tokens = choose_tokens(tokenizer, config, generation, family.vocab_size)
     config.pad_token_id = tokens.pad
     tokenizer.model_max_length = family.max_length  # what nobody set is 10**30, and pipelines cut there
-    notes = [*configuration.notes, *_check_missing(model, family, missing), *tokens.notes]
+    notes = [*configuration.notes, *check_missing(model, family, missing), *tokens.notes]
     state = source.state_dict()
+    with _translated(model, "weights"):
+        check_unused(model, info["unexpected_keys"])
+        check_tied(model, family, state)
     frozen, dense = _frozen(family, state), {name: state[name] for name in family.dense}
     config.architectures = [type(source).__name__]
     with _translated(model, "weights"):
@@ -181,23 +186,15 @@ def _head(config: Any, wanted: tuple[str, ...] | None, *, has_classifier: bool, 
     return head
 
 
-def _source_model(model: str | Path, task: Task, seed: int, reference: Any | None) -> tuple[Any, set[str]]:
-    """The model as transformers builds it, and the names of weights that the checkpoint lacks."""
+def _source_model(model: str | Path, task: Task, seed: int, reference: Any | None) -> tuple[Any, dict[str, Any]]:
+    """The model as transformers builds it, and what it says of weights that were lacking or left over."""
     options = {} if reference is None else {"config": reference}
     with _translated(model, "weights"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         source, info = _AUTO[task].from_pretrained(
             str(model), dtype="auto", attn_implementation="eager", output_loading_info=True, **options
         )
-    return source, set(info["missing_keys"])
-
-
-def _check_missing(model: str | Path, family: Family, missing: set[str]) -> list[str]:
-    if lost := sorted(missing - set(family.dense) - set(family.may_lack)):
-        msg = f"the checkpoint of {model} lacks {len(lost)} weights, for example {lost[0]!r}: it is not complete"
-        raise ModelNotFoundError(msg)
-    lacking = sorted(missing & set(family.may_lack))
-    return [f"the checkpoint has no {', '.join(lacking)}: random values, which are not trained"] if lacking else []
+    return source, info
 
 
 def _new_dense(family: Family, deviation: float, seed: int) -> dict[str, torch.Tensor]:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.numpy
 import torch
@@ -157,6 +158,48 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path: Path) -> None:
     safetensors.numpy.save_file(weights, source / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ModelNotFoundError, match="up_proj"):
         load(source, "causal-lm")
+
+
+def with_weights(directory: Path, **added: Any) -> Path:
+    path = directory / "model.safetensors"
+    weights = safetensors.numpy.load_file(path) | added
+    safetensors.numpy.save_file(weights, path, metadata={"format": "pt"})
+    return directory
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.0.self_attn.q_norm.weight",
+        "model.layers.1.self_attn.q_proj.bias",
+        "model.layers.2.mlp.up_proj.weight",
+    ],
+)
+def test_weights_that_the_configuration_has_no_place_for_are_refused(name: str, tmp_path: Path) -> None:
+    source = with_weights(save_llama(tmp_path / "model"), **{name: np.ones(8, np.float32)})
+    with pytest.raises(ModelUnsupportedError, match=f"1 weights that its config.json has no place for.*{name}"):
+        load(source, "causal-lm")
+
+
+def test_heads_of_other_tasks_and_tables_of_positions_are_left_alone(tmp_path: Path) -> None:
+    added = {
+        "cls.predictions.bias": np.ones(24, np.float32),
+        "embeddings.position_ids": np.arange(64)[None],
+    }
+    source = with_weights(save_bert(tmp_path / "model"), **added)
+    assert load(source, "text-classification", labels=LABELS).labels == tuple(LABELS)
+
+
+def test_an_output_matrix_that_is_tied_and_another_one_is_refused(tmp_path: Path) -> None:
+    source = with_weights(save_llama(tmp_path / "model"), **{"lm_head.weight": np.ones((24, 32), np.float32)})
+    with pytest.raises(ModelUnsupportedError, match="tie_word_embeddings = True, but the checkpoint holds lm_head"):
+        load(source, "causal-lm")
+
+
+def test_an_output_matrix_that_is_stored_although_it_is_tied_does_no_harm(tmp_path: Path) -> None:
+    source = save_llama(tmp_path / "model")
+    table = safetensors.numpy.load_file(source / "model.safetensors")["model.embed_tokens.weight"]
+    assert "lm_head.weight" not in load(with_weights(source, **{"lm_head.weight": table}), "causal-lm").frozen
 
 
 def test_a_missing_pooler_is_told(tmp_path: Path) -> None:

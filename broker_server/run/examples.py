@@ -91,6 +91,8 @@ def load_data(data: Path | None, test: Path | None, fields: Fields, rng: np.rand
         train, held_out = hold_out(train, rng)
     else:
         held_out = _read_held_out(test, fields, warnings.append, labels)
+        if data is not None and test.samefile(data):
+            warnings.append(f"{test}: --test is the file of --data, so figures are of examples that are trained on")
     return DataSet(train=train, test=held_out, labels=labels, warnings=tuple(warnings))
 
 

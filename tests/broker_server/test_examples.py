@@ -204,6 +204,16 @@ def test_where_every_class_has_one_example_none_can_be_held_out() -> None:
         hold_out([{"text": "x", "label": str(n)} for n in range(9)], np.random.default_rng(0))
 
 
+def test_a_test_file_that_is_trained_on_is_warned_of(tmp_path: Path) -> None:
+    data = _file(tmp_path / "d.jsonl", {"text": "x", "label": "a"}, {"text": "y", "label": "b"})
+    other = tmp_path / "link.jsonl"
+    other.symlink_to(data)
+
+    (warning,) = load_data(data, other, CLASSES, np.random.default_rng(0)).warnings
+
+    assert "figures are of examples that are trained on" in warning
+
+
 def test_a_number_is_no_index_of_names_in_another_file(tmp_path: Path) -> None:
     data = _file(tmp_path / "d.jsonl", {"text": "x", "label": "a"}, {"text": "y", "label": "b"})
     test = _file(tmp_path / "t.jsonl", {"text": "x", "label": 1})

@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from broker_server.compare.summary_schema import ArmPoint, Figure, MethodSummary, Summary
 from broker_server.compare.tables import final_quality, sparse_quality
-from broker_server.report.charts import COLOURS, draw
+from broker_server.report.charts import COLOURS, WIDE, draw, quality_axis
 from broker_server.report.quality import bytes_text, duration_text, metric_name
 
 Chart = Callable[[Axes], None]
@@ -143,19 +143,14 @@ def _curves(summary: Summary, axes: Axes, costs: Callable[[MethodSummary], Seque
         axes.fill_between(x, low, high, color=colour, alpha=0.1, linewidth=0)
     if summary.target is not None:
         axes.axhline(summary.target, color="#94a3b8", linestyle="--", linewidth=1)
-    if summary.task != "causal-lm":
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
-    elif _spans_decades(summary):
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else ""))
+    quality_axis(axes, summary.task, is_log=_spans_decades(summary))
     axes.legend(loc="best", fontsize=7, ncols=2)
 
 
 def _spans_decades(summary: Summary) -> bool:
     """Whether perplexities need a logarithmic axis; on a narrow one it would have no labels."""
     values = [value for method in _plain(summary) for p in method.curve for value in (p.quality_min, p.quality_max)]
-    return max(values, default=1.0) > 4 * min(values, default=1.0)
+    return max(values, default=1.0) > WIDE * min(values, default=1.0)
 
 
 def _bars(axes: Axes, figures: Sequence[tuple[str, Figure]], colour: int) -> None:

@@ -5,20 +5,25 @@ from __future__ import annotations
 import io
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from broker_server.report.quality import bytes_text, metric_name
 from broker_server.report.schema import DeviceEntry, Report
+from edge_runtime.wire.manifest import Task
 
 COLOURS: Final = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#0891b2", "#ca8a04", "#4b5563")
 """Told apart by most colour-blind readers in this order."""
+
+WIDE: Final = 4.0
+"""Perplexities whose largest is so many times the smallest are drawn on a logarithmic scale."""
 
 _STYLE: Final[Any] = {
     "font.family": "sans-serif",
@@ -59,8 +64,7 @@ def all_charts(report: Report) -> list[str]:
 
 def quality_over_rounds(report: Report, axes: Axes) -> None:
     """Held-out quality after each round."""
-    points = [(r.round_number, value) for r in report.rounds if (value := _quality(report, r)) is not None]
-    _quality_line(report, axes, points)
+    _quality_line(report, axes, {r.round_number: float(r.round_number) for r in report.rounds})
     axes.set(title=f"Held-out {metric_name(report.task)} by round", xlabel="round (0 = before training)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
@@ -69,9 +73,7 @@ def quality_over_time(report: Report, axes: Axes) -> None:
     """Held-out quality against the seconds spent in rounds: emulated ones where there are."""
     is_emulated = report.final.emulated_s is not None
     elapsed = itertools.accumulate((r.emulated_s or 0.0) if is_emulated else r.seconds for r in report.rounds)
-    pairs = zip(elapsed, report.rounds, strict=True)
-    points = [(seconds, value) for seconds, r in pairs if (value := _quality(report, r)) is not None]
-    _quality_line(report, axes, points)
+    _quality_line(report, axes, dict(zip((r.round_number for r in report.rounds), elapsed, strict=True)))
     axes.set(
         title=f"Held-out {metric_name(report.task)} by time",
         xlabel=f"{'emulated ' if is_emulated else ''}seconds since the start of round 0",
@@ -105,7 +107,7 @@ def bytes_per_round(report: Report, axes: Axes) -> None:
         positions = [r.round_number + offset for r in rounds]
         label = "from devices" if name == "bytes_up" else "to devices"
         axes.bar(positions, heights, width=0.38, color=COLOURS[int(offset > 0)], label=label)
-    axes.set(title="Bytes over the network by round", xlabel="round")
+    axes.set(title="Bytes over the network by round", xlabel="round", ylabel="payload of all devices")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: bytes_text(value)))
     axes.legend(loc="upper right", ncols=2)
@@ -123,7 +125,7 @@ def memory_per_device(report: Report, axes: Axes) -> None:
             if d.device_id == device_id and d.peak_rss_bytes is not None
         ]
         axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3, linewidth=1.5, label=device_id)
-    axes.set(title="Peak memory of each device so far", xlabel="round")
+    axes.set(title="Peak memory of each device so far", xlabel="round", ylabel="resident set of its process")
     axes.set_ylim(bottom=0)
     axes.margins(y=0.15)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -132,21 +134,52 @@ def memory_per_device(report: Report, axes: Axes) -> None:
         axes.legend(loc="lower center", ncols=4)
 
 
-def _quality_line(report: Report, axes: Axes, points: Sequence[tuple[float, float]]) -> None:
-    name = metric_name(report.task)
-    axes.plot(*zip(*points, strict=True), color=COLOURS[0], marker="o", markersize=4, linewidth=2, label="global model")
-    if report.compact is not None and isinstance(value := getattr(report.compact, name), float):
-        label = f"compact model ({report.compact.sparsity:.0%} removed)"
+def _quality_line(report: Report, axes: Axes, places: Mapping[int, float]) -> None:
+    """Quality of each round at its place on the horizontal axis; only points of the same examples are joined."""
+    by_count: dict[int, list[tuple[float, float]]] = {}
+    for entry in report.rounds:
+        if (value := _quality(report, entry)) is not None:
+            by_count.setdefault(entry.num_targets, []).append((places[entry.round_number], value))
+    for colour, (count, points) in zip(itertools.cycle(COLOURS[:1] + COLOURS[2:]), by_count.items(), strict=False):
+        label = f"global model{_on(report, count)}"
+        axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=4, linewidth=2, label=label)
+    final = report.final
+    if final.num_targets and final.num_targets not in by_count and (value := _quality(report, final)) is not None:
+        label = f"global model{_on(report, final.num_targets)}"
+        place = places[final.round_number]
+        axes.plot([place], [value], color=COLOURS[3], marker="D", markersize=6, linestyle="none", label=label)
+    if report.compact is not None and (value := _quality(report, report.compact)) is not None:
+        count = report.compact.num_targets or final.num_targets
+        label = f"compact model{_on(report, count)}, {report.compact.sparsity:.0%} removed"
         axes.axhline(value, color=COLOURS[1], linestyle="--", linewidth=1.5, label=label)
-    if name == "perplexity":
+    drawn = [value for line in axes.get_lines() for value in np.asarray(line.get_ydata(), float)]
+    quality_axis(axes, report.task, is_log=max(drawn) > WIDE * min(drawn))
+    axes.legend(loc="best")
+
+
+def _on(report: Report, count: int) -> str:
+    return f", {count:,} {report.target_unit}" if count else ""
+
+
+def quality_axis(axes: Axes, task: Task, *, is_log: bool) -> None:
+    """Name, unit and scale of a vertical axis of quality.
+
+    Args:
+        axes: of the chart.
+        task: says what is drawn.
+        is_log: whether perplexities spread so widely that they need a logarithmic scale, which the name then says.
+    """
+    if task != "causal-lm":
+        axes.set_ylabel("examples right")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+        return
+    axes.set_ylabel(f"perplexity per token{', logarithmic scale' if is_log else ''}")
+    if is_log:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(
             FuncFormatter(lambda value, _: f"{value:g}" if _leading(value) in {2, 5} else "")
         )
-    else:
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
-    axes.legend(loc="best")
 
 
 def _leading(value: float) -> int:

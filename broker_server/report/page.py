@@ -29,6 +29,7 @@ def render_page(report: Report) -> str:
     return environment.get_template("report.html.j2").render(
         report=report,
         metric=metric_name(report.task),
+        unit="per token" if report.task == "causal-lm" else "right",
         kept=kept,
         is_sampled=kept.num_targets != report.final.num_targets,
         change=_change(report, before, after),

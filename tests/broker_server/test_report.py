@@ -6,14 +6,18 @@ import json
 import math
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from broker_server.errors import ReportError, RunFailedError
 from broker_server.report.build import RunFacts, build_report, quality_fields
-from broker_server.report.charts import all_charts
+from broker_server.report.charts import all_charts, quality_over_rounds, quality_over_time
 from broker_server.report.page import render_page
 from broker_server.report.quality import bytes_text, duration_text, metric_name, perplexity
 from broker_server.report.schema import (
@@ -174,6 +178,60 @@ def test_charts_are_well_formed_and_share_no_id(task: Task) -> None:
     ids = [element.attrib["id"] for chart in charts for element in chart.iter() if "id" in element.attrib]
     assert len(charts) == 6
     assert len(ids) == len(set(ids))
+
+
+def _lines(report: Report, chart: Callable[[Report, Axes], None]) -> tuple[dict[str, list[float]], Axes]:
+    """Vertical places of each line of a chart, by its label."""
+    axes = Figure().add_subplot()
+    chart(report, axes)
+    return {str(line.get_label()): np.asarray(line.get_ydata(), float).tolist() for line in axes.get_lines()}, axes
+
+
+@pytest.mark.parametrize("chart", [quality_over_rounds, quality_over_time])
+@pytest.mark.parametrize("task", TASKS)
+def test_only_points_of_the_same_examples_are_joined(task: Task, chart: Callable[[Report, Axes], None]) -> None:
+    lines, axes = _lines(sample_report(task, sampled_records()), chart)
+
+    unit = "tokens" if task == "causal-lm" else "examples"
+    rounds, on_all = lines[f"global model, 500 {unit}"], lines[f"global model, 5,000 {unit}"]
+    assert (len(rounds), len(on_all)) == (4, 1)
+    assert lines[f"compact model, 5,000 {unit}, 24% removed"][0] == pytest.approx(33.1 if unit == "tokens" else 0.8)
+    assert axes.get_ylabel() == ("perplexity per token, logarithmic scale" if unit == "tokens" else "examples right")
+    assert axes.get_yscale() == ("log" if unit == "tokens" else "linear")
+
+
+def test_rounds_measured_on_other_numbers_of_examples_are_lines_of_their_own() -> None:
+    records = round_records()
+    for number, count in ((1, 96), (3, 96)):
+        evaluation = records[number].evaluation
+        assert evaluation is not None
+        records[number] = msgspec.structs.replace(
+            records[number], evaluation=msgspec.structs.replace(evaluation, num_targets=count)
+        )
+    lines, _ = _lines(sample_report(rounds=records), quality_over_rounds)
+
+    assert {label: len(ys) for label, ys in lines.items() if label.startswith("global")} == {
+        "global model, 500 tokens": 2,
+        "global model, 96 tokens": 2,
+    }
+
+
+def test_perplexities_close_to_each_other_have_a_linear_scale() -> None:
+    records = [msgspec.structs.replace(record, evaluation=round_records()[3].evaluation) for record in round_records()]
+    _, axes = _lines(sample_report(rounds=records), quality_over_rounds)
+
+    assert (axes.get_ylabel(), axes.get_yscale()) == ("perplexity per token", "linear")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_figure_on_a_card_has_a_unit(task: Task) -> None:
+    report = sample_report(task, sampled_records())
+    page = " ".join(render_page(report).split())
+
+    values = re.findall(r'<div class="value">(.*?)</div>', page)
+    assert len(values) == 6
+    for value in values:
+        assert re.search(r"per token|right|ms per|\d s|min|[kMG]?B", value), value
 
 
 def test_charts_of_a_run_that_lost_every_update_can_be_drawn() -> None:

@@ -8,13 +8,14 @@ import os
 import signal
 import sys
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
 import typer
 
-from broker_server.errors import ConfigError, InterruptedRunError
+from broker_server.errors import InterruptedRunError
 from broker_server.run.layout import RunDirectory, default_root
 from broker_server.run.options import HELP, PANEL, Panel
 from broker_server.run.resolve import resolve, said_of_file
@@ -28,7 +29,11 @@ _OWN = {
     ],
     "resume": Annotated[
         bool | None,
-        typer.Option("--resume", help="go on with the run in --out, as it is.", rich_help_panel=Panel.RESULT),
+        typer.Option(
+            "--resume",
+            help="go on with the run in --out; with more --rounds also one that ended.",
+            rich_help_panel=Panel.RESULT,
+        ),
     ],
     "config": Annotated[
         Path | None,
@@ -58,16 +63,21 @@ def run(**options: object) -> None:
     out, config = (Path(str(value)) if (value := given.pop(name, None)) else None for name in ("out", "config"))
     if (password_file := given.pop("password_file", None)) is not None:
         os.environ[PASSWORD_VARIABLE] = read_password(Path(str(password_file)))
-    if resume and (given or config):
-        named = ", ".join("--" + name.replace("_", "-") for name in [*given, *(["config"] if config else [])])
-        msg = f"--resume goes on with a run as it is: leave out {named}"
-        raise ConfigError(msg)
+    if resume:
+        _check_resumed([*given, *(["config"] if config else [])])
     settings = None if resume else resolve(given, config)
     with said_of_file(given, config):
-        _execute(settings, out or default_root(Path(), resume=resume))
+        _execute(settings, given, out or default_root(Path(), resume=resume))
 
 
-def _execute(settings: RunSettings | None, root: Path) -> None:
+def _check_resumed(given: list[str]) -> None:
+    if given:
+        from broker_server.run.resume import check_changes  # noqa: PLC0415 - as below
+
+        check_changes(given)
+
+
+def _execute(settings: RunSettings | None, changes: Mapping[str, object], root: Path) -> None:
     # Imported here, so that `fedspine --help` needs none of it.
     from broker_server.run.finishing import summary_lines  # noqa: PLC0415
     from broker_server.run.job import resume_run, start_run  # noqa: PLC0415
@@ -78,7 +88,7 @@ def _execute(settings: RunSettings | None, root: Path) -> None:
     try:
         with make_display(sys.stdout) as display:
             display.step(f"run directory: {root}")
-            report = resume_run(root, display) if settings is None else start_run(settings, root, display)
+            report = resume_run(root, display, changes) if settings is None else start_run(settings, root, display)
     except KeyboardInterrupt as error:
         left = RunDirectory(root).job_file.exists()
         then = f"go on with `fedspine run --resume --out {root}`" if left else "nothing was left behind"

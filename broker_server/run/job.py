@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -16,6 +16,7 @@ import msgspec
 
 from broker_server.errors import ChildFailedError
 from broker_server.report.build import TRAINING_STEP
+from broker_server.report.quality import plural
 from broker_server.report.schema import Report
 from broker_server.run import layout, preparation
 from broker_server.run.emulate import settle_fleet
@@ -34,7 +35,7 @@ from broker_server.run.processes import (
     take_password,
 )
 from broker_server.run.progress import Display
-from broker_server.run.resolve import resolve
+from broker_server.run.resume import COMPACT, MEASURE, begun, reopened
 from broker_server.run.reuse import adopt_artifact
 from broker_server.run.settings import EMBEDDED_BROKERS, RunSettings
 from broker_server.run.supervisor import Child, Supervisor
@@ -49,8 +50,6 @@ from edge_runtime.wire.names import MANIFEST_FILE
 
 PREPARE: Final = "prepare"
 CALIBRATE: Final = "calibrate"
-COMPACT: Final = "compact"
-MEASURE: Final = "measure"
 
 NOTE: Final = "fedspine: note: "
 """Begins a line of an export's log that a person should see."""
@@ -82,29 +81,35 @@ def prepare_run(settings: RunSettings, root: Path, display: Display) -> None:
     with layout.created(root) as directory:
         write_atomically(directory.settings_file, settings.to_toml().encode(), is_private=True)
         directory.save_state(_new_state())
-        with _open(directory, display) as job, _explained(lambda error: "" if error.is_specific else _where(error)):
+        with _open(directory, display, {}) as job, _explained(lambda error: "" if error.is_specific else _where(error)):
             job.prepare()
 
 
-def resume_run(root: Path, display: Display) -> Report:
+def resume_run(root: Path, display: Display, changes: Mapping[str, object] | None = None) -> Report:
     """Go on with a run, from wherever it stands.
+
+    Args:
+        root: run directory.
+        display: shows how it goes.
+        changes: settings that are to be others from now on; see :data:`broker_server.run.resume.CHANGEABLE`.
 
     Raises:
         FedSpineError: see docs/exit-codes.md; what is done stays done.
     """
     hint = f"; go on with `fedspine run --resume --out {root}`"
-    with _open(RunDirectory(root), display) as job, _explained(lambda error: _where(error) + hint):
+    opened = _open(RunDirectory(root), display, changes or {})
+    with opened as job, _explained(lambda error: _where(error) + hint):
         job.prepare()
         job.train()
         return job.conclude()
 
 
 @contextlib.contextmanager
-def _open(directory: RunDirectory, display: Display) -> Iterator[Job]:
+def _open(directory: RunDirectory, display: Display, changes: Mapping[str, object]) -> Iterator[Job]:
     """Hold a run and whatever processes it starts."""
-    state = directory.load_state()
-    settings = resolve({}, directory.settings_file)
+    directory.load_state()  # refuses a directory without a run before anything is made in it
     with layout.held(directory), Supervisor(directory.logs) as supervisor:
+        settings, state = reopened(directory, changes)
         yield Job(settings, directory, supervisor, display, state)
 
 
@@ -173,7 +178,9 @@ class Job:
     def train(self) -> None:
         """All rounds that are left, with servers and devices as processes of their own."""
         if TRAINING_STEP in self.state.done:
+            self._display.step(f"all {plural(self._settings.rounds, 'round')} are done; --rounds N trains more")
             return
+        self._save(begun(self._settings, self.state))
         if self._settings.fleet and CALIBRATE not in self.state.done:
             with self._step(CALIBRATE):
                 self._display.step("emulated fleet: step times, measured where no run has yet")

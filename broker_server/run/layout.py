@@ -31,6 +31,8 @@ class JobState(msgspec.Struct, frozen=True, kw_only=True):
     artifact_digest: str | None = None
     done: tuple[str, ...] = ()
     """Steps that are done."""
+    begun_with: dict[str, str | int | float | bool] = {}
+    """Settings with which the last session began to train; empty before the first round."""
     steps: dict[str, float] = {}
     """Seconds spent on each step so far, in all sessions."""
 

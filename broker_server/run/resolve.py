@@ -45,12 +45,13 @@ TASK_DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {
 """What a task takes where nothing is said; chosen by experiment (docs/run.md)."""
 
 
-def resolve(options: Mapping[str, object], config: Path | None = None) -> RunSettings:
+def resolve(options: Mapping[str, object], config: Path | None = None, *, called: str = "--config") -> RunSettings:
     """Settings from the task's defaults, under those of a TOML file, under the given options.
 
     Args:
         options: field names to values; None = not given.
         config: TOML file with field names as keys.
+        called: what the file is in messages.
 
     Raises:
         ConfigError: the file cannot be read, an unknown key, a wrong type, or a value out of range; names the option,
@@ -58,9 +59,18 @@ def resolve(options: Mapping[str, object], config: Path | None = None) -> RunSet
         ArmError: an arm outside its range.
     """
     given = {key: value for key, value in options.items() if value is not None}
+    in_file = {} if config is None else _read_toml(config, called)
     with said_of_file(given, config):
-        in_file = {} if config is None else _read_toml(config)
         return _settings({**in_file, **given})
+
+
+def changed(settings: RunSettings, changes: Mapping[str, object]) -> RunSettings:
+    """Settings with other values for some.
+
+    Raises:
+        ConfigError: a value of a wrong type or out of range; names the option.
+    """
+    return _settings({**dataclasses.asdict(settings), **changes})
 
 
 @contextlib.contextmanager
@@ -121,14 +131,14 @@ def _trained_sparsity(arms: object) -> float:
     return min((ratio for ratio in ratios if ratio > 0), default=0.0)
 
 
-def _read_toml(path: Path) -> dict[str, object]:
+def _read_toml(path: Path, called: str = "--config") -> dict[str, object]:
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        msg = f"--config {path} cannot be read: {error.strerror or error}"
+        msg = f"{called} {path} cannot be read: {error.strerror or error}"
         raise ConfigError(msg) from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        msg = f"--config {path} cannot be read: it is no TOML ({error})"
+        msg = f"{called} {path} cannot be read: it is no TOML ({error})"
         raise ConfigError(msg) from error
     known = [field.name for field in dataclasses.fields(RunSettings)]
     if unknown := sorted(set(found) - set(known)):

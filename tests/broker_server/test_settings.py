@@ -107,7 +107,12 @@ def test_every_setting_is_an_option_of_the_command_line() -> None:
 
     options = {parameter.name for parameter in command.params}
 
-    assert options == {field.name for field in dataclasses.fields(RunSettings)} | {"out", "resume", "config"}
+    assert options == {field.name for field in dataclasses.fields(RunSettings)} | {
+        "out",
+        "resume",
+        "config",
+        "password_file",
+    }
 
 
 def test_every_run_has_a_fleet_of_its_own_unless_one_is_named() -> None:

@@ -66,6 +66,41 @@ def add_manners(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_pins(parser: argparse.ArgumentParser) -> None:
+    """What this device may run, whatever a coordinator says."""
+    pins = parser.add_argument_group("what it runs")
+    pins.add_argument(
+        "--artifact-digest",
+        type=digests,
+        action=Joined,
+        metavar="SHA256[,...]",
+        help="only these artifacts: 'sha256sum manifest.json' of each (default: what the coordinator names)",
+    )
+    pins.add_argument(
+        "--artifact-host",
+        type=hosts,
+        action=Joined,
+        metavar="HOST[:PORT][,...]",
+        help="only from these artifact servers (default: what the coordinator names)",
+    )
+
+
+class Joined(argparse.Action):
+    """An option that may be given again: its lists become one."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        """Add a list to what was given before."""
+        del parser, option_string
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, values if before is None else f"{before},{values}")
+
+
 def add_trust(parser: argparse.ArgumentParser) -> None:
     """How this device and the broker know each other."""
     trust = parser.add_argument_group("passwords and encryption")
@@ -168,8 +203,35 @@ def setup_of(arguments: argparse.Namespace, now: float) -> Setup:
         nice=arguments.nice,
         pausing=pause_limits(arguments),
         sensors=arguments.sensors,
+        artifact_digests=arguments.artifact_digest,
+        artifact_hosts=arguments.artifact_host,
         now=now,
     )
+
+
+def digests(text: str) -> str:
+    """SHA-256 digests, with commas between them."""
+    fault = "no SHA-256 digest: expected 64 hexadecimal digits, see 'sha256sum manifest.json'"
+    return _list(text, r"[0-9a-f]{64}", fault)
+
+
+def hosts(text: str) -> str:
+    """Hosts, with or without a port, with commas between them; in lower case.
+
+    >>> hosts("Artifacts.example,[::1]:8080")
+    'artifacts.example,[::1]:8080'
+    """
+    pattern = r"([a-z0-9_]([a-z0-9._-]*[a-z0-9_])?|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?"
+    return _list(text, pattern, "no host: expected a name or an address without scheme and path, such as host:8080")
+
+
+def _list(text: str, pattern: str, fault: str) -> str:
+    parts = [part.strip().lower() for part in text.split(",")]
+    for part in parts:
+        if re.fullmatch(pattern, part) is None:
+            msg = f"{part!r} is {fault}"
+            raise argparse.ArgumentTypeError(msg)
+    return ",".join(parts)
 
 
 def positive(text: str) -> int:

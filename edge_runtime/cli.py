@@ -22,6 +22,7 @@ from typing import Final
 
 from edge_runtime.arguments import (
     add_manners,
+    add_pins,
     add_resources,
     add_service,
     add_trust,
@@ -93,7 +94,8 @@ def _complain(message: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fedspine-edge",
-        description="Train and use language models on this device. Data never leaves it; only adapters do.",
+        description="Train and use language models on this device. It sends no examples, but adapters that graphs "
+        "of the server compute from them: docs/devices.md says what that means.",
         epilog="Every kind of failure has an exit code of its own: see docs/exit-codes.md.",
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -219,6 +221,7 @@ def _add_device(
         metavar="N",
         help="examples of the file to evaluate on, not to train on (default 64, at most a fifth)",
     )
+    add_pins(start)
     add_manners(start)
     add_trust(start)
     life = start.add_argument_group("when to end")
@@ -241,6 +244,7 @@ def _start(arguments: argparse.Namespace) -> int:
     from edge_runtime.agent import capabilities, engines, precheck  # noqa: PLC0415 - see the module's docstring
     from edge_runtime.agent.agent import Agent, AgentSettings  # noqa: PLC0415
     from edge_runtime.agent.identity import StateDirectory, check_name  # noqa: PLC0415
+    from edge_runtime.agent.pins import Pins  # noqa: PLC0415
     from edge_runtime.agent.worker import WorkSettings  # noqa: PLC0415
 
     modes = engines.choose_modes(arguments.engine, arguments.mode, arguments.ort_models)
@@ -272,6 +276,7 @@ def _start(arguments: argparse.Namespace) -> int:
             ),
             num_examples=found.num_examples,
             data_bytes=min(found.num_bytes, limits.MAX_FILE_BYTES),
+            pins=Pins.of(arguments.artifact_digest, arguments.artifact_host),
             exit_when_finished=arguments.exit_when_finished,
             wait_for_broker=arguments.wait_for_broker,
         )

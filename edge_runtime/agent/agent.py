@@ -20,8 +20,10 @@ from edge_runtime.agent.errors import StoppedError
 from edge_runtime.agent.identity import StateDirectory
 from edge_runtime.agent.jobs import Jobs
 from edge_runtime.agent.mouthpiece import Mouthpiece
-from edge_runtime.agent.outbox import Key, Outbox
+from edge_runtime.agent.outbox import Outbox
+from edge_runtime.agent.pins import Pins
 from edge_runtime.agent.refusals import is_final, largest_delay_s, reason_of
+from edge_runtime.agent.refused import Refused
 from edge_runtime.agent.reporter import Reporter
 from edge_runtime.agent.traffic import Traffic
 from edge_runtime.agent.uploads import Uploads
@@ -38,7 +40,6 @@ from edge_runtime.wire.messages import (
     Chunk,
     ChunkRequest,
     DeviceState,
-    Failure,
     FailureReason,
     Finished,
     Hello,
@@ -60,9 +61,6 @@ POLL_S: Final = 0.1
 STOP_S: Final = 10.0
 """How long a stopping process waits for its background thread."""
 
-MAX_REFUSALS: Final = 64
-"""Failures that are remembered, to answer a repeated assignment without doing it again."""
-
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSettings:
@@ -77,6 +75,8 @@ class AgentSettings:
     """Lines of the data file: what an update may count with at most (text-classification)."""
     data_bytes: int = 0
     """Size of the data file, the same for causal-lm; 0 = not said."""
+    pins: Pins = dataclasses.field(default_factory=Pins)
+    """What it may run."""
     exit_when_finished: bool = False
     """Leave when the coordinator says that the run is over."""
     wait_for_broker: bool = False
@@ -105,7 +105,7 @@ class Agent:
         self._workbench: Workbench | None = None
         self._attempts = Attempts(rng, self._clock)
         self._work: Work | None = None
-        self._refusals: dict[Key, Failure] = {}
+        self._refused = Refused(settings.pins)
         self._exit: tuple[ExitCode, str] | None = None
 
     def stop(self, code: ExitCode, detail: str) -> None:
@@ -197,6 +197,9 @@ class Agent:
     def _on_welcome(self, welcome: Welcome) -> None:
         self._mouth.is_registered = True
         self._reporter.heartbeat_s = max(1.0, welcome.heartbeat_s)
+        if (objection := self._refused.judge(welcome)) is not None:
+            self._on_unwanted(welcome, objection)
+            return
         previous, self._welcome = self._welcome, welcome
         if previous is not None and previous.run_id != welcome.run_id:
             self._drop_work(f"run {welcome.run_id} began")
@@ -213,7 +216,21 @@ class Agent:
         self._uploads.restart()
         self._reporter.say()
 
+    def _on_unwanted(self, welcome: Welcome, objection: str) -> None:
+        """Take no part in a run that the owner of this board does not allow; another one that is under way goes on."""
+        if self._welcome is not None and self._welcome.run_id == welcome.run_id:
+            self._drop_work(objection)
+            self._welcome = self._workbench = None
+            self._jobs.stop()
+        if self._welcome is None:
+            self._reporter.change(DeviceState.IDLE, detail=objection)
+        else:
+            self._reporter.say(objection)
+
     def _on_assignment(self, assignment: Assignment) -> None:
+        if (objection := self._refused.objection_to(assignment.run_id)) is not None:
+            self._mouth.say(self._mouth.failure(assignment, FailureReason.INTERNAL, objection))
+            return
         if self._welcome is None or assignment.run_id != self._welcome.run_id:
             logger.info("assignment of run %s, which did not welcome this device; registering", assignment.run_id)
             self._mouth.register_again()
@@ -222,7 +239,7 @@ class Agent:
         work = Work(assignment, now, now + assignment.deadline_s)
         if self._uploads.has(work.key):
             return
-        if (refusal := self._refusals.get(work.key)) is not None:
+        if (refusal := self._refused.answer_to(work.key)) is not None:
             self._mouth.say(refusal)
             return
         if self._work is not None:
@@ -248,6 +265,8 @@ class Agent:
         work.adapter = (blob, self._clock() - work.received_at)
 
     def _on_verdict(self, verdict: Verdict) -> None:
+        if self._welcome is None or verdict.run_id != self._welcome.run_id:
+            return  # what waits for another run is that run's to answer
         if self._uploads.close((verdict.run_id, verdict.round_number, verdict.attempt)) is None:
             return
         word = "accepted" if verdict.accepted else "rejected"
@@ -264,7 +283,8 @@ class Agent:
             self._reporter.change(DeviceState.IDLE, detail=f"round {cancel.round_number} cancelled: {cancel.detail}")
 
     def _on_finished(self, finished: Finished) -> None:
-        if self._welcome is None or finished.run_id != self._welcome.run_id:
+        is_refused = self._welcome is None and self._refused.objection_to(finished.run_id) is not None
+        if not is_refused and (self._welcome is None or finished.run_id != self._welcome.run_id):
             return
         logger.info("run %s is over%s", finished.run_id, f": {finished.detail}" if finished.detail else "")
         self._drop_work("the run is over")
@@ -371,8 +391,6 @@ class Agent:
             self._transfers.cancel(work.assignment.adapter.digest, COORDINATOR)
             self._work = None
         failure = self._mouth.failure(work.assignment, reason, detail)
-        while len(self._refusals) >= MAX_REFUSALS:
-            del self._refusals[next(iter(self._refusals))]
-        self._refusals[work.key] = failure
+        self._refused.remember(work.key, failure)
         self._mouth.say(failure)
         self._reporter.change(DeviceState.IDLE, detail=detail)

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +15,7 @@ from edge_runtime.engine.artifact import Artifact
 from edge_runtime.link import http
 from edge_runtime.link.errors import ArtifactCorruptedError
 from edge_runtime.wire import limits, names
-from edge_runtime.wire.files import write_atomically
+from edge_runtime.wire.files import DiskFullError, write_atomically
 from edge_runtime.wire.manifest import FileRef, Manifest, decode_manifest, digest_of
 
 logger = logging.getLogger(__name__)
@@ -25,6 +25,12 @@ MAX_ARTIFACTS: Final = 2
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 """Names of folders that this cache made; what else lies there is not its own."""
+
+RESERVE_BYTES: Final = 16_000_000
+"""Space that an artifact leaves free on the disk: for updates, and for the rest of the board."""
+
+_USED_FILE: Final = ".used"
+"""Lies in the folder of an artifact that was ready for work, and was changed then; no manifest names such a file."""
 
 Progress = Callable[[int, int], None]
 """Called with bytes that just arrived over HTTP and bytes that are still lacking; may raise to stop."""
@@ -59,7 +65,6 @@ class ArtifactCache:
             DiskFullError: there is no space.
         """
         folder = self._directory / digest
-        folder.mkdir(exist_ok=True)
         manifest = self._manifest(folder, base_url, digest, on_progress)
         os.utime(folder)
         self._make_room_beside(folder)
@@ -67,6 +72,7 @@ class ArtifactCache:
             name: ref for name, ref in manifest.files.items() if ref.on_device and not _is_whole(folder / name, ref)
         }
         remaining = sum(ref.size_bytes for ref in lacking.values())
+        _check_space(folder, lacking)
 
         def count(num_bytes: int) -> None:
             nonlocal remaining
@@ -78,6 +84,10 @@ class ArtifactCache:
             path = folder / name
             http.download(url, path, digest=ref.digest, size_bytes=ref.size_bytes, on_progress=count, pause=self._pause)
         return Artifact.open(folder, verify=False)
+
+    def used(self, digest: str) -> None:
+        """Note that an artifact is ready for work: one that never was goes first when room is made."""
+        (self._directory / digest / _USED_FILE).touch()
 
     def _manifest(self, folder: Path, base_url: str, digest: str, on_progress: Progress) -> Manifest:
         path = folder / names.MANIFEST_FILE
@@ -99,14 +109,18 @@ class ArtifactCache:
             )
             raise ArtifactCorruptedError(msg, digest=digest)
         manifest = decode_manifest(data)
+        folder.mkdir(exist_ok=True)  # not before: what is named and not there leaves nothing
         write_atomically(path, data)
         return manifest
 
     def _make_room_beside(self, current: Path) -> None:
-        """Remove the oldest other artifacts; which is older is told by the clock, which may have been set back."""
+        """Remove other artifacts: those that were never ready for work first, then those that were longest ago.
+
+        What is longest ago is told by the clock, which may have been set back.
+        """
         found = (path for path in self._directory.iterdir() if _DIGEST.fullmatch(path.name) and path.is_dir())
         others = [path for path in found if path != current]
-        others.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        others.sort(key=_last_use, reverse=True)
         for folder in others[MAX_ARTIFACTS - 1 :]:
             logger.info("removing artifact %s, not used any more", folder.name[:12])
             shutil.rmtree(folder)
@@ -115,6 +129,25 @@ class ArtifactCache:
 def _url_of(base_url: str, name: str) -> str:
     http.host_of(base_url)  # refuses what cannot be joined, too
     return urllib.parse.urljoin(base_url, urllib.parse.quote(name))
+
+
+def _last_use(folder: Path) -> tuple[bool, int]:
+    """Whether an artifact was ever ready for work, and when, or when it was fetched; greater = to be kept rather."""
+    marker = folder / _USED_FILE
+    is_used = marker.exists()
+    return is_used, (marker if is_used else folder).stat().st_mtime_ns
+
+
+def _check_space(folder: Path, lacking: Mapping[str, FileRef]) -> None:
+    parts = (folder / (name + http.PART_SUFFIX) for name in lacking)
+    needed = sum(ref.size_bytes for ref in lacking.values()) - sum(p.stat().st_size for p in parts if p.exists())
+    free = shutil.disk_usage(folder).free
+    if lacking and needed + RESERVE_BYTES > free:
+        msg = (
+            f"disk full: the artifact needs {needed / 1e6:.1f} MB more in {folder.parent} and leaves "
+            f"{RESERVE_BYTES / 1e6:.0f} MB free, {free / 1e6:.1f} MB are: free some space"
+        )
+        raise DiskFullError(msg)
 
 
 def _is_whole(path: Path, ref: FileRef) -> bool:

@@ -6,6 +6,7 @@ the blob's digest). An entry exists when its second file does.
 
 from __future__ import annotations
 
+import collections
 import logging
 import re
 from pathlib import Path
@@ -20,7 +21,7 @@ from edge_runtime.wire.messages import Update, decode_message, encode_message
 logger = logging.getLogger(__name__)
 
 MAX_ENTRIES: Final = 4
-"""Updates that are kept; the oldest makes room."""
+"""Updates that are kept; the oldest of the run that has most of them makes room."""
 
 _MESSAGE: Final = ".update"
 _BLOB: Final = ".safetensors"
@@ -53,7 +54,7 @@ class Outbox:
                 path.unlink()
 
     def add(self, update: Update, blob: bytes) -> None:
-        """Keep an update; when this returns, it survives a power cut, and the oldest has made room for it.
+        """Keep an update; when this returns, it survives a power cut, and an older one has made room for it.
 
         Raises:
             DiskFullError: there is no space; nothing of this update is left, and the others stay.
@@ -68,8 +69,8 @@ class Outbox:
             raise
         self._entries[key] = update
         while len(self._entries) > MAX_ENTRIES:
-            oldest = next(iter(self._entries))
-            logger.warning("outbox is full; dropping the update of round %d", oldest[1])
+            oldest = self._oldest_of_the_fullest()
+            logger.warning("outbox is full; dropping the update of round %d of run %s", oldest[1], oldest[0])
             self.remove(oldest)
 
     def get(self, key: Key) -> Update | None:
@@ -93,6 +94,12 @@ class Outbox:
 
     def _file(self, key: Key, suffix: str) -> Path:
         return self._directory / (_stem(key) + suffix)
+
+    def _oldest_of_the_fullest(self) -> Key:
+        """The oldest update of the run that has most: so no run pushes out all that another has not yet answered."""
+        counts = collections.Counter(run_id for run_id, _, _ in self._entries)
+        most = max(counts.values())
+        return next(key for key in self._entries if counts[key[0]] == most)
 
     def _load(self, path: Path) -> Update | None:
         try:

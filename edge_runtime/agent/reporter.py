@@ -49,8 +49,8 @@ class Reporter:
         self.progress = Progress(detail=detail, num_steps=num_steps)
         self.say()
 
-    def say(self) -> None:
-        """Publish the state as it is now."""
+    def say(self, remark: str = "") -> None:
+        """Publish the state as it is now, once with a remark in place of the detail."""
         progress = self.progress
         self._said = (progress.step, progress.detail)
         self._said_at = self._clock()
@@ -64,7 +64,7 @@ class Reporter:
                 step=progress.step,
                 num_steps=progress.num_steps,
                 loss=progress.loss,
-                detail=plain(progress.detail)[:MAX_DETAIL],
+                detail=plain(remark or progress.detail)[:MAX_DETAIL],
             )
         )
 

@@ -43,13 +43,13 @@ class Uploads:
         return waiting[-1] if waiting else None
 
     def open(self, run_id: str) -> None:
-        """Announce what waits for run ``run_id`` and forget what waits for another one, which will not ask for it."""
+        """Announce what waits for run ``run_id``; what waits for another one stays on disk until that one is back."""
         for update in self._outbox.updates():
             if update.run_id == run_id:
                 self._offer(update)
-            else:
-                logger.info("forgetting an update of run %s", update.run_id)
-                self.close(key_of(update))
+            elif self._timers.pop(key_of(update), None) is not None:
+                logger.info("an update of run %s stays in the outbox until that run is back", update.run_id)
+                self._withdraw(update)
 
     def add(self, update: Update, blob: bytes) -> None:
         """Put an update on disk and announce it.

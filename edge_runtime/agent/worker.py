@@ -313,6 +313,7 @@ def prepare(
         count_examples(settings.data)  # raises what is wrong with the file itself
         raise UnfitDataError(str(error)) from error
     workbench.trainer(mode)
+    cache.used(artifact.digest)
     progress.detail = ""
     return workbench
 

@@ -39,6 +39,8 @@ class Trial:
     came_back: bool = False
     coordinator: str = ""
     """Run of the coordinator that answered; empty = none did."""
+    allowed: str = "any artifact that it names"
+    """What the device would run of what a coordinator names."""
 
 
 def try_out(setup: Setup) -> Trial:
@@ -46,6 +48,9 @@ def try_out(setup: Setup) -> Trial:
     from edge_runtime.agent.identity import check_name  # noqa: PLC0415 - see the package's docstring
 
     trial = Trial(fleet=setup.fleet)
+    if setup.artifact_digests is not None or setup.artifact_hosts is not None:
+        what = "any artifact" if setup.artifact_digests is None else f"only {setup.artifact_digests}"
+        trial.allowed = f"{what}, from " + ("any host" if setup.artifact_hosts is None else setup.artifact_hosts)
     try:
         device_id = setup.device_id or _stored_id(setup.state) or f"doctor-{secrets.token_hex(4)}"
         check_name(setup.fleet, "fleet")
@@ -145,7 +150,8 @@ def fleet(trial: Trial) -> Finding:
     if not trial.address:
         return skipped("fleet", "--broker")
     if trial.coordinator:
-        return ok("fleet", f"a coordinator of fleet {trial.fleet!r} answers, of run {trial.coordinator!r}")
+        who = f"a coordinator of fleet {trial.fleet!r} answers, of run {trial.coordinator!r}"
+        return ok("fleet", f"{who}; this device runs {trial.allowed}")
     if trial.problem is not None or trial.refusal or trial.cut:
         return warning("fleet", "cannot be asked without the broker", "mend what is said of the broker first")
     step = "check --fleet, and that 'fedspine coordinate' runs with that fleet; a device waits for it"

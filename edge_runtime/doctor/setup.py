@@ -31,3 +31,7 @@ class Setup:
     sensors: Path
     now: float
     """What the clock says, Unix seconds."""
+    artifact_digests: str | None = None
+    """Artifacts that it may run, with commas between them; None = any."""
+    artifact_hosts: str | None = None
+    """Artifact servers that it may ask, likewise."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -13,8 +14,10 @@ from typing import Any
 
 import pytest
 
-from edge_runtime.agent.cache import MAX_ARTIFACTS, ArtifactCache
+from edge_runtime.agent.cache import MAX_ARTIFACTS, RESERVE_BYTES, ArtifactCache
 from edge_runtime.link.errors import ArtifactCorruptedError, ArtifactUnreachableError
+from edge_runtime.wire.errors import ManifestError
+from edge_runtime.wire.files import DiskFullError
 from edge_runtime.wire.manifest import (
     FORMAT_VERSION,
     FileRef,
@@ -207,3 +210,60 @@ def test_what_the_cache_did_not_make_stays(site: Site, cache: ArtifactCache, tmp
     for digest in digests:
         cache.fetch(site.url(digest), digest, ignore)
     assert {p.name for p in (tmp_path / "cache").iterdir()} == {*others, *digests[-MAX_ARTIFACTS:]}
+
+
+def test_artifacts_that_were_never_ready_do_not_push_out_one_that_was(
+    site: Site, cache: ArtifactCache, tmp_path: Path
+) -> None:
+    digests = [write_artifact(site.folder, f"model-{i}") for i in range(3 * MAX_ARTIFACTS)]
+    cache.fetch(site.url(digests[0]), digests[0], ignore)
+    cache.used(digests[0])
+    for digest in digests[1:]:
+        cache.fetch(site.url(digest), digest, ignore)
+    assert {p.name for p in (tmp_path / "cache").iterdir()} == {digests[0], digests[-1]}
+    site.requests.clear()
+    cache.fetch(site.url(digests[0]), digests[0], ignore).verify()
+    assert site.requests == []
+
+
+def test_of_artifacts_that_were_ready_the_one_longest_ago_goes(
+    site: Site, cache: ArtifactCache, tmp_path: Path
+) -> None:
+    digests = [write_artifact(site.folder, f"model-{i}") for i in range(MAX_ARTIFACTS + 1)]
+    for age, digest in enumerate(digests[:-1]):
+        cache.fetch(site.url(digest), digest, ignore)
+        cache.used(digest)
+        os.utime(tmp_path / "cache" / digest / ".used", ns=(10**18 - age, 10**18 - age))
+    cache.fetch(site.url(digests[-1]), digests[-1], ignore)
+    assert {p.name for p in (tmp_path / "cache").iterdir()} == {*digests[: MAX_ARTIFACTS - 1], digests[-1]}
+
+
+def test_what_is_not_there_or_is_no_manifest_leaves_nothing_and_removes_nothing(
+    site: Site, cache: ArtifactCache, tmp_path: Path
+) -> None:
+    digests = [write_artifact(site.folder, f"model-{i}") for i in range(MAX_ARTIFACTS)]
+    for digest in digests:
+        cache.fetch(site.url(digest), digest, ignore)
+    bad = digest_of(b"no manifest")
+    (site.folder / bad).mkdir()
+    (site.folder / bad / "manifest.json").write_bytes(b"no manifest")
+    for number in range(5):
+        with pytest.raises(ArtifactUnreachableError):
+            cache.fetch(site.url(f"{number}" * 64), f"{number}" * 64, ignore)
+    with pytest.raises(ManifestError):
+        cache.fetch(site.url(bad), bad, ignore)
+    assert {p.name for p in (tmp_path / "cache").iterdir()} == set(digests)
+
+
+def test_an_artifact_leaves_space_for_the_rest_of_the_board(
+    site: Site, cache: ArtifactCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = write_artifact(site.folder)
+    needed = sum(map(len, FILES.values()))
+    usage = shutil.disk_usage(site.folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed + RESERVE_BYTES - 1))
+    with pytest.raises(DiskFullError, match="disk full: the artifact needs"):
+        cache.fetch(site.url(digest), digest, ignore)
+    assert site.requests == ["manifest.json"]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed + RESERVE_BYTES))
+    cache.fetch(site.url(digest), digest, ignore).verify()

@@ -103,3 +103,24 @@ def test_a_full_disk_leaves_nothing_of_the_update_and_all_others(
             outbox.add(make_update(b"adapter", 99), b"adapter")
     assert [u.round_number for u in outbox.updates()] == list(range(1, MAX_ENTRIES + 1))
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_one_run_does_not_push_out_what_another_has_not_answered(tmp_path: Path, make_update: MakeUpdate) -> None:
+    outbox = Outbox(tmp_path)
+    waiting = make_update(b"waiting", 1, run_id="mine")
+    outbox.add(waiting, b"waiting")
+    for number in range(1, 3 * MAX_ENTRIES):
+        blob = bytes([number])
+        outbox.add(make_update(blob, number, run_id="loud"), blob)
+    kept = Outbox(tmp_path).updates()
+    assert waiting in kept
+    assert [u.round_number for u in kept if u.run_id == "loud"] == [3 * MAX_ENTRIES - n for n in (3, 2, 1)]
+    assert len(kept) == MAX_ENTRIES
+
+
+def test_the_outbox_is_bounded_however_many_runs_there_are(tmp_path: Path, make_update: MakeUpdate) -> None:
+    outbox = Outbox(tmp_path)
+    for number in range(1, 3 * MAX_ENTRIES):
+        blob = bytes([number])
+        outbox.add(make_update(blob, 1, run_id=f"run-{number}"), blob)
+    assert [u.run_id for u in Outbox(tmp_path).updates()] == [f"run-{3 * MAX_ENTRIES - n}" for n in (4, 3, 2, 1)]

@@ -133,6 +133,38 @@ def test_without_an_assignment_the_status_says_why(
     assert_trains(coordinator)
 
 
+def test_broken_artifacts_do_not_push_the_running_one_out_of_the_cache(
+    coordinator: Coordinator, start_device: StartDevice, artifact_dir: Path, tmp_path: Path
+) -> None:
+    start_device()
+    coordinator.bring_in()
+    base = tmp_path / "state" / "artifacts" / coordinator.artifact.digest / "base.safetensors"
+    downloaded = base.stat()
+    for number, bend in enumerate((no_graph, no_tokenizer, too_large)):
+        run_id = f"bent-{number}"
+        publish_bent(coordinator, artifact_dir, bend, run_id)
+        coordinator.assign(run_id=run_id)
+        coordinator.wait(Failure, run_id=run_id)
+    assert_trains(coordinator)
+    assert (base.stat().st_ino, base.stat().st_mtime_ns) == (downloaded.st_ino, downloaded.st_mtime_ns)
+
+
+def test_an_update_that_nobody_answered_outlives_other_runs(
+    coordinator: Coordinator, start_device: StartDevice
+) -> None:
+    start_device()
+    coordinator.bring_in()
+    coordinator.assign()
+    mine = coordinator.wait(Update)
+    for number in range(3):
+        coordinator.welcome(run_id=f"other-{number}")
+        coordinator.verdict(mine, accepted=False)  # an honest coordinator of another run, asked too early
+    assert_trains(coordinator)
+    coordinator.welcome()
+    assert coordinator.wait(Update, run_id=mine.run_id) == mine
+    coordinator.pull(mine)
+
+
 UNFIT: dict[str, tuple[dict[str, Any], FailureReason]] = {
     "a batch of 10**9": ({"batch_size": 10**9}, FailureReason.INSUFFICIENT_MEMORY),
     "texts of 2**31": ({"max_length": (1 << 31) - 1}, FailureReason.INSUFFICIENT_MEMORY),

@@ -99,7 +99,35 @@ def test_after_a_restart_only_updates_of_the_run_are_announced(tmp_path: Path, m
     after.uploads.tick()
     assert after.said == [mine]
     assert after.uploads.pending == mine
-    assert Outbox(tmp_path).updates() == [mine]
+    assert Outbox(tmp_path).updates() == [old, mine], "nobody has answered the other"
+
+
+def test_a_welcome_of_another_run_keeps_what_this_one_has_not_answered(desk: Desk, make_update: MakeUpdate) -> None:
+    mine, other = make_update(b"mine"), make_update(b"other", run_id="other")
+    desk.uploads.open("run")
+    desk.uploads.add(mine, b"mine")
+    desk.uploads.open("other")
+    desk.uploads.add(other, b"other")
+    desk.uploads.tick()
+    assert desk.said == [other], "the other run is not told of it"
+    desk.transfers.handle("coordinator", ChunkRequest(digest=mine.adapter.digest, missing=(0,)))
+    assert desk.sent == [], "nor can it have it"
+    desk.uploads.open("run")
+    desk.uploads.tick()
+    desk.transfers.handle("coordinator", ChunkRequest(digest=mine.adapter.digest, missing=(0,)))
+    assert desk.said[-1] == mine
+    assert [m.payload for m in desk.sent if isinstance(m, Chunk)] == [b"mine"]
+
+
+def test_the_same_adapter_is_offered_under_the_run_that_is_open(desk: Desk, make_update: MakeUpdate) -> None:
+    mine, other = make_update(b"same"), make_update(b"same", run_id="other")
+    desk.uploads.open("run")
+    desk.uploads.add(mine, b"same")
+    desk.uploads.open("other")
+    desk.uploads.add(other, b"same")
+    desk.uploads.open("other")
+    desk.transfers.handle("coordinator", ChunkRequest(digest=other.adapter.digest, missing=(0,)))
+    assert [m.payload for m in desk.sent if isinstance(m, Chunk)] == [b"same"]
 
 
 def test_after_a_reconnect_everything_is_announced_at_once(desk: Desk, make_update: MakeUpdate) -> None:

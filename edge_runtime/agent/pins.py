@@ -1,0 +1,49 @@
+"""What the owner of a board lets it run: artifacts by digest, artifact servers by host."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Self
+
+from edge_runtime.link.errors import AddressError
+from edge_runtime.link.http import host_of
+from edge_runtime.wire.messages import Welcome
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Pins:
+    """Empty = any."""
+
+    digests: frozenset[str] = frozenset()
+    """SHA-256 of manifests, 64 hexadecimal digits each."""
+    hosts: frozenset[str] = frozenset()
+    """``host`` or ``host:port``, in lower case; IPv6 addresses in brackets."""
+
+    @classmethod
+    def of(cls, digests: str | None, hosts: str | None) -> Self:
+        """The pins of two options, lists with commas; None = the option was not given."""
+        return cls(
+            digests=frozenset((digests or "").split(",")) - {""}, hosts=frozenset((hosts or "").split(",")) - {""}
+        )
+
+    def objection(self, welcome: Welcome) -> str | None:
+        """Why a run may not be taken part in, one line; None where it may."""
+        if self.digests and welcome.artifact_digest not in self.digests:
+            allowed = ", ".join(sorted(digest[:12] for digest in self.digests))
+            return (
+                f"run {welcome.run_id} is refused: its artifact is {welcome.artifact_digest[:12]}..., "
+                f"--artifact-digest allows {allowed}: ask who runs the coordinator, or allow it on the board"
+            )
+        if not self.hosts:
+            return None
+        try:
+            host, port = host_of(welcome.artifact_url)
+        except AddressError as error:
+            return f"run {welcome.run_id} is refused: {error}"
+        name = f"[{host}]" if ":" in host else host
+        if self.hosts.isdisjoint({name, f"{name}:{port}"}):
+            return (
+                f"run {welcome.run_id} is refused: its artifact is at {name}:{port}, --artifact-host allows "
+                f"{', '.join(sorted(self.hosts))}: ask who runs the coordinator, or allow it on the board"
+            )
+        return None

@@ -1,0 +1,53 @@
+"""What a device has said no to: runs that its owner does not allow, and assignments that it gave up."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from edge_runtime.agent.outbox import Key
+from edge_runtime.agent.pins import Pins
+from edge_runtime.wire.messages import Failure, Welcome
+
+logger = logging.getLogger(__name__)
+
+MAX_REMEMBERED: Final = 64
+"""Failures that are remembered, to answer a repeated assignment without doing it again."""
+
+
+class Refused:
+    """Remembers refusals, so that the same question gets the same answer.
+
+    Args:
+        pins: what the owner of the board allows.
+    """
+
+    def __init__(self, pins: Pins) -> None:
+        self._pins = pins
+        self._run: tuple[str, str] | None = None
+        self._failures: dict[Key, Failure] = {}
+
+    def judge(self, welcome: Welcome) -> str | None:
+        """Why a run may not be taken part in, one line, logged the first time; None where it may."""
+        objection = self._pins.objection(welcome)
+        if objection is not None:
+            if self._run != (welcome.run_id, objection):
+                logger.warning("%s", objection)
+            self._run = (welcome.run_id, objection)
+        elif self.objection_to(welcome.run_id) is not None:
+            self._run = None
+        return objection
+
+    def objection_to(self, run_id: str) -> str | None:
+        """What was objected to the run, if it was the last one that was refused."""
+        return self._run[1] if self._run is not None and self._run[0] == run_id else None
+
+    def remember(self, key: Key, failure: Failure) -> None:
+        """Keep the answer to an assignment; the oldest makes room."""
+        while len(self._failures) >= MAX_REMEMBERED:
+            del self._failures[next(iter(self._failures))]
+        self._failures[key] = failure
+
+    def answer_to(self, key: Key) -> Failure | None:
+        """The answer that an assignment got, if it was given up."""
+        return self._failures.get(key)

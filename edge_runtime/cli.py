@@ -304,7 +304,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     for finding in check_up(setup_of(arguments, now)):
         findings.append(finding)
         if not arguments.json:
-            print(finding.line(), flush=True)
+            print(plain(finding.line()), flush=True)
     if arguments.json:
         print(json.dumps(as_json(findings), indent=2))
     wrong = [finding.name for finding in findings if finding.level == "error"]

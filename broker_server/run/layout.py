@@ -70,14 +70,17 @@ class RunDirectory:
         """Read ``job.json``.
 
         Raises:
-            StoreError: it is damaged.
+            StoreError: it is damaged, or cannot be read.
             RunExistsError: there is none, so no run to resume.
         """
         try:
             return msgspec.json.decode(self.job_file.read_bytes(), type=JobState)
-        except OSError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             msg = f"{self.root} holds no run to resume: start one with `fedspine run --out {self.root}`"
             raise RunExistsError(msg) from error
+        except OSError as error:
+            msg = f"{self.job_file} cannot be read ({error.strerror}): check what lies there, and who may read it"
+            raise StoreError(msg) from error
         except msgspec.DecodeError as error:
             msg = f"{self.job_file} is damaged ({error}): start the run again in another directory"
             raise StoreError(msg) from error

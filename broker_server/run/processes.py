@@ -24,6 +24,7 @@ from edge_runtime.interpreter import module_command
 from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress, TlsFiles
 from edge_runtime.link.probe import probe
 from edge_runtime.wire.errors import ExitCode
+from edge_runtime.wire.files import PRIVATE_FOLDER
 
 NUM_HOLDOUT: Final = 32
 """Examples (or windows) that each device holds out; all devices share this machine's cores, so fewer than a board's."""
@@ -198,7 +199,7 @@ def start_fleet(
     devices = {}
     emulated = read_fleet(settings, directory)
     for device_id in settings.device_ids:
-        (directory.devices / device_id).mkdir(parents=True, exist_ok=True)
+        (directory.devices / device_id).mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
         cap_mb = emulated.class_of(device_id).memory_mb if emulated is not None else 0
         command = device_command(settings, directory, device_id, place, cap_mb or settings.device_memory_mb)
         devices[device_id] = supervisor.start(device_id, command)

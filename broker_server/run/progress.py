@@ -16,6 +16,7 @@ from rich.text import Text
 
 from broker_server.report.quality import duration_text, metric_name
 from broker_server.run.view import RunView
+from edge_runtime.wire.plain import plain
 
 
 class Display(Protocol):
@@ -60,7 +61,7 @@ class PlainDisplay:
 
     def step(self, text: str) -> None:
         """Print a line."""
-        self._stream.write(f"[{self._clock() - self._start:6.1f} s] {text}\n")
+        self._stream.write(f"[{self._clock() - self._start:6.1f} s] {plain(text)}\n")
         self._stream.flush()
 
     def refresh(self, view: RunView) -> None:
@@ -88,6 +89,7 @@ class LiveDisplay:
 
     def step(self, text: str) -> None:
         """Print a line above the live part, and name it beside the spinner."""
+        text = plain(text)
         self._console.print(Text(f"{self._clock() - self._start:6.1f} s  ", style="dim").append(text, style="default"))
         self._spinner.update(text=Text(text, style="cyan"))
         self._live.update(self._spinner)

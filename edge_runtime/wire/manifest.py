@@ -9,6 +9,7 @@ Shape legend: ``R`` LoRA rank, ``N`` number of trainable elements.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable
 from typing import Annotated, Final, Literal
 
@@ -269,6 +270,7 @@ def _check(manifest: Manifest) -> None:
             msg = f"manifest has an impossible group: {group}"
             raise ManifestError(msg)
         sizes[group.layer, group.group] = group.num_units
+    _check_sizes(manifest)
     _check_targets(manifest)
     _check_tensors(manifest)
     manifest.text.check()
@@ -277,6 +279,17 @@ def _check(manifest: Manifest) -> None:
         is_plain = bool(name) and not name.startswith(".") and "/" not in name and "\\" not in name
         if not is_plain or not _is_digest(ref.digest) or ref.size_bytes < 0:
             msg = f"manifest lists an impossible file: {name!r} {ref}"
+            raise ManifestError(msg)
+
+
+def _check_sizes(manifest: Manifest) -> None:
+    """Before anything is computed from shapes, in numbers that would overflow."""
+    shapes = {tensor.name: tensor.shape for tensor in manifest.tensors}
+    shapes |= {dense.name: dense.shape for dense in manifest.dense}
+    shapes |= {target.module: (target.out_features, target.in_features) for target in manifest.targets}
+    for name, shape in shapes.items():
+        if math.prod(shape) > limits.MAX_TENSOR_ELEMENTS:
+            msg = f"manifest says that {name} has the shape {shape}, more than {limits.MAX_TENSOR_ELEMENTS} elements"
             raise ManifestError(msg)
 
 

@@ -136,3 +136,9 @@ def test_the_state_survives_its_file(tmp_path: Path) -> None:
     RunDirectory(tmp_path).save_state(state)
 
     assert RunDirectory(tmp_path).load_state() == state
+
+
+def test_a_state_that_cannot_be_read_is_not_taken_for_none(tmp_path: Path) -> None:
+    RunDirectory(tmp_path).job_file.mkdir()
+    with pytest.raises(StoreError, match=r"job\.json cannot be read"):
+        RunDirectory(tmp_path).load_state()

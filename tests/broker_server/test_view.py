@@ -156,3 +156,10 @@ def test_words_in_brackets_are_no_colours() -> None:
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     for part in ("[red]device[/red]", "[bold]training[/bold]", "[blink]offline: [link=http://x]why[/link]"):
         assert part in shown
+
+
+def test_lines_stay_lines() -> None:
+    """A step's text of an older event log may be anything."""
+    stream = io.StringIO()
+    PlainDisplay(stream, clock=lambda: 0.0).step("done\n[   0.0 s] forged \x1b[2J")
+    assert stream.getvalue() == "[   0.0 s] done\\n[   0.0 s] forged \\x1b[2J\n"

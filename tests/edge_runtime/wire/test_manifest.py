@@ -77,6 +77,14 @@ def test_contradictions_are_refused(manifest: Manifest, changed: dict[str, Any])
         decode_manifest(json.dumps(fields).encode())
 
 
+@pytest.mark.parametrize("part", ["tensors", "dense"])
+def test_shapes_that_no_memory_holds_are_refused(manifest: Manifest, part: str) -> None:
+    fields = json.loads(encode_manifest(manifest))
+    fields[part][-1]["shape"] = [2**31 - 1] * 8
+    with pytest.raises(ManifestError, match="more than 1099511627776 elements"):
+        decode_manifest(json.dumps(fields).encode())
+
+
 def test_targets_must_come_layer_by_layer(manifest: Manifest) -> None:
     fields = json.loads(encode_manifest(manifest))
     fields["targets"].reverse()

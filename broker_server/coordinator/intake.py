@@ -164,6 +164,9 @@ class Intake:
             full = f"it is not registered: {config.max_devices} devices are there, and max_devices allows no more"
             self._mailroom.complaints.say(f"device {message.device_id}", now, full)
             return []
+        if self._mailroom.registry.is_shared(message.device_id):
+            shared = "two machines use this name in turn: give one of them another --device-id, and its own --state"
+            self._mailroom.complaints.say(f"device {message.device_id}", now, shared)
         self._ledger.device_registered(message)
         task, max_length = self._run.manifest.task, config.training.max_length
         self._most_examples[message.device_id] = most_examples(message, task, max_length)

@@ -188,7 +188,9 @@ class Coordinator:
         if isinstance(command, FailRun):
             is_memory = command.reason is FailureReason.INSUFFICIENT_MEMORY
             failed = DevicesTooSmallError if is_memory else RunFailedError
-            raise failed(command.detail, round_number=state.round_number)
+            refused = f"; {self._link.last_refusal}" if self._link.last_refusal else ""
+            msg = f"{command.detail}{refused}"
+            raise failed(msg, round_number=state.round_number)
         if isinstance(command, FinishRun):
             self._ledger.run_finished(self._config.run_id)
             self._settle()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from typing import Final
 
@@ -11,10 +12,16 @@ LETTERS: Final = Allowance(burst=200, per_s=10)
 """Messages of one device, beside chunks and requests for them; a device sends about one a second."""
 
 
+NUM_REPLACED: Final = 8
+"""Sessions of a device that are remembered after another one took their place."""
+
+
 @dataclasses.dataclass(slots=True)
 class _Session:
     session_id: str
     heard_at: float
+    replaced: collections.deque[str] = dataclasses.field(default_factory=lambda: collections.deque(maxlen=NUM_REPLACED))
+    """Sessions before this one, oldest first."""
     is_online: bool = True
     letters: Bucket = dataclasses.field(default_factory=Bucket)
     chunks: Bucket = dataclasses.field(default_factory=Bucket)
@@ -42,6 +49,11 @@ class Registry:
         """Whether a device has registered, and was not forgotten since."""
         return device_id in self._sessions
 
+    def is_shared(self, device_id: str) -> bool:
+        """Whether two processes use a name in turn: a session is one process, and came back after another one."""
+        session = self._sessions.get(device_id)
+        return session is not None and session.session_id in session.replaced
+
     def register(self, device_id: str, session_id: str, now: float) -> bool:
         """A device registered; False where there are too many, all of them online.
 
@@ -49,6 +61,8 @@ class Registry:
         """
         known = self._sessions.get(device_id)
         if known is not None:
+            if known.session_id != session_id:
+                known.replaced.append(known.session_id)
             known.session_id, known.heard_at, known.is_online = session_id, now, True
             return True
         if len(self._sessions) >= self._max_devices:

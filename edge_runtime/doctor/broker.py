@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import logging
 import queue
 import random
 import secrets
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -55,10 +58,23 @@ def try_out(setup: Setup) -> Trial:
         device_id = setup.device_id or _stored_id(setup.state) or f"doctor-{secrets.token_hex(4)}"
         check_name(setup.fleet, "fleet")
         check_name(device_id, "device id")
-        _talk(setup, device_id, trial)
+        with _silent_link():
+            _talk(setup, device_id, trial)
     except FedSpineError as why:
         trial.problem = why
     return trial
+
+
+@contextlib.contextmanager
+def _silent_link() -> Iterator[None]:
+    """Without the link's own lines: what they say is in the findings."""
+    logger = logging.getLogger("edge_runtime.link")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _talk(setup: Setup, device_id: str, trial: Trial) -> None:

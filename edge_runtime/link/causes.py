@@ -65,6 +65,16 @@ def tls_problem(text: str) -> str | None:
     return next((step for word, step in _ALERT_STEPS if word in lowered), None)
 
 
+def https_problem(error: ssl.SSLError) -> str:
+    """What is wrong with TLS of an artifact server, and what to do; its URL is said elsewhere."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is refused ({certificate_problem(error, 'the variable SSL_CERT_FILE')}"
+    reason = str(error.reason or "") or "the connection ended"
+    if reason in {"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNEXPECTED_EOF_WHILE_READING", "HTTP_REQUEST"}:
+        return f"it speaks no TLS on that port ({reason}): its URL must begin with http://, or name the port of https"
+    return f"TLS failed ({reason}): {tls_problem(reason) or 'check its certificate and its versions of TLS'}"
+
+
 def of_handshake(address: BrokerAddress, error: OSError) -> LinkError:
     """The error for TLS that did not come about."""
     if isinstance(error, ssl.SSLCertVerificationError):

@@ -15,6 +15,7 @@ import os
 import random
 import re
 import shutil
+import ssl
 import time
 import urllib.error
 import urllib.parse
@@ -24,7 +25,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import IO, Final, NoReturn
 
-from edge_runtime.link import backoff
+from edge_runtime.link import backoff, causes
 from edge_runtime.link.errors import AddressError, ArtifactCorruptedError, ArtifactUnreachableError, LinkError
 from edge_runtime.wire.errors import MessageError
 from edge_runtime.wire.files import DiskFullError, raise_if_disk_full, sync_directory
@@ -38,6 +39,7 @@ MAX_ATTEMPTS: Final = 6
 """Attempts in a row that bring no new byte before the server counts as unreachable."""
 PART_SUFFIX: Final = ".part"
 LARGEST_WAIT_S: Final = 20.0
+NO_HTTP: Final = "what answers does not speak HTTP as it should ({})"
 LOOPBACK: Final = {"127.0.0.1", "::1", "localhost"}
 """Hosts that are reached directly, whatever proxy the environment names."""
 
@@ -268,10 +270,19 @@ def _cut_by_the_network() -> Iterator[None]:
     except http.client.RemoteDisconnected as error:
         msg = "the connection was closed without an answer"
         raise _CutError(msg) from error
+    except http.client.BadStatusLine as error:
+        is_tls = str(error.args[0]).startswith("\x15\x03")  # an alert
+        msg = NO_HTTP.format("BadStatusLine")
+        if is_tls:
+            msg = "it speaks TLS on that port: its URL must begin with https://"
+        raise _CutError(msg) from error
     except (http.client.HTTPException, ValueError) as error:  # their text quotes the answer
-        msg = f"what answers does not speak HTTP as it should ({type(error).__name__})"
+        msg = NO_HTTP.format(type(error).__name__)
         raise _CutError(msg) from error
     except OSError as error:
+        cause = error if isinstance(error, ssl.SSLError) else getattr(error, "reason", None)
+        if isinstance(cause, ssl.SSLError):
+            raise _CutError(causes.https_problem(cause)) from error
         reason = str(getattr(error, "reason", "") or error) or type(error).__name__
         msg = _TUNNEL.sub(r"\1", reason)  # then come the proxy's words
         raise _CutError(msg) from error

@@ -270,6 +270,8 @@ class MqttLink:
 
     def _note_refusal(self, topic: str, num_bytes: int, reason: str) -> None:
         """The broker did not take a message: no fault of the network, and no reason to say it again at once."""
+        if self._reflex is not None and topic == self._reflex.topic:
+            return  # who set the reflex notices that nothing comes back
         with self._lock:
             self.num_refused += 1
             self.last_refusal = f"broker {self._settings.address} refused {num_bytes} bytes on {topic} ({reason})"

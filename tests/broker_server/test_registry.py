@@ -23,6 +23,17 @@ def test_unknown_device_must_register(registry: Registry) -> None:
     assert not registry.heard("b", 1.0)
 
 
+def test_a_session_that_comes_back_after_another_is_of_a_second_machine_with_one_name(registry: Registry) -> None:
+    assert not registry.is_shared("a")
+    registry.register("a", "first", 1.0)
+    registry.register("a", "second", 2.0)
+    registry.register("a", "second", 3.0)
+    assert not registry.is_shared("a"), "a restart, and a reconnect"
+    registry.register("a", "first", 4.0)
+    assert registry.is_shared("a")
+    assert not registry.is_shared("b")
+
+
 def test_good_bye(registry: Registry) -> None:
     assert registry.leave("a", "first")
     assert registry.online == []

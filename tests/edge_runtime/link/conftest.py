@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from edge_runtime.link.mqtt import BrokerAddress, MqttLink
+from tests.edge_runtime.link.certificates import openssl
 from tests.edge_runtime.link.links import Jitter, MakeLink
 from tests.edge_runtime.link.site import Site, serve
 
@@ -47,3 +48,13 @@ def certificate(tmp_path: Path) -> tuple[Path, Path]:
     except FileNotFoundError:
         pytest.skip("openssl is not installed")
     return cert, key
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an authority of one's own: ``ca.pem``, ``ca.key``."""
+    folder = tmp_path_factory.mktemp("authority")
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    out = ("-keyout", str(folder / "ca.key"), "-out", str(folder / "ca.pem"))
+    openssl("req", "-x509", *key, *out, "-days", "3", "-subj", "/CN=Home CA")
+    return folder

@@ -62,6 +62,8 @@ class Assigner:
         self._works = dict(works or {})
         self._plans: dict[float, Plan] = {}
         self._blobs: dict[tuple[str, int], tuple[BlobRef, bytes]] = {}
+        self._layouts: dict[tuple[int, int], tuple[Plan, AdapterLayout, int]] = {}
+        """By identity of a plan (which is kept, so that it stays one) and rank: layout, and most bytes of an update."""
 
     def use(self, importance: Importance) -> None:
         """Rank units by other scores from now on; what was assigned stays as it is."""
@@ -114,6 +116,7 @@ class Assigner:
         digests = tuple(ref.digest for ref, _ in self._blobs.values())
         self._blobs.clear()
         self._works.clear()
+        self._layouts.clear()
         return digests
 
     def message(self, command: SendAssignment, work: AssignedWork, ref: BlobRef) -> Assignment:
@@ -139,11 +142,7 @@ class Assigner:
         Raises:
             MessageError: it is, or nothing was assigned.
         """
-        work = self._assigned(key)
-        layout = AdapterLayout.of(self._manifest, work.final_plan, work.rank)
-        num_scores = sum(work.final_plan.kept(g.layer, g.group).size for g in self._manifest.groups)
-        num_tensors = 1 + len(layout.shapes) + len(self._manifest.groups)
-        most = 4 * (layout.num_elements + num_scores) + HEADER_BYTES_PER_TENSOR * num_tensors
+        _, most = self._layout(self._assigned(key))
         if update.adapter.size_bytes > most:
             msg = f"update is {update.adapter.size_bytes} bytes, at most {most} are expected"
             raise MessageError(msg, device_id=key.device_id, round_number=key.round_number)
@@ -156,10 +155,29 @@ class Assigner:
             MessageError: nothing was assigned.
         """
         work, payload = self._assigned(key), decode_payload(blob)
+        layout, _ = self._layout(work)
         check_payload(
-            self._manifest, work.final_plan, work.rank, payload, is_update=True, trainable=self._aggregation.trainable
+            self._manifest,
+            work.final_plan,
+            work.rank,
+            payload,
+            is_update=True,
+            trainable=self._aggregation.trainable,
+            layout=layout,
         )
         return payload
+
+    def _layout(self, work: AssignedWork) -> tuple[AdapterLayout, int]:
+        """Layout of an update without what is not trained, and the most bytes that it may have."""
+        plan = work.final_plan
+        known = self._layouts.get((id(plan), work.rank))
+        if known is None:
+            layout = AdapterLayout.of(self._manifest, plan, work.rank)
+            num_scores = sum(plan.kept(g.layer, g.group).size for g in self._manifest.groups)
+            num_tensors = 1 + len(layout.shapes) + len(self._manifest.groups)
+            most = 4 * (layout.num_elements + num_scores) + HEADER_BYTES_PER_TENSOR * num_tensors
+            known = self._layouts[id(plan), work.rank] = plan, layout, most
+        return known[1], known[2]
 
     def _assigned(self, key: UpdateKey) -> AssignedWork:
         work = self._works.get(key)

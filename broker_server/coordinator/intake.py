@@ -127,6 +127,8 @@ class Intake:
         update, participant = self._announced.get(key.device_id), open_participant(state, key)
         if update is None or _key(update) != key or participant is None:
             return []
+        if self._pulling.get(key.device_id) == update and self._mailroom.is_pulling(update.adapter, key.device_id):
+            return []  # said again while it is on its way
         try:
             self._assigner.check_size(update, key)
         except WireError as error:

@@ -316,9 +316,9 @@ class Ledger:
 
 
 def _changed(before: RunState, after: RunState) -> list[Participant]:
-    """Participants whose lasting part a step changed; most are the same objects as before."""
-    pairs = ((before.participants.get(device_id), one) for device_id, one in after.participants.items())
-    return [one for was, one in pairs if one is not was and _lasting(one) != _lasting(was)]
+    """Participants whose lasting part a step changed."""
+    pairs = [(before.participants.get(name), after.participants[name]) for name in dict.fromkeys(after.touched)]
+    return [one for was, one in pairs if _lasting(one) != _lasting(was)]
 
 
 def _lasting(participant: Participant | None) -> Participant | None:

@@ -173,6 +173,10 @@ class Mailroom:
         """Pull a blob from a device; both callbacks come out of :meth:`open`."""
         self._transfers.expect(ref, device_id, on_complete, on_failed)
 
+    def is_pulling(self, ref: BlobRef, device_id: str) -> bool:
+        """Whether a blob is on its way, or waits for its turn."""
+        return self._transfers.is_expected(ref.digest, device_id)
+
     def stop_pulling(self, ref: BlobRef, device_id: str) -> None:
         """Give up a blob."""
         self._transfers.cancel(ref.digest, device_id)

@@ -116,8 +116,12 @@ def resume(
     return close_if_complete(state)
 
 
-def advance(state: RunState, event: Event) -> Step:  # noqa: C901, PLR0911 - one return for each event
+def advance(state: RunState, event: Event) -> Step:
     """The next state, and what to do; commands are to be executed in order, after the state was saved."""
+    return _step(dataclasses.replace(state, touched=()) if state.touched else state, event)
+
+
+def _step(state: RunState, event: Event) -> Step:  # noqa: C901, PLR0911 - one return for each event
     match event:
         case Tick():
             return _on_tick(state, event)
@@ -257,6 +261,7 @@ def _on_arms_chosen(state: RunState, event: ArmsChosen) -> Step:
         state,
         phase=Phase.COLLECTING,
         participants=participants,
+        touched=tuple(participants),
         deadline_at=state.now + state.limits.round_deadline_s,
     )
     commands = tuple(_assignment(state, p) for p in participants.values() if p.lost_at is None)

@@ -150,7 +150,9 @@ def _fail(state: RunState, what: str, reasons: list[str]) -> Step:
 
 def with_participants(state: RunState, changed: Mapping[str, Participant]) -> RunState:
     """The state with some participants changed."""
-    return dataclasses.replace(state, participants={**state.participants, **changed})
+    return dataclasses.replace(
+        state, participants={**state.participants, **changed}, touched=(*state.touched, *changed)
+    )
 
 
 def key_of(state: RunState, participant: Participant) -> UpdateKey:

@@ -120,6 +120,8 @@ class RunState:
     """What devices that are offline said when they left; the latest ones."""
     misses: Mapping[str, Miss] = dataclasses.field(default_factory=dict)
     """Of devices that did not answer when they were last asked."""
+    touched: tuple[str, ...] = ()
+    """Participants that the last step may have changed."""
     called: frozenset[str] = frozenset()
     """Devices that were called in after the round had begun."""
 

@@ -85,7 +85,14 @@ def decode_payload(blob: bytes) -> Payload:
 
 
 def check_payload(
-    manifest: Manifest, plan: Plan, rank: int, payload: Payload, *, is_update: bool, trainable: Trainable = "all"
+    manifest: Manifest,
+    plan: Plan,
+    rank: int,
+    payload: Payload,
+    *,
+    is_update: bool,
+    trainable: Trainable = "all",
+    layout: AdapterLayout | None = None,
 ) -> None:
     """Refuse a payload that does not fit.
 
@@ -97,11 +104,12 @@ def check_payload(
         is_update: whether it came from a device. Then it may hold importance but no merged factors, and the A factors
             are missing where they are not trained; otherwise it is the other way round.
         trainable: what the assignment says.
+        layout: of manifest, plan and rank, where the caller has made it already.
 
     Raises:
         TensorError: names the first offending tensor.
     """
-    layout = AdapterLayout.of(manifest, plan, rank)
+    layout = layout or AdapterLayout.of(manifest, plan, rank)
     (layout.trained(trainable) if is_update else layout).check(payload.adapter)
     if payload.merged and is_update:
         msg = "an update holds merged factors; only the coordinator merges"

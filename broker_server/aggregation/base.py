@@ -26,7 +26,7 @@ from edge_runtime.wire.adapter import AdapterLayout, Trainable, restrict, target
 from edge_runtime.wire.errors import WireError
 from edge_runtime.wire.manifest import Manifest, TargetSpec
 from edge_runtime.wire.payload import Merged, Payload, check_merged, restrict_merged
-from edge_runtime.wire.plan import Plan
+from edge_runtime.wire.plan import Indices, Plan
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,8 +150,12 @@ def _target_updates(target: TargetSpec, old: Mapping[str, Float32], updates: Seq
     size = target.in_features if target.in_prune is not None else target.out_features
     prune = target.in_prune or target.out_prune
     contributions = []
+    indices: dict[int, tuple[Indices | None, Indices | None]] = {}
+    """By identity of a plan: most devices share one with others."""
     for update in updates:
-        rows, columns = target_indices(target, update.plan)
+        if id(update.plan) not in indices:
+            indices[id(update.plan)] = target_indices(target, update.plan)
+        rows, columns = indices[id(update.plan)]
         held = columns if target.in_prune is not None else rows
         sent_a = old[key_a][: update.rank] if columns is None else old[key_a][: update.rank, columns]
         contributions.append(
@@ -207,6 +211,7 @@ def _check_updates(manifest: Manifest, rank: int, updates: Sequence[DeviceUpdate
     if not updates:
         msg = "no update to aggregate: expected one or more"
         raise AggregationError(msg)
+    layouts: dict[tuple[int, int], AdapterLayout] = {}
     for before, update in zip([None, *updates], updates, strict=False):
         if before is not None and before.device_id == update.device_id:
             msg = f"device {update.device_id} has two updates, expected one"
@@ -218,8 +223,11 @@ def _check_updates(manifest: Manifest, rank: int, updates: Sequence[DeviceUpdate
             msg = f"device {update.device_id} has rank {update.rank}, the global adapter has {rank}"
             raise AggregationError(msg, device_id=update.device_id)
         try:
-            update.plan.check(manifest)
-            AdapterLayout.of(manifest, update.plan, update.rank).trained(trainable).check(update.tensors)
+            kind = id(update.plan), update.rank
+            if kind not in layouts:
+                update.plan.check(manifest)
+                layouts[kind] = AdapterLayout.of(manifest, update.plan, update.rank).trained(trainable)
+            layouts[kind].check(update.tensors)
         except WireError as error:
             msg = f"update of device {update.device_id} does not fit: {error}"
             raise AggregationError(msg, device_id=update.device_id) from error

@@ -22,7 +22,7 @@ from edge_runtime.agent.jobs import Jobs
 from edge_runtime.agent.mouthpiece import Mouthpiece
 from edge_runtime.agent.outbox import Outbox
 from edge_runtime.agent.pins import Pins
-from edge_runtime.agent.refusals import is_final, largest_delay_s, reason_of
+from edge_runtime.agent.refusals import is_final, largest_delay_s, reason_of, too_large
 from edge_runtime.agent.refused import Refused
 from edge_runtime.agent.reporter import Reporter
 from edge_runtime.agent.traffic import Traffic
@@ -250,6 +250,9 @@ class Agent:
                 return
             self._drop_work(f"superseded by round {assignment.round_number}, attempt {assignment.attempt}")
         self._attempts.news()
+        if (detail := too_large(assignment, self._settings.work.memory_limit_bytes)) is not None:
+            self._refuse(work, FailureReason.INSUFFICIENT_MEMORY, detail)
+            return
         arm = assignment.arm
         logger.info("round %d, attempt %d: pruning ratio %g, rank %d", *work.key[1:], arm.pruning_ratio, arm.rank)
         self._work = work

@@ -15,6 +15,7 @@ from edge_runtime.agent.pauses import Pauses
 from edge_runtime.agent.traffic import Traffic
 from edge_runtime.agent.worker import Progress, Workbench, WorkContext, WorkSettings, prepare
 from edge_runtime.board.sensors import Sensors
+from edge_runtime.engine.session import Interrupt
 from edge_runtime.wire.messages import Assignment, Update, Welcome
 
 Job = Workbench | tuple[Update, bytes]
@@ -38,11 +39,17 @@ class Jobs(Background[Job]):
         self._traffic = traffic
         self._checkpoints = checkpoints
         self._pauses = Pauses(settings.pausing, Sensors(settings.sensors))
+        self._interrupt = Interrupt()
 
     @property
     def is_idle(self) -> bool:
         """Whether a job can be started and none has ended unnoticed."""
         return not self.is_busy and self.outcomes.empty()
+
+    def stop(self) -> None:
+        """Ask the job to stop, and end the graph that it is running."""
+        super().stop()
+        self._interrupt.set()
 
     def prepare(self, welcome: Welcome, progress: Progress) -> None:
         """Start getting ready for a run; the tag is what the coordinator said of it."""
@@ -75,6 +82,7 @@ class Jobs(Background[Job]):
             progress: where to note how far it is.
         """
         blob, fetch_s = adapter
+        self._interrupt = interrupt = Interrupt()
 
         def job(stop: threading.Event) -> tuple[Update, bytes]:
             context = WorkContext(
@@ -86,7 +94,8 @@ class Jobs(Background[Job]):
                 checkpoints=self._checkpoints,
                 pauses=self._pauses,
             )
-            return workbench.run(assignment, blob, context)
+            with interrupt:
+                return workbench.run(assignment, blob, context)
 
         key: Key = (assignment.run_id, assignment.round_number, assignment.attempt)
         self.start(key, job)

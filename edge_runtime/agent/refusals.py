@@ -10,7 +10,7 @@ from edge_runtime.link import errors as link
 from edge_runtime.ort_training.errors import ArmNotExportedError, OrtMissingError, OrtModelsError
 from edge_runtime.wire.errors import ManifestError
 from edge_runtime.wire.files import DiskFullError
-from edge_runtime.wire.messages import FailureReason
+from edge_runtime.wire.messages import Assignment, FailureReason
 
 _REASONS: tuple[tuple[type[BaseException], FailureReason], ...] = (
     (engine.InsufficientMemoryError, FailureReason.INSUFFICIENT_MEMORY),
@@ -35,6 +35,17 @@ def reason_of(error: BaseException) -> FailureReason:
         if isinstance(error, kind):
             return reason
     return FailureReason.INTERNAL
+
+
+def too_large(assignment: Assignment, memory_limit_bytes: int) -> str | None:
+    """Why an adapter is not pulled, one line; None where it may be: its chunks and the whole are held at once."""
+    needed = 2 * assignment.adapter.size_bytes
+    if needed <= memory_limit_bytes:
+        return None
+    return (
+        f"the adapter is {assignment.adapter.size_bytes / 1e6:.0f} MB, this device may use "
+        f"{memory_limit_bytes / 1e6:.0f} MB: assign a cheaper arm, or raise --memory-limit"
+    )
 
 
 def is_final(error: BaseException) -> bool:

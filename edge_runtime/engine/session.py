@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,29 @@ from edge_runtime.engine.errors import GraphError, InsufficientMemoryError
 _PROVIDERS: Final = ["CPUExecutionProvider"]
 _ERRORS_ONLY: Final = 3
 _NO_MEMORY: Final = ("bad_alloc", "bad allocation", "Failed to allocate", "out of memory", "BFCArena")
+
+
+class Interrupt:
+    """Ends the run of a graph from another thread: between two operators, also those of a loop that would never end.
+
+    A context manager: what the thread runs inside can be ended, and every run after :meth:`set` ends at once.
+    """
+
+    def __init__(self) -> None:
+        self.options: Any = ort.RunOptions()
+
+    def set(self) -> None:
+        """End what runs, with a :class:`GraphError` there; may be called from any thread, and twice."""
+        self.options.terminate = True
+
+    def __enter__(self) -> None:
+        self._token = _interrupt.set(self)
+
+    def __exit__(self, *_: object) -> None:
+        _interrupt.reset(self._token)
+
+
+_interrupt: contextvars.ContextVar[Interrupt | None] = contextvars.ContextVar("interrupt", default=None)
 
 
 class Graph:
@@ -96,7 +120,8 @@ class Binding:
             InsufficientMemoryError: it could not allocate.
         """
         try:
-            self.graph.session.run_with_iobinding(self._io)
+            interrupt = _interrupt.get()
+            self.graph.session.run_with_iobinding(self._io, None if interrupt is None else interrupt.options)
         except Exception as error:  # onnxruntime's exceptions share no base of their own
             raise translate(error, f"{self.graph.path.name} failed") from error
 

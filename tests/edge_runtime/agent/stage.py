@@ -138,7 +138,19 @@ class Coordinator:
         blob = encode_tensors(adapter.restrict(self.artifact.manifest, self.full, plan, arm.rank))
         ref = chunks.describe(blob)
         self.transfers.offer(ref.digest, lambda: blob)
-        hyper = {"num_local_steps": 4, "learning_rate": 1e-2, **changes.pop("hyper", {})}
+        hyper: dict[str, Any] = {
+            "num_local_steps": 4,
+            "learning_rate": 1e-2,
+            "weight_decay": 0.0,
+            "lora_scaling": 2.0,
+            "max_grad_norm": 1.0,
+            "num_warmup_steps": 1,
+            "batch_size": 4,
+            "num_accumulation_steps": 1,
+            "max_length": 16,
+            "seed": 0,
+            **changes.pop("hyper", {}),
+        }
         assignment = Assignment(
             **{
                 "run_id": RUN,
@@ -149,17 +161,7 @@ class Coordinator:
                 "plan": plan,
                 "adapter": ref,
                 "deadline_s": 60.0,
-                "hyper_parameters": HyperParameters(
-                    weight_decay=0.0,
-                    lora_scaling=2.0,
-                    max_grad_norm=1.0,
-                    num_warmup_steps=1,
-                    batch_size=4,
-                    num_accumulation_steps=1,
-                    max_length=16,
-                    seed=0,
-                    **hyper,
-                ),
+                "hyper_parameters": HyperParameters(**hyper),
                 **changes,
             }
         )

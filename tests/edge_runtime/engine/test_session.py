@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import onnx
 import pytest
 
 from edge_runtime.engine.errors import GraphError, InsufficientMemoryError
-from edge_runtime.engine.session import Binding, Graph
+from edge_runtime.engine.session import Binding, Graph, Interrupt
 from edge_runtime.wire.errors import ExitCode
 
 
@@ -110,3 +111,36 @@ def test_what_cannot_be_allocated_is_insufficient_memory(tmp_path: Path) -> None
     with pytest.raises(InsufficientMemoryError, match="out of memory") as caught:
         binding.run()
     assert caught.value.exit_code == ExitCode.INSUFFICIENT_MEMORY
+
+
+def bound(graph: Graph) -> Binding:
+    binding = Binding(graph)
+    for name in ("a", "b"):
+        binding.bind(name, np.ones(2, np.float32))
+    binding.bind_output("out", np.zeros(2, np.float32))
+    return binding
+
+
+def test_an_interrupt_ends_what_is_run_inside_it_alone(graph: Graph) -> None:
+    binding, interrupt = bound(graph), Interrupt()
+    with interrupt:
+        binding.run()
+        interrupt.set()
+        with pytest.raises(GraphError, match="terminate"):
+            binding.run()
+    binding.run()
+    with Interrupt():
+        binding.run()
+
+
+def test_an_interrupt_of_one_thread_leaves_another_alone(graph: Graph) -> None:
+    interrupt = Interrupt()
+    interrupt.set()
+    other = bound(graph)
+    out = np.zeros(2, np.float32)
+    other.bind_output("out", out)
+    with interrupt:
+        thread = threading.Thread(target=other.run)
+        thread.start()
+        thread.join(10)
+    assert out.tolist() == [2, 2]

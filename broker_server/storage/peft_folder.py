@@ -20,6 +20,12 @@ from models.hub import is_hub_id
 
 PAGE: Final = "README.md"
 _HERE: Final = "adapters/peft"
+_LABELS: Final = """,
+    num_labels=labels.num_labels,
+    id2label=labels.id2label,
+    label2id=labels.label2id,
+    ignore_mismatched_sizes=True,  # the base model may have another classifier: the adapter brings its own
+"""
 
 
 class PeftFolder:
@@ -88,13 +94,11 @@ def page(manifest: Manifest, base: str) -> str:
     """How to load the adapter, as Markdown."""
     kind = "CausalLM" if manifest.task == "causal-lm" else "SequenceClassification"
     head = f"base_model: {base}\n" if is_hub_id(base) else ""
-    labels = (
-        ""
-        if manifest.task == "causal-lm"
-        else ", num_labels=labels.num_labels, id2label=labels.id2label, label2id=labels.label2id"
-    )
-    read_labels = f'labels = AutoConfig.from_pretrained("{_HERE}")\n' if labels else ""
-    imports = "AutoConfig, AutoTokenizer" if labels else "AutoTokenizer"
+    is_classifier = manifest.task == "text-classification"
+    labels = _LABELS if is_classifier else ""
+    read_labels = f'labels = AutoConfig.from_pretrained("{_HERE}")\n' if is_classifier else ""
+    break_ = "\n    " if is_classifier else ""
+    imports = "AutoConfig, AutoTokenizer" if is_classifier else "AutoTokenizer"
     return f"""---
 library_name: peft
 {head}---
@@ -105,12 +109,11 @@ library_name: peft
 from peft import AutoPeftModelFor{kind}
 from transformers import {imports}
 
-{read_labels}model = AutoPeftModelFor{kind}.from_pretrained("{_HERE}"{labels})
+{read_labels}model = AutoPeftModelFor{kind}.from_pretrained({break_}"{_HERE}"{labels})
 tokenizer = AutoTokenizer.from_pretrained("{_HERE}")
 ```
 
-The base model is `{base}`, as it was given to the run. `adapter_config.json` names it: change it there where it lies
-elsewhere.
+`adapter_config.json` names the base model, `{base}`: change it there where it lies elsewhere.
 """
 
 

@@ -46,6 +46,7 @@ Made = tuple[Callable[[Path], Path], dict[str, Any]]
 MODELS: dict[str, Made] = {
     "neither head nor pooler": (without_pooler, {"labels": LABELS}),
     "the checkpoint's head": (lambda directory: save_bert_classifier(directory, tuple(LABELS)), {}),
+    "another head": (lambda directory: save_bert_classifier(directory, tuple("abcde")), {"labels": LABELS}),
     "a decoder": (save_llama, {}),
 }
 

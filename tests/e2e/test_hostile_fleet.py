@@ -94,7 +94,7 @@ def test_honest_boards_count_in_every_round_among_attackers(tiny_bert_model: Pat
         tmp_path / "artifact",
         digest,
         training=TrainingConfig(num_rounds=NUM_ROUNDS, num_local_steps=2, batch_size=4, max_length=16),
-        round_deadline_s=20.0,
+        round_deadline_s=10.0,
         registration_timeout_s=10.0,  # all that come within ten seconds take part in the first round
         num_devices=1000,
     )

@@ -70,7 +70,13 @@ class Intake:
         self._mailroom = mailroom
         self._assigner = run.assigner
         self._ledger = ledger
-        self._hello = Hello(run_id=config.run_id, session_id=session_id)
+        self._artifact_url = f"{config.artifact_url.rstrip('/')}/{config.artifact_digest}/"
+        self.hello = Hello(
+            run_id=config.run_id,
+            session_id=session_id,
+            artifact_url=self._artifact_url,
+            artifact_digest=config.artifact_digest,
+        )
         self._clock = clock
         self._earlier_sessions = ledger.load_sessions()
         self._most_examples: dict[str, int] = {}
@@ -86,7 +92,7 @@ class Intake:
             return []
         device_id, message = opened
         if message is Other.STRANGER or (isinstance(message, Presence) and message.online):  # one that asks who is here
-            self._mailroom.to(device_id, self._hello)
+            self._mailroom.to(device_id, self.hello)
             return []
         if isinstance(message, Register):
             return self._register(message)
@@ -94,7 +100,7 @@ class Intake:
             return self._leave(message)
         is_online = self._mailroom.registry.heard(device_id, self._clock())
         if not is_online:
-            self._mailroom.to(device_id, self._hello)
+            self._mailroom.to(device_id, self.hello)
         life = self._sign_of_life(state, device_id) if is_online else []
         if isinstance(message, Other):
             return [*life, *self._take_arrived(state)]
@@ -178,7 +184,7 @@ class Intake:
         welcome = Welcome(
             run_id=config.run_id,
             device_id=message.device_id,
-            artifact_url=f"{config.artifact_url.rstrip('/')}/{config.artifact_digest}/",
+            artifact_url=self._artifact_url,
             artifact_digest=config.artifact_digest,
             arms=config.arms,
             batch_size=config.training.batch_size,

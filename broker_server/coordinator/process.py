@@ -54,7 +54,7 @@ from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress, TlsFiles
 from edge_runtime.link.mqtt import Connected, Disconnected, MqttLink, Received
 from edge_runtime.wire import limits, topics
 from edge_runtime.wire.files import PRIVATE_FILE, keep_private
-from edge_runtime.wire.messages import FailureReason, Finished, Hello, encode_message, kind_of
+from edge_runtime.wire.messages import FailureReason, Finished, encode_message, kind_of
 
 logger = logging.getLogger(__name__)
 
@@ -222,7 +222,7 @@ class Coordinator:
             event = self._link.events.get(timeout=timeout_s)
         match event:
             case Connected():
-                self._mailroom.to_all(Hello(run_id=self._config.run_id, session_id=self._session_id))
+                self._mailroom.to_all(self._intake.hello)
                 self._mailroom.reconnected()
             case Disconnected(reason=reason):
                 logger.warning("waiting for the broker to come back (%s)", reason)

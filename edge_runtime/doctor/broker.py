@@ -1,4 +1,4 @@
-"""The broker: whether it lets this device in and takes what devices say, and whether a coordinator answers."""
+"""The broker: does it take what this device says, does a coordinator answer, is its artifact there?"""
 
 from __future__ import annotations
 
@@ -44,6 +44,9 @@ class Trial:
     """Run of the coordinator that answered; empty = none did."""
     allowed: str = "any artifact that it names"
     """What the device would run of what a coordinator names."""
+    artifact_url: str | None = None
+    """Folder of its artifact, with a slash at the end."""
+    artifact_digest: str | None = None
 
 
 def try_out(setup: Setup) -> Trial:
@@ -126,7 +129,9 @@ def _talk(setup: Setup, device_id: str, trial: Trial) -> None:
             trial.came_back = trial.came_back or event.payload == large
         elif isinstance(event, Received) and event.topic.endswith("/hello"):
             message = decode_message(event.payload)
-            trial.coordinator = message.run_id if isinstance(message, Hello) else ""
+            if isinstance(message, Hello):
+                trial.coordinator = message.run_id
+                trial.artifact_url, trial.artifact_digest = message.artifact_url, message.artifact_digest
     trial.refusal = link.last_refusal
     trial.is_confirmed = link.is_all_confirmed
     link.close()
@@ -172,6 +177,31 @@ def fleet(trial: Trial) -> Finding:
         return warning("fleet", "cannot be asked without the broker", "mend what is said of the broker first")
     step = "check --fleet, and that 'fedspine coordinate' runs with that fleet; a device waits for it"
     return warning("fleet", f"no coordinator of fleet {trial.fleet!r} answered in {ANSWER_S:g} s", step)
+
+
+def artifact(trial: Trial) -> Finding:
+    """Can the manifest of the run's artifact be fetched from here, and is it one that this release reads?"""
+    from edge_runtime.link.http import fetch_small  # noqa: PLC0415 - see the package's docstring
+    from edge_runtime.wire import limits, names  # noqa: PLC0415
+    from edge_runtime.wire.manifest import decode_manifest, digest_of  # noqa: PLC0415
+
+    if not trial.address:
+        return skipped("artifact", "--broker")
+    if not trial.coordinator:
+        return warning("artifact", "cannot be asked without a coordinator", "mend what is said of the fleet first")
+    if trial.artifact_url is None:
+        return warning("artifact", "the coordinator does not say where it is", "install the server's release there too")
+    url = f"{trial.artifact_url}{names.MANIFEST_FILE}"
+    try:
+        data = fetch_small(url, limits.MAX_MANIFEST_BYTES, timeout_s=ANSWER_S, max_attempts=1)
+        manifest = decode_manifest(data)
+    except FedSpineError as why:
+        return refused("artifact", why)
+    if digest_of(data) != trial.artifact_digest:
+        step = "let the coordinator and the artifact server use the same run directory"
+        detail = f"{url} is not the manifest of the run: its digest is {digest_of(data)[:12]}"
+        return error("artifact", detail, step, ExitCode.ARTIFACT_CORRUPTED)
+    return ok("artifact", f"{url} is there: {manifest.model_name}, {manifest.task}")
 
 
 def _stored_id(state: Path | None) -> str | None:

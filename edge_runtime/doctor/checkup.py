@@ -45,4 +45,5 @@ def _questions(setup: Setup) -> tuple[tuple[str, Callable[[], Finding]], ...]:
         ("data", lambda: belongings.data(setup)),
         ("broker", lambda: broker.broker(tried())),
         ("fleet", lambda: broker.fleet(tried())),
+        ("artifact", lambda: broker.artifact(tried())),
     )

@@ -203,6 +203,9 @@ class Hello(Message, frozen=True, kw_only=True):
 
     run_id: Name
     session_id: Name
+    artifact_url: Url | None = None
+    """As in :class:`Welcome`, so that a board can be checked before it registers."""
+    artifact_digest: Digest | None = None
 
 
 class Welcome(Message, frozen=True, kw_only=True):

@@ -23,7 +23,7 @@ from tests.conftest import Disk
 
 NAMES = [
     *("python", "packages", "onnxruntime", "session", "processor", "cores", "memory"),
-    *("swap", "nice", "sensors", "clock", "state", "data", "broker", "fleet"),
+    *("swap", "nice", "sensors", "clock", "state", "data", "broker", "fleet", "artifact"),
 ]
 
 
@@ -74,8 +74,10 @@ def test_a_board_where_all_is_well(tmp_path: Path, data: Path, mosquitto: Any) -
     assert (done.returncode, done.stderr) == (ExitCode.OK, ""), done.stdout
     found = levels(done)
     assert list(found) == NAMES
-    assert {level for name, level in found.items() if name not in {"packages", "memory", "swap", "fleet"}} == {"ok"}
-    assert found["fleet"] == "warning", "nobody coordinates it"
+    assert {
+        level for name, level in found.items() if name not in {"packages", "memory", "swap", "fleet", "artifact"}
+    } == {"ok"}
+    assert (found["fleet"], found["artifact"]) == ("warning", "warning"), "nobody coordinates it"
     assert "2 examples, 1 of them raw text" in done.stdout
     assert not state.exists()
 
@@ -87,7 +89,9 @@ def test_a_board_where_all_is_well(tmp_path: Path, data: Path, mosquitto: Any) -
 def test_what_is_not_named_is_not_looked_at() -> None:
     done = doctor("--nice", "19")
     assert done.returncode == ExitCode.OK
-    assert [name for name, level in levels(done).items() if level == "skipped"] == ["state", "data", "broker", "fleet"]
+    assert [name for name, level in levels(done).items() if level == "skipped"] == [
+        *("state", "data", "broker", "fleet", "artifact")
+    ]
 
 
 def test_every_error_is_named_and_the_first_decides(tmp_path: Path, data: Path) -> None:
@@ -95,7 +99,7 @@ def test_every_error_is_named_and_the_first_decides(tmp_path: Path, data: Path) 
     done = doctor("--broker", "mqtt://127.0.0.1:1", "--data", data, "--max-temperature", "60", "--sensors", tmp_path)
     assert done.returncode == ExitCode.USAGE  # of the sensors, which come first
     assert [name for name, level in levels(done).items() if level == "error"] == ["sensors", "data", "broker"]
-    assert done.stderr.splitlines() == ["fedspine-edge: error: 3 of 15 checks failed: sensors, data, broker"]
+    assert done.stderr.splitlines() == ["fedspine-edge: error: 3 of 16 checks failed: sensors, data, broker"]
     told = json.loads(doctor("--broker", "mqtt://127.0.0.1:1", "--json").stdout)
     assert (told["ok"], told["exit_code"]) == (False, ExitCode.BROKER_UNREACHABLE)
 

@@ -109,7 +109,7 @@ EXAMPLES: list[AnyMessage] = [
         reason=FailureReason.INSUFFICIENT_MEMORY,
         detail="too little",
     ),
-    Hello(run_id="run", session_id="c0"),
+    Hello(run_id="run", session_id="c0", artifact_url="http://host:8000/artifacts/x/", artifact_digest="d" * 64),
     Welcome(
         run_id="run",
         device_id="board-7",
@@ -340,3 +340,8 @@ def test_prunings_must_ascend_within_the_steps(steps: tuple[int, ...]) -> None:
 def test_the_update_is_under_the_last_plan() -> None:
     assignment = next(m for m in EXAMPLES if isinstance(m, Assignment))
     assert assignment.final_plan == assignment.prunings[-1].plan
+
+
+def test_hello_of_a_release_that_does_not_name_the_artifact_is_read() -> None:
+    old = "84a46b696e64a568656c6c6fae736368656d615f76657273696f6e01a672756e5f6964a372756eaa73657373696f6e5f6964a26330"
+    assert decode_message(bytes.fromhex(old)) == Hello(run_id="run", session_id="c0")

@@ -7,8 +7,9 @@ nothing else; formulas are transformers' there, and this project's in the stages
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import torch
@@ -30,7 +31,7 @@ def check_parity(family: Family, weights: Mapping[str, torch.Tensor], source: An
     Args:
         family: the model as the stages compute it.
         weights: all of its parameters, of the types that the checkpoint has.
-        source: the checkpoint as transformers loads it; becomes float32, in evaluation mode.
+        source: the checkpoint as transformers loads it; goes into evaluation mode.
         config: the configuration that is written beside the weights: what is later built from it must agree too.
 
     Returns:
@@ -46,7 +47,7 @@ def check_parity(family: Family, weights: Mapping[str, torch.Tensor], source: An
     mask = torch.ones_like(ids)
     mask[1, max(1, length - _PADDING) :] = 0
     with torch.inference_mode():
-        expected = _logits(source.float().eval(), ids, mask)
+        expected = _logits(source.eval(), ids, mask)
         differences = {
             "the stages": _difference(_of_stages(family, weights, ids, mask), expected),
             "the configuration as it is exported": _difference(_logits(_rebuilt(source, config), ids, mask), expected),
@@ -65,8 +66,33 @@ def check_parity(family: Family, weights: Mapping[str, torch.Tensor], source: An
 
 def _logits(model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Of the positions that count: ``[B, classes]``, or ``[T, vocabulary]``."""
-    logits: torch.Tensor = model(input_ids=ids, attention_mask=mask).logits
+    with _in_float32(model):
+        logits: torch.Tensor = model(input_ids=ids, attention_mask=mask).logits
     return logits[mask == 1] if logits.dim() == 3 else logits
+
+
+@contextlib.contextmanager
+def _in_float32(model: Any) -> Iterator[None]:
+    """Let a model compute in float32 whatever its weights are stored in; those of one layer at a time are widened."""
+    stored: dict[int, list[tuple[torch.nn.Parameter, torch.Tensor]]] = {}
+
+    def widen(module: torch.nn.Module, inputs: object) -> None:
+        del inputs
+        stored[id(module)] = [(parameter, parameter.data) for parameter in module.parameters(recurse=False)]
+        for parameter, value in stored[id(module)]:
+            parameter.data = value.to(torch.float32)
+
+    def restore(module: torch.nn.Module, inputs: object, output: object) -> None:
+        del inputs, output
+        for parameter, value in stored.pop(id(module)):
+            parameter.data = value
+
+    with contextlib.ExitStack() as hooks:
+        for module in model.modules():
+            if next(module.parameters(recurse=False), None) is not None:
+                hooks.callback(module.register_forward_pre_hook(widen).remove)
+                hooks.callback(module.register_forward_hook(restore).remove)
+        yield
 
 
 def _of_stages(

@@ -15,9 +15,10 @@ import transformers
 
 from edge_runtime.wire.manifest import Task
 from models import rotary
+from models.checkpoint_files import file_of
 from models.registry import family_class
 from models.settings import check_settings
-from models.sources import check_quantization
+from models.sources import ADAPTER_CONFIG, CONFIG_FILE, adapter_error, check_quantization
 from models.special_tokens import without_foreign_ids
 
 
@@ -47,6 +48,10 @@ def read_configuration(model: str | Path, task: Task) -> Configuration:
         ModelUnsupportedError: an architecture, a task or a setting that no family handles; names the key.
         OSError: transformers cannot read it.
     """
+    if not Path(model).is_dir() and file_of(model, CONFIG_FILE) is None:
+        adapter = file_of(model, ADAPTER_CONFIG)
+        if adapter is not None:
+            raise adapter_error(model, adapter)
     raw: dict[str, Any]
     raw, _ = transformers.PretrainedConfig.get_config_dict(str(model))
     family = family_class(str(raw.get("model_type")), task)

@@ -14,6 +14,8 @@ from models.errors import ModelNotFoundError, ModelUnsupportedError
 from models.hub import is_hub_id
 
 CONFIG_FILE: Final = "config.json"
+ADAPTER_CONFIG: Final = "adapter_config.json"
+"""File that makes a folder an adapter of PEFT."""
 
 _EXPECTED: Final = "give a directory that save_pretrained wrote, or the id of a model on the hub"
 _GGUF_MAGIC: Final = b"GGUF"
@@ -22,7 +24,6 @@ _GGUF: Final = (
     "config.json and *.safetensors, or its id on the hub (--base nf4 stores frozen weights in 4 bits)"
 )
 _WEIGHT_SUFFIXES: Final = frozenset({".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx"})
-_ADAPTER_CONFIG: Final = "adapter_config.json"
 _COMPACT: Final = "fedspine.json"
 _MARKERS: Final = (
     (_COMPACT, "is a compact model, made for inference: give the model that it was made from"),
@@ -77,15 +78,22 @@ def check_quantization(raw: Mapping[str, Any], model: str | Path) -> None:
     raise ModelUnsupportedError(msg)
 
 
+def adapter_error(model: str | Path, config: Path) -> ModelUnsupportedError:
+    """What is said of an adapter that was given as a model; ``config`` is its :data:`ADAPTER_CONFIG`."""
+    msg = (
+        f"{model} is an adapter of PEFT, not a model: give the model that it was trained on{_base_of(config)}; to "
+        "start from both, merge them (PEFT's merge_and_unload, then save_pretrained) and give the result"
+    )
+    return ModelUnsupportedError(msg)
+
+
 def _check_directory(path: Path) -> None:
-    if (path / _ADAPTER_CONFIG).is_file():
-        msg = (
-            f"{path} is an adapter of PEFT, not a model: give the model that it was trained on{_base_of(path)}; to "
-            "start from both, merge them (PEFT's merge_and_unload, then save_pretrained) and give the result"
-        )
-        raise ModelUnsupportedError(msg)
+    if (path / ADAPTER_CONFIG).is_file():
+        raise adapter_error(path, path / ADAPTER_CONFIG)
     has_config = (path / CONFIG_FILE).is_file()
     has_weights = any(any(path.glob(pattern)) for pattern in _TORCH_WEIGHTS)
+    if has_config:
+        check_quantization(_object(path / CONFIG_FILE), path)
     if has_config and has_weights and not (path / _COMPACT).exists():
         return
     for marker, what in _MARKERS:
@@ -102,12 +110,18 @@ def _check_directory(path: Path) -> None:
         raise ModelNotFoundError(msg)
 
 
-def _base_of(adapter: Path) -> str:
-    try:
-        base = json.loads((adapter / _ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError):
-        return ""
+def _base_of(config: Path) -> str:
+    base = _object(config).get("base_model_name_or_path")
     return f" ({base})" if isinstance(base, str) and base else ""
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """What a file of JSON holds; empty where it cannot be read, which is said when the model is loaded."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _refuse_file(path: Path) -> None:

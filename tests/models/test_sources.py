@@ -35,6 +35,21 @@ def test_an_adapter_beside_a_configuration_is_one_too(tmp_path: Path) -> None:
     assert "is an adapter of PEFT" in str(refusal(source))
 
 
+def test_an_adapter_on_the_hub_is_told_with_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("transformers.utils.hub.TRANSFORMERS_CACHE", str(tmp_path))
+    stored = tmp_path / "models--org--adapter"
+    (stored / "snapshots" / "0" / "x").mkdir(parents=True)
+    (stored / "refs").mkdir()
+    (stored / "refs" / "main").write_text("0")
+    config = stored / "snapshots" / "0" / "adapter_config.json"
+    config.write_text(json.dumps({"base_model_name_or_path": "org/base-1b"}))
+    error = refusal(Path("org/adapter"))
+    assert "org/adapter is an adapter of PEFT, not a model: give the model that it was trained on (org/base" in str(
+        error
+    )
+
+
 @pytest.mark.parametrize("name", ["model-Q4_K_M.gguf", "weights"])
 def test_a_gguf_file_is_told_by_what_it_holds(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(b"GGUF\x03\x00\x00\x00")
@@ -63,8 +78,9 @@ def test_quantised_weights_are_told_by_their_method(quantization: object, method
     config = json.loads((source / "config.json").read_text())
     config |= {"quantization_config": quantization, "_name_or_path": "org/base-1b"}
     (source / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=f"quantised by {method}"):
+        check_source(source)  # before anything is loaded
     error = refusal(source)
-    assert f"quantised by {method}" in str(error)
     assert "org/base-1b" in str(error)
 
 

@@ -166,7 +166,7 @@ def _prompt(test_file: Path) -> str:
 def _shown_settings(settings: RunSettings) -> dict[str, str | int | float | bool]:
     """Settings for the report: names of files without their folders, and a broker without its password."""
     shown = dataclasses.asdict(settings)
-    for field in ("model", "artifact", "data", "test", "fleet", "calibration"):
+    for field in ("model", "artifact", "adapter", "data", "test", "fleet", "calibration"):
         shown[field] = Path(shown[field]).name if shown[field] else ""
     if settings.broker not in EMBEDDED_BROKERS:
         shown["broker"] = str(BrokerAddress.parse(settings.broker))

@@ -38,11 +38,13 @@ from broker_server.run.progress import Display
 from broker_server.run.resume import COMPACT, MEASURE, begun, reopened
 from broker_server.run.reuse import adopt_artifact
 from broker_server.run.settings import EMBEDDED_BROKERS, RunSettings
+from broker_server.run.starting import read_adapter, start_from
 from broker_server.run.supervisor import Child, Supervisor
 from broker_server.run.training import watch
 from broker_server.run.view import RunView
 from broker_server.storage.events import EventReader
 from broker_server.storage.store import Store
+from edge_runtime.engine.artifact import Artifact
 from edge_runtime.link.address import password_shows
 from edge_runtime.wire.files import write_atomically
 from edge_runtime.wire.manifest import decode_manifest, digest_of
@@ -174,6 +176,8 @@ class Job:
             self._finish_export(export)
             preparation.check_length(self._settings.max_length, decode_manifest(self._manifest_bytes()))
             self._name_artifact()
+            if self._settings.adapter:
+                self._start_from(Path(self._settings.adapter))
 
     def train(self) -> None:
         """All rounds that are left, with servers and devices as processes of their own."""
@@ -261,6 +265,13 @@ class Job:
     @property
     def _exported(self) -> Path:
         return self._directory.artifacts / ".new"
+
+    def _start_from(self, path: Path) -> None:
+        """Make an adapter that was trained before the one of round 0."""
+        given, artifact = self._settings, Artifact.open(self._directory.artifacts / (self.state.artifact_digest or ""))
+        adapter, root = read_adapter(path), self._directory.root
+        for note in start_from(adapter, artifact, root, given.max_rank, given.lora_scaling, given.seed):
+            self._display.step(f"note: {note}")
 
     def _name_artifact(self) -> None:
         """Give the artifact its place by digest."""

@@ -22,6 +22,7 @@ from broker_server.run.layout import RunDirectory
 from broker_server.run.reuse import check_artifact
 from broker_server.run.settings import EMBEDDED_BROKERS, RunSettings
 from broker_server.run.split import parse_split, split
+from broker_server.run.starting import check_rank, read_adapter
 from broker_server.scheduler import make_scheduler
 from broker_server.services.broker import find_broker
 from broker_server.services.ports import check_port
@@ -63,6 +64,8 @@ def check_settings(settings: RunSettings) -> None:
                 targets=settings.target_names,
                 top_blocks=settings.top_blocks,
             )
+    if settings.adapter:
+        check_rank(read_adapter(Path(settings.adapter)), settings.max_rank)
     for name in ("data", "test"):
         if path := getattr(settings, name):
             with said_of(name):

@@ -58,6 +58,9 @@ class RunSettings:
         "stored",
     )
     artifact: str = option(Panel.MODEL, "directory of an artifact exported earlier (default: export the model)", "")
+    adapter: str = option(
+        Panel.MODEL, "adapter to start from: a folder of PEFT, a run, or its adapters/round-NNNN.safetensors", ""
+    )
     data: str = option(Panel.MODEL, "JSON lines to train on (default: the docstrings of Python's standard library)", "")
     test: str = option(Panel.MODEL, "held-out JSON lines (default: a random tenth of the data)", "")
     text_field: Annotated[str, Words()] = option(Panel.MODEL, "field that holds the text", "text")
@@ -192,6 +195,11 @@ class RunSettings:
     def target_names(self) -> tuple[str, ...]:
         """Linear layers that get LoRA factors, whole modules or their last parts; none for all."""
         return tuple(name.strip() for name in self.targets.split(",")) if self.targets else ()
+
+    @property
+    def max_rank(self) -> int:
+        """Rank of the global adapter."""
+        return max(arm.rank for arm in parse_arms(self.arms))
 
     @property
     def device_ids(self) -> tuple[str, ...]:

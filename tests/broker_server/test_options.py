@@ -25,6 +25,7 @@ BAD: dict[str, tuple[str, ExitCode]] = {
     "top_blocks": ("-1", USAGE),
     "base": ("int2", USAGE),
     "artifact": ("./none", ExitCode.ARTIFACT_CORRUPTED),
+    "adapter": ("none", USAGE),
     "data": ("none.jsonl", DATA),
     "test": (".", DATA),
     "text_field": ("", USAGE),

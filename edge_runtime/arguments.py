@@ -18,11 +18,16 @@ from edge_runtime.board.service import CREDENTIALS, Service
 from edge_runtime.doctor.setup import Setup
 from edge_runtime.interpreter import module_command
 from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress, TlsFiles, password_shows, read_password
+from edge_runtime.wire import limits
 
 DEFAULT_CHECKPOINT_EVERY: Final = 20
 """Steps from one checkpoint to the next: on a board of a second or more a step, well under 1 % of the time."""
 
 logger = logging.getLogger(__name__)
+
+MAX_DIGITS: Final = 18
+"""Of a whole number: what 64 bits hold."""
+MAX_THREADS: Final = 1024
 
 SECRETS: Final = ("password_file", "ca_file", "cert_file", "key_file")
 """Files that a service is handed by systemd, which may read what the service may not."""
@@ -112,7 +117,7 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
 
 def add_resources(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
     """What of the board may be used."""
-    parser.add_argument("--threads", type=positive, metavar="N", help="default: one for each core")
+    parser.add_argument("--threads", type=whole(1, MAX_THREADS), metavar="N", help="default: one for each core")
     parser.add_argument(
         "--memory-limit", type=size, metavar="SIZE", help="such as 512MB (default: 80 %% of what is available)"
     )
@@ -245,8 +250,8 @@ def positive(text: str) -> int:
 
 def count(text: str) -> int:
     """A whole number of 0 or more."""
-    if not text.isdecimal():
-        msg = f"{text!r} is no whole number of 0 or more"
+    if not text.isdecimal() or len(text) > MAX_DIGITS:
+        msg = f"{text[:50]!r} is no whole number of 0 or more, of at most {MAX_DIGITS} digits"
         raise argparse.ArgumentTypeError(msg)
     return int(text)
 
@@ -287,7 +292,8 @@ def size(text: str) -> int:
     (512000000, 1610612736, 4096)
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMG]I?)?B?)", text.strip().upper())
-    if match is None or float(match[1]) == 0:
-        msg = f"{text!r} is no size: expected a number with B, KB, MB, GB, KiB, MiB or GiB"
+    value = 0.0 if match is None else float(match[1]) * _UNITS[match[2] or ""]
+    if not 1 <= value <= limits.MAX_BYTES:
+        msg = f"{text[:50]!r} is no size: expected a number with B, KB, MB, GB, KiB, MiB or GiB"
         raise argparse.ArgumentTypeError(msg)
-    return int(float(match[1]) * _UNITS[match[2] or ""])
+    return int(value)

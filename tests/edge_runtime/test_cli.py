@@ -118,10 +118,23 @@ def test_impossible_options_are_one_line(
 
 
 @pytest.mark.parametrize(
-    "more", [("--threads", "0"), ("--threads", "x"), ("--memory-limit", "many"), ("--holdout", "-1")], ids=str
+    "more",
+    [
+        ("--threads", "0"),
+        ("--threads", "x"),
+        ("--threads", "9" * 400),
+        ("--memory-limit", "many"),
+        ("--memory-limit", "9" * 400 + "GiB"),
+        ("--memory-limit", "0.1B"),
+        ("--holdout", "-1"),
+        ("--holdout", "9" * 5_000),
+    ],
+    ids=lambda more: " ".join(more)[:30],
 )
 def test_options_that_are_no_numbers_are_usage_errors(tmp_path: Path, data: Path, more: tuple[str, ...]) -> None:
-    assert start(tmp_path, data, "mqtt://127.0.0.1:1", *more).returncode == ExitCode.USAGE
+    result = start(tmp_path, data, "mqtt://127.0.0.1:1", *more)
+    assert result.returncode == ExitCode.USAGE
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("seed", ["-1", "1.5", "x"])

@@ -73,6 +73,24 @@ def test_a_malformed_packet_is_a_lost_connection(
     assert link.is_connected
 
 
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (0x8E, "another client connects as 'a' and takes the place of this one"),
+        (0x87, "Not authorized): check the broker's ACL"),
+        (0x95, "Packet too large): raise the broker's limit"),
+        (0x97, "Quota exceeded): raise the broker's quota"),
+        (0x8B, "the broker ended it: Server shutting down"),
+    ],
+)
+def test_a_broker_that_ends_a_connection_with_a_reason_is_believed(
+    serve_malformed: Callable[[bytes], str], make_link: MakeLink, code: int, said: str
+) -> None:
+    link = make_link(serve_malformed(bytes([0xE0, 2, code, 0])))
+    link.connect()
+    assert said in next_event(link, Disconnected).reason
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # that is what the test is about
 def test_a_dead_network_thread_is_a_lost_connection(mosquitto: Any, make_link: MakeLink) -> None:
     link = make_link(mosquitto.url)

@@ -96,6 +96,8 @@ class ThinDevice:
         self._say_again_at, self._patience_s = 0.0, SAY_AGAIN_S
         self._beat_at = time.monotonic() + random.uniform(0, HEARTBEAT_S)  # noqa: S311 - spread over time
         self._is_ready = False
+        self.accepted: list[tuple[int, int]] = []
+        """Rounds and attempts of the updates that the coordinator says it has."""
         client = paho.Client(CallbackAPIVersion.VERSION2, client_id=device_id, protocol=MQTTProtocolVersion.MQTTv5)
         client.max_queued_messages_set(0)
         client.on_connect = lambda *_: client.subscribe([(t, 1) for t in topics.device_subscriptions(fleet, device_id)])
@@ -150,6 +152,7 @@ class ThinDevice:
         match message:
             case Hello():
                 self._register()
+                self._patience_s, self._say_again_at = SAY_AGAIN_S, 0.0
             case Assignment():
                 self._begin(message)
             case Chunk():
@@ -158,6 +161,8 @@ class ThinDevice:
                 self._send_chunks(message)
             case Verdict():
                 self._counts["accepted" if message.accepted else "rejected"] += 1
+                if message.accepted:
+                    self.accepted.append((message.round_number, message.attempt))
                 self._assignment = self._update = None
 
     def _begin(self, assignment: Assignment) -> None:
@@ -208,12 +213,12 @@ class Crowd:
     def __init__(self, num_devices: int, fleet: str, port: int, manifest: Manifest) -> None:
         self.counts: Counter[str] = Counter()
         self._selector = selectors.DefaultSelector()
-        self._devices: list[ThinDevice] = []
+        self.devices: list[ThinDevice] = []
         self._looked_at = 0.0
         updates = Updates(manifest)
         for number in range(num_devices):
             device = ThinDevice(f"thin-{number:05}", fleet, port, updates, self.counts)
-            self._devices.append(device)
+            self.devices.append(device)
             self._selector.register(device.client.socket(), selectors.EVENT_READ, device)
             if number % 50 == 49:
                 self.serve(0.02)
@@ -227,17 +232,17 @@ class Crowd:
                 if key.data.client.socket() is None:
                     self.counts["connections_lost"] += 1
                     self._selector.unregister(key.fileobj)
-            for device in self._devices:
+            for device in self.devices:
                 if device.client.socket() is not None:
                     device.keep_up(now)
             if now > self._looked_at + KEEPALIVE_S / 4:
                 self._looked_at = now
-                for device in self._devices:
+                for device in self.devices:
                     device.client.loop_misc()
 
     def close(self) -> None:
         """End all connections."""
-        for device in self._devices:
+        for device in self.devices:
             device.client.disconnect()
 
 

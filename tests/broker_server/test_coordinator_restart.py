@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import subprocess
 import sys
@@ -13,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.thin_devices import Crowd
 from broker_server.storage.events import AnyEvent, EventReader
 from broker_server.storage.store import Store
 from edge_runtime.wire.manifest import digest_of
 from edge_runtime.wire.messages import Assignment, Verdict
-from tests.broker_server import fleet
-from tests.broker_server.conftest import Broker
+from tests.broker_server import fleet, tiny
+from tests.broker_server.conftest import Broker, start_broker
 from tests.broker_server.fleet import Device
 
 pytestmark = pytest.mark.e2e
@@ -153,3 +155,44 @@ def test_killed_again_and_again(broker: Broker, tmp_path: Path, process: Process
         assert {d.device_id: d.outcome for d in record.devices} == {"a": "accepted", "b": "accepted"}
     for device_id, round_number in accepted:
         assert scripts[device_id].trained[round_number, 1] == 1
+
+
+def test_killed_while_a_crowd_sends_updates(tmp_path: Path, process: Process) -> None:
+    """Updates are made durable in groups: whatever a device was told is accepted is there after kill -9, each time."""
+    for broker in start_broker("mosquitto", tmp_path):
+        config = fleet.config(
+            tmp_path,
+            broker.url,
+            num_devices=60,
+            registration_timeout_s=60.0,
+            round_deadline_s=60.0,
+            scheduler="uniform",
+        )
+        longer = dataclasses.replace(config, training=dataclasses.replace(config.training, num_rounds=3))
+        (tmp_path / "config.toml").write_text(longer.to_toml())
+        crowd = Crowd(60, fleet.FLEET, broker.port, tiny.manifest())
+        for num_verdicts in (20, 90):
+            process.start()
+            while crowd.counts["accepted"] < num_verdicts:
+                crowd.serve(0.02)
+            process.kill()
+            kept = kept_updates(tmp_path)
+            for device in crowd.devices:
+                for round_number, _ in device.accepted:
+                    assert (device.device_id, round_number) in kept
+        process.start()
+        give_up_at = time.monotonic() + 120
+        while not (tmp_path / "adapters/round-0003.safetensors").exists():
+            assert time.monotonic() < give_up_at
+            crowd.serve(0.1)
+        crowd.close()
+        assert process.wait(60) == 0
+    records = Store.open(tmp_path).load_round_records()
+    assert [len(record.devices) for record in records[1:]] == [60] * 3
+    assert {device.outcome for record in records for device in record.devices} == {"accepted"}
+
+
+def kept_updates(run_dir: Path) -> set[tuple[str, int]]:
+    """Devices and rounds of the updates whose rows and files a new process finds."""
+    with contextlib.closing(Store.open(run_dir)) as store:
+        return {(one.device_id, number) for number in range(1, 4) for one in store.load_updates(number)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,9 @@ from edge_runtime.wire.payload import Payload, encode_payload
 from edge_runtime.wire.plan import Plan
 from edge_runtime.wire.ranking import plan_at
 from edge_runtime.wire.tensors import WireDtype, decode_tensors
-from tests.broker_server import tiny
+from tests.broker_server import fleet, tiny
+from tests.broker_server.conftest import Broker, Coordination
+from tests.broker_server.fleet import Device
 
 
 def updates(
@@ -90,3 +92,22 @@ def test_file_that_is_damaged_meanwhile_is_told(damage: str, tmp_path: Path) -> 
     with pytest.raises(StoreError, match="resume"):
         [update.tensors[name] for name in update.tensors]
     assert len(update.tensors) == len(list(update.tensors))
+
+
+def test_a_coordinator_combines_a_round_from_files(
+    broker: Broker, tmp_path: Path, coordinate: Callable[[Path], Coordination], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet.config(tmp_path, broker.url)
+    read: set[tuple[str, str]] = set()
+    get = StoredTensors.__getitem__
+
+    def spy(tensors: StoredTensors, name: str) -> np.ndarray:
+        read.add((str(tensors._path.relative_to(tmp_path)), name))
+        return get(tensors, name)
+
+    monkeypatch.setattr(StoredTensors, "__getitem__", spy)
+    running = coordinate(tmp_path)
+    with Device(broker.url, "a"), Device(broker.url, "b"):
+        running.finish()
+    assert {path for path, _ in read} == {f"updates/{n}/{d}.safetensors" for n in (1, 2) for d in "ab"}
+    assert len(read) >= 4 * len(tiny.manifest().targets)

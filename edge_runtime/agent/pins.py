@@ -7,7 +7,6 @@ from typing import Self
 
 from edge_runtime.link.errors import AddressError
 from edge_runtime.link.http import host_of
-from edge_runtime.wire.messages import Welcome
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,24 +25,30 @@ class Pins:
             digests=frozenset((digests or "").split(",")) - {""}, hosts=frozenset((hosts or "").split(",")) - {""}
         )
 
-    def objection(self, welcome: Welcome) -> str | None:
-        """Why a run may not be taken part in, one line; None where it may."""
-        if self.digests and welcome.artifact_digest not in self.digests:
+    def objection(self, run_id: str, digest: str, url: str) -> str | None:
+        """Why a run may not be taken part in, one line; None where it may.
+
+        Args:
+            run_id: the run.
+            digest: SHA-256 of its artifact's manifest.
+            url: where that lies.
+        """
+        if self.digests and digest not in self.digests:
             allowed = ", ".join(sorted(digest[:12] for digest in self.digests))
             return (
-                f"run {welcome.run_id} is refused: its artifact is {welcome.artifact_digest[:12]}..., "
+                f"run {run_id} is refused: its artifact is {digest[:12]}..., "
                 f"--artifact-digest allows {allowed}: ask who runs the coordinator, or allow it on the board"
             )
         if not self.hosts:
             return None
         try:
-            host, port = host_of(welcome.artifact_url)
+            host, port = host_of(url)
         except AddressError as error:
-            return f"run {welcome.run_id} is refused: {error}"
+            return f"run {run_id} is refused: {error}"
         name = f"[{host}]" if ":" in host else host
         if self.hosts.isdisjoint({name, f"{name}:{port}"}):
             return (
-                f"run {welcome.run_id} is refused: its artifact is at {name}:{port}, --artifact-host allows "
+                f"run {run_id} is refused: its artifact is at {name}:{port}, --artifact-host allows "
                 f"{', '.join(sorted(self.hosts))}: ask who runs the coordinator, or allow it on the board"
             )
         return None

@@ -29,7 +29,7 @@ class Refused:
 
     def judge(self, welcome: Welcome) -> str | None:
         """Why a run may not be taken part in, one line, logged the first time; None where it may."""
-        objection = self._pins.objection(welcome)
+        objection = self._pins.objection(welcome.run_id, welcome.artifact_digest, welcome.artifact_url)
         if objection is not None:
             if self._run != (welcome.run_id, objection):
                 logger.warning("%s", objection)

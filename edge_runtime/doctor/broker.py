@@ -42,8 +42,10 @@ class Trial:
     came_back: bool = False
     coordinator: str = ""
     """Run of the coordinator that answered; empty = none did."""
-    allowed: str = "any artifact that it names"
-    """What the device would run of what a coordinator names."""
+    allowed_digests: str | None = None
+    """Artifacts that the device would run, with commas between them; None = any."""
+    allowed_hosts: str | None = None
+    """Artifact servers that it would ask, likewise."""
     artifact_url: str | None = None
     """Folder of its artifact, with a slash at the end."""
     artifact_digest: str | None = None
@@ -53,10 +55,7 @@ def try_out(setup: Setup) -> Trial:
     """Connect beside a device that may be running, publish a message of the largest size, and ask for a coordinator."""
     from edge_runtime.agent.identity import check_name  # noqa: PLC0415 - see the package's docstring
 
-    trial = Trial(fleet=setup.fleet)
-    if setup.artifact_digests is not None or setup.artifact_hosts is not None:
-        what = "any artifact" if setup.artifact_digests is None else f"only {setup.artifact_digests}"
-        trial.allowed = f"{what}, from " + ("any host" if setup.artifact_hosts is None else setup.artifact_hosts)
+    trial = Trial(fleet=setup.fleet, allowed_digests=setup.artifact_digests, allowed_hosts=setup.artifact_hosts)
     try:
         device_id = setup.device_id or _stored_id(setup.state) or f"doctor-{secrets.token_hex(4)}"
         check_name(setup.fleet, "fleet")
@@ -171,8 +170,7 @@ def fleet(trial: Trial) -> Finding:
     if not trial.address:
         return skipped("fleet", "--broker")
     if trial.coordinator:
-        who = f"a coordinator of fleet {trial.fleet!r} answers, of run {trial.coordinator!r}"
-        return ok("fleet", f"{who}; this device runs {trial.allowed}")
+        return ok("fleet", f"a coordinator of fleet {trial.fleet!r} answers, of run {trial.coordinator!r}")
     if trial.problem is not None or trial.refusal or trial.cut:
         return warning("fleet", "cannot be asked without the broker", "mend what is said of the broker first")
     step = "check --fleet, and that 'fedspine coordinate' runs with that fleet; a device waits for it"
@@ -180,24 +178,34 @@ def fleet(trial: Trial) -> Finding:
 
 
 def artifact(trial: Trial) -> Finding:
-    """Can the manifest of the run's artifact be fetched from here, and is it one that this release reads?"""
-    from edge_runtime.link.http import fetch_small  # noqa: PLC0415 - see the package's docstring
-    from edge_runtime.wire import limits, names  # noqa: PLC0415
-    from edge_runtime.wire.manifest import decode_manifest, digest_of  # noqa: PLC0415
+    """May the artifact of the run be used, can its manifest be fetched from here, and does this release read it?"""
+    from edge_runtime.agent.pins import Pins  # noqa: PLC0415 - see the package's docstring
 
     if not trial.address:
         return skipped("artifact", "--broker")
     if not trial.coordinator:
         return warning("artifact", "cannot be asked without a coordinator", "mend what is said of the fleet first")
-    if trial.artifact_url is None:
+    if trial.artifact_url is None or trial.artifact_digest is None:
         return warning("artifact", "the coordinator does not say where it is", "install the server's release there too")
-    url = f"{trial.artifact_url}{names.MANIFEST_FILE}"
+    pins = Pins.of(trial.allowed_digests, trial.allowed_hosts)
+    objection = pins.objection(trial.coordinator, trial.artifact_digest, trial.artifact_url)
+    if objection is not None:
+        return error("artifact", objection, "", ExitCode.USAGE)
+    return _manifest(trial.artifact_url, trial.artifact_digest)
+
+
+def _manifest(folder_url: str, digest: str) -> Finding:
+    from edge_runtime.link.http import fetch_small  # noqa: PLC0415 - see the package's docstring
+    from edge_runtime.wire import limits, names  # noqa: PLC0415
+    from edge_runtime.wire.manifest import decode_manifest, digest_of  # noqa: PLC0415
+
+    url = f"{folder_url}{names.MANIFEST_FILE}"
     try:
         data = fetch_small(url, limits.MAX_MANIFEST_BYTES, timeout_s=ANSWER_S, max_attempts=1)
         manifest = decode_manifest(data)
     except FedSpineError as why:
         return refused("artifact", why)
-    if digest_of(data) != trial.artifact_digest:
+    if digest_of(data) != digest:
         step = "let the coordinator and the artifact server use the same run directory"
         detail = f"{url} is not the manifest of the run: its digest is {digest_of(data)[:12]}"
         return error("artifact", detail, step, ExitCode.ARTIFACT_CORRUPTED)

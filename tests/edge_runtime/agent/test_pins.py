@@ -10,7 +10,6 @@ import pytest
 from edge_runtime.agent.pins import Pins
 from edge_runtime.wire.errors import ExitCode
 from edge_runtime.wire.messages import (
-    Arm,
     DeviceState,
     Failure,
     FailureReason,
@@ -19,36 +18,27 @@ from edge_runtime.wire.messages import (
     Register,
     Status,
     Update,
-    Welcome,
     encode_message,
 )
 from edge_runtime.wire.topics import to_all
-from tests.edge_runtime.agent.stage import DEVICE, FLEET, Coordinator, StartDevice
+from tests.edge_runtime.agent.stage import FLEET, Coordinator, StartDevice
 
 GOOD, OTHER = "ab" * 32, "cd" * 32
 
 
-def welcome(digest: str = GOOD, url: str = "http://artifacts.example:8080/x/") -> Welcome:
-    return Welcome(
-        run_id="r",
-        device_id=DEVICE,
-        artifact_url=url,
-        artifact_digest=digest,
-        arms=(Arm(pruning_ratio=0.0, rank=4),),
-        batch_size=4,
-        max_length=16,
-    )
+def objection(pins: Pins, digest: str = GOOD, url: str = "http://artifacts.example:8080/x/") -> str | None:
+    return pins.objection("r", digest, url)
 
 
 def test_without_pins_anything_may_be_run() -> None:
-    assert Pins.of(None, None).objection(welcome()) is None
-    assert Pins().objection(welcome(OTHER)) is None
+    assert objection(Pins.of(None, None)) is None
+    assert objection(Pins(), OTHER) is None
 
 
 def test_a_digest_is_allowed_or_not() -> None:
     pins = Pins.of(f"{GOOD},{'ee' * 32}", None)
-    assert pins.objection(welcome()) is None
-    told = pins.objection(welcome(OTHER)) or ""
+    assert objection(pins) is None
+    told = objection(pins, OTHER) or ""
     for part in ("run r is refused", OTHER[:12], GOOD[:12], "--artifact-digest", "ask who runs the coordinator"):
         assert part in told
 
@@ -76,10 +66,10 @@ def test_a_digest_is_allowed_or_not() -> None:
     ],
 )
 def test_a_host_is_allowed_or_not(hosts: str, url: str, *, is_allowed: bool) -> None:
-    objection = Pins.of(None, hosts).objection(welcome(url=url))
-    assert (objection is None) == is_allowed, objection
-    assert objection is None or objection.startswith("run r is refused: ")
-    assert "\n" not in (objection or "")
+    told = objection(Pins.of(None, hosts), url=url)
+    assert (told is None) == is_allowed, told
+    assert told is None or told.startswith("run r is refused: ")
+    assert "\n" not in (told or "")
 
 
 REFUSED: list[dict[str, Any]] = [

@@ -72,6 +72,21 @@ def test_the_manifest_of_another_artifact_is_an_error(trial: Trial) -> None:
     assert "not the manifest of the run" in found.detail
 
 
+def test_an_artifact_that_the_options_do_not_allow_is_an_error_and_is_not_fetched(trial: Trial, folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+    trial.allowed_digests = "0" * 64
+    found = artifact(trial)
+    assert (found.level, found.exit_code) == ("error", ExitCode.USAGE)
+    assert "--artifact-digest allows 000000000000" in found.detail
+    trial.allowed_digests, trial.allowed_hosts = None, "artifacts.example"
+    assert "--artifact-host allows artifacts.example" in artifact(trial).detail
+
+
+def test_an_artifact_that_the_options_allow_is_fetched(trial: Trial) -> None:
+    trial.allowed_digests, trial.allowed_hosts = f"{'0' * 64},{trial.artifact_digest}", "127.0.0.1"
+    assert artifact(trial).level == "ok"
+
+
 def test_without_a_coordinator_it_cannot_be_asked() -> None:
     assert artifact(Trial(address="mqtt://127.0.0.1")).level == "warning"
     assert artifact(Trial()).level == "skipped"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
 import os
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from edge_runtime.board.guard import COOLER_C, FULLER_PERCENT, PauseLimits
 from edge_runtime.board.niceness import DEFAULT_NICE, MAX_NICE
@@ -18,7 +19,9 @@ from edge_runtime.board.service import CREDENTIALS, Service
 from edge_runtime.doctor.setup import Setup
 from edge_runtime.interpreter import module_command
 from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress, TlsFiles, password_shows, read_password
+from edge_runtime.link.errors import AddressError
 from edge_runtime.wire import limits
+from edge_runtime.wire.topics import NAME, NAME_RULE
 
 DEFAULT_CHECKPOINT_EVERY: Final = 20
 """Steps from one checkpoint to the next: on a board of a second or more a step, well under 1 % of the time."""
@@ -33,6 +36,28 @@ SECRETS: Final = ("password_file", "ca_file", "cert_file", "key_file")
 """Files that a service is handed by systemd, which may read what the service may not."""
 
 _UNITS: Final = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "KI": 1024, "MI": 1024**2, "GI": 1024**3}
+
+
+class Parser(argparse.ArgumentParser):
+    """Complains in one line, of the option as it was typed; names the nearest one where it is not known."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the process."""
+        unknown = message.removeprefix("unrecognized arguments: ")
+        if unknown != message:
+            word = unknown.split()[0].partition("=")[0]
+            close = difflib.get_close_matches(word, [option for option in self._known() if option != word], n=1)
+            is_elsewhere = word in self._known()
+            message = f"{word} is not {'for this command' if is_elsewhere else 'known'}"
+            message += f"; did you mean {close[0]}?" if close and not is_elsewhere else ""
+        message = re.sub(r"^argument (--[\w-]+): ", r"\1: ", message)
+        self.exit(2, f"fedspine-edge: error: {' '.join(message.split())}; see '{self.prog} --help'\n")
+
+    def _known(self) -> list[str]:
+        """Options of this command and of those below it; argparse has no other way to ask."""
+        below = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]  # noqa: SLF001
+        parsers = [self, *(parser for action in below for parser in action.choices.values())]
+        return sorted({option for parser in parsers for option in parser._option_string_actions})  # noqa: SLF001
 
 
 def add_manners(parser: argparse.ArgumentParser) -> None:
@@ -182,7 +207,11 @@ def broker_of(arguments: argparse.Namespace) -> BrokerAddress:
         AddressError: the URL is malformed, or the file holds no password.
     """
     given = None if arguments.password_file is None else read_password(arguments.password_file)
-    address = BrokerAddress.parse(arguments.broker)
+    try:
+        address = BrokerAddress.parse(arguments.broker)
+    except AddressError as error:
+        msg = f"--broker: {error}"
+        raise AddressError(msg) from error
     if address.password is not None:
         logger.warning("%s", password_shows("--broker"))
     return address.with_password(given or os.environ.get(PASSWORD_VARIABLE))
@@ -239,11 +268,19 @@ def _list(text: str, pattern: str, fault: str) -> str:
     return ",".join(parts)
 
 
+def named(text: str) -> str:
+    """A name of a device or a fleet: a level of a topic."""
+    if NAME.fullmatch(text) is None:
+        msg = f"{text[:100]!r} is not allowed: use {NAME_RULE}"
+        raise argparse.ArgumentTypeError(msg)
+    return text
+
+
 def positive(text: str) -> int:
     """A whole number of 1 or more."""
     value = count(text)
     if value == 0:
-        msg = "expected 1 or more"
+        msg = f"{text!r} is no whole number of 1 or more"
         raise argparse.ArgumentTypeError(msg)
     return value
 

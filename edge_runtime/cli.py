@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Final
 
 from edge_runtime.arguments import (
+    Parser,
     add_manners,
     add_pins,
     add_resources,
@@ -28,6 +29,8 @@ from edge_runtime.arguments import (
     add_trust,
     broker_of,
     count,
+    named,
+    number,
     pause_limits,
     positive,
     service_of,
@@ -92,7 +95,7 @@ def _complain(message: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="fedspine-edge",
         description="Train and use language models on this device. It sends no examples, but adapters that graphs "
         "of the server compute from them: docs/devices.md says what that means.",
@@ -127,9 +130,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("model", type=Path, metavar="DIR", help="compact model, made by 'fedspine compact' or 'run'")
     generate.add_argument("--prompt", required=True, help="what to continue")
-    generate.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="at most N tokens (default 64)")
-    generate.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 = greedy (default)")
-    generate.add_argument("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest; 0 = all")
+    generate.add_argument(
+        "--max-new-tokens", type=positive, default=64, metavar="N", help="at most N tokens (default 64)"
+    )
+    generate.add_argument("--temperature", type=number(0, 1e6), default=0.0, metavar="T", help="0 = greedy (default)")
+    generate.add_argument("--top-k", type=count, default=0, metavar="K", help="draw from the K likeliest; 0 = all")
     generate.add_argument(
         "--seed", type=count, default=0, metavar="N", help="of the drawing, with a temperature above 0 (default 0)"
     )
@@ -188,9 +193,15 @@ def _add_device(
         "--data", required=is_needed, type=Path, metavar="FILE", help="this device's examples, JSON lines"
     )
     identity = start.add_argument_group("identity")
-    identity.add_argument("--device-id", metavar="ID", help="default: made once and kept in the state directory")
     identity.add_argument(
-        "--fleet", default="default", metavar="NAME", help="devices that train together (default: %(default)s)"
+        "--device-id", type=named, metavar="ID", help="default: made once and kept in the state directory"
+    )
+    identity.add_argument(
+        "--fleet",
+        type=named,
+        default="default",
+        metavar="NAME",
+        help="devices that train together (default: %(default)s)",
     )
     work = start.add_argument_group("work")
     add_resources(work)

@@ -171,7 +171,7 @@ def _checkpoint(model: str | Path, task: Task, seed: int) -> _Checkpoint:
 
 def _head(config: Any, wanted: tuple[str, ...] | None, *, has_classifier: bool, is_new: bool) -> Head:
     """Choose the classifier, and make the configuration that of a model with it."""
-    own = [str(config.id2label[index]) for index in range(config.num_labels)] if has_classifier else None
+    own = _own_labels(config, are_needed=not is_new) if has_classifier else None
     head = choose_head(own, wanted, is_new=is_new)
     config.id2label = dict(enumerate(head.labels))
     config.label2id = {name: index for index, name in enumerate(head.labels)}
@@ -184,6 +184,18 @@ def _head(config: Any, wanted: tuple[str, ...] | None, *, has_classifier: bool, 
         )
         raise ModelUnsupportedError(msg)
     return head
+
+
+def _own_labels(config: Any, *, are_needed: bool) -> list[str]:
+    """The classes of the checkpoint's classifier, in the order of its outputs."""
+    own = [str(config.id2label.get(index, "")) for index in range(config.num_labels)]
+    if are_needed and (not all(own) or len(set(own)) != len(own)):
+        msg = (
+            f"config.json says id2label = {config.id2label}, expected a name of its own for each class from 0 on: "
+            "correct it, or make a new classifier, --new-head and --labels NAME,NAME,..."
+        )
+        raise LabelsError(msg)
+    return own
 
 
 def _source_model(model: str | Path, task: Task, seed: int, reference: Any | None) -> tuple[Any, dict[str, Any]]:

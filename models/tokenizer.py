@@ -15,6 +15,7 @@ from models.checkpoint_files import file_of, json_of
 from models.errors import ModelNotFoundError, ModelPackageError, ModelUnsupportedError
 
 _CONFIG_FILE: Final = "tokenizer_config.json"
+_SPECIAL_FILE: Final = "special_tokens_map.json"
 _CHAT_FILE: Final = "chat_template.jinja"
 _SENTENCEPIECE_FILES: Final = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 _SENTENCEPIECE_PACKAGES: Final = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
@@ -42,7 +43,7 @@ def load_tokenizer(model: str | Path) -> Any:
         tokenizer: Any = transformers.AutoTokenizer.from_pretrained(str(model), use_fast=True)
     except Exception:
         if (path := file_of(model, TOKENIZER_FILE)) is not None:
-            config = json_of(model, _CONFIG_FILE) or {}
+            config = {**(json_of(model, _SPECIAL_FILE) or {}), **(json_of(model, _CONFIG_FILE) or {})}
             if (template := file_of(model, _CHAT_FILE)) is not None:
                 config["chat_template"] = template.read_text(encoding="utf-8")
             return _of_file(path, config)
@@ -62,6 +63,9 @@ def _of_file(path: Path, config: dict[str, Any]) -> Any:
     more = config.get("additional_special_tokens") or config.get("extra_special_tokens") or []
     if isinstance(more, list):
         options["additional_special_tokens"] = [text for token in more if (text := _text(token)) is not None]
+    added = config.get("added_tokens_decoder")
+    if isinstance(added, dict):
+        options["added_tokens_decoder"] = {int(index): tokenizers.AddedToken(**token) for index, token in added.items()}
     backend = tokenizers.Tokenizer.from_file(str(path))
     tokenizer: Any = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **options)
     # transformers 4 sets the pre-tokenizer to its own idea of a leading blank; the file says what it was trained with.

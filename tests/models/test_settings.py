@@ -13,7 +13,7 @@ import torch
 from edge_runtime.wire.errors import ExitCode
 from edge_runtime.wire.manifest import Task
 from models.configuration import read_configuration
-from models.errors import ModelUnsupportedError
+from models.errors import LabelsError, ModelUnsupportedError
 from models.family import Family
 from models.loading import PretrainedModel, load_model
 from models.registry import family_for
@@ -130,6 +130,34 @@ def test_a_classifier_for_another_problem_is_refused_unless_a_new_one_is_made(pr
         load_encoder(source)
     made = load_model(source, "text-classification", labels=["c", "d"], num_labels=None, seed=0, new_head=True)
     assert (made.labels, made.config.problem_type) == (("c", "d"), None)
+
+
+@pytest.mark.parametrize("names", [{"1": "a", "2": "b"}, {"0": "a", "1": "a"}, {"0": "a", "1": ""}], ids=str)
+def test_classes_without_names_of_their_own_are_refused_unless_a_new_classifier_is_made(
+    names: dict[str, str], tmp_path: Path
+) -> None:
+    source = edited(save_bert_classifier(tmp_path / "model", ("a", "b")), id2label=names)
+    with pytest.raises(LabelsError, match=r"id2label = .*--new-head"):
+        load_encoder(source)
+    assert load_model(source, "text-classification", labels=["c", "d"], num_labels=None, seed=0, new_head=True).labels
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"model_type": "qwen2", "sliding_window": 16, "use_sliding_window": True, "max_window_layers": 1}, 16),
+        ({"model_type": "qwen2", "sliding_window": 16, "use_sliding_window": False}, 64),
+        ({"model_type": "mistral", "sliding_window": 16}, 16),
+        ({"model_type": "mistral", "sliding_window": None}, 64),
+        ({"model_type": "mistral", "sliding_window": 4096}, 64),
+    ],
+    ids=range(5),
+)
+def test_a_window_limits_the_length_where_it_is_used(
+    settings: dict[str, Any], expected: int, tiny_llama_model: Path, tmp_path: Path
+) -> None:
+    none = {"attention_bias": False, "mlp_bias": False}
+    assert read(tiny_llama_model, tmp_path, "causal-lm", **none, **settings).max_length == expected
 
 
 HARMLESS: dict[str, Any] = {

@@ -154,6 +154,18 @@ def test_special_tokens_listed_as_version_5_does_are_read(tmp_path: Path) -> Non
     assert tokenizer("the old cat")["input_ids"] == [2, 4, 20, 6]
 
 
+def test_tokens_that_only_older_files_name_are_read(tmp_path: Path) -> None:
+    source = save_llama(tmp_path / "model", vocab_size=25)
+    path = source / "tokenizer_config.json"
+    end = {"content": "<end>", "lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+    config = {"tokenizer_class": "TokenizersBackend", "added_tokens_decoder": {"24": {**end, "special": True}}}
+    path.write_text(json.dumps(config))
+    (source / "special_tokens_map.json").write_text(json.dumps({"eos_token": end, "pad_token": "<pad>"}))
+    tokenizer = load_model(source, "causal-lm", labels=None, num_labels=None, seed=0).tokenizer
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (24, 0)
+    assert tokenizer("the cat <end>")["input_ids"] == [2, 4, 6, 24]
+
+
 @pytest.mark.parametrize(
     ("asked", "expected"),
     [({"add_bos_token": True, "add_eos_token": True}, [2, 4, 6, 3]), ({"add_eos_token": True}, [4, 6, 3])],

@@ -90,6 +90,8 @@ class CoordinatorConfig:
     """Who plays which arm: a name of docs/scheduler.md."""
     aggregation: str = "fedspine"
     """How adapters are combined: a name of docs/aggregation.md."""
+    max_share: Annotated[float, Range(0.5, 1)] = 0.5
+    """Largest share of a round's examples that one of three or more devices counts with; 1 = no ceiling."""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """Seed of everything random."""
     round_deadline_s: Annotated[float, Range(0, LONGEST_S, above=True)] = 600.0

@@ -12,22 +12,24 @@ FEWEST_DEVICES: Final = 3
 """Of two devices, one that has more would be held to as many as the other: there is no majority to go by."""
 
 
-def with_ceiling(updates: Sequence[DeviceUpdate]) -> list[DeviceUpdate]:
-    """The updates of a round, none with more examples than all others together, where there are three or more.
+def with_ceiling(updates: Sequence[DeviceUpdate], max_share: float = 0.5) -> list[DeviceUpdate]:
+    """The updates of a round, none with more than a share of the examples, where there are three or more.
 
-    So one device has at most half of the weight, whatever it says. At most one of them has more than the others
-    together, and only its examples change; where none has, nothing does.
+    At most one of them has more than half, and only its examples change: to what gives it ``max_share`` beside the
+    others, rounded down. Where none has more, nothing changes.
 
     Args:
         updates: in any order; those without examples do not count as devices.
+        max_share: 0.5 (as many as all others together) to 1 (no ceiling).
 
     Returns:
         The updates in their order.
     """
     total = sum(update.num_examples for update in updates)
-    if sum(update.num_examples > 0 for update in updates) < FEWEST_DEVICES:
+    if max_share >= 1.0 or sum(update.num_examples > 0 for update in updates) < FEWEST_DEVICES:
         return list(updates)
+    ratio = max_share / (1.0 - max_share)
     return [
-        dataclasses.replace(update, num_examples=min(update.num_examples, total - update.num_examples))
+        dataclasses.replace(update, num_examples=min(update.num_examples, int(ratio * (total - update.num_examples))))
         for update in updates
     ]

@@ -53,7 +53,8 @@ def combine_round(
     """
     after = Knowledge(state=before.state, importance=before.importance, deltas={})
     if accepted:
-        updates = _weighed(round_number, [_device_update(run, store, update) for update in accepted])
+        read = [_device_update(run, store, update) for update in accepted]
+        updates = _weighed(round_number, read, run.config.max_share)
         try:
             after = _aggregate(run, round_number, before, updates)
         except (AggregationError, np.linalg.LinAlgError) as error:
@@ -77,12 +78,12 @@ def forget_round(run: Run, store: Store, round_number: int) -> None:
         run.importance_files.write(round_number - 1, run.importance_files.open(round_number - 1))
 
 
-def _weighed(round_number: int, updates: Sequence[DeviceUpdate]) -> list[DeviceUpdate]:
-    weighed = with_ceiling(updates)
+def _weighed(round_number: int, updates: Sequence[DeviceUpdate], max_share: float) -> list[DeviceUpdate]:
+    weighed = with_ceiling(updates, max_share)
     for said, counted in zip(updates, weighed, strict=True):
         if counted.num_examples < said.num_examples:
             logger.warning(
-                "round %d: device %s has %d examples, more than all others together; it counts with %d",
+                "round %d: device %s has %d examples, beyond the max_share of one device; it counts with %d",
                 round_number,
                 said.device_id,
                 said.num_examples,

@@ -262,6 +262,7 @@ class RunSettings:
             emulation_file=EMULATION_FILE if self.fleet else None,
             scheduler=self.scheduler,
             aggregation=self.aggregation,
+            max_share=1.0,  # all devices are of this run, which dealt the examples itself
             seed=self.seed,
             round_deadline_s=self.round_deadline,
             wire_dtype=self.wire_dtype,

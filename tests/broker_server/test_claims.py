@@ -71,19 +71,31 @@ def examples_of(run_dir: Path, round_number: int) -> dict[str, int | None]:
     return {device.device_id: device.num_examples for device in record.devices}
 
 
-def test_an_update_counts_with_what_was_registered(broker: Broker, tmp_path: Path, coordinate: Coordinate) -> None:
-    """Also where the device registers far more in the middle of the round: that counts from the next one on."""
-    fleet.config(tmp_path, broker.url)
+@pytest.mark.parametrize("max_share", [0.5, 1.0])
+def test_an_update_counts_with_what_was_registered(
+    broker: Broker, tmp_path: Path, coordinate: Coordinate, caplog: pytest.LogCaptureFixture, max_share: float
+) -> None:
+    """Also where the device registers far more in the middle of the round: that counts from the next one on.
+
+    Then it has more than all others together, and counts with as many, unless the run knows no ceiling.
+    """
+    fleet.config(tmp_path, broker.url, num_devices=3, max_share=max_share)
     running = coordinate(tmp_path)
 
     def script(assignment: Assignment, blob: bytes) -> bytes:
         liar.say(msgspec.structs.replace(register(500), device_id="b", session_id="more"))
         return fleet.train(assignment, blob)
 
-    with Device(broker.url, "a"), Device(broker.url, "b", script, changes={"num_examples": 2**31 - 1}) as liar:
+    with (
+        Device(broker.url, "a"),
+        Device(broker.url, "c"),
+        Device(broker.url, "b", script, changes={"num_examples": 2**31 - 1}) as liar,
+    ):
         running.finish()
-    assert examples_of(tmp_path, 1) == {"a": 10, "b": 10}
-    assert examples_of(tmp_path, 2) == {"a": 10, "b": 500}
+    assert examples_of(tmp_path, 1) == {"a": 10, "b": 10, "c": 10}
+    assert examples_of(tmp_path, 2) == {"a": 10, "b": 500, "c": 10}
+    limited = [line for line in caplog.messages if "it counts with 20" in line]
+    assert len(limited) == (max_share == 0.5)
 
 
 # ---- send times ------------------------------------------------------------------------------------------------------

@@ -14,12 +14,12 @@ from edge_runtime.wire.plan import Plan
 Counts = list[int]
 
 
-def capped(counts: Counts) -> Counts:
+def capped(counts: Counts, max_share: float = 0.5) -> Counts:
     updates = [
         DeviceUpdate(device_id=f"d{i}", plan=Plan(groups=()), rank=1, num_examples=count, tensors={})
         for i, count in enumerate(counts)
     ]
-    out = with_ceiling(updates)
+    out = with_ceiling(updates, max_share)
     assert [dataclasses.replace(one, num_examples=0) for one in out] == [
         dataclasses.replace(one, num_examples=0) for one in updates
     ]
@@ -64,3 +64,17 @@ def test_fewer_than_three_devices_are_left_alone(counts: Counts) -> None:
 
 def test_a_liar_among_three() -> None:
     assert capped([10, 10, 2**31 - 1]) == [10, 10, 20]
+
+
+@given(many, st.floats(0.5, 1.0))
+def test_the_share_may_be_larger(counts: Counts, max_share: float) -> None:
+    after = capped(counts, max_share)
+    assert max(after) <= max_share * sum(after) + 1e-6 * sum(after)
+    assert all(
+        now == before or before > max_share * sum(counts) * (1 - 1e-9)
+        for now, before in zip(after, counts, strict=True)
+    )
+
+
+def test_without_a_ceiling_nothing_changes() -> None:
+    assert capped([1, 1, 2**31 - 1], 1.0) == [1, 1, 2**31 - 1]

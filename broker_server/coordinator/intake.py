@@ -172,9 +172,7 @@ class Intake:
             full = f"it is not registered: {config.max_devices} devices are there, and max_devices allows no more"
             self._mailroom.complaints.say(f"device {message.device_id}", now, full)
             return []
-        if self._mailroom.registry.is_shared(message.device_id):
-            shared = "two machines use this name in turn: give one of them another --device-id, and its own --state"
-            self._mailroom.complaints.say(f"device {message.device_id}", now, shared)
+        self._look_for_a_second(message)
         self._ledger.device_registered(message)
         task, max_length = self._run.manifest.task, config.training.max_length
         self._most_examples[message.device_id] = most_examples(message, task, max_length)
@@ -203,8 +201,16 @@ class Intake:
         self._ledger.device_seen(message.device_id, DeviceState.OFFLINE, detail)
         return [DeviceOffline(device_id=message.device_id, detail=detail)]
 
+    def _look_for_a_second(self, message: Register | Status) -> None:
+        """Say so when two machines use one name."""
+        now = self._clock()
+        if self._mailroom.registry.is_shared(message.device_id, message.session_id, now):
+            shared = "two machines use this name: give one of them another --device-id, and its own --state"
+            self._mailroom.complaints.say(f"device {message.device_id}", now, shared)
+
     def _work(self, state: RunState, message: Letter) -> list[Event]:
         if isinstance(message, Status):
+            self._look_for_a_second(message)
             self._ledger.status_seen(message)
             participant = state.participants.get(message.device_id)
             if message.state is DeviceState.IDLE and participant is not None and participant.is_open:

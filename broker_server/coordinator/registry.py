@@ -12,6 +12,9 @@ LETTERS: Final = Allowance(burst=200, per_s=10)
 """Messages of one device, beside chunks and requests for them; a device sends about one a second."""
 
 
+LATE_S: Final = 10.0
+"""A message of a process that has ended may be under way for so long."""
+
 NUM_REPLACED: Final = 8
 """Sessions of a device that are remembered after another one took their place."""
 
@@ -22,6 +25,7 @@ class _Session:
     heard_at: float
     replaced: collections.deque[str] = dataclasses.field(default_factory=lambda: collections.deque(maxlen=NUM_REPLACED))
     """Sessions before this one, oldest first."""
+    replaced_at: float = 0.0
     is_online: bool = True
     letters: Bucket = dataclasses.field(default_factory=Bucket)
     chunks: Bucket = dataclasses.field(default_factory=Bucket)
@@ -49,10 +53,12 @@ class Registry:
         """Whether a device has registered, and was not forgotten since."""
         return device_id in self._sessions
 
-    def is_shared(self, device_id: str) -> bool:
-        """Whether two processes use a name in turn: a session is one process, and came back after another one."""
+    def is_shared(self, device_id: str, session_id: str, now: float) -> bool:
+        """Whether two processes use a name: a session is one process, and this one speaks after another replaced it."""
         session = self._sessions.get(device_id)
-        return session is not None and session.session_id in session.replaced
+        if session is None or session_id not in session.replaced:
+            return False
+        return session_id == session.session_id or now - session.replaced_at > LATE_S
 
     def register(self, device_id: str, session_id: str, now: float) -> bool:
         """A device registered; False where there are too many, all of them online.
@@ -63,6 +69,7 @@ class Registry:
         if known is not None:
             if known.session_id != session_id:
                 known.replaced.append(known.session_id)
+                known.replaced_at = now
             known.session_id, known.heard_at, known.is_online = session_id, now, True
             return True
         if len(self._sessions) >= self._max_devices:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,10 +15,11 @@ from broker_server.services.fleets import Claimant, check_free
 from edge_runtime.link.address import BrokerAddress, TlsFiles
 from edge_runtime.link.mqtt import MqttLink
 from edge_runtime.wire.errors import ExitCode
-from edge_runtime.wire.messages import Assignment, Hello
-from tests.broker_server import fleet
+from edge_runtime.wire.messages import Assignment, Hello, Register, Welcome
+from tests.broker_server import fleet, tiny
 from tests.broker_server.conftest import Broker, Coordination
 from tests.broker_server.fleet import Device
+from tests.edge_runtime.link.links import wait_until
 
 
 class Wire:
@@ -116,10 +116,7 @@ def test_a_second_coordinator_is_refused_and_the_first_goes_on(
 
     first = coordinate(runs[0])
     with Device(any_broker.url, "a", train), Device(any_broker.url, "b", train) as b:
-        give_up_at = time.monotonic() + 30
-        while not b.heard(Assignment):
-            assert time.monotonic() < give_up_at
-            time.sleep(0.02)
+        wait_until(lambda: bool(b.heard(Assignment)))
         second = coordinate(runs[1])
         with pytest.raises(FleetInUseError, match="run-0"):
             second.finish()
@@ -148,3 +145,18 @@ def test_a_coordinator_that_may_not_read_its_topic_says_so_and_begins(
     claimant.take()
     link.close()
     assert "let this one write and read fedspine/v1/lab/coordinator/claim" in caplog.text
+
+
+def test_two_boards_under_one_name_are_told_of_in_the_coordinator_s_log(
+    broker: Broker, tmp_path: Path, coordinate: Callable[[Path], Coordination], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The second registers, then the first comes back: a session is one process."""
+    fleet.config(tmp_path, broker.url)
+    coordination = coordinate(tmp_path)
+    with Device(broker.url, "a") as a:
+        wait_until(lambda: bool(a.heard(Welcome)))
+        a.say(Register(device_id="a", session_id="second", capabilities=tiny.capabilities(), num_examples=10))
+        a.register()
+        wait_until(lambda: "two machines use this name" in caplog.text)
+        with Device(broker.url, "b"):
+            coordination.finish()

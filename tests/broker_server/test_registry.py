@@ -23,15 +23,20 @@ def test_unknown_device_must_register(registry: Registry) -> None:
     assert not registry.heard("b", 1.0)
 
 
-def test_a_session_that_comes_back_after_another_is_of_a_second_machine_with_one_name(registry: Registry) -> None:
-    assert not registry.is_shared("a")
-    registry.register("a", "first", 1.0)
+def test_a_session_that_speaks_after_another_replaced_it_is_of_a_second_machine(registry: Registry) -> None:
+    assert not registry.is_shared("a", "first", 0.0)
     registry.register("a", "second", 2.0)
     registry.register("a", "second", 3.0)
-    assert not registry.is_shared("a"), "a restart, and a reconnect"
-    registry.register("a", "first", 4.0)
-    assert registry.is_shared("a")
-    assert not registry.is_shared("b")
+    assert not registry.is_shared("a", "second", 3.0), "a restart, and a reconnect"
+    assert not registry.is_shared("a", "first", 4.0), "said before it ended"
+    assert registry.is_shared("a", "first", 20.0)
+    assert not registry.is_shared("b", "first", 20.0)
+
+
+def test_a_session_that_registers_after_another_is_of_a_second_machine_at_once(registry: Registry) -> None:
+    registry.register("a", "second", 2.0)
+    registry.register("a", "first", 2.5)
+    assert registry.is_shared("a", "first", 2.5)
 
 
 def test_good_bye(registry: Registry) -> None:

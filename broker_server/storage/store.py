@@ -287,6 +287,9 @@ class Store:
                 continue
             if isinstance(update, Update) and self.read_update(update) is not None:
                 out.append(update)
+            elif isinstance(update, Update):
+                where = self.update_path(round_number, update.device_id)
+                logger.warning("%s is missing or not what was accepted: its device is asked again", where)
         return out
 
     def load_accept_times(self, round_number: int) -> dict[UpdateKey, float]:

@@ -11,6 +11,7 @@ STATE/checkpoint/        training under way, every so many steps
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import re
 import secrets
@@ -22,6 +23,8 @@ from typing import Final, Self
 from edge_runtime.agent.errors import BadNameError, StateError, StateInUseError
 from edge_runtime.wire.files import PRIVATE_FILE, PRIVATE_FOLDER, keep_private, raise_if_disk_full, write_atomically
 from edge_runtime.wire.topics import NAME
+
+logger = logging.getLogger(__name__)
 
 LOCK_FILE: Final = "lock"
 ID_FILE: Final = "device-id"
@@ -118,6 +121,10 @@ class StateDirectory:
         stored = path.read_text(encoding="utf-8", errors="replace").strip() if path.exists() else ""
         known = stored if NAME.fullmatch(stored) else None
         chosen = given or known or new_device_id(socket.gethostname())
+        if known is None and path.exists():
+            logger.warning(
+                "%s holds %r, which is no device id: this device is %s from now on", path, stored[:80], chosen
+            )
         if chosen != known:
             write_atomically(path, (chosen + "\n").encode())
         return chosen

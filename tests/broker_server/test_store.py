@@ -166,7 +166,7 @@ def test_update_of_an_earlier_attempt_does_not_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [b"", b"something else"])
-def test_damaged_update_is_asked_for_again(tmp_path: Path, damage: bytes) -> None:
+def test_damaged_update_is_asked_for_again(tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture) -> None:
     store = reopen(tmp_path)
     store.begin_round(1, open_participants("a"), LEARNT, 100.0)
     store.accept_update(update(), BLOB, 101.0)
@@ -176,6 +176,7 @@ def test_damaged_update_is_asked_for_again(tmp_path: Path, damage: bytes) -> Non
     opened = reopen(tmp_path).load_open_round()
     assert opened is not None
     assert opened.participants["a"].is_open
+    assert any("is asked again" in line for line in caplog.messages)
 
 
 def test_devices_are_remembered(tmp_path: Path) -> None:

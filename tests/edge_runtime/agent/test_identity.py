@@ -29,10 +29,12 @@ def test_a_given_device_id_is_kept(tmp_path: Path) -> None:
         assert state.device_id == "board-7"
 
 
-def test_a_damaged_device_id_is_replaced(tmp_path: Path) -> None:
+def test_a_damaged_device_id_is_replaced_with_a_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "device-id").write_bytes(b"\xff/+\n")
     with StateDirectory(tmp_path) as state:
         assert NAME.fullmatch(state.device_id)
+    (line,) = caplog.messages
+    assert "is no device id" in line
 
 
 @given(st.text(max_size=80))

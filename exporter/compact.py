@@ -132,6 +132,7 @@ def _write_config(directory: Path, model: Any) -> None:
     ``num_key_value_heads`` and ``intermediate_size`` are the pruned ones.
     """
     config = model.config.to_dict()
+    config.pop("_name_or_path", None)  # of this machine
     config["architectures"] = [type(model).__name__]
     if head_dim := config.get("head_dim"):
         if config["hidden_size"] % head_dim:

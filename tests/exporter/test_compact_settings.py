@@ -98,6 +98,11 @@ def test_a_device_ends_where_transformers_ends(tmp_path: Path) -> None:
     assert json.loads((compact / "generation_config.json").read_text())["eos_token_id"] == [3, end]
 
 
+def test_no_path_of_this_machine_is_in_it(yarn: tuple[Path, Path]) -> None:
+    for path in yarn[1].glob("*.json"):
+        assert str(yarn[1].parent) not in path.read_text(), path.name
+
+
 def test_ends_of_text_of_version_5_reach_device_and_transformers(yarn: tuple[Path, Path]) -> None:
     assert CompactModel.open(yarn[1], num_threads=1).info.text.ends == {3, 9}
     assert transformers.GenerationConfig.from_pretrained(yarn[1]).eos_token_id == [3, 9]

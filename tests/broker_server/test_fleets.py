@@ -128,6 +128,23 @@ def test_a_second_coordinator_is_refused_and_the_first_goes_on(
     assert {message.run_id for message in b.received if isinstance(message, Hello | Assignment)} == {"run-0"}
 
 
+def test_of_two_coordinators_started_at_once_one_coordinates(
+    any_broker: Broker, tmp_path: Path, coordinate: Callable[[Path], Coordination], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleets, "LISTEN_S", 1.0)
+    for number in range(2):
+        (tmp_path / str(number)).mkdir()
+        fleet.config(tmp_path / str(number), any_broker.url, run_id=f"run-{number}")
+    both = [coordinate(tmp_path / str(number)) for number in range(2)]
+    wait_until(lambda: any(not one.is_alive() for one in both))
+    (loser,) = [one for one in both if not one.is_alive()]
+    (winner,) = [one for one in both if one is not loser]
+    with pytest.raises(FleetInUseError):
+        loser.finish()
+    with Device(any_broker.url, "a"), Device(any_broker.url, "b"):
+        winner.finish()
+
+
 def test_a_coordinator_that_may_not_read_its_topic_says_so_and_begins(
     broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:

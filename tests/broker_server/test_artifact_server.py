@@ -35,8 +35,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
-def port(folder: Path) -> Iterator[int]:
+def start(folder: Path) -> tuple[subprocess.Popen[bytes], int]:
+    """A server in a process of its own, and its port."""
     with socket.create_server((HOST, 0)) as server:
         number: int = server.getsockname()[1]
     script = (
@@ -51,6 +51,12 @@ def port(folder: Path) -> Iterator[int]:
             break
         except OSError:
             time.sleep(0.05)
+    return process, number
+
+
+@pytest.fixture(scope="module")
+def port(folder: Path) -> Iterator[int]:
+    process, number = start(folder)
     yield number
     process.terminate()
     process.wait(10)
@@ -129,6 +135,17 @@ def test_no_name_leads_out(folder: Path, parts: tuple[str, str]) -> None:
 def test_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="not a directory"):
         make_app(tmp_path / "missing")
+
+
+def test_it_ends_when_told_to_though_somebody_does_not_read(folder: Path) -> None:
+    with (folder / DIGEST / "large").open("wb") as file:
+        file.truncate(16 << 20)
+    process, port = start(folder)
+    with socket.create_connection((HOST, port)) as client:
+        client.sendall(f"GET /{DIGEST}/large HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert client.recv(4) == b"HTTP"
+        process.terminate()
+        process.wait(20)
 
 
 def test_port_in_use(folder: Path) -> None:

@@ -21,9 +21,9 @@ from edge_runtime.wire.topics import NAME
 
 SAME_FOR_ALL: Final = frozenset(
     {
-        "model", "task", "base", "targets", "top_blocks", "data", "test", "text_field", "label_field", "max_length",
-        "split", "devices", "local_steps", "batch_size", "accumulation_steps", "class_balance", "sparsity",
-        "eval_examples", "eval_sparse",
+        "model", "task", "base", "targets", "top_blocks", "data", "test", "text_field", "label_field", "new_head",
+        "max_length", "split", "devices", "local_steps", "batch_size", "accumulation_steps", "class_balance",
+        "sparsity", "eval_examples", "eval_sparse",
     }
 )  # fmt: skip
 """Settings that a method must not change: another problem or other rounds would not be comparable. How *many* rounds
@@ -197,7 +197,7 @@ class Comparison:
         shared = {"sparsity": resolve(self.shared).sparsity, **self.shared}  # one for all, whatever a method's arms
         given: Settings = {"compact": False, **shared, **self.method(key.method).settings, "seed": key.seed}
         if artifact is not None:
-            given["artifact"] = str(artifact)
+            given |= {"artifact": str(artifact), "new_head": False}  # it was made by the export
         if calibration is not None:
             given["calibration"] = str(calibration)
         try:

@@ -232,7 +232,7 @@ class Job:
         events = EventReader(self._directory.events_file)
         for event in events.new_events():  # of earlier sessions
             self._view.apply(event)
-        self._display.step(f"{self._settings.devices} devices begin")
+        self._display.step(f"training begins on {plural(self._settings.devices, 'device')}")
         place = Place(broker_url=broker_url, fleet=config.fleet)
         fleet = start_fleet(self._supervisor, self._settings, self._directory, servers, place)
         watch(fleet, events, self._view, self._display)
@@ -300,9 +300,10 @@ class Job:
 def data_lines(data: DataSet, num_devices: int) -> list[str]:
     """What a person is told of the data before training."""
     labels = f", {len(data.labels)} classes" if data.labels else ""
+    devices = plural(num_devices, "device")
     held_back = f"up to {NUM_HOLDOUT} of its examples, at most a fifth"
     return [
         *(f"warning: {warning}" for warning in data.warnings),
-        f"{len(data.train)} training and {len(data.test)} held-out examples{labels}, over {num_devices} devices",
+        f"{len(data.train)} training and {len(data.test)} held-out examples{labels}, over {devices}",
         f"each device holds back {held_back}, to measure its own rounds, and trains on the rest",
     ]

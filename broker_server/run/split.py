@@ -73,7 +73,7 @@ def split(
         ConfigError: fewer examples than devices, a field that ``spec`` needs is missing, or fewer keys than devices.
     """
     if len(examples) < num_devices:
-        msg = f"{len(examples)} examples cannot be split over {num_devices} devices: use fewer devices, or more data"
+        msg = f"--devices is {num_devices}, but {len(examples)} examples are there to train on: use fewer, or more data"
         raise ConfigError(msg)
     if spec.kind == "iid":
         parts = [part.tolist() for part in np.array_split(rng.permutation(len(examples)), num_devices)]
@@ -116,7 +116,7 @@ def _by_key(keys: list[str], num_devices: int, field: str) -> list[list[int]]:
     for index, key in enumerate(keys):
         groups.setdefault(key, []).append(index)
     if len(groups) < num_devices:
-        msg = f"split by-key: {field!r} has {len(groups)} values, {num_devices} devices need at least as many"
+        msg = f"--split by-key: {field!r} has {len(groups)} values, --devices {num_devices} need at least as many"
         raise ConfigError(msg)
     parts: list[list[int]] = [[] for _ in range(num_devices)]
     for _, members in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])):

@@ -20,6 +20,7 @@ import safetensors
 
 from broker_server.aggregation import Aggregated
 from broker_server.errors import ConfigError
+from broker_server.report.quality import plural
 from broker_server.storage.adapters import ADAPTERS_FOLDER, PEFT_FOLDER, GlobalAdapters
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.wire import names
@@ -128,9 +129,9 @@ def start_from(given: Given, artifact: Artifact, run_dir: Path, rank: int, lora_
 
 
 def _notes(given: Given, manifest: Manifest, modules: set[str]) -> list[str]:
-    said = [f"the run starts from the adapter {given.path}, of rank {given.rank} on {len(modules)} layers"]
+    said = [f"the run starts from the adapter {given.path}, of rank {given.rank} on {plural(len(modules), 'layer')}"]
     if lacking := len(manifest.targets) - len(modules):
-        said.append(f"{lacking} layers that the run tunes are not in that adapter: they start anew")
+        said.append(f"the run tunes {plural(lacking, 'layer')} more than that adapter has: new factors there")
     if anew := [spec.name for spec in manifest.dense if spec.name not in given.tensors]:
         said.append(f"{anew[0]} is not in that adapter: it starts as the model has it")
     return said

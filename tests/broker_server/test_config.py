@@ -105,6 +105,7 @@ def test_training_setting_out_of_range(name: str, value: float) -> None:
         ("num_devices = 3", 'num_devices = "3"', "num_devices is '3', expected a whole number from 1"),
         ("num_devices = 3", "", "configuration lacks num_devices"),
         ("num_rounds = 10", "", r"table \[training\] lacks num_rounds"),
+        ("rejoin_s = 5.0", "rejoins = 5.0", "has the key 'rejoins', which is not known; did you mean 'rejoin_s'"),
         ("num_rounds = 10", "num_rounds = 10\ncolour = 1", r"table \[training\] has the key 'colour'"),
         ("batch_size = 4", "batch_size = 4.0", "batch_size is 4.0, expected a whole number from 1"),
         ("ramp_rounds = 0", "ramp_rounds = []", r"ramp_rounds is \[\], expected a whole number from 0"),

@@ -115,7 +115,7 @@ def test_a_finished_run_resumes_to_its_report_at_once(finished: Path) -> None:
     again = fedspine_run("--resume", "--out", str(finished))
 
     assert again.process.returncode == 0, again.errors
-    assert "devices begin" not in again.output
+    assert "training begins" not in again.output
     assert report_of(finished) == before
 
 

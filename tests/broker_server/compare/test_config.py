@@ -111,6 +111,14 @@ def test_a_method_may_play_more_rounds_and_its_preset_s_shares_follow() -> None:
     assert long.method("fedspine").settings["deploy_rounds"] == 1  # of 4
 
 
+def test_a_new_head_is_made_by_the_export_that_the_runs_share(tmp_path: Path) -> None:
+    run = {"task": "text-classification", "model": "m", "data": "d.jsonl", "new_head": True}
+    found = comparison(run=run)
+
+    assert found.settings(found.run_keys[0]).new_head
+    assert not found.settings(found.run_keys[0], artifact=tmp_path).new_head
+
+
 def test_a_scenario_runs_methods_again_under_its_settings() -> None:
     found = comparison(scenario={"slow": {"methods": ["fedit"], "fleet": "slow.toml"}})
 
@@ -129,6 +137,9 @@ def test_a_scenario_runs_methods_again_under_its_settings() -> None:
         ({"reference": "flora"}, "reference 'flora' is not among the methods"),
         ({"method": {"fedit": {"local_steps": 2}}}, "setting 'local_steps' must be the same for all methods"),
         ({"method": {"fedit": {"rounds": 0}}}, "method fedit: rounds is 0"),
+        ({"run": {"round_deadline": 0}}, r"\[run\] round_deadline is 0, expected"),
+        ({"run": {"ruonds": 3}}, "key 'ruonds' is not known; did you mean 'rounds'"),
+        ({"methods": ["fedti"]}, "method 'fedti' is not known; did you mean 'fedit'"),
         ({"method": {"fedspine": {"rounds": "many"}}}, "method fedspine: .*rounds"),
         ({"method": {"fedit": {"seed": 2}}}, "setting 'seed' must be the same"),
         ({"method": {"fedit": {"preset": "chess"}}}, "preset 'chess' is not known"),

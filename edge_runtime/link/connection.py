@@ -182,7 +182,9 @@ class Connection:
     def close(self, timeout_s: float) -> None:
         """Say good-bye to the broker (no last will is published) and wait at most ``timeout_s`` for the end."""
         self._client.disconnect()
-        self._ended.wait(timeout_s)
+        if self._ended.wait(timeout_s) and threading.current_thread() is not self._network_thread:
+            self._client.loop_stop()  # its thread has nothing left to do
+            self._client._reset_sockets()  # noqa: SLF001 - paho closes the pair that wakes its thread when collected only
         self._is_over = True
 
     def abandon(self) -> None:

@@ -16,7 +16,14 @@ from edge_runtime.link.address import PASSWORD_VARIABLE
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 EMPTY_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "GLOSSARY.md", "docs/architecture.md", "docs/server.md")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "GLOSSARY.md",
+    "docs/architecture.md",
+    "docs/server.md",
+    "docs/reliability.md",
+)
 SCRIPTS = (
     "setup",
     "test",
@@ -131,3 +138,19 @@ def test_the_passwords_variable_has_one_name_and_one_place(trees: dict[str, ast.
         if isinstance(node, ast.Constant) and re.fullmatch(r"FEDSPINE_\w*PASSWORD\w*", str(node.value))
     ]
     assert places == [("edge_runtime.link.address", PASSWORD_VARIABLE)]
+
+
+def test_docs_reliability_names_tests_that_exist(root: Path) -> None:
+    """Each row: paths of test files in backquotes, each followed by the names of tests in it, or by none."""
+    text = (root / "docs" / "reliability.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| input")]
+    assert len(rows) > 100
+    for row in rows:
+        named = re.findall(r"`(tests/\S+\.py|test_\w+)`", row.rsplit(" | ", 1)[1])
+        assert named, row
+        source = ""
+        for name in named:
+            if name.startswith("tests/"):
+                source = (root / name).read_text(encoding="utf-8")
+            else:
+                assert f"def {name}(" in source, name

@@ -44,7 +44,7 @@ MAX_REGISTRATION_BYTES: Final = 8 * 1024
 HELLOS: Final = Allowance(burst=1000, per_s=50)
 """Answers to devices that have not registered, all of them together."""
 PULLS_S: Final = 60.0
-"""A device may pull the largest blob :data:`PULLS` times at once, and as often again in this time."""
+"""In a round a device may pull the largest blob :data:`PULLS` times at once, and as often again in this time."""
 PULLS: Final = 4
 
 
@@ -166,6 +166,8 @@ class Mailroom:
         """Let nobody pull a blob any more."""
         self._num_chunks.pop(digest, None)
         self._transfers.withdraw(digest)
+        if not self._num_chunks:
+            self.registry.renew_pulls()  # a round is over: the next one has blobs of its own
 
     def pull(
         self, ref: BlobRef, device_id: str, on_complete: Callable[[bytes], None], on_failed: Callable[[str], None]

@@ -90,6 +90,11 @@ class Registry:
         session = self._sessions.get(device_id)
         return session is not None and session.chunks.take(allowance, now, num_chunks)
 
+    def renew_pulls(self) -> None:
+        """Give every device its whole allowance of chunks again."""
+        for session in self._sessions.values():
+            session.chunks = Bucket()
+
     def heard(self, device_id: str, now: float) -> bool:
         """A device said something; False if it must register (again) first."""
         session = self._sessions.get(device_id)

@@ -199,6 +199,19 @@ def test_blob_is_sent_to_a_device_only_so_often_in_a_time(post: Post, caplog: py
     assert len(post.link.published) == 101
 
 
+def test_device_of_short_rounds_gets_the_adapter_of_each(post: Post) -> None:
+    """Rounds of a second, each with an adapter of its own, which a device pulls once."""
+    for number in range(50):
+        blob = b"%03d" % number * 1000
+        ref = chunks.describe(blob, 1024)
+        post.mailroom.offer(ref, blob)
+        post.link.published.clear()
+        post.open("a", ChunkRequest(digest=ref.digest, missing=tuple(range(ref.num_chunks))))
+        assert len(post.link.published) == ref.num_chunks, f"round {number}"
+        post.mailroom.withdraw(ref.digest)
+        post.now += 1
+
+
 # ---- what is written -------------------------------------------------------------------------------------------------
 
 

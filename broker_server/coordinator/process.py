@@ -64,6 +64,8 @@ TICK_S: Final = 0.25
 """Longest pause between two looks at the clock."""
 BUSY_TICK_S: Final = 0.02
 """The same while a background job is under way."""
+STALL_S: Final = 2.0
+"""Between two looks at the clock; after more, what devices said meanwhile is yet to be read."""
 GROUP_S: Final = 0.1
 """How long what happened may wait to be made durable together with what happens next."""
 LINGER_S: Final = 3.0
@@ -130,6 +132,7 @@ class Coordinator:
         self._office = Office(run, store, self._ledger, self._mailroom, self._intake)
         self._pending: collections.deque[Event] = collections.deque()
         self._settled_at = clock()
+        self._is_connected = True
         self._leave_at: float | None = None
         """When a finished run stops waiting for good-byes."""
 
@@ -206,10 +209,13 @@ class Coordinator:
                 self._settle()
             if self._pending:
                 return self._pending.popleft()
-            if self._clock() - state.now >= TICK_S:
+            if (since_s := self._clock() - state.now) >= TICK_S:
                 self._mailroom.tick()
+                is_deaf = not self._is_connected or since_s > STALL_S
+                if is_deaf:
+                    self._mailroom.registry.excuse(self._clock())
                 self._pending.extend(self._intake.take_silent())
-                return Tick(now=self._clock())
+                return Tick(now=self._clock(), is_deaf=is_deaf)
             with contextlib.suppress(queue.Empty):
                 self._receive(state, BUSY_TICK_S if self._office.is_busy else TICK_S)
             self._pending.extend(self._office.poll())
@@ -222,9 +228,11 @@ class Coordinator:
             event = self._link.events.get(timeout=timeout_s)
         match event:
             case Connected():
+                self._is_connected = True
                 self._mailroom.to_all(self._intake.hello)
                 self._mailroom.reconnected()
             case Disconnected(reason=reason):
+                self._is_connected = False
                 logger.warning("waiting for the broker to come back (%s)", reason)
             case Received(topic=topic, payload=payload):
                 self._pending.extend(self._intake.receive(state, topic, payload))

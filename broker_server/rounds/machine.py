@@ -166,6 +166,8 @@ def _on_tick(state: RunState, event: Tick) -> Step:
         return begin_if_ready(state)
     if state.phase is not Phase.COLLECTING:
         return state, ()
+    if event.is_deaf:
+        state = silence.excused(state)
     changed: dict[str, Participant] = {}
     commands: list[Command] = []
     misses: dict[str, int] = {}

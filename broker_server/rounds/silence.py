@@ -44,6 +44,14 @@ def on_heard(state: RunState, event: DeviceHeard) -> Step:
     return with_participants(state, {event.device_id: dataclasses.replace(participant, silent_since=None)}), ()
 
 
+def excused(state: RunState) -> RunState:
+    """Start counting silence anew: it was on this side."""
+    silent = {name: p for name, p in state.participants.items() if p.silent_since is not None}
+    return with_participants(
+        state, {name: dataclasses.replace(p, silent_since=state.now) for name, p in silent.items()}
+    )
+
+
 def is_over(state: RunState, participant: Participant, *, has_enough: bool) -> bool:
     """Whether an open participant has been silent for too long."""
     since = participant.silent_since

@@ -140,6 +140,8 @@ class Tick:
     """Time went on."""
 
     now: float
+    is_deaf: bool = False
+    """Whether no device could be heard since the last one: this side had no connection, or no time to read."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ from broker_server.rounds.types import (
     Outcome,
     Phase,
     SendAssignment,
+    Tick,
     UpdateAnnounced,
 )
 from broker_server.storage.store import Store
@@ -46,6 +47,17 @@ def answer(desk: Desk, *device_ids: str) -> None:
 def asked(desk: Desk, round_number: int) -> set[str]:
     sent = [c for c in desk.commands if isinstance(c, SendAssignment)]
     return {c.key.device_id for c in sent if c.key.round_number == round_number}
+
+
+def test_silence_of_the_coordinator_itself_loses_no_device() -> None:
+    """It had no connection, or was busy with a large model: devices answered, and were not heard."""
+    desk = begun()
+    for _ in range(3):
+        desk.feed(Tick(now=desk.state.now + ANSWER_S, is_deaf=True))
+    desk.tick(ANSWER_S - 1)
+    assert all(participant.is_open for participant in desk.state.participants.values())
+    answer(desk, A, B)
+    assert desk.outcomes() == {A: Outcome.ACCEPTED, B: Outcome.ACCEPTED}
 
 
 def test_silent_device_is_lost_long_before_the_deadline() -> None:

@@ -18,6 +18,7 @@ from models import rotary
 from models.checkpoint_files import file_of
 from models.registry import family_class
 from models.settings import check_settings
+from models.sizes import check_sizes
 from models.sources import ADAPTER_CONFIG, CONFIG_FILE, adapter_error, check_quantization
 from models.special_tokens import without_foreign_ids
 
@@ -58,6 +59,7 @@ def read_configuration(model: str | Path, task: Task) -> Configuration:
     check_quantization(raw, model)
     settings = family.settings_of(raw["model_type"])
     notes = check_settings(raw, settings)
+    check_sizes(raw)
     sane = without_foreign_ids(raw)
     read, reference = sane, None if sane == raw else sane
     if rotary.PARAMETERS in settings.used:

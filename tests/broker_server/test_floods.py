@@ -15,7 +15,7 @@ from broker_server.config import CoordinatorConfig
 from broker_server.coordinator.buckets import Allowance, Bucket
 from broker_server.coordinator.mailroom import HELLOS, MAX_REGISTRATION_BYTES, Mailroom, Other
 from broker_server.coordinator.registry import LETTERS, Registry
-from broker_server.coordinator.sightings import MAX_DETAIL, OF_ALL, OF_ONE, Sightings
+from broker_server.coordinator.sightings import FOR_PROGRESS, MAX_DETAIL, OF_ALL, OF_ONE, Sightings
 from broker_server.errors import ConfigError
 from broker_server.storage import events as stored_events
 from broker_server.storage.events import DeviceSeen, EventLog, EventReader
@@ -240,11 +240,25 @@ def test_flood_of_changes_is_bounded_for_one_device_and_for_all(log: EventLog, t
     for step in range(20_000):
         sightings.see(seen(step=step, detail="x" * 2000))
     lines = (tmp_path / "events.jsonl").read_bytes().splitlines()
-    assert len(lines) == OF_ONE.burst
+    assert len(lines) == OF_ONE.burst * FOR_PROGRESS
     assert max(map(len, lines)) < MAX_DETAIL + 200
     for number in range(10_000):
         sightings.see(seen(f"d{number}"))
     assert len((tmp_path / "events.jsonl").read_bytes().splitlines()) == OF_ALL.burst
+
+
+def test_progress_of_a_large_fleet_leaves_room_for_devices_that_leave(log: EventLog, tmp_path: Path) -> None:
+    """A hundred devices that train and say so every second, for ten minutes: then one goes offline."""
+    now = 0.0
+    sightings = Sightings(log, lambda: now, max_devices=1000)
+    for second in range(600):
+        now = float(second)
+        for number in range(100):
+            sightings.see(seen(f"d{number}", step=second))
+    sightings.see(msgspec.structs.replace(seen("d7"), state="offline", detail="went offline"))
+    last = list(EventReader(tmp_path / "events.jsonl").new_events())[-1]
+    assert isinstance(last, DeviceSeen)
+    assert (last.device_id, last.state) == ("d7", "offline")
 
 
 def test_lines_about_devices_stop_at_a_size_and_others_do_not(

@@ -278,9 +278,10 @@ class Agent:
             self._reporter.change(DeviceState.IDLE)
 
     def _on_cancel(self, cancel: Cancel) -> None:
+        if self._welcome is None or cancel.run_id != self._welcome.run_id:
+            return  # as for a verdict
         key = (cancel.run_id, cancel.round_number, cancel.attempt)
-        is_current = self._work is not None and self._work.key == key
-        if is_current:
+        if is_current := self._work is not None and self._work.key == key:
             self._drop_work(f"cancelled: {cancel.detail}")
         if (self._uploads.close(key) is not None or is_current) and self._work is None:
             self._reporter.change(DeviceState.IDLE, detail=f"round {cancel.round_number} cancelled: {cancel.detail}")

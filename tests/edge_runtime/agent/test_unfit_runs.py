@@ -19,6 +19,7 @@ from edge_runtime.wire.errors import ExitCode
 from edge_runtime.wire.manifest import digest_of
 from edge_runtime.wire.messages import (
     Arm,
+    Cancel,
     DeviceState,
     Failure,
     FailureReason,
@@ -159,6 +160,15 @@ def test_an_update_that_nobody_answered_outlives_other_runs(
     for number in range(3):
         coordinator.welcome(run_id=f"other-{number}")
         coordinator.verdict(mine, accepted=False)  # an honest coordinator of another run, asked too early
+        coordinator.say(
+            Cancel(
+                run_id=mine.run_id,
+                device_id=mine.device_id,
+                round_number=mine.round_number,
+                attempt=mine.attempt,
+                detail="not mine",
+            )
+        )
     assert_trains(coordinator)
     coordinator.welcome()
     assert coordinator.wait(Update, run_id=mine.run_id) == mine

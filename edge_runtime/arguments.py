@@ -142,10 +142,15 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
 
 def add_resources(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
     """What of the board may be used."""
-    parser.add_argument("--threads", type=whole(1, MAX_THREADS), metavar="N", help="default: one for each core")
+    add_threads(parser)
     parser.add_argument(
         "--memory-limit", type=size, metavar="SIZE", help="such as 512MB (default: 80 %% of what is available)"
     )
+
+
+def add_threads(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
+    """How many threads an operator may use."""
+    parser.add_argument("--threads", type=whole(1, MAX_THREADS), metavar="N", help="default: one for each core")
 
 
 def add_service(parser: argparse.ArgumentParser) -> None:

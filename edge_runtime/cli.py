@@ -26,6 +26,7 @@ from edge_runtime.arguments import (
     add_pins,
     add_resources,
     add_service,
+    add_threads,
     add_trust,
     broker_of,
     count,
@@ -140,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     generate.set_defaults(command=_generate)
     for command in (infer, generate):
-        command.add_argument("--threads", type=positive, metavar="N", help="default: one for each core")
+        add_threads(command)
         _add_log_level(command, "warning")
     return parser
 

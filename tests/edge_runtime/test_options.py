@@ -37,6 +37,8 @@ GENERATE = ["generate", "model", "--prompt", "x"]
         ([*GENERATE, "--temperature", "inf"], "--temperature: 'inf' is no number from 0"),
         ([*GENERATE, "--top-k=-1"], "--top-k: '-1' is no whole number"),
         ([*GENERATE, "--max-new-tokens", "0"], "--max-new-tokens: '0' is no whole number of 1 or more"),
+        ([*GENERATE, "--threads", "9" * 12], "--threads: '999999999999' is outside 1 to 1024"),
+        (["infer", "model", "--threads", "0"], "--threads: '0' is outside 1 to 1024"),
         ([*GENERATE, "--seed", "x"], "--seed: 'x' is no whole number"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -40,7 +40,7 @@ def find_warnings(
         *_worse_than_before(task, rounds, final_round, config),
         *_empty_rounds(rounds, config),
         *_unchanged_rounds(rounds, config),
-        *_rising_loss(rounds, config),
+        *_rising_loss(task, rounds, final_round, config),
         *_better_round(task, rounds, final_round),
         *_untrained_ratio(compact, config),
     )
@@ -89,7 +89,11 @@ def _unchanged_rounds(rounds: Sequence[RoundEntry], config: Config) -> Iterator[
         )
 
 
-def _rising_loss(rounds: Sequence[RoundEntry], config: Config) -> Iterator[str]:
+def _rising_loss(task: Task, rounds: Sequence[RoundEntry], final_round: int, config: Config) -> Iterator[str]:
+    """Training loss rises in a healthy run too, where later models are pruned more: only with a model not better."""
+    final = _entry(rounds, final_round)
+    if final is not None and is_better(task, final, rounds[0]):
+        return
     losses = [(entry.round_number, loss) for entry in rounds[1:] if (loss := _train_loss(entry)) is not None]
     if len(losses) < 2:
         return

@@ -78,6 +78,22 @@ class Claimant:
         Raises:
             FleetInUseError: another coordinator has it.
         """
+        self._listen()
+        with self._lock:
+            self._is_held = self._rival is None
+        self._refuse()
+
+    def look(self) -> None:
+        """Find out who has the fleet, without wanting it: a coordinator that asks meanwhile gets it.
+
+        Raises:
+            FleetInUseError: a coordinator has it.
+        """
+        self._listen()
+        self._refuse()
+
+    def _listen(self) -> None:
+        """Wait until one's own question came back, and for an objection to it."""
         if not self._echoed.wait(ECHO_S):
             topic = topics.of_coordinators(self._fleet)
             logger.warning(
@@ -86,10 +102,10 @@ class Claimant:
                 topic,
             )
         self._objected.wait(LISTEN_S)
-        with self._lock:
-            if self._rival is None:
-                self._is_held = True
-                return
+
+    def _refuse(self) -> None:
+        if self._rival is None:
+            return
         msg = (
             f"fleet {self._fleet!r} has a coordinator already, of run {self._rival.run_id!r}: stop that one, or "
             "give this run another fleet (--fleet-name; 'fleet' in config.toml)"
@@ -149,6 +165,6 @@ def check_free(address: BrokerAddress, tls: TlsFiles, fleet: str, rng: random.Ra
     )
     link.connect()
     try:
-        claimant.take()
+        claimant.look()
     finally:
         link.close()

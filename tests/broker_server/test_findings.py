@@ -90,14 +90,22 @@ def test_discarded_and_unchanged_rounds_are_told() -> None:
     assert "raise --learning-rate (now 0.0)" in unchanged
 
 
+def with_louder_end(*accuracies: float) -> list[RoundRecord]:
+    records = with_accuracies(*accuracies)
+    louder = tuple(msgspec.structs.replace(device, train_loss=2.5) for device in records[-1].devices)
+    return [*records[:-1], msgspec.structs.replace(records[-1], devices=louder)]
+
+
 def test_training_loss_that_rises_is_told() -> None:
-    records = with_accuracies(0.5, 0.6, 0.7)
-    louder = tuple(msgspec.structs.replace(device, train_loss=2.5) for device in records[2].devices)
-    records[2] = msgspec.structs.replace(records[2], devices=louder)
-    (line,) = warnings(records)
+    (line,) = warnings(with_louder_end(0.5, 0.5, 0.5))
     assert line.startswith(
         "the devices' training loss rose from 1.5 in round 1 to 2.5 in round 2: lower --learning-rate"
     )
+
+
+def test_training_loss_that_rises_as_the_model_gets_better_is_no_fault() -> None:
+    """So it does where later rounds prune more."""
+    assert warnings(with_louder_end(0.5, 0.6, 0.7)) == ()
 
 
 def test_compact_model_that_nobody_trained_is_told() -> None:

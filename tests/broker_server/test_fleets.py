@@ -53,6 +53,13 @@ def test_who_has_a_fleet_keeps_it_and_the_second_is_told_of_which_run() -> None:
     assert caught.value.exit_code == ExitCode.FLEET_IN_USE
 
 
+def test_who_only_looks_never_has_the_fleet() -> None:
+    looking, second = Claimant("lab", "check", "zz"), Claimant("lab", "run-2", "aa")
+    looking.look()
+    Wire(looking, second).say(second.reflex.greet())
+    second.take()
+
+
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["lower first", "higher first"])
 def test_of_two_that_ask_at_once_one_goes_on(order: tuple[int, int]) -> None:
     both = [Claimant("lab", "run-1", "aa"), Claimant("lab", "run-2", "bb")]

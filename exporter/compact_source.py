@@ -130,8 +130,11 @@ def read_plan(run_dir: Path, manifest: Manifest, sparsity: float) -> Plan:
     if sparsity == 0.0:
         return Plan.full(manifest)
     path = run_dir / IMPORTANCE_FILE
+    query = "SELECT json_extract(record, '$.files.importance') FROM rounds ORDER BY round_number DESC LIMIT 1"
     try:
-        importance = ranking.from_tensors(decode_tensors(path.read_bytes()))
+        data = path.read_bytes()
+        check_digest(data, _recorded(run_dir, query))
+        importance = ranking.from_tensors(decode_tensors(data))
         with safetensors.safe_open(path, framework="numpy") as file:
             policy = ranking.PlanPolicy.from_metadata(file.metadata() or {})
         return ranking.plan_at(manifest, importance, sparsity, policy)
@@ -139,7 +142,7 @@ def read_plan(run_dir: Path, manifest: Manifest, sparsity: float) -> Plan:
         msg = f"{path} cannot be read ({error.strerror}): without it only sparsity 0 can be made"
         raise CompactInputError(msg) from error
     except (TensorError, PlanError) as error:
-        msg = f"{path} is no importance for this artifact: {error}"
+        msg = f"{path} cannot be used: {error}; go on with the run if it is not over, or put the file back from a copy"
         raise CompactInputError(msg) from error
 
 
@@ -167,20 +170,27 @@ def _check_recorded(run_dir: Path, path: Path) -> None:
         CompactInputError: it is not.
     """
     match = _ROUND.fullmatch(path.name)
-    state = run_dir / STATE_FILE
-    if match is None or not state.is_file():
+    if match is None:
         return
     query = "SELECT json_extract(record, '$.files.adapter') FROM rounds WHERE round_number = ?"
     try:
-        with contextlib.closing(sqlite3.connect(f"{state.resolve().as_uri()}?mode=ro", uri=True)) as connection:
-            found = connection.execute(query, (int(match[1]),)).fetchone()
-    except sqlite3.Error:
-        return  # the run itself says what is wrong with it
-    try:
-        check_digest(path.read_bytes(), found[0] if found else None)
+        check_digest(path.read_bytes(), _recorded(run_dir, query, int(match[1])))
     except TensorError as error:
         msg = f"adapter {path} cannot be used: {error}; put it back from a copy, or give another --round"
         raise CompactInputError(msg) from error
+
+
+def _recorded(run_dir: Path, query: str, *values: int) -> str | None:
+    """The digest that a query finds in the run's records; None where there is none, or no database."""
+    state = run_dir / STATE_FILE
+    if not state.is_file():
+        return None
+    try:
+        with contextlib.closing(sqlite3.connect(f"{state.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            found = connection.execute(query, values).fetchone()
+    except sqlite3.Error:
+        return None  # the run itself says what is wrong with it
+    return str(found[0]) if found and found[0] else None
 
 
 def _check_trained(path: Path, payload: Payload) -> None:

@@ -40,10 +40,15 @@ def check_sizes(raw: Mapping[str, Any]) -> None:
     """
     for key, most in _MOST.items():
         value = raw.get(key)
-        if value is None or (key == "sliding_window" and raw.get("use_sliding_window") is False):
+        if value is None or (key == "sliding_window" and _has_no_window(raw)):
             continue
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
             text = repr(value)
             shown = text if len(text) <= 40 else f"{text[:37]}..."
             msg = f"config.json says {key} = {shown}, expected a whole number from 1 to {most}: copy the model again"
             raise ModelUnsupportedError(msg)
+
+
+def _has_no_window(raw: Mapping[str, Any]) -> bool:
+    """Whether the size of a window is not used; qwen2 uses none unless it is told to."""
+    return raw.get("use_sliding_window", None if raw.get("model_type") == "qwen2" else True) in {False, None}

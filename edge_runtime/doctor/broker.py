@@ -127,7 +127,10 @@ def _talk(setup: Setup, device_id: str, trial: Trial) -> None:
         elif isinstance(event, Received) and event.topic == trial.topic:
             trial.came_back = trial.came_back or event.payload == large
         elif isinstance(event, Received) and event.topic.endswith("/hello"):
-            message = decode_message(event.payload)
+            try:
+                message = decode_message(event.payload)
+            except FedSpineError:
+                continue  # what is no message is nobody's answer
             if isinstance(message, Hello):
                 trial.coordinator = message.run_id
                 trial.artifact_url, trial.artifact_digest = message.artifact_url, message.artifact_digest

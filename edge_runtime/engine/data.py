@@ -103,7 +103,7 @@ class _Loader:
             if example.label is not None:
                 self.labels.append(self._class(example.label))
             waiting.append(example)
-            num_letters += len(example.text or "")
+            num_letters += len(example.text or example.input_ids or "")
             if len(waiting) == _TOKENIZE_AT_ONCE or num_letters > _LETTERS_AT_ONCE:
                 self._add(waiting)
                 waiting, num_letters = [], 0

@@ -19,7 +19,7 @@ from edge_runtime.wire.files import DiskFullError
 from edge_runtime.wire.manifest import digest_of
 from edge_runtime.wire.tensors import encode_tensors
 from exporter.compact import compact_run
-from exporter.compact_source import read_source
+from exporter.compact_source import read_plan, read_source
 from exporter.errors import CompactInputError, CompactRatioError, OutputExistsError
 from tests.conftest import Disk
 
@@ -124,11 +124,11 @@ def test_a_round_that_does_not_exist_is_refused(bert_run: Path, tmp_path: Path) 
         compact_run(bert_run, 0.25, tmp_path / "compact", round_number=3)
 
 
-def note_digest(run_dir: Path, round_number: int, digest: str | None) -> None:
-    """Write a round's record into a database of the run, as far as the digest of its adapter goes."""
+def note_digest(run_dir: Path, round_number: int, digest: str | None, of: str = "adapter") -> None:
+    """Write a round's record into a database of the run, as far as the digest of one of its files goes."""
     with contextlib.closing(sqlite3.connect(run_dir / "state.sqlite")) as connection, connection:
         connection.execute("CREATE TABLE IF NOT EXISTS rounds (round_number INTEGER PRIMARY KEY, record TEXT)")
-        record = json.dumps({"files": {"adapter": digest}} if digest else {})
+        record = json.dumps({"files": {of: digest}} if digest else {})
         connection.execute("INSERT OR REPLACE INTO rounds VALUES (?, ?)", (round_number, record))
 
 
@@ -145,6 +145,22 @@ def test_an_adapter_that_is_not_the_recorded_one_is_refused(bert_run: Path, tmp_
     with pytest.raises(CompactInputError, match="not the file that was written"):
         read_source(run_dir, round_number=2)
     assert read_source(run_dir, adapter=path).round_number == 2  # asked for by name
+
+
+def test_importance_that_is_not_the_recorded_one_is_refused(bert_run: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(bert_run, run_dir)
+    path, manifest = run_dir / "importance.safetensors", read_source(bert_run).manifest
+    plans = []
+    for digest in (None, digest_of(path.read_bytes())):  # of an earlier release, and as it was written
+        note_digest(run_dir, 10, digest, of="importance")
+        plans.append(read_plan(run_dir, manifest, 0.25))
+    assert plans[0] == plans[1]
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CompactInputError, match="not the file that was written"):
+        read_plan(run_dir, manifest, 0.25)
 
 
 def test_a_database_that_is_none_is_passed_over(bert_run: Path, tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def test_size_that_no_model_has(tmp_path: Path, model_type: str, key: str, value
     assert "\n" not in str(raised.value)
 
 
-def test_sizes_that_are_left_to_transformers(tmp_path: Path) -> None:
-    directory = write(tmp_path, "qwen2", num_hidden_layers=2, use_sliding_window=False, sliding_window=0, head_dim=None)
+@pytest.mark.parametrize("unused", [{"use_sliding_window": False}, {"use_sliding_window": None}, {}])
+def test_sizes_that_are_left_to_transformers(tmp_path: Path, unused: dict[str, bool | None]) -> None:
+    directory = write(tmp_path, "qwen2", num_hidden_layers=2, **unused, sliding_window=0, head_dim=None)
     assert read_configuration(directory, "causal-lm").config.num_hidden_layers == 2

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge_runtime.engine import json_lines
+from edge_runtime.engine import data, json_lines
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.data import load_examples
 from edge_runtime.engine.dataset import Dataset
@@ -294,3 +294,15 @@ def load_or_refuse(path: Path, artifact: Artifact) -> Dataset | DataError:
         return load_examples(path, artifact, 8)
     except DataError as error:
         return error
+
+
+def test_long_lists_of_tokens_do_not_wait_for_others(
+    make_artifact: MakeArtifact, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A board's memory holds a bounded number of letters or tokens that were not put away yet."""
+    waiting = []
+    add = data._Loader._add
+    monkeypatch.setattr(data, "_LETTERS_AT_ONCE", 100)
+    monkeypatch.setattr(data._Loader, "_add", lambda loader, some: (waiting.append(len(some)), add(loader, some))[1])
+    assert len(examples(write(*[{"input_ids": [4] * 60, "label": 1}] * 6), make_artifact(), 3)) == 6
+    assert max(waiting) == 2

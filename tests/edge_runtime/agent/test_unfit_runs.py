@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import shutil
 import sys
 from collections.abc import Callable
@@ -289,8 +290,13 @@ def test_a_package_that_is_missing_ends_the_device_with_a_reason(
 
 
 def test_a_detail_that_is_not_unicode_is_sent_escaped(
-    coordinator: Coordinator, start_device: StartDevice, monkeypatch: pytest.MonkeyPatch
+    coordinator: Coordinator,
+    start_device: StartDevice,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.CRITICAL, logger="edge_runtime")  # what pytest-xdist passes on must be Unicode
+
     def fail(*_: object, **__: object) -> None:
         msg = "no file caf\udce9"
         raise ArtifactUnreachableError(msg)

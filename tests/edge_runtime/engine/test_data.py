@@ -300,9 +300,14 @@ def test_long_lists_of_tokens_do_not_wait_for_others(
     make_artifact: MakeArtifact, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A board's memory holds a bounded number of letters or tokens that were not put away yet."""
-    waiting = []
+    waiting: list[int] = []
     add = data._Loader._add
+
+    def count(loader: Any, some: Any) -> None:
+        waiting.append(len(some))
+        add(loader, some)
+
     monkeypatch.setattr(data, "_LETTERS_AT_ONCE", 100)
-    monkeypatch.setattr(data._Loader, "_add", lambda loader, some: (waiting.append(len(some)), add(loader, some))[1])
+    monkeypatch.setattr(data._Loader, "_add", count)
     assert len(examples(write(*[{"input_ids": [4] * 60, "label": 1}] * 6), make_artifact(), 3)) == 6
     assert max(waiting) == 2

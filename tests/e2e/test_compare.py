@@ -166,8 +166,11 @@ def test_runs_with_other_settings_are_not_mixed_in(two_methods: Path, tmp_path: 
 @pytest.mark.e2e
 @pytest.mark.parametrize(
     ("text", "part"),
-    [('title = "x"', "malformed"), ('title = "x"\nmethods = ["chess"]\n[run]\n', "method 'chess' is not known")],
-    ids=["malformed", "unknown method"],
+    [
+        ('title = "x"', "the file lacks the key 'methods'"),
+        ('title = "x"\nmethods = ["chess"]\n[run]\n', "method 'chess' is not known"),
+    ],
+    ids=["no methods", "unknown method"],
 )
 def test_what_is_wrong_is_said_in_a_line_and_leaves_nothing(text: str, part: str, tmp_path: Path) -> None:
     config = tmp_path / "compare.toml"

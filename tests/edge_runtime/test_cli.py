@@ -303,15 +303,3 @@ def test_a_password_may_come_from_a_file(tmp_path: Path, data: Path, start_mosqu
         assert any("connected to" in line for line in process.stderr)
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == ExitCode.OK
-
-
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_a_unit_holds_paths_byte_by_byte_whatever_the_terminal_s_encoding(encoding: str) -> None:
-    path = "/var/lib/fedspine/Prüfung ☕.jsonl"
-    command = [sys.executable, "-m", "edge_runtime", "service", "--broker", "mqtt://b.example", "--data", path]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": encoding}
-
-    done = subprocess.run(command, capture_output=True, check=False, timeout=60, env=env)
-
-    assert done.returncode == ExitCode.OK, done.stderr
-    assert path.encode() in done.stdout

@@ -170,10 +170,19 @@ INSTALLED = "import sys; sys.prefix = sys.base_prefix; from edge_runtime.cli imp
 """As if it were installed where the interpreter is: the environment of the tests may lie in /tmp, which is refused."""
 
 
-def edge(*arguments: object) -> subprocess.CompletedProcess[str]:
+def edge(*arguments: object, encoding: str = "utf-8") -> subprocess.CompletedProcess[str]:
+    """The command on a terminal with this encoding; what it prints, read as UTF-8."""
     command = [sys.executable, "-c", INSTALLED, "service", *map(str, arguments)]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=env)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONIOENCODING": encoding}
+    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, check=False, env=env)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_unit_holds_paths_byte_by_byte_whatever_the_terminal_s_encoding(encoding: str) -> None:
+    path = "/var/lib/fedspine/Prüfung ☕.jsonl"
+    done = edge("--broker", "mqtt://b.example", "--data", path, encoding=encoding)
+    assert done.returncode == ExitCode.OK, done.stderr
+    assert path in done.stdout
 
 
 def test_the_command_prints_a_unit_with_the_options_that_were_given(analyze: Analyze) -> None:

@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.step import environment
-from broker_server.aggregation import AGGREGATIONS, Aggregated, Aggregation, DeviceUpdate, make_aggregation
-from broker_server.aggregation.fedspine import FedSpine
-from edge_runtime.wire.adapter import AdapterLayout
-from edge_runtime.wire.manifest import DenseSpec, GroupSpec, Manifest, PruneAxis, TargetSpec, TextSpec
-from edge_runtime.wire.payload import Payload, encode_payload
-from edge_runtime.wire.plan import Plan
-from edge_runtime.wire.ranking import plan_at
+from broker_server.methods.aggregation import AGGREGATIONS, Aggregated, Aggregation, DeviceUpdate, make_aggregation
+from broker_server.methods.aggregation.fedspine import FedSpine
+from edge_runtime.formats.adapter import AdapterLayout
+from edge_runtime.formats.manifest import DenseSpec, GroupSpec, Manifest, PruneAxis, TargetSpec, TextSpec
+from edge_runtime.formats.payload import Payload, encode_payload
+from edge_runtime.formats.plan import Plan
+from edge_runtime.formats.ranking import plan_at
 
 NUM_LAYERS, HIDDEN, NUM_HEADS, NUM_CHANNELS = 6, 384, 12, 1536
 NUM_DEVICES = 10

@@ -23,7 +23,7 @@ from matplotlib import pyplot as plt
 
 from benchmarks.bandit_figures import Figures, cumulative_regret, figures, recovery, time_ratios
 from benchmarks.bandit_fleet import FLEETS, Drift, play
-from broker_server.scheduler import SCHEDULERS
+from broker_server.methods.scheduler import SCHEDULERS
 
 STEADY_ROUNDS, DRIFT_ROUNDS, DRIFT_FROM = 100, 60, 31
 DRIFTS = ("slow", "middle")

@@ -18,14 +18,14 @@ import numpy as np
 
 from benchmarks.step import NUM_WARMUP_STEPS, Setting, Stopwatch, environment, hyper_parameters, spread
 from edge_runtime.agent.checkpoints import Checkpoints
-from edge_runtime.contest.work import random_examples
+from edge_runtime.benchmark.portable_contender import batch_of
+from edge_runtime.benchmark.work import random_examples
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.checkpoint import Checkpoint
-from edge_runtime.engine.contender import batch_of
 from edge_runtime.engine.trainer import Trainer, TrainingRun
 from edge_runtime.engine.training_state import History
-from edge_runtime.wire import adapter
-from edge_runtime.wire.plan import Plan
+from edge_runtime.formats import adapter
+from edge_runtime.formats.plan import Plan
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from typing import Any, Final, cast
 
 from benchmarks.step import environment
 from edge_runtime.inference import CompactModel
-from exporter.compact import Quantization, compact_run
+from exporter.compact.export import Quantization, compact_run
 
 CASES: Final = "0.0,0.25,0.5,0.25:int8"
 NUM_MEDIANS: Final = 8

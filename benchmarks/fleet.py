@@ -34,11 +34,11 @@ import psutil
 from benchmarks.step import environment
 from benchmarks.thin_devices import Crowd
 from broker_server.config import CoordinatorConfig, TrainingConfig
-from broker_server.coordinator.process import unix_now
-from broker_server.run.preparation import BUILT_IN_MODEL
-from broker_server.storage.events import EventReader, RoundFinished, RoundStarted, UpdateAccepted
+from broker_server.experiments.run.preparation import BUILT_IN_MODEL
+from broker_server.serving.coordinator.process import unix_now
+from broker_server.serving.storage.events import EventReader, RoundFinished, RoundStarted, UpdateAccepted
 from edge_runtime.engine.artifact import Artifact
-from edge_runtime.interpreter import module_command
+from edge_runtime.system.interpreter import module_command
 from edge_runtime.wire.arms import parse_arms
 
 HOST: Final = "127.0.0.1"

@@ -30,8 +30,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from broker_server.pruning.importance import magnitude_importance
-from broker_server.run.examples import Example, load_data, write_examples
+from broker_server.experiments.run.examples import Example, load_data, write_examples
+from broker_server.methods.pruning.importance import magnitude_importance
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.data import load_examples
 from edge_runtime.engine.dataset import Dataset, batches
@@ -41,10 +41,10 @@ from edge_runtime.engine.frozen import FrozenWeights
 from edge_runtime.engine.fused import FusedGraphs
 from edge_runtime.engine.slicing import shrink_weights
 from edge_runtime.engine.trainer import Trainer, TrainingRun, train
-from edge_runtime.wire import adapter as adapters
-from edge_runtime.wire.manifest import Manifest, Task
+from edge_runtime.formats import adapter as adapters
+from edge_runtime.formats.manifest import Manifest, Task
+from edge_runtime.formats.plan import Plan
 from edge_runtime.wire.messages import HyperParameters
-from edge_runtime.wire.plan import Plan
 
 Scores = Mapping[tuple[int, str], npt.NDArray[np.float32]]
 Key = tuple[int, str]
@@ -268,7 +268,7 @@ def _random_correlation(removed: Sequence[Removal], manifest: Manifest, rng: np.
 
 def prepare(case: Case, folder: Path, seed: int) -> tuple[Artifact, Dataset, Dataset]:
     """Export the model and read the data."""
-    from exporter.export import export_model  # noqa: PLC0415 - torch; the rest of this file can be used without it
+    from exporter.artifact.export import export_model  # noqa: PLC0415 - torch; the rest of this file can be used without it
 
     data = load_data(case.data, case.test, Fields(label=case.label), np.random.default_rng(seed))
     folder.mkdir(parents=True)

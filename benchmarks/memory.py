@@ -20,16 +20,16 @@ from typing import Any, Final
 import numpy as np
 
 from benchmarks.step import Setting, environment, hyper_parameters
-from edge_runtime.contest.work import random_examples
+from edge_runtime.benchmark.portable_contender import batch_of
+from edge_runtime.benchmark.work import random_examples
 from edge_runtime.engine.artifact import Artifact
-from edge_runtime.engine.contender import batch_of
 from edge_runtime.engine.memory import TrainingMemory, training_memory
 from edge_runtime.engine.model import Mode
 from edge_runtime.engine.trainer import Trainer
-from edge_runtime.wire import adapter, names
-from edge_runtime.wire.manifest import Manifest
-from edge_runtime.wire.plan import Plan
-from edge_runtime.wire.resident import peak_rss_bytes
+from edge_runtime.formats import adapter, names
+from edge_runtime.formats.manifest import Manifest
+from edge_runtime.formats.plan import Plan
+from edge_runtime.system.resident import peak_rss_bytes
 
 NUM_STEPS: Final = 4
 MIB: Final = 2**20

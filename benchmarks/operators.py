@@ -24,13 +24,13 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from benchmarks.step import NUM_WARMUP_STEPS, Setting, environment, hyper_parameters, spread
-from edge_runtime.contest.work import random_examples, random_plan
+from edge_runtime.benchmark.portable_contender import batch_of
+from edge_runtime.benchmark.work import random_examples, random_plan
 from edge_runtime.engine.artifact import Artifact
-from edge_runtime.engine.contender import batch_of
 from edge_runtime.engine.fused import FusedGraphs
 from edge_runtime.engine.session import Binding, Graph
 from edge_runtime.engine.trainer import Trainer
-from edge_runtime.wire import adapter, names
+from edge_runtime.formats import adapter, names
 
 PRODUCTS: Final = {"Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
 MIN_SHARE: Final = 0.02

@@ -21,9 +21,9 @@ from edge_runtime.engine.data import load_examples
 from edge_runtime.engine.dataset import Dataset, batches
 from edge_runtime.engine.evaluator import EvaluationResult
 from edge_runtime.engine.trainer import Trainer, train
-from edge_runtime.wire import adapter
+from edge_runtime.formats import adapter
+from edge_runtime.formats.plan import Plan
 from edge_runtime.wire.messages import HyperParameters
-from edge_runtime.wire.plan import Plan
 
 
 def main() -> None:

@@ -26,10 +26,10 @@ import psutil
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.dataset import Batch
 from edge_runtime.engine.trainer import Trainer, train
-from edge_runtime.wire import adapter, names
-from edge_runtime.wire.manifest import Manifest
+from edge_runtime.formats import adapter, names
+from edge_runtime.formats.manifest import Manifest
+from edge_runtime.formats.plan import Plan
 from edge_runtime.wire.messages import HyperParameters
-from edge_runtime.wire.plan import Plan
 
 EVERY: Final = 100
 """Steps between two readings."""

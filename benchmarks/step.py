@@ -27,14 +27,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from edge_runtime.contest.work import random_examples, random_plan
+from edge_runtime.benchmark.portable_contender import batch_of
+from edge_runtime.benchmark.work import random_examples, random_plan
 from edge_runtime.engine.artifact import Artifact
-from edge_runtime.engine.contender import batch_of
 from edge_runtime.engine.model import Mode
 from edge_runtime.engine.trainer import Trainer
-from edge_runtime.wire import adapter
+from edge_runtime.formats import adapter
+from edge_runtime.system.resident import peak_rss_bytes
 from edge_runtime.wire.messages import HyperParameters
-from edge_runtime.wire.resident import peak_rss_bytes
 
 ARMS: Final = "0.0:8,0.25:8,0.5:8"
 NUM_WARMUP_STEPS: Final = 3

@@ -16,10 +16,11 @@ import numpy as np
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 
+from edge_runtime.formats.adapter import AdapterLayout
+from edge_runtime.formats.manifest import Manifest
+from edge_runtime.formats.payload import Payload, encode_payload
 from edge_runtime.link.transfers import WINDOW
 from edge_runtime.wire import chunks, topics
-from edge_runtime.wire.adapter import AdapterLayout
-from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import (
     AnyMessage,
     Assignment,
@@ -40,7 +41,6 @@ from edge_runtime.wire.messages import (
     encode_message,
     kind_of,
 )
-from edge_runtime.wire.payload import Payload, encode_payload
 
 HEARTBEAT_S: Final = 15.0
 SAY_AGAIN_S: Final = 5.0

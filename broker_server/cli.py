@@ -12,17 +12,17 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from broker_server import export_door
-from broker_server.bench.command import bench
-from broker_server.compare.command import compare
+from broker_server.benchmark.command import bench
 from broker_server.errors import ChildFailedError
-from broker_server.run.command import run
+from broker_server.experiments.compare.command import compare
+from broker_server.experiments.run.command import run
 from broker_server.versions import environment
-from edge_runtime.interpreter import keep_folder_out
+from edge_runtime.bounds.plain import log_plainly, plain
+from edge_runtime.errors import ExitCode, FedSpineError
 from edge_runtime.link.address import PASSWORD_VARIABLE, read_password
-from edge_runtime.wire import streams
-from edge_runtime.wire.errors import ExitCode, FedSpineError
-from edge_runtime.wire.files import raise_if_disk_full
-from edge_runtime.wire.plain import log_plainly, plain
+from edge_runtime.system import streams
+from edge_runtime.system.files import raise_if_disk_full
+from edge_runtime.system.interpreter import keep_folder_out
 
 PASSWORD_FILE_HELP = f"Holds the broker's password, one line (else: {PASSWORD_VARIABLE})."
 PASSED_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
@@ -65,7 +65,7 @@ def coordinate(
     password_file: Annotated[Path | None, typer.Option(metavar="FILE", help=PASSWORD_FILE_HELP)] = None,
 ) -> None:
     """Coordinate a run until its last round, from wherever it stands."""
-    from broker_server.coordinator.process import run_coordinator  # noqa: PLC0415 - `fedspine --help` needs none of it
+    from broker_server.serving.coordinator.process import run_coordinator  # noqa: PLC0415 - `fedspine --help` needs none of it
 
     if password_file is not None:
         os.environ[PASSWORD_VARIABLE] = read_password(password_file)
@@ -79,7 +79,7 @@ def broker(
     kind: Annotated[Literal["auto", "mosquitto", "amqtt"], typer.Option(help="Program to run.")] = "auto",
 ) -> None:
     """Run an MQTT broker: mosquitto where it is on the PATH, else amqtt."""
-    from broker_server.services.broker import run_broker  # noqa: PLC0415 - `fedspine --help` needs none of it
+    from broker_server.serving.services.broker import run_broker  # noqa: PLC0415 - `fedspine --help` needs none of it
 
     run_broker(host=host, port=port, kind=kind)
 
@@ -91,7 +91,7 @@ def artifacts(
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
 ) -> None:
     """Serve artifacts over HTTP, with ranges."""
-    from broker_server.services.artifacts import serve_artifacts  # noqa: PLC0415 - `fedspine --help` needs none of it
+    from broker_server.serving.services.artifacts import serve_artifacts  # noqa: PLC0415 - `fedspine --help` needs none of it
 
     serve_artifacts(directory, host, port)
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 from broker_server.errors import ConfigError
-from broker_server.pruning.config import PruningConfig
+from broker_server.methods.pruning.config import PruningConfig
 from broker_server.ranges import MOST, Named, Range, Words, check_fields, from_table
-from edge_runtime.wire import limits
+from edge_runtime.bounds import limits
+from edge_runtime.formats.tensors import WireDtype
 from edge_runtime.wire.arms import MAX_PRUNING_RATIO, ArmError, check_arm, format_arms, parse_arms
 from edge_runtime.wire.messages import Arm
-from edge_runtime.wire.tensors import WireDtype
 
 Count = Annotated[int, Range(0, MOST)]
 Positive = Annotated[int, Range(1, MOST)]

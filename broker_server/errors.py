@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edge_runtime.wire.errors import ExitCode, FedSpineError
+from edge_runtime.errors import ExitCode, FedSpineError
 
 
 class CoordinatorError(FedSpineError):

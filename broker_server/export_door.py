@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from broker_server.errors import MissingExtraError
-from edge_runtime.interpreter import missing, module_command
+from edge_runtime.system.interpreter import missing, module_command
 
 
 def call(command: str, arguments: Sequence[str]) -> None:

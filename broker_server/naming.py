@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from edge_runtime.wire.errors import FedSpineError
+from edge_runtime.errors import FedSpineError
 
 E = TypeVar("E", bound=FedSpineError)
 

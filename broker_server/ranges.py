@@ -12,7 +12,7 @@ import msgspec
 
 from broker_server.errors import ConfigError
 from broker_server.naming import nearest
-from edge_runtime.wire import limits, topics
+from edge_runtime.bounds import fields, limits
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ class Words:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Named:
-    """A name that messages and topics take: see :data:`edge_runtime.wire.topics.NAME`."""
+    """A name that messages and topics take: see :data:`edge_runtime.bounds.fields.NAME`."""
 
 
 def check_fields(settings: object, called: Callable[[str], str] = str) -> None:
@@ -128,7 +128,7 @@ def _fits(value: object, hint: Any) -> bool:  # noqa: ANN401 - any annotation
 
 def _holds(value: object, limit: Range | Words | Named) -> bool:
     if isinstance(limit, Named):
-        return not isinstance(value, str) or topics.NAME.fullmatch(value) is not None
+        return not isinstance(value, str) or fields.NAME.fullmatch(value) is not None
     if isinstance(limit, Words):
         return not isinstance(value, str) or 0 < len(value) <= limit.most
     return not isinstance(value, int | float) or limit.holds(value)
@@ -153,7 +153,7 @@ def _expected(hint: Any) -> str:  # noqa: ANN401 - any annotation
     if typing.get_origin(hint) is typing.Annotated:
         (limit,) = _limits(hint)
         if isinstance(limit, Named):
-            return topics.NAME_RULE
+            return fields.NAME_RULE
         kind = _expected(hint.__origin__)
         return f"{kind} of 1 to {limit.most} characters" if isinstance(limit, Words) else f"{kind} {limit}"
     if typing.get_origin(hint) is typing.Literal:

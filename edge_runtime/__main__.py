@@ -2,7 +2,7 @@
 
 import sys
 
-from edge_runtime.interpreter import keep_folder_out
+from edge_runtime.system.interpreter import keep_folder_out
 
 keep_folder_out()  # before imports that `python -m` would take from the current folder
 

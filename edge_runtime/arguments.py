@@ -16,12 +16,12 @@ from edge_runtime.board.guard import COOLER_C, FULLER_PERCENT, PauseLimits
 from edge_runtime.board.niceness import DEFAULT_NICE, MAX_NICE
 from edge_runtime.board.sensors import SYS
 from edge_runtime.board.service import CREDENTIALS, Service
+from edge_runtime.bounds import limits
+from edge_runtime.bounds.fields import NAME, NAME_RULE
 from edge_runtime.doctor.setup import Setup
-from edge_runtime.interpreter import module_command
 from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress, TlsFiles, password_shows, read_password
 from edge_runtime.link.errors import AddressError
-from edge_runtime.wire import limits
-from edge_runtime.wire.topics import NAME, NAME_RULE
+from edge_runtime.system.interpreter import module_command
 
 DEFAULT_CHECKPOINT_EVERY: Final = 20
 """Steps from one checkpoint to the next: on a board of a second or more a step, well under 1 % of the time."""

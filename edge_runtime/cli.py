@@ -41,11 +41,12 @@ from edge_runtime.arguments import (
 from edge_runtime.board.niceness import be_nice
 from edge_runtime.board.sensors import Sensors
 from edge_runtime.board.service import unit, unreadable
-from edge_runtime.interpreter import keep_folder_out
+from edge_runtime.bounds import limits
+from edge_runtime.bounds.plain import log_plainly, plain
+from edge_runtime.errors import ExitCode, FedSpineError
 from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress
-from edge_runtime.wire import limits, streams
-from edge_runtime.wire.errors import ExitCode, FedSpineError
-from edge_runtime.wire.plain import log_plainly, plain
+from edge_runtime.system import streams
+from edge_runtime.system.interpreter import keep_folder_out
 
 THREAD_VARIABLES: Final = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
 """What numpy's matrix products and the tokenizer look at; onnxruntime is told by its options."""

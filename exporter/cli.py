@@ -12,10 +12,10 @@ from typing import Annotated
 
 import typer
 
-from edge_runtime.interpreter import missing
+from edge_runtime.formats.ranking import PlanPolicy
+from edge_runtime.ort_training.description import OptimizerSettings
+from edge_runtime.system.interpreter import missing
 from edge_runtime.wire.arms import ArmError, parse_arms
-from edge_runtime.wire.ort_models import OptimizerSettings
-from edge_runtime.wire.ranking import PlanPolicy
 from exporter import options
 from exporter.errors import MissingPackageError
 
@@ -71,7 +71,7 @@ def export(  # noqa: PLR0913, PLR0917 - each is an option
         msg = "--task is needed: text-classification or causal-lm"
         raise typer.BadParameter(msg)
     with needed_packages("export"):
-        from exporter.export import export_model  # noqa: PLC0415 - torch takes seconds, --help needs none of it
+        from exporter.artifact.export import export_model  # noqa: PLC0415 - torch takes seconds, --help needs none of it
     named = label or (None if labels is None else [name.strip() for name in labels.split(",")])
     manifest, digest = export_model(
         model,
@@ -151,7 +151,7 @@ def compact(
 ) -> None:
     """Merge a run's adapter into its model, remove what the plan leaves out, write an inference model."""
     with needed_packages("compact"):
-        from exporter.compact import compact_run  # noqa: PLC0415 - torch takes seconds, --help needs none of it
+        from exporter.compact.export import compact_run  # noqa: PLC0415 - torch takes seconds, --help needs none of it
     info = compact_run(
         run,
         sparsity,

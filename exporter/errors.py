@@ -15,7 +15,7 @@ ExportError                    base
 
 from __future__ import annotations
 
-from edge_runtime.wire.errors import ExitCode, FedSpineError
+from edge_runtime.errors import ExitCode, FedSpineError
 
 
 class ExportError(FedSpineError):

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from edge_runtime.wire.files import raise_if_disk_full, sync_directory
+from edge_runtime.system.files import raise_if_disk_full, sync_directory
 from exporter.errors import OutputExistsError
 
 _RUST_OS_ERROR: Final = re.compile(r"\(os error (\d+)\)")

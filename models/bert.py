@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 from transformers.activations import ACT2FN
 
-from edge_runtime.wire.manifest import PruneAxis, Task
+from edge_runtime.formats.manifest import PruneAxis, Task
 from models.attention import attend
 from models.family import CHANNELS, HEADS, ContextSpec, Family, ParamSpec
 from models.lora import Weights, linear

@@ -13,7 +13,7 @@ from typing import Any
 
 import transformers
 
-from edge_runtime.wire.manifest import Task
+from edge_runtime.formats.manifest import Task
 from models import rotary
 from models.checkpoint_files import file_of
 from models.registry import family_class

@@ -11,7 +11,7 @@ ModelError                  base
 
 from __future__ import annotations
 
-from edge_runtime.wire.errors import ExitCode, FedSpineError
+from edge_runtime.errors import ExitCode, FedSpineError
 
 
 class ModelError(FedSpineError):

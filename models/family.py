@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from edge_runtime.wire.manifest import GroupSpec, PruneAxis, TargetSpec, Task
+from edge_runtime.formats.manifest import GroupSpec, PruneAxis, TargetSpec, Task
 from models.errors import ModelUnsupportedError
 from models.settings import Settings
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from models.errors import LabelsDifferError, LabelsError
 
 if TYPE_CHECKING:
-    from edge_runtime.wire.manifest import Task
+    from edge_runtime.formats.manifest import Task
 
 _GENERIC: Final = re.compile(r"LABEL_\d+")
 _NUMBER: Final = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?\s*")

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 from transformers.activations import ACT2FN
 
-from edge_runtime.wire.manifest import PruneAxis, Task
+from edge_runtime.formats.manifest import PruneAxis, Task
 from models import rotary
 from models.attention import attend
 from models.errors import ModelUnsupportedError, ParityError

@@ -12,7 +12,7 @@ import torch
 import transformers
 from transformers.utils import logging as transformers_logging
 
-from edge_runtime.wire.errors import FedSpineError
+from edge_runtime.errors import FedSpineError
 from models.configuration import read_configuration
 from models.errors import LabelsError, ModelNotFoundError, ModelUnsupportedError
 from models.heads import Head, choose_head, wanted_labels
@@ -24,7 +24,7 @@ from models.tokenizer import load_tokenizer
 from models.weights import check_missing, check_tied, check_unused
 
 if TYPE_CHECKING:
-    from edge_runtime.wire.manifest import Task
+    from edge_runtime.formats.manifest import Task
     from models.family import Family
 
 _AUTO: Final[dict[Task, Any]] = {

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch.nn import functional
 
-from edge_runtime.wire import names
+from edge_runtime.formats import names
 
 Weights = Mapping[str, torch.Tensor]
 

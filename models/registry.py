@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, get_args
 
-from edge_runtime.wire.manifest import Task
+from edge_runtime.formats.manifest import Task
 from models.bert import Bert
 from models.errors import ModelUnsupportedError
 from models.llama import Llama

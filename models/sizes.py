@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from edge_runtime.wire import limits
+from edge_runtime.bounds import limits
 from models.errors import ModelUnsupportedError
 
 _MAX_ROWS: Final = 1 << 24

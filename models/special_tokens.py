@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from edge_runtime.wire.names import GENERATION_FILE
+from edge_runtime.formats.names import GENERATION_FILE
 from models.checkpoint_files import json_of
 from models.errors import ModelUnsupportedError
 

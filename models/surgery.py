@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
-    from edge_runtime.wire.manifest import Manifest
-    from edge_runtime.wire.plan import Plan
+    from edge_runtime.formats.manifest import Manifest
+    from edge_runtime.formats.plan import Plan
     from models.family import Family
 
 

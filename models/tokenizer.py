@@ -10,7 +10,7 @@ import tokenizers
 import transformers
 from tokenizers import processors
 
-from edge_runtime.wire.names import TOKENIZER_FILE
+from edge_runtime.formats.names import TOKENIZER_FILE
 from models.checkpoint_files import file_of, json_of
 from models.errors import ModelNotFoundError, ModelPackageError, ModelUnsupportedError
 

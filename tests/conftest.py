@@ -162,7 +162,7 @@ def tiny_llama_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_bert_artifact(tiny_bert_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Artifact of the tiny BERT, for the classes red, green and blue."""
-    from exporter.export import export_model
+    from exporter.artifact.export import export_model
 
     out = tmp_path_factory.mktemp("artifacts") / "tiny-bert"
     export_model(tiny_bert_model, "text-classification", out, labels=["red", "green", "blue"])
@@ -172,7 +172,7 @@ def tiny_bert_artifact(tiny_bert_model: Path, tmp_path_factory: pytest.TempPathF
 @pytest.fixture(scope="session")
 def tiny_llama_artifact(tiny_llama_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Artifact of the tiny Llama."""
-    from exporter.export import export_model
+    from exporter.artifact.export import export_model
 
     out = tmp_path_factory.mktemp("artifacts") / "tiny-llama"
     export_model(tiny_llama_model, "causal-lm", out)

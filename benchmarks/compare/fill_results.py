@@ -10,8 +10,8 @@ import re
 import sys
 from pathlib import Path
 
-from broker_server.compare.summary_schema import Summary, decode_summary
-from broker_server.compare.tables import all_tables, remarks
+from broker_server.experiments.compare.summary_schema import Summary, decode_summary
+from broker_server.experiments.compare.tables import all_tables, remarks
 
 
 def section(summary: Summary) -> str:

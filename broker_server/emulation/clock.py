@@ -18,8 +18,8 @@ import numpy as np
 
 from broker_server.emulation.fleet import Fleet
 from broker_server.emulation.step_times import StepTimes
-from broker_server.pruning.schedule import Segment
-from broker_server.rounds.types import UpdateKey
+from broker_server.methods.pruning.schedule import Segment
+from broker_server.methods.rounds.types import UpdateKey
 from edge_runtime.wire.messages import Arm
 
 _JITTER, _AVAILABILITY = range(2)
@@ -60,7 +60,7 @@ class VirtualClock:
         Args:
             key: whose, and which.
             rank: of the adapter.
-            segments: ratios of the steps, see :func:`broker_server.pruning.schedule.segments`.
+            segments: ratios of the steps, see :func:`broker_server.methods.pruning.schedule.segments`.
             num_local_steps: optimizer steps.
             bytes_down: assignment and its blob.
             bytes_up: blob of the update.

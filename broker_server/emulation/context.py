@@ -5,13 +5,13 @@ from __future__ import annotations
 from broker_server.config import CoordinatorConfig, TrainingConfig
 from broker_server.emulation.clock import VirtualClock
 from broker_server.emulation.fleet import Fleet
-from broker_server.scheduler import SchedulerContext
+from broker_server.methods.scheduler import SchedulerContext
 from edge_runtime.engine.memory import estimate_training_bytes
-from edge_runtime.wire.adapter import AdapterLayout
+from edge_runtime.formats.adapter import AdapterLayout
+from edge_runtime.formats.manifest import Manifest
+from edge_runtime.formats.plan import Plan, uniform_num_kept
 from edge_runtime.wire.arms import parse_arms
-from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import Arm
-from edge_runtime.wire.plan import Plan, uniform_num_kept
 
 _BYTES_OF = {"float32": 4, "float16": 2}
 

@@ -13,9 +13,9 @@ import msgspec
 
 from broker_server.errors import ConfigError
 from broker_server.naming import malformed
+from edge_runtime.bounds.fields import Count, Name, Seconds, Share
+from edge_runtime.bounds.fields import Positive as Number
 from edge_runtime.wire.arms import ArmError, parse_arms
-from edge_runtime.wire.fields import Count, Name, Seconds, Share
-from edge_runtime.wire.fields import Positive as Number
 
 BUILT_IN: Final = ("jetson",)
 """Fleets that ship with the package."""

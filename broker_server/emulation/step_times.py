@@ -12,9 +12,9 @@ from typing import Annotated, Final
 import msgspec
 
 from broker_server.errors import ConfigError
-from edge_runtime.wire import limits
-from edge_runtime.wire.fields import PruningRatio, Short
-from edge_runtime.wire.files import write_atomically
+from edge_runtime.bounds import limits
+from edge_runtime.bounds.fields import PruningRatio, Short
+from edge_runtime.system.files import write_atomically
 
 STEP_TIMES_FILE: Final = "step-times.json"
 """Step times of one run, in its directory."""

@@ -29,9 +29,9 @@ from edge_runtime.agent.traffic import Traffic
 from edge_runtime.agent.uploads import Uploads
 from edge_runtime.agent.work import Work
 from edge_runtime.agent.worker import Workbench, WorkSettings
+from edge_runtime.errors import ExitCode, FedSpineError, MessageError
 from edge_runtime.link.mqtt import BrokerAddress, Connected, Disconnected, LinkEvent, TlsFiles
 from edge_runtime.link.transfers import Transfers
-from edge_runtime.wire.errors import ExitCode, FedSpineError, MessageError
 from edge_runtime.wire.measures import Capabilities
 from edge_runtime.wire.messages import (
     AnyMessage,

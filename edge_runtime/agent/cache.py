@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from edge_runtime.bounds import limits
 from edge_runtime.engine.artifact import Artifact
+from edge_runtime.formats import names
+from edge_runtime.formats.manifest import FileRef, Manifest, decode_manifest, digest_of
 from edge_runtime.link import http
 from edge_runtime.link.errors import ArtifactCorruptedError
-from edge_runtime.wire import limits, names
-from edge_runtime.wire.files import DiskFullError, write_atomically
-from edge_runtime.wire.manifest import FileRef, Manifest, decode_manifest, digest_of
+from edge_runtime.system.files import DiskFullError, write_atomically
 
 logger = logging.getLogger(__name__)
 

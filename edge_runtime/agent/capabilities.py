@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import psutil
 
-from edge_runtime.wire.files import write_atomically
+from edge_runtime.system.files import write_atomically
 from edge_runtime.wire.measures import Capabilities
 
 logger = logging.getLogger(__name__)

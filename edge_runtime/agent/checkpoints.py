@@ -16,8 +16,8 @@ import msgspec
 from edge_runtime.engine.checkpoint import Checkpoint, decode_checkpoint, encode_checkpoint
 from edge_runtime.engine.dataset import Dataset
 from edge_runtime.engine.errors import CheckpointError
-from edge_runtime.wire.files import DiskFullError, write_atomically
-from edge_runtime.wire.manifest import digest_of
+from edge_runtime.formats.manifest import digest_of
+from edge_runtime.system.files import DiskFullError, write_atomically
 from edge_runtime.wire.messages import Assignment
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from edge_runtime.engine.evaluator import EvaluationResult
 from edge_runtime.engine.run import Run
 from edge_runtime.engine.trainer import TrainingResult, TrainingRun, train
 from edge_runtime.engine.training_state import History
-from edge_runtime.wire.errors import PlanError, TensorError
+from edge_runtime.errors import PlanError, TensorError
 from edge_runtime.wire.messages import Assignment
 
 logger = logging.getLogger(__name__)

@@ -13,13 +13,13 @@ from edge_runtime.engine.errors import InsufficientMemoryError
 from edge_runtime.engine.model import MODES, Mode
 from edge_runtime.engine.run import Engine
 from edge_runtime.engine.trainer import Trainer
+from edge_runtime.formats.plan import Plan
 from edge_runtime.ort_training import api
 from edge_runtime.ort_training.memory import estimate_ort_training_bytes
 from edge_runtime.ort_training.models import ModelFolder
 from edge_runtime.ort_training.trainer import OrtTrainer
 from edge_runtime.wire.arms import format_arms
 from edge_runtime.wire.messages import Arm, Assignment
-from edge_runtime.wire.plan import Plan
 
 logger = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ from types import TracebackType
 from typing import Final, Self
 
 from edge_runtime.agent.errors import BadNameError, StateError, StateInUseError
-from edge_runtime.wire.files import PRIVATE_FILE, PRIVATE_FOLDER, keep_private, raise_if_disk_full, write_atomically
-from edge_runtime.wire.topics import NAME
+from edge_runtime.bounds.fields import NAME
+from edge_runtime.system.files import PRIVATE_FILE, PRIVATE_FOLDER, keep_private, raise_if_disk_full, write_atomically
 
 logger = logging.getLogger(__name__)
 

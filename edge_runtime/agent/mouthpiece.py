@@ -10,9 +10,11 @@ from collections.abc import Callable
 from typing import Final
 
 from edge_runtime.agent.repeat import Repeat
+from edge_runtime.bounds import limits
+from edge_runtime.bounds.plain import plain
+from edge_runtime.errors import MessageError
 from edge_runtime.link.mqtt import BrokerAddress, MqttLink, TlsFiles
-from edge_runtime.wire import limits, topics
-from edge_runtime.wire.errors import MessageError
+from edge_runtime.wire import topics
 from edge_runtime.wire.measures import Capabilities
 from edge_runtime.wire.messages import (
     AnyMessage,
@@ -24,7 +26,6 @@ from edge_runtime.wire.messages import (
     encode_message,
     kind_of,
 )
-from edge_runtime.wire.plain import plain
 
 logger = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ import re
 from pathlib import Path
 from typing import Final
 
+from edge_runtime.errors import MessageError
+from edge_runtime.formats.manifest import digest_of
 from edge_runtime.link.http import digest_of_file
-from edge_runtime.wire.errors import MessageError
-from edge_runtime.wire.files import write_atomically
-from edge_runtime.wire.manifest import digest_of
+from edge_runtime.system.files import write_atomically
 from edge_runtime.wire.messages import Update, decode_message, encode_message
 
 logger = logging.getLogger(__name__)

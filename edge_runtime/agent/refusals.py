@@ -5,11 +5,11 @@ from __future__ import annotations
 from edge_runtime.agent import attempts
 from edge_runtime.agent.errors import StoppedError
 from edge_runtime.engine import errors as engine
+from edge_runtime.errors import ManifestError
 from edge_runtime.link import backoff
 from edge_runtime.link import errors as link
 from edge_runtime.ort_training.errors import ArmNotExportedError, OrtMissingError, OrtModelsError
-from edge_runtime.wire.errors import ManifestError
-from edge_runtime.wire.files import DiskFullError
+from edge_runtime.system.files import DiskFullError
 from edge_runtime.wire.messages import Assignment, FailureReason
 
 _REASONS: tuple[tuple[type[BaseException], FailureReason], ...] = (

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Final
 
 from edge_runtime.agent.worker import Progress
+from edge_runtime.bounds.plain import plain
 from edge_runtime.wire.messages import DeviceState, Status
-from edge_runtime.wire.plain import plain
 
 PROGRESS_S: Final = 1.0
 """Shortest time between two reports of progress, seconds."""

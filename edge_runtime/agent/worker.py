@@ -31,13 +31,13 @@ from edge_runtime.engine.evaluator import EvaluationResult
 from edge_runtime.engine.model import MODES, Mode
 from edge_runtime.engine.run import Engine, Run
 from edge_runtime.engine.trainer import TrainingResult
+from edge_runtime.formats.manifest import Manifest, Task
+from edge_runtime.formats.payload import Payload, check_payload, decode_payload, encode_payload
+from edge_runtime.formats.plan import Plan, uniform_num_kept
+from edge_runtime.system.resident import peak_rss_bytes
 from edge_runtime.wire import chunks
-from edge_runtime.wire.manifest import Manifest, Task
 from edge_runtime.wire.measures import LocalEvaluation, Measurements
 from edge_runtime.wire.messages import Arm, Assignment, HyperParameters, Update, Welcome
-from edge_runtime.wire.payload import Payload, check_payload, decode_payload, encode_payload
-from edge_runtime.wire.plan import Plan, uniform_num_kept
-from edge_runtime.wire.resident import peak_rss_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ BoardError
 
 from __future__ import annotations
 
-from edge_runtime.wire.errors import ExitCode, FedSpineError
+from edge_runtime.errors import ExitCode, FedSpineError
 
 
 class BoardError(FedSpineError):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from edge_runtime.board.errors import ServiceError
-from edge_runtime.wire.errors import ExitCode
+from edge_runtime.errors import ExitCode
 
 NEVER_MENDS: Final = (
     ExitCode.USAGE,

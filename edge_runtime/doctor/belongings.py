@@ -10,7 +10,7 @@ from typing import Final
 
 from edge_runtime.doctor.findings import Finding, error, ok, refused, skipped, warning
 from edge_runtime.doctor.setup import Setup
-from edge_runtime.wire.errors import ExitCode, FedSpineError
+from edge_runtime.errors import ExitCode, FedSpineError
 
 LEAST_DISK_BYTES: Final = 50_000_000
 AMPLE_DISK_BYTES: Final = 500_000_000

@@ -15,7 +15,7 @@ from typing import Final
 
 from edge_runtime.doctor.findings import Finding, error, ok, refused, skipped, warning
 from edge_runtime.doctor.setup import Setup
-from edge_runtime.wire.errors import ExitCode, FedSpineError
+from edge_runtime.errors import ExitCode, FedSpineError
 
 ANSWER_S: Final = 5.0
 """How long a message may take to the broker and back, and a coordinator for its answer."""
@@ -80,8 +80,9 @@ def _silent_link() -> Iterator[None]:
 
 
 def _talk(setup: Setup, device_id: str, trial: Trial) -> None:
+    from edge_runtime.bounds import limits  # noqa: PLC0415 - see the package's docstring
     from edge_runtime.link.mqtt import Connected, Disconnected, MqttLink, Received  # noqa: PLC0415 - see above
-    from edge_runtime.wire import limits, topics  # noqa: PLC0415
+    from edge_runtime.wire import topics  # noqa: PLC0415 - see the package's docstring
     from edge_runtime.wire.messages import (  # noqa: PLC0415
         Chunk,
         Hello,
@@ -198,9 +199,10 @@ def artifact(trial: Trial) -> Finding:
 
 
 def _manifest(folder_url: str, digest: str) -> Finding:
+    from edge_runtime.bounds import limits  # noqa: PLC0415 - see the package's docstring
+    from edge_runtime.formats import names  # noqa: PLC0415 - see the package's docstring
+    from edge_runtime.formats.manifest import decode_manifest, digest_of  # noqa: PLC0415
     from edge_runtime.link.http import fetch_small  # noqa: PLC0415 - see the package's docstring
-    from edge_runtime.wire import limits, names  # noqa: PLC0415
-    from edge_runtime.wire.manifest import decode_manifest, digest_of  # noqa: PLC0415
 
     url = f"{folder_url}{names.MANIFEST_FILE}"
     try:
@@ -218,7 +220,7 @@ def _manifest(folder_url: str, digest: str) -> Finding:
 def _stored_id(state: Path | None) -> str | None:
     """The device id that a state directory keeps; nothing is made."""
     from edge_runtime.agent.identity import ID_FILE  # noqa: PLC0415 - see the package's docstring
-    from edge_runtime.wire.topics import NAME  # noqa: PLC0415
+    from edge_runtime.bounds.fields import NAME  # noqa: PLC0415
 
     try:
         text = "" if state is None else (state / ID_FILE).read_text(encoding="utf-8", errors="replace").strip()

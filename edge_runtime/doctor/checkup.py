@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from edge_runtime.doctor import belongings, broker, machine, packages, trial
 from edge_runtime.doctor.findings import Finding, error
 from edge_runtime.doctor.setup import Setup
-from edge_runtime.interpreter import install_step
-from edge_runtime.wire.errors import ExitCode
+from edge_runtime.errors import ExitCode
+from edge_runtime.system.interpreter import install_step
 
 
 def check_up(setup: Setup) -> Iterator[Finding]:

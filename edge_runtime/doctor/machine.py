@@ -12,7 +12,7 @@ from edge_runtime.board.errors import NoSensorError
 from edge_runtime.board.sensors import Sensors
 from edge_runtime.doctor.findings import Finding, error, ok, refused, warning
 from edge_runtime.doctor.setup import Setup
-from edge_runtime.wire.errors import ExitCode
+from edge_runtime.errors import ExitCode
 
 LEAST_MEMORY_BYTES: Final = 128 * 1024 * 1024
 """Interpreter, packages and graphs alone take about 90 MB."""

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from edge_runtime.doctor.findings import Finding, error, ok, warning
-from edge_runtime.wire.errors import ExitCode
+from edge_runtime.errors import ExitCode
 
 OLDEST_PYTHON: Final = (3, 11)
 OWN: Final = "fedspine"

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from edge_runtime.doctor.findings import Finding, error, ok
-from edge_runtime.interpreter import code_command
-from edge_runtime.wire.errors import ExitCode, FedSpineError
+from edge_runtime.errors import ExitCode, FedSpineError
+from edge_runtime.system.interpreter import code_command
 
 PRODUCT: Final = (
     b'\x08\x08:[\n\x11\n\x01a\n\x01b\x12\x01c"\x06MatMul\x12\x01gZ\x15\n\x01a\x12\x10\n\x0e\x08\x01\x12\n'

@@ -16,13 +16,14 @@ from typing import Any, Final, Self
 import numpy as np
 import numpy.typing as npt
 
+from edge_runtime.bounds import limits
 from edge_runtime.engine.errors import ArtifactCorruptedError
 from edge_runtime.engine.frozen import as_float32
-from edge_runtime.wire import limits, names
-from edge_runtime.wire.errors import TensorError
-from edge_runtime.wire.manifest import Manifest, TensorSpec, decode_manifest, digest_of
-from edge_runtime.wire.quantization import Quantized, stored_tensor
-from edge_runtime.wire.tensors import decode_tensors
+from edge_runtime.errors import TensorError
+from edge_runtime.formats import names
+from edge_runtime.formats.manifest import Manifest, TensorSpec, decode_manifest, digest_of
+from edge_runtime.formats.quantization import Quantized, stored_tensor
+from edge_runtime.formats.tensors import decode_tensors
 
 _STORED: Final[dict[str, np.dtype[Any]]] = {
     "F32": np.dtype("<f4"),

@@ -22,8 +22,8 @@ import numpy.typing as npt
 from edge_runtime.engine.errors import CheckpointError
 from edge_runtime.engine.evaluator import EvaluationResult
 from edge_runtime.engine.training_state import History, TrainingState
-from edge_runtime.wire import names
-from edge_runtime.wire.plan import Plan
+from edge_runtime.formats import names
+from edge_runtime.formats.plan import Plan
 
 VERSION: Final = 1
 """Of the format; a checkpoint of another one is refused."""

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_runtime.engine.errors import DataEmptyError, DataInvalidError
-from edge_runtime.wire import names
+from edge_runtime.formats import names
 
 Int64 = npt.NDArray[np.int64]
 

@@ -16,7 +16,7 @@ EngineError
 
 from __future__ import annotations
 
-from edge_runtime.wire.errors import ExitCode, FedSpineError
+from edge_runtime.errors import ExitCode, FedSpineError
 
 
 class EngineError(FedSpineError):

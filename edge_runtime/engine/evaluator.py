@@ -15,8 +15,8 @@ from edge_runtime.engine.dataset import Dataset, eval_batches
 from edge_runtime.engine.model import Mode, Scorer
 from edge_runtime.engine.modes import graphs_of
 from edge_runtime.engine.slicing import slice_weights
-from edge_runtime.wire.adapter import AdapterLayout
-from edge_runtime.wire.plan import Plan
+from edge_runtime.formats.adapter import AdapterLayout
+from edge_runtime.formats.plan import Plan
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edge_runtime.wire.plan import Indices
-from edge_runtime.wire.quantization import Quantized
+from edge_runtime.formats.plan import Indices
+from edge_runtime.formats.quantization import Quantized
 
 Array = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]

@@ -16,8 +16,8 @@ from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.dataset import Batch
 from edge_runtime.engine.frozen import Array, FrozenWeights
 from edge_runtime.engine.session import Binding, Graph
-from edge_runtime.wire import names
-from edge_runtime.wire.adapter import AdapterLayout
+from edge_runtime.formats import names
+from edge_runtime.formats.adapter import AdapterLayout
 
 
 class FusedGraphs:

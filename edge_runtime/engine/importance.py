@@ -25,10 +25,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from edge_runtime.wire import names
-from edge_runtime.wire.errors import TensorError
-from edge_runtime.wire.manifest import Manifest, PruneAxis, TargetSpec
-from edge_runtime.wire.plan import Plan
+from edge_runtime.errors import TensorError
+from edge_runtime.formats import names
+from edge_runtime.formats.manifest import Manifest, PruneAxis, TargetSpec
+from edge_runtime.formats.plan import Plan
 
 Array = npt.NDArray[np.float32]
 Scores = dict[tuple[int, str], Array]

@@ -15,15 +15,15 @@ from typing import Final
 
 from edge_runtime.engine.model import Mode
 from edge_runtime.engine.staged import SCORE_BYTES
-from edge_runtime.wire.adapter import AdapterLayout
-from edge_runtime.wire.manifest import Manifest
-from edge_runtime.wire.plan import Plan
+from edge_runtime.formats.adapter import AdapterLayout
+from edge_runtime.formats.manifest import Manifest
+from edge_runtime.formats.plan import Plan
 
 _FLOAT_BYTES: Final = 4
 _STORED_BYTES: Final = {"float32": 4.0, "float16": 2.0, "int8": 1.02, "nf4": 0.54}
 """Bytes of an element, scales included."""
 _HEADS: Final = "heads"
-"""Group of attention heads, see :class:`edge_runtime.wire.manifest.PruneAxis`."""
+"""Group of attention heads, see :class:`edge_runtime.formats.manifest.PruneAxis`."""
 _PROCESS_BYTES: Final = 90 * 1024 * 1024
 """Interpreter, packages, loaded graphs (76 MB measured), tokenizer and examples."""
 _STATE_VECTORS: Final = 13.7

@@ -13,7 +13,7 @@ from typing import Final, Literal, Protocol
 
 from edge_runtime.engine.dataset import Batch
 from edge_runtime.engine.frozen import Array, FrozenWeights
-from edge_runtime.wire.adapter import AdapterLayout
+from edge_runtime.formats.adapter import AdapterLayout
 
 Mode = Literal["fused", "staged"]
 """How graphs are run."""

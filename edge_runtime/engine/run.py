@@ -13,10 +13,10 @@ from edge_runtime.engine.frozen import Array
 from edge_runtime.engine.importance import Scores
 from edge_runtime.engine.model import Mode, Scorer
 from edge_runtime.engine.slicing import NOTHING_MERGED
-from edge_runtime.wire.adapter import AdapterLayout
+from edge_runtime.formats.adapter import AdapterLayout
+from edge_runtime.formats.payload import Merged
+from edge_runtime.formats.plan import Plan
 from edge_runtime.wire.messages import HyperParameters
-from edge_runtime.wire.payload import Merged
-from edge_runtime.wire.plan import Plan
 
 
 class Run(Protocol):

@@ -14,10 +14,10 @@ import numpy as np
 
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.frozen import FrozenWeights, Held, as_float32, take
-from edge_runtime.wire.manifest import Manifest
-from edge_runtime.wire.payload import Merged, check_merged
-from edge_runtime.wire.plan import Indices, Plan
-from edge_runtime.wire.quantization import Quantized
+from edge_runtime.formats.manifest import Manifest
+from edge_runtime.formats.payload import Merged, check_merged
+from edge_runtime.formats.plan import Indices, Plan
+from edge_runtime.formats.quantization import Quantized
 
 NOTHING_MERGED: Final[Merged] = MappingProxyType({})
 
@@ -38,7 +38,7 @@ def slice_weights(
     Args:
         artifact: the opened artifact.
         plan: units that stay.
-        merged: factors under ``plan``, by target module; see :mod:`edge_runtime.wire.payload`.
+        merged: factors under ``plan``, by target module; see :mod:`edge_runtime.formats.payload`.
         lora_scaling: alpha / rank, what the factors were trained with; of no effect without ``merged``.
         keep_stored: tensors that are kept in the type that they are stored in, unless something is merged; all others
             are float32.

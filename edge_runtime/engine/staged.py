@@ -21,15 +21,15 @@ from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.dataset import Batch, Int64
 from edge_runtime.engine.frozen import Array, FrozenWeights
 from edge_runtime.engine.session import Binding, Graph
-from edge_runtime.wire import names
-from edge_runtime.wire.adapter import AdapterLayout, Parts
+from edge_runtime.formats import names
+from edge_runtime.formats.adapter import AdapterLayout, Parts
 
 SCORE_BYTES: Final = 4 * 2**20
 """Size of the scores that are computed at a time; several arrays of that size are alive."""
 
 
 class StagedGraphs:
-    """The stages of an artifact, each loaded on first use; see :mod:`edge_runtime.wire.names`.
+    """The stages of an artifact, each loaded on first use; see :mod:`edge_runtime.formats.names`.
 
     Args:
         artifact: the opened artifact.

@@ -11,8 +11,8 @@ from typing import Any
 
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.errors import ArtifactCorruptedError, DataInvalidError, MissingDependencyError
-from edge_runtime.wire import names
-from edge_runtime.wire.manifest import Manifest
+from edge_runtime.formats import names
+from edge_runtime.formats.manifest import Manifest
 
 
 class Tokenizer:

@@ -32,11 +32,11 @@ from edge_runtime.engine.run import Run, check_finite
 from edge_runtime.engine.session import Binding, Graph
 from edge_runtime.engine.slicing import NOTHING_MERGED, shrink_weights, slice_weights
 from edge_runtime.engine.training_state import History, TrainingState
-from edge_runtime.wire import names
-from edge_runtime.wire.adapter import AdapterLayout, shrink
+from edge_runtime.formats import names
+from edge_runtime.formats.adapter import AdapterLayout, shrink
+from edge_runtime.formats.payload import Merged
+from edge_runtime.formats.plan import Plan
 from edge_runtime.wire.messages import HyperParameters, Pruning
-from edge_runtime.wire.payload import Merged
-from edge_runtime.wire.plan import Plan
 
 Array = npt.NDArray[np.float32]
 

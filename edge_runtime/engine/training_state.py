@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_runtime.engine.importance import Scores
-from edge_runtime.wire.plan import Plan
+from edge_runtime.formats.plan import Plan
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)

@@ -8,14 +8,14 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
+from edge_runtime.bounds import limits
+from edge_runtime.bounds.fields import Count, Digest, Label, Name, Positive, PruningRatio, Short, Version
+from edge_runtime.bounds.plain import escaped, plain
+from edge_runtime.bounds.versioned import encode_description
+from edge_runtime.errors import ManifestError
+from edge_runtime.formats.manifest import FileRef, Task, TextSpec
+from edge_runtime.formats.plan import Plan
 from edge_runtime.inference.errors import CompactModelError, CompactVersionError
-from edge_runtime.wire import limits
-from edge_runtime.wire.errors import ManifestError
-from edge_runtime.wire.fields import Count, Digest, Label, Name, Positive, PruningRatio, Short, Version
-from edge_runtime.wire.manifest import FileRef, Task, TextSpec
-from edge_runtime.wire.plain import escaped, plain
-from edge_runtime.wire.plan import Plan
-from edge_runtime.wire.versioned import encode_description
 
 SCHEMA_VERSION: Final = 1
 """Version of a compact model's directory; another one is refused."""

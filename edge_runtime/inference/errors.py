@@ -10,7 +10,7 @@ InferenceError
 
 from __future__ import annotations
 
-from edge_runtime.wire.errors import ExitCode, FedSpineError
+from edge_runtime.errors import ExitCode, FedSpineError
 
 
 class InferenceError(FedSpineError):

@@ -18,6 +18,7 @@ from edge_runtime.engine.dataset import Dataset, eval_batches
 from edge_runtime.engine.errors import GraphError
 from edge_runtime.engine.evaluator import EvaluationResult
 from edge_runtime.engine.session import Graph
+from edge_runtime.formats.manifest import FORMAT_VERSION, Manifest
 from edge_runtime.inference.decoder import Decoder
 from edge_runtime.inference.description import MODEL_FILE, CompactInfo, read_info
 from edge_runtime.inference.detokenizer import IncrementalDetokenizer
@@ -26,7 +27,6 @@ from edge_runtime.inference.forward import Encoder
 from edge_runtime.inference.sampling import Sampling
 from edge_runtime.inference.scoring import Float32, Int64, score_batch, softmax
 from edge_runtime.inference.text import TextCodec
-from edge_runtime.wire.manifest import FORMAT_VERSION, Manifest
 
 _BATCH_SIZE: Final = 16
 _MAX_LENGTH: Final = 128

@@ -25,10 +25,10 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import IO, Final, NoReturn
 
+from edge_runtime.errors import MessageError
 from edge_runtime.link import backoff, causes
 from edge_runtime.link.errors import AddressError, ArtifactCorruptedError, ArtifactUnreachableError, LinkError
-from edge_runtime.wire.errors import MessageError
-from edge_runtime.wire.files import DiskFullError, raise_if_disk_full, sync_directory
+from edge_runtime.system.files import DiskFullError, raise_if_disk_full, sync_directory
 
 logger = logging.getLogger(__name__)
 

@@ -19,6 +19,7 @@ from typing import Final
 
 from paho.mqtt.enums import MQTTProtocolVersion
 
+from edge_runtime.errors import MessageError
 from edge_runtime.link import backoff
 from edge_runtime.link.address import BrokerAddress, TlsFiles
 from edge_runtime.link.causes import refusal_step
@@ -27,7 +28,6 @@ from edge_runtime.link.endings import STABLE_S, TAKEN_OVER, Ending, Endings
 from edge_runtime.link.errors import BrokerUnreachableError, LinkError
 from edge_runtime.link.inbox import Connected, Disconnected, Inbox, LinkEvent, Received
 from edge_runtime.link.reflex import Reflex
-from edge_runtime.wire.errors import MessageError
 
 __all__ = ["BrokerAddress", "Connected", "Disconnected", "LinkEvent", "MqttLink", "Received", "Reflex", "TlsFiles"]
 

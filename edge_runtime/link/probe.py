@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 import secrets
 
+from edge_runtime.bounds import limits
 from edge_runtime.link.address import BrokerAddress, TlsFiles
 from edge_runtime.link.mqtt import MqttLink
-from edge_runtime.wire import limits
 
 
 def probe(address: BrokerAddress, tls: TlsFiles, rng: random.Random) -> None:

@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
+from edge_runtime.bounds import limits
+from edge_runtime.errors import FedSpineError, MessageError
 from edge_runtime.link.complaints import Complaints
-from edge_runtime.wire import chunks, limits
-from edge_runtime.wire.errors import FedSpineError, MessageError
+from edge_runtime.wire import chunks
 from edge_runtime.wire.messages import AnyMessage, BlobRef, Chunk, ChunkRequest
 
 logger = logging.getLogger(__name__)

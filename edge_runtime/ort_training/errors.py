@@ -10,7 +10,7 @@ OrtTrainingError (EngineError)
 from __future__ import annotations
 
 from edge_runtime.engine.errors import EngineError
-from edge_runtime.wire.errors import ExitCode
+from edge_runtime.errors import ExitCode
 
 
 class OrtTrainingError(EngineError):

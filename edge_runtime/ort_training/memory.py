@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Final
 
 from edge_runtime.engine.memory import estimate_training_bytes
-from edge_runtime.wire.manifest import Manifest, Task
-from edge_runtime.wire.plan import Plan
+from edge_runtime.formats.manifest import Manifest, Task
+from edge_runtime.formats.plan import Plan
 
 _RATIO: Final[dict[Task, float]] = {"text-classification": 1.15, "causal-lm": 1.6}
 """Of fused mode's estimate. Rotary positions, gates and scores over a vocabulary are what a decoder has beside."""

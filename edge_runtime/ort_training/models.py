@@ -6,12 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
 
+from edge_runtime.bounds import limits
 from edge_runtime.engine.artifact import Artifact, measure
-from edge_runtime.ort_training.errors import ArmNotExportedError, FixedHyperParametersError, OrtModelsError
-from edge_runtime.wire import limits
-from edge_runtime.wire.arms import format_arms
-from edge_runtime.wire.messages import Arm, Assignment, HyperParameters
-from edge_runtime.wire.ort_models import (
+from edge_runtime.formats.plan import Plan
+from edge_runtime.ort_training.description import (
     DESCRIPTION_FILE,
     ArmModels,
     OptimizerSettings,
@@ -19,7 +17,9 @@ from edge_runtime.wire.ort_models import (
     decode_ort_models,
     widths_of,
 )
-from edge_runtime.wire.plan import Plan
+from edge_runtime.ort_training.errors import ArmNotExportedError, FixedHyperParametersError, OrtModelsError
+from edge_runtime.wire.arms import format_arms
+from edge_runtime.wire.messages import Arm, Assignment, HyperParameters
 
 
 class ModelFolder:

@@ -16,9 +16,10 @@ import onnxruntime as ort
 
 from edge_runtime.engine.dataset import Batch
 from edge_runtime.engine.session import translate
+from edge_runtime.formats import names
+from edge_runtime.formats.adapter import AdapterLayout
+from edge_runtime.ort_training import description as ort_models
 from edge_runtime.ort_training.errors import OrtModelsError
-from edge_runtime.wire import names, ort_models
-from edge_runtime.wire.adapter import AdapterLayout
 
 Array = npt.NDArray[np.float32]
 

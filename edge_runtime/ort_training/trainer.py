@@ -24,14 +24,14 @@ from edge_runtime.engine.importance import ImportanceTracker, Scores, unit_score
 from edge_runtime.engine.model import Mode, Scorer
 from edge_runtime.engine.run import Run, check_finite
 from edge_runtime.engine.slicing import NOTHING_MERGED, slice_weights
+from edge_runtime.formats.adapter import AdapterLayout
+from edge_runtime.formats.payload import Merged
+from edge_runtime.formats.plan import Plan
 from edge_runtime.ort_training import api
 from edge_runtime.ort_training.errors import ArmNotExportedError
 from edge_runtime.ort_training.models import ModelFolder
 from edge_runtime.ort_training.module import TrainingModule
-from edge_runtime.wire.adapter import AdapterLayout
 from edge_runtime.wire.messages import HyperParameters
-from edge_runtime.wire.payload import Merged
-from edge_runtime.wire.plan import Plan
 
 
 class OrtTrainer:

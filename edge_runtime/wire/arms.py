@@ -6,8 +6,8 @@ import re
 from decimal import Decimal
 from typing import Final
 
-from edge_runtime.wire import limits
-from edge_runtime.wire.errors import ExitCode, WireError
+from edge_runtime.bounds import limits
+from edge_runtime.errors import ExitCode, WireError
 from edge_runtime.wire.messages import Arm
 
 MAX_PRUNING_RATIO: Final = 0.95

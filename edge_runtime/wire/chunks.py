@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from edge_runtime.wire import limits
-from edge_runtime.wire.errors import MessageError
-from edge_runtime.wire.manifest import digest_of
+from edge_runtime.bounds import limits
+from edge_runtime.errors import MessageError
+from edge_runtime.formats.manifest import digest_of
 from edge_runtime.wire.messages import BlobRef, Chunk
 
 

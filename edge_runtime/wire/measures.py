@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from edge_runtime.wire.fields import Count, Loss, NumBytes, Positive, Rate, Seconds, Share, Short, Versions
+from edge_runtime.bounds.fields import Count, Loss, NumBytes, Positive, Rate, Seconds, Share, Short, Versions
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):

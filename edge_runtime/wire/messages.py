@@ -12,10 +12,8 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
-from edge_runtime.wire import limits
-from edge_runtime.wire.adapter import Trainable
-from edge_runtime.wire.errors import MessageError
-from edge_runtime.wire.fields import (
+from edge_runtime.bounds import limits
+from edge_runtime.bounds.fields import (
     Beta,
     Count,
     Decay,
@@ -32,10 +30,12 @@ from edge_runtime.wire.fields import (
     Text,
     Url,
 )
+from edge_runtime.bounds.plain import escaped, plain
+from edge_runtime.errors import MessageError
+from edge_runtime.formats.adapter import Trainable
+from edge_runtime.formats.plan import Plan
+from edge_runtime.formats.tensors import WireDtype
 from edge_runtime.wire.measures import Capabilities, LocalEvaluation, Measurements
-from edge_runtime.wire.plain import escaped, plain
-from edge_runtime.wire.plan import Plan
-from edge_runtime.wire.tensors import WireDtype
 
 SCHEMA_VERSION: Final = 1
 
@@ -349,7 +349,7 @@ def encode_message(message: AnyMessage, max_bytes: int = limits.MAX_MESSAGE_BYTE
 
 
 def decode_message(data: bytes) -> AnyMessage:
-    """Parse a payload from outside; text for people comes escaped (:mod:`edge_runtime.wire.plain`).
+    """Parse a payload from outside; text for people comes escaped (:mod:`edge_runtime.bounds.plain`).
 
     Raises:
         MessageError: too large, not msgpack, an unknown kind, a missing field, a wrong type, a value outside its range,

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from edge_runtime.wire.fields import Name, Positive
+from edge_runtime.bounds.fields import Name, Positive
 
 
 class _Head(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,16 +11,12 @@ A broker's ACL needs two lines a device: it publishes under its ``up``, it reads
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
-from edge_runtime.wire.errors import MessageError
+from edge_runtime.bounds.fields import NAME, NAME_RULE
+from edge_runtime.errors import MessageError
 
 ROOT: Final = "fedspine/v1"
-NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-"""Fleet names and device ids: no slash, no wildcard, at most 64 characters."""
-NAME_RULE: Final = "1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit"
-"""The same in words."""
 
 
 def check_name(name: str, what: str) -> str:

@@ -19,27 +19,28 @@ import numpy.typing as npt
 
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.slicing import slice_weights
+from edge_runtime.errors import PlanError
+from edge_runtime.formats import names, ranking
+from edge_runtime.formats.adapter import AdapterLayout, initial, restrict
 from edge_runtime.inference.description import file_ref
-from edge_runtime.interpreter import module_command
-from edge_runtime.wire import names, ort_models, ranking
-from edge_runtime.wire.adapter import AdapterLayout, initial, restrict
+from edge_runtime.ort_training import description as ort_models
+from edge_runtime.ort_training.description import ArmModels, OptimizerSettings, OrtModels
+from edge_runtime.system.files import write_atomically
+from edge_runtime.system.interpreter import module_command
 from edge_runtime.wire.arms import format_arms
-from edge_runtime.wire.errors import PlanError
-from edge_runtime.wire.files import write_atomically
-from edge_runtime.wire.ort_models import ArmModels, OptimizerSettings, OrtModels
+from exporter.artifact.stages import trace_stages
 from exporter.errors import MissingPackageError, ModelTooLargeError, OptionError, OrtGenerateError
 from exporter.ort_training import generate
 from exporter.ort_training.forward import forward_graph, with_values
 from exporter.ort_training.source import family_of
 from exporter.output import Kind, check_output, foreign_writer, written_aside
-from exporter.stages import trace_stages
 
 if TYPE_CHECKING:
     import onnx
 
-    from edge_runtime.wire.manifest import Manifest
+    from edge_runtime.formats.manifest import Manifest
+    from edge_runtime.formats.plan import Plan
     from edge_runtime.wire.messages import Arm
-    from edge_runtime.wire.plan import Plan
 
 ORT_MODELS: Final = Kind("set of ort-training models", ort_models.DESCRIPTION_FILE)
 _FLOAT_BYTES: Final = 4

@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 from onnx import numpy_helper
 
-from edge_runtime.wire import names
-from exporter.compose import Composition
+from edge_runtime.formats import names
+from exporter.artifact.compose import Composition
 
 if TYPE_CHECKING:
     import onnx
 
-    from edge_runtime.wire.manifest import Manifest
-    from exporter.stages import Stages
+    from edge_runtime.formats.manifest import Manifest
+    from exporter.artifact.stages import Stages
     from models.family import Family
 
 

@@ -1,8 +1,9 @@
 """A child process of its own environment: onnxruntime-training's ``generate_artifacts`` on a forward graph.
 
 ``python -m exporter.ort_training.generate DIRECTORY`` takes :data:`FORWARD` and :data:`REQUEST` out of the directory
-and writes the models of :mod:`edge_runtime.wire.ort_models` into it. It runs where onnxruntime-training is and torch is
-not; the exporter, which has torch and another onnxruntime, starts it. Prints the versions of what it used, as JSON.
+and writes the models of :mod:`edge_runtime.ort_training.description` into it. It runs where onnxruntime-training is and
+torch is not; the exporter, which has torch and another onnxruntime, starts it. Prints the versions of what it used, as
+JSON.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from typing import Any, Final
 import msgspec
 import onnx
 
+from edge_runtime.formats import names
 from edge_runtime.ort_training import api
+from edge_runtime.ort_training import description as ort_models
 from edge_runtime.ort_training.module import TrainingModule
-from edge_runtime.wire import names, ort_models
 
 FORWARD: Final = "forward.onnx"
 REQUEST: Final = "request.json"

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 import transformers
 
+from edge_runtime.formats import names
 from edge_runtime.inference.description import file_ref
-from edge_runtime.wire import names
 from exporter.errors import OrtExportError
 from models.registry import family_for
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from edge_runtime.wire.manifest import Manifest
+    from edge_runtime.formats.manifest import Manifest
     from models.family import Family
 
 

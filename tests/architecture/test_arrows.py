@@ -14,7 +14,7 @@ import pytest
 
 MAY_IMPORT = {
     "edge_runtime.wire": {"numpy", "msgspec", "safetensors"},
-    "edge_runtime.contest": {"numpy", "msgspec"},
+    "edge_runtime.benchmark": {"numpy", "msgspec"},
     "edge_runtime.engine": {"numpy", "msgspec", "safetensors", "onnxruntime", "tokenizers"},
     "edge_runtime.ort_training": {"numpy", "onnxruntime"},
     "edge_runtime.link": {"msgspec", "paho"},
@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "edge_runtime.inference": {"numpy", "msgspec", "safetensors", "onnxruntime", "tokenizers"},
     "edge_runtime.cli": {"numpy"},
     "edge_runtime.arguments": set(),
-    "edge_runtime.interpreter": set(),
+    "edge_runtime.system.interpreter": set(),
     "edge_runtime.doctor": {"numpy", "psutil"},
     "edge_runtime.__main__": set(),
 }

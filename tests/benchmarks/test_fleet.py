@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from broker_server.services.broker import find_mosquitto
+from broker_server.serving.services.broker import find_mosquitto
 from tests.benchmarks.script import run_script
 
 

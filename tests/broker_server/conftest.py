@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from broker_server.coordinator.process import run_coordinator
-from broker_server.services import fleets
-from broker_server.services.broker import SYSTEM_FOLDERS
+from broker_server.serving.coordinator.process import run_coordinator
+from broker_server.serving.services import fleets
+from broker_server.serving.services.broker import SYSTEM_FOLDERS
 
 HOST = "127.0.0.1"
 
@@ -35,7 +35,7 @@ class Broker:
         self.port = free_port()
         self.url = f"mqtt://{HOST}:{self.port}"
         self._script = (
-            "from broker_server.services.broker import run_broker;"
+            "from broker_server.serving.services.broker import run_broker;"
             f"run_broker(host={HOST!r}, port={self.port}, kind={kind!r})"
         )
         self._log = log

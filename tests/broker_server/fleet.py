@@ -17,11 +17,15 @@ import numpy as np
 from broker_server.config import CoordinatorConfig, TrainingConfig
 from broker_server.emulation.fleet import Fleet
 from broker_server.emulation.step_times import STEP_TIMES_FILE, StepTimes, write_step_times
-from broker_server.run.settings import EMULATION_FILE
+from broker_server.experiments.run.settings import EMULATION_FILE
+from edge_runtime.bounds import limits
+from edge_runtime.formats import names
+from edge_runtime.formats.adapter import target_indices
+from edge_runtime.formats.payload import Payload, decode_payload, encode_payload
+from edge_runtime.formats.tensors import decode_tensors, encode_tensors
 from edge_runtime.link.mqtt import BrokerAddress, Connected, MqttLink, Received
 from edge_runtime.link.transfers import Transfers
-from edge_runtime.wire import chunks, limits, names, topics
-from edge_runtime.wire.adapter import target_indices
+from edge_runtime.wire import chunks, topics
 from edge_runtime.wire.arms import parse_arms
 from edge_runtime.wire.measures import Measurements
 from edge_runtime.wire.messages import (
@@ -41,8 +45,6 @@ from edge_runtime.wire.messages import (
     encode_message,
     kind_of,
 )
-from edge_runtime.wire.payload import Payload, decode_payload, encode_payload
-from edge_runtime.wire.tensors import decode_tensors, encode_tensors
 from tests.broker_server import tiny
 
 FLEET, RUN = "test", "run-1"

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-from broker_server.report.build import RunFacts, build_report
-from broker_server.report.schema import Compact, DataEntry, DeviceData, Report
-from broker_server.storage.records import DeviceRecord, EvaluationRecord, RoundRecord
-from edge_runtime.wire.manifest import Task
+from broker_server.serving.report.build import RunFacts, build_report
+from broker_server.serving.report.schema import Compact, DataEntry, DeviceData, Report
+from broker_server.serving.storage.records import DeviceRecord, EvaluationRecord, RoundRecord
+from edge_runtime.formats.manifest import Task
 
 ARMS = ((0.0, 8), (0.25, 8), (0.5, 4))
 

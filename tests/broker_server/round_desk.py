@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from broker_server.rounds import machine
-from broker_server.rounds.transitions import Step
-from broker_server.rounds.types import (
+from broker_server.methods.rounds import machine
+from broker_server.methods.rounds.transitions import Step
+from broker_server.methods.rounds.types import (
     Aggregate,
     AggregationDone,
     ArmsChosen,

@@ -12,7 +12,7 @@ import pytest
 
 from broker_server import cli
 from broker_server.errors import ChildFailedError
-from edge_runtime.wire.errors import ExitCode
+from edge_runtime.errors import ExitCode
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

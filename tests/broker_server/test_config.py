@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from broker_server.config import CoordinatorConfig, TrainingConfig, toml_value
 from broker_server.errors import ConfigError
+from edge_runtime.errors import ExitCode
 from edge_runtime.wire.arms import MAX_PRUNING_RATIO, ArmError, format_arms, parse_arms
-from edge_runtime.wire.errors import ExitCode
 from edge_runtime.wire.messages import Arm
 
 TRAINING = TrainingConfig(num_rounds=10, num_local_steps=5, batch_size=4, max_length=64)

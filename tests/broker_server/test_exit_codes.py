@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from edge_runtime.wire.errors import ExitCode
+from edge_runtime.errors import ExitCode
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "exit-codes.md"
 

@@ -9,9 +9,9 @@ import numpy.typing as npt
 from safetensors.numpy import save_file
 
 from edge_runtime.engine.artifact import Artifact
-from edge_runtime.wire import names
-from edge_runtime.wire.adapter import AdapterLayout
-from edge_runtime.wire.manifest import (
+from edge_runtime.formats import names
+from edge_runtime.formats.adapter import AdapterLayout
+from edge_runtime.formats.manifest import (
     FORMAT_VERSION,
     DenseSpec,
     FileRef,
@@ -24,8 +24,8 @@ from edge_runtime.wire.manifest import (
     digest_of,
     encode_manifest,
 )
+from edge_runtime.formats.plan import Plan
 from edge_runtime.wire.measures import Capabilities
-from edge_runtime.wire.plan import Plan
 
 HIDDEN, HEADS, HEAD_DIM, CHANNELS, LAYERS = 4, 3, 2, 5, 2
 

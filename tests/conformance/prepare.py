@@ -26,13 +26,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.data import load_examples
 from edge_runtime.engine.dataset import Dataset, batches
-from edge_runtime.wire import adapter as adapters
-from edge_runtime.wire.manifest import BaseDtype, Manifest, Task
-from edge_runtime.wire.plan import Plan
-from exporter.compact import compact_source
-from exporter.compact_merge import merged_model
-from exporter.compact_source import CompactSource
-from exporter.export import export_model
+from edge_runtime.formats import adapter as adapters
+from edge_runtime.formats.manifest import BaseDtype, Manifest, Task
+from edge_runtime.formats.plan import Plan
+from exporter.artifact.export import export_model
+from exporter.compact.export import compact_source
+from exporter.compact.merge import merged_model
+from exporter.compact.source import CompactSource
 from models.registry import family_for
 from models.surgery import prune_model
 from tests.conformance.reference import HYPER_PARAMETERS, MAX_LENGTH, Reference

@@ -17,14 +17,14 @@ from torch.nn import functional
 
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.dataset import Batch, Dataset, eval_batches
-from edge_runtime.wire import adapter as adapters
-from edge_runtime.wire import names
-from edge_runtime.wire.adapter import AdapterLayout
-from edge_runtime.wire.manifest import Manifest
+from edge_runtime.formats import adapter as adapters
+from edge_runtime.formats import names
+from edge_runtime.formats.adapter import AdapterLayout
+from edge_runtime.formats.manifest import Manifest
+from edge_runtime.formats.payload import Merged
+from edge_runtime.formats.plan import Plan
 from edge_runtime.wire.messages import HyperParameters
-from edge_runtime.wire.payload import Merged
-from edge_runtime.wire.plan import Plan
-from exporter.compact_merge import base_model
+from exporter.compact.merge import base_model
 
 Array = npt.NDArray[np.float32]
 Tensors = dict[str, Array]

@@ -16,11 +16,11 @@ import torch
 
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.dataset import Dataset, batches
-from edge_runtime.wire import adapter as adapters
-from edge_runtime.wire import names
-from edge_runtime.wire.manifest import Manifest
-from edge_runtime.wire.payload import Payload, encode_payload
-from edge_runtime.wire.plan import Plan
+from edge_runtime.formats import adapter as adapters
+from edge_runtime.formats import names
+from edge_runtime.formats.manifest import Manifest
+from edge_runtime.formats.payload import Payload, encode_payload
+from edge_runtime.formats.plan import Plan
 from tests.conformance.reference import HYPER_PARAMETERS, Array, Reference, Tensors
 
 RANK: Final = 3

@@ -26,10 +26,10 @@ from edge_runtime.engine.model import Mode
 from edge_runtime.engine.slicing import slice_weights
 from edge_runtime.engine.trainer import Trainer, TrainingRun, train
 from edge_runtime.engine.training_state import History
+from edge_runtime.formats.payload import Payload, check_payload, decode_payload
+from edge_runtime.formats.plan import Plan
 from edge_runtime.inference import CompactModel
 from edge_runtime.wire.messages import HyperParameters, Pruning
-from edge_runtime.wire.payload import Payload, check_payload, decode_payload
-from edge_runtime.wire.plan import Plan
 
 GRADIENT_TOLERANCE = 1e-5
 LOSS_TOLERANCE = 1e-5

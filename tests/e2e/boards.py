@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from broker_server.config import CoordinatorConfig
-from broker_server.storage.events import EventReader, RoundFinished
-from broker_server.storage.records import DeviceRecord
-from edge_runtime.wire.manifest import digest_of
+from broker_server.serving.storage.events import EventReader, RoundFinished
+from broker_server.serving.storage.records import DeviceRecord
+from edge_runtime.formats.manifest import digest_of
 from tests.e2e.rows import WORDS, write_rows
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from broker_server.run.job import prepare_run
-from broker_server.run.progress import PlainDisplay
-from broker_server.run.resolve import resolve
-from broker_server.run.settings import RunSettings
+from broker_server.experiments.run.job import prepare_run
+from broker_server.experiments.run.progress import PlainDisplay
+from broker_server.experiments.run.resolve import resolve
+from broker_server.experiments.run.settings import RunSettings
 from tests.e2e.rows import Copy, write_rows
 
 

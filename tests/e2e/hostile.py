@@ -18,8 +18,10 @@ import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
 from broker_server.config import CoordinatorConfig
-from edge_runtime.wire import chunks, limits, topics
-from edge_runtime.wire.errors import MessageError
+from edge_runtime.bounds import limits
+from edge_runtime.errors import MessageError
+from edge_runtime.formats.payload import Payload, encode_payload
+from edge_runtime.wire import chunks, topics
 from edge_runtime.wire.measures import Capabilities, LocalEvaluation, Measurements
 from edge_runtime.wire.messages import (
     AnyMessage,
@@ -35,7 +37,6 @@ from edge_runtime.wire.messages import (
     decode_message,
     kind_of,
 )
-from edge_runtime.wire.payload import Payload, encode_payload
 
 _encoder = msgspec.msgpack.Encoder()
 

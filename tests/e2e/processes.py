@@ -15,8 +15,8 @@ from typing import Any, Self
 
 import psutil
 
-from broker_server.storage.events import AnyEvent, EventReader
-from edge_runtime.interpreter import module_command
+from broker_server.serving.storage.events import AnyEvent, EventReader
+from edge_runtime.system.interpreter import module_command
 
 TIMEOUT_S = 300.0
 """Longest time of one run in these tests."""

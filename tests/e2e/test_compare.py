@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from broker_server.compare.summary_schema import Summary, decode_summary
-from edge_runtime.wire.errors import ExitCode
+from broker_server.experiments.compare.summary_schema import Summary, decode_summary
+from edge_runtime.errors import ExitCode
 from tests.e2e.processes import Run, assert_gone, error_line
 
 QUICK = Path(__file__).resolve().parents[2] / "benchmarks" / "compare" / "quick.toml"

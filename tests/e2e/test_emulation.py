@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from broker_server.report.schema import Report, decode_report
+from broker_server.serving.report.schema import Report, decode_report
 from tests.e2e.processes import fedspine_run
 from tests.e2e.rows import Copy
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from broker_server.run.preparation import free_port
-from broker_server.run.settings import RunSettings
-from broker_server.services.broker import find_mosquitto
-from edge_runtime.wire.errors import ExitCode
-from edge_runtime.wire.manifest import FORMAT_VERSION, digest_of
+from broker_server.experiments.run.preparation import free_port
+from broker_server.experiments.run.settings import RunSettings
+from broker_server.serving.services.broker import find_mosquitto
+from edge_runtime.errors import ExitCode
+from edge_runtime.formats.manifest import FORMAT_VERSION, digest_of
 from tests.conftest import Disk, save_bert
 from tests.e2e.processes import error_line, fedspine_run, mosquitto, wait_for_port
 from tests.e2e.rows import Copy, write_rows

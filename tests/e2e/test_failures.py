@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from broker_server.storage.events import DeviceSeen, RoundStarted, UpdateAccepted
-from edge_runtime.wire.errors import ExitCode
+from broker_server.serving.storage.events import DeviceSeen, RoundStarted, UpdateAccepted
+from edge_runtime.errors import ExitCode
 from tests.e2e.processes import Run, all_events, assert_gone, error_line, fedspine_run, report_of, wait_for_event
 from tests.e2e.rows import Copy
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from broker_server.run.settings import RunSettings
+from broker_server.experiments.run.settings import RunSettings
 from tests.e2e.processes import Run
 
 pytestmark = pytest.mark.e2e

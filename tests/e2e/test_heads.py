@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from broker_server.run.job import prepare_run
-from broker_server.run.progress import PlainDisplay
-from broker_server.run.settings import RunSettings
-from edge_runtime.wire.manifest import decode_manifest
+from broker_server.experiments.run.job import prepare_run
+from broker_server.experiments.run.progress import PlainDisplay
+from broker_server.experiments.run.settings import RunSettings
+from edge_runtime.formats.manifest import decode_manifest
 from tests.conftest import save_bert_classifier
 
 pytestmark = pytest.mark.e2e

@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from broker_server.config import CoordinatorConfig, TrainingConfig
-from broker_server.services.broker import find_mosquitto
-from edge_runtime.interpreter import module_command
+from broker_server.serving.services.broker import find_mosquitto
+from edge_runtime.system.interpreter import module_command
 from tests.e2e import hostile
 from tests.e2e.boards import export_artifact, make_run_dir, port_of, records_of, running, said, wait_until_listening
 from tests.e2e.rows import write_rows

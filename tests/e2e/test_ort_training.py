@@ -11,7 +11,7 @@ import pytest
 
 from broker_server.cli import call
 from broker_server.config import TrainingConfig
-from broker_server.pruning.config import PruningConfig
+from broker_server.methods.pruning.config import PruningConfig
 from edge_runtime.wire.arms import parse_arms
 from tests.e2e.boards import export_artifact, make_run_dir, play, records_of, said
 

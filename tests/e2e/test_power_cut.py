@@ -17,9 +17,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from broker_server.config import CoordinatorConfig, TrainingConfig
-from broker_server.pruning.config import PruningConfig
-from broker_server.storage.events import EventReader
-from broker_server.storage.store import Store
+from broker_server.methods.pruning.config import PruningConfig
+from broker_server.serving.storage.events import EventReader
+from broker_server.serving.storage.store import Store
 from edge_runtime.wire.messages import Arm, Update
 from tests.e2e.boards import SERVER, free_port, port_of, running, wait_until_listening
 from tests.e2e.rows import write_rows

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from broker_server.report.schema import decode_report
-from broker_server.run.preparation import free_port
-from broker_server.run.settings import RunSettings
-from broker_server.services.broker import find_mosquitto
+from broker_server.experiments.run.preparation import free_port
+from broker_server.experiments.run.settings import RunSettings
+from broker_server.serving.report.schema import decode_report
+from broker_server.serving.services.broker import find_mosquitto
+from edge_runtime.bounds.limits import MAX_MESSAGE_BYTES
 from edge_runtime.inference import CompactModel
-from edge_runtime.wire.limits import MAX_MESSAGE_BYTES
 from tests.conftest import save_bert_classifier
 from tests.e2e.processes import Run, fedspine_run, report_of
 from tests.e2e.rows import Copy

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from broker_server.run.preparation import free_port
-from broker_server.run.settings import RunSettings
-from broker_server.services.broker import find_mosquitto
-from broker_server.storage.events import RoundStarted
-from broker_server.storage.schema import devices
-from broker_server.storage.store import Store
-from edge_runtime.wire.errors import ExitCode
+from broker_server.experiments.run.preparation import free_port
+from broker_server.experiments.run.settings import RunSettings
+from broker_server.serving.services.broker import find_mosquitto
+from broker_server.serving.storage.events import RoundStarted
+from broker_server.serving.storage.schema import devices
+from broker_server.serving.storage.store import Store
+from edge_runtime.errors import ExitCode
 from tests.e2e.processes import Run, fedspine_run, mosquitto, wait_for_event, wait_for_port
 from tests.e2e.rows import write_rows
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from broker_server.run.settings import RunSettings
+from broker_server.experiments.run.settings import RunSettings
 from tests.e2e.processes import fedspine_run, report_of
 from tests.e2e.rows import Copy
 

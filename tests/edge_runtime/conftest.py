@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.edge_runtime.small_manifest import manifest  # noqa: F401 - a fixture
+
 settings.register_profile("busy-machine", deadline=None)  # a test may share its cores with a whole run
 settings.load_profile("busy-machine")
 

@@ -11,7 +11,7 @@ import pytest
 from edge_runtime.agent.pins import Pins
 from edge_runtime.arguments import add_pins
 from edge_runtime.cli import main
-from edge_runtime.wire.errors import ExitCode
+from edge_runtime.errors import ExitCode
 
 A, B = "ab" * 32, "cd" * 32
 

@@ -17,7 +17,7 @@ from edge_runtime import cli
 from edge_runtime.agent.identity import StateDirectory
 from edge_runtime.engine.errors import DataInvalidError
 from edge_runtime.engine.examples import read_texts
-from edge_runtime.wire.errors import ExitCode
+from edge_runtime.errors import ExitCode
 
 EXAMPLE = '{"text": "the cat", "label": "red"}\n'
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edge_runtime.cli import main
-from edge_runtime.wire.errors import ExitCode
+from edge_runtime.errors import ExitCode
 
 START = ["start", "--broker", "mqtt://127.0.0.1:1", "--data", "d.jsonl", "--state", "s"]
 GENERATE = ["generate", "model", "--prompt", "x"]

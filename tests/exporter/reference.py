@@ -19,10 +19,10 @@ import torch
 import transformers
 
 from edge_runtime.engine.dataset import Batch
-from edge_runtime.wire import names, ranking
-from edge_runtime.wire.adapter import AdapterLayout
-from edge_runtime.wire.manifest import Manifest, decode_manifest
-from edge_runtime.wire.plan import Plan
+from edge_runtime.formats import names, ranking
+from edge_runtime.formats.adapter import AdapterLayout
+from edge_runtime.formats.manifest import Manifest, decode_manifest
+from edge_runtime.formats.plan import Plan
 
 Arrays = dict[str, npt.NDArray[Any]]
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from edge_runtime.wire import names, ranking
-from edge_runtime.wire.adapter import AdapterLayout
-from edge_runtime.wire.manifest import decode_manifest, digest_of
-from edge_runtime.wire.plan import Plan
-from edge_runtime.wire.tensors import encode_tensors
+from edge_runtime.formats import names, ranking
+from edge_runtime.formats.adapter import AdapterLayout
+from edge_runtime.formats.manifest import decode_manifest, digest_of
+from edge_runtime.formats.plan import Plan
+from edge_runtime.formats.tensors import encode_tensors
 
 RANK = 3
 SCALING = 1.5

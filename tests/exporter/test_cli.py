@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from broker_server.cli import call
-from edge_runtime.wire import names
-from edge_runtime.wire.errors import ExitCode
-from edge_runtime.wire.manifest import digest_of
+from edge_runtime.errors import ExitCode
+from edge_runtime.formats import names
+from edge_runtime.formats.manifest import digest_of
 from tests.conftest import Disk, save_bert
 from tests.exporter.reference import manifest_of
 

@@ -10,11 +10,11 @@ from msgspec import structs
 
 from broker_server.cli import call
 from broker_server.config import TrainingConfig
-from edge_runtime.wire.errors import ExitCode
-from edge_runtime.wire.manifest import Manifest, TensorSpec
+from edge_runtime.errors import ExitCode
+from edge_runtime.formats.manifest import Manifest, TensorSpec
+from edge_runtime.formats.plan import Plan
+from edge_runtime.ort_training.description import OptimizerSettings
 from edge_runtime.wire.messages import Arm
-from edge_runtime.wire.ort_models import OptimizerSettings
-from edge_runtime.wire.plan import Plan
 from exporter.errors import ModelTooLargeError, OrtExportError
 from exporter.ort_training.export import check_size
 from exporter.ort_training.source import family_of

@@ -15,20 +15,20 @@ import pytest
 import torch
 import transformers
 
-from broker_server.aggregation import Aggregated
 from broker_server.errors import ConfigError
-from broker_server.storage.adapters import GlobalAdapters, peft_directory
-from broker_server.storage.peft_folder import PeftFolder, base_model
+from broker_server.methods.aggregation import Aggregated
+from broker_server.serving.storage.adapters import GlobalAdapters, peft_directory
+from broker_server.serving.storage.peft_folder import PeftFolder, base_model
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.data import load_examples
 from edge_runtime.engine.dataset import eval_batches
 from edge_runtime.engine.evaluator import Evaluator
+from edge_runtime.formats.adapter import AdapterLayout
+from edge_runtime.formats.manifest import Task
+from edge_runtime.formats.peft_format import unknown_base
+from edge_runtime.formats.plan import Plan
 from edge_runtime.inference.scoring import score_batch
-from edge_runtime.wire.adapter import AdapterLayout
-from edge_runtime.wire.manifest import Task
-from edge_runtime.wire.peft_format import unknown_base
-from edge_runtime.wire.plan import Plan
-from exporter.export import export_model
+from exporter.artifact.export import export_model
 from models.hub import is_hub_id
 from tests.conftest import save_bert, save_bert_classifier, save_llama
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from edge_runtime.wire.manifest import Task
+from edge_runtime.formats.manifest import Task
 from models.errors import ModelUnsupportedError
 from models.family import CHANNELS, HEADS, Family
 from models.registry import FAMILIES, family_class, family_for

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from edge_runtime.wire.errors import ExitCode
+from edge_runtime.errors import ExitCode
 from models.errors import LabelsDifferError, LabelsError
 from models.heads import choose_head
 from models.loading import PretrainedModel, load_model

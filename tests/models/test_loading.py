@@ -13,8 +13,8 @@ import torch
 import transformers
 from transformers import BertConfig, BertForSequenceClassification
 
-from edge_runtime.wire.errors import ExitCode
-from edge_runtime.wire.manifest import Task
+from edge_runtime.errors import ExitCode
+from edge_runtime.formats.manifest import Task
 from models.errors import LabelsError, ModelError, ModelNotFoundError, ModelUnsupportedError
 from models.loading import PretrainedModel, load_model
 from tests.conftest import save_bert, save_llama

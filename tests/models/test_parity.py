@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import transformers
 
-from edge_runtime.wire.manifest import Task
+from edge_runtime.formats.manifest import Task
 from models.errors import ParityError
 from models.parity import check_parity
 from models.registry import family_for

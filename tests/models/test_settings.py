@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from edge_runtime.wire.errors import ExitCode
-from edge_runtime.wire.manifest import Task
+from edge_runtime.errors import ExitCode
+from edge_runtime.formats.manifest import Task
 from models.configuration import read_configuration
 from models.errors import LabelsError, ModelUnsupportedError
 from models.family import Family

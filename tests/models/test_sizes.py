@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.wire.manifest import Task
+from edge_runtime.formats.manifest import Task
 from models.configuration import read_configuration
 from models.errors import ModelUnsupportedError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.wire.errors import ExitCode
+from edge_runtime.errors import ExitCode
 from models.errors import ModelError, ModelNotFoundError, ModelPackageError
 from models.loading import load_model
 from models.sources import check_source

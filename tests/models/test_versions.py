@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from edge_runtime.wire.manifest import Task
+from edge_runtime.formats.manifest import Task
 from models.loading import PretrainedModel, load_model
 from tests.models.checkpoints.assemble import LOGITS, NAMES, assemble
 from tests.models.checkpoints.seeded import IDS

@@ -9,8 +9,8 @@ import pytest
 
 from broker_server.emulation.clock import VirtualClock, round_s
 from broker_server.emulation.step_times import StepTimes
-from broker_server.pruning.schedule import Segment
-from broker_server.rounds.types import UpdateKey
+from broker_server.methods.pruning.schedule import Segment
+from broker_server.methods.rounds.types import UpdateKey
 from edge_runtime.wire.messages import Arm
 from tests.broker_server.emulation.test_fleet import IDS, make_fleet
 

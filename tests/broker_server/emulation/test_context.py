@@ -11,7 +11,7 @@ from broker_server.emulation.context import fleet_context, scheduler_context
 from broker_server.emulation.fleet import Fleet
 from broker_server.emulation.step_times import StepTimes
 from broker_server.errors import ConfigError
-from broker_server.scheduler import make_scheduler
+from broker_server.methods.scheduler import make_scheduler
 from edge_runtime.wire.arms import parse_arms
 from edge_runtime.wire.messages import Arm
 from tests.broker_server import tiny

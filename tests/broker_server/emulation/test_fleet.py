@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from broker_server.emulation.fleet import DeviceClass, Drift, Fleet, load_fleet, parse_fleet
 from broker_server.emulation.step_times import StepTimes
 from broker_server.errors import ConfigError
-from tests.edge_runtime.wire.test_fields import unbounded
+from tests.edge_runtime.bounds.test_fields import unbounded
 
 
 def make_fleet(*counts: int) -> Fleet:

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
+from edge_runtime.bounds import limits
 from edge_runtime.engine.artifact import Artifact
-from edge_runtime.wire import chunks, limits
-from edge_runtime.wire.errors import ExitCode
+from edge_runtime.errors import ExitCode
+from edge_runtime.wire import chunks
 from edge_runtime.wire.measures import Measurements
 from edge_runtime.wire.messages import Update
 from tests.edge_runtime.agent.stage import EXAMPLES, Coordinator, Device, Site, StartDevice

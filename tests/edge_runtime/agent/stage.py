@@ -18,11 +18,14 @@ import pytest
 from edge_runtime.agent.agent import Agent, AgentSettings
 from edge_runtime.agent.identity import StateDirectory
 from edge_runtime.agent.worker import WorkSettings, stand_in_plan
+from edge_runtime.bounds import limits
 from edge_runtime.engine.artifact import Artifact
+from edge_runtime.formats import adapter
+from edge_runtime.formats.tensors import encode_tensors
 from edge_runtime.link.address import BrokerAddress, TlsFiles
 from edge_runtime.link.mqtt import MqttLink, Received
 from edge_runtime.link.transfers import Transfers
-from edge_runtime.wire import adapter, chunks, limits, topics
+from edge_runtime.wire import chunks, topics
 from edge_runtime.wire.measures import Capabilities
 from edge_runtime.wire.messages import (
     AnyMessage,
@@ -42,7 +45,6 @@ from edge_runtime.wire.messages import (
     encode_message,
     kind_of,
 )
-from edge_runtime.wire.tensors import encode_tensors
 
 FLEET, DEVICE, RUN = "lab", "board-7", "run-1"
 ARM = Arm(pruning_ratio=0.5, rank=2)

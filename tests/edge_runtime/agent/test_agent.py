@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from edge_runtime.bounds import limits
+from edge_runtime.errors import ExitCode
+from edge_runtime.formats.adapter import AdapterLayout, initial
+from edge_runtime.formats.tensors import decode_tensors
 from edge_runtime.link.mqtt import BrokerAddress, MqttLink, Received
-from edge_runtime.wire import limits
-from edge_runtime.wire.adapter import AdapterLayout, initial
-from edge_runtime.wire.errors import ExitCode
 from edge_runtime.wire.messages import (
     Arm,
     DeviceState,
@@ -21,7 +22,6 @@ from edge_runtime.wire.messages import (
     Update,
     encode_message,
 )
-from edge_runtime.wire.tensors import decode_tensors
 from edge_runtime.wire.topics import to_all
 from tests.edge_runtime.agent.stage import ARM, DEVICE, FLEET, RUN, Coordinator, StartDevice
 

@@ -15,10 +15,8 @@ from typing import Any
 import pytest
 
 from edge_runtime.agent.cache import MAX_ARTIFACTS, RESERVE_BYTES, ArtifactCache
-from edge_runtime.link.errors import ArtifactCorruptedError, ArtifactUnreachableError
-from edge_runtime.wire.errors import ManifestError
-from edge_runtime.wire.files import DiskFullError
-from edge_runtime.wire.manifest import (
+from edge_runtime.errors import ManifestError
+from edge_runtime.formats.manifest import (
     FORMAT_VERSION,
     FileRef,
     Manifest,
@@ -27,6 +25,8 @@ from edge_runtime.wire.manifest import (
     digest_of,
     encode_manifest,
 )
+from edge_runtime.link.errors import ArtifactCorruptedError, ArtifactUnreachableError
+from edge_runtime.system.files import DiskFullError
 
 FILES = {"training.onnx": b"graph" * 1000, "base.safetensors": b"weights" * 3000}
 

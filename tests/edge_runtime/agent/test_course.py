@@ -17,8 +17,8 @@ from edge_runtime.agent.worker import Workbench, WorkSettings
 from edge_runtime.board.guard import PauseLimits
 from edge_runtime.board.sensors import Sensors
 from edge_runtime.engine.artifact import Artifact
+from edge_runtime.formats.payload import Payload
 from edge_runtime.wire.messages import Pruning, Update
-from edge_runtime.wire.payload import Payload
 from tests.conftest import Disk
 from tests.edge_runtime.agent.stage import EXAMPLES
 from tests.edge_runtime.agent.test_worker import StopAfter, plan_of, run, start

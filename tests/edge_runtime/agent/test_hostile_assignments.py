@@ -14,7 +14,10 @@ import paho.mqtt.publish
 import pytest
 from onnx import TensorProto, helper
 
-from edge_runtime.wire import chunks, names, topics
+from edge_runtime.formats import names
+from edge_runtime.formats.plan import Plan
+from edge_runtime.formats.tensors import encode_tensors
+from edge_runtime.wire import chunks, topics
 from edge_runtime.wire.messages import (
     AnyMessage,
     Arm,
@@ -29,8 +32,6 @@ from edge_runtime.wire.messages import (
     encode_message,
     kind_of,
 )
-from edge_runtime.wire.plan import Plan
-from edge_runtime.wire.tensors import encode_tensors
 from tests.edge_runtime.agent.stage import DEVICE, FLEET, Coordinator, StartDevice
 from tests.edge_runtime.agent.test_unfit_runs import assert_trains, publish_bent
 

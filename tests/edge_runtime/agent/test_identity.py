@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from edge_runtime.agent.errors import BadNameError, StateError, StateInUseError
 from edge_runtime.agent.identity import StateDirectory, new_device_id
-from edge_runtime.wire.errors import ExitCode
-from edge_runtime.wire.topics import NAME
+from edge_runtime.bounds.fields import NAME
+from edge_runtime.errors import ExitCode
 
 
 def test_the_device_id_is_made_once(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from edge_runtime.agent.outbox import MAX_ENTRIES, Outbox, key_of
-from edge_runtime.wire.files import DiskFullError
+from edge_runtime.system.files import DiskFullError
 from edge_runtime.wire.messages import Update
 
 MakeUpdate = Callable[..., Update]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from edge_runtime.agent.pins import Pins
-from edge_runtime.wire.errors import ExitCode
+from edge_runtime.errors import ExitCode
 from edge_runtime.wire.messages import (
     DeviceState,
     Failure,

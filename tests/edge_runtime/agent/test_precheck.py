@@ -7,7 +7,7 @@ import pytest
 
 from edge_runtime.agent.precheck import count_examples, look_at_examples
 from edge_runtime.engine.errors import DataEmptyError, DataInvalidError
-from edge_runtime.wire.errors import ExitCode
+from edge_runtime.errors import ExitCode
 
 
 def write(tmp_path: Path, data: bytes) -> Path:

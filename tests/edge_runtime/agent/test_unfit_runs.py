@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from edge_runtime.engine.errors import DataInvalidError, MissingDependencyError
+from edge_runtime.errors import ExitCode
+from edge_runtime.formats.manifest import digest_of
 from edge_runtime.link.errors import ArtifactUnreachableError
 from edge_runtime.link.http import fetch_small
-from edge_runtime.wire.errors import ExitCode
-from edge_runtime.wire.manifest import digest_of
 from edge_runtime.wire.messages import (
     Arm,
     Cancel,

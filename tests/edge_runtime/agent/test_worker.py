@@ -21,14 +21,15 @@ from edge_runtime.engine import memory
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.errors import InsufficientMemoryError
 from edge_runtime.engine.model import MODES, Mode
-from edge_runtime.wire import adapter as adapters
-from edge_runtime.wire import chunks, names
-from edge_runtime.wire.errors import PlanError, TensorError
-from edge_runtime.wire.manifest import Manifest
+from edge_runtime.errors import PlanError, TensorError
+from edge_runtime.formats import adapter as adapters
+from edge_runtime.formats import names
+from edge_runtime.formats.manifest import Manifest
+from edge_runtime.formats.payload import Payload, check_payload, decode_payload, encode_payload
+from edge_runtime.formats.plan import Plan
+from edge_runtime.wire import chunks
 from edge_runtime.wire.messages import Arm, Assignment, HyperParameters, Pruning, Update, Welcome
-from edge_runtime.wire.payload import Payload, check_payload, decode_payload, encode_payload
-from edge_runtime.wire.plan import Plan
-from exporter.export import export_model
+from exporter.artifact.export import export_model
 from tests.conftest import save_bert
 from tests.edge_runtime.agent.stage import EXAMPLES
 

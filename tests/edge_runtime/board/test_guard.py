@@ -9,7 +9,7 @@ import pytest
 from edge_runtime.board.errors import NoSensorError
 from edge_runtime.board.guard import CALM_S, Guard, PauseLimits
 from edge_runtime.board.sensors import Battery, Reading
-from edge_runtime.wire.errors import ExitCode
+from edge_runtime.errors import ExitCode
 
 
 def reading(temperature_c: float | None = None, throttling: str | None = None, **battery: Any) -> Reading:

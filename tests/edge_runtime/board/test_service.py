@@ -15,7 +15,7 @@ import pytest
 
 from edge_runtime.board.errors import ServiceError
 from edge_runtime.board.service import NEVER_MENDS, Service, unit, unreadable
-from edge_runtime.wire.errors import ExitCode
+from edge_runtime.errors import ExitCode
 
 Save = Callable[[str], Path]
 

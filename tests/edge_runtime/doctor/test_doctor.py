@@ -17,8 +17,8 @@ from edge_runtime.doctor import belongings, machine, packages
 from edge_runtime.doctor.checkup import check_up
 from edge_runtime.doctor.setup import Setup
 from edge_runtime.doctor.trial import PRODUCT
+from edge_runtime.errors import ExitCode
 from edge_runtime.link.address import TlsFiles
-from edge_runtime.wire.errors import ExitCode
 from tests.conftest import Disk
 
 NAMES = [

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from edge_runtime.doctor.broker import Trial, artifact
-from edge_runtime.wire.errors import ExitCode
-from edge_runtime.wire.manifest import digest_of
+from edge_runtime.errors import ExitCode
+from edge_runtime.formats.manifest import digest_of
 
 
 @pytest.fixture

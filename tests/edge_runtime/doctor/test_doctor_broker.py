@@ -12,14 +12,15 @@ import pytest
 from paho.mqtt.enums import MQTTProtocolVersion
 
 from edge_runtime.board.guard import PauseLimits
+from edge_runtime.bounds import limits
 from edge_runtime.doctor import broker as question
 from edge_runtime.doctor import machine
 from edge_runtime.doctor.findings import Finding
 from edge_runtime.doctor.setup import Setup
+from edge_runtime.errors import ExitCode
 from edge_runtime.link.address import BrokerAddress, TlsFiles
 from edge_runtime.link.mqtt import MqttLink, Received
-from edge_runtime.wire import limits, topics
-from edge_runtime.wire.errors import ExitCode
+from edge_runtime.wire import topics
 from edge_runtime.wire.messages import Hello, Presence, decode_message, encode_message
 
 OPEN = ("listener {port} 127.0.0.1", "allow_anonymous true")

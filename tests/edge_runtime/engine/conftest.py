@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.trainer import Trainer
-from edge_runtime.wire.manifest import (
+from edge_runtime.formats.manifest import (
     FORMAT_VERSION,
     DenseSpec,
     FileRef,

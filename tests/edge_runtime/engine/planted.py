@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.slicing import slice_weights
-from edge_runtime.wire.manifest import Manifest
-from edge_runtime.wire.plan import Plan
+from edge_runtime.formats.manifest import Manifest
+from edge_runtime.formats.plan import Plan
 
 Array = npt.NDArray[np.float32]
 Units = dict[tuple[int, str], list[int]]

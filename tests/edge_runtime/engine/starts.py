@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_runtime.engine.artifact import Artifact
-from edge_runtime.wire import adapter as adapters
+from edge_runtime.formats import adapter as adapters
 
 
 def start_adapter(artifact: Artifact, rank: int) -> dict[str, npt.NDArray[np.float32]]:

@@ -12,8 +12,8 @@ import pytest
 
 from edge_runtime.engine.artifact import Artifact, MappedTensors
 from edge_runtime.engine.errors import ArtifactCorruptedError
-from edge_runtime.wire.errors import ArtifactVersionError, ExitCode, ManifestError
-from edge_runtime.wire.manifest import digest_of
+from edge_runtime.errors import ArtifactVersionError, ExitCode, ManifestError
+from edge_runtime.formats.manifest import digest_of
 
 MakeArtifact = Callable[..., Artifact]
 

@@ -10,10 +10,10 @@ from edge_runtime.engine.buckets import MIN_SAVING, MIN_TOKENS, buckets
 from edge_runtime.engine.dataset import Batch
 from edge_runtime.engine.model import MODES, Mode
 from edge_runtime.engine.trainer import Trainer
-from edge_runtime.wire import adapter as adapters
-from edge_runtime.wire import names
+from edge_runtime.formats import adapter as adapters
+from edge_runtime.formats import names
+from edge_runtime.formats.plan import Plan
 from edge_runtime.wire.messages import HyperParameters
-from edge_runtime.wire.plan import Plan
 
 SOME_LENGTHS = st.lists(st.integers(1, 160), min_size=1, max_size=24)
 

@@ -20,13 +20,13 @@ from edge_runtime.engine.errors import CheckpointError
 from edge_runtime.engine.evaluator import EvaluationResult
 from edge_runtime.engine.trainer import Trainer, TrainingRun, train
 from edge_runtime.engine.training_state import History, TrainingState
-from edge_runtime.wire import adapter as adapters
-from edge_runtime.wire import names
-from edge_runtime.wire.errors import PlanError, TensorError
-from edge_runtime.wire.manifest import Manifest
+from edge_runtime.errors import PlanError, TensorError
+from edge_runtime.formats import adapter as adapters
+from edge_runtime.formats import names
+from edge_runtime.formats.manifest import Manifest
+from edge_runtime.formats.payload import restrict_merged
+from edge_runtime.formats.plan import Plan
 from edge_runtime.wire.messages import HyperParameters, Pruning
-from edge_runtime.wire.payload import restrict_merged
-from edge_runtime.wire.plan import Plan
 
 RANK, NUM_STEPS = 3, 9
 GIVEN = HyperParameters(

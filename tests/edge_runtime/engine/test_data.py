@@ -26,7 +26,7 @@ from edge_runtime.engine.errors import (
     MissingDependencyError,
     UnknownLabelError,
 )
-from edge_runtime.wire.errors import ExitCode
+from edge_runtime.errors import ExitCode
 
 MakeArtifact = Callable[..., Artifact]
 

@@ -16,12 +16,12 @@ from edge_runtime.engine.dataset import Batch
 from edge_runtime.engine.frozen import FrozenWeights
 from edge_runtime.engine.importance import ImportanceTracker, sensitivity_sums, unit_scores
 from edge_runtime.engine.trainer import Trainer, TrainingRun
-from edge_runtime.wire import adapter as adapters
-from edge_runtime.wire import names
-from edge_runtime.wire.manifest import Manifest
+from edge_runtime.formats import adapter as adapters
+from edge_runtime.formats import names
+from edge_runtime.formats.manifest import Manifest
+from edge_runtime.formats.plan import Plan
+from edge_runtime.formats.ranking import PlanPolicy, plan_at
 from edge_runtime.wire.messages import HyperParameters
-from edge_runtime.wire.plan import Plan
-from edge_runtime.wire.ranking import PlanPolicy, plan_at
 from tests.edge_runtime.engine.planted import KINDS, draw_units, plant, removed
 from tests.edge_runtime.engine.starts import start_adapter
 

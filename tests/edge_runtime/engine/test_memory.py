@@ -12,11 +12,11 @@ import pytest
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.memory import estimate_training_bytes, training_memory
 from edge_runtime.engine.model import MODES, Mode
-from edge_runtime.wire import names
-from edge_runtime.wire.errors import PlanError, TensorError
-from edge_runtime.wire.manifest import Manifest
+from edge_runtime.errors import PlanError, TensorError
+from edge_runtime.formats import names
+from edge_runtime.formats.manifest import Manifest
+from edge_runtime.formats.plan import Plan
 from edge_runtime.wire.messages import HyperParameters
-from edge_runtime.wire.plan import Plan
 
 
 @pytest.fixture(params=["tiny_bert_artifact", "tiny_llama_artifact"])
@@ -88,8 +88,8 @@ from edge_runtime.engine.dataset import Batch
 from edge_runtime.engine.trainer import Trainer
 from edge_runtime.wire import adapter
 from edge_runtime.wire.messages import HyperParameters
-from edge_runtime.wire.plan import Plan
-from edge_runtime.wire.resident import peak_rss_bytes
+from edge_runtime.formats.plan import Plan
+from edge_runtime.system.resident import peak_rss_bytes
 artifact = Artifact.open(Path(sys.argv[1]))
 given = msgspec.json.decode(sys.argv[2], type=HyperParameters)
 start = adapter.initial(artifact.manifest, artifact.initial(), 8, np.random.default_rng(0))

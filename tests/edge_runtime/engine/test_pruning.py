@@ -14,14 +14,14 @@ from msgspec import structs
 from edge_runtime.engine.dataset import Batch
 from edge_runtime.engine.slicing import slice_weights
 from edge_runtime.engine.trainer import Trainer, TrainingRun, train
-from edge_runtime.wire import adapter as adapters
-from edge_runtime.wire import names
-from edge_runtime.wire.adapter import AdapterLayout
-from edge_runtime.wire.errors import PlanError, TensorError
-from edge_runtime.wire.manifest import Manifest
+from edge_runtime.errors import PlanError, TensorError
+from edge_runtime.formats import adapter as adapters
+from edge_runtime.formats import names
+from edge_runtime.formats.adapter import AdapterLayout
+from edge_runtime.formats.manifest import Manifest
+from edge_runtime.formats.payload import restrict_merged
+from edge_runtime.formats.plan import Plan
 from edge_runtime.wire.messages import HyperParameters, Pruning
-from edge_runtime.wire.payload import restrict_merged
-from edge_runtime.wire.plan import Plan
 from tests.edge_runtime.engine.starts import start_adapter
 
 Array = npt.NDArray[np.float32]

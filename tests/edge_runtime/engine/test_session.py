@@ -11,7 +11,7 @@ import pytest
 
 from edge_runtime.engine.errors import GraphError, InsufficientMemoryError
 from edge_runtime.engine.session import Binding, Graph, Interrupt
-from edge_runtime.wire.errors import ExitCode
+from edge_runtime.errors import ExitCode
 
 
 @pytest.fixture

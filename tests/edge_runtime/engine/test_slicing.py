@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.slicing import slice_weights
-from edge_runtime.wire.errors import PlanError
-from edge_runtime.wire.plan import Plan
+from edge_runtime.errors import PlanError
+from edge_runtime.formats.plan import Plan
 
 MakeArtifact = Callable[..., Artifact]
 

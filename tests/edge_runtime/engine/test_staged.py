@@ -19,11 +19,11 @@ from edge_runtime.engine.frozen import FrozenWeights
 from edge_runtime.engine.model import Mode, Model
 from edge_runtime.engine.modes import graphs_of
 from edge_runtime.engine.slicing import slice_weights
-from edge_runtime.wire import names
-from edge_runtime.wire.adapter import AdapterLayout
-from edge_runtime.wire.manifest import Manifest, Task
-from edge_runtime.wire.plan import Plan
-from exporter.export import export_model
+from edge_runtime.formats import names
+from edge_runtime.formats.adapter import AdapterLayout
+from edge_runtime.formats.manifest import Manifest, Task
+from edge_runtime.formats.plan import Plan
+from exporter.artifact.export import export_model
 from tests.conftest import save_bert, save_llama
 
 Array = npt.NDArray[np.float32]

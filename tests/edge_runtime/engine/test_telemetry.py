@@ -21,7 +21,7 @@ print(os.environ["ORT_DISABLE_TELEMETRY"], len(os.listdir("/proc/self/task")) - 
 """
 
 
-@pytest.mark.parametrize("module", ["edge_runtime.engine.session", "edge_runtime.inference", "exporter.compact_graph"])
+@pytest.mark.parametrize("module", ["edge_runtime.engine.session", "edge_runtime.inference", "exporter.compact.graph"])
 def test_nothing_is_gathered_for_its_maker(module: str, tiny_bert_artifact: Path, tmp_path: Path) -> None:
     """It is silent in CI by itself, so that is taken out of the environment."""
     env = {name: value for name, value in os.environ.items() if name not in {"CI", "ORT_DISABLE_TELEMETRY"}}

@@ -16,9 +16,9 @@ from edge_runtime.engine.dataset import Batch, Dataset
 from edge_runtime.engine.errors import DivergedError
 from edge_runtime.engine.evaluator import EvaluationResult, Evaluator
 from edge_runtime.engine.trainer import Trainer, TrainingRun, train
-from edge_runtime.wire.errors import PlanError, TensorError
+from edge_runtime.errors import PlanError, TensorError
+from edge_runtime.formats.plan import Plan
 from edge_runtime.wire.messages import HyperParameters
-from edge_runtime.wire.plan import Plan
 from tests.edge_runtime.engine.starts import start_adapter
 
 RANK = 3

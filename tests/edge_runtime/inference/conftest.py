@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from edge_runtime.engine.artifact import Artifact
-from edge_runtime.wire.adapter import AdapterLayout
-from edge_runtime.wire.plan import Plan
+from edge_runtime.formats.adapter import AdapterLayout
+from edge_runtime.formats.plan import Plan
 
 RANK = 2
 SCALING = 2.0
@@ -22,8 +22,8 @@ def random_adapter(artifact: Artifact) -> dict[str, np.ndarray]:
 
 
 def make_compact(artifact_dir: Path, out: Path) -> Path:
-    compact = pytest.importorskip("exporter.compact", reason="compact models are made with the server's packages")
-    source_of = pytest.importorskip("exporter.compact_source")
+    compact = pytest.importorskip("exporter.compact.export", reason="needs the server's packages")
+    source_of = pytest.importorskip("exporter.compact.source")
     artifact = Artifact.open(artifact_dir)
     source = source_of.CompactSource(
         artifact_dir=artifact_dir,

@@ -7,9 +7,9 @@ import pytest
 
 from edge_runtime.engine.errors import InsufficientMemoryError
 from edge_runtime.engine.session import Graph
+from edge_runtime.errors import ExitCode
 from edge_runtime.inference import forward
 from edge_runtime.inference.errors import InferenceError
-from edge_runtime.wire.errors import ExitCode
 
 onnx = pytest.importorskip("onnx")
 

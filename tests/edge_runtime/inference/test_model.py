@@ -18,6 +18,9 @@ from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.data import load_examples
 from edge_runtime.engine.errors import DataInvalidError
 from edge_runtime.engine.evaluator import Evaluator
+from edge_runtime.errors import ExitCode, FedSpineError
+from edge_runtime.formats.adapter import AdapterLayout
+from edge_runtime.formats.plan import Plan
 from edge_runtime.inference import CompactModel
 from edge_runtime.inference.decoder import PREFILL_TOKENS
 from edge_runtime.inference.errors import (
@@ -28,9 +31,6 @@ from edge_runtime.inference.errors import (
     WrongTaskError,
 )
 from edge_runtime.inference.sampling import Sampling
-from edge_runtime.wire.adapter import AdapterLayout
-from edge_runtime.wire.errors import ExitCode, FedSpineError
-from edge_runtime.wire.plan import Plan
 
 RANK = 2
 SCALING = 2.0

@@ -12,8 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from edge_runtime.formats.manifest import digest_of
 from edge_runtime.link import http
-from edge_runtime.wire.manifest import digest_of
 
 BODY = random.Random(0).randbytes(300_000)
 DIGEST = digest_of(BODY)

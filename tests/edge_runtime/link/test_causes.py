@@ -6,9 +6,9 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 
+from edge_runtime.errors import ExitCode
 from edge_runtime.link import causes
 from edge_runtime.link.address import BrokerAddress
-from edge_runtime.wire.errors import ExitCode
 
 ADDRESS = BrokerAddress.parse("mqtt://lab:secret@127.0.0.1:1883")
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
+from edge_runtime.errors import ExitCode, MessageError
 from edge_runtime.link import http
 from edge_runtime.link.errors import AddressError, ArtifactCorruptedError, ArtifactUnreachableError
-from edge_runtime.wire.errors import ExitCode, MessageError
-from edge_runtime.wire.files import DiskFullError
+from edge_runtime.system.files import DiskFullError
 from tests.edge_runtime.link.site import (
     BODY,
     DIGEST,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from paho.mqtt.enums import MQTTProtocolVersion
 
+from edge_runtime.errors import ExitCode, MessageError
 from edge_runtime.link import connection
 from edge_runtime.link.errors import BrokerRefusedError, BrokerUnreachableError
 from edge_runtime.link.inbox import EVENT_BYTES, Inbox
@@ -19,7 +20,6 @@ from edge_runtime.link.mqtt import (
     Disconnected,
     Received,
 )
-from edge_runtime.wire.errors import ExitCode, MessageError
 from tests.edge_runtime.link.links import Jitter, MakeLink, next_event
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from edge_runtime.errors import ExitCode
 from edge_runtime.link.errors import AddressError, BrokerRefusedError, BrokerUnreachableError
 from edge_runtime.link.mqtt import Connected, TlsFiles
-from edge_runtime.wire.errors import ExitCode
 from tests.edge_runtime.link.certificates import WRONG, Made, signed
 from tests.edge_runtime.link.links import MakeLink, next_event
 

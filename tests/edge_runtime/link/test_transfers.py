@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edge_runtime.bounds import limits
+from edge_runtime.formats.manifest import digest_of
 from edge_runtime.link import transfers as module
 from edge_runtime.link.transfers import Transfers
-from edge_runtime.wire import chunks, limits
-from edge_runtime.wire.manifest import digest_of
+from edge_runtime.wire import chunks
 from edge_runtime.wire.messages import AnyMessage, BlobRef, Chunk, ChunkRequest, Hello
 
 Wire = list[tuple[str, str, AnyMessage]]

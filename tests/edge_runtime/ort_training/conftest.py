@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from edge_runtime.engine.artifact import Artifact
+from edge_runtime.ort_training.description import OptimizerSettings
 from edge_runtime.wire.messages import Arm
-from edge_runtime.wire.ort_models import OptimizerSettings
 from tests.edge_runtime.ort_training.course import HYPER_PARAMETERS
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -65,7 +65,7 @@ def bert(tiny_bert_artifact: Path, ort_python: Path, tmp_path_factory: pytest.Te
 @pytest.fixture(scope="session")
 def llama(ort_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """The pretrained Llama that comes with the package."""
-    from exporter.export import export_model
+    from exporter.artifact.export import export_model
 
     folder = tmp_path_factory.mktemp("ort")
     export_model(ROOT / "models" / "pretrained" / "tiny-llama", "causal-lm", folder / "artifact")

@@ -17,10 +17,10 @@ import numpy.typing as npt
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.dataset import Dataset, batches
 from edge_runtime.engine.run import Engine
-from edge_runtime.wire import adapter, ranking
-from edge_runtime.wire.manifest import Manifest
+from edge_runtime.formats import adapter, ranking
+from edge_runtime.formats.manifest import Manifest
+from edge_runtime.formats.plan import Plan
 from edge_runtime.wire.messages import HyperParameters
-from edge_runtime.wire.plan import Plan
 
 HYPER_PARAMETERS = HyperParameters(
     learning_rate=1e-3,
@@ -90,7 +90,7 @@ def play(engine: Engine, artifact: Artifact, ratio: float, rank: int, num_steps:
 def memory_of(artifact: Artifact, ratio: float, rank: int) -> dict[str, int]:
     """Bytes that this process used, and the estimate of it."""
     from edge_runtime.ort_training.memory import estimate_ort_training_bytes
-    from edge_runtime.wire.resident import peak_rss_bytes
+    from edge_runtime.system.resident import peak_rss_bytes
 
     plan, hyper = plan_of(artifact.manifest, ratio), HYPER_PARAMETERS
     sizes = (hyper.batch_size, hyper.max_length)

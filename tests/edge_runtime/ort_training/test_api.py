@@ -10,9 +10,9 @@ import pytest
 
 from edge_runtime.agent.engines import choose_modes
 from edge_runtime.agent.errors import EngineChoiceError
+from edge_runtime.errors import ExitCode
 from edge_runtime.ort_training import api
 from edge_runtime.ort_training.errors import OrtMissingError
-from edge_runtime.wire.errors import ExitCode
 from tests.edge_runtime.ort_training.conftest import RunThere
 
 

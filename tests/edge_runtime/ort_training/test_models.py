@@ -11,13 +11,11 @@ from msgspec import structs
 
 from edge_runtime.agent.refusals import reason_of
 from edge_runtime.engine.artifact import Artifact
-from edge_runtime.ort_training.errors import ArmNotExportedError, FixedHyperParametersError, OrtModelsError
-from edge_runtime.ort_training.models import ModelFolder
-from edge_runtime.wire import chunks, ranking
-from edge_runtime.wire.errors import ArtifactVersionError, ExitCode, ManifestError
-from edge_runtime.wire.manifest import FileRef, digest_of
-from edge_runtime.wire.messages import Arm, Assignment, FailureReason, Pruning
-from edge_runtime.wire.ort_models import (
+from edge_runtime.errors import ArtifactVersionError, ExitCode, ManifestError
+from edge_runtime.formats import ranking
+from edge_runtime.formats.manifest import FileRef, digest_of
+from edge_runtime.formats.plan import Plan
+from edge_runtime.ort_training.description import (
     DESCRIPTION_FILE,
     FORMAT_VERSION,
     MODEL_FILES,
@@ -27,7 +25,10 @@ from edge_runtime.wire.ort_models import (
     encode_ort_models,
     widths_of,
 )
-from edge_runtime.wire.plan import Plan
+from edge_runtime.ort_training.errors import ArmNotExportedError, FixedHyperParametersError, OrtModelsError
+from edge_runtime.ort_training.models import ModelFolder
+from edge_runtime.wire import chunks
+from edge_runtime.wire.messages import Arm, Assignment, FailureReason, Pruning
 from tests.edge_runtime.ort_training.course import HYPER_PARAMETERS, plan_of
 
 FULL, HALF = Arm(pruning_ratio=0.0, rank=4), Arm(pruning_ratio=0.5, rank=3)

@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.wire import chunks, limits
-from edge_runtime.wire.errors import MessageError
-from edge_runtime.wire.manifest import digest_of
+from edge_runtime.bounds import limits
+from edge_runtime.errors import MessageError
+from edge_runtime.formats.manifest import digest_of
+from edge_runtime.wire import chunks
 from edge_runtime.wire.messages import BlobRef, Chunk
 
 BLOBS = st.binary(min_size=1, max_size=500)

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.wire import limits
-from edge_runtime.wire.errors import MessageError
+from edge_runtime.bounds import limits
+from edge_runtime.bounds.plain import plain
+from edge_runtime.errors import MessageError
+from edge_runtime.formats.plan import KeptUnits, Plan
 from edge_runtime.wire.measures import Capabilities, LocalEvaluation, Measurements
 from edge_runtime.wire.messages import (
     AnyMessage,
@@ -40,8 +42,6 @@ from edge_runtime.wire.messages import (
     encode_message,
     kind_of,
 )
-from edge_runtime.wire.plain import plain
-from edge_runtime.wire.plan import KeptUnits, Plan
 
 GOLDEN = Path(__file__).with_name("golden_messages.json")
 

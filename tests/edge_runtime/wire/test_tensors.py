@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from edge_runtime.wire import limits
-from edge_runtime.wire.errors import TensorError
-from edge_runtime.wire.tensors import decode_tensors, encode_tensors
+from edge_runtime.bounds import limits
+from edge_runtime.errors import TensorError
+from edge_runtime.formats.tensors import decode_tensors, encode_tensors
 
 ARRAYS = npst.arrays(
     np.float32,

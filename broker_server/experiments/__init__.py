@@ -1,0 +1,1 @@
+"""Experiments on one machine: ``fedspine run`` and ``fedspine compare``."""

@@ -1,0 +1,129 @@
+"""``fedspine compare``: parse, run what is not finished, write what came of it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from broker_server.errors import ConfigError, InterruptedRunError, RunExistsError, RunFailedError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from broker_server.experiments.compare.config import Comparison, RunKey
+    from broker_server.experiments.compare.layout import ComparisonDirectory
+    from broker_server.experiments.compare.play import Results
+
+
+def compare(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="What to compare; see docs/compare.md.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Directory of the runs and of what came of them.")],
+    quick: Annotated[bool, typer.Option("--quick", help="The smaller form: as the quick table says.")] = False,  # noqa: FBT002 - a flag
+    jobs: Annotated[int, typer.Option(min=0, help="Runs at a time; 0 = as cores and memory allow.")] = 0,
+    method: Annotated[list[str] | None, typer.Option(help="Only runs of this method; repeat it.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Only runs with this seed; repeat it.")] = None,
+    report_only: Annotated[bool, typer.Option("--report-only", help="Run nothing, write what is finished.")] = False,  # noqa: FBT002 - a flag
+) -> None:
+    """Run methods x seeds as runs of their own, and set what came of them side by side.
+
+    The same command goes on where it was interrupted: finished runs are kept, an interrupted one is resumed.
+
+    Raises:
+        FedSpineError: see docs/exit-codes.md.
+    """
+    # Imported here, so that `fedspine --help` needs none of it.
+    from broker_server.experiments.compare import play  # noqa: PLC0415
+    from broker_server.experiments.compare.config import Comparison  # noqa: PLC0415
+    from broker_server.experiments.compare.display import make_display  # noqa: PLC0415
+    from broker_server.experiments.compare.layout import ComparisonDirectory  # noqa: PLC0415
+    from broker_server.serving.storage import run_lock  # noqa: PLC0415
+
+    comparison = Comparison.load(config, quick=quick)
+    keys = _wanted(comparison, method or [], seed or [])
+    directory = ComparisonDirectory(out)
+    play.check(comparison, directory)
+    first = comparison.settings(comparison.run_keys[0])
+    jobs = jobs or play.default_jobs(first.devices, is_emulated=bool(first.fleet))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    _make(out)
+    try:
+        with run_lock.hold(out, owner="comparison"), make_display(sys.stdout) as display:
+            if report_only:
+                results = play.Results(finished=play.load_finished(comparison, directory))
+            else:
+                results = play.play(comparison, directory, keys, jobs, display)
+            _write(comparison, directory, results)
+    except KeyboardInterrupt as error:
+        msg = "interrupted, all processes ended; the same command goes on"
+        raise InterruptedRunError(msg) from error
+    _conclude(directory, results, keys)
+
+
+def _wanted(comparison: Comparison, methods: Sequence[str], seeds: Sequence[int]) -> list[RunKey]:
+    """Runs that are asked for."""
+    for name, given, known in (
+        ("method", methods, [method.name for method in comparison.methods]),
+        ("seed", seeds, comparison.seeds),
+    ):
+        if unknown := [value for value in given if value not in known]:
+            msg = f"--{name} {unknown[0]!r} is not in the comparison: {', '.join(map(str, known))}"
+            raise ConfigError(msg)
+    return [
+        key
+        for key in comparison.run_keys
+        if (not methods or key.method in methods) and (not seeds or key.seed in seeds)
+    ]
+
+
+def _make(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        msg = f"{out} is no directory: give another --out"
+        raise RunExistsError(msg) from error
+
+
+def _write(comparison: Comparison, directory: ComparisonDirectory, results: Results) -> None:
+    """``summary.json``, and the tables and charts that are made of it."""
+    from broker_server.experiments.compare.page import render_page  # noqa: PLC0415
+    from broker_server.experiments.compare.summarise import summarise  # noqa: PLC0415
+    from broker_server.experiments.compare.summary_schema import encode_summary  # noqa: PLC0415
+    from broker_server.experiments.compare.tables import to_markdown  # noqa: PLC0415
+    from edge_runtime.system.files import write_atomically  # noqa: PLC0415
+
+    if not results.finished and results.failed:
+        raise RunFailedError(_failures(results))
+    summary = summarise(comparison, results.finished, results.failed, datetime.now(UTC).timestamp())
+    write_atomically(directory.summary_json, encode_summary(summary))
+    write_atomically(directory.tables, to_markdown(summary, level=1).encode())
+    write_atomically(directory.page, render_page(summary).encode())
+
+
+def _conclude(directory: ComparisonDirectory, results: Results, keys: Sequence[RunKey]) -> None:
+    """Last words.
+
+    Raises:
+        RunFailedError: runs failed.
+    """
+    sys.stdout.write(f"\n{directory.page}, {directory.tables}, {directory.summary_json}\n")
+    if results.failed:
+        msg = f"{len(results.failed)} of {len(keys)} runs failed: {_failures(results)}"
+        raise RunFailedError(msg)
+
+
+def _failures(results: Results) -> str:
+    """What failed, and what to do."""
+    texts = [f"{key}: {error}" for key, error in results.failed.items()]
+    more = f"; and {len(texts) - 3} more" if len(texts) > 3 else ""
+    return f"{'; '.join(texts[:3])}{more}; the others are kept, the same command tries these again"
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    """Let a signal end a comparison as Ctrl-C does."""
+    raise KeyboardInterrupt

@@ -1,0 +1,96 @@
+"""The directory of a comparison: where its runs lie, how far each came, and what of a finished one is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import shutil
+from pathlib import Path
+from typing import Final
+
+from broker_server.errors import RunExistsError
+from broker_server.experiments.compare.config import RunKey
+from broker_server.experiments.compare.trace import Trace, trace_of
+from broker_server.experiments.run.layout import RunDirectory
+from broker_server.experiments.run.resolve import resolve
+from broker_server.experiments.run.settings import RunSettings
+from broker_server.serving.report.schema import decode_report
+from broker_server.serving.storage.store import UPDATES_FOLDER
+from edge_runtime.formats.manifest import decode_manifest
+from edge_runtime.formats.names import MANIFEST_FILE
+
+RUNS: Final = "runs"
+PATHS: Final = frozenset({"artifact", "calibration"})
+"""Settings that only say where things of the comparison lie."""
+
+
+class Progress(enum.Enum):
+    """How far a run came."""
+
+    NEW = "new"
+    STARTED = "started"
+    FINISHED = "finished"
+
+
+class ComparisonDirectory:
+    """Paths of a comparison."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.runs = root / RUNS
+        self.logs = root / "logs"
+        self.artifacts = root / "artifacts"
+        self.calibration = root / "calibration.json"
+        self.summary_json = root / "summary.json"
+        self.page = root / "comparison.html"
+        self.tables = root / "comparison.md"
+
+    def run(self, key: RunKey) -> RunDirectory:
+        """Directory of one run."""
+        return RunDirectory(self.runs / key.method / f"seed-{key.seed}")
+
+    def artifact(self, seed: int) -> Path:
+        """Artifact of the runs with a seed: a new classifier's first weights depend on it."""
+        return self.artifacts / f"seed-{seed}"
+
+    def progress(self, key: RunKey, wanted: RunSettings) -> Progress:
+        """How far a run came.
+
+        Raises:
+            RunExistsError: it was made with other settings, or its directory holds something else.
+            ConfigError: its settings are damaged.
+        """
+        directory = self.run(key)
+        if not directory.job_file.exists():
+            if directory.root.exists() and (not directory.root.is_dir() or any(directory.root.iterdir())):
+                msg = f"{directory.root} is not an empty directory, and no run: remove it, or give another --out"
+                raise RunExistsError(msg)
+            return Progress.NEW
+        made = dataclasses.asdict(resolve({}, directory.settings_file))
+        for name, value in dataclasses.asdict(wanted).items():
+            if name not in PATHS and made[name] != value:
+                msg = (
+                    f"{directory.root} was run with {name} = {made[name]!r}, the comparison now says {value!r}: "
+                    "give another --out, or remove that directory to run it again"
+                )
+                raise RunExistsError(msg)
+        return Progress.FINISHED if directory.report_json.exists() else Progress.STARTED
+
+    def trace(self, key: RunKey) -> Trace:
+        """What a finished run did.
+
+        Raises:
+            ReportError: its report is damaged, or of another version.
+            ManifestError: the manifest of its artifact is damaged.
+            OSError: one of them cannot be read.
+        """
+        run = self.run(key)
+        report = decode_report(run.report_json.read_bytes())
+        manifest = decode_manifest((run.artifacts / report.artifact_digest / MANIFEST_FILE).read_bytes())
+        return trace_of(report, sum(ref.size_bytes for ref in manifest.files.values() if ref.on_device))
+
+    def tidy(self, key: RunKey) -> None:
+        """Remove what a finished run needs no more: the devices' copies of the artifact, and updates."""
+        directory = self.run(key)
+        shutil.rmtree(directory.devices, ignore_errors=True)
+        shutil.rmtree(directory.root / UPDATES_FOLDER, ignore_errors=True)

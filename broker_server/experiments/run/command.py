@@ -1,0 +1,126 @@
+"""``fedspine run``: its options are the fields of the settings; one that is not given leaves it to a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+import signal
+import sys
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from broker_server.errors import InterruptedRunError
+from broker_server.experiments.run.layout import RunDirectory, default_root
+from broker_server.experiments.run.options import HELP, PANEL, Panel
+from broker_server.experiments.run.resolve import resolve, said_of_file
+from broker_server.experiments.run.settings import RunSettings
+from edge_runtime.link.address import PASSWORD_VARIABLE, read_password
+
+_OWN = {
+    "out": Annotated[
+        Path | None,
+        typer.Option(help="run directory (default: fedspine-run, or the next free).", rich_help_panel=Panel.RESULT),
+    ],
+    "resume": Annotated[
+        bool | None,
+        typer.Option(
+            "--resume",
+            help="go on with the run in --out; with more --rounds also one that ended.",
+            rich_help_panel=Panel.RESULT,
+        ),
+    ],
+    "config": Annotated[
+        Path | None,
+        typer.Option(help="TOML file of these options, with underscores, as run.toml.", rich_help_panel=Panel.RESULT),
+    ],
+    "password_file": Annotated[
+        Path | None,
+        typer.Option(
+            help=f"holds the password of --broker, one line (else: {PASSWORD_VARIABLE}).",
+            rich_help_panel=Panel.PROCESSES,
+        ),
+    ],
+}
+"""Options that are no settings."""
+
+
+def run(**options: object) -> None:
+    """Tune a model on devices played by this machine, and leave a compact model and a report.
+
+    Without options: the small Llama that ships with the package, on the docstrings of Python's standard library.
+
+    Raises:
+        FedSpineError: see docs/exit-codes.md.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    resume = bool(given.pop("resume", None))
+    out, config = (Path(str(value)) if (value := given.pop(name, None)) else None for name in ("out", "config"))
+    if (password_file := given.pop("password_file", None)) is not None:
+        os.environ[PASSWORD_VARIABLE] = read_password(Path(str(password_file)))
+    if resume:
+        _check_resumed([*given, *(["config"] if config else [])])
+    settings = None if resume else resolve(given, config)
+    with said_of_file(given, config):
+        _execute(settings, given, out or default_root(Path(), resume=resume))
+
+
+def _check_resumed(given: list[str]) -> None:
+    if given:
+        from broker_server.experiments.run.resume import check_changes  # noqa: PLC0415 - as below
+
+        check_changes(given)
+
+
+def _execute(settings: RunSettings | None, changes: Mapping[str, object], root: Path) -> None:
+    # Imported here, so that `fedspine --help` needs none of it.
+    from broker_server.experiments.run.finishing import summary_lines  # noqa: PLC0415
+    from broker_server.experiments.run.job import resume_run, start_run  # noqa: PLC0415
+    from broker_server.experiments.run.progress import make_display  # noqa: PLC0415
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        with make_display(sys.stdout) as display:
+            display.step(f"run directory: {root}")
+            report = resume_run(root, display, changes) if settings is None else start_run(settings, root, display)
+    except KeyboardInterrupt as error:
+        left = RunDirectory(root).job_file.exists()
+        then = f"go on with `fedspine run --resume --out {root}`" if left else "nothing was left behind"
+        msg = f"interrupted, all processes ended; {then}"
+        raise InterruptedRunError(msg) from error
+    sys.stdout.write("\n".join(["", *summary_lines(report, root), ""]))
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    """Let a signal end a run as Ctrl-C does, also where a shell started it with that ignored."""
+    raise KeyboardInterrupt
+
+
+def _setting_types() -> dict[str, object]:
+    hints = typing.get_type_hints(RunSettings)
+    types: dict[str, object] = {}
+    for field in dataclasses.fields(RunSettings):
+        kind = str if typing.get_origin(hints[field.name]) is typing.Literal else hints[field.name]
+        option = typer.Option(help=field.metadata[HELP], rich_help_panel=field.metadata[PANEL])
+        types[field.name] = Annotated[kind | None, option]
+    return types
+
+
+def _declare_options() -> None:
+    """Give :func:`run` the signature that typer reads: all settings, all optional."""
+    types = _setting_types() | _OWN
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+        for name, kind in types.items()
+    ]
+    run.__annotations__ = {**types, "return": None}
+    setattr(run, "__signature__", inspect.Signature(parameters))  # noqa: B010 - unknown to the type of a function
+
+
+_declare_options()

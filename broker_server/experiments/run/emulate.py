@@ -1,0 +1,63 @@
+"""What a run with an emulated fleet needs before its first round, and what it reports of the fleet."""
+
+from __future__ import annotations
+
+from broker_server.emulation.fleet import Fleet, load_fleet
+from broker_server.emulation.step_times import write_step_times
+from broker_server.experiments.run.calibration import Workload, calibrated
+from broker_server.experiments.run.layout import RunDirectory
+from broker_server.experiments.run.preparation import read_summary
+from broker_server.experiments.run.settings import RunSettings
+from broker_server.serving.report.schema import FleetClass, FleetDrift, FleetEntry
+from edge_runtime.system.files import write_atomically
+
+
+def settle_fleet(settings: RunSettings, directory: RunDirectory, artifact_digest: str) -> None:
+    """Measure step times, or take those that another run measured, and deal the classes; both stay in the run.
+
+    Raises:
+        ConfigError: the fleet or the calibration cannot be used.
+        EngineError: the artifact or the examples cannot be used.
+        DiskFullError: there is no space.
+    """
+    fleet = load_fleet(settings.fleet).dealt(settings.device_ids)
+    shared = directory.calibration_file(settings.calibration)
+    workload = Workload(
+        batch_size=settings.batch_size,
+        num_accumulation_steps=settings.accumulation_steps,
+        max_length=settings.max_length,
+        source=read_summary(directory).source,
+    )
+    data = max(map(directory.device_data, settings.device_ids), key=lambda path: path.stat().st_size)
+    times = calibrated(shared, directory.artifacts / artifact_digest, data, workload)
+    write_step_times(directory.step_times_file, times)
+    write_atomically(directory.fleet_file, fleet.to_toml().encode())
+
+
+def read_fleet(settings: RunSettings, directory: RunDirectory) -> Fleet | None:
+    """The fleet of a run, dealt; None where nothing is emulated.
+
+    Raises:
+        ConfigError: its file cannot be used.
+    """
+    return load_fleet(directory.fleet_file) if settings.fleet else None
+
+
+def fleet_entry(fleet: Fleet | None) -> FleetEntry | None:
+    """A fleet as the report shows it."""
+    if fleet is None:
+        return None
+    classes = tuple(
+        FleetClass(
+            name=one.name,
+            device_ids=tuple(device_id for device_id, name in fleet.members.items() if name == one.name),
+            compute_factor=one.compute_factor,
+            memory_mb=one.memory_mb,
+            uplink_mbit_s=one.uplink_mbit_s,
+            downlink_mbit_s=one.downlink_mbit_s,
+            availability=one.availability,
+            drift=tuple(FleetDrift(from_round=d.from_round, factor=d.factor) for d in one.drift),
+        )
+        for one in fleet.classes
+    )
+    return FleetEntry(classes=classes, jitter=fleet.jitter, deadline_s=fleet.deadline_s)

@@ -1,0 +1,173 @@
+"""After the last round: what the compact model is worth, the report, and the last words on the screen."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from broker_server.experiments.run.emulate import fleet_entry, read_fleet
+from broker_server.experiments.run.layout import JobState, RunDirectory
+from broker_server.experiments.run.preparation import model_name, read_summary
+from broker_server.experiments.run.settings import EMBEDDED_BROKERS, RunSettings
+from broker_server.serving.evaluation.parallel import evaluate_in_parts
+from broker_server.serving.report.build import RunFacts, build_report, quality_fields
+from broker_server.serving.report.page import render_page
+from broker_server.serving.report.quality import bytes_text, duration_text, metric_name, metric_text, plural
+from broker_server.serving.report.schema import Compact, Report, encode_report
+from broker_server.serving.storage.store import Store
+from edge_runtime.engine.artifact import Artifact
+from edge_runtime.engine.data import load_examples
+from edge_runtime.engine.evaluator import EvaluationResult
+from edge_runtime.inference import CompactModel
+from edge_runtime.link.address import BrokerAddress
+from edge_runtime.system.files import write_atomically
+
+COMPACT_RESULT: Final = "compact.json"
+"""What was measured of the compact model; in the run directory, so that a resumed job need not measure again."""
+
+_PROMPT_WORDS = 6
+_FEW_WORDS = 4
+_SAMPLE_TOKENS = 64
+
+
+def measure_compact(settings: RunSettings, directory: RunDirectory, num_threads: int) -> None:
+    """Evaluate the compact model on all held-out examples, time it, let it write; kept as ``compact.json``.
+
+    Raises:
+        FedSpineError: the model cannot be used.
+    """
+    result = _evaluate(settings, directory, num_threads)
+    model = CompactModel.open(directory.compact, num_threads=num_threads)
+    latency = model.latency(length=settings.max_length)
+    loss = result.loss if math.isfinite(result.loss) else None
+    accuracy, perplexity = quality_fields(settings.task, loss, result.accuracy)
+    compact = Compact(
+        path=directory.compact.name,
+        bytes=model.info.num_bytes,
+        pruning_ratio=model.info.pruning_ratio,
+        sparsity=model.info.sparsity,
+        quantization=model.info.quantization,
+        num_parameters=model.info.num_parameters,
+        accuracy=accuracy,
+        perplexity=perplexity,
+        loss=loss,
+        latency_ms=latency.median_ms,
+        latency_unit=latency.unit,
+        num_targets=result.num_targets,
+    )
+    prompt = _prompt(directory.test_file)
+    if settings.task == "causal-lm" and prompt:
+        rng = np.random.default_rng([settings.seed, 2])
+        pieces = model.generate(prompt, max_new_tokens=_SAMPLE_TOKENS, temperature=0.7, top_k=40, rng=rng)
+        compact = msgspec.structs.replace(compact, sample_prompt=prompt, sample="".join(pieces))
+    write_atomically(directory.root / COMPACT_RESULT, msgspec.json.encode(compact))
+
+
+def _evaluate(settings: RunSettings, directory: RunDirectory, num_threads: int) -> EvaluationResult:
+    """Quality on all held-out examples; read with the artifact, whose tokenizer is the compact model's."""
+    artifact = Artifact.open(next(directory.artifacts.glob("[!.]*")), verify=False)
+    dataset = load_examples(directory.test_file, artifact, settings.max_length)
+    model = CompactModel.open(directory.compact, num_threads=1)
+    evaluate = partial(model.evaluate, max_length=settings.max_length, batch_size=settings.batch_size)
+    return evaluate_in_parts(dataset, [evaluate] * num_threads)
+
+
+def write_report(settings: RunSettings, directory: RunDirectory, state: JobState) -> Report:
+    """Put ``report.json`` and ``report.html`` together from what lies in the run directory.
+
+    Raises:
+        RunFailedError: no round was evaluated.
+        DiskFullError: there is no space.
+    """
+    store = Store.open(directory.root)
+    try:
+        rounds = store.load_round_records()
+    finally:
+        store.close()
+    facts = RunFacts(
+        run_id=state.run_id,
+        task=settings.task,
+        model_name=model_name(settings),
+        artifact_digest=state.artifact_digest or "",
+        created_at=state.created_at,
+        steps=state.steps,
+        data=read_summary(directory),
+        config=_shown_settings(settings),
+        fleet=fleet_entry(read_fleet(settings, directory)),
+    )
+    measured = directory.root / COMPACT_RESULT
+    compact = msgspec.json.decode(measured.read_bytes(), type=Compact) if settings.compact else None
+    report = build_report(facts, rounds, compact)
+    write_atomically(directory.report_json, encode_report(report))
+    write_atomically(directory.report_html, render_page(report).encode())
+    return report
+
+
+def summary_lines(report: Report, root: Path) -> list[str]:
+    """Last words of a run: quality before and after, the compact model, what to know, and where things are.
+
+    Figures on one line are of the same held-out examples, whose number stands beside them.
+    """
+    name, unit = metric_name(report.task), report.target_unit
+
+    def text(entry: object) -> str:
+        value = getattr(entry, name)
+        return metric_text(report.task, value) if isinstance(value, float) else "not measured"
+
+    final, kept = report.final, report.kept
+    devices, seconds = plural(len(report.data.devices), "device"), duration_text(final.seconds)
+    where = f"{plural(report.rounds[-1].round_number, 'round')} on {devices}"
+    if final.round_number != report.rounds[-1].round_number:
+        where = f"round {final.round_number}, the best of {where}"
+    is_sampled = kept.num_targets != final.num_targets
+    sample = f"{kept.num_targets:,}{f' of {final.num_targets:,}' if is_sampled else ''} held-out {unit}"
+    lines = [
+        f"{name} on {sample}: {text(report.rounds[0])} before training, {text(kept)} after {where} ({seconds} in all)"
+    ]
+    on_all = f"{name} on all {final.num_targets:,} held-out {unit}: {text(final)}"
+    if report.compact is not None:
+        compact = report.compact
+        lines.append(f"{on_all} whole model, {text(compact)} compact model")
+        lines.append(
+            f"compact model: {compact.sparsity:.0%} of the prunable weights removed, {bytes_text(compact.bytes)}, "
+            f"{compact.latency_ms:.1f} ms per {compact.latency_unit}"
+        )
+    elif is_sampled:
+        lines.append(on_all)
+    if final.emulated_s is not None:
+        lines.append(f"emulated time: {duration_text(final.emulated_s)} on the virtual clock of the fleet")
+    if report.compact is not None and isinstance(report.compact.sample, str):
+        lines.append(f"it writes: {json.dumps(f'{report.compact.sample_prompt}{report.compact.sample}')}")
+    lines += [f"warning: {warning}" for warning in report.warnings]
+    verb = "generate" if report.task == "causal-lm" else "infer"
+    lines.append(f"report:        {root / 'report.html'} and {root / 'report.json'}")
+    if report.compact is not None:
+        lines.append(f"compact model: {root / 'compact'} (use it: fedspine-edge {verb} {root / 'compact'})")
+    return [*lines, f"adapter:       {root / 'adapters' / 'peft'} (PEFT's format)"]
+
+
+def _prompt(test_file: Path) -> str:
+    """The first words, at most half of them, of the first held-out text that has a few."""
+    with test_file.open(encoding="utf-8") as lines:
+        for line in lines:
+            words = str(json.loads(line).get("text", "")).split()
+            if len(words) >= _FEW_WORDS:
+                return " ".join(words[: min(_PROMPT_WORDS, len(words) // 2)])
+    return ""
+
+
+def _shown_settings(settings: RunSettings) -> dict[str, str | int | float | bool]:
+    """Settings for the report: names of files without their folders, and a broker without its password."""
+    shown = dataclasses.asdict(settings)
+    for field in ("model", "artifact", "adapter", "data", "test", "fleet", "calibration"):
+        shown[field] = Path(shown[field]).name if shown[field] else ""
+    if settings.broker not in EMBEDDED_BROKERS:
+        shown["broker"] = str(BrokerAddress.parse(settings.broker))
+    return shown

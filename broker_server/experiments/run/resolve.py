@@ -1,0 +1,147 @@
+"""What a run is to be: defaults of the task, under a TOML file, under the options of the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import tomllib
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from broker_server.errors import ConfigError
+from broker_server.experiments.run.settings import RunSettings
+from broker_server.naming import as_key, nearest, option_name, option_of
+from broker_server.ranges import check_values
+from edge_runtime.errors import FedSpineError
+from edge_runtime.wire.arms import ArmError, parse_arms
+
+TASK_DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {
+    "text-classification": {
+        "devices": 4,
+        "rounds": 10,
+        "local_steps": 10,
+        "batch_size": 16,
+        "max_length": 64,
+        "split": "iid",
+        "arms": "0.0:8,0.25:8",
+        "learning_rate": 2e-3,
+        "eval_examples": 500,
+    },
+    "causal-lm": {
+        "devices": 4,
+        "rounds": 4,
+        "local_steps": 20,
+        "batch_size": 8,
+        "max_length": 128,
+        "split": "iid",
+        "arms": "0.0:8,0.25:8",
+        "learning_rate": 3e-3,
+        "eval_examples": 96,
+    },
+}
+"""What a task takes where nothing is said; chosen by experiment (docs/run.md)."""
+
+
+def resolve(options: Mapping[str, object], config: Path | None = None, *, called: str = "--config") -> RunSettings:
+    """Settings from the task's defaults, under those of a TOML file, under the given options.
+
+    Args:
+        options: field names to values; None = not given.
+        config: TOML file with field names as keys.
+        called: what the file is in messages.
+
+    Raises:
+        ConfigError: the file cannot be read, an unknown key, a wrong type, or a value out of range; names the option,
+            or the file and its key.
+        ArmError: an arm outside its range.
+    """
+    given = {key: value for key, value in options.items() if value is not None}
+    in_file = {} if config is None else _read_toml(config, called)
+    with said_of_file(given, config):
+        return _settings({**in_file, **given})
+
+
+def changed(settings: RunSettings, changes: Mapping[str, object]) -> RunSettings:
+    """Settings with other values for some.
+
+    Raises:
+        ConfigError: a value of a wrong type or out of range; names the option.
+    """
+    return _settings({**dataclasses.asdict(settings), **changes})
+
+
+@contextlib.contextmanager
+def said_of_file(given: Collection[str], config: Path | None) -> Iterator[None]:
+    """Let an error that begins with an option begin with the file and its key, where the value is from there.
+
+    Args:
+        given: settings that are from the command line.
+        config: TOML file of the others, or None.
+
+    Raises:
+        FedSpineError: what was raised inside.
+    """
+    try:
+        yield
+    except FedSpineError as error:
+        if config is not None and option_of(error) in _read_toml(config).keys() - given:
+            raise as_key(error, f"{config}: ") from error
+        raise
+
+
+def _settings(given: Mapping[str, object]) -> RunSettings:
+    known = [field.name for field in dataclasses.fields(RunSettings)]
+    if unknown := sorted(set(given) - set(known)):
+        msg = f"key {unknown[0]!r} is not known; {nearest(unknown[0], known)}"
+        raise ConfigError(msg)
+    check_values(given, RunSettings, option_name)
+    try:
+        return msgspec.convert({**_defaults(given), **given}, RunSettings)
+    except msgspec.ValidationError as error:
+        if isinstance(error.__cause__, FedSpineError):
+            raise error.__cause__ from None
+        raise
+
+
+def _defaults(given: Mapping[str, object]) -> dict[str, object]:
+    task = given.get("task", "" if given.get("model") else "causal-lm")
+    if task not in TASK_DEFAULTS:
+        msg = f"a model needs its task: give --task {' or --task '.join(sorted(TASK_DEFAULTS))}"
+        raise ConfigError(msg)
+    for need in ("model", "data"):
+        if task == "text-classification" and not given.get(need):
+            msg = f"text-classification needs --{need}: what ships with the package is for causal-lm"
+            raise ConfigError(msg)
+    split = {} if given.get("data") else {"split": "by-key"}
+    may_be_skewed = task == "text-classification" and not given.get("class_balance")
+    aggregation = "fedspine" if may_be_skewed else "fedspine_holders"  # docs/aggregation.md
+    defaults = {**TASK_DEFAULTS[str(task)], **split, "aggregation": aggregation, "task": task}
+    return {**defaults, "sparsity": _trained_sparsity(given.get("arms", defaults["arms"]))}
+
+
+def _trained_sparsity(arms: object) -> float:
+    """The smallest ratio above 0 that devices train: a model that was never trained pruned loses much when cut."""
+    try:
+        ratios = [arm.pruning_ratio for arm in parse_arms(str(arms))]
+    except ArmError:
+        return 0.0  # the settings refuse these arms in their own words
+    return min((ratio for ratio in ratios if ratio > 0), default=0.0)
+
+
+def _read_toml(path: Path, called: str = "--config") -> dict[str, object]:
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        msg = f"{called} {path} cannot be read: {error.strerror or error}"
+        raise ConfigError(msg) from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        msg = f"{called} {path} cannot be read: it is no TOML ({error})"
+        raise ConfigError(msg) from error
+    known = [field.name for field in dataclasses.fields(RunSettings)]
+    if unknown := sorted(set(found) - set(known)):
+        msg = f"{path}: key {unknown[0]!r} is not known; {nearest(unknown[0], known)}"
+        raise ConfigError(msg)
+    return found

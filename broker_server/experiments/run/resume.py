@@ -1,0 +1,141 @@
+"""What may change when a run goes on, what must not, and what has to be done again."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from broker_server.errors import ConfigError
+from broker_server.experiments.run.layout import JobState, RunDirectory
+from broker_server.experiments.run.processes import check_broker, take_password
+from broker_server.experiments.run.resolve import changed, resolve
+from broker_server.experiments.run.settings import EMBEDDED_BROKERS, RunSettings
+from broker_server.naming import as_key, option_name
+from broker_server.serving.report.build import TRAINING_STEP
+from broker_server.serving.report.quality import plural
+from broker_server.serving.storage.beginning import check_not_lost
+from broker_server.serving.storage.records import RoundRecord
+from broker_server.serving.storage.store import STATE_FILE, Store
+from edge_runtime.system.files import write_atomically
+
+COMPACT: Final = "compact"
+MEASURE: Final = "measure"
+"""Steps of a job, after training."""
+
+CHANGEABLE: Final = (
+    "rounds",
+    "round_deadline",
+    "compact",
+    "quantize",
+    "broker",
+    "broker_port",
+    "artifact_port",
+    "fleet_name",
+    "threads",
+    "device_memory_mb",
+)
+"""Settings that a run does not keep from its beginning: how long it is, what is made of it, and where it runs."""
+
+
+def check_changes(given: Collection[str]) -> None:
+    """Refuse options that a run keeps from its beginning.
+
+    Raises:
+        ConfigError: names them, and those that may change.
+    """
+    if fixed := [option_name(name) for name in given if name not in CHANGEABLE]:
+        may = ", ".join(option_name(name) for name in CHANGEABLE)
+        msg = f"--resume goes on with the run as it began: leave out {', '.join(fixed)}; what may change is {may}"
+        raise ConfigError(msg)
+
+
+def reopened(directory: RunDirectory, changes: Mapping[str, object]) -> tuple[RunSettings, JobState]:
+    """Settings and state of a run that goes on, with what was changed in them; written only if all is well.
+
+    Args:
+        directory: of the run, which this process holds.
+        changes: settings that were given with ``--resume``; others may have been changed in ``run.toml``.
+
+    Raises:
+        ConfigError: a setting that the run keeps was changed, or fewer rounds are wanted than are done.
+        FedSpineError: the run's files cannot be used.
+    """
+    state, kept = directory.load_state(), resolve({}, directory.settings_file, called="settings")
+    settings = changed(kept, changes)
+    if "broker" in changes:
+        settings = take_password(settings, os.environ)
+        if settings.broker not in EMBEDDED_BROKERS:
+            check_broker(settings.broker, settings.fleet_name)
+    _check_kept(settings, state, directory)
+    done = _still_done(settings, state, directory, is_option="rounds" in changes)
+    if settings != kept:
+        write_atomically(directory.settings_file, settings.to_toml().encode(), is_private=True)
+    after = msgspec.structs.replace(state, done=done)
+    after = begun(settings, after) if after.begun_with else after
+    if after != state:
+        directory.save_state(after)
+    return settings, after
+
+
+def begun(settings: RunSettings, state: JobState) -> JobState:
+    """The state of a run whose first round is about to begin, or that goes on: it knows the settings from then on."""
+    return msgspec.structs.replace(state, begun_with=dataclasses.asdict(settings))
+
+
+def _check_kept(settings: RunSettings, state: JobState, directory: RunDirectory) -> None:
+    now = dataclasses.asdict(settings)
+    for name, before in state.begun_with.items():
+        if name not in CHANGEABLE and now.get(name) != before:
+            msg = (
+                f"{directory.settings_file}: {name} was {before!r} when the first round began and is {now.get(name)!r} "
+                "now: put it back, or start a new run"
+            )
+            raise ConfigError(msg)
+
+
+def _still_done(settings: RunSettings, state: JobState, directory: RunDirectory, *, is_option: bool) -> tuple[str, ...]:
+    """Steps that need not be done again."""
+    records = _finished_rounds(directory.root)
+    num_done = records[-1].round_number if records else 0
+    where = contextlib.nullcontext() if is_option else _in_file(directory.settings_file)
+    again: set[str] = set()
+    with where:
+        if settings.rounds < num_done:
+            msg = (
+                f"--rounds is {settings.rounds}, but {num_done} are done: give more to go on, or make the model after "
+                f"an earlier round with `fedspine compact {directory.root} --round N`"
+            )
+            raise ConfigError(msg)
+        if settings.rounds > num_done and any(record.is_deploy for record in records):
+            msg = (
+                f"--rounds is {settings.rounds}, but the last of {plural(num_done, 'round')} was a deploy round, which "
+                "ends a run: start a new one"
+            )
+            raise ConfigError(msg)
+    if settings.rounds > num_done:
+        again = {TRAINING_STEP, COMPACT, MEASURE}
+    elif any(getattr(settings, name) != state.begun_with.get(name) for name in ("compact", "quantize")):
+        again = {COMPACT, MEASURE}
+    return tuple(step for step in state.done if step not in again)
+
+
+@contextlib.contextmanager
+def _in_file(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        raise as_key(error, f"{path}: ") from error
+
+
+def _finished_rounds(root: Path) -> list[RoundRecord]:
+    check_not_lost(root)
+    if not (root / STATE_FILE).is_file():
+        return []
+    with contextlib.closing(Store.open(root)) as store:
+        return store.load_round_records()

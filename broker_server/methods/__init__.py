@@ -1,0 +1,1 @@
+"""The methods: rounds, schedulers, aggregation, pruning. Arithmetic only: nothing here reads or writes files."""

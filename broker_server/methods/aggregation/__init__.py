@@ -1,0 +1,45 @@
+"""Aggregation of adapters of different ranks and plans. To add a rule, write a file with a class and name it here."""
+
+from __future__ import annotations
+
+from broker_server.errors import ConfigError
+from broker_server.methods.aggregation.base import Aggregated, Aggregation, DeviceUpdate
+from broker_server.methods.aggregation.bounds import check_bounds
+from broker_server.methods.aggregation.fedex_lora import FedExLora
+from broker_server.methods.aggregation.fedit import FedIt
+from broker_server.methods.aggregation.fedspine import FedSpine
+from broker_server.methods.aggregation.fedspine_holders import FedSpineHolders
+from broker_server.methods.aggregation.ffa_lora import FfaLora
+from broker_server.methods.aggregation.flexlora import FlexLora
+from broker_server.methods.aggregation.flora import FLora
+from broker_server.methods.aggregation.hetlora import HetLora
+from broker_server.methods.aggregation.norms import change_norm
+from broker_server.methods.aggregation.shares import with_ceiling
+
+__all__ = [
+    "AGGREGATIONS",
+    "Aggregated",
+    "Aggregation",
+    "DeviceUpdate",
+    "change_norm",
+    "check_bounds",
+    "make_aggregation",
+    "with_ceiling",
+]
+
+AGGREGATIONS: dict[str, type[Aggregation]] = {
+    rule.name: rule for rule in (FedIt, FfaLora, HetLora, FlexLora, FLora, FedExLora, FedSpine, FedSpineHolders)
+}
+"""Rules by name."""
+
+
+def make_aggregation(name: str) -> Aggregation:
+    """The rule of a name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in AGGREGATIONS:
+        msg = f"aggregation {name!r} is not known, expected one of {', '.join(sorted(AGGREGATIONS))}"
+        raise ConfigError(msg)
+    return AGGREGATIONS[name]()

@@ -1,0 +1,56 @@
+"""How large an adapter may be: what is refused of a device, and never written as the global adapter.
+
+One bound for every element of a factor or a dense tensor, and for the Frobenius norm of each target's product B A. Why
+10 000: the frozen weights that a product is added to have norms of tens to hundreds (4096 x 11008 elements of 0.02 have
+134), so a product beyond it is no fine-tuning but an overflow on its way; trained elements are below a few hundred,
+since AdamW moves an element by about the learning rate in a step. And it leaves room below what float16 on the wire
+holds (65 504), for what is sent down: the adapter is held to the same bound after aggregation, merged factors too.
+
+The bound guards the run, not its quality: an update within it may still be a bad one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+
+from broker_server.errors import AggregationError
+from broker_server.methods.aggregation.norms import product_norm
+from broker_server.methods.aggregation.targets import Float32
+from edge_runtime.formats import names
+from edge_runtime.formats.manifest import Manifest
+from edge_runtime.formats.payload import Merged
+
+LARGEST: Final = 1e4
+"""Largest magnitude of an element, and largest Frobenius norm of a product B A."""
+
+
+def check_bounds(manifest: Manifest, adapter: Mapping[str, Float32], merged: Merged | None = None) -> None:
+    """Refuse an adapter that is too large, or not finite; it may be under any plan and rank.
+
+    Args:
+        manifest: the artifact's manifest.
+        adapter: float32 tensors; products without their A factor (a device that trains B alone) are not looked at.
+        merged: factors folded into the frozen weights, whose elements are bounded too.
+
+    Raises:
+        AggregationError: names the first tensor, or target, that is beyond the bound.
+    """
+    factors = {} if merged is None else merged
+    pairs = [(names.merged_a(m), a) for m, (a, _) in factors.items()]
+    pairs += [(names.merged_b(m), b) for m, (_, b) in factors.items()]
+    for name, value in [*adapter.items(), *pairs]:
+        largest = float(np.abs(value).max(initial=0.0))
+        if not largest <= LARGEST:  # NaN is not
+            msg = f"{name} is too large: an element has the magnitude {largest:g}, at most {LARGEST:g} is accepted"
+            raise AggregationError(msg)
+    for target in manifest.targets:
+        a, b = adapter.get(names.lora_a(target.module)), adapter.get(names.lora_b(target.module))
+        if a is None or b is None:
+            continue
+        norm = product_norm(a.astype(np.float64), b.astype(np.float64))
+        if not norm <= LARGEST:
+            msg = f"{target.module} is too large: B A has the norm {norm:g}, at most {LARGEST:g} is accepted"
+            raise AggregationError(msg)

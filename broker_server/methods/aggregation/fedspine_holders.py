@@ -1,0 +1,19 @@
+"""``fedspine_holders``: ``fedspine``, but a coordinate is divided by the weight of the devices that hold it.
+
+So what only some devices hold moves by all of their change, not by their share of it, and the model learns in fewer
+rounds. It needs devices whose data pull alike in what few of them hold: classes that are not skewed, or balanced
+in every device's batches (``class_balance``). Ours; docs/aggregation.md has the figures of both.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from broker_server.methods.aggregation.fedspine import FedSpine
+
+
+class FedSpineHolders(FedSpine):
+    """See the module."""
+
+    name: ClassVar[str] = "fedspine_holders"
+    absent_keep: ClassVar[bool] = False

@@ -1,0 +1,160 @@
+"""From one round to the next: when a round begins, when it is complete, and how a run ends. Pure, as the machine is."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from broker_server.methods.rounds.types import (
+    Aggregate,
+    AggregationDone,
+    ChooseArms,
+    Command,
+    Evaluate,
+    EvaluationDone,
+    FailRun,
+    FinishRound,
+    FinishRun,
+    Outcome,
+    Participant,
+    Phase,
+    RunState,
+    SendCancel,
+    UpdateKey,
+)
+from edge_runtime.wire.messages import FailureReason
+
+Step = tuple[RunState, tuple[Command, ...]]
+
+MAX_EMPTY_ROUNDS = 3
+"""Rounds in a row without any update that could be used, which end a run."""
+FORGET_AFTER = 8
+"""Rounds after which it no longer counts that a device missed some."""
+MAX_REASONS = 8
+"""Reasons that the message of a failed run names."""
+
+
+def wait(state: RunState, num_devices: int) -> Step:
+    """Wait for devices: the first round of a process as long as devices may take to register, later ones a moment."""
+    deadline_at = state.now + state.limits.registration_timeout_s
+    state = dataclasses.replace(
+        state,
+        phase=Phase.WAITING,
+        participants={},
+        called=frozenset(),
+        misses={name: miss for name, miss in state.misses.items() if miss.until + FORGET_AFTER > state.round_number},
+        num_awaited=num_devices,
+        patient_until=state.now + state.limits.rejoin_s if state.has_assembled else deadline_at,
+        deadline_at=deadline_at,
+    )
+    return begin_if_ready(state)
+
+
+def begin_if_ready(state: RunState) -> Step:
+    """Begin the round when enough devices are there, or fail when none came in time."""
+    asked = state.eligible or state.online
+    if asked and (len(asked) >= state.num_awaited or state.now >= state.patient_until):
+        chosen = ChooseArms(round_number=state.round_number, device_ids=tuple(sorted(asked)))
+        return dataclasses.replace(state, phase=Phase.CHOOSING, has_assembled=True), (chosen,)
+    if state.now < state.deadline_at:
+        return state, ()
+    waited = f"no device for round {state.round_number} within {state.limits.registration_timeout_s:g} s"
+    return _fail(state, waited, [f"{device_id}: {why}" for device_id, why in sorted(state.farewells.items())])
+
+
+def close_if_complete(state: RunState) -> Step:
+    """Aggregate once no participant is open."""
+    if any(participant.is_open for participant in state.participants.values()):
+        return state, ()
+    keys = tuple(key_of(state, p) for p in state.participants.values() if p.outcome is Outcome.ACCEPTED)
+    cancelled = tuple(
+        SendCancel(key=key_of(state, p), detail="the round went on")
+        for p in state.participants.values()
+        if p.outcome is Outcome.LOST
+    )
+    state = dataclasses.replace(state, phase=Phase.AGGREGATING)
+    return state, (*cancelled, Aggregate(round_number=state.round_number, keys=keys))
+
+
+def on_aggregated(state: RunState, event: AggregationDone) -> Step:
+    """Evaluate the aggregate."""
+    if state.phase is not Phase.AGGREGATING or event.round_number != state.round_number:
+        return state, ()
+    is_last = state.round_number == state.limits.num_rounds
+    evaluate = Evaluate(round_number=state.round_number, is_last=is_last)
+    return dataclasses.replace(_count_empty(state, event.discarded), phase=Phase.EVALUATING), (evaluate,)
+
+
+def _count_empty(state: RunState, discarded: str) -> RunState:
+    """Count the rounds in a row that taught nothing, and keep why."""
+    accepted = [p for p in state.participants.values() if p.outcome is Outcome.ACCEPTED]
+    if accepted and not discarded:
+        num_used = state.num_used_rounds + 1
+        return dataclasses.replace(state, num_used_rounds=num_used, num_empty_rounds=0, empty_reasons=())
+    if accepted:
+        reasons = [f"{len(accepted)} {'update was' if len(accepted) == 1 else 'updates were'} not used ({discarded})"]
+    else:
+        reasons = [f"{p.device_id}: {p.outcome} ({p.detail})" for p in state.participants.values()]
+    return dataclasses.replace(
+        state,
+        num_empty_rounds=state.num_empty_rounds + 1,
+        empty_reasons=(*state.empty_reasons, *reasons)[-MAX_REASONS:],
+    )
+
+
+def on_evaluated(state: RunState, event: EvaluationDone) -> Step:
+    """Finish the round; begin the next one, or end the run."""
+    if state.phase is not Phase.EVALUATING or event.round_number != state.round_number:
+        return state, ()
+    finish = FinishRound(round_number=state.round_number, participants=tuple(state.participants.values()))
+    if state.num_empty_rounds >= MAX_EMPTY_ROUNDS:
+        what = f"{state.num_empty_rounds} rounds in a row without an update that could be used"
+        failed, commands = _fail(state, what, [])
+        return failed, (finish, *commands)
+    if state.round_number == state.limits.num_rounds:
+        ended, commands = end(state)
+        return ended, (finish, *commands)
+    next_state = dataclasses.replace(state, round_number=state.round_number + 1)
+    waiting, commands = wait(next_state, _num_awaited(state))
+    return waiting, (finish, *commands)
+
+
+def end(state: RunState) -> Step:
+    """End a run after its last round: well, unless no round trained anything, however few there were."""
+    if state.num_used_rounds > 0:
+        return dataclasses.replace(state, phase=Phase.FINISHED), (FinishRun(),)
+    rounds = "round" if state.limits.num_rounds == 1 else f"{state.limits.num_rounds} rounds"
+    what = (
+        f"no update of the {rounds} could be used, the adapter is still that of before training; mend the cause, then "
+        "start again, or resume with more rounds"
+    )
+    return _fail(state, what, [])
+
+
+def _num_awaited(state: RunState) -> int:
+    """Devices that the next round waits for: as many as answered in this one, so that none that is lost is."""
+    if state.round_number == 0:
+        return state.limits.num_devices
+    answered = {Outcome.ACCEPTED, Outcome.REJECTED, Outcome.FAILED}
+    return max(1, sum(participant.outcome in answered for participant in state.participants.values()))
+
+
+def _fail(state: RunState, what: str, reasons: list[str]) -> Step:
+    if state.participants and all(p.reason is FailureReason.DIVERGED for p in state.participants.values()):
+        what = f"training diverged in round {state.round_number}: lower the learning rate; {what}"
+    known = "; ".join((*state.empty_reasons, *reasons)[-MAX_REASONS:]) or "no device said why"
+    reasons_given = {p.reason for p in state.participants.values()}
+    reason = reasons_given.pop() if len(reasons_given) == 1 else None
+    return dataclasses.replace(state, phase=Phase.FAILED), (FailRun(detail=f"{what}: {known}", reason=reason),)
+
+
+def with_participants(state: RunState, changed: Mapping[str, Participant]) -> RunState:
+    """The state with some participants changed."""
+    return dataclasses.replace(
+        state, participants={**state.participants, **changed}, touched=(*state.touched, *changed)
+    )
+
+
+def key_of(state: RunState, participant: Participant) -> UpdateKey:
+    """Identity of a participant's update in the current round."""
+    return UpdateKey(round_number=state.round_number, device_id=participant.device_id, attempt=participant.attempt)

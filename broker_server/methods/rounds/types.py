@@ -1,0 +1,363 @@
+"""State, events and commands of :mod:`broker_server.methods.rounds.machine`; all immutable. Instants are monotonic
+seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Mapping
+
+from edge_runtime.wire.messages import Arm, FailureReason
+
+
+class Phase(enum.StrEnum):
+    """What a run is waiting for."""
+
+    WAITING = "waiting"
+    """Devices."""
+    CHOOSING = "choosing"
+    """The scheduler's arms."""
+    COLLECTING = "collecting"
+    """Updates."""
+    AGGREGATING = "aggregating"
+    EVALUATING = "evaluating"
+    FINISHED = "finished"
+    FAILED = "failed"
+
+
+class Outcome(enum.StrEnum):
+    """How an assignment ended."""
+
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+    FAILED = "failed"
+    LOST = "lost"
+    TIMED_OUT = "timed_out"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class UpdateKey:
+    """Identity of an assignment and of its update: what makes delivery effectively once."""
+
+    round_number: int
+    device_id: str
+    attempt: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RoundLimits:
+    """The settings that rounds depend on; see :class:`broker_server.config.CoordinatorConfig`."""
+
+    num_rounds: int
+    num_devices: int
+    round_deadline_s: float
+    registration_timeout_s: float
+    rejoin_s: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Participant:
+    """One device in the current round."""
+
+    device_id: str
+    attempt: int
+    arm: Arm
+    outcome: Outcome | None = None
+    """None while the assignment is open."""
+    detail: str = ""
+    reason: FailureReason | None = None
+    """Of the last failure of this attempt."""
+    awaits_arm: bool = False
+    """The arm did not fit its memory; the scheduler is asked for a cheaper one."""
+    lost_at: float | None = None
+    """When an offline device counts as lost; None while it is online."""
+    silent_since: float | None = None
+    """When its assignment was sent; None once it said something."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the round still waits for it."""
+        return self.outcome is None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Miss:
+    """Rounds in a row that a device did not answer in."""
+
+    count: int
+    """Weighted, see :mod:`broker_server.methods.rounds.silence`."""
+    until: int
+    """The round that it is asked in again."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    """Everything that decides what happens next."""
+
+    limits: RoundLimits
+    phase: Phase
+    now: float
+    round_number: int
+    """The current round; while waiting, the next one. 0 = before training."""
+    online: frozenset[str] = frozenset()
+    participants: Mapping[str, Participant] = dataclasses.field(default_factory=dict)
+    deadline_at: float = 0.0
+    """End of waiting for devices, or of collecting updates."""
+    num_awaited: int = 1
+    """Devices to wait for before the round begins."""
+    patient_until: float = 0.0
+    """How long to wait for all of those; from then on one is enough."""
+    is_regathering: bool = False
+    """Whether the coordinator was started again and no device that stayed has registered with it yet."""
+    has_assembled: bool = False
+    """Whether all devices had the time to register: a round began in this process, or one that stayed is back."""
+    num_used_rounds: int = 0
+    """Rounds of the whole run, earlier sessions included, whose updates made the next adapter."""
+    num_empty_rounds: int = 0
+    """Rounds in a row that ended without an update."""
+    empty_reasons: tuple[str, ...] = ()
+    """Why, the latest ones."""
+    farewells: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """What devices that are offline said when they left; the latest ones."""
+    misses: Mapping[str, Miss] = dataclasses.field(default_factory=dict)
+    """Of devices that did not answer when they were last asked."""
+    touched: tuple[str, ...] = ()
+    """Participants that the last step may have changed."""
+    called: frozenset[str] = frozenset()
+    """Devices that were called in after the round had begun."""
+
+    @property
+    def eligible(self) -> frozenset[str]:
+        """Devices that may be asked in this round: those that are there, without those that wait it out."""
+        waiting = {name for name, miss in self.misses.items() if miss.until > self.round_number}
+        return self.online - waiting if waiting else self.online
+
+
+# ---- events ----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    """Time went on."""
+
+    now: float
+    is_deaf: bool = False
+    """Whether no device could be heard since the last one: this side had no connection, or no time to read."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceRegistered:
+    """A device is here (for the first time, or again)."""
+
+    device_id: str
+    has_stayed: bool = False
+    """Whether its process is the one that an earlier process of this coordinator knew."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceHeard:
+    """A device said something for the first time since it was asked."""
+
+    device_id: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceOffline:
+    """A device left, or fell silent."""
+
+    device_id: str
+    detail: str = "went offline"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ArmsChosen:
+    """The scheduler's answer for some devices; None where no arm is left to try."""
+
+    round_number: int
+    arms: Mapping[str, Arm | None]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateAnnounced:
+    """A device says that its update is ready to be pulled."""
+
+    key: UpdateKey
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateStored:
+    """An update was checked and is on disk."""
+
+    key: UpdateKey
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateRejected:
+    """An update was pulled and does not fit its assignment."""
+
+    key: UpdateKey
+    detail: str
+    reason: FailureReason | None = None
+    """``DIVERGED`` where its values are beyond all bounds; None = another fault."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateLate:
+    """An update is there, but on the virtual clock of an emulated fleet the round's deadline has passed."""
+
+    key: UpdateKey
+    detail: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFailed:
+    """A device refused its assignment or gave it up."""
+
+    key: UpdateKey
+    reason: FailureReason
+    detail: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class AggregationDone:
+    """The global adapter of the round is on disk."""
+
+    round_number: int
+    discarded: str = ""
+    """Why it is that of the round before, although there were updates; empty = it is not."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationDone:
+    """The global adapter of the round was evaluated."""
+
+    round_number: int
+
+
+Event = (
+    Tick
+    | DeviceRegistered
+    | DeviceHeard
+    | DeviceOffline
+    | ArmsChosen
+    | UpdateAnnounced
+    | UpdateStored
+    | UpdateRejected
+    | UpdateLate
+    | DeviceFailed
+    | AggregationDone
+    | EvaluationDone
+)
+
+
+# ---- commands --------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ChooseArms:
+    """Ask the scheduler for an arm for each of these devices."""
+
+    round_number: int
+    device_ids: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ChooseArmAgain:
+    """Ask the scheduler for a cheaper arm for a device that ran out of memory."""
+
+    round_number: int
+    device_id: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SendAssignment:
+    """Send (or send again) an assignment; ``deadline_s`` is the time that is left."""
+
+    key: UpdateKey
+    arm: Arm
+    deadline_s: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SendVerdict:
+    """Tell a device what became of its update."""
+
+    key: UpdateKey
+    accepted: bool
+    detail: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SendCancel:
+    """Tell a device to stop."""
+
+    key: UpdateKey
+    detail: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PullUpdate:
+    """Pull the update that a device announced; asked again when it is announced again."""
+
+    key: UpdateKey
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerOldUpdate:
+    """Look up whether an update of a closed round had been accepted, and say so."""
+
+    key: UpdateKey
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Aggregate:
+    """Make the round's global adapter from these updates; from none, the last one stays."""
+
+    round_number: int
+    keys: tuple[UpdateKey, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluate:
+    """Evaluate the round's global adapter."""
+
+    round_number: int
+    is_last: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FinishRound:
+    """Write the round's record."""
+
+    round_number: int
+    participants: tuple[Participant, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FinishRun:
+    """All rounds are done."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class FailRun:
+    """The run ends without a result."""
+
+    detail: str
+    reason: FailureReason | None = None
+    """Why all devices of the last round failed, where they agree."""
+
+
+Command = (
+    ChooseArms
+    | ChooseArmAgain
+    | SendAssignment
+    | SendVerdict
+    | SendCancel
+    | PullUpdate
+    | AnswerOldUpdate
+    | Aggregate
+    | Evaluate
+    | FinishRound
+    | FinishRun
+    | FailRun
+)

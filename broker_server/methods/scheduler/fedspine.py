@@ -1,0 +1,218 @@
+"""``fedspine``: a smooth, discounted UCB that refines (ratio, rank), with a model of each device's time.
+
+Reported of FedSpine (arXiv 2501.02438): an online bandit on the server picks (ratio, rank) for each device and round
+with no prior knowledge of the devices [abstract]; it is a smooth UCB over a refined partition of the continuous space,
+and its reward weighs loss improvement, pruning progress and importance of the update against the completion time
+relative to the others [third-party notes]. Ours is all of how:
+
+*Why not one bandit per device on the reward.* The reward of one device depends on the mean time of all, so while they
+explore, every device's rewards move; and a round ends with its slowest device, so of 80 devices that explore one in
+twenty rounds, some device spoils every round. The reward is therefore taken apart into what is shared and what is not:
+
+1. *Gain* (the reward's numerator) is shared by all devices: one :class:`.Partition` for the fleet. Gains are divided
+   by the round's level (they shrink as training goes on) and by the device's own (data differ).
+2. *Time* is each device's own: :class:`.TimeModel`.
+3. *The round time to aim at*, tau, maximises the learning speed J of :mod:`.profile` under both. J is flat around its
+   maximum, so of the times within 2 % of it the shortest is taken, and tau stays while it is as good as that.
+4. *Each device* then maximises the optimistic reward (U(x) for the gain, tau for mean T) over the points that it is
+   expected to finish by tau. So it explores only where that costs nobody time: fast devices, which have time to spare,
+   learn the gain for all, and prune nothing they need not.
+5. *Memory*: what ran out of memory or time, and all that is costlier, is never played again; :mod:`.limits` keeps
+   devices from failing more than a few times each.
+
+A device of which nothing is known plays an arm from the more pruned half: cheap, and spread so that the first round
+tells the shape. Nothing is told of a device's class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from broker_server.methods.rounds.types import Outcome
+from broker_server.methods.scheduler.base import ArmOutcome, Scheduler, SchedulerContext
+from broker_server.methods.scheduler.limits import Limits, groups, scouts
+from broker_server.methods.scheduler.partition import Partition
+from broker_server.methods.scheduler.profile import frontier
+from broker_server.methods.scheduler.reward import KAPPA, Credit, Floats, completion_s, credit_round
+from broker_server.methods.scheduler.time_model import TimeModel
+from edge_runtime.wire.messages import Arm
+
+TOLERANCE: Final = 0.02
+"""Fraction of the learning speed that a shorter round may cost."""
+CAUTION: Final = 3.0
+"""Standard errors of a predicted time that must still end by tau."""
+LEVEL_PRIOR: Final = 4.0
+"""Plays that a device's gain level of 1 is worth before any was seen."""
+LEVEL_DISCOUNT: Final = 0.95
+"""Per round."""
+
+
+class FedSpineScheduler(Scheduler):
+    """See the module."""
+
+    name: ClassVar[str] = "fedspine"
+
+    def __init__(self, arms: tuple[Arm, ...], context: SchedulerContext | None = None) -> None:
+        super().__init__(arms, context)
+        self._points = self.box.lattice()
+        self._ratios: Floats = np.array([arm.pruning_ratio for arm in self._points])
+        self._ranks: Floats = np.array([arm.rank for arm in self._points], dtype=np.float64)
+        self._gain = Partition(self.box, self._points)
+        self._time = TimeModel(self.box)
+        self._features = self._time.features(self._points)
+        self._index = {arm: i for i, arm in enumerate(self._points)}
+        self._limits = Limits(self._points)
+        self._deepest: dict[str, float] = {}
+        self._levels: dict[str, tuple[float, float]] = {}
+        self._target_s: float | None = None
+
+    def choose(self, round_number: int, device_ids: Sequence[str], rng: np.random.Generator) -> dict[str, Arm]:
+        """See the base."""
+        del round_number
+        known = [device_id for device_id in sorted(device_ids) if self._time.knows(device_id)]
+        unknown = [device_id for device_id in sorted(device_ids) if not self._time.knows(device_id)]
+        choices = self._probe(unknown, rng)
+        if known:
+            mean, extra = self._gain.estimate()
+            times_s = np.where(self._allowed(known, rng), self._time.predict(known, self._features), np.inf)
+            speeds = frontier(times_s, mean)
+            target_s = speeds.best(TOLERANCE)
+            if self._target_s is None or speeds.at(self._target_s) < speeds.at(target_s):
+                self._target_s = target_s
+            choices |= {
+                device_id: self._best(row_s, mean + extra, self._target_s, self._time.error(device_id))
+                for device_id, row_s in zip(known, times_s, strict=True)
+            }
+        return choices
+
+    def choose_again(self, round_number: int, device_id: str, rng: np.random.Generator) -> Arm | None:
+        """See the base."""
+        del round_number
+        if not any(self.is_feasible(device_id, arm) for arm in self._points):
+            return None
+        if self._target_s is None or not self._time.knows(device_id):
+            return self._probe([device_id], rng)[device_id]
+        allowed = self._limits.allowed(device_id, self._infeasible, is_scout=False)
+        times_s = np.where(allowed, self._time.predict([device_id], self._features), np.inf)
+        gain = np.add(*self._gain.estimate())
+        return self._best(times_s[0], gain, self._target_s, self._time.error(device_id))
+
+    def observe(self, outcome: ArmOutcome) -> None:
+        """See the base."""
+        super().observe(outcome)
+        if outcome.outcome is Outcome.ACCEPTED:
+            self._limits.manage(outcome.device_id, outcome.arm)
+        seconds = completion_s(outcome) if outcome.outcome in {Outcome.ACCEPTED, Outcome.TIMED_OUT} else None
+        if seconds is not None:
+            self._time.observe(outcome.device_id, outcome.arm, seconds)
+
+    def observe_round(self, outcomes: Sequence[ArmOutcome]) -> None:
+        """See the base."""
+        self._time.fit()
+        earned = credit_round(outcomes, self._deepest)
+        arms = {outcome.device_id: outcome.arm for outcome in outcomes if outcome.device_id in earned}
+        if earned:
+            self._gain.observe(self._levelled(arms, earned))
+        for outcome in outcomes:
+            if outcome.device_id in earned:
+                deepest = self._deepest.get(outcome.device_id, 0.0)
+                self._deepest[outcome.device_id] = max(deepest, outcome.sparsity)
+
+    def state(self) -> dict[str, Any]:
+        """See the base."""
+        return {
+            **super().state(),
+            "gain": self._gain.state(),
+            "time": self._time.state(),
+            "limits": self._limits.state(),
+            "deepest": dict(sorted(self._deepest.items())),
+            "levels": {device_id: list(level) for device_id, level in sorted(self._levels.items())},
+            "target_s": self._target_s,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See the base."""
+        super().restore(state)
+        self._gain.restore(state["gain"])
+        self._time.restore(state["time"])
+        self._limits.restore(state["limits"])
+        self._deepest = dict(state["deepest"])
+        self._levels = {device_id: (seen, expected) for device_id, (seen, expected) in state["levels"].items()}
+        self._target_s = state["target_s"]
+
+    # ---- choosing ----------------------------------------------------------------------------------------------------
+
+    def _best(self, times_s: Floats, optimistic_gain: Floats, target_s: float, error: float) -> Arm:
+        """The arm of the largest optimistic reward among those that end in time; of none, the fastest.
+
+        Both arrays are [num_points]; times of arms that are not allowed are inf. ``error`` is the relative standard
+        error of the times.
+        """
+        fits = times_s * (1 + CAUTION * error) <= target_s
+        if not fits.any():
+            return self._points[int(np.argmin(times_s))]
+        deviation = np.abs(np.where(fits, times_s, 0.0) - target_s) / target_s
+        reward = KAPPA * optimistic_gain / (deviation + KAPPA)
+        return self._points[int(np.argmax(np.where(fits, reward, -np.inf)))]
+
+    def _probe(self, device_ids: Sequence[str], rng: np.random.Generator) -> dict[str, Arm]:
+        """First arms: ratios from the upper half of the box in equal steps, ranks of the box, dealt by lot."""
+        if not device_ids:
+            return {}
+        ranks = self.box.ranks()
+        middle = 0.5 * (self.box.min_ratio + self.box.max_ratio)
+        ratios = rng.permutation(np.linspace(middle, self.box.max_ratio, len(device_ids) + 1)[1:])
+        dealt = rng.permutation([ranks[k % len(ranks)] for k in range(len(device_ids))])
+        probes = {}
+        for device_id, ratio, rank in zip(device_ids, ratios, dealt, strict=True):
+            distance = np.abs(self._ratios - ratio) + 1e-3 * np.abs(self._ranks - rank)
+            allowed = self._limits.allowed(device_id, self._infeasible)
+            probes[device_id] = self._points[int(np.argmin(np.where(allowed, distance, np.inf)))]
+        return probes
+
+    def _allowed(self, device_ids: Sequence[str], rng: np.random.Generator) -> npt.NDArray[np.bool_]:
+        """Points that known devices may play in a round, [num_devices, num_points], one or more for each."""
+        allowed = {}
+        for group in groups({device_id: self._time.speed(device_id) for device_id in device_ids}):
+            ahead = scouts(group, rng)
+            for device_id in group:
+                allowed[device_id] = self._limits.allowed(
+                    device_id, self._infeasible, group, is_scout=device_id in ahead
+                )
+        return np.array([allowed[device_id] for device_id in device_ids])
+
+    # ---- learning ----------------------------------------------------------------------------------------------------
+
+    def _levelled(self, arms: dict[str, Arm], earned: dict[str, Credit]) -> list[tuple[Arm, float]]:
+        """Gains of one round over the round's level and over each device's, so that they compare across both."""
+        mean, _ = self._gain.estimate()
+        expected = {device_id: self._expected(arm, mean) for device_id, arm in arms.items()}
+        total = sum(credit.gain for credit in earned.values())
+        if total <= 0.0:
+            return []
+        level = total / sum(self._level(device_id) * value for device_id, value in expected.items())
+        plays = []
+        for device_id, arm in sorted(arms.items()):
+            gain = earned[device_id].gain / level
+            plays.append((arm, min(3.0, gain / self._level(device_id))))
+            seen, belief = self._levels.get(device_id, (0.0, 0.0))
+            self._levels[device_id] = (
+                LEVEL_DISCOUNT * seen + gain,
+                LEVEL_DISCOUNT * belief + expected[device_id],
+            )
+        return plays
+
+    def _level(self, device_id: str) -> float:
+        seen, expected = self._levels.get(device_id, (0.0, 0.0))
+        return (LEVEL_PRIOR + seen) / (LEVEL_PRIOR + expected)
+
+    def _expected(self, arm: Arm, mean: Floats) -> float:
+        """Mean gain at the point nearest to an arm (arms may lie off the lattice while they are ramped up)."""
+        if arm in self._index:
+            return float(mean[self._index[arm]])
+        places = np.array([self._gain.place(point) for point in self._points])
+        return float(mean[int(np.argmin(((places - self._gain.place(arm)) ** 2).sum(axis=1)))])

@@ -1,0 +1,68 @@
+"""What bandits on the grid of arms share: one bandit for each device, fed with the reward of :mod:`.reward`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from broker_server.methods.rounds.types import Outcome
+from broker_server.methods.scheduler.base import ArmOutcome, Scheduler, SchedulerContext
+from broker_server.methods.scheduler.reward import Floats, credit_round
+from broker_server.methods.scheduler.ucb import DiscountedCounts
+from edge_runtime.wire.messages import Arm
+
+
+class GridScheduler(Scheduler):
+    """Discounted counts of rewards for each device and listed arm; subclasses say how an arm's index is made."""
+
+    discount: ClassVar[float] = 0.95
+    """Of a device's earlier rewards, for each later one."""
+
+    def __init__(self, arms: tuple[Arm, ...], context: SchedulerContext | None = None) -> None:
+        super().__init__(arms, context)
+        self._known: dict[str, DiscountedCounts] = {}
+        self._deepest: dict[str, float] = {}
+
+    def observe_round(self, outcomes: Sequence[ArmOutcome]) -> None:
+        """See the base. Arms that are not in the list (ramped up to) count for the nearest ratio of their rank."""
+        earned = credit_round(outcomes, self._deepest)
+        for outcome in outcomes:
+            if outcome.device_id in earned:
+                self._counts(outcome.device_id).add(self._nearest(outcome.arm), earned[outcome.device_id].reward)
+                deepest = self._deepest.get(outcome.device_id, 0.0)
+                self._deepest[outcome.device_id] = max(deepest, outcome.sparsity)
+            elif outcome.outcome is Outcome.TIMED_OUT:
+                self._counts(outcome.device_id).add(self._nearest(outcome.arm), 0.0)
+
+    def state(self) -> dict[str, Any]:
+        """See the base."""
+        known = {device_id: counts.state() for device_id, counts in sorted(self._known.items())}
+        return {**super().state(), "known": known, "deepest": dict(sorted(self._deepest.items()))}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """See the base."""
+        super().restore(state)
+        restored = DiscountedCounts.restored
+        self._known = {device_id: restored(counts, self.discount) for device_id, counts in state["known"].items()}
+        self._deepest = dict(state["deepest"])
+
+    def _pick(self, round_number: int, device_id: str, candidates: list[int], rng: np.random.Generator) -> int:
+        del round_number
+        index = self._indices(self._counts(device_id), rng)
+        lots = rng.permutation(len(self.arms))
+        return max(candidates, key=lambda i: (float(index[i]), int(lots[i])))
+
+    def _indices(self, counts: DiscountedCounts, rng: np.random.Generator) -> Floats:
+        """The index of every arm of one device [num_arms]; the feasible arm of the largest is played."""
+        raise NotImplementedError
+
+    def _counts(self, device_id: str) -> DiscountedCounts:
+        return self._known.setdefault(device_id, DiscountedCounts(len(self.arms), self.discount))
+
+    def _nearest(self, arm: Arm) -> int:
+        def distance(i: int) -> tuple[int, float]:
+            return abs(self.arms[i].rank - arm.rank), abs(self.arms[i].pruning_ratio - arm.pruning_ratio)
+
+        return min(range(len(self.arms)), key=distance)

@@ -1,0 +1,148 @@
+"""A scheduler that no reply can end: what it cannot digest is passed over with a line in the log.
+
+Devices measure their own work, and whoever holds a device's name on a broker can say anything in its place. Messages
+keep numbers within their ranges (:mod:`edge_runtime.bounds.fields`); here a time that no device can have is not
+believed, and where learning or choosing fails all the same, it is the replies of that round that are given up, or what
+was learnt, never the run.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from broker_server.methods.scheduler.base import ArmOutcome, Scheduler
+from broker_server.methods.scheduler.reward import completion_s
+from edge_runtime.bounds import limits
+from edge_runtime.wire.messages import Arm
+
+logger = logging.getLogger(__name__)
+
+SHORTEST_S: Final = 1e-6
+"""No assignment is done in less."""
+
+MOST: Final = 1e15
+"""Beyond any time, count or sum that a scheduler keeps."""
+
+_INDIGESTIBLE: Final = (ArithmeticError, ValueError, TypeError, LookupError, AttributeError, StopIteration)
+"""What computing with impossible numbers raises, or reading a state that is none (a LinAlgError is a ValueError)."""
+
+
+class GuardedScheduler:
+    """Stands before a scheduler, with the same methods."""
+
+    def __init__(self, make: Callable[[], Scheduler], learnt: dict[str, Any] | None = None) -> None:
+        """Make a scheduler, and let it go on from what it had learnt, if that can be used.
+
+        Args:
+            make: a new scheduler, which knows nothing.
+            learnt: a :meth:`state`; None = nothing was learnt yet.
+        """
+        self._make = make
+        self._scheduler = make()
+        if learnt is not None:
+            try:
+                check_state(learnt)
+                self._scheduler.restore(learnt)
+            except _INDIGESTIBLE as error:
+                self._begin_again("what it had learnt cannot be read", error)
+        self._before: dict[str, Any] | None = None
+        """State before the first reply of this round was observed."""
+        self._observed: list[ArmOutcome] = []
+
+    @property
+    def name(self) -> str:
+        """Of the scheduler behind."""
+        return self._scheduler.name
+
+    def choose(self, round_number: int, device_ids: Sequence[str], rng: np.random.Generator) -> dict[str, Arm]:
+        """See :meth:`.base.Scheduler.choose`."""
+        self._before = None
+        try:
+            return self._scheduler.choose(round_number, device_ids, rng)
+        except _INDIGESTIBLE as error:
+            self._begin_again(f"cannot choose arms for round {round_number}", error)
+            return self._scheduler.choose(round_number, device_ids, rng)
+
+    def choose_again(self, round_number: int, device_id: str, rng: np.random.Generator) -> Arm | None:
+        """See :meth:`.base.Scheduler.choose_again`."""
+        try:
+            return self._scheduler.choose_again(round_number, device_id, rng)
+        except _INDIGESTIBLE as error:
+            logger.warning("scheduler %s cannot choose another arm for %s: %s", self.name, device_id, error)
+            return None
+
+    def observe(self, outcome: ArmOutcome) -> None:
+        """See :meth:`.base.Scheduler.observe`; a reply that cannot be learnt from changes nothing."""
+        if self._before is None:
+            self._before, self._observed = self._scheduler.state(), []
+        if (believed := believable(outcome)) is not outcome:
+            logger.warning(
+                "round %d: the time that %s reports is not believed", outcome.round_number, outcome.device_id
+            )
+        try:
+            self._scheduler.observe(believed)
+            self._observed.append(believed)
+        except _INDIGESTIBLE as error:
+            logger.warning("scheduler %s cannot learn from a reply of %s: %s", self.name, outcome.device_id, error)
+            self._go_back(self._observed)
+
+    def observe_round(self, outcomes: Sequence[ArmOutcome]) -> None:
+        """See :meth:`.base.Scheduler.observe_round`; a round that cannot be learnt from changes nothing."""
+        try:
+            self._scheduler.observe_round([believable(outcome) for outcome in outcomes])
+            check_state(self._scheduler.state())
+        except _INDIGESTIBLE as error:
+            numbers = {outcome.round_number for outcome in outcomes}
+            logger.warning("scheduler %s cannot learn from round %s: %s", self.name, numbers or "", error)
+            self._go_back([])
+        self._before = None
+
+    def state(self) -> dict[str, Any]:
+        """See :meth:`.base.Scheduler.state`."""
+        return self._scheduler.state()
+
+    def _go_back(self, outcomes: Sequence[ArmOutcome]) -> None:
+        """To the state before the replies of this round, and on with those that could be learnt from."""
+        scheduler = self._make()
+        if self._before is not None:
+            scheduler.restore(self._before)
+        for outcome in outcomes:
+            scheduler.observe(outcome)
+        self._scheduler = scheduler
+
+    def _begin_again(self, what: str, error: Exception) -> None:
+        self._scheduler = self._make()
+        logger.warning("scheduler %s %s (%s: %s); it begins anew", self.name, what, type(error).__name__, error)
+
+
+def believable(outcome: ArmOutcome) -> ArmOutcome:
+    """The outcome itself; without its times where no device can have them."""
+    seconds = completion_s(outcome)
+    if seconds is None or SHORTEST_S <= seconds <= limits.LONGEST_S:
+        return outcome
+    return msgspec.structs.replace(outcome, completion_s=None, measurements=None)
+
+
+def check_state(state: object) -> None:
+    """Refuse what a scheduler learnt if it holds a number that none can come to.
+
+    Args:
+        state: of JSON types.
+
+    Raises:
+        ValueError: it does.
+    """
+    if isinstance(state, dict):
+        for value in state.values():
+            check_state(value)
+    elif isinstance(state, list | tuple):
+        for value in state:
+            check_state(value)
+    elif isinstance(state, int | float) and not abs(state) <= MOST:
+        msg = f"it holds {state}"
+        raise ValueError(msg)

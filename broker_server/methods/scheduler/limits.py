@@ -1,0 +1,127 @@
+"""Which arms a device may be given, from what failed and what was managed: on it, and on devices of its speed (ours).
+
+What failed on a device, and all that is costlier, is never played on it again: that is exact, and only its own. But
+between the costliest arm that it managed and the cheapest that failed lie many, and each failure costs an update. So
+
+- arms between are tried half-way in cost, and not at all once the two ends are near;
+- devices of like speed (known from their completion times, not told) are likely the same hardware: what fails on one
+  narrows the space between for all of them, as long as they do not contradict one another;
+- only some of them, the scouts, go beyond what one of them managed, in any one round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from broker_server.methods.scheduler.base import costs_at_least
+from broker_server.methods.scheduler.reward import Floats
+from edge_runtime.wire.messages import Arm
+
+COST_GAP: Final = 1 / 16
+"""When a failed arm and a managed one are this near in cost, nothing between them is tried any more."""
+RANK_COST: Final = 0.1
+"""Cost of an arm is what it keeps, 1 - ratio, and this much for the largest rank: only to find half-way."""
+LIKE_SPEED: Final = 1.25
+"""Largest ratio of speeds within a group."""
+SCOUT_SHARE: Final = 0.25
+"""Share of a group, at least one device, that goes beyond what the group managed, in one round."""
+
+Mask = npt.NDArray[np.bool_]
+
+
+class Limits:
+    """What every device managed, and what it may play of some points."""
+
+    def __init__(self, points: Sequence[Arm]) -> None:
+        self._ratios: Floats = np.array([arm.pruning_ratio for arm in points])
+        self._ranks: Floats = np.array([arm.rank for arm in points], dtype=np.float64)
+        self._max_rank = int(self._ranks.max())
+        self._costs = np.array([self._cost(arm) for arm in points])
+        self._managed: dict[str, list[Arm]] = {}
+
+    def manage(self, device_id: str, arm: Arm) -> None:
+        """A device did an arm."""
+        managed = self._managed.get(device_id, [])
+        if not any(costs_at_least(other, arm) for other in managed):
+            self._managed[device_id] = [*(other for other in managed if not costs_at_least(arm, other)), arm]
+
+    def allowed(
+        self, device_id: str, failed: Mapping[str, Sequence[Arm]], peers: Sequence[str] = (), *, is_scout: bool = True
+    ) -> Mask:
+        """Points that a device may play, [num_points], one or more: where none is left, the cheapest.
+
+        Args:
+            device_id: the device.
+            failed: infeasible arms by device; what is costlier is so too.
+            peers: devices of like speed, itself among them.
+            is_scout: whether it may go beyond what its peers managed.
+        """
+        mine, own = self._managed.get(device_id, ()), failed.get(device_id, ())
+        managed, least_failed = self._ends([device_id], failed)
+        most_managed, group_failed = self._ends(peers, failed)
+        if peers and group_failed > most_managed:
+            managed, least_failed = most_managed, group_failed
+        allowed = self._costs <= _most(managed, least_failed, is_scout=is_scout) + 1e-12
+        for arm in mine:
+            allowed |= (self._ratios >= arm.pruning_ratio) & (self._ranks <= arm.rank)
+        possible = np.ones(len(allowed), dtype=np.bool_)
+        for arm in own:
+            possible &= (self._ratios > arm.pruning_ratio) | (self._ranks < arm.rank)
+        if not possible.any():
+            return np.asarray(self._costs == self._costs.min())
+        if not (allowed & possible).any():
+            return np.asarray(possible & (self._costs == self._costs[possible].min()))
+        return np.asarray(allowed & possible)
+
+    def state(self) -> dict[str, Any]:
+        """What every device managed, of JSON types."""
+        return {i: [[arm.pruning_ratio, arm.rank] for arm in arms] for i, arms in sorted(self._managed.items())}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a :meth:`state`."""
+        self._managed = {
+            device_id: [Arm(pruning_ratio=ratio, rank=rank) for ratio, rank in arms]
+            for device_id, arms in state.items()
+        }
+
+    def _cost(self, arm: Arm) -> float:
+        return 1.0 - arm.pruning_ratio + RANK_COST * arm.rank / self._max_rank
+
+    def _ends(self, device_ids: Sequence[str], failed: Mapping[str, Sequence[Arm]]) -> tuple[float, float]:
+        """Largest cost that one of some devices managed, least cost that failed on one (inf: none did)."""
+        managed = [self._cost(arm) for i in device_ids for arm in self._managed.get(i, ())]
+        refused = [self._cost(arm) for i in device_ids for arm in failed.get(i, ())]
+        return max(managed, default=float(self._costs.min())), min(refused, default=np.inf)
+
+
+def _most(managed: float, least_failed: float, *, is_scout: bool) -> float:
+    """The largest cost to try between one that was managed and one that failed."""
+    if not is_scout or least_failed - managed <= COST_GAP:
+        return min(managed, least_failed - COST_GAP / 2)
+    return 0.5 * (managed + least_failed)
+
+
+def groups(speeds: Mapping[str, float]) -> list[list[str]]:
+    """Devices by speed, so that within a group no two differ by more than :data:`LIKE_SPEED`; slowest group last.
+
+    >>> groups({"a": 8.0, "b": 1.0, "c": 8.4, "d": 1.1})
+    [['b', 'd'], ['a', 'c']]
+    """
+    found: list[list[str]] = []
+    first = 0.0
+    for device_id, speed in sorted(speeds.items(), key=lambda item: (item[1], item[0])):
+        if not found or speed > LIKE_SPEED * first:
+            found.append([])
+            first = speed
+        found[-1].append(device_id)
+    return found
+
+
+def scouts(group: Sequence[str], rng: np.random.Generator) -> set[str]:
+    """The devices of a group that go ahead in a round, by lot."""
+    most = int(np.ceil(SCOUT_SHARE * len(group)))
+    return {str(device_id) for device_id in rng.permutation(sorted(group))[:most]}

@@ -1,0 +1,73 @@
+"""``oracle``: plays the profile of largest learning speed, told how long every arm truly takes. Simulation only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from broker_server.errors import ConfigError
+from broker_server.methods.scheduler.base import Scheduler, SchedulerContext
+from broker_server.methods.scheduler.profile import frontier, profile
+from broker_server.methods.scheduler.reward import Floats, prior_gain
+from edge_runtime.wire.messages import Arm
+
+
+class OracleScheduler(Scheduler):
+    """The yardstick: in every round the arms that maximise J of :mod:`.profile` over the box, exactly.
+
+    It knows the expected completion time of every (device, arm, round), what fits each device's memory, and the
+    expected gain of every arm; not the noise. It looks one round ahead: J has no memory, so nothing is gained by more.
+    """
+
+    name: ClassVar[str] = "oracle"
+
+    def __init__(self, arms: tuple[Arm, ...], context: SchedulerContext | None = None) -> None:
+        super().__init__(arms, context)
+        if self.context.completion_s is None:
+            msg = "scheduler 'oracle' knows the devices' models: it needs an emulated fleet"
+            raise ConfigError(msg)
+        self._completion_s = self.context.completion_s
+        self._points = self.box.lattice()
+
+    def choose(self, round_number: int, device_ids: Sequence[str], rng: np.random.Generator) -> dict[str, Arm]:
+        """See the base."""
+        del rng
+        if not device_ids:
+            return {}
+        ordered = sorted(device_ids)
+        times_s = np.stack([self._times(device_id, round_number) for device_id in ordered])
+        gains = self._gains()
+        chosen = profile(times_s, gains, frontier(times_s, gains).best())
+        return {device_id: self._points[i] for device_id, i in zip(ordered, chosen, strict=True)}
+
+    def choose_again(self, round_number: int, device_id: str, rng: np.random.Generator) -> Arm | None:
+        """See the base. Only where the memory model is wrong: the fastest arm that is left."""
+        del rng
+        left = [arm for arm in self._points if self.is_feasible(device_id, arm)]
+        return min(left, key=lambda arm: self._completion_s(device_id, arm, round_number)) if left else None
+
+    def _gains(self) -> Floats:
+        known = self.context.gain
+        if known is not None:
+            return np.array([known(arm) for arm in self._points])
+        ratios = np.array([arm.pruning_ratio for arm in self._points])
+        ranks = np.array([arm.rank for arm in self._points], dtype=np.float64)
+        return prior_gain(ratios, ranks, self.box.min_rank, self.box.max_rank)
+
+    def _times(self, device_id: str, round_number: int) -> Floats:
+        """Seconds of every point [num_points], inf where it does not fit; the cheapest where none does."""
+        fits = self.context.is_feasible
+        times = np.array(
+            [
+                self._completion_s(device_id, arm, round_number)
+                if self.is_feasible(device_id, arm) and (fits is None or fits(device_id, arm))
+                else np.inf
+                for arm in self._points
+            ]
+        )
+        if not np.isfinite(times).any():
+            cheapest = self._points.index(Arm(pruning_ratio=self.box.max_ratio, rank=self.box.min_rank))
+            times[cheapest] = self._completion_s(device_id, self._points[cheapest], round_number)
+        return times

@@ -1,0 +1,136 @@
+"""Between the rounds and the scheduler: who plays which arm, and what the scheduler is told of what came of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from broker_server.emulation.clock import round_s
+from broker_server.methods.pruning.schedule import is_deploy
+from broker_server.methods.rounds.machine import MAX_ATTEMPTS
+from broker_server.methods.rounds.types import Outcome, Participant, UpdateKey
+from broker_server.serving.coordinator.ledger import Ledger
+from broker_server.serving.coordinator.outcomes import Facts, arm_outcome, device_record
+from broker_server.serving.coordinator.parts import ARMS, Run
+from broker_server.serving.storage.records import DeviceRecord
+from edge_runtime.wire.messages import Arm, FailureReason
+
+
+class Dealer:
+    """Deals arms, and reports what became of them.
+
+    In deploy rounds the scheduler chooses ranks only, and is told of nothing but refusals: the ratio is not its choice.
+    A device that refuses an assignment for lack of memory has its ramp lifted (ours): a ratio that grows slowly would
+    keep it out of the run, so from then on it plays its arms in full.
+    """
+
+    def __init__(self, run: Run, ledger: Ledger, refusers: Iterable[str]) -> None:
+        """Start from what is known.
+
+        Args:
+            run: the parts of the run.
+            ledger: its books.
+            refusers: devices that refused an assignment for lack of memory, in earlier sessions too.
+        """
+        self._run = run
+        self._ledger = ledger
+        self._refusers = set(refusers)
+        self.has_news = False
+        """Whether the scheduler learnt something, or dealt, since its state was last written."""
+
+    def choose(self, round_number: int, device_ids: Sequence[str]) -> dict[str, Arm | None]:
+        """Arms for the devices that take part: of an emulated fleet, those that chance makes available."""
+        self.has_news = True
+        clock, scheduler = self._run.clock, self._run.scheduler
+        if clock is not None:
+            members = [device_id for device_id in device_ids if device_id in clock.fleet.members]
+            device_ids = clock.available(round_number, members) if members else ()
+        arms = scheduler.choose(round_number, device_ids, self._run.generator(ARMS, round_number))
+        return {device_id: self._deployed(round_number, arm) for device_id, arm in arms.items()}
+
+    def choose_again(self, round_number: int, participant: Participant) -> Arm | None:
+        """A cheaper arm for a device that ran out of memory; None = there is none."""
+        self.has_news = True
+        self._refusers.add(participant.device_id)
+        self._run.scheduler.observe(
+            arm_outcome(round_number, participant, self._facts(round_number, participant, None), None)
+        )
+        rng = self._run.generator(ARMS, round_number)
+        arm = self._run.scheduler.choose_again(round_number, participant.device_id, rng)
+        if not self.is_deploy(round_number):
+            return arm
+        largest = participant.arm.rank // 2
+        rank = largest if arm is None else min(arm.rank, largest)
+        return self._deployed(round_number, Arm(pruning_ratio=0.0, rank=rank)) if rank else None
+
+    def plays_at_once(self, device_id: str) -> bool:
+        """Whether a device plays its arms without a ramp."""
+        return device_id in self._refusers
+
+    def is_deploy(self, round_number: int) -> bool:
+        """Whether all devices train the plan that is deployed."""
+        config = self._run.config
+        return is_deploy(config.pruning, round_number, config.training.num_rounds)
+
+    def finish(
+        self, round_number: int, participants: Sequence[Participant], deltas: Mapping[str, float]
+    ) -> tuple[tuple[DeviceRecord, ...], float | None]:
+        """Tell the scheduler what became of a round.
+
+        Args:
+            round_number: 0 = before training, without participants.
+            participants: of the round.
+            deltas: by device, how far training moved its adapter.
+
+        Returns:
+            The devices' records, and the length of the round on the virtual clock (None: nothing is emulated).
+        """
+        self.has_news = True
+        records, outcomes = [], []
+        for participant in participants:
+            update = self._ledger.accepted(participant)
+            facts = self._facts(round_number, participant, deltas.get(participant.device_id))
+            records.append(device_record(participant, facts, update))
+            outcomes.append(arm_outcome(round_number, participant, facts, update))
+        if round_number > 0:
+            for participant, outcome in zip(participants, outcomes, strict=True):
+                out_of_memory = participant.reason is FailureReason.INSUFFICIENT_MEMORY
+                was_observed = out_of_memory and participant.attempt < MAX_ATTEMPTS
+                if not was_observed and (out_of_memory or not self.is_deploy(round_number)):
+                    self._run.scheduler.observe(outcome)
+            if not self.is_deploy(round_number):
+                self._run.scheduler.observe_round(outcomes)
+        if self._run.clock is None:
+            return tuple(records), None
+        return tuple(records), round_s({r.device_id: r.emulated_s for r in records}, self._run.deadline_s)
+
+    def _deployed(self, round_number: int, arm: Arm) -> Arm:
+        sparsity = self._run.config.sparsity
+        if sparsity is None or not self.is_deploy(round_number):
+            return arm
+        return Arm(pruning_ratio=sparsity, rank=arm.rank)
+
+    def _facts(self, round_number: int, participant: Participant, delta: float | None) -> Facts:
+        run = self._run
+        key = UpdateKey(round_number=round_number, device_id=participant.device_id, attempt=participant.attempt)
+        work, update = run.assigner.work(key), self._ledger.accepted(participant)
+        if work is None:  # nothing was sent: it went offline before
+            arm, plan = participant.arm, run.assigner.plan(participant.arm.pruning_ratio)
+        elif participant.reason is FailureReason.INSUFFICIENT_MEMORY and update is None:
+            arm, plan = work.start_arm, work.plans[0]
+        else:
+            arm, plan = work.played_arm, work.final_plan
+        completion_s, emulated_s = self._ledger.completion_s(key), None
+        if update is not None and run.clock is not None:
+            completion_s = emulated_s = run.emulated_s(key, update.adapter.size_bytes)
+        elif participant.outcome is Outcome.TIMED_OUT and math.isfinite(run.deadline_s):
+            completion_s, emulated_s = completion_s or run.deadline_s, run.deadline_s
+        return Facts(
+            arm=arm,
+            sparsity=plan.sparsity(run.manifest),
+            num_steps=run.config.training.num_local_steps,
+            completion_s=completion_s,
+            device_class=None if run.clock is None else run.clock.fleet.members.get(participant.device_id),
+            emulated_s=emulated_s,
+            adapter_delta=delta,
+        )

@@ -1,0 +1,294 @@
+"""What devices say, turned into events of the state machine; updates are pulled, checked and stored on the way."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from broker_server.errors import AggregationError
+from broker_server.methods.aggregation import check_bounds
+from broker_server.methods.rounds.machine import open_participant
+from broker_server.methods.rounds.types import (
+    DeviceFailed,
+    DeviceHeard,
+    DeviceOffline,
+    DeviceRegistered,
+    Event,
+    RunState,
+    UpdateAnnounced,
+    UpdateKey,
+    UpdateLate,
+    UpdateRejected,
+    UpdateStored,
+)
+from broker_server.serving.coordinator.claims import most_examples
+from broker_server.serving.coordinator.ledger import Ledger
+from broker_server.serving.coordinator.mailroom import HEARTBEAT_S, Letter, Mailroom, Other
+from broker_server.serving.coordinator.parts import Run
+from edge_runtime.errors import WireError
+from edge_runtime.link.complaints import Complaints
+from edge_runtime.wire.messages import (
+    DeviceState,
+    Failure,
+    FailureReason,
+    Hello,
+    Presence,
+    Register,
+    Status,
+    Update,
+    Verdict,
+    Welcome,
+)
+from edge_runtime.wire.replies import RefusedReply
+
+logger = logging.getLogger(__name__)
+
+FAILURE_INTERVAL_S: Final = 1.0
+"""Of lines in the log about failures of one device."""
+MAX_DETAIL: Final = 500
+"""Characters of an error that a device is told."""
+
+
+class Intake:
+    """The way in. Belongs to the thread of the event loop."""
+
+    def __init__(
+        self,
+        run: Run,
+        mailroom: Mailroom,
+        ledger: Ledger,
+        *,
+        session_id: str,
+        clock: Callable[[], float],
+    ) -> None:
+        config = run.config
+        self._config = config
+        self._run = run
+        self._mailroom = mailroom
+        self._assigner = run.assigner
+        self._ledger = ledger
+        self._artifact_url = f"{config.artifact_url.rstrip('/')}/{config.artifact_digest}/"
+        self.hello = Hello(
+            run_id=config.run_id,
+            session_id=session_id,
+            artifact_url=self._artifact_url,
+            artifact_digest=config.artifact_digest,
+        )
+        self._clock = clock
+        self._earlier_sessions = ledger.load_sessions()
+        self._most_examples: dict[str, int] = {}
+        self._failures = Complaints(logger, FAILURE_INTERVAL_S)
+        self._announced: dict[str, Update] = {}
+        self._pulling: dict[str, Update] = {}
+        self._arrived: list[tuple[Update, bytes | str]] = []
+
+    def receive(self, state: RunState, topic: str, payload: bytes) -> list[Event]:
+        """Events that a payload leads to; none if it was refused."""
+        opened = self._mailroom.open(topic, payload)
+        if opened is None:
+            return []
+        device_id, message = opened
+        if message is Other.STRANGER or (isinstance(message, Presence) and message.online):  # one that asks who is here
+            self._mailroom.to(device_id, self.hello)
+            return []
+        if isinstance(message, Register):
+            return self._register(message)
+        if isinstance(message, Presence):
+            return self._leave(message)
+        is_online = self._mailroom.registry.heard(device_id, self._clock())
+        if not is_online:
+            self._mailroom.to(device_id, self.hello)
+        life = self._sign_of_life(state, device_id) if is_online else []
+        if isinstance(message, Other):
+            return [*life, *self._take_arrived(state)]
+        return [*life, *self._work(state, message)]
+
+    @staticmethod
+    def _sign_of_life(state: RunState, device_id: str) -> list[Event]:
+        """What it means for a round that a device says anything."""
+        if device_id not in state.online:
+            return [DeviceRegistered(device_id=device_id)]  # it was silent for so long that it counted as gone
+        participant = state.participants.get(device_id)
+        if participant is None or participant.silent_since is None:
+            return []
+        return [DeviceHeard(device_id=device_id)]
+
+    def most_examples(self, device_id: str) -> int | None:
+        """The largest number of examples that an update of a device may have; None = it has not registered here."""
+        return self._most_examples.get(device_id)
+
+    def take_silent(self) -> list[Event]:
+        """Devices that have just been silent for too long."""
+        detail = "sent no heartbeat"
+        silent = self._mailroom.registry.take_silent(self._clock())
+        for device_id in silent:
+            self._ledger.device_seen(device_id, DeviceState.OFFLINE, detail)
+        return [DeviceOffline(device_id=device_id, detail=detail) for device_id in silent]
+
+    def pull(self, state: RunState, key: UpdateKey) -> list[Event]:
+        """Pull the update that was announced under ``key``, unless it cannot be right."""
+        update, participant = self._announced.get(key.device_id), open_participant(state, key)
+        if update is None or _key(update) != key or participant is None:
+            return []
+        if self._pulling.get(key.device_id) == update and self._mailroom.is_pulling(update.adapter, key.device_id):
+            return []  # said again while it is on its way
+        try:
+            self._assigner.check_size(update, key)
+        except WireError as error:
+            return [UpdateRejected(key=key, detail=str(error))]
+        emulated_s = self._run.emulated_s(key, update.adapter.size_bytes)
+        if emulated_s is not None and emulated_s > self._run.deadline_s:
+            self._ledger.late(key, emulated_s)
+            detail = f"{emulated_s:.1f} s on the virtual clock, the deadline is {self._run.deadline_s:g} s (emulated)"
+            return [UpdateLate(key=key, detail=detail)]
+        before = self._pulling.get(key.device_id)
+        if before is not None and before.adapter.digest != update.adapter.digest:
+            self._mailroom.stop_pulling(before.adapter, key.device_id)
+        self._pulling[key.device_id] = update
+        self._mailroom.pull(
+            update.adapter,
+            key.device_id,
+            lambda blob: self._arrived.append((update, blob)),
+            lambda why: self._arrived.append((update, why)),
+        )
+        return []
+
+    def forget(self, key: UpdateKey) -> None:
+        """Give up an update that no longer counts."""
+        announced = self._announced.get(key.device_id)
+        if announced is not None and _key(announced) == key:
+            del self._announced[key.device_id]
+        update = self._pulling.get(key.device_id)
+        if update is not None and _key(update) == key:
+            self._mailroom.stop_pulling(update.adapter, key.device_id)
+            del self._pulling[key.device_id]
+
+    def _register(self, message: Register) -> list[Event]:
+        config, now = self._config, self._clock()
+        if not self._mailroom.registry.register(message.device_id, message.session_id, now):
+            full = f"it is not registered: {config.max_devices} devices are there, and max_devices allows no more"
+            self._mailroom.complaints.say(f"device {message.device_id}", now, full)
+            return []
+        self._look_for_a_second(message)
+        self._ledger.device_registered(message)
+        task, max_length = self._run.manifest.task, config.training.max_length
+        self._most_examples[message.device_id] = most_examples(message, task, max_length)
+        if len(self._most_examples) > 2 * config.max_devices:
+            known = self._mailroom.registry.knows
+            self._most_examples = {name: most for name, most in self._most_examples.items() if known(name)}
+        welcome = Welcome(
+            run_id=config.run_id,
+            device_id=message.device_id,
+            artifact_url=self._artifact_url,
+            artifact_digest=config.artifact_digest,
+            arms=config.arms,
+            batch_size=config.training.batch_size,
+            max_length=config.training.max_length,
+            wire_dtype=config.wire_dtype,
+            heartbeat_s=HEARTBEAT_S,
+        )
+        self._mailroom.to(message.device_id, welcome)
+        has_stayed = self._earlier_sessions.get(message.device_id) == message.session_id
+        return [DeviceRegistered(device_id=message.device_id, has_stayed=has_stayed)]
+
+    def _leave(self, message: Presence) -> list[Event]:
+        if not self._mailroom.registry.leave(message.device_id, message.session_id):
+            return []
+        detail = message.detail or "went offline"
+        self._ledger.device_seen(message.device_id, DeviceState.OFFLINE, detail)
+        return [DeviceOffline(device_id=message.device_id, detail=detail)]
+
+    def _look_for_a_second(self, message: Register | Status) -> None:
+        """Say so when two machines use one name."""
+        now = self._clock()
+        if self._mailroom.registry.is_shared(message.device_id, message.session_id, now):
+            shared = "two machines use this name: give one of them another --device-id, and its own --state"
+            self._mailroom.complaints.say(f"device {message.device_id}", now, shared)
+
+    def _work(self, state: RunState, message: Letter) -> list[Event]:
+        if isinstance(message, Status):
+            self._look_for_a_second(message)
+            self._ledger.status_seen(message)
+            participant = state.participants.get(message.device_id)
+            if message.state is DeviceState.IDLE and participant is not None and participant.is_open:
+                # Its assignment was lost on the way: what a device that registers is told anyway is said again.
+                return [DeviceRegistered(device_id=message.device_id)]
+        elif isinstance(message, RefusedReply):
+            return self._refused(message)
+        elif isinstance(message, Failure) and message.run_id == self._config.run_id:
+            self._failures.say(f"device {message.device_id}", self._clock(), f"{message.reason}: {message.detail}")
+            return [DeviceFailed(key=_key(message), reason=message.reason, detail=message.detail)]
+        elif isinstance(message, Update):
+            return self._announce(state, message)
+        return []
+
+    def _announce(self, state: RunState, update: Update) -> list[Event]:
+        key = _key(update)
+        if update.run_id != self._config.run_id:
+            detail = f"update is of run {update.run_id[:64]!r}, this is {self._config.run_id!r}"
+            self._answer(update, detail)
+            return []
+        if open_participant(state, key) is not None:
+            self._announced[update.device_id] = update
+        return [UpdateAnnounced(key=key)]
+
+    def _refused(self, reply: RefusedReply) -> list[Event]:
+        """A reply that cannot be read is one that cannot be used: it costs its assignment, and is not waited for."""
+        if reply.run_id != self._config.run_id:
+            return []
+        key = _key(reply)
+        if reply.kind == "failure":
+            return [DeviceFailed(key=key, reason=FailureReason.INTERNAL, detail=reply.why)]
+        reason = FailureReason.DIVERGED if reply.has_diverged else None
+        return [UpdateRejected(key=key, detail=reply.why, reason=reason)]
+
+    def _answer(self, update: Update, detail: str) -> None:
+        verdict = Verdict(
+            run_id=update.run_id,
+            device_id=update.device_id,
+            round_number=update.round_number,
+            attempt=update.attempt,
+            accepted=False,
+            detail=detail,
+        )
+        self._mailroom.to(update.device_id, verdict)
+
+    def _take_arrived(self, state: RunState) -> list[Event]:
+        arrived, self._arrived = self._arrived, []
+        return [self._decide(state, update, content) for update, content in arrived]
+
+    def _decide(self, state: RunState, update: Update, content: bytes | str) -> Event:
+        """Store an update that came whole and right: the row on disk comes before the verdict."""
+        key = _key(update)
+        participant = open_participant(state, key)
+        if participant is None:
+            return UpdateAnnounced(key=key)  # too late by now: the state machine knows the answer
+        if isinstance(content, str):
+            return UpdateRejected(key=key, detail=content)
+        try:
+            payload = self._assigner.read_update(content, key)
+            check_bounds(self._run.manifest, payload.adapter)
+        except WireError as error:
+            return UpdateRejected(key=key, detail=str(error)[:MAX_DETAIL])
+        except AggregationError as error:
+            return UpdateRejected(key=key, detail=str(error)[:MAX_DETAIL], reason=FailureReason.DIVERGED)
+        self._ledger.accept_update(key, self._weighed(key, update), content)
+        return UpdateStored(key=key)
+
+    def _weighed(self, key: UpdateKey, update: Update) -> Update:
+        """The update, with no more examples than its device had registered when the assignment went out."""
+        work = self._assigner.work(key)
+        known = None if work is None else work.most_examples
+        most = self.most_examples(key.device_id) if known is None else known
+        if most is None or update.num_examples <= most:
+            return update
+        said, device_id = update.num_examples, key.device_id
+        logger.warning("device %s says %d examples, but registered %d: it counts with these", device_id, said, most)
+        return msgspec.structs.replace(update, num_examples=most)
+
+
+def _key(message: Update | Failure | RefusedReply) -> UpdateKey:
+    return UpdateKey(round_number=message.round_number, device_id=message.device_id, attempt=message.attempt)

@@ -1,0 +1,201 @@
+"""The coordinator's post: messages out, messages in, blobs both ways; what comes in is checked here or refused."""
+
+from __future__ import annotations
+
+import enum
+import logging
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from broker_server.serving.coordinator.buckets import Allowance, Bucket
+from broker_server.serving.coordinator.registry import LETTERS, Registry
+from edge_runtime.errors import MessageError
+from edge_runtime.link.complaints import Complaints
+from edge_runtime.link.mqtt import MqttLink
+from edge_runtime.link.transfers import WINDOW, Transfers
+from edge_runtime.wire import topics
+from edge_runtime.wire.messages import (
+    AnyMessage,
+    BlobRef,
+    Chunk,
+    ChunkRequest,
+    Failure,
+    Presence,
+    Register,
+    Status,
+    Update,
+    decode_message,
+    encode_message,
+    kind_of,
+)
+from edge_runtime.wire.replies import RefusedReply, refused_reply
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_S: Final = 15.0
+"""How often a device says that it is there."""
+SILENCE_S: Final = 3 * HEARTBEAT_S
+"""A device that said nothing for this long counts as offline, also when the broker did not publish its will."""
+
+MAX_REGISTRATION_BYTES: Final = 8 * 1024
+"""Largest registration that is read; a device's takes less than 1 KB."""
+HELLOS: Final = Allowance(burst=1000, per_s=50)
+"""Answers to devices that have not registered, all of them together."""
+PULLS_S: Final = 60.0
+"""In a round a device may pull the largest blob :data:`PULLS` times at once, and as often again in this time."""
+PULLS: Final = 4
+
+
+class Other(enum.Enum):
+    """What came that is no letter."""
+
+    BLOBS = enum.auto()
+    """Chunks, or a request for some: dealt with."""
+    STRANGER = enum.auto()
+    """Something of a device that must register first, and is to be told so."""
+
+
+Letter = Register | Presence | Status | Update | Failure | RefusedReply
+"""What a device may say, beside asking for chunks and sending them."""
+
+
+_REGISTER: Final = Register.__name__.lower()
+_ABOUT_BLOBS: Final = (Chunk.__name__.lower(), ChunkRequest.__name__.lower())
+
+
+class Mailroom:
+    """Sends and receives for one fleet. Belongs to the thread of the event loop.
+
+    Letters wait for :meth:`post`, so that none tells of what is not on disk yet; chunks and requests for them do not.
+    """
+
+    def __init__(self, fleet: str, link: MqttLink, clock: Callable[[], float], *, max_devices: int) -> None:
+        self._fleet = fleet
+        self._link = link
+        self._clock = clock
+        self._transfers = Transfers(self._send, clock)
+        self._letters: list[tuple[str, bytes]] = []
+        self._hellos = Bucket()
+        self._num_chunks: dict[str, int] = {}
+        """Of the blobs that are offered, by digest."""
+        self.complaints = Complaints(logger)
+        self.registry = Registry(SILENCE_S, max_devices)
+        self.num_refused = 0
+        """Payloads that were no message of the protocol, or came from the wrong sender."""
+
+    def to(self, device_id: str, message: AnyMessage) -> None:
+        """Write a message to one device; lost without a connection, since the protocol repeats itself."""
+        self._letters.append((topics.down(self._fleet, device_id, kind_of(message)), encode_message(message)))
+
+    def to_all(self, message: AnyMessage) -> None:
+        """Write a message to every device."""
+        self._letters.append((topics.to_all(self._fleet, kind_of(message)), encode_message(message)))
+
+    def post(self) -> None:
+        """Publish what was written."""
+        letters, self._letters = self._letters, []
+        for topic, payload in letters:
+            self._link.publish(topic, payload)
+
+    def open(self, topic: str, payload: bytes) -> tuple[str, Letter | Other] | None:
+        """Sender of a payload, and its message or what else it is; None if it was refused.
+
+        Of a refused reply to an assignment, what assignment it answers and why it was refused.
+        """
+        try:
+            device_id = topics.sender(topic)
+        except MessageError as error:
+            self._refuse(topic, str(error))
+            return None
+        kind = topic.rpartition("/")[2]
+        if not self.registry.knows(device_id) and kind != _REGISTER:
+            return (device_id, Other.STRANGER) if self._hellos.take(HELLOS, self._clock()) else None
+        if not self._may_write(device_id, kind, len(payload)):
+            return None
+        try:
+            message = decode_message(payload)
+            if getattr(message, "device_id", device_id) != device_id or kind_of(message) != kind:
+                msg = f"a {kind_of(message)} of {getattr(message, 'device_id', device_id)!r} does not belong on {topic}"
+                raise MessageError(msg)  # noqa: TRY301 - refused like the others
+        except MessageError as error:
+            self._refuse(topic, str(error))
+            reply = refused_reply(payload, str(error))
+            return None if reply is None or reply.device_id != device_id else (reply.device_id, reply)
+        if isinstance(message, Letter):
+            return device_id, message
+        self._take(device_id, topic, message)
+        return device_id, Other.BLOBS
+
+    def _may_write(self, device_id: str, kind: str, num_bytes: int) -> bool:
+        """Whether a payload is read at all."""
+        now = self._clock()
+        if kind == _REGISTER and num_bytes > MAX_REGISTRATION_BYTES:
+            text = f"its registration of {num_bytes} bytes is not read: at most {MAX_REGISTRATION_BYTES} are"
+            self.complaints.say(f"device {device_id}", now, text)
+            return False
+        if kind in _ABOUT_BLOBS or not self.registry.knows(device_id) or self.registry.may_write(device_id, now):
+            return True
+        text = f"it sends more than {LETTERS.per_s:g} messages a second: those beyond are not read"
+        self.complaints.say(f"device {device_id}", now, text)
+        return False
+
+    def _take(self, device_id: str, topic: str, message: AnyMessage) -> None:
+        now = self._clock()
+        self.registry.heard(device_id, now)
+        if isinstance(message, ChunkRequest):
+            most = max(self._num_chunks.values(), default=0)
+            allowance = Allowance(burst=PULLS * most + WINDOW, per_s=PULLS * most / PULLS_S)
+            wanted = tuple(dict.fromkeys(message.missing))[:WINDOW]
+            if not self.registry.may_pull(device_id, len(wanted), allowance, now):
+                self.complaints.say(
+                    f"device {device_id}", now, "it asks for the same chunks again and again: it waits for them"
+                )
+                return
+            message = msgspec.structs.replace(message, missing=wanted)
+        if not self._transfers.handle(device_id, message):
+            self._refuse(topic, f"a device does not send {kind_of(message)}")
+
+    def offer(self, ref: BlobRef, blob: bytes) -> None:
+        """Let devices pull a blob."""
+        self._num_chunks[ref.digest] = ref.num_chunks
+        self._transfers.offer(ref.digest, lambda: blob, chunk_bytes=ref.chunk_bytes)
+
+    def withdraw(self, digest: str) -> None:
+        """Let nobody pull a blob any more."""
+        self._num_chunks.pop(digest, None)
+        self._transfers.withdraw(digest)
+        if not self._num_chunks:
+            self.registry.renew_pulls()  # a round is over: the next one has blobs of its own
+
+    def pull(
+        self, ref: BlobRef, device_id: str, on_complete: Callable[[bytes], None], on_failed: Callable[[str], None]
+    ) -> None:
+        """Pull a blob from a device; both callbacks come out of :meth:`open`."""
+        self._transfers.expect(ref, device_id, on_complete, on_failed)
+
+    def is_pulling(self, ref: BlobRef, device_id: str) -> bool:
+        """Whether a blob is on its way, or waits for its turn."""
+        return self._transfers.is_expected(ref.digest, device_id)
+
+    def stop_pulling(self, ref: BlobRef, device_id: str) -> None:
+        """Give up a blob."""
+        self._transfers.cancel(ref.digest, device_id)
+
+    def reconnected(self) -> None:
+        """Ask again for what is missing, and forgive silence that was on this side."""
+        self.registry.excuse(self._clock())
+        self._transfers.ask_again()
+
+    def tick(self) -> None:
+        """Repeat requests that were not answered."""
+        self._transfers.tick()
+
+    def _send(self, device_id: str, message: AnyMessage) -> None:
+        self._link.publish(topics.down(self._fleet, device_id, kind_of(message)), encode_message(message))
+
+    def _refuse(self, topic: str, why: str) -> None:
+        self.num_refused += 1
+        if self.num_refused & (self.num_refused - 1) == 0:  # 1, 2, 4, 8, ...: a flood must not fill the log
+            logger.warning("refused a payload on %r (%d so far): %s", topic, self.num_refused, why)

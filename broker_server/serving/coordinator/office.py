@@ -1,0 +1,250 @@
+"""What the state machine commands, done: assignments, verdicts, aggregation, evaluation, records."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+
+from broker_server.errors import StoreError, TrainingDivergedError
+from broker_server.methods.aggregation import Aggregated
+from broker_server.methods.rounds.types import (
+    Aggregate,
+    AggregationDone,
+    AnswerOldUpdate,
+    ArmsChosen,
+    ChooseArmAgain,
+    ChooseArms,
+    Command,
+    Evaluate,
+    EvaluationDone,
+    Event,
+    FinishRound,
+    PullUpdate,
+    RunState,
+    SendAssignment,
+    SendCancel,
+    SendVerdict,
+    UpdateKey,
+)
+from broker_server.serving.coordinator.background import Background
+from broker_server.serving.coordinator.combining import Knowledge, combine_round, forget_round
+from broker_server.serving.coordinator.dealer import Dealer
+from broker_server.serving.coordinator.intake import Intake
+from broker_server.serving.coordinator.ledger import Ledger, Made, Quality
+from broker_server.serving.coordinator.mailroom import Mailroom
+from broker_server.serving.coordinator.parts import Run
+from broker_server.serving.evaluation.held_out import finite
+from broker_server.serving.storage.records import EvaluationRecord, FileDigests, KeptRecord
+from broker_server.serving.storage.rows import Learnt
+from broker_server.serving.storage.store import Store
+from edge_runtime.formats.plan import Plan
+from edge_runtime.wire.messages import Cancel, Verdict
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Done:
+    """What a background job brings back."""
+
+    event: AggregationDone | EvaluationDone
+    knowledge: Knowledge | None = None
+    quality: Quality | None = None
+
+
+class Office:
+    """The way out. Belongs to the thread of the event loop; long work goes to the background."""
+
+    def __init__(self, run: Run, store: Store, ledger: Ledger, mailroom: Mailroom, intake: Intake) -> None:
+        self._run = run
+        self._store = store
+        self._ledger = ledger
+        self._mailroom = mailroom
+        self._intake = intake
+        self._background: Background[_Done] = Background()
+        self._dealer = Dealer(run, ledger, store.load_refusers())
+        state = run.adapters.read(ledger.last_finished or 0)
+        self._knowledge = Knowledge(state=state, importance=run.importance, deltas={})
+        self._quality = Quality()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a background job is under way."""
+        return self._background.is_busy
+
+    def take_learnt(self) -> Learnt | None:
+        """All that the scheduler knows, where that changed since the last call; else None. It is to be written now."""
+        if not self._dealer.has_news:
+            return None
+        self._dealer.has_news = False
+        return Learnt(scheduler=self._run.scheduler.name, state=self._run.scheduler.state())
+
+    def execute(self, state: RunState, command: Command) -> list[Event]:
+        """Do what a command says; the answers that are known at once."""
+        match command:
+            case ChooseArms(round_number=round_number, device_ids=device_ids):
+                return [ArmsChosen(round_number=round_number, arms=self._dealer.choose(round_number, device_ids))]
+            case ChooseArmAgain(round_number=round_number, device_id=device_id):
+                arm = self._dealer.choose_again(round_number, state.participants[device_id])
+                return [ArmsChosen(round_number=round_number, arms={device_id: arm})]
+            case PullUpdate(key=key):
+                return self._intake.pull(state, key)
+            case Aggregate():
+                self._aggregate(state, command)
+            case Evaluate():
+                return self._evaluate(command)
+            case FinishRound():
+                self._finish_round(command)
+            case _:
+                self._send(command)
+        return []
+
+    def poll(self) -> list[Event]:
+        """The answer of a background job that has just finished; raises what it raised."""
+        try:
+            done = self._background.poll()
+        except TrainingDivergedError as error:
+            forget_round(self._run, self._store, error.round_number or 0)
+            raise
+        if done is None:
+            return []
+        if done.knowledge is not None:
+            self._knowledge = done.knowledge
+            if done.knowledge.discarded:
+                self._ledger.updates_discarded(done.event.round_number, done.knowledge.discarded)
+            self._run.assigner.use(done.knowledge.importance)
+        if done.quality is not None:
+            self._quality = done.quality
+        return [done.event]
+
+    # ---- to devices --------------------------------------------------------------------------------------------------
+
+    def _send(self, command: Command) -> None:
+        match command:
+            case SendAssignment():
+                self._assign(command)
+            case SendVerdict(key=key, accepted=accepted, detail=detail):
+                self._intake.forget(key)
+                self._verdict(key, accepted=accepted, detail=detail)
+            case AnswerOldUpdate(key=key):
+                accepted = self._store.is_accepted(key)
+                self._verdict(key, accepted=accepted, detail="" if accepted else f"round {key.round_number} is over")
+            case SendCancel(key=key, detail=detail):
+                self._intake.forget(key)
+                cancel = Cancel(
+                    run_id=self._run.config.run_id,
+                    device_id=key.device_id,
+                    round_number=key.round_number,
+                    attempt=key.attempt,
+                    detail=detail,
+                )
+                self._mailroom.to(key.device_id, cancel)
+            case _:
+                msg = f"no way to execute {command}"
+                raise TypeError(msg)
+
+    def _verdict(self, key: UpdateKey, *, accepted: bool, detail: str) -> None:
+        verdict = Verdict(
+            run_id=self._run.config.run_id,
+            device_id=key.device_id,
+            round_number=key.round_number,
+            attempt=key.attempt,
+            accepted=accepted,
+            detail=detail,
+        )
+        self._mailroom.to(key.device_id, verdict)
+
+    def _assign(self, command: SendAssignment) -> None:
+        """Send an assignment; what it asks for is on disk first, so that its update can be read after a restart."""
+        assigner, key = self._run.assigner, command.key
+        at_once = self._dealer.plays_at_once(key.device_id)
+        is_known = assigner.work(key) is not None
+        work, ref, blob = assigner.assign(command, self._knowledge.state, at_once=at_once)
+        if not is_known:
+            work = assigner.sent(key, self._ledger.assigned(key), self._intake.most_examples(key.device_id))
+            self._store.save_work(key, work)
+        self._mailroom.offer(ref, blob)
+        self._mailroom.to(key.device_id, assigner.message(command, work, ref))
+
+    # ---- rounds ------------------------------------------------------------------------------------------------------
+
+    def _aggregate(self, state: RunState, command: Aggregate) -> None:
+        participants = (state.participants[key.device_id] for key in command.keys)
+        accepted = [update for p in participants if (update := self._ledger.accepted(p)) is not None]
+        if len(accepted) != len(command.keys):
+            msg = f"round {command.round_number}: {len(command.keys)} updates count, {len(accepted)} are on disk"
+            raise StoreError(msg, round_number=command.round_number)
+        before = self._knowledge
+
+        def job() -> _Done:
+            knowledge = combine_round(self._run, self._store, command.round_number, before, accepted)
+            event = AggregationDone(round_number=command.round_number, discarded=knowledge.discarded)
+            return _Done(event=event, knowledge=knowledge)
+
+        self._background.start(job)
+
+    def _evaluate(self, command: Evaluate) -> list[Event]:
+        self._quality = Quality()
+        held_out, event = self._run.held_out, EvaluationDone(round_number=command.round_number)
+        if held_out is None:
+            return [event]
+        config, adapters, state = self._run.config, self._run.adapters, self._knowledge.state
+        manifest = self._run.manifest
+        sub_model = None
+        if config.sparsity is not None and (command.is_last or config.eval_sparse):
+            sub_model = self._run.assigner.plan(config.sparsity)
+
+        def measure(measured: Aggregated, plan: Plan | None) -> EvaluationRecord:
+            return held_out.evaluate(
+                measured,
+                adapters.rank,
+                adapters.lora_scaling,
+                use_all=command.is_last,
+                num_threads=config.num_threads,
+                plan=plan,
+            )
+
+        def job() -> _Done:
+            full = finite(command.round_number, measure(state, None))
+            sparse = None if sub_model is None else _known(command.round_number, measure(state, sub_model))
+            kept, best = None, self._ledger.best_round(command.round_number, full, manifest.task)
+            if command.is_last and config.keep == "best" and best != command.round_number:
+                state_of_best = adapters.keep(best)
+                sparse_of_best = None if sub_model is None else _known(best, measure(state_of_best, sub_model))
+                whole = measure(state_of_best, None)
+                kept = KeptRecord(round_number=best, evaluation=whole.best_known, sparse=sparse_of_best)
+            return _Done(event=event, quality=Quality(full=full, sparse=sparse, kept=kept))
+
+        self._background.start(job)
+        return []
+
+    def _finish_round(self, command: FinishRound) -> None:
+        number = command.round_number
+        devices, emulated_s = self._dealer.finish(number, command.participants, self._knowledge.deltas)
+        self._ledger.finish_round(
+            number,
+            devices,
+            self._quality,
+            self.take_learnt(),
+            Made(
+                files=FileDigests(
+                    adapter=self._run.adapters.digest(number), importance=self._run.importance_files.digest
+                ),
+                discarded=self._knowledge.discarded,
+                is_unchanged=self._knowledge.is_unchanged,
+            ),
+            emulated_s=emulated_s,
+            is_deploy=number > 0 and self._dealer.is_deploy(number),
+        )
+        for digest in self._run.assigner.clear():
+            self._mailroom.withdraw(digest)
+
+
+def _known(round_number: int, sparse: EvaluationRecord) -> EvaluationRecord | None:
+    """Quality of a sub-model; None where its loss is not finite."""
+    loss = sparse.best_known.loss
+    if math.isfinite(loss):
+        return sparse
+    logger.warning("round %d: the sub-model's loss is %s: not kept", round_number, loss)
+    return None

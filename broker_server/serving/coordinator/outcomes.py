@@ -1,0 +1,83 @@
+"""From what happened in a round to its record, and to what the scheduler learns from."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from broker_server.methods.rounds.types import Outcome, Participant
+from broker_server.methods.scheduler import ArmOutcome
+from broker_server.serving.storage.records import DeviceRecord
+from edge_runtime.wire.messages import Arm, Update
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What the coordinator itself knows of an assignment."""
+
+    arm: Arm
+    """That was really played, after the ramp; of a refused assignment, that of its first step."""
+    sparsity: float
+    """Measured fraction of the prunable weights that the plan of the update removes, [0, 1)."""
+    num_steps: int
+    completion_s: float | None = None
+    """From assignment to stored update; emulated where the fleet is. None = not known."""
+    device_class: str | None = None
+    emulated_s: float | None = None
+    """On the virtual clock, at most the deadline; None = nothing is emulated, or nothing was trained."""
+    adapter_delta: float | None = None
+    """Frobenius norm of the change of B A."""
+
+
+def device_record(participant: Participant, facts: Facts, update: Update | None) -> DeviceRecord:
+    """One device's part in a round; ``update`` is the accepted one, or None."""
+    measured = None if update is None else update.measurements
+    local = None if update is None else update.evaluation
+    return DeviceRecord(
+        device_id=participant.device_id,
+        attempt=participant.attempt,
+        pruning_ratio=participant.arm.pruning_ratio,
+        rank=participant.arm.rank,
+        sparsity=facts.sparsity,
+        outcome=(participant.outcome or Outcome.FAILED).value,
+        detail=participant.detail,
+        num_examples=None if update is None else update.num_examples,
+        train_loss=None if update is None else _finite(update.train_loss),
+        train_s=None if measured is None else _finite(measured.train_s),
+        step_s_p50=None if measured is None else _finite(measured.step_s_p50),
+        step_s_p95=None if measured is None else _finite(measured.step_s_p95),
+        peak_rss_bytes=None if measured is None else measured.peak_rss_bytes,
+        bytes_up=None if measured is None else measured.bytes_up,
+        bytes_down=None if measured is None else measured.bytes_down,
+        local_accuracy_before=None if local is None else _finite(local.accuracy_before),
+        local_accuracy_after=None if local is None else _finite(local.accuracy_after),
+        reason=None if participant.reason is None else participant.reason.value,
+        num_steps=facts.num_steps,
+        completion_s=facts.completion_s,
+        device_class=facts.device_class,
+        emulated_s=facts.emulated_s,
+        adapter_delta=facts.adapter_delta,
+    )
+
+
+def arm_outcome(round_number: int, participant: Participant, facts: Facts, update: Update | None) -> ArmOutcome:
+    """What a scheduler observes of one assignment."""
+    return ArmOutcome(
+        round_number=round_number,
+        device_id=participant.device_id,
+        arm=facts.arm,
+        sparsity=facts.sparsity,
+        outcome=participant.outcome or Outcome.FAILED,
+        reason=participant.reason,
+        num_examples=None if update is None else update.num_examples,
+        train_loss=None if update is None else _finite(update.train_loss),
+        measurements=None if update is None else update.measurements,
+        evaluation=None if update is None else update.evaluation,
+        completion_s=facts.completion_s,
+        adapter_delta=facts.adapter_delta,
+        num_local_steps=facts.num_steps,
+    )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -1,0 +1,162 @@
+"""What a coordinator works with, opened from the run directory or made for it the first time."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+
+from broker_server.config import CoordinatorConfig
+from broker_server.emulation.clock import VirtualClock
+from broker_server.emulation.context import scheduler_context
+from broker_server.emulation.fleet import load_fleet
+from broker_server.emulation.step_times import STEP_TIMES_FILE, read_step_times
+from broker_server.errors import StoreError
+from broker_server.methods.aggregation import Aggregated, Aggregation, make_aggregation
+from broker_server.methods.pruning.files import ImportanceFiles
+from broker_server.methods.pruning.scores import Scores, check_scorable
+from broker_server.methods.rounds.types import UpdateKey
+from broker_server.methods.scheduler import GuardedScheduler, make_scheduler
+from broker_server.serving.coordinator.assignments import Assigner
+from broker_server.serving.evaluation.held_out import HeldOut
+from broker_server.serving.storage.adapters import GlobalAdapters, peft_directory
+from broker_server.serving.storage.peft_folder import PeftFolder, base_model
+from broker_server.serving.storage.store import Store
+from edge_runtime.engine.artifact import Artifact
+from edge_runtime.formats.adapter import initial
+from edge_runtime.formats.manifest import Manifest
+
+ARTIFACTS_FOLDER = "artifacts"
+
+INITIAL_ADAPTER, ARMS, AGGREGATION = range(3)
+"""What a generator is for: with the run's seed and a round it gives the same numbers after a restart."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """The parts of a run that are the same from its beginning to its end."""
+
+    config: CoordinatorConfig
+    manifest: Manifest
+    adapters: GlobalAdapters
+    assigner: Assigner
+    scheduler: GuardedScheduler
+    aggregation: Aggregation
+    importance_files: ImportanceFiles
+    importance: Scores
+    """After the last finished round."""
+    held_out: HeldOut | None
+    """None: no held-out file was given, nothing is evaluated."""
+    clock: VirtualClock | None = None
+    """Of an emulated fleet; None: time is what it is."""
+
+    @property
+    def deadline_s(self) -> float:
+        """Longest time of a round on the virtual clock, emulated; infinite where there is none."""
+        return math.inf if self.clock is None else self.clock.deadline_s
+
+    def emulated_s(self, key: UpdateKey, bytes_up: int) -> float | None:
+        """Emulated seconds from an assignment to its update of ``bytes_up``; None where nothing is emulated."""
+        work = self.assigner.work(key)
+        if self.clock is None or work is None:
+            return None
+        return self.clock.completion_s(
+            key, work.rank, work.segments, work.num_local_steps, bytes_down=work.bytes_down, bytes_up=bytes_up
+        )
+
+    def generator(self, purpose: int, round_number: int) -> np.random.Generator:
+        """The generator for a purpose in a round."""
+        return np.random.default_rng((self.config.seed, purpose, round_number))
+
+
+def open_run(run_dir: Path, config: CoordinatorConfig, store: Store) -> Run:
+    """Open artifact, importance, adapters and held-out examples; make what is not there yet.
+
+    Raises:
+        EngineError: the artifact or the held-out file cannot be used.
+        ConfigError: an unknown scheduler or aggregation, or a fleet's file that cannot be used.
+        PlanError: the plan policy leaves no layer to prune.
+        StoreError: a file of the run cannot be used.
+        DiskFullError: there is no space.
+    """
+    aggregation = make_aggregation(config.aggregation)
+    artifact = Artifact.open(run_dir / ARTIFACTS_FOLDER / config.artifact_digest)
+    if artifact.digest != config.artifact_digest:
+        msg = f"artifact {artifact.directory} has digest {artifact.digest[:12]}..., the run is of another: put it back"
+        raise StoreError(msg, digest=artifact.digest)
+    manifest, clock = artifact.manifest, open_clock(run_dir, config)
+    check_scorable(manifest, config.pruning)
+    records, opened = store.load_round_records(), store.load_open_round()
+    written = {record.round_number: record.files for record in records}
+    base = base_model(run_dir, config.base_model)
+    adapters = GlobalAdapters(
+        run_dir,
+        manifest,
+        artifact.digest,
+        rank=config.max_rank,
+        lora_scaling=config.training.lora_scaling,
+        peft_folder=PeftFolder(peft_directory(run_dir), manifest, artifact, base),
+        digests={number: files.adapter for number, files in written.items() if files.adapter},
+    )
+    policy, by_round = config.pruning.policy.resolved(manifest.num_layers), config.pruning.importance == "lora"
+    importance_files = ImportanceFiles(
+        run_dir,
+        artifact,
+        policy,
+        by_round=by_round,
+        digests={number: files.importance for number, files in written.items() if files.importance},
+    )
+    importance = importance_files.open(records[-1].round_number if records else 0)
+    works = {} if opened is None else store.load_works(opened.round_number)
+    run = Run(
+        config=config,
+        manifest=manifest,
+        adapters=adapters,
+        assigner=Assigner(config, manifest, importance, aggregation, works=works),
+        scheduler=_open_scheduler(config, manifest, clock, store),
+        aggregation=aggregation,
+        importance_files=importance_files,
+        importance=importance,
+        held_out=_open_held_out(run_dir, config, artifact),
+        clock=clock,
+    )
+    if not adapters.exists(0):
+        rng = run.generator(INITIAL_ADAPTER, 0)
+        adapters.write(0, Aggregated(adapter=initial(manifest, artifact.initial(), config.max_rank, rng)))
+    return run
+
+
+def _open_scheduler(
+    config: CoordinatorConfig, manifest: Manifest, clock: VirtualClock | None, store: Store
+) -> GuardedScheduler:
+    context = scheduler_context(config, manifest, clock)
+    return GuardedScheduler(
+        lambda: make_scheduler(config.scheduler, config.arms, context), store.load_scheduler(config.scheduler)
+    )
+
+
+def _open_held_out(run_dir: Path, config: CoordinatorConfig, artifact: Artifact) -> HeldOut | None:
+    if config.test_file is None:
+        return None
+    return HeldOut(
+        artifact,
+        run_dir / config.test_file,
+        max_length=config.training.max_length,
+        num_examples=config.num_evaluation_examples,
+        batch_size=config.training.batch_size,
+        seed=config.seed,
+    )
+
+
+def open_clock(run_dir: Path, config: CoordinatorConfig) -> VirtualClock | None:
+    """The virtual clock of a run whose fleet is emulated.
+
+    Raises:
+        ConfigError: the fleet's file or the step times beside it cannot be used.
+    """
+    if config.emulation_file is None:
+        return None
+    fleet = load_fleet(run_dir / config.emulation_file)
+    return VirtualClock(fleet, read_step_times(run_dir / STEP_TIMES_FILE), config.seed)

@@ -1,0 +1,72 @@
+"""For whom a round waits, and for how long: said in the log, so that no pause is a riddle."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Final
+
+from broker_server.methods.rounds.types import (
+    DeviceOffline,
+    DeviceRegistered,
+    Event,
+    Outcome,
+    Participant,
+    Phase,
+    RunState,
+    Tick,
+)
+
+logger = logging.getLogger(__name__)
+
+MAX_NAMES: Final = 8
+"""Devices that a line names; of more, it says how many."""
+
+
+def say_at_start(state: RunState) -> None:
+    """Say for whom a round that had begun waits after a restart of the coordinator."""
+    awaited = _awaited(state)
+    if state.phase is Phase.COLLECTING and awaited:
+        logger.info(
+            "round %d waits for %s to register: %g s at most, and %g s once a device that stayed is back",
+            state.round_number,
+            _names(awaited),
+            state.limits.registration_timeout_s,
+            state.limits.rejoin_s,
+        )
+
+
+def say(event: Event, before: RunState, after: RunState) -> None:
+    """Say for whom a round begins to wait, or waits no more, because of an event."""
+    if after.participants is before.participants:
+        return
+    match event:
+        case DeviceOffline(device_id=device_id, detail=detail):
+            rejoin_s = after.limits.rejoin_s
+            logger.info("round %d waits %g s for %s: %s", after.round_number, rejoin_s, device_id, detail)
+        case DeviceRegistered(device_id=device_id) if before.is_regathering and not after.is_regathering:
+            if awaited := _awaited(after):
+                names, rejoin_s = _names(awaited), after.limits.rejoin_s
+                logger.info(
+                    "round %d: %s is back, %g s are left for %s", after.round_number, device_id, rejoin_s, names
+                )
+        case Tick():
+            lost = [
+                p
+                for device_id, p in after.participants.items()
+                if p.outcome is Outcome.LOST and before.participants[device_id].outcome is None
+            ]
+            if lost:
+                logger.warning("round %d goes on without %s: no word of them in time", after.round_number, _names(lost))
+        case _:
+            return
+
+
+def _awaited(state: RunState) -> list[Participant]:
+    return [p for p in state.participants.values() if p.is_open and p.lost_at is not None]
+
+
+def _names(participants: Iterable[Participant]) -> str:
+    names = sorted(participant.device_id for participant in participants)
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more

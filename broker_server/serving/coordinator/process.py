@@ -1,0 +1,262 @@
+"""The coordinator process: one event loop around the state machine of :mod:`broker_server.methods.rounds.machine`.
+
+    devices ──MQTT──> Intake ──> events ──> machine.advance ──> commands ──> Office ──MQTT──> devices
+                                   ^               │                            │
+                                   │          Ledger (disk)                     v
+                                   └───────────────────── answers ── aggregation, evaluation (a thread beside)
+
+One event after the other, in one thread. What steps changed is made durable for several of them at once, when nothing
+more is waiting or :data:`GROUP_S` have passed; what they say to devices and people leaves after that.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+import os
+import queue
+import random
+import secrets
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from broker_server.config import CoordinatorConfig
+from broker_server.errors import DevicesTooSmallError, RunFailedError
+from broker_server.methods.rounds import machine
+from broker_server.methods.rounds.types import (
+    Aggregate,
+    Command,
+    DeviceRegistered,
+    Evaluate,
+    Event,
+    FailRun,
+    FinishRun,
+    RoundLimits,
+    RunState,
+    Tick,
+)
+from broker_server.serving.coordinator import patience
+from broker_server.serving.coordinator.intake import Intake
+from broker_server.serving.coordinator.ledger import Ledger
+from broker_server.serving.coordinator.mailroom import Mailroom
+from broker_server.serving.coordinator.office import Office
+from broker_server.serving.coordinator.parts import Run, open_run
+from broker_server.serving.services.fleets import Claimant
+from broker_server.serving.storage import run_lock
+from broker_server.serving.storage.beginning import check_not_lost, check_same_run
+from broker_server.serving.storage.events import EventLog
+from broker_server.serving.storage.store import Store
+from edge_runtime.bounds import limits
+from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress, TlsFiles
+from edge_runtime.link.mqtt import Connected, Disconnected, MqttLink, Received
+from edge_runtime.system.files import PRIVATE_FILE, keep_private
+from edge_runtime.wire import topics
+from edge_runtime.wire.messages import FailureReason, Finished, encode_message, kind_of
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE: Final = "config.toml"
+EVENTS_FILE: Final = "events.jsonl"
+TICK_S: Final = 0.25
+"""Longest pause between two looks at the clock."""
+BUSY_TICK_S: Final = 0.02
+"""The same while a background job is under way."""
+STALL_S: Final = 2.0
+"""Between two looks at the clock; after more, what devices said meanwhile is yet to be read."""
+GROUP_S: Final = 0.1
+"""How long what happened may wait to be made durable together with what happens next."""
+LINGER_S: Final = 3.0
+"""How long a finished run waits for devices to say good-bye."""
+
+
+def run_coordinator(run_dir: Path) -> None:
+    """Coordinate the run in ``run_dir`` (see docs/architecture.md) until its last round, from wherever it stands.
+
+    Raises:
+        ConfigError: ``config.toml`` cannot be used.
+        StateInUseError: another coordinator holds the directory.
+        StoreError: the state on disk cannot be used, is lost, or is of another run.
+        EngineError: artifact or held-out file cannot be used.
+        BrokerUnreachableError: no broker at the start; a connection lost later is tried again for ever.
+        BrokerRefusedError: the broker says no.
+        FleetInUseError: another coordinator has the fleet.
+        DiskFullError: there is no space; nothing that was accepted is lost.
+        RunFailedError: no device, or rounds without any update.
+        DevicesTooSmallError: the same, because no device had the memory for any arm.
+    """
+    config = CoordinatorConfig.load(run_dir / CONFIG_FILE)
+    if BrokerAddress.parse(config.broker_url).password is not None:
+        keep_private(run_dir / CONFIG_FILE, PRIVATE_FILE)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(run_lock.hold(run_dir))
+        check_not_lost(run_dir)
+        store = stack.enter_context(contextlib.closing(Store.open(run_dir)))
+        check_same_run(run_dir, store, identity_of(config))
+        events = stack.enter_context(contextlib.closing(EventLog(run_dir / EVENTS_FILE)))
+        Coordinator(open_run(run_dir, config, store), store, events).run()
+
+
+def identity_of(config: CoordinatorConfig) -> dict[str, str]:
+    """What may not change within a run."""
+    return {"run_id": config.run_id, "seed": str(config.seed), "artifact_digest": config.artifact_digest}
+
+
+def unix_now() -> float:
+    """Seconds since 1970, UTC."""
+    return datetime.now(UTC).timestamp()
+
+
+class Coordinator:
+    """One process's part of a run."""
+
+    def __init__(
+        self,
+        run: Run,
+        store: Store,
+        events: EventLog,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = unix_now,
+    ) -> None:
+        self._config = run.config
+        self._clock = clock
+        self._session_id = secrets.token_hex(8)
+        self._claimant = Claimant(run.config.fleet, run.config.run_id, self._session_id)
+        self._link = _link(run.config, self._session_id, self._claimant)
+        self._mailroom = Mailroom(run.config.fleet, self._link, clock, max_devices=run.config.max_devices)
+        self._ledger = Ledger(store, events, clock=clock, wall_clock=wall_clock, max_devices=run.config.max_devices)
+        self._intake = Intake(run, self._mailroom, self._ledger, session_id=self._session_id, clock=clock)
+        self._office = Office(run, store, self._ledger, self._mailroom, self._intake)
+        self._pending: collections.deque[Event] = collections.deque()
+        self._settled_at = clock()
+        self._is_connected = True
+        self._leave_at: float | None = None
+        """When a finished run stops waiting for good-byes."""
+
+    def run(self) -> None:
+        """Until the run is finished. See :func:`run_coordinator`."""
+        self._link.connect()
+        try:
+            self._claimant.take()
+            self._loop(*self._begin())
+        finally:
+            finished = None if self._leave_at is None else self._finished()
+            self._link.close(finished)
+
+    def _begin(self) -> tuple[RunState, tuple[Command, ...]]:
+        config, now, finished = self._config, self._clock(), self._ledger.last_finished
+        self._ledger.run_started(config.run_id, config.training.num_rounds)
+        round_limits = RoundLimits(
+            num_rounds=config.training.num_rounds,
+            num_devices=config.num_devices,
+            round_deadline_s=config.round_deadline_s,
+            registration_timeout_s=config.registration_timeout_s,
+            rejoin_s=config.rejoin_s,
+        )
+        if finished is None:
+            return machine.start(round_limits, now)
+        participants, num_used = self._ledger.resume_round(), self._ledger.num_used_rounds
+        state, commands = machine.resume(round_limits, now, finished, participants, num_used_rounds=num_used)
+        patience.say_at_start(state)
+        return state, commands
+
+    def _loop(self, state: RunState, commands: tuple[Command, ...]) -> None:
+        self._ledger.hold()
+        while True:
+            for command in commands:
+                self._execute(state, command)
+            if self._leave_at is not None and self._may_leave(self._leave_at):
+                self._settle()
+                return
+            event = self._next_event(state)
+            if self._leave_at is not None and isinstance(event, DeviceRegistered):
+                self._link.publish(*self._finished())
+            before = state
+            state, commands = machine.advance(before, event)
+            self._ledger.save(before, state, self._office.take_learnt)
+            patience.say(event, before, state)
+
+    def _settle(self) -> None:
+        """Everything so far on disk, then everything that tells of it on its way."""
+        self._ledger.settle()
+        self._mailroom.post()
+        self._settled_at = self._clock()
+
+    def _execute(self, state: RunState, command: Command) -> None:
+        if isinstance(command, Aggregate | Evaluate | FailRun | FinishRun):
+            self._settle()  # they read files, or end the process
+        if isinstance(command, FailRun):
+            is_memory = command.reason is FailureReason.INSUFFICIENT_MEMORY
+            failed = DevicesTooSmallError if is_memory else RunFailedError
+            refused = f"; {self._link.last_refusal}" if self._link.last_refusal else ""
+            msg = f"{command.detail}{refused}"
+            raise failed(msg, round_number=state.round_number)
+        if isinstance(command, FinishRun):
+            self._ledger.run_finished(self._config.run_id)
+            self._settle()
+            self._link.publish(*self._finished())
+            self._leave_at = self._clock() + LINGER_S
+            return
+        self._pending.extend(self._office.execute(state, command))
+
+    def _next_event(self, state: RunState) -> Event:
+        """The next event. Time is looked at only when nothing is pending: what was stored counts before a deadline."""
+        while True:
+            if self._clock() - self._settled_at >= GROUP_S:
+                self._settle()
+            if self._pending:
+                return self._pending.popleft()
+            if (since_s := self._clock() - state.now) >= TICK_S:
+                self._mailroom.tick()
+                is_deaf = not self._is_connected or since_s > STALL_S
+                if is_deaf:
+                    self._mailroom.registry.excuse(self._clock())
+                self._pending.extend(self._intake.take_silent())
+                return Tick(now=self._clock(), is_deaf=is_deaf)
+            with contextlib.suppress(queue.Empty):
+                self._receive(state, BUSY_TICK_S if self._office.is_busy else TICK_S)
+            self._pending.extend(self._office.poll())
+
+    def _receive(self, state: RunState, timeout_s: float) -> None:
+        try:
+            event = self._link.events.get_nowait()
+        except queue.Empty:
+            self._settle()
+            event = self._link.events.get(timeout=timeout_s)
+        match event:
+            case Connected():
+                self._is_connected = True
+                self._mailroom.to_all(self._intake.hello)
+                self._mailroom.reconnected()
+            case Disconnected(reason=reason):
+                self._is_connected = False
+                logger.warning("waiting for the broker to come back (%s)", reason)
+            case Received(topic=topic, payload=payload):
+                self._pending.extend(self._intake.receive(state, topic, payload))
+
+    def _may_leave(self, leave_at: float) -> bool:
+        return self._clock() >= leave_at or not self._mailroom.registry.has_online
+
+    def _finished(self) -> tuple[str, bytes]:
+        message = Finished(run_id=self._config.run_id, detail="all rounds are done")
+        return topics.to_all(self._config.fleet, kind_of(message)), encode_message(message)
+
+
+def _link(config: CoordinatorConfig, session_id: str, claimant: Claimant) -> MqttLink:
+    """The link; under an id of its own, so that it throws nobody out (:mod:`broker_server.serving.services.fleets`)."""
+    files = (config.broker_ca_file, config.broker_cert_file, config.broker_key_file)
+    ca_file, cert_file, key_file = (None if name is None else Path(name) for name in files)
+    return MqttLink(
+        BrokerAddress.parse(config.broker_url).with_password(os.environ.get(PASSWORD_VARIABLE)),
+        client_id=f"fedspine-coordinator:{config.fleet}:{session_id}",
+        subscriptions=topics.coordinator_subscriptions(config.fleet),
+        will=None,
+        max_message_bytes=limits.MAX_MESSAGE_BYTES,
+        tls=TlsFiles(ca_file=ca_file, cert_file=cert_file, key_file=key_file),
+        reflex=claimant.reflex,
+        rng=random.Random(session_id),  # noqa: S311 - jitter
+    )

@@ -1,0 +1,128 @@
+"""Which devices are there: sessions, heartbeats, and what each may still send. Pure; instants are monotonic seconds."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from typing import Final
+
+from broker_server.serving.coordinator.buckets import Allowance, Bucket
+
+LETTERS: Final = Allowance(burst=200, per_s=10)
+"""Messages of one device, beside chunks and requests for them; a device sends about one a second."""
+
+
+LATE_S: Final = 10.0
+"""A message of a process that has ended may be under way for so long."""
+
+NUM_REPLACED: Final = 8
+"""Sessions of a device that are remembered after another one took their place."""
+
+
+@dataclasses.dataclass(slots=True)
+class _Session:
+    session_id: str
+    heard_at: float
+    replaced: collections.deque[str] = dataclasses.field(default_factory=lambda: collections.deque(maxlen=NUM_REPLACED))
+    """Sessions before this one, oldest first."""
+    replaced_at: float = 0.0
+    is_online: bool = True
+    letters: Bucket = dataclasses.field(default_factory=Bucket)
+    chunks: Bucket = dataclasses.field(default_factory=Bucket)
+
+
+class Registry:
+    """Devices that registered with this coordinator process, at most ``max_devices``."""
+
+    def __init__(self, silence_s: float, max_devices: int) -> None:
+        self._silence_s = silence_s
+        self._max_devices = max_devices
+        self._sessions: dict[str, _Session] = {}
+
+    @property
+    def online(self) -> list[str]:
+        """Devices that are there, by name."""
+        return sorted(device_id for device_id, session in self._sessions.items() if session.is_online)
+
+    @property
+    def has_online(self) -> bool:
+        """Whether any device is there."""
+        return any(session.is_online for session in self._sessions.values())
+
+    def knows(self, device_id: str) -> bool:
+        """Whether a device has registered, and was not forgotten since."""
+        return device_id in self._sessions
+
+    def is_shared(self, device_id: str, session_id: str, now: float) -> bool:
+        """Whether two processes use a name: a session is one process, and this one speaks after another replaced it."""
+        session = self._sessions.get(device_id)
+        if session is None or session_id not in session.replaced:
+            return False
+        return session_id == session.session_id or now - session.replaced_at > LATE_S
+
+    def register(self, device_id: str, session_id: str, now: float) -> bool:
+        """A device registered; False where there are too many, all of them online.
+
+        A new one takes the place of that which has been offline longest.
+        """
+        known = self._sessions.get(device_id)
+        if known is not None:
+            if known.session_id != session_id:
+                known.replaced.append(known.session_id)
+                known.replaced_at = now
+            known.session_id, known.heard_at, known.is_online = session_id, now, True
+            return True
+        if len(self._sessions) >= self._max_devices:
+            gone = [(session.heard_at, name) for name, session in self._sessions.items() if not session.is_online]
+            if not gone:
+                return False
+            del self._sessions[min(gone)[1]]
+        self._sessions[device_id] = _Session(session_id, now)
+        return True
+
+    def may_write(self, device_id: str, now: float) -> bool:
+        """Whether a letter of a device is read; those beyond :data:`LETTERS` are not."""
+        session = self._sessions.get(device_id)
+        return session is not None and session.letters.take(LETTERS, now)
+
+    def may_pull(self, device_id: str, num_chunks: int, allowance: Allowance, now: float) -> bool:
+        """Whether a device gets the chunks that it asks for."""
+        session = self._sessions.get(device_id)
+        return session is not None and session.chunks.take(allowance, now, num_chunks)
+
+    def renew_pulls(self) -> None:
+        """Give every device its whole allowance of chunks again."""
+        for session in self._sessions.values():
+            session.chunks = Bucket()
+
+    def heard(self, device_id: str, now: float) -> bool:
+        """A device said something; False if it must register (again) first."""
+        session = self._sessions.get(device_id)
+        if session is None:
+            return False
+        session.heard_at = now
+        return session.is_online
+
+    def leave(self, device_id: str, session_id: str) -> bool:
+        """A device's good-bye or will; False where it tells of a session that is over, or of none."""
+        session = self._sessions.get(device_id)
+        if session is None or session.session_id != session_id or not session.is_online:
+            return False
+        session.is_online = False
+        return True
+
+    def take_silent(self, now: float) -> list[str]:
+        """Devices that have just been silent for too long; they count as offline from now on."""
+        silent = [
+            device_id
+            for device_id, session in self._sessions.items()
+            if session.is_online and now - session.heard_at > self._silence_s
+        ]
+        for device_id in silent:
+            self._sessions[device_id].is_online = False
+        return sorted(silent)
+
+    def excuse(self, now: float) -> None:
+        """Start counting silence anew: nobody could be heard, because this side was not connected."""
+        for session in self._sessions.values():
+            session.heard_at = now

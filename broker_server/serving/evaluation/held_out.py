@@ -1,0 +1,161 @@
+"""The server's own evaluation, on held-out examples, with exactly the code that devices run."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from broker_server.errors import RunFailedError, TrainingDivergedError
+from broker_server.methods.aggregation import Aggregated
+from broker_server.serving.evaluation.parallel import evaluate_in_parts
+from broker_server.serving.storage.records import EvaluationRecord
+from edge_runtime.engine.artifact import Artifact
+from edge_runtime.engine.data import load_examples
+from edge_runtime.engine.dataset import Dataset
+from edge_runtime.engine.evaluator import EvaluationResult, Evaluator
+from edge_runtime.engine.fused import FusedGraphs
+from edge_runtime.engine.slicing import slice_weights
+from edge_runtime.formats.adapter import restrict
+from edge_runtime.formats.payload import Merged, restrict_merged
+from edge_runtime.formats.plan import Plan
+
+MAX_BATCH_SIZE: Final = 16
+"""Examples at a time; for causal-lm at most the training batch, since logits grow with the vocabulary."""
+
+
+def finite(round_number: int, record: EvaluationRecord) -> EvaluationRecord:
+    """The quality of a round's global adapter, which a run can go on from only if its loss is finite.
+
+    Args:
+        round_number: 0 = before training.
+        record: of the whole model.
+
+    Raises:
+        TrainingDivergedError: the loss is not finite after training.
+        RunFailedError: nor was it before any.
+    """
+    loss = record.best_known.loss
+    if math.isfinite(loss):
+        return record
+    if round_number == 0:
+        msg = f"the model's held-out loss is {loss} before training: check the model and the held-out file"
+        raise RunFailedError(msg, round_number=0)
+    msg = (
+        f"training diverged in round {round_number}: lower the learning rate (in run.toml, or in config.toml where "
+        f"there is none) and resume, which trains the round again; its held-out loss is {loss}"
+    )
+    raise TrainingDivergedError(msg, round_number=round_number)
+
+
+class HeldOut:
+    """Held-out examples and the graph that evaluates on them; one thread at a time.
+
+    Rounds are compared on one sample, drawn once from the seed, the last one too; that is also measured on all.
+    """
+
+    def __init__(
+        self, artifact: Artifact, path: Path, *, max_length: int, num_examples: int | None, batch_size: int, seed: int
+    ) -> None:
+        """Read the examples.
+
+        Args:
+            artifact: what is trained.
+            path: JSON lines.
+            max_length: tokens of an example.
+            num_examples: size of the sample; None = everything.
+            batch_size: training batch.
+            seed: of the sample.
+
+        Raises:
+            DataError: the file cannot be used; see :func:`edge_runtime.engine.data.load_examples`.
+            LengthError: ``max_length`` is beyond the model's positions.
+        """
+        self._artifact = artifact
+        examples = load_examples(path, artifact, max_length)
+        self._sample, self._rest = examples, examples.subset(np.arange(0))
+        if num_examples is not None and num_examples < len(examples):
+            order = np.random.default_rng(seed).permutation(len(examples))
+            self._sample, self._rest = (
+                examples.subset(np.sort(part)) for part in (order[:num_examples], order[num_examples:])
+            )
+        is_classifier = artifact.manifest.task == "text-classification"
+        self._batch_size = MAX_BATCH_SIZE if is_classifier else min(MAX_BATCH_SIZE, batch_size)
+        self._graphs = FusedGraphs(artifact, num_threads=1)
+        self._unpruned: list[Evaluator] = []
+
+    def evaluate(
+        self,
+        state: Aggregated,
+        rank: int,
+        lora_scaling: float,
+        *,
+        use_all: bool,
+        num_threads: int,
+        plan: Plan | None = None,
+    ) -> EvaluationRecord:
+        """Quality of a global adapter, with all that was merged into the frozen weights.
+
+        Args:
+            state: adapter and merged factors under the full plan.
+            rank: LoRA rank of the adapter.
+            lora_scaling: alpha / rank.
+            use_all: whether it is measured on all examples too, beside the sample that rounds share.
+            num_threads: evaluators that work side by side.
+            plan: evaluates the sub-model with these units; None = the whole model.
+
+        Raises:
+            EngineError: the graph cannot be loaded or run.
+            TensorError: the adapter or merged factors do not fit.
+        """
+        started = time.perf_counter()
+        manifest, full = self._artifact.manifest, Plan.full(self._artifact.manifest)
+        adapter = state.adapter if plan is None else restrict(manifest, state.adapter, plan, rank)
+        evaluators = self._evaluators(full if plan is None else plan, state.merged, lora_scaling, num_threads)
+        workers = [partial(self._run, evaluator, adapter, rank, lora_scaling) for evaluator in evaluators]
+        result = evaluate_in_parts(self._sample, workers)
+        record = _record(result, is_complete=not len(self._rest), since=started)
+        if not use_all or record.is_complete:
+            return record
+        everything = result + evaluate_in_parts(self._rest, workers)
+        return msgspec.structs.replace(record, on_all=_record(everything, is_complete=True, since=started))
+
+    def _evaluators(self, plan: Plan, merged: Merged, lora_scaling: float, num_threads: int) -> list[Evaluator]:
+        """One evaluator for each thread; they share graph and weights. Those of the unchanged model are kept."""
+        is_unchanged = not merged and plan == Plan.full(self._artifact.manifest)
+        if is_unchanged and len(self._unpruned) == num_threads:
+            return self._unpruned
+        _ = self._graphs.evaluation  # once, before threads share it
+        held = restrict_merged(self._artifact.manifest, merged, plan)
+        weights = slice_weights(self._artifact, plan, held, lora_scaling=lora_scaling)
+        evaluators = [Evaluator(self._artifact, plan, self._graphs.model(weights)) for _ in range(num_threads)]
+        if is_unchanged:
+            self._unpruned = evaluators
+        return evaluators
+
+    def _run(
+        self,
+        evaluator: Evaluator,
+        adapter: Mapping[str, npt.NDArray[np.float32]],
+        rank: int,
+        lora_scaling: float,
+        dataset: Dataset,
+    ) -> EvaluationResult:
+        return evaluator.evaluate(adapter, rank, lora_scaling, dataset, self._batch_size)
+
+
+def _record(result: EvaluationResult, *, is_complete: bool, since: float) -> EvaluationRecord:
+    return EvaluationRecord(
+        loss=result.loss,
+        accuracy=result.accuracy,
+        num_targets=result.num_targets,
+        is_complete=is_complete,
+        evaluate_s=time.perf_counter() - since,
+    )

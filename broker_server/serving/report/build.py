@@ -1,0 +1,155 @@
+"""From what a run left behind to a :class:`~broker_server.serving.report.schema.Report`; pure."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from msgspec import UNSET, UnsetType
+
+from broker_server.errors import RunFailedError
+from broker_server.serving.report.findings import find_warnings
+from broker_server.serving.report.quality import perplexity
+from broker_server.serving.report.schema import Compact, DataEntry, DeviceEntry, FleetEntry, Outcome, Report, RoundEntry
+from broker_server.serving.storage.records import DeviceRecord, EvaluationRecord, RoundRecord
+from broker_server.versions import environment
+from edge_runtime.formats.manifest import Task
+
+TRAINING_STEP = "training"
+"""Name of the step that plays the rounds."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RunFacts:
+    """What the report is made of, beside the rounds."""
+
+    run_id: str
+    task: Task
+    model_name: str
+    artifact_digest: str
+    created_at: float
+    steps: Mapping[str, float]
+    """Seconds of each step of the job."""
+    data: DataEntry
+    config: Mapping[str, str | int | float | bool]
+    fleet: FleetEntry | None = None
+    """Classes of emulated devices."""
+
+
+def build_report(facts: RunFacts, rounds: Sequence[RoundRecord], compact: Compact | None) -> Report:
+    """Put a report together.
+
+    Args:
+        facts: see there.
+        rounds: finished rounds, in order, 0 first.
+        compact: the compact model, or None.
+
+    Raises:
+        RunFailedError: no round was ever evaluated.
+    """
+    evaluated = [record for record in rounds if record.evaluation is not None]
+    if not evaluated or evaluated[-1].evaluation is None:
+        msg = "the run has no evaluated round: nothing to report; continue it with --resume"
+        raise RunFailedError(msg)
+    kept = rounds[-1].kept
+    number = evaluated[-1].round_number if kept is None else kept.round_number
+    last = (evaluated[-1].evaluation if kept is None else kept.evaluation).best_known
+    devices = [device for record in rounds for device in record.devices]
+    training_s = max(facts.steps.get(TRAINING_STEP, 0.0), rounds[-1].elapsed_s)  # the latter survives kill -9
+    steps = {**facts.steps, TRAINING_STEP: training_s}
+    accuracy, ppl = quality_fields(facts.task, last.loss, last.accuracy)
+    sparse = next((record.sparse.best_known for record in reversed(rounds) if record.sparse is not None), None)
+    if kept is not None:
+        sparse = kept.sparse
+    sparse_accuracy, sparse_ppl = _optional_quality(facts.task, sparse)
+    entries = tuple(_round(record, facts.task) for record in rounds)
+    return Report(
+        run_id=facts.run_id,
+        task=facts.task,
+        model_name=facts.model_name,
+        artifact_digest=facts.artifact_digest,
+        created_at=facts.created_at,
+        final=Outcome(
+            accuracy=accuracy,
+            perplexity=ppl,
+            loss=last.loss,
+            seconds=sum(steps.values()),
+            bytes_up=sum(device.bytes_up or 0 for device in devices),
+            bytes_down=sum(device.bytes_down or 0 for device in devices),
+            accuracy_at_sparsity=sparse_accuracy,
+            perplexity_at_sparsity=sparse_ppl,
+            loss_at_sparsity=None if sparse is None else sparse.loss,
+            emulated_s=rounds[-1].elapsed_emulated_s,
+            round_number=number,
+            num_targets=last.num_targets,
+        ),
+        rounds=entries,
+        compact=compact,
+        steps=steps,
+        data=facts.data,
+        config=dict(facts.config),
+        environment=environment(),
+        fleet=facts.fleet,
+        warnings=find_warnings(facts.task, entries, number, compact, facts.config),
+    )
+
+
+def quality_fields(task: Task, loss: float | None, accuracy: float) -> tuple[float | UnsetType, float | UnsetType]:
+    """Values of the fields ``accuracy`` and ``perplexity``: one of them, the other absent; no perplexity of no loss."""
+    if task == "causal-lm":
+        return UNSET, UNSET if loss is None else perplexity(loss)
+    return accuracy, UNSET
+
+
+def _optional_quality(task: Task, evaluation: EvaluationRecord | None) -> tuple[float | UnsetType, float | UnsetType]:
+    """As :func:`quality_fields`; both absent where nothing was measured."""
+    return (UNSET, UNSET) if evaluation is None else quality_fields(task, evaluation.loss, evaluation.accuracy)
+
+
+def _round(record: RoundRecord, task: Task) -> RoundEntry:
+    evaluation, sparse = record.evaluation, record.sparse
+    accuracy, ppl = _optional_quality(task, evaluation)
+    sparse_accuracy, sparse_ppl = _optional_quality(task, sparse)
+    return RoundEntry(
+        round_number=record.round_number,
+        accuracy=accuracy,
+        perplexity=ppl,
+        loss=None if evaluation is None else evaluation.loss,
+        num_targets=0 if evaluation is None else evaluation.num_targets,
+        seconds=record.seconds,
+        devices=tuple(_device(device) for device in record.devices),
+        accuracy_at_sparsity=sparse_accuracy,
+        perplexity_at_sparsity=sparse_ppl,
+        loss_at_sparsity=None if sparse is None else sparse.loss,
+        is_deploy=record.is_deploy,
+        emulated_s=record.emulated_s,
+        elapsed_emulated_s=record.elapsed_emulated_s,
+        discarded=record.discarded,
+        is_unchanged=record.is_unchanged,
+    )
+
+
+def _device(record: DeviceRecord) -> DeviceEntry:
+    return DeviceEntry(
+        device_id=record.device_id,
+        outcome=record.outcome,
+        detail=record.detail,
+        pruning_ratio=record.pruning_ratio,
+        rank=record.rank,
+        sparsity=record.sparsity,
+        num_examples=record.num_examples,
+        train_loss=record.train_loss,
+        train_s=record.train_s,
+        step_s_p50=record.step_s_p50,
+        step_s_p95=record.step_s_p95,
+        peak_rss_bytes=record.peak_rss_bytes,
+        bytes_up=record.bytes_up,
+        bytes_down=record.bytes_down,
+        attempt=record.attempt,
+        reason=record.reason,
+        num_steps=record.num_steps,
+        completion_s=record.completion_s,
+        device_class=record.device_class,
+        emulated_s=record.emulated_s,
+        adapter_delta=record.adapter_delta,
+    )

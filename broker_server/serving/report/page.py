@@ -1,0 +1,93 @@
+"""``report.html``: one self-contained page, for people."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jinja2
+from msgspec import UnsetType
+
+from broker_server.serving.report.charts import all_charts
+from broker_server.serving.report.quality import bytes_text, duration_text, metric_name, metric_text
+from broker_server.serving.report.schema import Report, RoundEntry
+
+
+def render_page(report: Report) -> str:
+    """HTML of a report; needs nothing from the network."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"bytes": bytes_text, "duration": duration_text, "percent": lambda value: f"{value:.1%}"}
+    kept = report.kept
+    before, after = _quality(report, report.rounds[0]), _quality(report, kept)
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        metric=metric_name(report.task),
+        unit="per token" if report.task == "causal-lm" else "right",
+        kept=kept,
+        is_sampled=kept.num_targets != report.final.num_targets,
+        change=_change(report, before, after),
+        change_class=_change_class(report, before, after),
+        quality=lambda entry: _text(report, _quality(report, entry)),
+        count=lambda entry: f"{entry.num_targets:,} {report.target_unit}",
+        created=dt.datetime.fromtimestamp(report.created_at, tz=dt.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        sparse=_sparse_text(report),
+        charts=all_charts(report),
+        rounds=[(entry, _summary(entry)) for entry in report.rounds],
+    )
+
+
+def _quality(report: Report, entry: object) -> float | None:
+    value: float | UnsetType | None = getattr(entry, metric_name(report.task))
+    return None if isinstance(value, UnsetType) else value
+
+
+def _sparse_text(report: Report) -> str | None:
+    value: float | UnsetType = getattr(report.final, f"{metric_name(report.task)}_at_sparsity")
+    return None if isinstance(value, UnsetType) else metric_text(report.task, value)
+
+
+def _text(report: Report, value: float | None) -> str:
+    return "-" if value is None else metric_text(report.task, value)
+
+
+def _change(report: Report, before: float | None, after: float | None) -> str:
+    """How much better the model became, for people."""
+    if before is None or after is None:
+        return ""
+    if report.task == "causal-lm":
+        return f"{abs(1 - after / before):.0%} {'lower' if after <= before else 'higher'} than before"
+    return f"{100 * (after - before):+.1f} points"
+
+
+def _change_class(report: Report, before: float | None, after: float | None) -> str:
+    """Class of the change's colour: ``good``, ``bad``, or none where nothing changed."""
+    if before is None or after is None or before == after:
+        return ""
+    return "good" if (after < before) == (report.task == "causal-lm") else "bad"
+
+
+def _summary(entry: RoundEntry) -> dict[str, str]:
+    """Figures of one round over its devices, for the table."""
+    accepted = [device for device in entry.devices if device.outcome == "accepted"]
+    return {
+        "updates": f"{len(accepted)} of {len(entry.devices)}" if entry.devices else "-",
+        "train": _largest(duration_text, [d.train_s for d in accepted]),
+        "memory": _largest(bytes_text, [d.peak_rss_bytes for d in accepted]),
+        "up": bytes_text(sum(d.bytes_up or 0 for d in entry.devices)) if entry.devices else "-",
+        "down": bytes_text(sum(d.bytes_down or 0 for d in entry.devices)) if entry.devices else "-",
+        "missing": ", ".join(
+            f"{d.device_id} {d.outcome.replace('_', ' ')}" for d in entry.devices if d not in accepted
+        ),
+    }
+
+
+def _largest(text: Callable[[float], str], values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return text(max(known)) if known else "-"

@@ -1,0 +1,242 @@
+"""``report.json``: typed, versioned; its JSON schema is docs/report.schema.json. Paths are relative to the run.
+
+A run measures one figure of quality: ``accuracy`` (share of held-out examples right, in [0, 1]) or ``perplexity`` (exp
+of the mean loss of a held-out token). The other field is absent.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+import msgspec
+from msgspec import UNSET, UnsetType
+
+from broker_server.serving.report.encoding import decode, encode
+
+SCHEMA_VERSION: Final = 1
+
+
+class DeviceEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One device's part in one round; figures are null where no update came."""
+
+    device_id: str
+    outcome: str
+    """``accepted``, ``rejected``, ``failed``, ``lost`` or ``timed_out``."""
+    detail: str
+    pruning_ratio: float
+    rank: int
+    sparsity: float
+    num_examples: int | None
+    train_loss: float | None
+    train_s: float | None
+    """Wall time of the local steps."""
+    step_s_p50: float | None
+    step_s_p95: float | None
+    peak_rss_bytes: int | None
+    """Largest resident set of the device process so far."""
+    bytes_up: int | None
+    bytes_down: int | None
+    attempt: int = 1
+    """Assignments that it got in this round; all but the last were refused for lack of memory."""
+    reason: str | None = None
+    """Why the last assignment failed, such as ``insufficient_memory``; null where it did not."""
+    num_steps: int | None = None
+    """Optimizer steps that were asked for."""
+    completion_s: float | None = None
+    """From assignment to stored update: emulated where devices are, else wall time."""
+    device_class: str | None = None
+    """Class of an emulated device."""
+    emulated_s: float | None = None
+    """Its part in the round on the virtual clock: emulated."""
+    adapter_delta: float | None = None
+    """Frobenius norm of the change of B A, over all targets."""
+
+
+class RoundEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One round; 0 is the evaluation before training."""
+
+    round_number: int
+    accuracy: float | UnsetType = UNSET
+    perplexity: float | UnsetType = UNSET
+    loss: float | None
+    """Mean held-out loss, nats."""
+    num_targets: int
+    """Held-out examples (classification) or tokens (language modelling) that it was measured on; 0 = not measured."""
+    seconds: float
+    """Wall time of the round, aggregation and evaluation included."""
+    devices: tuple[DeviceEntry, ...]
+    accuracy_at_sparsity: float | UnsetType = UNSET
+    """Of the sub-model at the run's ``sparsity``, where it was measured."""
+    perplexity_at_sparsity: float | UnsetType = UNSET
+    loss_at_sparsity: float | None = None
+    is_deploy: bool = False
+    """Whether all devices trained the plan that is deployed."""
+    emulated_s: float | None = None
+    """Length of the round on the virtual clock: emulated; null where nothing is."""
+    elapsed_emulated_s: float | None = None
+    """The virtual clock at its end: emulated."""
+    discarded: str = ""
+    """Why the updates that were accepted could not be used; empty = they were, or there were none."""
+    is_unchanged: bool = False
+    """Whether updates were used and the adapter is that of the round before, to the last bit."""
+
+    @property
+    def was_used(self) -> bool:
+        """Whether an update of the round counts in its adapter."""
+        return not self.discarded and any(device.outcome == "accepted" for device in self.devices)
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How the run ended: figures of the adapter that it keeps, on all held-out examples."""
+
+    accuracy: float | UnsetType = UNSET
+    perplexity: float | UnsetType = UNSET
+    loss: float
+    seconds: float
+    """Wall time of the whole job, all its sessions and steps."""
+    bytes_up: int
+    """Payload bytes from devices, all rounds, as said with accepted updates."""
+    bytes_down: int
+    """Payload bytes to devices, all rounds, artifact included, as said with accepted updates."""
+    accuracy_at_sparsity: float | UnsetType = UNSET
+    """Of the sub-model at the run's ``sparsity``: what would be deployed, before quantisation."""
+    perplexity_at_sparsity: float | UnsetType = UNSET
+    loss_at_sparsity: float | None = None
+    emulated_s: float | None = None
+    """All rounds on the virtual clock: emulated; null where nothing is."""
+    round_number: int = 0
+    """The round whose adapter is kept: the last one, or with ``--keep best`` the best; 0 in older reports."""
+    num_targets: int = 0
+    """Held-out examples (classification) or tokens (language modelling) behind the figures; 0 in older reports."""
+
+
+class Compact(msgspec.Struct, frozen=True, kw_only=True):
+    """The compact model."""
+
+    path: str
+    bytes: int
+    """Size of the files that a device needs."""
+    pruning_ratio: float
+    sparsity: float
+    quantization: str | None
+    num_parameters: int
+    accuracy: float | UnsetType = UNSET
+    perplexity: float | UnsetType = UNSET
+    """Absent where ``loss`` is null."""
+    loss: float | None
+    """Null where it is not finite: quantisation, or pruning, broke the model."""
+    latency_ms: float
+    """Median time of one ``latency_unit``, batch 1, on this machine."""
+    latency_unit: Literal["example", "token"]
+    sample: str | UnsetType = UNSET
+    """Text that it generated (language modelling)."""
+    sample_prompt: str | UnsetType = UNSET
+    num_targets: int = 0
+    """Held-out examples or tokens behind the figures; 0 in older reports."""
+
+
+class DeviceData(msgspec.Struct, frozen=True, kw_only=True):
+    """Training examples of one device."""
+
+    device_id: str
+    num_examples: int
+    classes: dict[str, int]
+    """Examples of each class, or of each key of a by-key split (the largest ones)."""
+
+
+class DataEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """What was trained and measured on."""
+
+    source: str
+    num_train: int
+    num_test: int
+    labels: tuple[str, ...]
+    devices: tuple[DeviceData, ...]
+
+
+class FleetDrift(msgspec.Struct, frozen=True, kw_only=True):
+    """A class changed its speed."""
+
+    from_round: int
+    factor: float
+    """Steps took so many times as long as at the start."""
+
+
+class FleetClass(msgspec.Struct, frozen=True, kw_only=True):
+    """A class of emulated devices."""
+
+    name: str
+    device_ids: tuple[str, ...]
+    compute_factor: float
+    """A step took so many times as long as on one thread of the machine that was calibrated: emulated."""
+    memory_mb: int
+    """Cap, MiB, that its processes kept to; 0 = none."""
+    uplink_mbit_s: float
+    downlink_mbit_s: float
+    availability: float
+    drift: tuple[FleetDrift, ...]
+
+
+class FleetEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """The emulated fleet."""
+
+    classes: tuple[FleetClass, ...]
+    jitter: float
+    """Standard deviation of the logarithm of compute times."""
+    deadline_s: float
+    """Longest round on the virtual clock; 0 = none."""
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole of ``report.json``."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    run_id: str
+    task: Literal["text-classification", "causal-lm"]
+    model_name: str
+    artifact_digest: str
+    created_at: float
+    """Unix seconds, UTC."""
+    final: Outcome
+    rounds: tuple[RoundEntry, ...]
+    compact: Compact | None
+    steps: dict[str, float]
+    """Wall time of each step of the job, seconds."""
+    data: DataEntry
+    config: dict[str, str | int | float | bool]
+    """Settings of the run: the options of ``fedspine run``."""
+    environment: dict[str, str]
+    """Versions, processor, cores."""
+    fleet: FleetEntry | None = None
+    """Classes of the emulated devices; null where nothing is emulated."""
+    warnings: tuple[str, ...] = ()
+    """What a person should know of this run, a line each; empty where it went well."""
+
+    @property
+    def kept(self) -> RoundEntry:
+        """The round whose adapter is kept, on the same examples as round 0: what may be compared with that."""
+        return next(entry for entry in self.rounds if entry.round_number == self.final.round_number)
+
+    @property
+    def target_unit(self) -> str:
+        """What ``num_targets`` counts."""
+        return "tokens" if self.task == "causal-lm" else "examples"
+
+
+def encode_report(report: Report) -> bytes:
+    """Indented UTF-8 JSON."""
+    return encode(report)
+
+
+def decode_report(data: bytes) -> Report:
+    """Read a report.
+
+    Raises:
+        ReportError: not a report of this schema version.
+    """
+    return decode(data, Report, what="report", version=SCHEMA_VERSION)
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of a report; docs/report.schema.json is this, by test."""
+    return msgspec.json.schema(Report)

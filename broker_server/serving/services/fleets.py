@@ -1,0 +1,171 @@
+"""Who coordinates a fleet: one process, which a second one finds out before it does anything.
+
+Nobody on a broker has the authority to say it. So coordinators have a topic of their own, on which whoever wants a
+fleet asks for it, and whoever has it objects: in the network thread, however busy the process is. One that ended
+objects no more, so it can be started again at once. Of two that ask at the same time the one with the lower session id
+goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import secrets
+import threading
+from typing import Final, Literal
+
+import msgspec
+
+from broker_server.errors import FleetInUseError
+from edge_runtime.bounds import limits
+from edge_runtime.bounds.fields import Name
+from edge_runtime.link.address import BrokerAddress, TlsFiles
+from edge_runtime.link.mqtt import MqttLink, Reflex
+from edge_runtime.wire import topics
+
+logger = logging.getLogger(__name__)
+
+ECHO_S: Final = 5.0
+"""How long one's own question may take to come back; a topic that is forbidden never brings it."""
+
+LISTEN_S: Final = 1.0
+"""How long an objection may take after that: it goes the same way, and is written by a thread that waits for nobody."""
+
+LAST: Final = "z"
+"""Sorts behind every session id: who only looks gives way to all."""
+
+
+class Claim(msgspec.Struct, frozen=True, kw_only=True):
+    """What coordinators say to each other."""
+
+    schema_version: Literal[1] = 1
+    run_id: Name
+    session_id: Name
+    is_held: bool
+    """Whether the sender has the fleet; else it asks for it."""
+
+
+_decoder = msgspec.msgpack.Decoder(Claim)
+
+
+class Claimant:
+    """One process's claim on a fleet. For any number of threads."""
+
+    def __init__(self, fleet: str, run_id: str, session_id: str) -> None:
+        """Begin without the fleet.
+
+        Args:
+            fleet: name on the broker.
+            run_id: run of this process.
+            session_id: random, of this process.
+        """
+        self._fleet = fleet
+        self._run_id = run_id
+        self._session_id = session_id
+        self._lock = threading.Lock()
+        self._is_held = False
+        self._rival: Claim | None = None
+        self._echoed = threading.Event()
+        self._objected = threading.Event()
+
+    @property
+    def reflex(self) -> Reflex:
+        """For the link: asks after every connect, and answers."""
+        return Reflex(topic=topics.of_coordinators(self._fleet), greet=self._say, hear=self.hear)
+
+    def take(self) -> None:
+        """Have the fleet, or find out who has it; call it once, with the link connected.
+
+        Raises:
+            FleetInUseError: another coordinator has it.
+        """
+        self._listen()
+        with self._lock:
+            self._is_held = self._rival is None
+        self._refuse()
+
+    def look(self) -> None:
+        """Find out who has the fleet, without wanting it: a coordinator that asks meanwhile gets it.
+
+        Raises:
+            FleetInUseError: a coordinator has it.
+        """
+        self._listen()
+        self._refuse()
+
+    def _listen(self) -> None:
+        """Wait until one's own question came back, and for an objection to it."""
+        if not self._echoed.wait(ECHO_S):
+            topic = topics.of_coordinators(self._fleet)
+            logger.warning(
+                "cannot see whether fleet %r has another coordinator: let this one write and read %s",
+                self._fleet,
+                topic,
+            )
+        self._objected.wait(LISTEN_S)
+
+    def _refuse(self) -> None:
+        if self._rival is None:
+            return
+        msg = (
+            f"fleet {self._fleet!r} has a coordinator already, of run {self._rival.run_id!r}: stop that one, or "
+            "give this run another fleet (--fleet-name; 'fleet' in config.toml)"
+        )
+        raise FleetInUseError(msg)
+
+    def hear(self, payload: bytes) -> bytes | None:
+        """What this process answers to a message of a coordinator; None = nothing."""
+        try:
+            other = _decoder.decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
+        if other.session_id == self._session_id:
+            self._echoed.set()
+            return None
+        with self._lock:
+            has_precedence = other.is_held or other.session_id < self._session_id
+            if not self._is_held and has_precedence:
+                self._rival = other
+                self._objected.set()
+                return None
+            is_conflict = self._is_held and other.is_held
+        if is_conflict:  # both were cut off from each other: neither gives up a run that it is in the middle of
+            logger.error("run %r has a coordinator on fleet %r too: stop one of the two", other.run_id, self._fleet)
+            return None
+        return self._say()
+
+    def _say(self) -> bytes:
+        claim = Claim(run_id=self._run_id, session_id=self._session_id, is_held=self._is_held)
+        return msgspec.msgpack.encode(claim)
+
+
+def check_free(address: BrokerAddress, tls: TlsFiles, fleet: str, rng: random.Random) -> None:
+    """Look whether a fleet has a coordinator, without wanting it.
+
+    Args:
+        address: the broker, password included.
+        tls: files for an encrypted address.
+        fleet: name on the broker.
+        rng: source of jitter.
+
+    Raises:
+        FleetInUseError: it has one.
+        BrokerUnreachableError: nobody answers.
+        BrokerRefusedError: the broker says no.
+    """
+    claimant = Claimant(fleet, "check", LAST + secrets.token_hex(8))
+    link = MqttLink(
+        address,
+        client_id=f"fedspine-check-{secrets.token_hex(4)}",
+        subscriptions=(),
+        will=None,
+        max_message_bytes=limits.MAX_MESSAGE_BYTES,
+        tls=tls,
+        reflex=claimant.reflex,
+        rng=rng,
+    )
+    link.connect()
+    try:
+        claimant.look()
+    finally:
+        link.close()

@@ -1,0 +1,85 @@
+"""Whether a run begins or goes on: what lies in its directory must say the same as its database.
+
+What is absent is not taken for new: an empty ``state.sqlite`` beside adapters of finished rounds is a file that was
+lost (a power cut, a copy that left it out), and a run that began again would overwrite them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from broker_server.errors import StoreError
+from broker_server.serving.storage.adapters import ADAPTERS_FOLDER
+from broker_server.serving.storage.store import STATE_FILE, UPDATES_FOLDER, Store
+
+_ROUND: Final = re.compile(r"round-([0-9]{4,9})\.safetensors")
+
+
+def check_not_lost(run_dir: Path) -> None:
+    """Refuse a run whose database is missing or empty although rounds were played. Nothing is written.
+
+    Args:
+        run_dir: run directory.
+
+    Raises:
+        StoreError: it is.
+    """
+    path = run_dir / STATE_FILE
+    try:
+        is_there = path.stat().st_size > 0
+    except FileNotFoundError:
+        is_there = False
+    except OSError as error:
+        msg = f"{path} cannot be read ({error.strerror}): check the run directory and who may read it"
+        raise StoreError(msg) from error
+    if is_there:
+        return
+    found = [f"adapters of {number} rounds" for number in [_last_adapter(run_dir)] if number > 0]
+    if (run_dir / UPDATES_FOLDER).is_dir() and any((run_dir / UPDATES_FOLDER).iterdir()):
+        found.append("updates")
+    if found:
+        msg = (
+            f"{path} is {'empty' if path.exists() else 'missing'}, but {' and '.join(found)} lie beside it: put the "
+            "file back from a copy, or start a new run in another directory; nothing was changed"
+        )
+        raise StoreError(msg)
+
+
+def check_same_run(run_dir: Path, store: Store, identity: Mapping[str, str]) -> None:
+    """Refuse to go on with another run, or from a database that is older than the adapters beside it.
+
+    Args:
+        run_dir: run directory.
+        store: its database; one of an earlier release says nothing of the run, and takes this one's word.
+        identity: what may not change within a run, by setting.
+
+    Raises:
+        StoreError: the settings are of another run, or the database knows too few rounds.
+    """
+    before = store.identify(identity)
+    for name, value in identity.items():
+        if before.get(name, value) != value:
+            msg = (
+                f"{run_dir} is a run with {name} {before[name]}, its config.toml says {value}: "
+                f"put {before[name]} back, or start a new run in another directory"
+            )
+            raise StoreError(msg)
+    records = store.load_round_records()
+    finished = records[-1].round_number if records else 0
+    last = _last_adapter(run_dir)
+    if last > finished + 1:  # that of the next round may be there: it is written before its record
+        msg = (
+            f"{run_dir / STATE_FILE} knows {finished} rounds, but an adapter of round {last} lies beside it: put the "
+            f"newer file back, or move the adapters after round {finished} away to play these rounds again"
+        )
+        raise StoreError(msg, round_number=last)
+
+
+def _last_adapter(run_dir: Path) -> int:
+    """Number of the last round with an adapter; 0 = none beyond that of before training."""
+    folder = run_dir / ADAPTERS_FOLDER
+    names = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
+    return max((int(match[1]) for name in names if (match := _ROUND.fullmatch(name))), default=0)

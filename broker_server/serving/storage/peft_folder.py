@@ -1,0 +1,125 @@
+"""``adapters/peft``: the last adapter as the peft library opens it by its folder alone, with all that belongs to it.
+
+Beside PEFT's two files lie the tokenizer, the configuration with the labels, and a page that says how to load it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from broker_server.errors import ConfigError
+from broker_server.methods.aggregation import Aggregated
+from edge_runtime.engine.artifact import Artifact
+from edge_runtime.formats import names
+from edge_runtime.formats.manifest import Manifest, TensorSpec
+from edge_runtime.formats.peft_format import unknown_base, write_peft
+from edge_runtime.system.files import write_atomically
+from models.hub import is_hub_id
+
+PAGE: Final = "README.md"
+_HERE: Final = "adapters/peft"
+_LABELS: Final = """,
+    num_labels=labels.num_labels,
+    id2label=labels.id2label,
+    label2id=labels.label2id,
+    ignore_mismatched_sizes=True,  # the base model may have another classifier: the adapter brings its own
+"""
+
+
+class PeftFolder:
+    """The folder of one run's adapter.
+
+    Args:
+        directory: where it is, or will be.
+        manifest: the artifact's manifest.
+        artifact: where tokenizer, configuration and frozen weights come from; None = nothing goes beside the adapter.
+        base_model: directory or hub id that the model came from; None = nobody said.
+    """
+
+    def __init__(
+        self, directory: Path, manifest: Manifest, artifact: Artifact | None = None, base_model: str | None = None
+    ) -> None:
+        self._directory = directory
+        self._manifest = manifest
+        self._artifact = artifact
+        self._base = unknown_base(manifest) if base_model is None else base_model
+        self._frozen = {} if artifact is None else {spec.name: artifact.weight(spec) for spec in _head(manifest)}
+
+    def write(self, state: Aggregated, rank: int, lora_scaling: float) -> None:
+        """Write the sum of adapter and merged factors, and what is missing beside it.
+
+        Raises:
+            DiskFullError: there is no space.
+        """
+        write_peft(
+            self._directory,
+            self._manifest,
+            state.adapter,
+            rank,
+            lora_scaling,
+            merged=state.merged,
+            base_model=self._base,
+            frozen=self._frozen,
+        )
+        if self._artifact is None:
+            return
+        for name, ref in self._manifest.files.items():
+            is_wanted = name == names.TOKENIZER_FILE or not ref.on_device  # all but graphs and weights
+            if is_wanted and not (self._directory / name).exists():
+                write_atomically(self._directory / name, self._artifact.path(name).read_bytes())
+        if not (self._directory / PAGE).exists():
+            write_atomically(self._directory / PAGE, page(self._manifest, self._base).encode())
+
+
+def base_model(run_dir: Path, given: str | None) -> str | None:
+    """The base model as PEFT finds it from any folder: an absolute path, or a hub id; None where none was given.
+
+    Raises:
+        ConfigError: it is neither a directory nor a hub id.
+    """
+    if given is None:
+        return None
+    path = run_dir / given
+    if path.is_dir():
+        return str(path.resolve())
+    if Path(given).is_absolute() or is_hub_id(given):
+        return given  # a directory may have gone since the artifact was made of it; the run does not need it
+    msg = f"base_model is {given!r}: expected a directory (relative to {run_dir}) or a hub id, or leave it out"
+    raise ConfigError(msg)
+
+
+def page(manifest: Manifest, base: str) -> str:
+    """How to load the adapter, as Markdown."""
+    kind = "CausalLM" if manifest.task == "causal-lm" else "SequenceClassification"
+    head = f"base_model: {base}\n" if is_hub_id(base) else ""
+    is_classifier = manifest.task == "text-classification"
+    labels = _LABELS if is_classifier else ""
+    read_labels = f'labels = AutoConfig.from_pretrained("{_HERE}")\n' if is_classifier else ""
+    break_ = "\n    " if is_classifier else ""
+    imports = "AutoConfig, AutoTokenizer" if is_classifier else "AutoTokenizer"
+    return f"""---
+library_name: peft
+{head}---
+
+# A LoRA adapter of {manifest.model_name}, trained by FedSpine
+
+```python
+from peft import AutoPeftModelFor{kind}
+from transformers import {imports}
+
+{read_labels}model = AutoPeftModelFor{kind}.from_pretrained({break_}"{_HERE}"{labels})
+tokenizer = AutoTokenizer.from_pretrained("{_HERE}")
+```
+
+`adapter_config.json` names the base model, `{base}`: change it there where it lies elsewhere.
+"""
+
+
+def _head(manifest: Manifest) -> Sequence[TensorSpec]:
+    """Frozen tensors behind the blocks of a classifier: a checkpoint may lack them, and they were made from a seed."""
+    if manifest.task != "text-classification":
+        return ()
+    embeddings = manifest.word_embedding.removesuffix(".weight").rpartition(".")[0] + "."
+    return [spec for spec in manifest.tensors if spec.layer is None and not spec.name.startswith(embeddings)]

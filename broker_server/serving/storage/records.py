@@ -1,0 +1,146 @@
+"""What is kept of a run's rounds: written by the coordinator to the store, read by a later one and by the report."""
+
+from __future__ import annotations
+
+import msgspec
+
+from broker_server.methods.pruning.schedule import Segment
+from edge_runtime.formats.plan import Plan
+from edge_runtime.wire.messages import Arm
+
+
+class AssignedWork(msgspec.Struct, frozen=True, kw_only=True):
+    """What one assignment asks for, as far as its update and its time depend on it."""
+
+    rank: int
+    segments: tuple[Segment, ...]
+    """Ratios of its steps, the first at step 1."""
+    plans: tuple[Plan, ...]
+    """One for each segment."""
+    num_local_steps: int
+    bytes_down: int
+    """Assignment and blob, bytes."""
+    sent_at: float | None = None
+    """When it first went out, Unix seconds; None = it has not, or an earlier release sent it."""
+    most_examples: int | None = None
+    """What its device had registered by then: the largest weight of its update. None as above."""
+
+    @property
+    def start_arm(self) -> Arm:
+        """The arm that its first step plays: what must fit the device's memory."""
+        return Arm(pruning_ratio=self.segments[0].pruning_ratio, rank=self.rank)
+
+    @property
+    def played_arm(self) -> Arm:
+        """The arm that its last step plays: that of the scheduler, as far as the ramp went."""
+        return Arm(pruning_ratio=self.segments[-1].pruning_ratio, rank=self.rank)
+
+    @property
+    def final_plan(self) -> Plan:
+        """The plan that the update is under."""
+        return self.plans[-1]
+
+
+class EvaluationRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Quality of a global adapter on the server's held-out examples."""
+
+    loss: float
+    """Mean negative log-likelihood of a target, nats; finite in every record that is kept."""
+    accuracy: float
+    """Share of targets predicted right, in [0, 1]."""
+    num_targets: int
+    is_complete: bool
+    """Whether all held-out examples were used, or a sample."""
+    evaluate_s: float
+    on_all: EvaluationRecord | None = None
+    """In the last round, where rounds are measured on a sample: the same on all held-out examples."""
+
+    @property
+    def best_known(self) -> EvaluationRecord:
+        """On all held-out examples, if that was measured."""
+        return self.on_all or self
+
+
+class DeviceRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One device's part in one round."""
+
+    device_id: str
+    attempt: int
+    pruning_ratio: float
+    rank: int
+    sparsity: float
+    outcome: str
+    """``accepted``, ``rejected``, ``failed``, ``lost`` or ``timed_out``."""
+    detail: str
+    num_examples: int | None
+    train_loss: float | None
+    train_s: float | None
+    step_s_p50: float | None
+    step_s_p95: float | None
+    peak_rss_bytes: int | None
+    bytes_up: int | None
+    bytes_down: int | None
+    local_accuracy_before: float | None
+    local_accuracy_after: float | None
+    reason: str | None = None
+    """Of the last failure: a :class:`edge_runtime.wire.messages.FailureReason`."""
+    num_steps: int | None = None
+    """Optimizer steps of the assignment."""
+    completion_s: float | None = None
+    """From assignment to stored update: emulated where devices are, else wall time; None where neither is known."""
+    device_class: str | None = None
+    """Class of an emulated device."""
+    emulated_s: float | None = None
+    """What its part in the round took on the virtual clock; None where nothing is emulated, or nothing was trained."""
+    adapter_delta: float | None = None
+    """Frobenius norm of the change of B A, over all targets."""
+
+
+class KeptRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The best round of a run, which it keeps in place of the last one."""
+
+    round_number: int
+    evaluation: EvaluationRecord
+    """On all held-out examples."""
+    sparse: EvaluationRecord | None = None
+    """The same of the sub-model at the run's sparsity."""
+
+
+class FileDigests(msgspec.Struct, frozen=True, kw_only=True):
+    """SHA-256 of the files of a round, hexadecimal; None = not known."""
+
+    adapter: str | None = None
+    importance: str | None = None
+
+
+class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One finished round; ``round_number`` 0 is the evaluation before training and has no devices."""
+
+    round_number: int
+    seconds: float
+    """Wall time of the round, aggregation and evaluation included."""
+    elapsed_s: float
+    """Time since training began, summed over interruptions, at the end of the round."""
+    evaluation: EvaluationRecord | None
+    devices: tuple[DeviceRecord, ...]
+    sparse: EvaluationRecord | None = None
+    """Quality of the sub-model at the run's sparsity, cut out of the same adapter."""
+    files: FileDigests = FileDigests()
+    """What was written after the round; empty in records of earlier releases."""
+    is_deploy: bool = False
+    """Whether all devices trained the plan that is deployed."""
+    emulated_s: float | None = None
+    """The round on the virtual clock: its slowest device, at most the deadline; None where nothing is emulated."""
+    elapsed_emulated_s: float | None = None
+    """The virtual clock at the end of the round."""
+    kept: KeptRecord | None = None
+    """In the last round, where an earlier one was better and the best is to be kept."""
+    discarded: str = ""
+    """Why the updates that were accepted could not be used; empty = they were, or there were none."""
+    is_unchanged: bool = False
+    """Whether updates were aggregated and the adapter is that of the round before, to the last bit."""
+
+    @property
+    def was_used(self) -> bool:
+        """Whether an update of the round counts in its adapter."""
+        return not self.discarded and any(device.outcome == "accepted" for device in self.devices)

@@ -1,0 +1,73 @@
+"""The tensors of an accepted update, read from its file one at a time: a round may have more of them than memory."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Final, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from broker_server.errors import StoreError
+
+_DTYPES: Final[dict[str, np.dtype[np.floating]]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
+
+Place = tuple[np.dtype[np.floating], tuple[int, ...], int]
+"""Type, shape and offset in the file of a tensor."""
+
+
+class StoredTensors(Mapping[str, npt.NDArray[np.float32]]):
+    """Float32 arrays by name, each read anew when it is asked for. Make it with :meth:`of`."""
+
+    def __init__(self, path: Path, places: Mapping[str, Place]) -> None:
+        self._path = path
+        self._places = places
+
+    @classmethod
+    def of(cls, path: Path, blob: bytes, names: Collection[str]) -> Self:
+        """Some tensors of a file.
+
+        Args:
+            path: the file.
+            blob: its content, which was checked (:func:`edge_runtime.formats.tensors.decode_tensors`) and may be let
+                go.
+            names: tensors to offer.
+        """
+        (size,) = struct.unpack_from("<Q", blob)
+        begin = 8 + size
+        places: dict[str, Place] = {}
+        header = json.loads(blob[8:begin])
+        for name in names:
+            entry = header[name]
+            places[name] = _DTYPES[entry["dtype"]], tuple(entry["shape"]), begin + int(entry["data_offsets"][0])
+        return cls(path, places)
+
+    def __getitem__(self, name: str) -> npt.NDArray[np.float32]:
+        """Read a tensor.
+
+        Raises:
+            KeyError: there is none of that name.
+            StoreError: the file is no longer what it was.
+        """
+        dtype, shape, offset = self._places[name]
+        count = int(np.prod(shape, dtype=np.int64))
+        try:
+            with self._path.open("rb") as file:
+                file.seek(offset)
+                data = file.read(count * dtype.itemsize)
+        except OSError as error:
+            msg = f"accepted update {self._path} cannot be read ({error}): resume"
+            raise StoreError(msg) from error
+        if len(data) != count * dtype.itemsize:
+            msg = f"accepted update {self._path} is damaged: resume"
+            raise StoreError(msg)
+        return np.frombuffer(data, dtype).reshape(shape).astype(np.float32)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)

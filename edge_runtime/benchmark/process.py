@@ -1,0 +1,121 @@
+"""The life of a contender's process: read the request, make the steps, print what was measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from edge_runtime.benchmark.errors import NotFiniteError, RequestError
+from edge_runtime.benchmark.protocol import ContestRequest, ContestResult
+from edge_runtime.errors import ExitCode, FedSpineError
+from edge_runtime.system.resident import peak_rss_bytes
+
+Asked = TypeVar("Asked", bound=msgspec.Struct)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Contender:
+    """An engine that stands ready."""
+
+    step: Callable[[], float]
+    """One optimizer step on the next of the work's batches, in turn; the loss before it, nats."""
+    num_trainable: int
+    """Elements that are trained."""
+
+
+Prepare = Callable[[ContestRequest], Contender]
+"""How an engine gets ready: everything up to the first step, imports that it can put off included."""
+
+
+def contend(prepare: Prepare, packages: Sequence[str], arguments: Sequence[str]) -> ExitCode:
+    """Play one contender: what its module's ``__main__`` calls.
+
+    Args:
+        prepare: the engine.
+        packages: distributions whose versions are told.
+        arguments: of the command line: a file with the request.
+
+    Returns:
+        What the process ends with; anything but OK comes with one line on stderr.
+    """
+
+    def work(request: ContestRequest) -> ContestResult:
+        measured = _measure(prepare(request), request)
+        versions = {package: metadata.version(package) for package in packages}
+        return msgspec.structs.replace(measured, versions=versions)
+
+    return answer(ContestRequest, work, arguments)
+
+
+def answer(kind: type[Asked], work: Callable[[Asked], msgspec.Struct], arguments: Sequence[str]) -> ExitCode:
+    """Read a request from the file that is named, do what it asks, print the answer as one line of JSON.
+
+    Args:
+        kind: of request.
+        work: makes the answer.
+        arguments: of the command line: the file.
+
+    Returns:
+        What the process ends with; anything but OK comes with one line on stderr.
+    """
+    try:
+        answered = work(_read(kind, arguments))
+    except FedSpineError as error:
+        return _fail(str(error), error.exit_code)
+    except Exception as error:  # noqa: BLE001 - the last door: one line instead of a traceback
+        return _fail(f"unexpected {type(error).__name__}: {error}", ExitCode.UNEXPECTED)
+    sys.stdout.buffer.write(msgspec.json.encode(answered) + b"\n")  # UTF-8, whatever the terminal's encoding is
+    sys.stdout.buffer.flush()
+    return ExitCode.OK
+
+
+def _read(kind: type[Asked], arguments: Sequence[str]) -> Asked:
+    if len(arguments) != 1:
+        msg = f"got {len(arguments)} arguments, expected one: a file with a {kind.__name__}"
+        raise RequestError(msg)
+    try:
+        return msgspec.json.decode(Path(arguments[0]).read_bytes(), type=kind)
+    except (OSError, msgspec.DecodeError) as error:
+        msg = f"{arguments[0]} holds no {kind.__name__}: {error}; `fedspine bench engine` writes one"
+        raise RequestError(msg) from error
+
+
+def _measure(contender: Contender, request: ContestRequest) -> ContestResult:
+    """Make the steps.
+
+    Raises:
+        NotFiniteError: a loss is not finite.
+    """
+    losses = [contender.step()]
+    first_step_at = time.monotonic()
+    times_s: list[float] = []
+    for _ in range(1, request.hyper_parameters.num_local_steps):
+        began = time.perf_counter()
+        losses.append(contender.step())
+        times_s.append(time.perf_counter() - began)
+    if wrong := [loss for loss in losses if not math.isfinite(loss)]:
+        step = losses.index(wrong[0]) + 1
+        msg = f"the loss of {request.engine} is {wrong[0]} in step {step} of {len(losses)}: nothing can be compared"
+        raise NotFiniteError(msg)
+    begin = request.num_warmup_steps - 1  # the first step is not in the list
+    return ContestResult(
+        num_trainable=contender.num_trainable,
+        first_step_at=first_step_at,
+        step_times_s=tuple(times_s[begin : begin + request.num_timed_steps]),
+        losses=tuple(losses),
+        peak_rss_bytes=peak_rss_bytes(),
+        versions={},
+    )
+
+
+def _fail(message: str, code: ExitCode) -> ExitCode:
+    sys.stderr.write(f"fedspine-contender: error: {' '.join(message.split())}\n")
+    return code

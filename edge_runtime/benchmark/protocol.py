@@ -1,0 +1,74 @@
+"""What ``fedspine bench engine`` asks of a process, and what that prints: one JSON object each.
+
+A contender is a command line. Its last argument is a file with a :class:`ContestRequest`; the last line that it prints
+is a :class:`ContestResult`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from edge_runtime.wire.messages import Arm, HyperParameters
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
+ProductShape = tuple[Positive, Positive, Positive, Positive]
+"""``(batch, rows, inner, columns)``: so many products of ``[rows, inner]`` and ``[inner, columns]``."""
+
+
+class ContestRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One contender's work: train from a start that is the same for all, on the same batches."""
+
+    engine: str
+    """Which engine, for a process that plays several."""
+    artifact: str
+    """Directory of the artifact: base weights, and what follows from the manifest."""
+    model: str
+    """Hugging Face directory or hub id that it was exported from."""
+    ort_models: str
+    """Directory of ort-training models of the arm; empty where no contender needs them."""
+    arm: Arm
+    num_threads: Positive
+    num_warmup_steps: Positive
+    """Steps before those that are timed."""
+    num_timed_steps: Positive
+    hyper_parameters: HyperParameters
+    """``num_local_steps`` is how many steps are made in all; batches are ``batch_size`` x ``max_length`` tokens."""
+
+
+class ContestResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What one process of a contender measured of itself."""
+
+    num_trainable: Positive
+    """Elements that are trained: the same for all that do the same work."""
+    first_step_at: float
+    """When the first step was done, on the system's monotonic clock, seconds."""
+    step_times_s: tuple[Seconds, ...]
+    """Wall time of each step that was timed."""
+    losses: tuple[float, ...]
+    """Loss of every step's batch before the step, nats: entry ``n`` is the loss after ``n`` steps."""
+    peak_rss_bytes: Positive
+    """Largest resident set, see :func:`edge_runtime.system.resident.peak_rss_bytes`."""
+    versions: dict[str, str]
+    """Of the packages that did the work."""
+
+
+class RatesRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Matrix products to time."""
+
+    num_threads: Positive
+    shapes: tuple[ProductShape, ...]
+    min_s: Seconds
+    """Each product is repeated for so long, and often enough."""
+
+
+class RatesResult(msgspec.Struct, frozen=True, kw_only=True):
+    """Wall times of each product, in the order of the request."""
+
+    best_s: tuple[Seconds, ...]
+    """The least."""
+    p50_s: tuple[Seconds, ...]
+    """The median."""

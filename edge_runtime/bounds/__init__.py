@@ -1,0 +1,1 @@
+"""What values from outside may be: types of fields, limits, text for a terminal."""

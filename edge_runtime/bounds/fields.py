@@ -1,0 +1,66 @@
+"""Types of fields that come from outside: every number has a finite range, every name a pattern, every text a length.
+
+A range has two ends here, always: msgspec compares, so that a NaN is outside, and an infinity is beyond one of them.
+``tests/edge_runtime/bounds/test_fields.py`` looks at every field of every message and description.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Final
+
+import msgspec
+
+from edge_runtime.bounds import limits
+
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""Fleet names and device ids: no slash, no wildcard, at most 64 characters."""
+NAME_RULE: Final = "1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit"
+"""The same in words."""
+
+FOR_PEOPLE: Final = "for_people"
+"""Marks text that ends in a terminal or a log: it is escaped when it is decoded, see
+:mod:`edge_runtime.bounds.plain`."""
+
+# ---- numbers ---------------------------------------------------------------------------------------------------------
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=limits.MOST)]
+Positive = Annotated[int, msgspec.Meta(ge=1, le=limits.MOST)]
+Integer = Annotated[int, msgspec.Meta(ge=-limits.MOST, le=limits.MOST)]
+"""A number that may be negative; what it may be exactly is checked where it is used."""
+Seed = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+NumBytes = Annotated[int, msgspec.Meta(ge=0, le=limits.MAX_BYTES)]
+"""Memory, or traffic."""
+FileBytes = Annotated[int, msgspec.Meta(ge=0, le=limits.MAX_FILE_BYTES)]
+Layer = Annotated[int, msgspec.Meta(ge=0, lt=limits.MAX_LAYERS)]
+NumUnits = Annotated[int, msgspec.Meta(ge=1, le=limits.MAX_UNITS)]
+Version = Annotated[int, msgspec.Meta(ge=0, le=limits.MOST)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=limits.LONGEST_S)]
+Rate = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+"""1e9 operations or bytes a second."""
+Loss = Annotated[float, msgspec.Meta(ge=-limits.MAX_FLOAT32, le=limits.MAX_FLOAT32)]
+"""What a float32 can hold: a loss that grows is no fault of the message."""
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+PruningRatio = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+Factor = Annotated[float, msgspec.Meta(gt=0, le=limits.MAX_FACTOR)]
+Decay = Annotated[float, msgspec.Meta(ge=0, le=limits.MAX_FACTOR)]
+Beta = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Name = Annotated[str, msgspec.Meta(pattern=rf"^{NAME.pattern}\Z")]
+"""Run, device, session, model family; and a file within a folder."""
+GroupName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_]{1,64}\Z")]
+TensorName = Annotated[str, msgspec.Meta(pattern=r"^[!-~]{1,255}\Z")]
+"""A parameter, a module, or what names of a block begin with: printable ASCII without spaces."""
+Url = Annotated[str, msgspec.Meta(pattern=r"^[!-~]{1,2000}\Z")]
+
+# ---- text ------------------------------------------------------------------------------------------------------------
+
+Text = Annotated[str, msgspec.Meta(max_length=limits.MAX_TEXT, extra={FOR_PEOPLE: limits.MAX_TEXT})]
+Short = Annotated[str, msgspec.Meta(max_length=limits.MAX_SHORT_TEXT, extra={FOR_PEOPLE: limits.MAX_SHORT_TEXT})]
+Versions = Annotated[dict[Short, Short], msgspec.Meta(max_length=64)]
+"""Of packages, by name."""
+Label = Annotated[str, msgspec.Meta(max_length=limits.MAX_TEXT)]
+"""Class of an example: data, compared character by character, so it is escaped where it is shown."""

@@ -1,0 +1,57 @@
+"""What artifacts, ort-training models and compact models say of themselves: deterministic JSON with a version."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import msgspec
+
+from edge_runtime.bounds import limits
+from edge_runtime.bounds.plain import escaped, plain
+from edge_runtime.errors import ArtifactVersionError, ManifestError
+
+D = TypeVar("D", bound=msgspec.Struct)
+
+
+def encode_description(description: msgspec.Struct) -> bytes:
+    """Deterministic, indented UTF-8 JSON (sorted keys of maps, fields in declaration order)."""
+    return msgspec.json.format(msgspec.json.encode(description, order="deterministic"), indent=1) + b"\n"
+
+
+def decode_description(data: bytes, kind: type[D], *, version: int, file: str, what: str, remedy: str) -> D:
+    """Parse a description.
+
+    The version is looked at before anything else is, so that what another release wrote is told apart from what is
+    damaged.
+
+    Args:
+        data: the file's bytes.
+        kind: a Struct with a field ``format_version``.
+        version: the only one that is read.
+        file: what the file is called in errors.
+        what: what it describes.
+        remedy: how it is made anew, as a command to the reader.
+
+    Raises:
+        ManifestError: not JSON, a missing field, a wrong type, a value outside its range, or too long.
+        ArtifactVersionError: written in another format version.
+    """
+    if len(data) > limits.MAX_MANIFEST_BYTES:
+        msg = f"{file} is {len(data)} bytes, at most {limits.MAX_MANIFEST_BYTES} are read"
+        raise ManifestError(msg)
+    try:
+        found = msgspec.json.decode(data, type=_VersionOnly).format_version
+        if found != version:
+            msg = (
+                f"{what} of format version {found}, this release reads version {version}: "
+                f"{remedy}, or install the release that wrote it"
+            )
+            raise ArtifactVersionError(msg)
+        return escaped(msgspec.json.decode(data, type=kind))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        msg = f"{file} is malformed: {plain(str(error))}; {remedy}, or copy what was made"
+        raise ManifestError(msg) from error
+
+
+class _VersionOnly(msgspec.Struct, frozen=True):
+    format_version: int

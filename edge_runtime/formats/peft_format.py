@@ -1,0 +1,128 @@
+"""PEFT's on-disk format, which ``PeftModel.from_pretrained`` loads. Pure: JSON and safetensors, no peft.
+
+PEFT knows nothing of merged factors. They become more components of the adapter: [B merged_B] [A; merged_A] is
+B A + merged_B merged_A, so what PEFT loads is exactly what the fleet has. Such a module has a larger rank than the
+others, which ``rank_pattern`` says; ``alpha_pattern`` keeps its scaling. To go on training it is possible, but its rank
+is then that of everything ever merged.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from edge_runtime.formats import names
+from edge_runtime.formats.adapter import AdapterLayout, Tensors
+from edge_runtime.formats.manifest import Manifest
+from edge_runtime.formats.payload import Merged, check_merged
+from edge_runtime.formats.plan import Plan
+from edge_runtime.formats.tensors import encode_tensors
+from edge_runtime.system.files import make_directories, write_atomically
+
+CONFIG_FILE: Final = "adapter_config.json"
+WEIGHTS_FILE: Final = "adapter_model.safetensors"
+KEY_PREFIX: Final = "base_model.model."
+"""What PEFT puts before the base model's own parameter names."""
+
+_TASK_TYPES: Final = {"text-classification": "SEQ_CLS", "causal-lm": "CAUSAL_LM"}
+
+
+def write_peft(
+    directory: Path,
+    manifest: Manifest,
+    adapter: Tensors,
+    rank: int,
+    lora_scaling: float,
+    *,
+    merged: Merged | None = None,
+    base_model: str | None = None,
+    frozen: Tensors | None = None,
+) -> None:
+    """Write a full adapter as ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+    Modules are listed by their whole path, so that no other module of the model ends like one of them (BERT's pooler is
+    a ``dense`` too). The weights are written first: a directory with a configuration is complete.
+
+    Args:
+        directory: where the two files go; made if it is not there.
+        manifest: the artifact's manifest.
+        adapter: tensors under the full plan.
+        rank: their LoRA rank.
+        lora_scaling: alpha / rank.
+        merged: factors folded into the frozen weights, full plan; see the module.
+        base_model: directory or hub id that the model came from; None = not known, see :func:`peft_config`.
+        frozen: weights of whole modules that the base model may lack, by Hugging Face name.
+
+    Raises:
+        TensorError: the tensors are not those of a full adapter of this rank, or merged factors do not fit.
+        DiskFullError: there is no space.
+    """
+    plan, merged = Plan.full(manifest), {} if merged is None else merged
+    AdapterLayout.of(manifest, plan, rank).check(adapter)
+    check_merged(manifest, plan, merged)
+    make_directories(directory)
+    weights = {KEY_PREFIX + name: value for name, value in adapter.items()}
+    for module, (merged_a, merged_b) in merged.items():
+        a, b = names.lora_a(module), names.lora_b(module)
+        weights[KEY_PREFIX + a] = np.concatenate([adapter[a], merged_a], dtype=np.float32)
+        weights[KEY_PREFIX + b] = np.concatenate([adapter[b], merged_b], axis=1, dtype=np.float32)
+    weights |= {KEY_PREFIX + name: value for name, value in (frozen or {}).items()}
+    write_atomically(directory / WEIGHTS_FILE, encode_tensors(weights, metadata={"format": "pt"}))
+    ranks = {module: rank + merged[module][0].shape[0] for module in sorted(merged)}
+    whole = sorted({name.rpartition(".")[0] for name in frozen or {}})
+    config = peft_config(manifest, rank, lora_scaling, ranks, base_model=base_model, whole=whole)
+    write_atomically(directory / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True).encode() + b"\n")
+
+
+def unknown_base(manifest: Manifest) -> str:
+    """What stands for a base model whose origin nobody said: a hub id as it is, else a folder of that name.
+
+    A bare name of a directory must not stand alone: PEFT would fetch what a stranger keeps under it on the hub.
+    """
+    name = manifest.model_name
+    return name if "/" in name else f"./{name}"
+
+
+def peft_config(
+    manifest: Manifest,
+    rank: int,
+    lora_scaling: float,
+    ranks: Mapping[str, int] | None = None,
+    *,
+    base_model: str | None = None,
+    whole: Sequence[str] = (),
+) -> dict[str, object]:
+    """The content of ``adapter_config.json`` for an adapter of this model.
+
+    Args:
+        manifest: the artifact's manifest.
+        rank: LoRA rank of all modules but those in ``ranks``.
+        lora_scaling: alpha / rank, the same for all.
+        ranks: by module. PEFT reads its keys as regular expressions.
+        base_model: directory or hub id that the model came from; None = see :func:`unknown_base`.
+        whole: modules whose weights come with the adapter, beside the dense ones.
+    """
+    saved = {dense.name.rpartition(".")[0] for dense in manifest.dense} | set(whole)
+    ranks = {re.escape(module): own for module, own in (ranks or {}).items()}
+    return {
+        "alpha_pattern": {module: lora_scaling * own for module, own in ranks.items()},
+        "base_model_name_or_path": unknown_base(manifest) if base_model is None else base_model,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": lora_scaling * rank,
+        "lora_dropout": 0.0,
+        "modules_to_save": sorted(saved) or None,
+        "peft_type": "LORA",
+        "r": rank,
+        "rank_pattern": ranks,
+        "target_modules": sorted(target.module for target in manifest.targets),
+        "task_type": _TASK_TYPES[manifest.task],
+        "use_rslora": False,
+    }

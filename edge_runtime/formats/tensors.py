@@ -1,0 +1,107 @@
+"""Tensors on the wire: safetensors bytes, checked before anything is allocated; never pickle."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Collection, Mapping
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+import safetensors.numpy
+
+from edge_runtime.bounds import limits
+from edge_runtime.errors import TensorError
+from edge_runtime.formats.manifest import digest_of
+
+WireDtype = Literal["float32", "float16"]
+
+
+def encode_tensors(
+    tensors: Mapping[str, npt.NDArray[np.float32]],
+    dtype: WireDtype = "float32",
+    metadata: Mapping[str, str] | None = None,
+    exact: Collection[str] = (),
+) -> bytes:
+    """Safetensors bytes of named arrays, stored as ``dtype``; those named in ``exact`` as float32 in any case.
+
+    Raises:
+        TensorError: a value does not fit ``dtype`` (float16 overflows beyond 65504).
+    """
+    out: dict[str, npt.NDArray[np.floating]] = {}
+    for name, value in tensors.items():
+        stored: WireDtype = "float32" if name in exact else dtype
+        with np.errstate(over="ignore"):
+            cast = np.ascontiguousarray(value, dtype=np.dtype(stored))
+        if stored == "float16" and not np.isfinite(cast).all():
+            msg = f"tensor {name!r} does not fit float16 (largest magnitude {np.abs(value).max():g}); send float32"
+            raise TensorError(msg)
+        out[name] = cast
+    return safetensors.numpy.save(out, metadata=dict(metadata) if metadata else None)
+
+
+def decode_tensors(data: bytes, max_bytes: int = limits.MAX_BLOB_BYTES) -> dict[str, npt.NDArray[np.float32]]:
+    """Named float32 arrays from safetensors bytes that came from outside.
+
+    Raises:
+        TensorError: malformed, over a limit, or of a type other than float32 and float16.
+    """
+    if len(data) > max_bytes:
+        msg = f"tensor blob is {len(data)} bytes, at most {max_bytes} are accepted"
+        raise TensorError(msg)
+    header = _header(data)
+    if len(header) > limits.MAX_TENSORS:
+        msg = f"tensor blob holds {len(header)} tensors, at most {limits.MAX_TENSORS} are accepted"
+        raise TensorError(msg)
+    for name, entry in header.items():
+        if not 0 < len(name) <= limits.MAX_TENSOR_NAME or not name.isprintable():
+            most = limits.MAX_TENSOR_NAME
+            msg = f"tensor {name[:50]!r} has a name of {len(name)} characters: expected 1 to {most}, all printable"
+            raise TensorError(msg)
+        kind = entry.get("dtype") if isinstance(entry, dict) else None
+        if kind not in ("F32", "F16"):  # not a set: it would have to hash whatever stands there
+            msg = f"tensor {name!r} has type {str(kind)[:50]!r}, expected F32 or F16"
+            raise TensorError(msg)
+    try:
+        loaded = safetensors.numpy.load(data)
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
+        msg = f"tensor blob is malformed: {error}"
+        raise TensorError(msg) from error
+    return {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in loaded.items()}
+
+
+def check_digest(data: bytes, expected: str | None) -> None:
+    """Refuse a file that is not the one that was written.
+
+    Args:
+        data: what was read.
+        expected: SHA-256, 64 hexadecimal digits; None = it was not noted, anything goes.
+
+    Raises:
+        TensorError: it is another.
+    """
+    if expected is not None and (got := digest_of(data)) != expected:
+        msg = f"it is not the file that was written: SHA-256 is {got[:12]}..., was {expected[:12]}..."
+        raise TensorError(msg)
+
+
+def _header(data: bytes) -> dict[str, object]:
+    if len(data) < struct.calcsize("<Q"):
+        msg = f"tensor blob of {len(data)} bytes is too short to be safetensors"
+        raise TensorError(msg)
+    (size,) = struct.unpack_from("<Q", data)
+    if size > min(limits.MAX_TENSOR_HEADER_BYTES, len(data) - 8):
+        msg = f"tensor blob announces a header of {size} bytes, in {len(data)} bytes"
+        raise TensorError(msg)
+    try:
+        header = json.loads(data[8 : 8 + size])
+    except (ValueError, RecursionError) as error:
+        msg = f"tensor blob has a malformed header: {error}"
+        raise TensorError(msg) from error
+    if not isinstance(header, dict):
+        msg = "tensor blob has a malformed header: not an object"
+        raise TensorError(msg)
+    header.pop("__metadata__", None)
+    return header

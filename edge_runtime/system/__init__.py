@@ -1,0 +1,1 @@
+"""The operating system: files that are written whole, standard streams, memory, child processes."""

@@ -1,0 +1,1 @@
+"""A pretrained model becomes an artifact."""

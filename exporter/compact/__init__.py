@@ -1,0 +1,1 @@
+"""Artifact, adapter and plan become a compact model."""

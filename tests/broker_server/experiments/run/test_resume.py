@@ -1,0 +1,144 @@
+"""What may change when a run goes on: more rounds, what is made of them, where it runs; nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from broker_server import cli
+from broker_server.errors import ConfigError, StoreError
+from broker_server.experiments.run.layout import JobState, RunDirectory
+from broker_server.experiments.run.resolve import resolve
+from broker_server.experiments.run.resume import CHANGEABLE, COMPACT, MEASURE, begun, reopened
+from broker_server.experiments.run.settings import RunSettings
+from broker_server.serving.report.build import TRAINING_STEP
+from broker_server.serving.storage.records import EvaluationRecord, RoundRecord
+from broker_server.serving.storage.store import STATE_FILE, Store
+from edge_runtime.errors import ExitCode
+
+ALL_DONE = ("prepare", TRAINING_STEP, COMPACT, MEASURE)
+
+
+def a_run(
+    root: Path, *, rounds: int, finished: int, done: tuple[str, ...] = ALL_DONE, **options: object
+) -> RunDirectory:
+    """A run of so many rounds, of which some are finished."""
+    settings = resolve({"rounds": rounds, "devices": 2, **options})
+    directory = RunDirectory(root)
+    directory.settings_file.write_text(settings.to_toml())
+    directory.save_state(begun(settings, JobState(run_id="run-1", created_at=0.0, done=done)))
+    evaluation = EvaluationRecord(loss=1.0, accuracy=0.5, num_targets=9, is_complete=True, evaluate_s=0.1)
+    with contextlib.closing(Store.open(root)) as store:
+        for number in range(finished + 1):
+            deploy = number > rounds - settings.deploy_rounds
+            record = RoundRecord(
+                round_number=number, seconds=1.0, elapsed_s=1.0, evaluation=evaluation, devices=(), is_deploy=deploy
+            )
+            store.finish_round(record, None, 0.0)
+    return directory
+
+
+def test_a_finished_run_with_more_rounds_trains_again_and_keeps_that(tmp_path: Path) -> None:
+    directory = a_run(tmp_path, rounds=2, finished=2)
+
+    settings, state = reopened(directory, {"rounds": 5})
+
+    assert (settings.rounds, state.done) == (5, ("prepare",))
+    assert resolve({}, directory.settings_file).rounds == 5
+    assert directory.load_state() == state
+
+
+def test_more_rounds_may_stand_in_the_file(tmp_path: Path) -> None:
+    directory = a_run(tmp_path, rounds=1, finished=1)
+    text = directory.settings_file.read_text()
+    directory.settings_file.write_text(text.replace("rounds = 1\n", "rounds = 3\n", 1))
+
+    settings, state = reopened(directory, {})
+
+    assert (settings.rounds, TRAINING_STEP in state.done) == (3, False)
+
+
+def test_a_finished_run_with_the_same_rounds_stays_as_it_is(tmp_path: Path) -> None:
+    directory = a_run(tmp_path, rounds=2, finished=2)
+    before = directory.job_file.read_bytes(), directory.settings_file.read_bytes()
+
+    _, state = reopened(directory, {"rounds": 2})
+
+    assert state.done == ALL_DONE
+    assert (directory.job_file.read_bytes(), directory.settings_file.read_bytes()) == before
+
+
+def test_an_interrupted_run_may_have_fewer_rounds_but_not_fewer_than_are_done(tmp_path: Path) -> None:
+    directory = a_run(tmp_path, rounds=9, finished=3, done=("prepare",))
+
+    assert reopened(directory, {"rounds": 4})[0].rounds == 4
+    before = directory.settings_file.read_bytes()
+    with pytest.raises(ConfigError, match=r"^--rounds is 2, but 3 are done: give more .*fedspine compact .* --round N"):
+        reopened(directory, {"rounds": 2})
+    assert directory.settings_file.read_bytes() == before
+
+
+def test_fewer_rounds_in_the_file_are_said_of_the_file(tmp_path: Path) -> None:
+    directory = a_run(tmp_path, rounds=3, finished=3)
+    directory.settings_file.write_text(directory.settings_file.read_text().replace("rounds = 3\n", "rounds = 1\n", 1))
+    with pytest.raises(ConfigError, match=r"run\.toml: rounds is 1, but 3 are done"):
+        reopened(directory, {})
+
+
+def test_what_a_run_keeps_cannot_be_changed_in_its_file(tmp_path: Path) -> None:
+    directory = a_run(tmp_path, rounds=2, finished=1, done=("prepare",))
+    text = directory.settings_file.read_text()
+    directory.settings_file.write_text(text.replace("learning_rate = 0.003", "learning_rate = 0.1"))
+    with pytest.raises(
+        ConfigError, match=r"run\.toml: learning_rate was 0\.003 when the first round began and is 0\.1"
+    ):
+        reopened(directory, {"rounds": 4})
+
+
+def test_another_form_of_the_compact_model_is_made_anew(tmp_path: Path) -> None:
+    directory = a_run(tmp_path, rounds=2, finished=2)
+
+    _, state = reopened(directory, {"quantize": "int8"})
+    assert state.done == ("prepare", TRAINING_STEP)
+
+    directory.save_state(msgspec.structs.replace(state, done=ALL_DONE))
+    assert reopened(directory, {})[1].done == ALL_DONE  # made once
+
+
+def test_deploy_rounds_end_a_run(tmp_path: Path) -> None:
+    directory = a_run(tmp_path, rounds=3, finished=3, deploy_rounds=1)
+    with pytest.raises(ConfigError, match=r"^--rounds is 4, but the last of 3 rounds was a deploy round"):
+        reopened(directory, {"rounds": 4})
+
+
+def test_a_lost_database_is_not_taken_for_a_run_without_rounds(tmp_path: Path) -> None:
+    directory = a_run(tmp_path, rounds=3, finished=3)
+    (tmp_path / "adapters").mkdir()
+    (tmp_path / "adapters" / "round-0003.safetensors").write_bytes(b"x")
+    (tmp_path / STATE_FILE).unlink()
+    with pytest.raises(StoreError, match="missing"):
+        reopened(directory, {"rounds": 5})
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(RunSettings)])
+def test_every_option_is_changeable_or_refused_with_those_that_are(
+    field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name = f"--{field.replace('_', '-')}"
+    kind = RunSettings.__annotations__[field]
+    given = [name] if kind == "bool" else [name, "1"]
+
+    code = cli.call(["run", "--resume", *given, "--out", "none"])
+
+    line = capsys.readouterr().err
+    if field in CHANGEABLE:
+        assert "holds no run to resume" in line
+        assert code == ExitCode.RUN_EXISTS
+    else:
+        assert f"leave out {name}; what may change is --rounds, " in line
+        assert code == ExitCode.USAGE

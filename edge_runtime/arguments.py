@@ -60,38 +60,38 @@ class Parser(argparse.ArgumentParser):
         return sorted({option for parser in parsers for option in parser._option_string_actions})  # noqa: SLF001
 
 
-def add_manners(parser: argparse.ArgumentParser) -> None:
+def add_sharing(parser: argparse.ArgumentParser) -> None:
     """How a device shares its board with others, and when it rests."""
-    manners = parser.add_argument_group("manners")
-    manners.add_argument(
+    sharing = parser.add_argument_group("sharing the board")
+    sharing.add_argument(
         "--nice",
         type=whole(0, MAX_NICE),
         default=DEFAULT_NICE,
         metavar="N",
         help=f"0 (like any process) to {MAX_NICE} (after all others); default %(default)s",
     )
-    manners.add_argument(
+    sharing.add_argument(
         "--checkpoint-every",
         type=count,
         default=DEFAULT_CHECKPOINT_EVERY,
         metavar="N",
         help="a power cut in training costs at most N steps; 0 = all of them (default %(default)s)",
     )
-    manners.add_argument(
+    sharing.add_argument(
         "--max-temperature",
         type=number(20, 120),
         metavar="C",
         help=f"pause when the board is hotter; go on {COOLER_C:g} degrees below",
     )
-    manners.add_argument("--pause-on-throttling", action="store_true", help="pause while the cores are slowed down")
-    manners.add_argument(
+    sharing.add_argument("--pause-on-throttling", action="store_true", help="pause while the cores are slowed down")
+    sharing.add_argument(
         "--min-battery",
         type=number(1, 100),
         metavar="PERCENT",
         help=f"pause on a battery with less; go on {FULLER_PERCENT:g} points above",
     )
-    manners.add_argument("--pause-on-battery", action="store_true", help="pause whenever the board runs on its battery")
-    manners.add_argument(
+    sharing.add_argument("--pause-on-battery", action="store_true", help="pause whenever the board runs on its battery")
+    sharing.add_argument(
         "--sensors", type=Path, default=SYS, metavar="DIR", help="where the kernel's files are (default %(default)s)"
     )
 
@@ -196,7 +196,7 @@ def service_of(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -
 
 
 def pause_limits(arguments: argparse.Namespace) -> PauseLimits:
-    """What :func:`add_manners` was told of pauses."""
+    """What :func:`add_sharing` was told of pauses."""
     return PauseLimits(
         max_temperature_c=arguments.max_temperature,
         min_battery_percent=arguments.min_battery,

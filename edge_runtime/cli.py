@@ -22,7 +22,7 @@ from typing import Final
 
 from edge_runtime.arguments import (
     Parser,
-    add_manners,
+    add_sharing,
     add_pins,
     add_resources,
     add_service,
@@ -235,7 +235,7 @@ def _add_device(
         help="examples of the file to evaluate on, not to train on (default 64, at most a fifth)",
     )
     add_pins(start)
-    add_manners(start)
+    add_sharing(start)
     add_trust(start)
     life = start.add_argument_group("when to end")
     life.add_argument("--exit-when-finished", action="store_true", help="leave when the run is over")
@@ -256,9 +256,9 @@ def _start(arguments: argparse.Namespace) -> int:
     be_nice(arguments.nice)  # before threads are there, which inherit it
     from edge_runtime.agent import capabilities, engines, precheck  # noqa: PLC0415 - see the module's docstring
     from edge_runtime.agent.agent import Agent, AgentSettings  # noqa: PLC0415
+    from edge_runtime.agent.assignment_runner import WorkSettings  # noqa: PLC0415
     from edge_runtime.agent.identity import StateDirectory, check_name  # noqa: PLC0415
     from edge_runtime.agent.pins import Pins  # noqa: PLC0415
-    from edge_runtime.agent.worker import WorkSettings  # noqa: PLC0415
 
     modes = engines.choose_modes(arguments.engine, arguments.mode, arguments.ort_models)
     check_name(arguments.fleet, "fleet")

@@ -19,7 +19,7 @@ from broker_server.benchmark.settings import MAX_GRAD_NORM, WEIGHT_DECAY, BenchS
 from broker_server.errors import ChildFailedError
 from broker_server.experiments.run.processes import server_command
 from broker_server.experiments.run.supervisor import Supervisor
-from edge_runtime.benchmark.protocol import ContestResult, RatesRequest, RatesResult
+from edge_runtime.benchmark.protocol import BenchmarkResult, RatesRequest, RatesResult
 from edge_runtime.errors import ExitCode
 from edge_runtime.system.files import write_atomically
 from edge_runtime.wire.arms import format_arms
@@ -38,7 +38,7 @@ Answer = TypeVar("Answer", bound=msgspec.Struct)
 class Sample:
     """What one process of a contender gave."""
 
-    result: ContestResult
+    result: BenchmarkResult
     cold_start_s: float
     """From before the process was started to its first step done."""
 
@@ -149,7 +149,7 @@ class Stage:
     def _sample(self, contender: Contender, run: int) -> Sample:
         request = self._settings.request(contender.engine, contender.arm, self.artifact, self.ort_models, run)
         began = time.monotonic()
-        result = self._ask(contender.name, contender.command, request, ContestResult, run)
+        result = self._ask(contender.name, contender.command, request, BenchmarkResult, run)
         sample = Sample(result=result, cold_start_s=result.first_step_at - began)
         least_s = min(result.step_times_s)
         self._tell(contender.name, run, f"{least_s:.4g} s a step at best, {result.peak_rss_bytes / 1e6:.0f} MB")

@@ -9,7 +9,7 @@ from typing import Annotated, Final
 from broker_server.errors import ConfigError
 from broker_server.naming import option_name, said_of
 from broker_server.ranges import MOST, Range, Words, check_fields
-from edge_runtime.benchmark.protocol import ContestRequest
+from edge_runtime.benchmark.protocol import BenchmarkRequest
 from edge_runtime.formats.manifest import BaseDtype, Task
 from edge_runtime.wire.arms import ArmError, parse_arms
 from edge_runtime.wire.messages import Arm, HyperParameters
@@ -62,10 +62,10 @@ class BenchSettings:
         """
         check_fields(self, option_name)
 
-    def request(self, engine: str, arm: Arm, artifact: Path, ort_models: Path, run: int) -> ContestRequest:
+    def request(self, engine: str, arm: Arm, artifact: Path, ort_models: Path, run: int) -> BenchmarkRequest:
         """What a contender's process is asked in a run (0-based); the first one goes on until losses are compared."""
         num_steps = NUM_WARMUP_STEPS + self.steps
-        return ContestRequest(
+        return BenchmarkRequest(
             engine=engine,
             artifact=str(artifact),
             model=self.model,

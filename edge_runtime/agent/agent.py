@@ -14,12 +14,13 @@ import queue
 import random
 from typing import Final
 
+from edge_runtime.agent.assignment_runner import AssignmentRunner, WorkSettings
 from edge_runtime.agent.attempts import Attempts
 from edge_runtime.agent.checkpoints import Checkpoints
+from edge_runtime.agent.coordinator_channel import CoordinatorChannel
 from edge_runtime.agent.errors import StoppedError
 from edge_runtime.agent.identity import StateDirectory
 from edge_runtime.agent.jobs import Jobs
-from edge_runtime.agent.mouthpiece import Mouthpiece
 from edge_runtime.agent.outbox import Outbox
 from edge_runtime.agent.pins import Pins
 from edge_runtime.agent.refusals import is_final, largest_delay_s, reason_of, too_large
@@ -28,7 +29,6 @@ from edge_runtime.agent.reporter import Reporter
 from edge_runtime.agent.traffic import Traffic
 from edge_runtime.agent.uploads import Uploads
 from edge_runtime.agent.work import Work
-from edge_runtime.agent.worker import Workbench, WorkSettings
 from edge_runtime.errors import ExitCode, FedSpineError, MessageError
 from edge_runtime.link.mqtt import BrokerAddress, Connected, Disconnected, LinkEvent, TlsFiles
 from edge_runtime.link.transfers import Transfers
@@ -92,17 +92,17 @@ class Agent:
         self._settings = settings
         self._device_id = state.device_id
         self._capabilities = capabilities
-        self._mouth = Mouthpiece(settings.broker, settings.fleet, state.device_id, settings.tls, rng)
-        self._link = self._mouth.link
-        self._clock = self._mouth.clock
-        self._reporter = Reporter(state.device_id, self._mouth.session_id, self._mouth.say, self._clock)
-        self._transfers = Transfers(lambda _, message: self._mouth.say(message), self._clock)
-        self._uploads = Uploads(Outbox(state.outbox), self._transfers, self._mouth.say, self._mouth.new_repeat)
+        self._channel = CoordinatorChannel(settings.broker, settings.fleet, state.device_id, settings.tls, rng)
+        self._link = self._channel.link
+        self._clock = self._channel.clock
+        self._reporter = Reporter(state.device_id, self._channel.session_id, self._channel.say, self._clock)
+        self._transfers = Transfers(lambda _, message: self._channel.say(message), self._clock)
+        self._uploads = Uploads(Outbox(state.outbox), self._transfers, self._channel.say, self._channel.new_repeat)
         traffic = Traffic(lambda: (self._link.bytes_sent, self._link.bytes_received))
         self._checkpoints = Checkpoints(state.checkpoint, settings.work.checkpoint_every)
         self._jobs = Jobs(state.artifacts, settings.work, traffic, self._checkpoints)
         self._welcome: Welcome | None = None
-        self._workbench: Workbench | None = None
+        self._runner: AssignmentRunner | None = None
         self._attempts = Attempts(rng, self._clock)
         self._work: Work | None = None
         self._refused = Refused(settings.pins)
@@ -135,7 +135,7 @@ class Agent:
             self._jobs.stop()
             if not self._jobs.join(STOP_S):
                 logger.warning("work did not stop within %g s; leaving all the same", STOP_S)
-            self._link.close(self._mouth.goodbye(farewell))
+            self._link.close(self._channel.goodbye(farewell))
         return code
 
     def _turn(self) -> None:
@@ -143,12 +143,12 @@ class Agent:
         with contextlib.suppress(queue.Empty):
             self._on_link(self._link.events.get(timeout=POLL_S))
         self._collect()
-        self._mouth.register_if_due(self._capabilities, self._settings.num_examples, self._settings.data_bytes)
+        self._channel.register_if_due(self._capabilities, self._settings.num_examples, self._settings.data_bytes)
         self._check_deadline()
         if self._jobs.is_idle:
             self._start_job()
         self._transfers.tick()
-        if self._mouth.is_registered:
+        if self._channel.is_registered:
             self._uploads.tick()
             self._reporter.tick()
 
@@ -157,10 +157,10 @@ class Agent:
     def _on_link(self, event: LinkEvent) -> None:
         match event:
             case Connected():
-                self._mouth.register_again()
+                self._channel.register_again()
                 self._transfers.ask_again()
             case Disconnected():
-                self._mouth.is_registered = False
+                self._channel.is_registered = False
             case _:
                 try:
                     self._on_message(decode_message(event.payload))
@@ -175,7 +175,7 @@ class Agent:
             return
         match message:
             case Hello():
-                self._mouth.register_again()
+                self._channel.register_again()
             case Welcome():
                 self._on_welcome(message)
             case Assignment():
@@ -195,7 +195,7 @@ class Agent:
                 logger.warning("a %s is not for devices; ignored", kind_of(message))
 
     def _on_welcome(self, welcome: Welcome) -> None:
-        self._mouth.is_registered = True
+        self._channel.is_registered = True
         self._reporter.heartbeat_s = max(1.0, welcome.heartbeat_s)
         if (objection := self._refused.judge(welcome)) is not None:
             self._on_unwanted(welcome, objection)
@@ -203,12 +203,12 @@ class Agent:
         previous, self._welcome = self._welcome, welcome
         if previous is not None and previous.run_id != welcome.run_id:
             self._drop_work(f"run {welcome.run_id} began")
-            if self._workbench is not None:
+            if self._runner is not None:
                 self._reporter.change(DeviceState.IDLE)
         if previous is not None and previous.artifact_digest != welcome.artifact_digest:
             self._drop_work("the run has another artifact now")
             self._jobs.stop()
-            self._workbench = None
+            self._runner = None
         if previous != welcome:
             self._attempts.begin_anew()
         self._attempts.news()
@@ -220,7 +220,7 @@ class Agent:
         """Take no part in a run that the owner of this board does not allow; another one that is under way goes on."""
         if self._welcome is not None and self._welcome.run_id == welcome.run_id:
             self._drop_work(objection)
-            self._welcome = self._workbench = None
+            self._welcome = self._runner = None
             self._jobs.stop()
         if self._welcome is None:
             self._reporter.change(DeviceState.IDLE, detail=objection)
@@ -229,18 +229,18 @@ class Agent:
 
     def _on_assignment(self, assignment: Assignment) -> None:
         if (objection := self._refused.objection_to(assignment.run_id)) is not None:
-            self._mouth.say(self._mouth.failure(assignment, FailureReason.INTERNAL, objection))
+            self._channel.say(self._channel.failure(assignment, FailureReason.INTERNAL, objection))
             return
         if self._welcome is None or assignment.run_id != self._welcome.run_id:
             logger.info("assignment of run %s, which did not welcome this device; registering", assignment.run_id)
-            self._mouth.register_again()
+            self._channel.register_again()
             return
         now = self._clock()
         work = Work(assignment, now, now + assignment.deadline_s)
         if self._uploads.has(work.key):
             return
         if (refusal := self._refused.answer_to(work.key)) is not None:
-            self._mouth.say(refusal)
+            self._channel.say(refusal)
             return
         if self._work is not None:
             if work.key == self._work.key:
@@ -309,7 +309,7 @@ class Agent:
         welcome, work = self._welcome, self._work
         if welcome is None:
             return
-        if self._workbench is None:
+        if self._runner is None:
             if self._attempts.is_due:
                 if work is None:
                     self._reporter.change(DeviceState.FETCHING)
@@ -318,7 +318,7 @@ class Agent:
             work.is_running = True
             num_steps = work.assignment.hyper_parameters.num_local_steps
             self._reporter.change(DeviceState.TRAINING, *work.key[1:], num_steps=num_steps)
-            self._jobs.work(self._workbench, work.assignment, work.adapter, welcome, self._reporter.progress)
+            self._jobs.work(self._runner, work.assignment, work.adapter, welcome, self._reporter.progress)
 
     def _collect(self) -> None:
         """Take what the background thread has finished."""
@@ -327,7 +327,7 @@ class Agent:
         except queue.Empty:
             return
         work = self._work
-        if isinstance(outcome, Workbench):
+        if isinstance(outcome, AssignmentRunner):
             self._on_prepared(outcome)
         elif isinstance(tag, Welcome) and isinstance(outcome, Exception):
             self._on_prepare_failed(tag, outcome)
@@ -340,12 +340,12 @@ class Agent:
         else:
             self._on_worked(work, *outcome)
 
-    def _on_prepared(self, workbench: Workbench) -> None:
-        if self._welcome is None or workbench.digest != self._welcome.artifact_digest:
+    def _on_prepared(self, runner: AssignmentRunner) -> None:
+        if self._welcome is None or runner.digest != self._welcome.artifact_digest:
             return
-        self._workbench = workbench
+        self._runner = runner
         self._attempts.begin_anew()
-        logger.info("ready: artifact %s (%s)", workbench.digest[:12], workbench.artifact.manifest.model_name)
+        logger.info("ready: artifact %s (%s)", runner.digest[:12], runner.artifact.manifest.model_name)
         if self._work is None and self._reporter.state is DeviceState.FETCHING:
             self._reporter.change(DeviceState.IDLE)
 
@@ -394,7 +394,7 @@ class Agent:
         if self._work is work:
             self._transfers.cancel(work.assignment.adapter.digest, COORDINATOR)
             self._work = None
-        failure = self._mouth.failure(work.assignment, reason, detail)
+        failure = self._channel.failure(work.assignment, reason, detail)
         self._refused.remember(work.key, failure)
-        self._mouth.say(failure)
+        self._channel.say(failure)
         self._reporter.change(DeviceState.IDLE, detail=detail)

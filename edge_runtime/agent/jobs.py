@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from edge_runtime.agent.assignment_runner import AssignmentRunner, Progress, WorkContext, WorkSettings, prepare
 from edge_runtime.agent.background import Background
 from edge_runtime.agent.cache import ArtifactCache
 from edge_runtime.agent.checkpoints import Checkpoints
@@ -13,12 +14,11 @@ from edge_runtime.agent.errors import StoppedError
 from edge_runtime.agent.outbox import Key
 from edge_runtime.agent.pauses import Pauses
 from edge_runtime.agent.traffic import Traffic
-from edge_runtime.agent.worker import Progress, Workbench, WorkContext, WorkSettings, prepare
 from edge_runtime.board.sensors import Sensors
 from edge_runtime.engine.session import Interrupt
 from edge_runtime.wire.messages import Assignment, Update, Welcome
 
-Job = Workbench | tuple[Update, bytes]
+Job = AssignmentRunner | tuple[Update, bytes]
 """What a job returns: ready for a run, or an update and its adapter."""
 
 
@@ -54,7 +54,7 @@ class Jobs(Background[Job]):
     def prepare(self, welcome: Welcome, progress: Progress) -> None:
         """Start getting ready for a run; the tag is what the coordinator said of it."""
 
-        def job(stop: threading.Event) -> Workbench:
+        def job(stop: threading.Event) -> AssignmentRunner:
             def count(num_bytes: int) -> None:
                 self._traffic.add_http(num_bytes)
                 _raise_if(stop.is_set)
@@ -66,7 +66,7 @@ class Jobs(Background[Job]):
 
     def work(
         self,
-        workbench: Workbench,
+        runner: AssignmentRunner,
         assignment: Assignment,
         adapter: tuple[bytes, float],
         welcome: Welcome,
@@ -75,7 +75,7 @@ class Jobs(Background[Job]):
         """Start working on an assignment; the tag is its key.
 
         Args:
-            workbench: ready for the run.
+            runner: ready for the run.
             assignment: what to do.
             adapter: safetensors bytes to start from, and how long they took to arrive, seconds.
             welcome: what the coordinator said.
@@ -95,7 +95,7 @@ class Jobs(Background[Job]):
                 pauses=self._pauses,
             )
             with interrupt:
-                return workbench.run(assignment, blob, context)
+                return runner.run(assignment, blob, context)
 
         key: Key = (assignment.run_id, assignment.round_number, assignment.attempt)
         self.start(key, job)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from edge_runtime.agent.worker import Progress
+from edge_runtime.agent.assignment_runner import Progress
 from edge_runtime.bounds.plain import plain
 from edge_runtime.wire.messages import DeviceState, Status
 

@@ -1,6 +1,6 @@
-"""Errors of the room ``contest``.
+"""Errors of the room ``benchmark``.
 
-ContestError                base
+BenchmarkError                base
 ├── RequestError            a process was not given a request that it can read
 └── NotFiniteError          an engine's loss left the finite numbers
 """
@@ -10,15 +10,15 @@ from __future__ import annotations
 from edge_runtime.errors import ExitCode, FedSpineError
 
 
-class ContestError(FedSpineError):
-    """Base of the errors of ``contest``."""
+class BenchmarkError(FedSpineError):
+    """Base of the errors of ``benchmark``."""
 
 
-class RequestError(ContestError):
+class RequestError(BenchmarkError):
     """A process was not given a request that it can read."""
 
     exit_code = ExitCode.USAGE
 
 
-class NotFiniteError(ContestError):
+class NotFiniteError(BenchmarkError):
     """An engine's loss left the finite numbers."""

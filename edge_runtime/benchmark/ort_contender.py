@@ -1,4 +1,4 @@
-"""onnxruntime-training in a contest: ``python -m edge_runtime.benchmark.ort_contender REQUEST``, from its environment.
+"""onnxruntime-training in a benchmark; runs in its own environment as ``python -m edge_runtime.benchmark.ort_contender``.
 
 At ratio 0 its models hold the very weights that are trained on, so nothing but the first adapter is put in: that is how
 somebody would use it who has one model. Its files are not checked here, since no other contender's are.
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from edge_runtime.benchmark.portable_contender import batch_of
 from edge_runtime.benchmark.process import Contender, contend
-from edge_runtime.benchmark.protocol import ContestRequest
+from edge_runtime.benchmark.protocol import BenchmarkRequest
 from edge_runtime.benchmark.work import prepare_work
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.frozen import FrozenWeights
@@ -24,7 +24,7 @@ from edge_runtime.ort_training.module import TrainingModule
 from edge_runtime.ort_training.trainer import OrtRun
 
 
-def prepare(request: ContestRequest) -> Contender:
+def prepare(request: BenchmarkRequest) -> Contender:
     """Load the models of the request's arm, and put in what they do not hold.
 
     Raises:

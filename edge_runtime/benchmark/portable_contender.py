@@ -1,5 +1,4 @@
-"""This engine in a contest: ``python -m edge_runtime.benchmark.portable_contender REQUEST``; the request's engine is
-the mode."""
+"""This engine in a benchmark: ``python -m edge_runtime.benchmark.portable_contender REQUEST``."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from edge_runtime.benchmark.process import Contender, contend
-from edge_runtime.benchmark.protocol import ContestRequest
+from edge_runtime.benchmark.protocol import BenchmarkRequest
 from edge_runtime.benchmark.work import Examples, prepare_work
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.dataset import Batch
@@ -19,7 +18,7 @@ from edge_runtime.engine.model import MODES
 from edge_runtime.engine.trainer import Trainer
 
 
-def prepare(request: ContestRequest) -> Contender:
+def prepare(request: BenchmarkRequest) -> Contender:
     """Load as a device does whose cache holds the artifact: files that were checked when they came are not read again.
 
     Raises:

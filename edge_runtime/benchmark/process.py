@@ -14,7 +14,7 @@ from typing import TypeVar
 import msgspec
 
 from edge_runtime.benchmark.errors import NotFiniteError, RequestError
-from edge_runtime.benchmark.protocol import ContestRequest, ContestResult
+from edge_runtime.benchmark.protocol import BenchmarkRequest, BenchmarkResult
 from edge_runtime.errors import ExitCode, FedSpineError
 from edge_runtime.system.resident import peak_rss_bytes
 
@@ -31,7 +31,7 @@ class Contender:
     """Elements that are trained."""
 
 
-Prepare = Callable[[ContestRequest], Contender]
+Prepare = Callable[[BenchmarkRequest], Contender]
 """How an engine gets ready: everything up to the first step, imports that it can put off included."""
 
 
@@ -47,12 +47,12 @@ def contend(prepare: Prepare, packages: Sequence[str], arguments: Sequence[str])
         What the process ends with; anything but OK comes with one line on stderr.
     """
 
-    def work(request: ContestRequest) -> ContestResult:
+    def work(request: BenchmarkRequest) -> BenchmarkResult:
         measured = _measure(prepare(request), request)
         versions = {package: metadata.version(package) for package in packages}
         return msgspec.structs.replace(measured, versions=versions)
 
-    return answer(ContestRequest, work, arguments)
+    return answer(BenchmarkRequest, work, arguments)
 
 
 def answer(kind: type[Asked], work: Callable[[Asked], msgspec.Struct], arguments: Sequence[str]) -> ExitCode:
@@ -88,7 +88,7 @@ def _read(kind: type[Asked], arguments: Sequence[str]) -> Asked:
         raise RequestError(msg) from error
 
 
-def _measure(contender: Contender, request: ContestRequest) -> ContestResult:
+def _measure(contender: Contender, request: BenchmarkRequest) -> BenchmarkResult:
     """Make the steps.
 
     Raises:
@@ -106,7 +106,7 @@ def _measure(contender: Contender, request: ContestRequest) -> ContestResult:
         msg = f"the loss of {request.engine} is {wrong[0]} in step {step} of {len(losses)}: nothing can be compared"
         raise NotFiniteError(msg)
     begin = request.num_warmup_steps - 1  # the first step is not in the list
-    return ContestResult(
+    return BenchmarkResult(
         num_trainable=contender.num_trainable,
         first_step_at=first_step_at,
         step_times_s=tuple(times_s[begin : begin + request.num_timed_steps]),

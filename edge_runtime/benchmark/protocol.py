@@ -1,7 +1,7 @@
 """What ``fedspine bench engine`` asks of a process, and what that prints: one JSON object each.
 
-A contender is a command line. Its last argument is a file with a :class:`ContestRequest`; the last line that it prints
-is a :class:`ContestResult`.
+A contender is a command line. Its last argument is a file with a :class:`BenchmarkRequest`; the last line that it
+prints is a :class:`BenchmarkResult`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ProductShape = tuple[Positive, Positive, Positive, Positive]
 """``(batch, rows, inner, columns)``: so many products of ``[rows, inner]`` and ``[inner, columns]``."""
 
 
-class ContestRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class BenchmarkRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One contender's work: train from a start that is the same for all, on the same batches."""
 
     engine: str
@@ -39,7 +39,7 @@ class ContestRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """``num_local_steps`` is how many steps are made in all; batches are ``batch_size`` x ``max_length`` tokens."""
 
 
-class ContestResult(msgspec.Struct, frozen=True, kw_only=True):
+class BenchmarkResult(msgspec.Struct, frozen=True, kw_only=True):
     """What one process of a contender measured of itself."""
 
     num_trainable: Positive

@@ -1,4 +1,4 @@
-"""The work of a contest: plan, first adapter and batches, from a seed, so that every engine makes the same steps.
+"""The work of a benchmark: plan, first adapter and batches, from a seed, so that every engine makes the same steps.
 
 Shape legend: ``B`` examples of a batch, ``L`` length in tokens.
 """
@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from edge_runtime.benchmark.protocol import ContestRequest
+from edge_runtime.benchmark.protocol import BenchmarkRequest
 from edge_runtime.formats import adapter, ranking
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.plan import Plan
@@ -44,7 +44,7 @@ class Work:
     batches: tuple[Examples, ...]
 
 
-def prepare_work(manifest: Manifest, dense: Mapping[str, Array], request: ContestRequest) -> Work:
+def prepare_work(manifest: Manifest, dense: Mapping[str, Array], request: BenchmarkRequest) -> Work:
     """Plan, adapter and batches of a request; its seed decides all of them.
 
     Args:

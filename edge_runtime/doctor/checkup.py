@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 
-from edge_runtime.doctor import belongings, broker, machine, packages, trial
+from edge_runtime.doctor import broker, files, machine, packages, trial
 from edge_runtime.doctor.findings import Finding, error
 from edge_runtime.doctor.setup import Setup
 from edge_runtime.errors import ExitCode
@@ -41,8 +41,8 @@ def _questions(setup: Setup) -> tuple[tuple[str, Callable[[], Finding]], ...]:
         ("nice", lambda: machine.nice(setup)),
         ("sensors", lambda: machine.sensors(setup)),
         ("clock", lambda: machine.clock(setup)),
-        ("state", lambda: belongings.state(setup)),
-        ("data", lambda: belongings.data(setup)),
+        ("state", lambda: files.state(setup)),
+        ("data", lambda: files.data(setup)),
         ("broker", lambda: broker.broker(tried())),
         ("fleet", lambda: broker.fleet(tried())),
         ("artifact", lambda: broker.artifact(tried())),

@@ -24,7 +24,7 @@ MIN_SAVING: Final = 0.15
 def buckets(batch: Batch) -> list[Batch]:
     """A batch in parts of like lengths, shortest first; the batch itself where cutting it saves too little.
 
-    Every example is in one part. Parts are padded to their longest example.
+    Every example is in one part. BlockSlices are padded to their longest example.
     """
     lengths = batch.attention_mask.sum(axis=1)
     order = np.argsort(lengths, kind="stable")

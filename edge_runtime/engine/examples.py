@@ -26,7 +26,7 @@ INPUT_IDS: Final = "input_ids"
 MAX_TOKEN_ID: Final = 2**31 - 1
 """Largest token id that any vocabulary could have."""
 
-MAX_LABEL_LETTERS: Final = 200
+MAX_LABEL_CHARACTERS: Final = 200
 """Longest class name; what is longer is no class."""
 
 _MAX_WHOLE: Final = 2.0**53
@@ -187,8 +187,8 @@ class ExampleReader:
         label = _checked(label, name, self.lines).strip()
         if not label:
             self.lines.refuse(f"has an empty text in {name!r}, expected a class name or a whole number")
-        if len(label) > MAX_LABEL_LETTERS or any(unicodedata.category(sign) == "Cc" for sign in label):
-            limit = f"at most {MAX_LABEL_LETTERS} letters and no control characters"
+        if len(label) > MAX_LABEL_CHARACTERS or any(unicodedata.category(sign) == "Cc" for sign in label):
+            limit = f"at most {MAX_LABEL_CHARACTERS} letters and no control characters"
             self.lines.refuse(f"has {in_words(label)} in {name!r}, which is no class name: expected {limit}")
         return label
 

@@ -22,7 +22,7 @@ from edge_runtime.engine.dataset import Batch, Int64
 from edge_runtime.engine.frozen import Array, FrozenWeights
 from edge_runtime.engine.session import Binding, Graph
 from edge_runtime.formats import names
-from edge_runtime.formats.adapter import AdapterLayout, Parts
+from edge_runtime.formats.adapter import AdapterLayout, BlockSlices
 
 SCORE_BYTES: Final = 4 * 2**20
 """Size of the scores that are computed at a time; several arrays of that size are alive."""
@@ -91,7 +91,7 @@ class StagedModel:
     """See :class:`edge_runtime.engine.model.Model`."""
 
     _layout: AdapterLayout
-    _parts: Parts
+    _parts: BlockSlices
 
     def __init__(self, graphs: StagedGraphs, weights: FrozenWeights) -> None:
         self._graphs = graphs

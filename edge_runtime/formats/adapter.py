@@ -28,7 +28,7 @@ Trainable = Literal["all", "lora_b"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
+class BlockSlices:
     """The flat vector by block: one after the other, in the order of the manifest, then what is dense."""
 
     blocks: tuple[slice, ...]
@@ -81,14 +81,14 @@ class AdapterLayout:
         """N, the length of the flat vector."""
         return int(self.sizes.sum())
 
-    def parts(self, manifest: Manifest) -> Parts:
+    def parts(self, manifest: Manifest) -> BlockSlices:
         """Where in the flat vector each block's tensors and the dense ones lie."""
         sizes, counts = self.sizes, [0] * manifest.num_layers
         for target in manifest.targets:
             counts[target.layer] += 2
         ends = np.cumsum([0, *counts]).tolist()
         offsets = np.cumsum([0, *sizes]).tolist()
-        return Parts(
+        return BlockSlices(
             blocks=tuple(slice(offsets[begin], offsets[end]) for begin, end in itertools.pairwise(ends)),
             block_sizes=tuple(sizes[begin:end] for begin, end in itertools.pairwise(ends)),
             dense=slice(offsets[ends[-1]], offsets[-1]),

@@ -1,4 +1,4 @@
-"""PyTorch and PEFT, eager, in a contest: ``python -m exporter.benchmark.torch_contender REQUEST``.
+"""PyTorch and PEFT, eager, in a benchmark: ``python -m exporter.benchmark.torch_contender REQUEST``.
 
 As a user would write it well: the model as transformers builds it with its default attention (``sdpa``), in float32,
 dropout off, PEFT's LoRA on the same modules, ``AdamW`` over what is trained, clipping by global norm, and nothing in a
@@ -19,7 +19,7 @@ import torch
 import transformers
 
 from edge_runtime.benchmark.process import Contender, contend
-from edge_runtime.benchmark.protocol import ContestRequest
+from edge_runtime.benchmark.protocol import BenchmarkRequest
 from edge_runtime.benchmark.work import prepare_work
 from edge_runtime.formats import names
 from edge_runtime.formats.manifest import Manifest, decode_manifest
@@ -35,8 +35,8 @@ _AUTO: Final[dict[str, Any]] = {
 _DROPOUTS: Final = ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout", "classifier_dropout")
 
 
-def prepare(request: ContestRequest) -> Contender:
-    """Load the checkpoint, wrap it, and give the adapter the contest's first values.
+def prepare(request: BenchmarkRequest) -> Contender:
+    """Load the checkpoint, wrap it, and give the adapter the benchmark's first values.
 
     Raises:
         ExportError: a pruned arm is asked for.
@@ -102,7 +102,7 @@ def _load(source: str, artifact: Path, manifest: Manifest) -> Any:
     return model
 
 
-def _with_lora(model: Any, manifest: Manifest, request: ContestRequest) -> Any:
+def _with_lora(model: Any, manifest: Manifest, request: BenchmarkRequest) -> Any:
     config: dict[str, Any] = dict(peft_config(manifest, request.arm.rank, request.hyper_parameters.lora_scaling))
     del config["base_model_name_or_path"]  # PEFT writes the model's own there
     config["inference_mode"] = False
@@ -110,7 +110,7 @@ def _with_lora(model: Any, manifest: Manifest, request: ContestRequest) -> Any:
 
 
 def _take(model: Any, adapter: Mapping[str, Any]) -> list[torch.nn.Parameter]:
-    """Set the trainable parameters to the contest's first adapter.
+    """Set the trainable parameters to the benchmark's first adapter.
 
     Raises:
         ExportError: PEFT trains others than the adapter has.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from broker_server.serving.report.build import RunFacts, build_report
+from broker_server.serving.report.build import RunSummary, build_report
 from broker_server.serving.report.schema import Compact, DataEntry, DeviceData, Report
 from broker_server.serving.storage.records import DeviceRecord, EvaluationRecord, RoundRecord
 from edge_runtime.formats.manifest import Task
@@ -93,7 +93,7 @@ def sample_report(task: Task = "causal-lm", rounds: Sequence[RoundRecord] | None
         labels=() if is_causal else ("a", "b"),
         devices=tuple(DeviceData(device_id=f"device-{d}", num_examples=100, classes={"a": 60}) for d in (1, 2, 3)),
     )
-    facts = RunFacts(
+    facts = RunSummary(
         run_id="run-1",
         task=task,
         model_name="tiny",

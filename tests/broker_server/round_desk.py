@@ -53,7 +53,7 @@ class Desk:
         for event in events:
             if isinstance(event, UpdateStored):
                 if machine.open_participant(self.state, event.key) is None:
-                    continue  # as the intake does: what no longer counts is not stored
+                    continue  # as the translator does: what no longer counts is not stored
                 self.stored.add(event.key)
             self.take(machine.advance(self.state, event))
 

@@ -15,7 +15,7 @@ import pytest
 collect_ignore = ["prepare.py", "reference.py", "shrinking.py"]
 
 NUM_ARMS: Final = {"bert": 4, "llama": 4, "bert-int8": 2, "llama-int8": 2}
-"""Parts of the folder, and how many arms each has."""
+"""BlockSlices of the folder, and how many arms each has."""
 
 _HERE = Path(__file__).resolve().parent
 

@@ -1,5 +1,4 @@
-"""From the finished runs of a comparison to its :class:`~broker_server.experiments.compare.summary_schema.Summary`;
-pure."""
+"""From the finished runs of a comparison to its summary; pure."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from broker_server.experiments.run.layout import JobState, RunDirectory
 from broker_server.experiments.run.preparation import model_name, read_summary
 from broker_server.experiments.run.settings import EMBEDDED_BROKERS, RunSettings
 from broker_server.serving.evaluation.parallel import evaluate_in_parts
-from broker_server.serving.report.build import RunFacts, build_report, quality_fields
+from broker_server.serving.report.build import RunSummary, build_report, quality_fields
 from broker_server.serving.report.page import render_page
 from broker_server.serving.report.quality import bytes_text, duration_text, metric_name, metric_text, plural
 from broker_server.serving.report.schema import Compact, Report, encode_report
@@ -91,7 +91,7 @@ def write_report(settings: RunSettings, directory: RunDirectory, state: JobState
         rounds = store.load_round_records()
     finally:
         store.close()
-    facts = RunFacts(
+    facts = RunSummary(
         run_id=state.run_id,
         task=settings.task,
         model_name=model_name(settings),

@@ -1,5 +1,4 @@
-"""State, events and commands of :mod:`broker_server.methods.rounds.machine`; all immutable. Instants are monotonic
-seconds."""
+"""State, events and commands of the state machine of rounds; all immutable. Instants are monotonic seconds."""
 
 from __future__ import annotations
 

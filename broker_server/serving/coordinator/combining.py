@@ -14,7 +14,7 @@ from broker_server.methods.aggregation import Aggregated, DeviceUpdate, change_n
 from broker_server.methods.pruning.schedule import is_deploy
 from broker_server.methods.pruning.scores import DeviceScores, Scores, combine
 from broker_server.methods.rounds.types import UpdateKey
-from broker_server.serving.coordinator.parts import AGGREGATION, Run
+from broker_server.serving.coordinator.run_context import AGGREGATION, RunContext
 from broker_server.serving.storage.store import Store
 from broker_server.serving.storage.stored_tensors import StoredTensors
 from edge_runtime.wire.messages import Update
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Knowledge:
+class GlobalState:
     """What is known after a round."""
 
     state: Aggregated
@@ -37,8 +37,8 @@ class Knowledge:
 
 
 def combine_round(
-    run: Run, store: Store, round_number: int, before: Knowledge, accepted: Sequence[Update]
-) -> Knowledge:
+    run: RunContext, store: Store, round_number: int, before: GlobalState, accepted: Sequence[Update]
+) -> GlobalState:
     """Aggregate a round and write what came out; without updates all stays as it was.
 
     So it does where no adapter comes out that could be sent to devices again: the run goes on from the last one, now
@@ -51,7 +51,7 @@ def combine_round(
         StoreError: the file of an update is damaged.
         DiskFullError: there is no space.
     """
-    after = Knowledge(state=before.state, importance=before.importance, deltas={})
+    after = GlobalState(state=before.state, importance=before.importance, deltas={})
     if accepted:
         read = [_device_update(run, store, update) for update in accepted]
         updates = _weighed(round_number, read, run.config.max_share)
@@ -65,7 +65,7 @@ def combine_round(
     return after
 
 
-def forget_round(run: Run, store: Store, round_number: int) -> None:
+def forget_round(run: RunContext, store: Store, round_number: int) -> None:
     """Undo a round whose adapter is of no use: a restart trains it again from the adapter of the round before.
 
     Raises:
@@ -92,12 +92,12 @@ def _weighed(round_number: int, updates: Sequence[DeviceUpdate], max_share: floa
     return weighed
 
 
-def _aggregate(run: Run, round_number: int, before: Knowledge, updates: Sequence[DeviceUpdate]) -> Knowledge:
+def _aggregate(run: RunContext, round_number: int, before: GlobalState, updates: Sequence[DeviceUpdate]) -> GlobalState:
     rng = run.generator(AGGREGATION, round_number)
     with np.errstate(over="ignore", invalid="ignore"):  # what does not fit a float32 is found below
         state = run.aggregation.aggregate(run.manifest, before.state, updates, rng)
     check_bounds(run.manifest, state.adapter, state.merged)
-    return Knowledge(
+    return GlobalState(
         is_unchanged=_is_same(before.state, state),
         state=state,
         importance=_importance(run, round_number, before.importance, updates),
@@ -119,7 +119,7 @@ def _is_same(before: Aggregated, after: Aggregated) -> bool:
     )
 
 
-def _importance(run: Run, round_number: int, before: Scores, updates: Sequence[DeviceUpdate]) -> Scores:
+def _importance(run: RunContext, round_number: int, before: Scores, updates: Sequence[DeviceUpdate]) -> Scores:
     pruning = run.config.pruning
     if pruning.importance != "lora" or is_deploy(pruning, round_number, run.config.training.num_rounds):
         return before
@@ -130,7 +130,7 @@ def _importance(run: Run, round_number: int, before: Scores, updates: Sequence[D
     return combine(before, devices, pruning.importance_smoothing)
 
 
-def _device_update(run: Run, store: Store, update: Update) -> DeviceUpdate:
+def _device_update(run: RunContext, store: Store, update: Update) -> DeviceUpdate:
     key = UpdateKey(round_number=update.round_number, device_id=update.device_id, attempt=update.attempt)
     blob, work = store.read_update(update), run.assigner.work(key)
     if blob is None or work is None:
@@ -148,7 +148,7 @@ def _device_update(run: Run, store: Store, update: Update) -> DeviceUpdate:
     )
 
 
-def _deltas(run: Run, before: Aggregated, updates: Sequence[DeviceUpdate]) -> dict[str, float]:
+def _deltas(run: RunContext, before: Aggregated, updates: Sequence[DeviceUpdate]) -> dict[str, float]:
     """By device, how far training moved its adapter; what devices of one plan and rank started from is made once."""
 
     def kind(update: DeviceUpdate) -> tuple[str, int]:

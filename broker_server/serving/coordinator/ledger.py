@@ -21,7 +21,7 @@ from broker_server.serving.storage.events import (
     UpdatesDiscarded,
 )
 from broker_server.serving.storage.records import DeviceRecord, EvaluationRecord, FileDigests, KeptRecord, RoundRecord
-from broker_server.serving.storage.rows import Learnt
+from broker_server.serving.storage.rows import SchedulerState
 from broker_server.serving.storage.store import Store
 from edge_runtime.bounds import limits
 from edge_runtime.formats.manifest import Task
@@ -133,7 +133,7 @@ class Ledger:
             elif 0 <= wall_now - work.sent_at <= limits.LONGEST_S:
                 self._sent_at[key] = now - (wall_now - work.sent_at)
 
-    def save(self, before: RunState, after: RunState, learnt: Callable[[], Learnt | None]) -> None:
+    def save(self, before: RunState, after: RunState, learnt: Callable[[], SchedulerState | None]) -> None:
         """Write what a step changed, before anything is sent that depends on it.
 
         Args:
@@ -192,7 +192,7 @@ class Ledger:
         round_number: int,
         devices: tuple[DeviceRecord, ...],
         quality: Quality,
-        learnt: Learnt | None,
+        learnt: SchedulerState | None,
         made: Made,
         *,
         emulated_s: float | None = None,

@@ -12,7 +12,7 @@ from edge_runtime.wire.messages import Arm, Update
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class PlayedArm:
     """What the coordinator itself knows of an assignment."""
 
     arm: Arm
@@ -29,7 +29,7 @@ class Facts:
     """Frobenius norm of the change of B A."""
 
 
-def device_record(participant: Participant, facts: Facts, update: Update | None) -> DeviceRecord:
+def device_record(participant: Participant, facts: PlayedArm, update: Update | None) -> DeviceRecord:
     """One device's part in a round; ``update`` is the accepted one, or None."""
     measured = None if update is None else update.measurements
     local = None if update is None else update.evaluation
@@ -60,7 +60,7 @@ def device_record(participant: Participant, facts: Facts, update: Update | None)
     )
 
 
-def arm_outcome(round_number: int, participant: Participant, facts: Facts, update: Update | None) -> ArmOutcome:
+def arm_outcome(round_number: int, participant: Participant, facts: PlayedArm, update: Update | None) -> ArmOutcome:
     """What a scheduler observes of one assignment."""
     return ArmOutcome(
         round_number=round_number,

@@ -1,6 +1,7 @@
 """The coordinator process: one event loop around the state machine of :mod:`broker_server.methods.rounds.machine`.
 
-    devices ──MQTT──> Intake ──> events ──> machine.advance ──> commands ──> Office ──MQTT──> devices
+    devices ──MQTT──> MessageTranslator ──> events ──> machine.advance ──> commands ──> CommandExecutor ──MQTT──>
+    devices
                                    ^               │                            │
                                    │          Ledger (disk)                     v
                                    └───────────────────── answers ── aggregation, evaluation (a thread beside)
@@ -40,11 +41,11 @@ from broker_server.methods.rounds.types import (
     Tick,
 )
 from broker_server.serving.coordinator import patience
-from broker_server.serving.coordinator.intake import Intake
+from broker_server.serving.coordinator.command_executor import CommandExecutor
+from broker_server.serving.coordinator.device_channel import DeviceChannel
 from broker_server.serving.coordinator.ledger import Ledger
-from broker_server.serving.coordinator.mailroom import Mailroom
-from broker_server.serving.coordinator.office import Office
-from broker_server.serving.coordinator.parts import Run, open_run
+from broker_server.serving.coordinator.message_translator import MessageTranslator
+from broker_server.serving.coordinator.run_context import RunContext, open_run
 from broker_server.serving.services.fleets import Claimant
 from broker_server.serving.storage import run_lock
 from broker_server.serving.storage.beginning import check_not_lost, check_same_run
@@ -115,7 +116,7 @@ class Coordinator:
 
     def __init__(
         self,
-        run: Run,
+        run: RunContext,
         store: Store,
         events: EventLog,
         *,
@@ -127,10 +128,10 @@ class Coordinator:
         self._session_id = secrets.token_hex(8)
         self._claimant = Claimant(run.config.fleet, run.config.run_id, self._session_id)
         self._link = _link(run.config, self._session_id, self._claimant)
-        self._mailroom = Mailroom(run.config.fleet, self._link, clock, max_devices=run.config.max_devices)
+        self._channel = DeviceChannel(run.config.fleet, self._link, clock, max_devices=run.config.max_devices)
         self._ledger = Ledger(store, events, clock=clock, wall_clock=wall_clock, max_devices=run.config.max_devices)
-        self._intake = Intake(run, self._mailroom, self._ledger, session_id=self._session_id, clock=clock)
-        self._office = Office(run, store, self._ledger, self._mailroom, self._intake)
+        self._translator = MessageTranslator(run, self._channel, self._ledger, session_id=self._session_id, clock=clock)
+        self._executor = CommandExecutor(run, store, self._ledger, self._channel, self._translator)
         self._pending: collections.deque[Event] = collections.deque()
         self._settled_at = clock()
         self._is_connected = True
@@ -177,13 +178,13 @@ class Coordinator:
                 self._link.publish(*self._finished())
             before = state
             state, commands = machine.advance(before, event)
-            self._ledger.save(before, state, self._office.take_learnt)
+            self._ledger.save(before, state, self._executor.take_scheduler_state)
             patience.say(event, before, state)
 
     def _settle(self) -> None:
         """Everything so far on disk, then everything that tells of it on its way."""
         self._ledger.settle()
-        self._mailroom.post()
+        self._channel.post()
         self._settled_at = self._clock()
 
     def _execute(self, state: RunState, command: Command) -> None:
@@ -201,7 +202,7 @@ class Coordinator:
             self._link.publish(*self._finished())
             self._leave_at = self._clock() + LINGER_S
             return
-        self._pending.extend(self._office.execute(state, command))
+        self._pending.extend(self._executor.execute(state, command))
 
     def _next_event(self, state: RunState) -> Event:
         """The next event. Time is looked at only when nothing is pending: what was stored counts before a deadline."""
@@ -211,15 +212,15 @@ class Coordinator:
             if self._pending:
                 return self._pending.popleft()
             if (since_s := self._clock() - state.now) >= TICK_S:
-                self._mailroom.tick()
+                self._channel.tick()
                 is_deaf = not self._is_connected or since_s > STALL_S
                 if is_deaf:
-                    self._mailroom.registry.excuse(self._clock())
-                self._pending.extend(self._intake.take_silent())
+                    self._channel.registry.excuse(self._clock())
+                self._pending.extend(self._translator.take_silent())
                 return Tick(now=self._clock(), is_deaf=is_deaf)
             with contextlib.suppress(queue.Empty):
-                self._receive(state, BUSY_TICK_S if self._office.is_busy else TICK_S)
-            self._pending.extend(self._office.poll())
+                self._receive(state, BUSY_TICK_S if self._executor.is_busy else TICK_S)
+            self._pending.extend(self._executor.poll())
 
     def _receive(self, state: RunState, timeout_s: float) -> None:
         try:
@@ -230,16 +231,16 @@ class Coordinator:
         match event:
             case Connected():
                 self._is_connected = True
-                self._mailroom.to_all(self._intake.hello)
-                self._mailroom.reconnected()
+                self._channel.to_all(self._translator.hello)
+                self._channel.reconnected()
             case Disconnected(reason=reason):
                 self._is_connected = False
                 logger.warning("waiting for the broker to come back (%s)", reason)
             case Received(topic=topic, payload=payload):
-                self._pending.extend(self._intake.receive(state, topic, payload))
+                self._pending.extend(self._translator.receive(state, topic, payload))
 
     def _may_leave(self, leave_at: float) -> bool:
-        return self._clock() >= leave_at or not self._mailroom.registry.has_online
+        return self._clock() >= leave_at or not self._channel.registry.has_online
 
     def _finished(self) -> tuple[str, bytes]:
         message = Finished(run_id=self._config.run_id, detail="all rounds are done")

@@ -8,7 +8,7 @@ from typing import Final
 
 from broker_server.serving.coordinator.buckets import Allowance, Bucket
 
-LETTERS: Final = Allowance(burst=200, per_s=10)
+MESSAGES: Final = Allowance(burst=200, per_s=10)
 """Messages of one device, beside chunks and requests for them; a device sends about one a second."""
 
 
@@ -81,9 +81,9 @@ class Registry:
         return True
 
     def may_write(self, device_id: str, now: float) -> bool:
-        """Whether a letter of a device is read; those beyond :data:`LETTERS` are not."""
+        """Whether a letter of a device is read; those beyond :data:`MESSAGES` are not."""
         session = self._sessions.get(device_id)
-        return session is not None and session.letters.take(LETTERS, now)
+        return session is not None and session.letters.take(MESSAGES, now)
 
     def may_pull(self, device_id: str, num_chunks: int, allowance: Allowance, now: float) -> bool:
         """Whether a device gets the chunks that it asks for."""

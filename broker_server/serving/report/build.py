@@ -20,7 +20,7 @@ TRAINING_STEP = "training"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class RunFacts:
+class RunSummary:
     """What the report is made of, beside the rounds."""
 
     run_id: str
@@ -36,7 +36,7 @@ class RunFacts:
     """Classes of emulated devices."""
 
 
-def build_report(facts: RunFacts, rounds: Sequence[RoundRecord], compact: Compact | None) -> Report:
+def build_report(facts: RunSummary, rounds: Sequence[RoundRecord], compact: Compact | None) -> Report:
     """Put a report together.
 
     Args:

@@ -37,7 +37,7 @@ _SAVE_SCHEDULER: Final = _replacing(schema.scheduler)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Learnt:
+class SchedulerState:
     """State of a scheduler, written along with what it followed from."""
 
     scheduler: str
@@ -62,7 +62,7 @@ def save_participants(connection: sa.Connection, round_number: int, participants
         connection.execute(_SAVE_ASSIGNMENT, rows)
 
 
-def save_scheduler(connection: sa.Connection, learnt: Learnt | None) -> None:
+def save_scheduler(connection: sa.Connection, learnt: SchedulerState | None) -> None:
     """Write what a scheduler learnt (None: nothing)."""
     if learnt is None:
         return

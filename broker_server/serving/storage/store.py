@@ -31,7 +31,7 @@ from broker_server.methods.rounds.types import Outcome, Participant, UpdateKey
 from broker_server.serving.storage import rows, schema
 from broker_server.serving.storage.held_files import HeldFiles, sweep
 from broker_server.serving.storage.records import AssignedWork, RoundRecord
-from broker_server.serving.storage.rows import Learnt, OpenRound
+from broker_server.serving.storage.rows import OpenRound, SchedulerState
 from edge_runtime.errors import MessageError
 from edge_runtime.formats.manifest import digest_of
 from edge_runtime.system.files import DiskFullError
@@ -145,7 +145,7 @@ class Store:
     # ---- rounds ------------------------------------------------------------------------------------------------------
 
     def begin_round(
-        self, round_number: int, participants: Iterable[Participant], learnt: Learnt | None, at: float
+        self, round_number: int, participants: Iterable[Participant], learnt: SchedulerState | None, at: float
     ) -> None:
         """Write a round with its first assignments and what its scheduler learnt (None: nothing), all or nothing."""
         row = {"round_number": round_number, "started_at": at, "active_s": 0.0}
@@ -155,7 +155,7 @@ class Store:
             rows.save_scheduler(connection, learnt)
 
     def save_participants(
-        self, round_number: int, participants: Iterable[Participant], learnt: Learnt | None, active_s: float
+        self, round_number: int, participants: Iterable[Participant], learnt: SchedulerState | None, active_s: float
     ) -> None:
         """Write how assignments of a round stand by now, and what the scheduler learnt (None: nothing)."""
         with self._transaction() as connection:
@@ -164,7 +164,7 @@ class Store:
             this = schema.rounds.c.round_number == round_number
             connection.execute(sa.update(schema.rounds).where(this).values(active_s=active_s))
 
-    def finish_round(self, record: RoundRecord, learnt: Learnt | None, at: float) -> None:
+    def finish_round(self, record: RoundRecord, learnt: SchedulerState | None, at: float) -> None:
         """Write the record of a round; it is over with this."""
         row = {
             "round_number": record.round_number,

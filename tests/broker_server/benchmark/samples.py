@@ -9,7 +9,7 @@ from broker_server.benchmark.contenders import contenders_of
 from broker_server.benchmark.play import Sample, Samples
 from broker_server.benchmark.products import Product, Products
 from broker_server.benchmark.settings import LOSS_STEPS, BenchSettings
-from edge_runtime.benchmark.protocol import ContestResult
+from edge_runtime.benchmark.protocol import BenchmarkResult
 from edge_runtime.wire.messages import Arm
 
 SETTINGS = BenchSettings(
@@ -40,7 +40,7 @@ def settings(**changes: Any) -> BenchSettings:
 def sample(step_s: float, peak: int, cold_s: float, loss: float = 0.5, num_trainable: int = 9) -> Sample:
     """A run whose steps take ``step_s``, one of them far longer, and whose losses are all ``loss``."""
     return Sample(
-        result=ContestResult(
+        result=BenchmarkResult(
             num_trainable=num_trainable,
             first_step_at=100.0,
             step_times_s=(step_s, step_s, 50.0, step_s),

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from edge_runtime.agent.agent import Agent, AgentSettings
+from edge_runtime.agent.assignment_runner import WorkSettings, stand_in_plan
 from edge_runtime.agent.identity import StateDirectory
-from edge_runtime.agent.worker import WorkSettings, stand_in_plan
 from edge_runtime.bounds import limits
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.formats import adapter

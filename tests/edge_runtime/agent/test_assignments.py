@@ -116,8 +116,8 @@ def test_an_arm_that_does_not_fit_is_refused(
 ) -> None:
     device = start_device()
     coordinator.bring_in()
-    workbench: Any = device.agent._workbench
-    monkeypatch.setattr(workbench.engines, "_limit", 1_000_000)
+    runner: Any = device.agent._runner
+    monkeypatch.setattr(runner.engines, "_limit", 1_000_000)
     coordinator.assign()
     failure = coordinator.wait(Failure)
     assert failure.reason == FailureReason.INSUFFICIENT_MEMORY

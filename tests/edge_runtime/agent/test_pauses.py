@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from edge_runtime.agent.assignment_runner import Progress
 from edge_runtime.agent.pauses import Pauses
-from edge_runtime.agent.worker import Progress
 from edge_runtime.board.guard import PauseLimits
 from edge_runtime.board.sensors import Reading, Sensors
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edge_runtime.benchmark.protocol import ContestRequest
+from edge_runtime.benchmark.protocol import BenchmarkRequest
 from edge_runtime.wire.messages import Arm, HyperParameters
 
 
 def request_for(
     artifact: Path, *, engine: str = "fused", model: str = "", pruning_ratio: float = 0.0, num_steps: int = 6
-) -> ContestRequest:
+) -> BenchmarkRequest:
     """Two batches of warm-up, then three steps that are timed, of ``num_steps``; rank 2, 3 x 8 tokens."""
-    return ContestRequest(
+    return BenchmarkRequest(
         engine=engine,
         artifact=str(artifact),
         model=model,

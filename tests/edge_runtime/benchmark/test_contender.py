@@ -1,4 +1,4 @@
-"""This engine in a contest, as a process and by its parts."""
+"""This engine in a benchmark, as a process and by its parts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from edge_runtime.benchmark.portable_contender import prepare
-from edge_runtime.benchmark.protocol import ContestResult
+from edge_runtime.benchmark.protocol import BenchmarkResult
 from edge_runtime.engine.errors import EngineError
 from edge_runtime.engine.model import MODES
 from edge_runtime.errors import ExitCode
@@ -53,7 +53,7 @@ def test_the_process_prints_its_result_last(tiny_llama_artifact: Path, tmp_path:
     (tmp_path / "request").write_bytes(msgspec.json.encode(request_for(tiny_llama_artifact, engine="staged")))
     done = run(tmp_path / "request")
     assert done.returncode == 0, done.stderr
-    result = msgspec.json.decode(done.stdout.splitlines()[-1], type=ContestResult)
+    result = msgspec.json.decode(done.stdout.splitlines()[-1], type=BenchmarkResult)
     assert len(result.losses) == 6
     assert set(result.versions) == {"onnxruntime", "numpy"}
 

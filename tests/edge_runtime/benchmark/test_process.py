@@ -10,9 +10,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from edge_runtime.benchmark.errors import ContestError
+from edge_runtime.benchmark.errors import BenchmarkError
 from edge_runtime.benchmark.process import Contender, contend
-from edge_runtime.benchmark.protocol import ContestRequest, ContestResult
+from edge_runtime.benchmark.protocol import BenchmarkRequest, BenchmarkResult
 from edge_runtime.errors import ExitCode
 from tests.edge_runtime.benchmark.requests import request_for
 
@@ -24,7 +24,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def slow_steps(request: ContestRequest) -> Contender:
+def slow_steps(request: BenchmarkRequest) -> Contender:
     """Halves 1.0 step by step; every step takes longer than the one before."""
     made = iter(range(request.hyper_parameters.num_local_steps))
 
@@ -36,7 +36,7 @@ def slow_steps(request: ContestRequest) -> Contender:
     return Contender(step=step, num_trainable=7)
 
 
-def losses(*values: float) -> Callable[[ContestRequest], Contender]:
+def losses(*values: float) -> Callable[[BenchmarkRequest], Contender]:
     """An engine with these losses."""
     given: Iterator[float] = iter(values)
     return lambda request: Contender(step=lambda: next(given), num_trainable=len(request.engine))
@@ -54,7 +54,7 @@ def test_steps_after_the_warm_up_are_timed_and_every_loss_is_told(
 ) -> None:
     before = time.monotonic()
     assert contend(slow_steps, ("numpy",), [str(file)]) == ExitCode.OK
-    result = msgspec.json.decode(capsys.readouterr().out.splitlines()[-1], type=ContestResult)
+    result = msgspec.json.decode(capsys.readouterr().out.splitlines()[-1], type=BenchmarkResult)
 
     assert result.losses == tuple(2.0**-number for number in range(8))
     assert len(result.step_times_s) == 3
@@ -98,14 +98,14 @@ def test_no_request_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("error", "code", "text"),
     [
-        (ContestError("this engine cannot"), ExitCode.UNEXPECTED, "this engine cannot"),
+        (BenchmarkError("this engine cannot"), ExitCode.UNEXPECTED, "this engine cannot"),
         (RuntimeError("two\nlines"), ExitCode.UNEXPECTED, "unexpected RuntimeError: two lines"),
     ],
 )
 def test_whatever_an_engine_raises_is_one_line(
     error: Exception, code: ExitCode, text: str, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def prepare(request: ContestRequest) -> Contender:
+    def prepare(request: BenchmarkRequest) -> Contender:
         del request
         raise error
 

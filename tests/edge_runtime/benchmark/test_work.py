@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge_runtime.benchmark.protocol import ContestRequest
+from edge_runtime.benchmark.protocol import BenchmarkRequest
 from edge_runtime.benchmark.work import NUM_BATCHES, Work, prepare_work
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.errors import PlanError
@@ -19,7 +19,7 @@ def artifact(request: pytest.FixtureRequest) -> Artifact:
     return Artifact.open(request.getfixturevalue(request.param))
 
 
-def work_of(artifact: Artifact, request: ContestRequest) -> Work:
+def work_of(artifact: Artifact, request: BenchmarkRequest) -> Work:
     return prepare_work(artifact.manifest, artifact.initial(), request)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from edge_runtime.board.guard import PauseLimits
-from edge_runtime.doctor import belongings, machine, packages
+from edge_runtime.doctor import files, machine, packages
 from edge_runtime.doctor.checkup import check_up
 from edge_runtime.doctor.setup import Setup
 from edge_runtime.doctor.trial import PRODUCT
@@ -268,13 +268,13 @@ def test_a_board_that_is_slowed_down_is_told_to_cool(setup: Setup) -> None:
 
 
 def test_a_full_disk_and_a_small_one(setup: Setup, small_disk: Disk) -> None:
-    full = belongings.state(dataclasses.replace(setup, state=small_disk(2_000_000) / "state"))
+    full = files.state(dataclasses.replace(setup, state=small_disk(2_000_000) / "state"))
     assert (full.level, full.exit_code) == ("error", ExitCode.DISK_FULL)
-    assert belongings.state(dataclasses.replace(setup, state=small_disk(100_000_000) / "state")).level == "warning"
+    assert files.state(dataclasses.replace(setup, state=small_disk(100_000_000) / "state")).level == "warning"
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(setup: Setup) -> None:
-    found = belongings.state(dataclasses.replace(setup, state=Path("/proc/fedspine")))
+    found = files.state(dataclasses.replace(setup, state=Path("/proc/fedspine")))
     assert (found.level, found.exit_code) == ("error", ExitCode.USAGE)
 
 
@@ -283,17 +283,17 @@ def test_a_state_in_use_is_not_disturbed(setup: Setup, tmp_path: Path) -> None:
 
     with StateDirectory(tmp_path / "state") as state:
         before = sorted(path.name for path in state.path.iterdir())
-        assert belongings.state(dataclasses.replace(setup, state=state.path)).level in {"ok", "warning"}
+        assert files.state(dataclasses.replace(setup, state=state.path)).level in {"ok", "warning"}
         assert sorted(path.name for path in state.path.iterdir()) == before
 
 
 def test_raw_text_needs_a_tokenizer(setup: Setup, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = dataclasses.replace(setup, data=data)
-    assert belongings.data(asked).level == "ok"
+    assert files.data(asked).level == "ok"
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    assert belongings.data(asked).exit_code == ExitCode.MISSING_DEPENDENCY
+    assert files.data(asked).exit_code == ExitCode.MISSING_DEPENDENCY
     data.write_text('{"input_ids": [1]}\n')
-    assert belongings.data(asked).level == "ok"
+    assert files.data(asked).level == "ok"
 
 
 @pytest.mark.parametrize(
@@ -303,7 +303,7 @@ def test_examples_that_cannot_be_read_have_the_code_of_start(
     setup: Setup, data: Path, content: str, code: ExitCode
 ) -> None:
     data.write_text(content)
-    assert belongings.data(dataclasses.replace(setup, data=data)).exit_code == code
+    assert files.data(dataclasses.replace(setup, data=data)).exit_code == code
 
 
 def test_no_line_of_a_finding_is_two(setup: Setup) -> None:
@@ -313,6 +313,6 @@ def test_no_line_of_a_finding_is_two(setup: Setup) -> None:
 def test_examples_that_are_left_out_are_worth_a_warning(setup: Setup, data: Path) -> None:
     with data.open("a") as file:
         file.write('{"text": ""}\n')
-    found = belongings.data(dataclasses.replace(setup, data=data))
+    found = files.data(dataclasses.replace(setup, data=data))
     assert found.level == "warning"
     assert "1 example has an empty text and is left out" in found.detail

@@ -13,7 +13,7 @@ import pytest
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.ort_training.description import OptimizerSettings
 from edge_runtime.wire.messages import Arm
-from tests.edge_runtime.ort_training.course import HYPER_PARAMETERS
+from tests.edge_runtime.ort_training.trajectories import HYPER_PARAMETERS
 
 ROOT = Path(__file__).resolve().parents[3]
 ARMS = (Arm(pruning_ratio=0.0, rank=4), Arm(pruning_ratio=0.5, rank=3))

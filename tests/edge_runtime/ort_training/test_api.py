@@ -44,6 +44,6 @@ def test_options_that_do_not_go_together(tmp_path: Path) -> None:
 
 
 def test_its_parts_load_where_there_is_no_torch(run_there: RunThere) -> None:
-    done = run_there("tests.edge_runtime.ort_training.parts")
+    done = run_there("tests.edge_runtime.ort_training.imports")
     parts = [f"onnxruntime.training.{part}" for part in ("api", "artifacts", "onnxblock")]
     assert (done.returncode, done.stdout.split()) == (0, parts), done.stderr

@@ -29,7 +29,7 @@ from edge_runtime.ort_training.errors import ArmNotExportedError, FixedHyperPara
 from edge_runtime.ort_training.models import ModelFolder
 from edge_runtime.wire import chunks
 from edge_runtime.wire.messages import Arm, Assignment, FailureReason, Pruning
-from tests.edge_runtime.ort_training.course import HYPER_PARAMETERS, plan_of
+from tests.edge_runtime.ort_training.trajectories import HYPER_PARAMETERS, plan_of
 
 FULL, HALF = Arm(pruning_ratio=0.0, rank=4), Arm(pruning_ratio=0.5, rank=3)
 

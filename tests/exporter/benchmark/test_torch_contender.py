@@ -1,4 +1,4 @@
-"""PyTorch and PEFT in a contest make the steps that our engine makes."""
+"""PyTorch and PEFT in a benchmark make the steps that our engine makes."""
 
 from __future__ import annotations
 

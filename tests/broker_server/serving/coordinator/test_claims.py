@@ -18,7 +18,7 @@ from broker_server.serving.coordinator.ledger import Ledger
 from broker_server.serving.storage import schema
 from broker_server.serving.storage.events import EventLog
 from broker_server.serving.storage.records import AssignedWork
-from broker_server.serving.storage.rows import Learnt
+from broker_server.serving.storage.rows import SchedulerState
 from broker_server.serving.storage.store import Store
 from edge_runtime.engine.data import _windows
 from edge_runtime.formats.plan import Plan
@@ -123,7 +123,7 @@ def stopped(tmp_path: Path) -> Path:
         store.save_work(key, WORK)
     store.accept_update(test_store.update(), test_store.BLOB, 1007.0)
     accepted = Participant(device_id="a", attempt=1, arm=test_store.LARGE, outcome=Outcome.ACCEPTED)
-    store.save_participants(1, [accepted], Learnt(scheduler="uniform", state={}), 8.0)
+    store.save_participants(1, [accepted], SchedulerState(scheduler="uniform", state={}), 8.0)
     store.close()
     return tmp_path
 

@@ -14,8 +14,8 @@ import pytest
 from broker_server.config import CoordinatorConfig
 from broker_server.errors import ConfigError
 from broker_server.serving.coordinator.buckets import Allowance, Bucket
-from broker_server.serving.coordinator.mailroom import HELLOS, MAX_REGISTRATION_BYTES, Mailroom, Other
-from broker_server.serving.coordinator.registry import LETTERS, Registry
+from broker_server.serving.coordinator.device_channel import HELLOS, MAX_REGISTRATION_BYTES, DeviceChannel, Other
+from broker_server.serving.coordinator.registry import MESSAGES, Registry
 from broker_server.serving.coordinator.sightings import FOR_PROGRESS, MAX_DETAIL, OF_ALL, OF_ONE, Sightings
 from broker_server.serving.storage import events as stored_events
 from broker_server.serving.storage.events import DeviceSeen, EventLog, EventReader
@@ -54,18 +54,18 @@ class Link:
 
 
 class Post:
-    """A mailroom at a clock that stands still."""
+    """A channel at a clock that stands still."""
 
     def __init__(self, max_devices: int = 100) -> None:
         self.now = 1000.0
         self.link = Link()
-        self.mailroom = Mailroom(FLEET, self.link, lambda: self.now, max_devices=max_devices)  # type: ignore[arg-type]
+        self.channel = DeviceChannel(FLEET, self.link, lambda: self.now, max_devices=max_devices)  # type: ignore[arg-type]
 
     def register(self, device_id: str) -> bool:
-        return self.mailroom.registry.register(device_id, "s", self.now)
+        return self.channel.registry.register(device_id, "s", self.now)
 
     def open(self, device_id: str, message: AnyMessage) -> object:
-        return self.mailroom.open(topics.up(FLEET, device_id, kind_of(message)), encode_message(message))
+        return self.channel.open(topics.up(FLEET, device_id, kind_of(message)), encode_message(message))
 
 
 def status(device_id: str = "a", detail: str = "", step: int = 0) -> Status:
@@ -92,11 +92,11 @@ def test_messages_beyond_the_rate_are_not_read_and_do_not_cost_other_devices_the
     post: Post, caplog: pytest.LogCaptureFixture
 ) -> None:
     read = sum(post.open("a", status()) is not None for _ in range(5000))
-    assert read == LETTERS.burst
+    assert read == MESSAGES.burst
     assert post.open("b", status("b")) is not None
     assert len([r for r in caplog.records if "messages a second" in r.message]) == 1
     post.now += 1
-    assert sum(post.open("a", status()) is not None for _ in range(100)) == LETTERS.per_s
+    assert sum(post.open("a", status()) is not None for _ in range(100)) == MESSAGES.per_s
 
 
 def test_devices_that_never_registered_leave_nothing_behind(post: Post) -> None:
@@ -105,7 +105,7 @@ def test_devices_that_never_registered_leave_nothing_behind(post: Post) -> None:
     told = [answer for answer in answers if answer is not None]
     assert len(told) == HELLOS.burst
     assert told[0] == ("stranger-0", Other.STRANGER)
-    assert not post.mailroom.registry.knows("stranger-0")
+    assert not post.channel.registry.knows("stranger-0")
     assert post.open("a", status()) is not None
 
 
@@ -115,7 +115,7 @@ def test_registration_that_is_too_large_is_refused(
 ) -> None:
     topic = topics.up(FLEET, "big", "register")
     for _ in range(50):
-        assert post.mailroom.open(topic, b"\0" * (num_bytes + 1)) is None
+        assert post.channel.open(topic, b"\0" * (num_bytes + 1)) is None
     (line,) = [r.message for r in caplog.records]
     assert f"{num_bytes + 1} bytes is not read" in line
     assert "big" in line
@@ -128,8 +128,8 @@ def test_registration_of_an_ordinary_device_is_far_below_the_bound() -> None:
 
 def test_message_on_a_topic_of_another_kind_is_refused(post: Post) -> None:
     """Otherwise what is counted as a chunk could be anything."""
-    assert post.mailroom.open(topics.up(FLEET, "a", "chunk"), encode_message(status())) is None
-    assert post.mailroom.num_refused == 1
+    assert post.channel.open(topics.up(FLEET, "a", "chunk"), encode_message(status())) is None
+    assert post.channel.num_refused == 1
 
 
 # ---- registrations ---------------------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ def test_fleet_larger_than_its_bound_is_refused(tmp_path: Path) -> None:
 def test_one_request_is_answered_with_each_chunk_once(post: Post) -> None:
     blob = b"x" * 3000
     ref = chunks.describe(blob, 1024)
-    post.mailroom.offer(ref, blob)
+    post.channel.offer(ref, blob)
     post.open("a", ChunkRequest(digest=ref.digest, missing=(0,) * 16))
     assert len(post.link.published) == 1
 
@@ -185,7 +185,7 @@ def test_one_request_is_answered_with_each_chunk_once(post: Post) -> None:
 def test_blob_is_sent_to_a_device_only_so_often_in_a_time(post: Post, caplog: pytest.LogCaptureFixture) -> None:
     blob = b"x" * (100 * 1024)
     ref = chunks.describe(blob, 1024)
-    post.mailroom.offer(ref, blob)
+    post.channel.offer(ref, blob)
     for _ in range(3000):
         post.open("a", ChunkRequest(digest=ref.digest, missing=(0, 1)))
     assert 4 * 100 <= len(post.link.published) <= 4 * 100 + 16
@@ -204,11 +204,11 @@ def test_device_of_short_rounds_gets_the_adapter_of_each(post: Post) -> None:
     for number in range(50):
         blob = b"%03d" % number * 1000
         ref = chunks.describe(blob, 1024)
-        post.mailroom.offer(ref, blob)
+        post.channel.offer(ref, blob)
         post.link.published.clear()
         post.open("a", ChunkRequest(digest=ref.digest, missing=tuple(range(ref.num_chunks))))
         assert len(post.link.published) == ref.num_chunks, f"round {number}"
-        post.mailroom.withdraw(ref.digest)
+        post.channel.withdraw(ref.digest)
         post.now += 1
 
 

@@ -24,7 +24,7 @@ from broker_server.serving.coordinator.ledger import Ledger
 from broker_server.serving.storage import rows
 from broker_server.serving.storage.events import EventLog, EventReader, UpdateAccepted
 from broker_server.serving.storage.held_files import HeldFiles
-from broker_server.serving.storage.rows import Learnt
+from broker_server.serving.storage.rows import SchedulerState
 from broker_server.serving.storage.store import Store
 from edge_runtime.system.files import DiskFullError
 from edge_runtime.wire.messages import Verdict
@@ -177,10 +177,10 @@ def test_scheduler_is_written_only_where_it_learnt(
 ) -> None:
     """Five times in two rounds: when arms were dealt, and when a round was over, that before training too."""
     fleet.config(tmp_path, broker.url, num_devices=3)
-    written: list[Learnt] = []
+    written: list[SchedulerState] = []
     save = rows.save_scheduler
 
-    def spy(connection: sa.Connection, learnt: Learnt | None) -> None:
+    def spy(connection: sa.Connection, learnt: SchedulerState | None) -> None:
         if learnt is not None:
             written.append(learnt)
         save(connection, learnt)

@@ -16,8 +16,8 @@ from broker_server import cli
 from broker_server.config import CoordinatorConfig
 from broker_server.errors import StoreError
 from broker_server.methods.rounds.types import Participant
-from broker_server.serving.coordinator.parts import open_run
 from broker_server.serving.coordinator.process import run_coordinator
+from broker_server.serving.coordinator.run_context import open_run
 from broker_server.serving.storage.records import FileDigests, RoundRecord
 from broker_server.serving.storage.store import Store, _cure
 from edge_runtime.engine.artifact import Artifact

@@ -86,7 +86,7 @@ def test_silent_device_counts_as_soon_as_it_says_something() -> None:
     desk.feed(DeviceHeard(device_id=A))
     desk.tick(ANSWER_S)
     assert desk.state.participants[B].outcome is Outcome.LOST
-    register(desk, B)  # what the intake makes of anything that it says
+    register(desk, B)  # what the translator makes of anything that it says
     answer(desk, A, B)
     assert desk.outcomes() == {A: Outcome.ACCEPTED, B: Outcome.ACCEPTED}
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from broker_server.errors import ReportError, RunFailedError
 from broker_server.experiments.run.finishing import summary_lines
-from broker_server.serving.report.build import RunFacts, build_report, quality_fields
+from broker_server.serving.report.build import RunSummary, build_report, quality_fields
 from broker_server.serving.report.charts import all_charts, quality_over_rounds, quality_over_time
 from broker_server.serving.report.page import render_page
 from broker_server.serving.report.quality import bytes_text, duration_text, metric_name, perplexity
@@ -111,7 +111,7 @@ def test_a_round_that_was_not_measured_is_passed_over() -> None:
 
 
 def test_a_run_without_an_evaluated_round_has_no_report() -> None:
-    facts = RunFacts(
+    facts = RunSummary(
         run_id="r", task="causal-lm", model_name="m", artifact_digest="", created_at=0.0, steps={},
         data=sample_report().data, config={},
     )  # fmt: skip
@@ -236,7 +236,7 @@ def test_every_figure_on_a_card_has_a_unit(task: Task) -> None:
 
 def test_charts_of_a_run_that_lost_every_update_can_be_drawn() -> None:
     report = sample_report()
-    facts = RunFacts(
+    facts = RunSummary(
         run_id="r", task="causal-lm", model_name="m", artifact_digest="", created_at=0.0, steps={},
         data=report.data, config={},
     )  # fmt: skip
@@ -272,7 +272,7 @@ def emulated_report() -> Report:
         availability=0.9,
         drift=(FleetDrift(from_round=2, factor=3.0),),
     )
-    facts = RunFacts(
+    facts = RunSummary(
         run_id="r", task="text-classification", model_name="m", artifact_digest="", created_at=0.0, steps={},
         data=sample_report().data, config={"sparsity": 0.5},
         fleet=FleetEntry(classes=(tx2,), jitter=0.05, deadline_s=0.0),

@@ -10,7 +10,7 @@ import pytest
 from broker_server.errors import StoreError
 from broker_server.methods.rounds.types import Outcome, Participant, UpdateKey
 from broker_server.serving.storage.records import EvaluationRecord, RoundRecord
-from broker_server.serving.storage.rows import Learnt
+from broker_server.serving.storage.rows import SchedulerState
 from broker_server.serving.storage.store import Store
 from edge_runtime.system import files
 from edge_runtime.wire import chunks
@@ -20,7 +20,7 @@ from edge_runtime.wire.messages import FailureReason, Register, Update
 from tests.broker_server import tiny
 
 LARGE, SMALL = parse_arms("0.0:8,0.5:4")
-LEARNT = Learnt(scheduler="uniform", state={"counts": {"a": [1, 0]}})
+LEARNT = SchedulerState(scheduler="uniform", state={"counts": {"a": [1, 0]}})
 BLOB = b"an adapter" * 100
 
 

@@ -1,4 +1,4 @@
-"""One assignment on the workbench: what comes down, what goes up, what is refused before any work is done."""
+"""One assignment on the runner: what comes down, what goes up, what is refused before any work is done."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from edge_runtime.agent.assignment_runner import AssignmentRunner, Progress, WorkContext, WorkSettings, stand_in_plan
 from edge_runtime.agent.checkpoints import Checkpoints
 from edge_runtime.agent.errors import StoppedError
 from edge_runtime.agent.pauses import Pauses
 from edge_runtime.agent.traffic import Traffic
-from edge_runtime.agent.worker import Progress, Workbench, WorkContext, WorkSettings, stand_in_plan
 from edge_runtime.board.guard import PauseLimits
 from edge_runtime.board.sensors import Sensors
 from edge_runtime.engine import memory
@@ -45,19 +45,19 @@ def make_workbench(tiny_bert_artifact: Path, tmp_path: Path) -> Any:
 
     def make(
         memory_limit_bytes: int = 10**12, modes: tuple[Mode, ...] = MODES, artifact: Path = tiny_bert_artifact
-    ) -> Workbench:
+    ) -> AssignmentRunner:
         settings = WorkSettings(
             data=data, num_holdout=4, num_threads=1, memory_limit_bytes=memory_limit_bytes, modes=modes
         )
-        return Workbench(Artifact.open(artifact), settings, 0.0)
+        return AssignmentRunner(Artifact.open(artifact), settings, 0.0)
 
     return make
 
 
 @pytest.fixture
-def workbench(make_workbench: Any) -> Workbench:
-    workbench: Workbench = make_workbench()
-    return workbench
+def runner(make_workbench: Any) -> AssignmentRunner:
+    runner: AssignmentRunner = make_workbench()
+    return runner
 
 
 def plan_of(manifest: Manifest, ratio: float) -> Plan:
@@ -72,7 +72,7 @@ def start(manifest: Manifest, plan: Plan, **extras: Any) -> bytes:
 
 
 def run(
-    workbench: Workbench,
+    runner: AssignmentRunner,
     blob: bytes,
     plan: Plan,
     prunings: tuple[Pruning, ...] = (),
@@ -110,7 +110,7 @@ def run(
         run_id="run",
         device_id="board-7",
         artifact_url="http://localhost/",
-        artifact_digest=workbench.digest,
+        artifact_digest=runner.digest,
         arms=(assignment.arm,),
         batch_size=4,
         max_length=16,
@@ -124,25 +124,25 @@ def run(
         checkpoints=checkpoints or NO_CHECKPOINTS,
         pauses=pauses or Pauses(PauseLimits(), Sensors()),
     )
-    update, made = workbench.run(assignment, blob, context)
+    update, made = runner.run(assignment, blob, context)
     assert update.adapter.size_bytes == len(made)
     return update, decode_payload(made)
 
 
-def test_without_extras_an_update_is_the_adapter(workbench: Workbench) -> None:
-    manifest = workbench.artifact.manifest
+def test_without_extras_an_update_is_the_adapter(runner: AssignmentRunner) -> None:
+    manifest = runner.artifact.manifest
     plan = plan_of(manifest, 0.5)
-    update, made = run(workbench, start(manifest, plan), plan)
+    update, made = run(runner, start(manifest, plan), plan)
     check_payload(manifest, plan, RANK, made, is_update=True)
     assert made.importance == {}
     assert update.measurements.importance_s == 0.0
 
 
-def test_update_is_under_the_last_plan_with_a_score_per_unit_that_stays(workbench: Workbench) -> None:
-    manifest = workbench.artifact.manifest
+def test_update_is_under_the_last_plan_with_a_score_per_unit_that_stays(runner: AssignmentRunner) -> None:
+    manifest = runner.artifact.manifest
     plans = [plan_of(manifest, ratio) for ratio in (0.0, 0.25, 0.5)]
     prunings = (Pruning(at_step=2, plan=plans[1]), Pruning(at_step=4, plan=plans[2]))
-    update, made = run(workbench, start(manifest, plans[0]), plans[0], prunings, importance_every_steps=1)
+    update, made = run(runner, start(manifest, plans[0]), plans[0], prunings, importance_every_steps=1)
     check_payload(manifest, plans[2], RANK, made, is_update=True)
     assert {key: scores.size for key, scores in made.importance.items()} == {
         (layer, group): size for layer in range(2) for group, size in (("heads", 2), ("channels", 12))
@@ -152,10 +152,10 @@ def test_update_is_under_the_last_plan_with_a_score_per_unit_that_stays(workbenc
     assert update.evaluation is not None
 
 
-def test_factors_that_are_not_trained_do_not_go_up(workbench: Workbench) -> None:
-    manifest = workbench.artifact.manifest
+def test_factors_that_are_not_trained_do_not_go_up(runner: AssignmentRunner) -> None:
+    manifest = runner.artifact.manifest
     plan = plan_of(manifest, 0.25)
-    _, made = run(workbench, start(manifest, plan), plan, trainable="lora_b")
+    _, made = run(runner, start(manifest, plan), plan, trainable="lora_b")
     check_payload(manifest, plan, RANK, made, is_update=True, trainable="lora_b")
     assert not any(names.is_lora_a(name) for name in made.adapter)
     assert all(value.any() for name, value in made.adapter.items() if name.endswith("lora_B.weight"))
@@ -164,14 +164,14 @@ def test_factors_that_are_not_trained_do_not_go_up(workbench: Workbench) -> None
 def test_class_balance_leaves_a_rare_class_its_say(make_workbench: Any, tmp_path: Path) -> None:
     """One red example in forty: trained as they come, red is unlearned; in turns with blue it is not."""
     rows = [f'{{"text": "the blue cat {verb}", "label": "blue"}}' for verb in ("runs", "sings", "sleeps")] * 13
-    workbench: Workbench = make_workbench()  # its file is read at the first assignment
+    runner: AssignmentRunner = make_workbench()  # its file is read at the first assignment
     (tmp_path / "data.jsonl").write_text("\n".join([*rows, '{"text": "the red cat runs", "label": "red"}']))
-    manifest = workbench.artifact.manifest
+    manifest = runner.artifact.manifest
     plan, red = plan_of(manifest, 0.0), manifest.labels.index("red")
     hyper: dict[str, Any] = {"num_local_steps": 12, "weight_decay": 0.0}
 
-    _, natural = run(workbench, start(manifest, plan), plan, **hyper)
-    _, balanced = run(workbench, start(manifest, plan), plan, class_balance=1.0, **hyper)
+    _, natural = run(runner, start(manifest, plan), plan, **hyper)
+    _, balanced = run(runner, start(manifest, plan), plan, class_balance=1.0, **hyper)
 
     def lead(made: Payload) -> float:
         bias = made.adapter["classifier.bias"]
@@ -181,8 +181,8 @@ def test_class_balance_leaves_a_rare_class_its_say(make_workbench: Any, tmp_path
     assert abs(lead(balanced)) < 0.05
 
 
-def test_merged_factors_change_what_is_trained(workbench: Workbench) -> None:
-    manifest = workbench.artifact.manifest
+def test_merged_factors_change_what_is_trained(runner: AssignmentRunner) -> None:
+    manifest = runner.artifact.manifest
     plan, rng = Plan.full(manifest), np.random.default_rng(3)
     merged = {
         t.module: (
@@ -191,16 +191,16 @@ def test_merged_factors_change_what_is_trained(workbench: Workbench) -> None:
         )
         for t in manifest.targets
     }
-    plain, _ = run(workbench, start(manifest, plan), plan)
-    update, made = run(workbench, start(manifest, plan, merged=merged), plan)
+    plain, _ = run(runner, start(manifest, plan), plan)
+    update, made = run(runner, start(manifest, plan, merged=merged), plan)
     assert made.merged == {}
     assert update.train_loss != plain.train_loss
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_memory_is_that_of_the_first_plan(make_workbench: Any, workbench: Workbench, mode: Mode) -> None:
+def test_memory_is_that_of_the_first_plan(make_workbench: Any, runner: AssignmentRunner, mode: Mode) -> None:
     """The peak is before the first pruning."""
-    manifest = workbench.artifact.manifest
+    manifest = runner.artifact.manifest
     full, small = Plan.full(manifest), plan_of(manifest, 0.75)
     limit = memory.estimate_training_bytes(manifest, full, RANK, 4, 16, mode) - 1
     assert memory.estimate_training_bytes(manifest, small, RANK, 4, 16, mode) < limit
@@ -216,8 +216,8 @@ def test_short_of_memory_an_assignment_is_trained_block_by_block(
     """Of two blocks the last computes first tokens alone, and staged mode saves nothing: here are four."""
     source, deep = save_bert(tmp_path / "deep", num_hidden_layers=4), tmp_path / "artifact"
     export_model(source, "text-classification", deep, labels=["red", "green", "blue"])
-    workbench = make_workbench(artifact=deep)
-    manifest = workbench.artifact.manifest
+    runner = make_workbench(artifact=deep)
+    manifest = runner.artifact.manifest
     full, small = Plan.full(manifest), plan_of(manifest, 0.75)
     limit = memory.estimate_training_bytes(manifest, full, RANK, 4, 16, "fused") - 1
     assert memory.estimate_training_bytes(manifest, full, RANK, 4, 16, "staged") <= limit
@@ -225,31 +225,31 @@ def test_short_of_memory_an_assignment_is_trained_block_by_block(
     with caplog.at_level("INFO"):
         update, made = run(tight, start(manifest, full), full)
         run(tight, start(manifest, small), small)
-    lines = [record.message for record in caplog.records if record.name == "edge_runtime.agent.worker"]
+    lines = [record.message for record in caplog.records if record.name == "edge_runtime.agent.assignment_runner"]
     said = [line for line in lines if "mode," in line]
     assert [message.split(",")[0] for message in said] == ["round 1: staged mode", "round 1: fused mode"]
-    expected, roomy = run(workbench, start(manifest, full), full)
+    expected, roomy = run(runner, start(manifest, full), full)
     assert update.train_loss == pytest.approx(expected.train_loss, rel=1e-5)
     for name, value in roomy.adapter.items():
         np.testing.assert_allclose(made.adapter[name], value, rtol=0, atol=2e-5, err_msg=name)
 
 
-def test_prunings_that_bring_units_back_are_refused_at_once(workbench: Workbench) -> None:
-    manifest = workbench.artifact.manifest
+def test_prunings_that_bring_units_back_are_refused_at_once(runner: AssignmentRunner) -> None:
+    manifest = runner.artifact.manifest
     small = plan_of(manifest, 0.5)
     prunings = (Pruning(at_step=4, plan=Plan.full(manifest)),)
     with pytest.raises(PlanError, match="cannot bring units back"):
-        run(workbench, start(manifest, small), small, prunings)
+        run(runner, start(manifest, small), small, prunings)
 
 
-def test_a_payload_that_does_not_fit_is_refused(workbench: Workbench) -> None:
-    manifest = workbench.artifact.manifest
+def test_a_payload_that_does_not_fit_is_refused(runner: AssignmentRunner) -> None:
+    manifest = runner.artifact.manifest
     plan = Plan.full(manifest)
     scores = {(g.layer, g.group): np.ones(g.num_units, np.float32) for g in manifest.groups}
     with pytest.raises(TensorError, match="only updates do"):
-        run(workbench, start(manifest, plan, importance=scores), plan)
+        run(runner, start(manifest, plan, importance=scores), plan)
     with pytest.raises(TensorError, match="has shape"):
-        run(workbench, start(manifest, plan), plan_of(manifest, 0.5))
+        run(runner, start(manifest, plan), plan_of(manifest, 0.5))
 
 
 class StopAfter(threading.Event):
@@ -264,25 +264,25 @@ class StopAfter(threading.Event):
         return self.num_asked > self._number
 
 
-def test_a_stop_is_seen_before_every_micro_batch_and_every_batch_of_an_evaluation(workbench: Workbench) -> None:
+def test_a_stop_is_seen_before_every_micro_batch_and_every_batch_of_an_evaluation(runner: AssignmentRunner) -> None:
     """4 held-out examples in batches of 1, twice, and 2 steps of 8 micro-batches: 24 places, beside those between."""
-    manifest = workbench.artifact.manifest
+    manifest = runner.artifact.manifest
     plan = Plan.full(manifest)
     blob = start(manifest, plan)
     hyper: dict[str, Any] = {"num_local_steps": 2, "batch_size": 1, "num_accumulation_steps": 8}
     never = StopAfter(1000)
-    run(workbench, blob, plan, stop=never, **hyper)
+    run(runner, blob, plan, stop=never, **hyper)
     assert never.num_asked >= 24
     for number in range(never.num_asked):
         stop = StopAfter(number)
         with pytest.raises(StoppedError):
-            run(workbench, blob, plan, stop=stop, **hyper)
+            run(runner, blob, plan, stop=stop, **hyper)
         assert stop.num_asked == number + 1
 
 
-def held_out(workbench: Workbench, max_length: int) -> set[tuple[int, ...]]:
-    workbench.load(max_length)
-    dataset = workbench._holdout
+def held_out(runner: AssignmentRunner, max_length: int) -> set[tuple[int, ...]]:
+    runner.load(max_length)
+    dataset = runner._holdout
     assert dataset is not None
     return {tuple(dataset.subset(np.array([i])).tokens.tolist()) for i in range(len(dataset))}
 
@@ -299,6 +299,6 @@ def test_the_same_file_gives_the_same_held_out_examples(make_workbench: Any, tmp
 
 def test_what_is_held_back_is_said(make_workbench: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "data.jsonl").write_text("\n".join(f'{{"input_ids": [{i}], "label": 0}}' for i in range(4, 15)))
-    with caplog.at_level("INFO", "edge_runtime.agent.worker"):
+    with caplog.at_level("INFO", "edge_runtime.agent.assignment_runner"):
         make_workbench().load(16)
     assert "9 examples to train on, 2 held back to evaluate on (--holdout, at most 1 in 5)" in caplog.text

@@ -26,7 +26,7 @@ Before = tuple[EvaluationResult | None, float]
 """The evaluation before training, None where nothing is held out, and the seconds that it took."""
 
 
-class Course:
+class LocalTraining:
     """How far an assignment is: begun before any work is done, so that all pauses are counted.
 
     Args:

@@ -27,16 +27,16 @@ from broker_server.methods.rounds.types import (
     SendVerdict,
     UpdateKey,
 )
+from broker_server.serving.coordinator.arm_selection import ArmSelection
 from broker_server.serving.coordinator.background import Background
-from broker_server.serving.coordinator.combining import Knowledge, combine_round, forget_round
-from broker_server.serving.coordinator.dealer import Dealer
-from broker_server.serving.coordinator.intake import Intake
+from broker_server.serving.coordinator.combining import GlobalState, combine_round, forget_round
+from broker_server.serving.coordinator.device_channel import DeviceChannel
 from broker_server.serving.coordinator.ledger import Ledger, Made, Quality
-from broker_server.serving.coordinator.mailroom import Mailroom
-from broker_server.serving.coordinator.parts import Run
+from broker_server.serving.coordinator.message_translator import MessageTranslator
+from broker_server.serving.coordinator.run_context import RunContext
 from broker_server.serving.evaluation.held_out import finite
 from broker_server.serving.storage.records import EvaluationRecord, FileDigests, KeptRecord
-from broker_server.serving.storage.rows import Learnt
+from broker_server.serving.storage.rows import SchedulerState
 from broker_server.serving.storage.store import Store
 from edge_runtime.formats.plan import Plan
 from edge_runtime.wire.messages import Cancel, Verdict
@@ -49,23 +49,25 @@ class _Done:
     """What a background job brings back."""
 
     event: AggregationDone | EvaluationDone
-    knowledge: Knowledge | None = None
+    knowledge: GlobalState | None = None
     quality: Quality | None = None
 
 
-class Office:
+class CommandExecutor:
     """The way out. Belongs to the thread of the event loop; long work goes to the background."""
 
-    def __init__(self, run: Run, store: Store, ledger: Ledger, mailroom: Mailroom, intake: Intake) -> None:
+    def __init__(
+        self, run: RunContext, store: Store, ledger: Ledger, channel: DeviceChannel, translator: MessageTranslator
+    ) -> None:
         self._run = run
         self._store = store
         self._ledger = ledger
-        self._mailroom = mailroom
-        self._intake = intake
+        self._channel = channel
+        self._translator = translator
         self._background: Background[_Done] = Background()
-        self._dealer = Dealer(run, ledger, store.load_refusers())
+        self._arms = ArmSelection(run, ledger, store.load_refusers())
         state = run.adapters.read(ledger.last_finished or 0)
-        self._knowledge = Knowledge(state=state, importance=run.importance, deltas={})
+        self._knowledge = GlobalState(state=state, importance=run.importance, deltas={})
         self._quality = Quality()
 
     @property
@@ -73,23 +75,23 @@ class Office:
         """Whether a background job is under way."""
         return self._background.is_busy
 
-    def take_learnt(self) -> Learnt | None:
+    def take_scheduler_state(self) -> SchedulerState | None:
         """All that the scheduler knows, where that changed since the last call; else None. It is to be written now."""
-        if not self._dealer.has_news:
+        if not self._arms.has_news:
             return None
-        self._dealer.has_news = False
-        return Learnt(scheduler=self._run.scheduler.name, state=self._run.scheduler.state())
+        self._arms.has_news = False
+        return SchedulerState(scheduler=self._run.scheduler.name, state=self._run.scheduler.state())
 
     def execute(self, state: RunState, command: Command) -> list[Event]:
         """Do what a command says; the answers that are known at once."""
         match command:
             case ChooseArms(round_number=round_number, device_ids=device_ids):
-                return [ArmsChosen(round_number=round_number, arms=self._dealer.choose(round_number, device_ids))]
+                return [ArmsChosen(round_number=round_number, arms=self._arms.choose(round_number, device_ids))]
             case ChooseArmAgain(round_number=round_number, device_id=device_id):
-                arm = self._dealer.choose_again(round_number, state.participants[device_id])
+                arm = self._arms.choose_again(round_number, state.participants[device_id])
                 return [ArmsChosen(round_number=round_number, arms={device_id: arm})]
             case PullUpdate(key=key):
-                return self._intake.pull(state, key)
+                return self._translator.pull(state, key)
             case Aggregate():
                 self._aggregate(state, command)
             case Evaluate():
@@ -125,13 +127,13 @@ class Office:
             case SendAssignment():
                 self._assign(command)
             case SendVerdict(key=key, accepted=accepted, detail=detail):
-                self._intake.forget(key)
+                self._translator.forget(key)
                 self._verdict(key, accepted=accepted, detail=detail)
             case AnswerOldUpdate(key=key):
                 accepted = self._store.is_accepted(key)
                 self._verdict(key, accepted=accepted, detail="" if accepted else f"round {key.round_number} is over")
             case SendCancel(key=key, detail=detail):
-                self._intake.forget(key)
+                self._translator.forget(key)
                 cancel = Cancel(
                     run_id=self._run.config.run_id,
                     device_id=key.device_id,
@@ -139,7 +141,7 @@ class Office:
                     attempt=key.attempt,
                     detail=detail,
                 )
-                self._mailroom.to(key.device_id, cancel)
+                self._channel.to(key.device_id, cancel)
             case _:
                 msg = f"no way to execute {command}"
                 raise TypeError(msg)
@@ -153,19 +155,19 @@ class Office:
             accepted=accepted,
             detail=detail,
         )
-        self._mailroom.to(key.device_id, verdict)
+        self._channel.to(key.device_id, verdict)
 
     def _assign(self, command: SendAssignment) -> None:
         """Send an assignment; what it asks for is on disk first, so that its update can be read after a restart."""
         assigner, key = self._run.assigner, command.key
-        at_once = self._dealer.plays_at_once(key.device_id)
+        at_once = self._arms.plays_at_once(key.device_id)
         is_known = assigner.work(key) is not None
         work, ref, blob = assigner.assign(command, self._knowledge.state, at_once=at_once)
         if not is_known:
-            work = assigner.sent(key, self._ledger.assigned(key), self._intake.most_examples(key.device_id))
+            work = assigner.sent(key, self._ledger.assigned(key), self._translator.most_examples(key.device_id))
             self._store.save_work(key, work)
-        self._mailroom.offer(ref, blob)
-        self._mailroom.to(key.device_id, assigner.message(command, work, ref))
+        self._channel.offer(ref, blob)
+        self._channel.to(key.device_id, assigner.message(command, work, ref))
 
     # ---- rounds ------------------------------------------------------------------------------------------------------
 
@@ -221,12 +223,12 @@ class Office:
 
     def _finish_round(self, command: FinishRound) -> None:
         number = command.round_number
-        devices, emulated_s = self._dealer.finish(number, command.participants, self._knowledge.deltas)
+        devices, emulated_s = self._arms.finish(number, command.participants, self._knowledge.deltas)
         self._ledger.finish_round(
             number,
             devices,
             self._quality,
-            self.take_learnt(),
+            self.take_scheduler_state(),
             Made(
                 files=FileDigests(
                     adapter=self._run.adapters.digest(number), importance=self._run.importance_files.digest
@@ -235,10 +237,10 @@ class Office:
                 is_unchanged=self._knowledge.is_unchanged,
             ),
             emulated_s=emulated_s,
-            is_deploy=number > 0 and self._dealer.is_deploy(number),
+            is_deploy=number > 0 and self._arms.is_deploy(number),
         )
         for digest in self._run.assigner.clear():
-            self._mailroom.withdraw(digest)
+            self._channel.withdraw(digest)
 
 
 def _known(round_number: int, sparse: EvaluationRecord) -> EvaluationRecord | None:

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from broker_server.serving.coordinator.buckets import Allowance, Bucket
-from broker_server.serving.coordinator.registry import LETTERS, Registry
+from broker_server.serving.coordinator.registry import MESSAGES, Registry
 from edge_runtime.errors import MessageError
 from edge_runtime.link.complaints import Complaints
 from edge_runtime.link.mqtt import MqttLink
@@ -57,7 +57,7 @@ class Other(enum.Enum):
     """Something of a device that must register first, and is to be told so."""
 
 
-Letter = Register | Presence | Status | Update | Failure | RefusedReply
+DeviceMessage = Register | Presence | Status | Update | Failure | RefusedReply
 """What a device may say, beside asking for chunks and sending them."""
 
 
@@ -65,7 +65,7 @@ _REGISTER: Final = Register.__name__.lower()
 _ABOUT_BLOBS: Final = (Chunk.__name__.lower(), ChunkRequest.__name__.lower())
 
 
-class Mailroom:
+class DeviceChannel:
     """Sends and receives for one fleet. Belongs to the thread of the event loop.
 
     Letters wait for :meth:`post`, so that none tells of what is not on disk yet; chunks and requests for them do not.
@@ -76,7 +76,7 @@ class Mailroom:
         self._link = link
         self._clock = clock
         self._transfers = Transfers(self._send, clock)
-        self._letters: list[tuple[str, bytes]] = []
+        self._messages: list[tuple[str, bytes]] = []
         self._hellos = Bucket()
         self._num_chunks: dict[str, int] = {}
         """Of the blobs that are offered, by digest."""
@@ -87,19 +87,19 @@ class Mailroom:
 
     def to(self, device_id: str, message: AnyMessage) -> None:
         """Write a message to one device; lost without a connection, since the protocol repeats itself."""
-        self._letters.append((topics.down(self._fleet, device_id, kind_of(message)), encode_message(message)))
+        self._messages.append((topics.down(self._fleet, device_id, kind_of(message)), encode_message(message)))
 
     def to_all(self, message: AnyMessage) -> None:
         """Write a message to every device."""
-        self._letters.append((topics.to_all(self._fleet, kind_of(message)), encode_message(message)))
+        self._messages.append((topics.to_all(self._fleet, kind_of(message)), encode_message(message)))
 
     def post(self) -> None:
         """Publish what was written."""
-        letters, self._letters = self._letters, []
+        letters, self._messages = self._messages, []
         for topic, payload in letters:
             self._link.publish(topic, payload)
 
-    def open(self, topic: str, payload: bytes) -> tuple[str, Letter | Other] | None:
+    def open(self, topic: str, payload: bytes) -> tuple[str, DeviceMessage | Other] | None:
         """Sender of a payload, and its message or what else it is; None if it was refused.
 
         Of a refused reply to an assignment, what assignment it answers and why it was refused.
@@ -123,7 +123,7 @@ class Mailroom:
             self._refuse(topic, str(error))
             reply = refused_reply(payload, str(error))
             return None if reply is None or reply.device_id != device_id else (reply.device_id, reply)
-        if isinstance(message, Letter):
+        if isinstance(message, DeviceMessage):
             return device_id, message
         self._take(device_id, topic, message)
         return device_id, Other.BLOBS
@@ -137,7 +137,7 @@ class Mailroom:
             return False
         if kind in _ABOUT_BLOBS or not self.registry.knows(device_id) or self.registry.may_write(device_id, now):
             return True
-        text = f"it sends more than {LETTERS.per_s:g} messages a second: those beyond are not read"
+        text = f"it sends more than {MESSAGES.per_s:g} messages a second: those beyond are not read"
         self.complaints.say(f"device {device_id}", now, text)
         return False
 

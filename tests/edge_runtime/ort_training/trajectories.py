@@ -1,7 +1,7 @@
 """Some steps that any engine can make, from one seed; as a program, with onnxruntime-training in its own environment.
 
-``python -m tests.edge_runtime.ort_training.course ARTIFACT MODELS RATIO RANK STEPS OUT`` plays it there and writes an
-``.npz``; a test plays the same with the portable engine, and compares.
+``python -m tests.edge_runtime.ort_training.trajectories ARTIFACT MODELS RATIO RANK STEPS OUT`` plays it there and
+writes an ``.npz``; a test plays the same with the portable engine, and compares.
 """
 
 from __future__ import annotations

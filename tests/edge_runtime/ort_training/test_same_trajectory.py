@@ -11,7 +11,7 @@ import pytest
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.trainer import Trainer
 from tests.edge_runtime.ort_training.conftest import ARMS, Exported, RunThere
-from tests.edge_runtime.ort_training.course import HYPER_PARAMETERS, play
+from tests.edge_runtime.ort_training.trajectories import HYPER_PARAMETERS, play
 
 TOLERANCE = 1e-4
 """Of the loss, nats, over all steps; what is left is rounding, which grows as training goes on."""
@@ -23,7 +23,7 @@ def test_200_steps_are_those_of_the_portable_engine(
     exported: Exported, artifact: Artifact, arm: Any, run_there: RunThere, tmp_path: Path
 ) -> None:
     out, num_steps = tmp_path / "course.npz", HYPER_PARAMETERS.num_local_steps
-    course = "tests.edge_runtime.ort_training.course"
+    course = "tests.edge_runtime.ort_training.trajectories"
 
     done = run_there(course, exported.artifact, exported.models, arm.pruning_ratio, arm.rank, num_steps, out)
 

@@ -36,7 +36,7 @@ MAX_DETAIL: Final = 1_500
 """Longest detail of a failure or a good-bye, characters."""
 
 
-class Mouthpiece:
+class CoordinatorChannel:
     """This device's side of the link.
 
     Attributes:

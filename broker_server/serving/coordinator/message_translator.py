@@ -25,9 +25,9 @@ from broker_server.methods.rounds.types import (
     UpdateStored,
 )
 from broker_server.serving.coordinator.claims import most_examples
+from broker_server.serving.coordinator.device_channel import HEARTBEAT_S, DeviceChannel, DeviceMessage, Other
 from broker_server.serving.coordinator.ledger import Ledger
-from broker_server.serving.coordinator.mailroom import HEARTBEAT_S, Letter, Mailroom, Other
-from broker_server.serving.coordinator.parts import Run
+from broker_server.serving.coordinator.run_context import RunContext
 from edge_runtime.errors import WireError
 from edge_runtime.link.complaints import Complaints
 from edge_runtime.wire.messages import (
@@ -52,13 +52,13 @@ MAX_DETAIL: Final = 500
 """Characters of an error that a device is told."""
 
 
-class Intake:
+class MessageTranslator:
     """The way in. Belongs to the thread of the event loop."""
 
     def __init__(
         self,
-        run: Run,
-        mailroom: Mailroom,
+        run: RunContext,
+        channel: DeviceChannel,
         ledger: Ledger,
         *,
         session_id: str,
@@ -67,7 +67,7 @@ class Intake:
         config = run.config
         self._config = config
         self._run = run
-        self._mailroom = mailroom
+        self._channel = channel
         self._assigner = run.assigner
         self._ledger = ledger
         self._artifact_url = f"{config.artifact_url.rstrip('/')}/{config.artifact_digest}/"
@@ -87,20 +87,20 @@ class Intake:
 
     def receive(self, state: RunState, topic: str, payload: bytes) -> list[Event]:
         """Events that a payload leads to; none if it was refused."""
-        opened = self._mailroom.open(topic, payload)
+        opened = self._channel.open(topic, payload)
         if opened is None:
             return []
         device_id, message = opened
         if message is Other.STRANGER or (isinstance(message, Presence) and message.online):  # one that asks who is here
-            self._mailroom.to(device_id, self.hello)
+            self._channel.to(device_id, self.hello)
             return []
         if isinstance(message, Register):
             return self._register(message)
         if isinstance(message, Presence):
             return self._leave(message)
-        is_online = self._mailroom.registry.heard(device_id, self._clock())
+        is_online = self._channel.registry.heard(device_id, self._clock())
         if not is_online:
-            self._mailroom.to(device_id, self.hello)
+            self._channel.to(device_id, self.hello)
         life = self._sign_of_life(state, device_id) if is_online else []
         if isinstance(message, Other):
             return [*life, *self._take_arrived(state)]
@@ -123,7 +123,7 @@ class Intake:
     def take_silent(self) -> list[Event]:
         """Devices that have just been silent for too long."""
         detail = "sent no heartbeat"
-        silent = self._mailroom.registry.take_silent(self._clock())
+        silent = self._channel.registry.take_silent(self._clock())
         for device_id in silent:
             self._ledger.device_seen(device_id, DeviceState.OFFLINE, detail)
         return [DeviceOffline(device_id=device_id, detail=detail) for device_id in silent]
@@ -133,7 +133,7 @@ class Intake:
         update, participant = self._announced.get(key.device_id), open_participant(state, key)
         if update is None or _key(update) != key or participant is None:
             return []
-        if self._pulling.get(key.device_id) == update and self._mailroom.is_pulling(update.adapter, key.device_id):
+        if self._pulling.get(key.device_id) == update and self._channel.is_pulling(update.adapter, key.device_id):
             return []  # said again while it is on its way
         try:
             self._assigner.check_size(update, key)
@@ -146,9 +146,9 @@ class Intake:
             return [UpdateLate(key=key, detail=detail)]
         before = self._pulling.get(key.device_id)
         if before is not None and before.adapter.digest != update.adapter.digest:
-            self._mailroom.stop_pulling(before.adapter, key.device_id)
+            self._channel.stop_pulling(before.adapter, key.device_id)
         self._pulling[key.device_id] = update
-        self._mailroom.pull(
+        self._channel.pull(
             update.adapter,
             key.device_id,
             lambda blob: self._arrived.append((update, blob)),
@@ -163,21 +163,21 @@ class Intake:
             del self._announced[key.device_id]
         update = self._pulling.get(key.device_id)
         if update is not None and _key(update) == key:
-            self._mailroom.stop_pulling(update.adapter, key.device_id)
+            self._channel.stop_pulling(update.adapter, key.device_id)
             del self._pulling[key.device_id]
 
     def _register(self, message: Register) -> list[Event]:
         config, now = self._config, self._clock()
-        if not self._mailroom.registry.register(message.device_id, message.session_id, now):
+        if not self._channel.registry.register(message.device_id, message.session_id, now):
             full = f"it is not registered: {config.max_devices} devices are there, and max_devices allows no more"
-            self._mailroom.complaints.say(f"device {message.device_id}", now, full)
+            self._channel.complaints.say(f"device {message.device_id}", now, full)
             return []
         self._look_for_a_second(message)
         self._ledger.device_registered(message)
         task, max_length = self._run.manifest.task, config.training.max_length
         self._most_examples[message.device_id] = most_examples(message, task, max_length)
         if len(self._most_examples) > 2 * config.max_devices:
-            known = self._mailroom.registry.knows
+            known = self._channel.registry.knows
             self._most_examples = {name: most for name, most in self._most_examples.items() if known(name)}
         welcome = Welcome(
             run_id=config.run_id,
@@ -190,12 +190,12 @@ class Intake:
             wire_dtype=config.wire_dtype,
             heartbeat_s=HEARTBEAT_S,
         )
-        self._mailroom.to(message.device_id, welcome)
+        self._channel.to(message.device_id, welcome)
         has_stayed = self._earlier_sessions.get(message.device_id) == message.session_id
         return [DeviceRegistered(device_id=message.device_id, has_stayed=has_stayed)]
 
     def _leave(self, message: Presence) -> list[Event]:
-        if not self._mailroom.registry.leave(message.device_id, message.session_id):
+        if not self._channel.registry.leave(message.device_id, message.session_id):
             return []
         detail = message.detail or "went offline"
         self._ledger.device_seen(message.device_id, DeviceState.OFFLINE, detail)
@@ -204,11 +204,11 @@ class Intake:
     def _look_for_a_second(self, message: Register | Status) -> None:
         """Say so when two machines use one name."""
         now = self._clock()
-        if self._mailroom.registry.is_shared(message.device_id, message.session_id, now):
+        if self._channel.registry.is_shared(message.device_id, message.session_id, now):
             shared = "two machines use this name: give one of them another --device-id, and its own --state"
-            self._mailroom.complaints.say(f"device {message.device_id}", now, shared)
+            self._channel.complaints.say(f"device {message.device_id}", now, shared)
 
-    def _work(self, state: RunState, message: Letter) -> list[Event]:
+    def _work(self, state: RunState, message: DeviceMessage) -> list[Event]:
         if isinstance(message, Status):
             self._look_for_a_second(message)
             self._ledger.status_seen(message)
@@ -254,7 +254,7 @@ class Intake:
             accepted=False,
             detail=detail,
         )
-        self._mailroom.to(update.device_id, verdict)
+        self._channel.to(update.device_id, verdict)
 
     def _take_arrived(self, state: RunState) -> list[Event]:
         arrived, self._arrived = self._arrived, []

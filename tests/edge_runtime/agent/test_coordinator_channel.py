@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from edge_runtime.agent import mouthpiece
-from edge_runtime.agent.mouthpiece import Mouthpiece
+from edge_runtime.agent import coordinator_channel
+from edge_runtime.agent.coordinator_channel import CoordinatorChannel
 from edge_runtime.link.mqtt import BrokerAddress, TlsFiles
 from edge_runtime.wire.measures import Capabilities
 
@@ -31,23 +31,23 @@ def test_devices_of_different_fleets_never_share_a_client_id(mark: str) -> None:
     """A broker ends a connection when another one comes with the same client id."""
     address = BrokerAddress.parse("mqtt://127.0.0.1")
     names = [("lab", f"north{mark}board"), (f"lab{mark}north", "board")]
-    mouths = [Mouthpiece(address, fleet, device, TlsFiles(), random.Random(0)) for fleet, device in names]
-    assert len({mouth.link._settings.client_id for mouth in mouths}) == 2
+    channels = [CoordinatorChannel(address, fleet, device, TlsFiles(), random.Random(0)) for fleet, device in names]
+    assert len({channel.link._settings.client_id for channel in channels}) == 2
 
 
 @pytest.fixture
-def mouth(mosquitto: Any) -> Iterator[Mouthpiece]:
+def channel(mosquitto: Any) -> Iterator[CoordinatorChannel]:
     """Of a device on a broker where nobody coordinates its fleet."""
-    one = Mouthpiece(BrokerAddress.parse(mosquitto.url), "lba", "board", TlsFiles(), random.Random(0))
+    one = CoordinatorChannel(BrokerAddress.parse(mosquitto.url), "lba", "board", TlsFiles(), random.Random(0))
     one.link.connect()
     yield one
     one.link.close()
 
 
-def turn(mouth: Mouthpiece, seconds: float) -> None:
+def turn(channel: CoordinatorChannel, seconds: float) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        mouth.register_if_due(CAPABILITIES, 10, 1000)
+        channel.register_if_due(CAPABILITIES, 10, 1000)
         time.sleep(0.01)
 
 
@@ -56,40 +56,40 @@ def silences(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_a_fleet_that_nobody_coordinates_is_told_of_ever_more_rarely(
-    mouth: Mouthpiece, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    channel: CoordinatorChannel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(mouthpiece, "SILENCES_S", (0.2, 0.5, 30.0))
-    turn(mouth, 0.1)
+    monkeypatch.setattr(coordinator_channel, "SILENCES_S", (0.2, 0.5, 30.0))
+    turn(channel, 0.1)
     assert silences(caplog) == []
-    turn(mouth, 0.9)
+    turn(channel, 0.9)
     assert len(silences(caplog)) == 2
     assert "check --fleet" in silences(caplog)[0]
 
 
 def test_an_answer_ends_the_silence_and_a_new_one_counts_from_its_own_beginning(
-    mouth: Mouthpiece, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    channel: CoordinatorChannel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(mouthpiece, "SILENCES_S", (0.4, 30.0))
-    turn(mouth, 0.2)
-    mouth.is_registered = True
-    turn(mouth, 0.3)
-    mouth.register_again()
-    turn(mouth, 0.2)
+    monkeypatch.setattr(coordinator_channel, "SILENCES_S", (0.4, 30.0))
+    turn(channel, 0.2)
+    channel.is_registered = True
+    turn(channel, 0.3)
+    channel.register_again()
+    turn(channel, 0.2)
     assert silences(caplog) == []
-    turn(mouth, 0.5)
+    turn(channel, 0.5)
     assert len(silences(caplog)) == 1
 
 
 def test_what_the_broker_refused_is_said_with_the_silence(
     start_mosquitto: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(mouthpiece, "SILENCES_S", (0.4, 30.0))
+    monkeypatch.setattr(coordinator_channel, "SILENCES_S", (0.4, 30.0))
     acl = tmp_path / "acl"
     acl.write_text("topic read #\n")
     acl.chmod(0o700)
     broker = start_mosquitto("listener {port} 127.0.0.1", "allow_anonymous true", f"acl_file {acl}")
-    mouth = Mouthpiece(BrokerAddress.parse(broker.url), "lba", "board", TlsFiles(), random.Random(0))
-    mouth.link.connect()
-    turn(mouth, 1.0)
-    mouth.link.close()
+    channel = CoordinatorChannel(BrokerAddress.parse(broker.url), "lba", "board", TlsFiles(), random.Random(0))
+    channel.link.connect()
+    turn(channel, 1.0)
+    channel.link.close()
     assert "bytes on fedspine/v1/lba/up/board/register (Not authorized)" in silences(caplog)[0]

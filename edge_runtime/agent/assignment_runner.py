@@ -15,9 +15,9 @@ import numpy as np
 
 from edge_runtime.agent.cache import ArtifactCache
 from edge_runtime.agent.checkpoints import Checkpoints
-from edge_runtime.agent.course import Course
 from edge_runtime.agent.engines import Engines
 from edge_runtime.agent.errors import StoppedError, UnfitDataError
+from edge_runtime.agent.local_training import LocalTraining
 from edge_runtime.agent.pauses import Pauses
 from edge_runtime.agent.precheck import count_examples
 from edge_runtime.agent.traffic import Traffic
@@ -85,7 +85,7 @@ class WorkSettings:
     """Folder of ort-training models, to train with these; None = the portable engine."""
 
 
-class Workbench:
+class AssignmentRunner:
     """An artifact with its graphs loaded and this device's examples: ready for assignments. Made by :func:`prepare`."""
 
     def __init__(self, artifact: Artifact, settings: WorkSettings, fetch_s: float) -> None:
@@ -151,7 +151,7 @@ class Workbench:
             FedSpineError: anything else that is known to go wrong.
         """
         hyper = assignment.hyper_parameters
-        course = Course(assignment, self.digest, context.checkpoints, context.pauses)
+        course = LocalTraining(assignment, self.digest, context.checkpoints, context.pauses)
         given, mode = self._check(assignment, blob)
         context.check()
         dataset = self.load(hyper.max_length)
@@ -276,7 +276,7 @@ def prepare(
     settings: WorkSettings,
     progress: Progress,
     on_bytes: Callable[[int], None],
-) -> Workbench:
+) -> AssignmentRunner:
     """Get ready for a run: fetch the artifact, check that the cheapest arm fits, read the examples, load the graphs.
 
     Args:
@@ -305,17 +305,17 @@ def prepare(
     artifact = cache.fetch(welcome.artifact_url, welcome.artifact_digest, count)
     fetch_s = time.perf_counter() - started if num_fetched else 0.0
     progress.detail = "preparing"
-    workbench = Workbench(artifact, settings, fetch_s)
-    mode = check_arms(workbench, welcome)
+    runner = AssignmentRunner(artifact, settings, fetch_s)
+    mode = check_arms(runner, welcome)
     try:
-        workbench.load(welcome.max_length)
+        runner.load(welcome.max_length)
     except DataError as error:
         count_examples(settings.data)  # raises what is wrong with the file itself
         raise UnfitDataError(str(error)) from error
-    workbench.trainer(mode)
+    runner.trainer(mode)
     cache.used(artifact.digest)
     progress.detail = ""
-    return workbench
+    return runner
 
 
 def holdout_text(num_training: int, num_holdout: int, task: Task) -> str:
@@ -325,23 +325,23 @@ def holdout_text(num_training: int, num_holdout: int, task: Task) -> str:
     return f"{num_training} {unit} to train on, {num_holdout} held back to evaluate on (--holdout, {share})"
 
 
-def check_arms(workbench: Workbench, welcome: Welcome) -> Mode:
+def check_arms(runner: AssignmentRunner, welcome: Welcome) -> Mode:
     """Refuse a run of which this device cannot afford any arm; returns the mode of the first that it can.
 
     Raises:
         ArmNotExportedError: see :meth:`Engines.check_arms`.
         InsufficientMemoryError: not even the cheapest one fits.
     """
-    workbench.engines.check_arms(welcome.arms)
+    runner.engines.check_arms(welcome.arms)
     refusals: list[InsufficientMemoryError] = []
     for arm in welcome.arms:
-        plan = stand_in_plan(workbench.artifact.manifest, arm)
+        plan = stand_in_plan(runner.artifact.manifest, arm)
         try:
-            return workbench.engines.mode_for(plan, arm.rank, welcome.batch_size, welcome.max_length)
+            return runner.engines.mode_for(plan, arm.rank, welcome.batch_size, welcome.max_length)
         except InsufficientMemoryError as error:
             refusals.append(error)
     if not refusals:
-        return workbench.engines.first_mode
+        return runner.engines.first_mode
     msg = f"even the cheapest of {len(refusals)} arms does not fit: {refusals[-1]}"
     raise InsufficientMemoryError(msg) from refusals[-1]
 

@@ -10,13 +10,13 @@ from broker_server.methods.pruning.schedule import is_deploy
 from broker_server.methods.rounds.machine import MAX_ATTEMPTS
 from broker_server.methods.rounds.types import Outcome, Participant, UpdateKey
 from broker_server.serving.coordinator.ledger import Ledger
-from broker_server.serving.coordinator.outcomes import Facts, arm_outcome, device_record
-from broker_server.serving.coordinator.parts import ARMS, Run
+from broker_server.serving.coordinator.outcomes import PlayedArm, arm_outcome, device_record
+from broker_server.serving.coordinator.run_context import ARMS, RunContext
 from broker_server.serving.storage.records import DeviceRecord
 from edge_runtime.wire.messages import Arm, FailureReason
 
 
-class Dealer:
+class ArmSelection:
     """Deals arms, and reports what became of them.
 
     In deploy rounds the scheduler chooses ranks only, and is told of nothing but refusals: the ratio is not its choice.
@@ -24,7 +24,7 @@ class Dealer:
     keep it out of the run, so from then on it plays its arms in full.
     """
 
-    def __init__(self, run: Run, ledger: Ledger, refusers: Iterable[str]) -> None:
+    def __init__(self, run: RunContext, ledger: Ledger, refusers: Iterable[str]) -> None:
         """Start from what is known.
 
         Args:
@@ -110,7 +110,7 @@ class Dealer:
             return arm
         return Arm(pruning_ratio=sparsity, rank=arm.rank)
 
-    def _facts(self, round_number: int, participant: Participant, delta: float | None) -> Facts:
+    def _facts(self, round_number: int, participant: Participant, delta: float | None) -> PlayedArm:
         run = self._run
         key = UpdateKey(round_number=round_number, device_id=participant.device_id, attempt=participant.attempt)
         work, update = run.assigner.work(key), self._ledger.accepted(participant)
@@ -125,7 +125,7 @@ class Dealer:
             completion_s = emulated_s = run.emulated_s(key, update.adapter.size_bytes)
         elif participant.outcome is Outcome.TIMED_OUT and math.isfinite(run.deadline_s):
             completion_s, emulated_s = completion_s or run.deadline_s, run.deadline_s
-        return Facts(
+        return PlayedArm(
             arm=arm,
             sparsity=plan.sparsity(run.manifest),
             num_steps=run.config.training.num_local_steps,

@@ -35,7 +35,7 @@ INITIAL_ADAPTER, ARMS, AGGREGATION = range(3)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class RunContext:
     """The parts of a run that are the same from its beginning to its end."""
 
     config: CoordinatorConfig
@@ -71,7 +71,7 @@ class Run:
         return np.random.default_rng((self.config.seed, purpose, round_number))
 
 
-def open_run(run_dir: Path, config: CoordinatorConfig, store: Store) -> Run:
+def open_run(run_dir: Path, config: CoordinatorConfig, store: Store) -> RunContext:
     """Open artifact, importance, adapters and held-out examples; make what is not there yet.
 
     Raises:
@@ -110,7 +110,7 @@ def open_run(run_dir: Path, config: CoordinatorConfig, store: Store) -> Run:
     )
     importance = importance_files.open(records[-1].round_number if records else 0)
     works = {} if opened is None else store.load_works(opened.round_number)
-    run = Run(
+    run = RunContext(
         config=config,
         manifest=manifest,
         adapters=adapters,

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge_runtime.agent.assignment_runner import AssignmentRunner, WorkSettings
 from edge_runtime.agent.checkpoints import Checkpoints
 from edge_runtime.agent.errors import StoppedError
 from edge_runtime.agent.pauses import Pauses
-from edge_runtime.agent.worker import Workbench, WorkSettings
 from edge_runtime.board.guard import PauseLimits
 from edge_runtime.board.sensors import Sensors
 from edge_runtime.engine.artifact import Artifact
@@ -21,7 +21,7 @@ from edge_runtime.formats.payload import Payload
 from edge_runtime.wire.messages import Pruning, Update
 from tests.conftest import Disk
 from tests.edge_runtime.agent.stage import EXAMPLES
-from tests.edge_runtime.agent.test_worker import StopAfter, plan_of, run, start
+from tests.edge_runtime.agent.test_assignment_runner import StopAfter, plan_of, run, start
 
 HYPER: dict[str, Any] = {
     "num_local_steps": 12,
@@ -33,7 +33,7 @@ HYPER: dict[str, Any] = {
 
 
 class Board:
-    """A device's files; each :meth:`work` is a process of its own, with a workbench of its own."""
+    """A device's files; each :meth:`work` is a process of its own, with a runner of its own."""
 
     def __init__(self, artifact: Path, folder: Path) -> None:
         self.artifact = artifact
@@ -46,14 +46,14 @@ class Board:
         self, every: int = 3, stop_after: int | None = None, seed: int = 0, **hyper: Any
     ) -> tuple[Update, Payload]:
         settings = WorkSettings(data=self.data, num_holdout=4, num_threads=1, memory_limit_bytes=10**12)
-        workbench = Workbench(Artifact.open(self.artifact), settings, 0.0)
-        manifest = workbench.artifact.manifest
+        runner = AssignmentRunner(Artifact.open(self.artifact), settings, 0.0)
+        manifest = runner.artifact.manifest
         plans = [plan_of(manifest, ratio) for ratio in (0.0, 0.25, 0.5)]
         prunings = (Pruning(at_step=4, plan=plans[1]), Pruning(at_step=8, plan=plans[2]))
         stop = None if stop_after is None else StopAfter(stop_after)
         checkpoints = Checkpoints(self.checkpoint, every)
         given = {**HYPER, "seed": seed, **hyper}
-        return run(workbench, start(manifest, plans[0]), plans[0], prunings, stop, checkpoints, **given)
+        return run(runner, start(manifest, plans[0]), plans[0], prunings, stop, checkpoints, **given)
 
     def cut(self, stop_after: int, **more: Any) -> None:
         """Work that is stopped at the given place where it asks whether it should."""
@@ -211,10 +211,10 @@ def test_a_pause_is_no_training_time_and_is_told(board: Board, tmp_path: Path) -
 
     pauses = Pauses(PauseLimits(max_temperature_c=80.0), Zone(tmp_path / "sys"), look_s=0.2)
     settings = WorkSettings(data=board.data, num_holdout=4, num_threads=1, memory_limit_bytes=10**12)
-    workbench = Workbench(Artifact.open(board.artifact), settings, 0.0)
-    plan = plan_of(workbench.artifact.manifest, 0.0)
+    runner = AssignmentRunner(Artifact.open(board.artifact), settings, 0.0)
+    plan = plan_of(runner.artifact.manifest, 0.0)
     hyper = {**HYPER, "num_local_steps": 400, "importance_every_steps": 0}
-    update, _ = run(workbench, start(workbench.artifact.manifest, plan), plan, pauses=pauses, **hyper)
+    update, _ = run(runner, start(runner.artifact.manifest, plan), plan, pauses=pauses, **hyper)
     measured = update.measurements
     assert 0.6 <= measured.paused_s < 1.5
     assert pauses.paused_s == measured.paused_s

@@ -22,10 +22,10 @@ from typing import Final
 
 from edge_runtime.arguments import (
     Parser,
-    add_sharing,
     add_pins,
     add_resources,
     add_service,
+    add_sharing,
     add_threads,
     add_trust,
     broker_of,

@@ -1,4 +1,4 @@
-"""onnxruntime-training in a benchmark; runs in its own environment as ``python -m edge_runtime.benchmark.ort_contender``.
+"""onnxruntime-training in a benchmark; runs as ``python -m edge_runtime.benchmark.ort_contender`` in its environment.
 
 At ratio 0 its models hold the very weights that are trained on, so nothing but the first adapter is put in: that is how
 somebody would use it who has one model. Its files are not checked here, since no other contender's are.

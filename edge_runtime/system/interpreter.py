@@ -12,7 +12,7 @@ import sys
 OWN_PACKAGES = frozenset({"broker_server", "edge_runtime", "exporter", "models"})
 _MEND = "take what has the same name off PYTHONPATH, or install FedSpine anew"
 _STANDARD_LIBRARY = os.path.dirname(os.path.abspath(os.__file__))  # noqa: PTH100, PTH120 - pathlib imports much
-_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))  # noqa: PTH100, PTH120 - as above
+_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120 - as above
 
 
 def module_command(module: str, *arguments: str, python: str | None = None) -> list[str]:

@@ -13,17 +13,20 @@ from typing import Any
 import pytest
 
 MAY_IMPORT = {
-    "edge_runtime.wire": {"numpy", "msgspec", "safetensors"},
+    "edge_runtime.errors": set(),
+    "edge_runtime.system": set(),
+    "edge_runtime.bounds": {"msgspec"},
+    "edge_runtime.formats": {"numpy", "msgspec", "safetensors"},
+    "edge_runtime.wire": {"msgspec"},
     "edge_runtime.benchmark": {"numpy", "msgspec"},
     "edge_runtime.engine": {"numpy", "msgspec", "safetensors", "onnxruntime", "tokenizers"},
-    "edge_runtime.ort_training": {"numpy", "onnxruntime"},
+    "edge_runtime.ort_training": {"numpy", "msgspec", "onnxruntime"},
     "edge_runtime.link": {"msgspec", "paho"},
     "edge_runtime.board": set(),
     "edge_runtime.agent": {"numpy", "msgspec", "psutil", "onnxruntime"},
     "edge_runtime.inference": {"numpy", "msgspec", "safetensors", "onnxruntime", "tokenizers"},
     "edge_runtime.cli": {"numpy"},
     "edge_runtime.arguments": set(),
-    "edge_runtime.system.interpreter": set(),
     "edge_runtime.doctor": {"numpy", "psutil"},
     "edge_runtime.__main__": set(),
 }

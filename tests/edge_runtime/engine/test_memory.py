@@ -86,7 +86,7 @@ import msgspec, numpy as np
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.dataset import Batch
 from edge_runtime.engine.trainer import Trainer
-from edge_runtime.wire import adapter
+from edge_runtime.formats import adapter
 from edge_runtime.wire.messages import HyperParameters
 from edge_runtime.formats.plan import Plan
 from edge_runtime.system.resident import peak_rss_bytes

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-START = "from edge_runtime.wire import streams; streams.use_utf8(); streams.prepare(); "
+START = "from edge_runtime.system import streams; streams.use_utf8(); streams.prepare(); "
 TEXT = "café ☕ naïve"
 
 

@@ -27,6 +27,8 @@ def encode_tensors(
 ) -> bytes:
     """Safetensors bytes of named arrays, stored as ``dtype``; those named in ``exact`` as float32 in any case.
 
+    The same tensors and metadata always give the same bytes.
+
     Raises:
         TensorError: a value does not fit ``dtype`` (float16 overflows beyond 65504).
     """
@@ -39,7 +41,9 @@ def encode_tensors(
             msg = f"tensor {name!r} does not fit float16 (largest magnitude {np.abs(value).max():g}); send float32"
             raise TensorError(msg)
         out[name] = cast
-    return safetensors.numpy.save(out, metadata=dict(metadata) if metadata else None)
+    if not metadata:
+        return safetensors.numpy.save(out)
+    return _with_sorted_metadata(safetensors.numpy.save(out, metadata=dict(metadata)))
 
 
 def decode_tensors(data: bytes, max_bytes: int = limits.MAX_BLOB_BYTES) -> dict[str, npt.NDArray[np.float32]]:
@@ -85,6 +89,16 @@ def check_digest(data: bytes, expected: str | None) -> None:
     if expected is not None and (got := digest_of(data)) != expected:
         msg = f"it is not the file that was written: SHA-256 is {got[:12]}..., was {expected[:12]}..."
         raise TensorError(msg)
+
+
+def _with_sorted_metadata(data: bytes) -> bytes:
+    """The same blob with its metadata by key: safetensors writes it in an order that changes from call to call."""
+    (size,) = struct.unpack_from("<Q", data)
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # what follows stays aligned
+    return struct.pack("<Q", len(text)) + text + data[8 + size :]
 
 
 def _header(data: bytes) -> dict[str, object]:

@@ -39,6 +39,19 @@ def test_float32_survives_the_round_trip_exactly(
     assert all(np.array_equal(again[n], tensors[n]) and again[n].shape == tensors[n].shape for n in tensors)
 
 
+def test_the_same_tensors_and_metadata_give_the_same_bytes() -> None:
+    metadata = {f"é{i}": f"value {i}" for i in range(6)}
+    tensors = {"b": np.ones((2, 3), np.float32), "a": np.zeros(5, np.float32)}
+    blobs = {encode_tensors(tensors, metadata=dict(items)) for items in (metadata.items(), reversed(metadata.items()))}
+    blobs |= {encode_tensors(tensors, metadata=metadata) for _ in range(8)}
+
+    (blob,) = blobs
+    (size,) = struct.unpack_from("<Q", blob)
+    assert size % 8 == 0
+    assert json.loads(blob[8 : 8 + size])["__metadata__"] == metadata
+    assert {name: value.shape for name, value in decode_tensors(blob).items()} == {"a": (5,), "b": (2, 3)}
+
+
 @given(ARRAYS)
 def test_float16_survives_up_to_its_precision(values: npt.NDArray[np.float32]) -> None:
     again = decode_tensors(encode_tensors({"x": values}, "float16"))["x"]

@@ -276,9 +276,7 @@ def test_threads_caps_every_pool_whatever_the_environment_says(
     ],
     ids=" ".join,
 )
-def test_sharing_outside_its_range_is_a_usage_error(
-    tmp_path: Path, data: Path, more: tuple[str, str]
-) -> None:
+def test_sharing_outside_its_range_is_a_usage_error(tmp_path: Path, data: Path, more: tuple[str, str]) -> None:
     result = start(tmp_path, data, "mqtt://127.0.0.1:1", *more)
     assert result.returncode == ExitCode.USAGE
     assert more[0] in result.stderr

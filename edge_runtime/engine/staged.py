@@ -131,12 +131,15 @@ class StagedModel:
         residuals = {layer: _flat(buffer) for layer, buffer in zip(kept, buffers, strict=False)}
         state, spare, *more = buffers[len(kept) :]
         context = self._embed(batch, state)
+        # Below the first tuned block no gradient is wanted: two buffers take turns, and nothing is kept.
         for layer in range(first):
             self._forward(layer, state, spare, context, params)
             state, spare = spare, state
+        # From there on each block's input is kept: its backward graph computes the block again from it.
         hidden = dict(zip(range(first, num_layers + 1), (state, *more), strict=True))
         for layer in range(first, num_layers):
             self._forward(layer, hidden[layer], hidden[layer + 1], context, params, residuals.get(layer))
+        # The last block's output is not needed after the head, so the head writes its gradient over it.
         upstream, other = self._given(num_layers - 1, hidden[num_layers]), hidden[num_layers]
         self._loss_scale[...] = 1.0 / num_targets
         loss = self._head(upstream, rows, targets, params, grads, summed)
@@ -150,6 +153,7 @@ class StagedModel:
             if names.INPUT_GRAD in binding.graph.outputs:
                 binding.bind_output(names.INPUT_GRAD, spare)
             binding.run()
+            # What was just written is the gradient of the next block down; the buffer of the one before is free.
             upstream, spare, other = spare, other, spare
         return loss
 

@@ -38,6 +38,7 @@ def stacked_sum(
         holds_components: whether a device counts only in the components that it has; see the module.
         absent_keep: whether a device counts with the old value in what it does not hold; see the module.
     """
+    # Rows are the coordinates i, columns the components j: the sum of the w_ki, and the o_ij.
     present = np.zeros((target.num_coordinates, target.rank))
     absent = np.zeros_like(present)
     for one, weight in zip(target.contributions, weights, strict=True):
@@ -47,6 +48,7 @@ def stacked_sum(
         if absent_keep:
             absent += np.where(own > 0, 0.0, one.num_examples)
     total = present + absent
+    # The share of the old value; all of it where nobody counts. Components whose share is 0 everywhere need no block.
     kept = np.divide(absent, total, out=np.ones_like(total), where=total > 0)
     (components,) = np.nonzero(kept.any(axis=0))
     num_components = sum(one.rank for one in target.contributions) + components.size
@@ -54,6 +56,7 @@ def stacked_sum(
     right = np.zeros((num_components, target.spec.in_features))
     end = 0
     for one, weight in zip(target.contributions, weights, strict=True):
+        # Only one factor of a device is scaled: the one that has the coordinates, B's rows or A's columns.
         share = weight[:, None] / total[one.held, : one.rank]
         begin, end = end, end + one.rank
         if target.prunes_columns:

@@ -9,7 +9,7 @@ import.
 import os
 import sys
 
-OWN_PACKAGES = frozenset({"broker_server", "edge_runtime", "exporter", "models"})
+OWN_PACKAGES = frozenset({"broker_server", "edge_runtime", "exporter", "fedspine", "models"})
 _MEND = "take what has the same name off PYTHONPATH, or install FedSpine anew"
 _STANDARD_LIBRARY = os.path.dirname(os.path.abspath(os.__file__))  # noqa: PTH100, PTH120 - pathlib imports much
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120 - as above

@@ -37,7 +37,7 @@ def _silent(line: str) -> None:
 def export_model(  # noqa: PLR0913 - all but three are options of the command
     model: str | Path,
     task: Task,
-    out: Path,
+    out: str | Path,
     *,
     labels: Sequence[str] | None = None,
     num_labels: int | None = None,
@@ -74,7 +74,7 @@ def export_model(  # noqa: PLR0913 - all but three are options of the command
         ExportError: the output directory is taken, or a stage cannot be expressed in ONNX.
         DiskFullError: there is no space.
     """
-    check_output(out, artifact.ARTIFACT, force=force)
+    check_output(out := Path(out), artifact.ARTIFACT, force=force)
     progress(f"loading {Path(model).name}")
     loaded = load_model(model, task, labels=labels, num_labels=num_labels, seed=seed, new_head=new_head)
     loaded.family.choose_targets(targets, top_blocks=top_blocks)

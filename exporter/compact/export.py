@@ -35,9 +35,9 @@ _TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 
 
 def compact_run(
-    run_dir: Path,
+    run_dir: str | Path,
     sparsity: float,
-    out: Path,
+    out: str | Path,
     *,
     quantize: Quantization | None = None,
     adapter: Path | None = None,
@@ -67,6 +67,7 @@ def compact_run(
         CompactParityError: the exported graph does not say what PyTorch says; nothing is written.
         DiskFullError: there is no space; nothing is left behind.
     """
+    run_dir, out = Path(run_dir), Path(out)
     check_ratio(sparsity)
     check_output(out, COMPACT, force=force)
     source = read_source(run_dir, adapter=adapter, round_number=round_number)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -17,6 +19,8 @@ from rich.text import Text
 from broker_server.experiments.run.view import RunView
 from broker_server.serving.report.quality import duration_text, metric_name
 from edge_runtime.bounds.plain import plain
+
+_LOG = logging.getLogger("fedspine")
 
 
 class Display(Protocol):
@@ -38,9 +42,29 @@ class Display(Protocol):
 
 
 def make_display(stream: IO[str], clock: Callable[[], float] = time.monotonic) -> Display:
-    """The display that fits ``stream``: live on a terminal, else plain lines."""
+    """The display that fits ``stream``: live on a terminal or in a notebook that has ipywidgets, else plain lines."""
     console = Console(file=stream)
-    return LiveDisplay(console, clock) if console.is_terminal else PlainDisplay(stream, clock)
+    is_live = console.is_terminal and (not console.is_jupyter or importlib.util.find_spec("ipywidgets") is not None)
+    return LiveDisplay(console, clock) if is_live else PlainDisplay(stream, clock)
+
+
+class QuietDisplay:
+    """Shows nothing; what happened goes to the logger ``fedspine``."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def step(self, text: str) -> None:
+        """Log a line."""
+        _LOG.info(plain(text))
+
+    def refresh(self, view: RunView) -> None:
+        """Nothing to redraw."""
 
 
 class PlainDisplay:

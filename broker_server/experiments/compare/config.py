@@ -11,9 +11,9 @@ from typing import Any, Final, Self
 import msgspec
 
 from broker_server.errors import ConfigError
-from broker_server.experiments.compare.presets import PRESETS, Settings, Shared
 from broker_server.experiments.run.resolve import resolve
 from broker_server.experiments.run.settings import RunSettings
+from broker_server.methods.presets import PRESETS, Settings, Shared
 from broker_server.naming import as_key, malformed, nearest
 from edge_runtime.bounds.fields import NAME
 from edge_runtime.errors import FedSpineError

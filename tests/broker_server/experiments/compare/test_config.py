@@ -9,9 +9,9 @@ import pytest
 
 from broker_server.errors import ConfigError
 from broker_server.experiments.compare.config import Comparison, RunKey
-from broker_server.experiments.compare.presets import PRESETS, Shared
 from broker_server.experiments.run.resolve import resolve
 from broker_server.methods.aggregation import make_aggregation
+from broker_server.methods.presets import PRESETS, Shared
 from broker_server.methods.scheduler import SCHEDULERS
 from edge_runtime.wire.arms import ArmError, parse_arms
 from tests.broker_server.experiments.compare.samples import comparison

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import re
 import typing
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import msgspec
 
 from edge_runtime.errors import FedSpineError
+from edge_runtime.system.registry import nearest
 
 E = TypeVar("E", bound=FedSpineError)
 
@@ -66,18 +66,6 @@ def as_key(error: E, where: str = "") -> E:
     if field is None:
         return error
     return type(error)(f"{where}{field}{str(error).removeprefix(option_name(field))}")
-
-
-def nearest(name: str, known: Collection[str]) -> str:
-    """What to write in place of a name that is not known: the one that looks most like it, else all.
-
-    >>> nearest("ruonds", ("rounds", "devices"))
-    "did you mean 'rounds'?"
-    >>> nearest("colour", ("rounds", "devices"))
-    'known: rounds, devices'
-    """
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
 
 
 def malformed(error: msgspec.ValidationError, kind: type[msgspec.Struct]) -> str:

@@ -11,8 +11,8 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from broker_server.errors import ConfigError
-from broker_server.naming import nearest
 from edge_runtime.bounds import fields, limits
+from edge_runtime.system.registry import nearest
 
 T = TypeVar("T")
 

@@ -50,7 +50,8 @@ class ContextSpec:
 class Family(abc.ABC):
     """A model of one architecture, described from its configuration alone.
 
-    A family is one file: subclass this, and add the class to :data:`models.registry.FAMILIES`.
+    A family is one file: subclass this, and add the class to :data:`models.registry.FAMILIES`, or offer it from a
+    package outside (docs/extending.md).
     """
 
     name: ClassVar[str]

@@ -14,9 +14,10 @@ from broker_server.errors import ConfigError
 from broker_server.experiments.run.resolve import resolve
 from broker_server.experiments.run.settings import RunSettings
 from broker_server.methods.presets import PRESETS, Settings, Shared
-from broker_server.naming import as_key, malformed, nearest
+from broker_server.naming import as_key, malformed
 from edge_runtime.bounds.fields import NAME
 from edge_runtime.errors import FedSpineError
+from edge_runtime.system.registry import nearest
 from edge_runtime.wire.arms import ArmError, parse_arms
 
 SAME_FOR_ALL: Final = frozenset(

@@ -13,9 +13,10 @@ import msgspec
 
 from broker_server.errors import ConfigError
 from broker_server.experiments.run.settings import RunSettings
-from broker_server.naming import as_key, nearest, option_name, option_of
+from broker_server.naming import as_key, option_name, option_of
 from broker_server.ranges import check_values
 from edge_runtime.errors import FedSpineError
+from edge_runtime.system.registry import nearest
 from edge_runtime.wire.arms import ArmError, parse_arms
 
 TASK_DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {

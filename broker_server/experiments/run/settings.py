@@ -22,7 +22,7 @@ from broker_server.experiments.run.options import Panel, Port, Ratio, Share, opt
 from broker_server.experiments.run.split import parse_split
 from broker_server.methods.aggregation import make_aggregation
 from broker_server.methods.pruning.config import Layers, PruningConfig
-from broker_server.methods.scheduler import check_scheduler
+from broker_server.methods.scheduler import scheduler_class
 from broker_server.naming import option_name, said_of
 from broker_server.ranges import MOST, Range, Words, check_fields
 from edge_runtime.bounds import limits
@@ -168,7 +168,7 @@ class RunSettings:
             "arms": parse_arms,
             "sparsity": check_sparsity,
             "split": parse_split,
-            "scheduler": check_scheduler,
+            "scheduler": scheduler_class,
             "aggregation": make_aggregation,
         }
         for name, check in checks.items():

@@ -1,6 +1,11 @@
-"""Aggregation of adapters of different ranks and plans. To add a rule, write a file with a class and name it here."""
+"""Aggregation of adapters of different ranks and plans.
+
+To add a rule here, write a file with a class and name it below; from a package outside: docs/extending.md.
+"""
 
 from __future__ import annotations
+
+from typing import Final
 
 from broker_server.errors import ConfigError
 from broker_server.methods.aggregation.base import Aggregated, Aggregation, DeviceUpdate
@@ -15,6 +20,7 @@ from broker_server.methods.aggregation.flora import FLora
 from broker_server.methods.aggregation.hetlora import HetLora
 from broker_server.methods.aggregation.norms import change_norm
 from broker_server.methods.aggregation.shares import with_ceiling
+from edge_runtime.system.registry import Registry, subclass_of
 
 __all__ = [
     "AGGREGATIONS",
@@ -30,16 +36,22 @@ __all__ = [
 AGGREGATIONS: dict[str, type[Aggregation]] = {
     rule.name: rule for rule in (FedIt, FfaLora, HetLora, FlexLora, FLora, FedExLora, FedSpine, FedSpineHolders)
 }
-"""Rules by name."""
+"""FedSpine's own rules by name."""
+
+_REGISTRY: Final = Registry(
+    group="fedspine.aggregations",
+    kind="aggregation",
+    own=AGGREGATIONS,
+    fits=subclass_of(Aggregation),  # type: ignore[type-abstract]
+    expected="a subclass of broker_server.methods.aggregation.Aggregation",
+    error=ConfigError,
+)
 
 
 def make_aggregation(name: str) -> Aggregation:
-    """The rule of a name.
+    """The rule of a name: of FedSpine, of an installed package, or ``pkg.mod:Class``.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or it cannot be imported.
     """
-    if name not in AGGREGATIONS:
-        msg = f"aggregation {name!r} is not known, expected one of {', '.join(sorted(AGGREGATIONS))}"
-        raise ConfigError(msg)
-    return AGGREGATIONS[name]()
+    return _REGISTRY.find_or_import(name)()

@@ -1,6 +1,11 @@
-"""Schedulers: which arm each device plays in each round. To add one, write a file with a class and name it here."""
+"""Schedulers: which arm each device plays in each round.
+
+To add one here, write a file with a class and name it below; from a package outside: docs/extending.md.
+"""
 
 from __future__ import annotations
+
+from typing import Final
 
 from broker_server.errors import ConfigError
 from broker_server.methods.scheduler.base import ArmBox, ArmOutcome, Scheduler, SchedulerContext
@@ -15,9 +20,19 @@ from broker_server.methods.scheduler.oracle import OracleScheduler
 from broker_server.methods.scheduler.random import RandomScheduler
 from broker_server.methods.scheduler.thompson import ThompsonScheduler
 from broker_server.methods.scheduler.uniform import UniformScheduler
+from edge_runtime.system.registry import Registry, subclass_of
 from edge_runtime.wire.messages import Arm
 
-__all__ = ["SCHEDULERS", "ArmBox", "ArmOutcome", "GuardedScheduler", "Scheduler", "SchedulerContext", "make_scheduler"]
+__all__ = [
+    "SCHEDULERS",
+    "ArmBox",
+    "ArmOutcome",
+    "GuardedScheduler",
+    "Scheduler",
+    "SchedulerContext",
+    "make_scheduler",
+    "scheduler_class",
+]
 
 SCHEDULERS: dict[str, type[Scheduler]] = {
     scheduler.name: scheduler
@@ -34,25 +49,31 @@ SCHEDULERS: dict[str, type[Scheduler]] = {
         UniformScheduler,
     )
 }
-"""Schedulers by name."""
+"""FedSpine's own schedulers by name."""
+
+_REGISTRY: Final = Registry(
+    group="fedspine.schedulers",
+    kind="scheduler",
+    own=SCHEDULERS,
+    fits=subclass_of(Scheduler),
+    expected="a subclass of broker_server.methods.scheduler.Scheduler",
+    error=ConfigError,
+)
 
 
 def make_scheduler(name: str, arms: tuple[Arm, ...], context: SchedulerContext | None = None) -> Scheduler:
     """A new scheduler; ``context`` holds what some of them have to be told (see :class:`SchedulerContext`).
 
     Raises:
-        ConfigError: there is none of that name, or it needs to be told what ``context`` does not say.
+        ConfigError: see :func:`scheduler_class`; or it needs to be told what ``context`` does not say.
     """
-    check_scheduler(name)
-    return SCHEDULERS[name](arms, context)
+    return scheduler_class(name)(arms, context)
 
 
-def check_scheduler(name: str) -> None:
-    """Refuse a name that no scheduler has.
+def scheduler_class(name: str) -> type[Scheduler]:
+    """The scheduler of a name: of FedSpine, of an installed package, or ``pkg.mod:Class``.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or it cannot be imported.
     """
-    if name not in SCHEDULERS:
-        msg = f"scheduler {name!r} is not known, expected one of {', '.join(sorted(SCHEDULERS))}"
-        raise ConfigError(msg)
+    return _REGISTRY.find_or_import(name)

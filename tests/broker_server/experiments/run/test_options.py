@@ -13,9 +13,10 @@ from broker_server import cli
 from broker_server.errors import ConfigError
 from broker_server.experiments.run.resolve import resolve, said_of_file
 from broker_server.experiments.run.settings import RunSettings
-from broker_server.naming import as_key, malformed, nearest, option_name, said_of
+from broker_server.naming import as_key, malformed, option_name, said_of
 from broker_server.ranges import Range
 from edge_runtime.errors import ExitCode
+from edge_runtime.system.registry import nearest
 
 USAGE, ARM, DATA = ExitCode.USAGE, ExitCode.ARM_OUT_OF_RANGE, ExitCode.DATA_INVALID
 

@@ -1,0 +1,141 @@
+"""Names and what they stand for: those of FedSpine, those of installed packages, and ``pkg.mod:Name``.
+
+A package offers a name by an entry point (https://packaging.python.org/specifications/entry-points/). Nothing of it is
+imported before its name is asked for, so a package that cannot be imported harms only those who ask for it. Modules are
+found on ``sys.path`` alone, which :mod:`edge_runtime.system.interpreter` keeps free of the current folder.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import importlib
+import importlib.metadata
+import inspect
+import sys
+from collections.abc import Callable, Collection, Mapping
+from typing import Final, Generic, TypeGuard, TypeVar
+
+from edge_runtime.errors import FedSpineError
+
+T = TypeVar("T")
+
+OWN_PACKAGE: Final = "fedspine"
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """What to write in place of a name that is not known: the one that looks most like it, else all.
+
+    >>> nearest("ruonds", ("rounds", "devices"))
+    "did you mean 'rounds'?"
+    >>> nearest("colour", ("rounds", "devices"))
+    'known: rounds, devices'
+    """
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+def subclass_of(base: type[T]) -> Callable[[object], TypeGuard[type[T]]]:
+    """A test for classes that can be made and used as a ``base``."""
+
+    def fits(value: object) -> TypeGuard[type[T]]:
+        return isinstance(value, type) and issubclass(value, base) and not inspect.isabstract(value)
+
+    return fits
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Registry(Generic[T]):
+    """What one kind of name stands for."""
+
+    group: str
+    """Group of the entry points, such as ``fedspine.schedulers``."""
+    kind: str
+    """What a name is in messages, such as ``scheduler``."""
+    own: Mapping[str, T]
+    """Names of FedSpine itself."""
+    fits: Callable[[object], TypeGuard[T]]
+    """Whether what a package offers is of this kind."""
+    expected: str
+    """What ``fits`` takes, for messages, such as ``a subclass of Scheduler``."""
+    error: type[FedSpineError]
+    """What is raised."""
+
+    def names(self) -> tuple[str, ...]:
+        """All names that are known, sorted; nothing is imported."""
+        return tuple(sorted({*self.own, *(entry.name for entry in self._entries())}))
+
+    def package_of(self, name: str) -> str:
+        """The package that offers a known name, or the packages where several do."""
+        return " and ".join(self._packages(name))
+
+    def find(self, name: str) -> T:
+        """What a name stands for. An entry point is loaded; ``pkg.mod:Name`` is not taken.
+
+        A name that came from a file of a model or from the network is asked for here.
+
+        Raises:
+            FedSpineError: of the kind ``error``: the name is not known, two packages offer it, or what a package offers
+                cannot be imported or is of another kind.
+        """
+        packages = self._packages(name)
+        if not packages:
+            msg = f"{self.kind} {name!r} is not known; {nearest(name, self.names())}"
+            raise self.error(msg)
+        if len(packages) > 1:
+            msg = (
+                f"{self.kind} {name!r} is offered by two packages, {packages[0]} and {packages[1]}: uninstall one, or "
+                "write module:Name of the one you want in its place"
+            )
+            raise self.error(msg)
+        if name in self.own:
+            return self.own[name]
+        entry = next(entry for entry in self._entries() if entry.name == name)
+        return self._load(f"{self.kind} {name!r} of the package {packages[0]}", entry)
+
+    def find_or_import(self, name: str) -> T:
+        """What a name of a person's own command line or configuration stands for; ``pkg.mod:Name`` is imported.
+
+        Raises:
+            FedSpineError: see :meth:`find`.
+        """
+        if ":" not in name:
+            return self.find(name)
+        module, _, attribute = name.partition(":")
+        if not all(part.isidentifier() for part in (*module.split("."), *attribute.split("."))):
+            msg = f"{self.kind} {name!r} is no name: expected a known one, or module:Name, such as my_package.mod:Rule"
+            raise self.error(msg)
+        return self._load(f"{self.kind} {name!r}", importlib.metadata.EntryPoint(name, name, self.group))
+
+    def _load(self, called: str, entry: importlib.metadata.EntryPoint) -> T:
+        try:
+            found: object = entry.load()
+        except Exception as error:
+            lost = isinstance(error, ModuleNotFoundError) and entry.module.startswith(str(error.name))
+            step = "install its package, or put its folder on PYTHONPATH" if lost else "mend or uninstall its package"
+            msg = f"{called} cannot be imported ({type(error).__name__}: {error}): {step}"
+            raise self.error(msg) from error
+        if not self.fits(found):
+            msg = f"{called} is {_described(found)}, expected {self.expected}"
+            raise self.error(msg)
+        return found
+
+    def _packages(self, name: str) -> list[str]:
+        own = [OWN_PACKAGE] if name in self.own else []
+        return own + [entry.dist.name if entry.dist else "?" for entry in self._entries() if entry.name == name]
+
+    def _entries(self) -> tuple[importlib.metadata.EntryPoint, ...]:
+        return _entry_points(self.group, tuple(sys.path))
+
+
+@functools.lru_cache(maxsize=64)
+def _entry_points(group: str, _path: tuple[str, ...]) -> tuple[importlib.metadata.EntryPoint, ...]:
+    """Entry points of a group on an import path: looking through all packages takes some 10 ms."""
+    return tuple(importlib.metadata.entry_points(group=group))
+
+
+def _described(value: object) -> str:
+    if inspect.isabstract(value):
+        return f"a class that lacks {', '.join(sorted(getattr(value, '__abstractmethods__', ())))}"
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"

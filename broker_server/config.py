@@ -14,7 +14,7 @@ from broker_server.methods.pruning.config import PruningConfig
 from broker_server.ranges import MOST, Named, Range, Words, check_fields, from_table
 from edge_runtime.bounds import limits
 from edge_runtime.formats.tensors import WireDtype
-from edge_runtime.wire.arms import MAX_PRUNING_RATIO, ArmError, check_arm, format_arms, parse_arms
+from edge_runtime.wire.arms import LORA_AXES, MAX_PRUNING_RATIO, ArmError, format_arms, parse_arms
 from edge_runtime.wire.messages import Arm
 
 Count = Annotated[int, Range(0, MOST)]
@@ -129,7 +129,7 @@ class CoordinatorConfig:
             msg = "no arms given: expected at least one RATIO:RANK, such as 0.25:8"
             raise ArmError(msg)
         for arm in self.arms:
-            check_arm(arm)
+            LORA_AXES.check(arm)
         if self.num_devices > self.max_devices:
             msg = f"num_devices is {self.num_devices}, but max_devices lets no more than {self.max_devices} register"
             raise ConfigError(msg)

@@ -41,6 +41,8 @@ Rate = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Loss = Annotated[float, msgspec.Meta(ge=-limits.MAX_FLOAT32, le=limits.MAX_FLOAT32)]
 """What a float32 can hold: a loss that grows is no fault of the message."""
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+AxisNumber = Annotated[float, msgspec.Meta(ge=0, le=limits.MOST)]
+"""Of an arm on some axis; the axis says what it may be exactly."""
 PruningRatio = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 Factor = Annotated[float, msgspec.Meta(gt=0, le=limits.MAX_FACTOR)]
 Decay = Annotated[float, msgspec.Meta(ge=0, le=limits.MAX_FACTOR)]

@@ -71,6 +71,9 @@ MAX_LABELS: Final = 1 << 20
 MAX_ARMS: Final = 4_096
 """Most arms of a run."""
 
+MAX_AXES: Final = 16
+"""Most values of one arm beyond its fields."""
+
 MAX_PRUNINGS: Final = 1_024
 """Most prunings inside one assignment."""
 

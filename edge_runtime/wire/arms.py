@@ -1,19 +1,25 @@
-"""Arms as people write them, ``RATIO:RANK``, and the range that they must lie in."""
+"""Arms: the axes that they are points on, how people write them, and the ranges that they must lie in.
+
+An axis is declared once, here or by the method that has it. Grammar, ranges, schedulers, time models, tables and
+reports read the declaration, so a new axis is a new :class:`Axis` and nothing else.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
-from typing import Final
+from typing import Final, NoReturn
 
 from edge_runtime.bounds import limits
 from edge_runtime.errors import ExitCode, WireError
-from edge_runtime.wire.messages import Arm
+from edge_runtime.wire.messages import Arm, AxisValue
 
 MAX_PRUNING_RATIO: Final = 0.95
 """Largest pruning ratio an arm may ask for."""
 
-_ARM: Final = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*:\s*([0-9]{1,20})\s*")
+_NUMBER: Final = {float: re.compile(r"[0-9]*\.?[0-9]+"), int: re.compile(r"[0-9]{1,20}")}
 
 
 class ArmError(WireError):
@@ -22,40 +28,244 @@ class ArmError(WireError):
     exit_code = ExitCode.ARM_OUT_OF_RANGE
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Axis:
+    """One axis of arms: what it is called, what it may be, and what it costs.
+
+    Raises:
+        ValueError: a range that does not suit the way the axis counts.
+    """
+
+    name: str
+    """Of the value: in messages, files and on the command line."""
+    label: str
+    """For people."""
+    metavar: str
+    """In the grammar: ``RATIO``."""
+    words: str
+    """A value in a sentence, as a format: ``rank {}``."""
+    kind: type[int | float]
+    least: float
+    """Smallest value."""
+    most: float
+    """Largest value."""
+    example: float
+    """A value for messages about the grammar."""
+    default: float | None = None
+    """Value of an arm that does not say it; None = it has to be said."""
+    removes: bool = False
+    """Whether the value is the share of the work that is left out, in [0, 1): larger costs less memory and time.
+    Otherwise it is an amount of work, and larger costs more."""
+    is_log: bool = False
+    """Whether equal factors, not equal differences, are equally far apart in a partition."""
+    per_unit: int = 64
+    """Of a float: a lattice has multiples of 1 / this."""
+    at_most: int = 8
+    """Of an int: values in a lattice."""
+    cost: float = 0.1
+    """Cost of the dearest value over that of the whole of an axis that removes: only to find what lies half-way."""
+    time_alone: float = 0.05
+    """Share of an assignment's time that goes with this axis alone, before anything was seen."""
+    time_joint: float = 0.05
+    """Share of it that goes with this axis and those before it together, before anything was seen."""
+    gain: float = 0.1
+    """What the dearest value adds to the gain over the cheapest, before anything was seen."""
+
+    def __post_init__(self) -> None:
+        if not self.least <= self.most or (self.removes and not 0 <= self.least <= self.most < 1):
+            msg = f"axis {self.name} goes from {self.least} to {self.most}, expected a range, of a share in [0, 1)"
+            raise ValueError(msg)
+        if (not self.removes or self.is_log) and self.least <= 0:
+            msg = f"axis {self.name} begins at {self.least}: an amount of work must be above 0"
+            raise ValueError(msg)
+
+    def of(self, arm: Arm) -> float:
+        """The value of an arm on this axis; the default where the arm does not say it.
+
+        Raises:
+            ArmError: it does not, and there is no default.
+        """
+        value = arm.value(self.name)
+        if value is None:
+            value = self.default
+        if value is None:
+            msg = f"arm {arm} has no {self.label}"
+            raise ArmError(msg)
+        return self.kind(value)
+
+    def holds(self, arm: Arm) -> bool:
+        """Whether an arm's value is of the axis's type and within its range."""
+        value = self.of(arm)
+        return self.least <= value <= self.most and arm.value(self.name) in {value, None}
+
+    def costlier(self, value: float) -> float:
+        """A number that grows with what a value costs."""
+        return -value if self.removes else value
+
+    def parse(self, text: str) -> float | None:
+        """The value of a text; None where it is none."""
+        return self.kind(text) if _NUMBER[self.kind].fullmatch(text) else None
+
+    def format(self, value: float) -> str:
+        """Inverse of :meth:`parse`: never as ``1e-05``."""
+        return f"{Decimal(repr(self.kind(value))):f}"
+
+    @property
+    def range_text(self) -> str:
+        """The range, for people."""
+        return f"{self.label} {self.least:g} to {self.most:g}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Axes:
+    """The axes of one method's arms, in the order in which arms are written.
+
+    The first is the one that is searched finest; of others a lattice has a few values each.
+    """
+
+    axes: tuple[Axis, ...]
+
+    def __iter__(self) -> Iterator[Axis]:
+        return iter(self.axes)
+
+    def __len__(self) -> int:
+        return len(self.axes)
+
+    def __getitem__(self, name: str) -> Axis:
+        return next(axis for axis in self.axes if axis.name == name)
+
+    def row(self, arm: Arm) -> list[float]:
+        """Values of an arm, one for each axis."""
+        return [axis.of(arm) for axis in self.axes]
+
+    def arm(self, row: Sequence[float]) -> Arm:
+        """Inverse of :meth:`row`.
+
+        Raises:
+            ValueError: another number of values than axes.
+        """
+        values = {axis.name: axis.kind(value) for axis, value in zip(self.axes, row, strict=True)}
+        ratio, rank = values.pop("pruning_ratio", 0.0), int(values.pop("rank", 1))
+        more = tuple(AxisValue(name=name, value=value) for name, value in sorted(values.items()))
+        return Arm(pruning_ratio=ratio, rank=rank, more=more)
+
+    def changed(self, arm: Arm, name: str, value: float) -> Arm:
+        """An arm with another value on one axis."""
+        return self.arm([value if axis.name == name else axis.of(arm) for axis in self.axes])
+
+    def costs(self, arm: Arm) -> tuple[float, ...]:
+        """Numbers that grow with what an arm costs, one for each axis."""
+        return tuple(axis.costlier(axis.of(arm)) for axis in self.axes)
+
+    def costs_at_least(self, arm: Arm, other: Arm) -> bool:
+        """Whether ``arm`` needs at least the memory and time of ``other``: it costs no less on any axis."""
+        return all(mine >= theirs for mine, theirs in zip(self.costs(arm), self.costs(other), strict=True))
+
+    def words(self, arm: Arm) -> str:
+        """An arm for people: ``25% pruned, rank 8``."""
+        return ", ".join(axis.words.format(axis.of(arm)) for axis in self.axes)
+
+    def parse(self, text: str) -> tuple[Arm, ...]:
+        """Arms from text, separated by ``,``.
+
+        An arm is its values, separated by ``:``, in the order of the axes; behind those may come values by name,
+        ``batch_size=4``. An axis that has a default may be left out.
+
+        Raises:
+            ArmError: not of that form, or outside the range.
+        """
+        return tuple(self.check(self._parse_one(part)) for part in text.split(","))
+
+    def format(self, arms: Sequence[Arm]) -> str:
+        """Inverse of :meth:`parse`: values without a default by position, others by name where they differ from it."""
+        return ",".join(self._format_one(arm) for arm in arms)
+
+    def check(self, arm: Arm) -> Arm:
+        """Return an arm that is inside the range.
+
+        Raises:
+            ArmError: it is not.
+        """
+        if not all(axis.holds(arm) for axis in self.axes):
+            ranges = ", ".join(axis.range_text for axis in self.axes)
+            msg = f"arm {self._format_one(arm)} is outside its range: {ranges}"
+            raise ArmError(msg)
+        return arm
+
+    def _format_one(self, arm: Arm) -> str:
+        named = [axis for axis in self.axes if axis.default is not None and axis.of(arm) != axis.default]
+        return ":".join(
+            [axis.format(axis.of(arm)) for axis in self.axes if axis.default is None]
+            + [f"{axis.name}={axis.format(axis.of(arm))}" for axis in named]
+        )
+
+    def _parse_one(self, text: str) -> Arm:
+        parts = text.split(":")
+        num_placed = next((place for place, part in enumerate(parts) if "=" in part), len(parts))
+        placed = {axis.name: part for axis, part in zip(self.axes, parts[:num_placed], strict=False)}
+        named = {name.strip(): value for name, _, value in (part.partition("=") for part in parts[num_placed:])}
+        values = {axis.name: axis.default for axis in self.axes}
+        values |= {name: self[name].parse(part.strip()) for name, part in (placed | named).items() if name in values}
+        row = [value for value in values.values() if value is not None]
+        if len(placed) + len(named) != len(parts) or placed.keys() & named.keys() or len(row) != len(values):
+            self._refuse(text)
+        if not named.keys() <= values.keys():
+            self._refuse(text)
+        return self.arm(row)
+
+    def _refuse(self, text: str) -> NoReturn:
+        needed = [axis for axis in self.axes if axis.default is None]
+        form = ":".join(axis.metavar for axis in needed)
+        form += "".join(f"[:{axis.name}={axis.metavar}]" for axis in self.axes if axis.default is not None)
+        example = ":".join(axis.format(axis.example) for axis in needed)
+        msg = f"arm {text.strip()[:50]!r} is not {form}, such as {example}"
+        raise ArmError(msg)
+
+
+PRUNING_RATIO: Final = Axis(
+    name="pruning_ratio",
+    label="pruning ratio",
+    metavar="RATIO",
+    words="{:.0%} pruned",
+    kind=float,
+    least=0.0,
+    most=MAX_PRUNING_RATIO,
+    example=0.25,
+    removes=True,
+    cost=1.0,
+    time_alone=0.8,
+)
+"""Share of the units that a plan removes. Plans are cached by ratio, and no step below 1/64 changes a small model."""
+
+RANK: Final = Axis(
+    name="rank",
+    label="rank",
+    metavar="RANK",
+    words="rank {}",
+    kind=int,
+    least=1,
+    most=limits.MAX_RANK,
+    example=8,
+    is_log=True,
+)
+"""Rank of the LoRA factors."""
+
+LORA_AXES: Final = Axes((PRUNING_RATIO, RANK))
+"""Axes of first-order LoRA's arms."""
+
+
 def parse_arms(text: str) -> tuple[Arm, ...]:
-    """Arms from ``RATIO:RANK,RATIO:RANK``.
+    """LoRA's arms from ``RATIO:RANK,RATIO:RANK``; values may be named, see :meth:`Axes.parse`.
 
     Raises:
         ArmError: not of that form, or outside the range.
 
-    >>> [(a.pruning_ratio, a.rank) for a in parse_arms("0.0:8,0.5:4")]
+    >>> [(a.pruning_ratio, a.rank) for a in parse_arms("0.0:8,rank=4:pruning_ratio=0.5")]
     [(0.0, 8), (0.5, 4)]
     """
-    arms = []
-    for part in text.split(","):
-        match = _ARM.fullmatch(part)
-        if match is None:
-            msg = f"arm {part.strip()[:50]!r} is not RATIO:RANK, such as 0.25:8"
-            raise ArmError(msg)
-        arms.append(check_arm(Arm(pruning_ratio=float(match[1]), rank=int(match[2]))))
-    return tuple(arms)
+    return LORA_AXES.parse(text)
 
 
-def format_arms(arms: tuple[Arm, ...]) -> str:
+def format_arms(arms: Sequence[Arm]) -> str:
     """Inverse of :func:`parse_arms`."""
-    return ",".join(f"{Decimal(repr(arm.pruning_ratio)):f}:{arm.rank}" for arm in arms)  # never as 1e-05
-
-
-def check_arm(arm: Arm) -> Arm:
-    """Return an arm that is inside the range.
-
-    Raises:
-        ArmError: it is not.
-    """
-    if not (0.0 <= arm.pruning_ratio <= MAX_PRUNING_RATIO and 1 <= arm.rank <= limits.MAX_RANK):
-        msg = (
-            f"arm {arm.pruning_ratio}:{arm.rank} is outside its range: pruning ratio 0 to {MAX_PRUNING_RATIO}, "
-            f"rank 1 to {limits.MAX_RANK}"
-        )
-        raise ArmError(msg)
-    return arm
+    return LORA_AXES.format(arms)

@@ -14,6 +14,7 @@ import msgspec
 
 from edge_runtime.bounds import limits
 from edge_runtime.bounds.fields import (
+    AxisNumber,
     Beta,
     Count,
     Decay,
@@ -90,11 +91,41 @@ class BlobRef(msgspec.Struct, frozen=True, kw_only=True):
         return -(-self.size_bytes // self.chunk_bytes)
 
 
-class Arm(msgspec.Struct, frozen=True, kw_only=True):
-    """One (pruning ratio, rank)."""
+class AxisValue(msgspec.Struct, frozen=True, kw_only=True):
+    """What an arm has on an axis that has no field of its own."""
+
+    name: Name
+    value: AxisNumber
+
+
+class Arm(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A point on the axes of a method (:mod:`edge_runtime.wire.arms`): LoRA's two have fields, others are ``more``."""
 
     pruning_ratio: PruningRatio
     rank: Annotated[int, msgspec.Meta(ge=1, le=limits.MAX_RANK)]
+    more: Annotated[tuple[AxisValue, ...], msgspec.Meta(max_length=limits.MAX_AXES)] = ()
+    """On other axes, by name, ascending."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that are not in order, named twice, or of an axis that has a field.
+
+        Raises:
+            ValueError: they are.
+        """
+        names = [one.name for one in self.more]
+        if sorted(set(names)) != names or not {"pruning_ratio", "rank"}.isdisjoint(names):
+            msg = f"values of further axes {names}: expected other names than the fields', each once, ascending"
+            raise ValueError(msg)
+
+    def value(self, name: str) -> float | None:
+        """On an axis; None where the arm does not say it."""
+        match name:
+            case "pruning_ratio":
+                return self.pruning_ratio
+            case "rank":
+                return self.rank
+            case _:
+                return next((one.value for one in self.more if one.name == name), None)
 
 
 class HyperParameters(msgspec.Struct, frozen=True, kw_only=True):

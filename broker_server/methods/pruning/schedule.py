@@ -15,12 +15,9 @@ cool-down: the deploy rounds take its place. An assignment of ``L`` steps is cut
 from __future__ import annotations
 
 import dataclasses
-from typing import Final
 
 from broker_server.methods.pruning.config import PruningConfig
-
-RATIO_STEPS: Final = 64
-"""Ratios on the ramp are multiples of 1 / this."""
+from edge_runtime.wire.arms import PRUNING_RATIO
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +63,7 @@ def quantised(ratio: float) -> float:
     >>> quantised(0.3)
     0.296875
     """
-    return round(ratio * RATIO_STEPS) / RATIO_STEPS
+    return round(ratio * PRUNING_RATIO.per_unit) / PRUNING_RATIO.per_unit
 
 
 def is_deploy(config: PruningConfig, round_number: int, num_rounds: int) -> bool:

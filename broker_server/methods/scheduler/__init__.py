@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Final
 
 from broker_server.errors import ConfigError
-from broker_server.methods.scheduler.base import ArmBox, ArmOutcome, Scheduler, SchedulerContext
+from broker_server.methods.scheduler.base import ArmOutcome, Scheduler, SchedulerContext
+from broker_server.methods.scheduler.box import ArmBox
 from broker_server.methods.scheduler.by_class import ByClassScheduler
 from broker_server.methods.scheduler.ducb import DiscountedUcbScheduler
 from broker_server.methods.scheduler.fedara import FedAraScheduler

@@ -1,16 +1,18 @@
-"""What a scheduler is: six typed methods, the memory of arms that were too large for a device, and the box of arms."""
+"""What a scheduler is: six typed methods, and the memory of arms that were too large for a device."""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
 
 from broker_server.methods.rounds.types import Outcome
+from broker_server.methods.scheduler.box import ArmBox
+from edge_runtime.wire.arms import LORA_AXES, Axes
 from edge_runtime.wire.measures import LocalEvaluation, Measurements
 from edge_runtime.wire.messages import Arm, FailureReason
 
@@ -40,8 +42,10 @@ class ArmOutcome(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerContext:
-    """What only some schedulers may know; a bandit asks for none of it but the number of rounds."""
+    """What only some schedulers may know; a bandit asks for none of it but the axes and the number of rounds."""
 
+    axes: Axes = LORA_AXES
+    """What arms are points on; every scheduler reads it."""
     num_rounds: int = 0
     """Rounds of the run; 0 = not said."""
     device_classes: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -58,44 +62,6 @@ class SchedulerContext:
     """True expected learning gain of an arm, in any unit (``oracle``); None = :func:`.reward.prior_gain`."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ArmBox:
-    """The bounding box of some arms: the space of schedulers that are not bound to a list."""
-
-    min_ratio: float
-    max_ratio: float
-    min_rank: int
-    max_rank: int
-
-    @classmethod
-    def of(cls, arms: Sequence[Arm]) -> ArmBox:
-        """The smallest box that holds all of ``arms`` (one or more)."""
-        ratios = [arm.pruning_ratio for arm in arms]
-        ranks = [arm.rank for arm in arms]
-        return cls(min_ratio=min(ratios), max_ratio=max(ratios), min_rank=min(ranks), max_rank=max(ranks))
-
-    def ratios(self) -> list[float]:
-        """Ratios that may be played, ascending: multiples of 1 / :data:`RATIO_STEPS`, and both ends."""
-        low, high = self.min_ratio * RATIO_STEPS, self.max_ratio * RATIO_STEPS
-        inner = [k / RATIO_STEPS for k in range(int(np.ceil(low)), int(np.floor(high)) + 1)]
-        return sorted({self.min_ratio, *inner, self.max_ratio})
-
-    def ranks(self, most: int = 8) -> list[int]:
-        """At most ``most`` ranks of the box, ascending, spread geometrically, both ends among them."""
-        if self.max_rank - self.min_rank < most:
-            return list(range(self.min_rank, self.max_rank + 1))
-        return sorted({round(rank) for rank in np.geomspace(self.min_rank, self.max_rank, most)})
-
-    def lattice(self) -> tuple[Arm, ...]:
-        """Every arm of :meth:`ratios` and :meth:`ranks`, by ratio, then by rank, ascending."""
-        ranks = self.ranks()
-        return tuple(Arm(pruning_ratio=ratio, rank=rank) for ratio in self.ratios() for rank in ranks)
-
-
-RATIO_STEPS: Final = 64
-"""Ratios are multiples of 1 / this (ours): plans are cached by ratio, and no finer step changes a small model."""
-
-
 class Scheduler(abc.ABC):
     """Chooses arms for devices and learns from what came of them.
 
@@ -108,8 +74,9 @@ class Scheduler(abc.ABC):
 
     def __init__(self, arms: tuple[Arm, ...], context: SchedulerContext | None = None) -> None:
         self.arms = tuple(dict.fromkeys(arms))
-        self.box = ArmBox.of(self.arms)
         self.context = context or SchedulerContext()
+        self.axes = self.context.axes
+        self.box = ArmBox.of(self.arms, self.axes)
         self._infeasible: dict[str, list[Arm]] = {}
 
     def choose(self, round_number: int, device_ids: Sequence[str], rng: np.random.Generator) -> dict[str, Arm]:
@@ -136,8 +103,8 @@ class Scheduler(abc.ABC):
         out_of_memory = outcome.outcome is Outcome.FAILED and outcome.reason is FailureReason.INSUFFICIENT_MEMORY
         if out_of_memory or outcome.outcome is Outcome.TIMED_OUT:
             known = self._infeasible.get(outcome.device_id, [])
-            if not any(costs_at_least(outcome.arm, arm) for arm in known):
-                kept = [arm for arm in known if not costs_at_least(arm, outcome.arm)]
+            if not any(self.axes.costs_at_least(outcome.arm, arm) for arm in known):
+                kept = [arm for arm in known if not self.axes.costs_at_least(arm, outcome.arm)]
                 self._infeasible[outcome.device_id] = [*kept, outcome.arm]
 
     def observe_round(self, outcomes: Sequence[ArmOutcome]) -> None:
@@ -147,18 +114,17 @@ class Scheduler(abc.ABC):
     def state(self) -> dict[str, Any]:
         """All that was learnt, of JSON types, for :meth:`restore`."""
         known = sorted(self._infeasible.items())
-        return {"infeasible": {device_id: [[arm.pruning_ratio, arm.rank] for arm in arms] for device_id, arms in known}}
+        return {"infeasible": {device_id: [self.axes.row(arm) for arm in arms] for device_id, arms in known}}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a :meth:`state` of a scheduler with the same arms."""
         self._infeasible = {
-            device_id: [Arm(pruning_ratio=ratio, rank=rank) for ratio, rank in arms]
-            for device_id, arms in state["infeasible"].items()
+            device_id: [self.axes.arm(row) for row in rows] for device_id, rows in state["infeasible"].items()
         }
 
     def is_feasible(self, device_id: str, arm: Arm) -> bool:
         """Whether an arm, of the list or not, is not known to be infeasible for a device."""
-        return not any(costs_at_least(arm, known) for known in self._infeasible.get(device_id, ()))
+        return not any(self.axes.costs_at_least(arm, known) for known in self._infeasible.get(device_id, ()))
 
     def feasible(self, device_id: str) -> list[int]:
         """Indices of the listed arms that are not known to be infeasible for a device, ascending."""
@@ -177,10 +143,7 @@ class Scheduler(abc.ABC):
         """Arms that cost no more than any arm that they can be compared with."""
         arms = self.arms
         return [
-            i for i, arm in enumerate(arms) if not any(other != arm and costs_at_least(arm, other) for other in arms)
+            i
+            for i, arm in enumerate(arms)
+            if not any(other != arm and self.axes.costs_at_least(arm, other) for other in arms)
         ]
-
-
-def costs_at_least(arm: Arm, other: Arm) -> bool:
-    """Whether ``arm`` needs at least the memory of ``other``: it prunes no more, and its rank is no smaller."""
-    return arm.pruning_ratio <= other.pruning_ratio and arm.rank >= other.rank

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from broker_server.errors import ConfigError
-from broker_server.methods.scheduler.base import Scheduler, SchedulerContext, costs_at_least
+from broker_server.methods.scheduler.base import Scheduler, SchedulerContext
 from edge_runtime.wire.messages import Arm
 
 
@@ -28,7 +28,7 @@ class ByClassScheduler(Scheduler):
         if not told.device_classes or not (told.class_arms or told.class_capability):
             msg = "scheduler 'by_class' needs the devices' classes, and their arms or speeds: give the fleet's classes"
             raise ConfigError(msg)
-        self._by_cost = sorted(self.arms, key=lambda arm: (-arm.pruning_ratio, arm.rank))
+        self._by_cost = sorted(self.arms, key=self.axes.costs)
         self._class_arms = {**self._dealt(), **told.class_arms}
         if unknown := sorted(set(told.device_classes.values()) - set(self._class_arms)):
             msg = f"scheduler 'by_class': class {unknown[0]!r} has neither an arm nor a speed"
@@ -48,7 +48,7 @@ class ByClassScheduler(Scheduler):
         arm = self._class_arms[known] if known is not None else self._by_cost[0]
         if self.is_feasible(device_id, arm):
             return arm
-        smaller = [a for a in self._by_cost if costs_at_least(arm, a) and self.is_feasible(device_id, a)]
+        smaller = [a for a in self._by_cost if self.axes.costs_at_least(arm, a) and self.is_feasible(device_id, a)]
         left = smaller or [a for a in self._by_cost if self.is_feasible(device_id, a)]
         return left[-1] if smaller else (left[0] if left else None)
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from broker_server.errors import ConfigError
 from broker_server.methods.scheduler.base import ArmOutcome, Scheduler, SchedulerContext
+from edge_runtime.wire.arms import PRUNING_RATIO, RANK
 from edge_runtime.wire.messages import Arm
 
 WARMUP: Final = 0.1
@@ -39,11 +40,11 @@ class FedAraScheduler(Scheduler):
 
     def budget(self, round_number: int) -> float:
         """Mean rank of a round (1-based)."""
-        box, rounds = self.box, self.context.num_rounds
-        final = max(float(box.min_rank), FINAL_RANK_RATIO * box.max_rank)
+        rounds, (least, most) = self.context.num_rounds, self.box.side(RANK.name)
+        final = max(float(least), FINAL_RANK_RATIO * most)
         start, end = WARMUP * rounds, (1.0 - FINAL) * rounds
         left = 1.0 - min(1.0, max(0.0, (round_number - 1 - start) / max(1.0, end - start)))
-        return final + (box.max_rank - final) * left**3
+        return final + (most - final) * left**3
 
     def choose(self, round_number: int, device_ids: Sequence[str], rng: np.random.Generator) -> dict[str, Arm]:
         """See the base."""
@@ -53,10 +54,9 @@ class FedAraScheduler(Scheduler):
         usual = float(np.mean(known)) if known else 1.0
         weights = np.array([self._importance.get(i, usual) for i in ordered])
         shares = weights / weights.mean() if weights.size and weights.mean() > 0 else np.ones(len(ordered))
-        ranks = np.clip(np.round(self.budget(round_number) * shares), self.box.min_rank, self.box.max_rank)
-        cheapest = Arm(pruning_ratio=self.box.max_ratio, rank=self.box.min_rank)
+        ranks = np.clip(np.round(self.budget(round_number) * shares), *self.box.side(RANK.name))
         return {
-            device_id: self._fitting(device_id, int(rank)) or cheapest
+            device_id: self._fitting(device_id, int(rank)) or self.box.cheapest
             for device_id, rank in zip(ordered, ranks, strict=True)
         }
 
@@ -83,8 +83,11 @@ class FedAraScheduler(Scheduler):
 
     def _fitting(self, device_id: str, rank: int) -> Arm | None:
         """The least pruned of the listed ratios at which nothing failed; where all did, a lower rank at the largest."""
-        failed = [arm.pruning_ratio for arm in self._infeasible.get(device_id, ())]
-        ratios = sorted({arm.pruning_ratio for arm in self.arms})
-        fitting = next((ratio for ratio in ratios if ratio > max(failed, default=-1.0)), self.box.max_ratio)
-        arms = (Arm(pruning_ratio=fitting, rank=lower) for lower in range(rank, self.box.min_rank - 1, -1))
+        failed = [PRUNING_RATIO.of(arm) for arm in self._infeasible.get(device_id, ())]
+        ratios = sorted({PRUNING_RATIO.of(arm) for arm in self.arms})
+        most = self.box.side(PRUNING_RATIO.name)[1]
+        fitting = next((ratio for ratio in ratios if ratio > max(failed, default=-1.0)), most)
+        base = self.axes.changed(self.box.costliest, PRUNING_RATIO.name, fitting)
+        least = int(self.box.side(RANK.name)[0])
+        arms = (self.axes.changed(base, RANK.name, lower) for lower in range(rank, least - 1, -1))
         return next((arm for arm in arms if self.is_feasible(device_id, arm)), None)

@@ -8,8 +8,10 @@ from typing import Any, ClassVar, Final
 import numpy as np
 
 from broker_server.methods.scheduler.base import ArmOutcome, Scheduler, SchedulerContext
-from broker_server.methods.scheduler.reward import Floats, credit_round
+from broker_server.methods.scheduler.box import Floats
+from broker_server.methods.scheduler.reward import credit_round
 from broker_server.methods.scheduler.ucb import DiscountedCounts
+from edge_runtime.wire.arms import PRUNING_RATIO
 from edge_runtime.wire.messages import Arm
 
 START_INTERVALS: Final = 4
@@ -21,7 +23,7 @@ EXPLORATION: Final = 0.2
 
 
 class FedLpsScheduler(Scheduler):
-    """One bandit for each device over intervals of the ratio; the rank is the box's largest throughout.
+    """One bandit for each device over intervals of the ratio; other axes are at their costliest: the largest rank.
 
     FedLPS (arXiv 2412.07216) adapts sparse ratios with a bandit of the UCB-V family (P-UCBV) that splits the continuous
     range as it goes. Only the idea is taken: an interval's index is its mean reward plus a UCB-V width (Audibert et al.
@@ -33,16 +35,16 @@ class FedLpsScheduler(Scheduler):
 
     def __init__(self, arms: tuple[Arm, ...], context: SchedulerContext | None = None) -> None:
         super().__init__(arms, context)
-        self._ratios = np.array(self.box.ratios())
+        self._ratios = self.box.values(PRUNING_RATIO.name)
         self._edges: dict[str, list[float]] = {}
         self._known: dict[str, DiscountedCounts] = {}
         self._deepest: dict[str, float] = {}
 
     def choose(self, round_number: int, device_ids: Sequence[str], rng: np.random.Generator) -> dict[str, Arm]:
         """See the base."""
-        cheapest = Arm(pruning_ratio=self.box.max_ratio, rank=self.box.min_rank)
         return {
-            device_id: self.choose_again(round_number, device_id, rng) or cheapest for device_id in sorted(device_ids)
+            device_id: self.choose_again(round_number, device_id, rng) or self.box.cheapest
+            for device_id in sorted(device_ids)
         }
 
     def choose_again(self, round_number: int, device_id: str, rng: np.random.Generator) -> Arm | None:
@@ -66,7 +68,8 @@ class FedLpsScheduler(Scheduler):
             if outcome.device_id not in earned:
                 continue
             edges, known = self._of(outcome.device_id)
-            ratio = min(self.box.max_ratio, max(self.box.min_ratio, outcome.arm.pruning_ratio))
+            least, most = self.box.side(PRUNING_RATIO.name)
+            ratio = min(most, max(least, PRUNING_RATIO.of(outcome.arm)))
             home = self._home(edges, ratio)
             known.add(home, earned[outcome.device_id].reward)
             if min(ratio - edges[home], edges[home + 1] - ratio) >= SMALLEST:
@@ -94,13 +97,13 @@ class FedLpsScheduler(Scheduler):
 
     def _of(self, device_id: str) -> tuple[list[float], DiscountedCounts]:
         if device_id not in self._edges:
-            box = self.box
-            self._edges[device_id] = np.linspace(box.min_ratio, box.max_ratio, START_INTERVALS + 1).tolist()
+            ends = self.box.side(PRUNING_RATIO.name)
+            self._edges[device_id] = np.linspace(*ends, START_INTERVALS + 1).tolist()
             self._known[device_id] = DiscountedCounts(START_INTERVALS, DISCOUNT)
         return self._edges[device_id], self._known[device_id]
 
     def _arm(self, ratio: float) -> Arm:
-        return Arm(pruning_ratio=float(ratio), rank=self.box.max_rank)
+        return self.axes.changed(self.box.costliest, PRUNING_RATIO.name, ratio)
 
     @staticmethod
     def _home(edges: list[float], ratio: float) -> int:

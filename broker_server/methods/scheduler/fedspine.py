@@ -1,4 +1,4 @@
-"""``fedspine``: a smooth, discounted UCB that refines (ratio, rank), with a model of each device's time.
+"""``fedspine``: a smooth, discounted UCB that refines the box of arms, with a model of each device's time.
 
 Reported of FedSpine (arXiv 2501.02438): an online bandit on the server picks (ratio, rank) for each device and round
 with no prior knowledge of the devices [abstract]; it is a smooth UCB over a refined partition of the continuous space,
@@ -20,7 +20,7 @@ twenty rounds, some device spoils every round. The reward is therefore taken apa
 5. *Memory*: what ran out of memory or time, and all that is costlier, is never played again; :mod:`.limits` keeps
    devices from failing more than a few times each.
 
-A device of which nothing is known plays an arm from the more pruned half: cheap, and spread so that the first round
+A device of which nothing is known plays an arm from the cheaper (more pruned) half, spread so that the first round
 tells the shape. Nothing is told of a device's class.
 """
 
@@ -34,10 +34,11 @@ import numpy.typing as npt
 
 from broker_server.methods.rounds.types import Outcome
 from broker_server.methods.scheduler.base import ArmOutcome, Scheduler, SchedulerContext
+from broker_server.methods.scheduler.box import Floats
 from broker_server.methods.scheduler.limits import Limits, groups, scouts
 from broker_server.methods.scheduler.partition import Partition
 from broker_server.methods.scheduler.profile import frontier
-from broker_server.methods.scheduler.reward import KAPPA, Credit, Floats, completion_s, credit_round
+from broker_server.methods.scheduler.reward import KAPPA, Credit, completion_s, credit_round
 from broker_server.methods.scheduler.time_model import TimeModel
 from edge_runtime.wire.messages import Arm
 
@@ -59,13 +60,12 @@ class FedSpineScheduler(Scheduler):
     def __init__(self, arms: tuple[Arm, ...], context: SchedulerContext | None = None) -> None:
         super().__init__(arms, context)
         self._points = self.box.lattice()
-        self._ratios: Floats = np.array([arm.pruning_ratio for arm in self._points])
-        self._ranks: Floats = np.array([arm.rank for arm in self._points], dtype=np.float64)
+        self._rows = self.box.rows(self._points)
         self._gain = Partition(self.box, self._points)
         self._time = TimeModel(self.box)
         self._features = self._time.features(self._points)
         self._index = {arm: i for i, arm in enumerate(self._points)}
-        self._limits = Limits(self._points)
+        self._limits = Limits(self.box, self._points)
         self._deepest: dict[str, float] = {}
         self._levels: dict[str, tuple[float, float]] = {}
         self._target_s: float | None = None
@@ -160,16 +160,19 @@ class FedSpineScheduler(Scheduler):
         return self._points[int(np.argmax(np.where(fits, reward, -np.inf)))]
 
     def _probe(self, device_ids: Sequence[str], rng: np.random.Generator) -> dict[str, Arm]:
-        """First arms: ratios from the upper half of the box in equal steps, ranks of the box, dealt by lot."""
+        """First arms: on the first axis from the cheaper half of the box in equal steps, on others by lot."""
         if not device_ids:
             return {}
-        ranks = self.box.ranks()
-        middle = 0.5 * (self.box.min_ratio + self.box.max_ratio)
-        ratios = rng.permutation(np.linspace(middle, self.box.max_ratio, len(device_ids) + 1)[1:])
-        dealt = rng.permutation([ranks[k % len(ranks)] for k in range(len(device_ids))])
+        first, low, high = self.box.sides()[0]
+        cheapest = high if first.removes else low
+        dealt = [rng.permutation(np.linspace(0.5 * (low + high), cheapest, len(device_ids) + 1)[1:])]
+        for axis in list(self.axes)[1:]:
+            values = self.box.values(axis.name)
+            dealt.append(rng.permutation([values[k % len(values)] for k in range(len(device_ids))]))
         probes = {}
-        for device_id, ratio, rank in zip(device_ids, ratios, dealt, strict=True):
-            distance = np.abs(self._ratios - ratio) + 1e-3 * np.abs(self._ranks - rank)
+        for device_id, *wanted in zip(device_ids, *dealt, strict=True):
+            away = np.abs(self._rows - np.array(wanted))
+            distance = away[:, 0] + 1e-3 * away[:, 1:].sum(axis=1)
             allowed = self._limits.allowed(device_id, self._infeasible)
             probes[device_id] = self._points[int(np.argmin(np.where(allowed, distance, np.inf)))]
         return probes
@@ -214,5 +217,5 @@ class FedSpineScheduler(Scheduler):
         """Mean gain at the point nearest to an arm (arms may lie off the lattice while they are ramped up)."""
         if arm in self._index:
             return float(mean[self._index[arm]])
-        places = np.array([self._gain.place(point) for point in self._points])
-        return float(mean[int(np.argmin(((places - self._gain.place(arm)) ** 2).sum(axis=1)))])
+        places = self.box.places(self._rows)
+        return float(mean[int(np.argmin(((places - self.box.place(arm)) ** 2).sum(axis=1)))])

@@ -9,7 +9,8 @@ import numpy as np
 
 from broker_server.methods.rounds.types import Outcome
 from broker_server.methods.scheduler.base import ArmOutcome, Scheduler, SchedulerContext
-from broker_server.methods.scheduler.reward import Floats, credit_round
+from broker_server.methods.scheduler.box import Floats
+from broker_server.methods.scheduler.reward import credit_round
 from broker_server.methods.scheduler.ucb import DiscountedCounts
 from edge_runtime.wire.messages import Arm
 
@@ -62,7 +63,11 @@ class GridScheduler(Scheduler):
         return self._known.setdefault(device_id, DiscountedCounts(len(self.arms), self.discount))
 
     def _nearest(self, arm: Arm) -> int:
-        def distance(i: int) -> tuple[int, float]:
-            return abs(self.arms[i].rank - arm.rank), abs(self.arms[i].pruning_ratio - arm.pruning_ratio)
+        """The listed arm that is nearest on the last axis; of equals, on the one before it, and so on."""
+        row = self.axes.row(arm)
+
+        def distance(i: int) -> tuple[float, ...]:
+            away = [abs(x - y) for x, y in zip(self.axes.row(self.arms[i]), row, strict=True)]
+            return tuple(reversed(away))
 
         return min(range(len(self.arms)), key=distance)

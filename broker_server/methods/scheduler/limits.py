@@ -17,14 +17,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from broker_server.methods.scheduler.base import costs_at_least
-from broker_server.methods.scheduler.reward import Floats
+from broker_server.methods.scheduler.box import ArmBox
 from edge_runtime.wire.messages import Arm
 
 COST_GAP: Final = 1 / 16
 """When a failed arm and a managed one are this near in cost, nothing between them is tried any more."""
-RANK_COST: Final = 0.1
-"""Cost of an arm is what it keeps, 1 - ratio, and this much for the largest rank: only to find half-way."""
 LIKE_SPEED: Final = 1.25
 """Largest ratio of speeds within a group."""
 SCOUT_SHARE: Final = 0.25
@@ -36,18 +33,19 @@ Mask = npt.NDArray[np.bool_]
 class Limits:
     """What every device managed, and what it may play of some points."""
 
-    def __init__(self, points: Sequence[Arm]) -> None:
-        self._ratios: Floats = np.array([arm.pruning_ratio for arm in points])
-        self._ranks: Floats = np.array([arm.rank for arm in points], dtype=np.float64)
-        self._max_rank = int(self._ranks.max())
+    def __init__(self, box: ArmBox, points: Sequence[Arm]) -> None:
+        self._box = box
+        self._axes = box.axes
+        self._costlier = np.array([self._axes.costs(arm) for arm in points])
         self._costs = np.array([self._cost(arm) for arm in points])
         self._managed: dict[str, list[Arm]] = {}
 
     def manage(self, device_id: str, arm: Arm) -> None:
         """A device did an arm."""
         managed = self._managed.get(device_id, [])
-        if not any(costs_at_least(other, arm) for other in managed):
-            self._managed[device_id] = [*(other for other in managed if not costs_at_least(arm, other)), arm]
+        if not any(self._axes.costs_at_least(other, arm) for other in managed):
+            kept = [other for other in managed if not self._axes.costs_at_least(arm, other)]
+            self._managed[device_id] = [*kept, arm]
 
     def allowed(
         self, device_id: str, failed: Mapping[str, Sequence[Arm]], peers: Sequence[str] = (), *, is_scout: bool = True
@@ -67,10 +65,10 @@ class Limits:
             managed, least_failed = most_managed, group_failed
         allowed = self._costs <= _most(managed, least_failed, is_scout=is_scout) + 1e-12
         for arm in mine:
-            allowed |= (self._ratios >= arm.pruning_ratio) & (self._ranks <= arm.rank)
+            allowed |= (self._costlier <= self._axes.costs(arm)).all(axis=1)
         possible = np.ones(len(allowed), dtype=np.bool_)
         for arm in own:
-            possible &= (self._ratios > arm.pruning_ratio) | (self._ranks < arm.rank)
+            possible &= (self._costlier < self._axes.costs(arm)).any(axis=1)
         if not possible.any():
             return np.asarray(self._costs == self._costs.min())
         if not (allowed & possible).any():
@@ -79,17 +77,16 @@ class Limits:
 
     def state(self) -> dict[str, Any]:
         """What every device managed, of JSON types."""
-        return {i: [[arm.pruning_ratio, arm.rank] for arm in arms] for i, arms in sorted(self._managed.items())}
+        return {i: [self._axes.row(arm) for arm in arms] for i, arms in sorted(self._managed.items())}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a :meth:`state`."""
-        self._managed = {
-            device_id: [Arm(pruning_ratio=ratio, rank=rank) for ratio, rank in arms]
-            for device_id, arms in state.items()
-        }
+        self._managed = {device_id: [self._axes.arm(row) for row in rows] for device_id, rows in state.items()}
 
     def _cost(self, arm: Arm) -> float:
-        return 1.0 - arm.pruning_ratio + RANK_COST * arm.rank / self._max_rank
+        """One number to find half-way with: each axis's work, weighed by its cost."""
+        sides = zip(self._box.sides(), self._axes.row(arm), strict=True)
+        return sum(axis.cost * (1.0 - x) if axis.removes else axis.cost * x / high for (axis, _, high), x in sides)
 
     def _ends(self, device_ids: Sequence[str], failed: Mapping[str, Sequence[Arm]]) -> tuple[float, float]:
         """Largest cost that one of some devices managed, least cost that failed on one (inf: none did)."""

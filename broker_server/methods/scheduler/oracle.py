@@ -9,8 +9,9 @@ import numpy as np
 
 from broker_server.errors import ConfigError
 from broker_server.methods.scheduler.base import Scheduler, SchedulerContext
+from broker_server.methods.scheduler.box import Floats
 from broker_server.methods.scheduler.profile import frontier, profile
-from broker_server.methods.scheduler.reward import Floats, prior_gain
+from broker_server.methods.scheduler.reward import prior_gain
 from edge_runtime.wire.messages import Arm
 
 
@@ -52,9 +53,7 @@ class OracleScheduler(Scheduler):
         known = self.context.gain
         if known is not None:
             return np.array([known(arm) for arm in self._points])
-        ratios = np.array([arm.pruning_ratio for arm in self._points])
-        ranks = np.array([arm.rank for arm in self._points], dtype=np.float64)
-        return prior_gain(ratios, ranks, self.box.min_rank, self.box.max_rank)
+        return prior_gain(self.box, self._points)
 
     def _times(self, device_id: str, round_number: int) -> Floats:
         """Seconds of every point [num_points], inf where it does not fit; the cheapest where none does."""
@@ -68,6 +67,6 @@ class OracleScheduler(Scheduler):
             ]
         )
         if not np.isfinite(times).any():
-            cheapest = self._points.index(Arm(pruning_ratio=self.box.max_ratio, rank=self.box.min_rank))
+            cheapest = self._points.index(self.box.cheapest)
             times[cheapest] = self._completion_s(device_id, self._points[cheapest], round_number)
         return times

@@ -1,15 +1,15 @@
-"""A smooth, discounted UCB over a partition of (ratio, rank) that is refined where it is played.
+"""A smooth, discounted UCB over a partition of the box of arms that is refined where it is played.
 
 A tree over the box of arms; its leaves are kept as a list. A leaf has a discounted count N, a discounted sum of gains,
-and the centroid of its plays. It is split at the played point, along the longer side, until that side is below a bound:
-so the partition is fine where arms are good. The upper confidence bound of a point x is::
+and the centroid of its plays. It is split at the played point, along the longest side, until that side is below a
+bound: so the partition is fine where arms are good. The upper confidence bound of a point x is::
 
     U(x) = mean(x) + c sqrt( log(1 + sum N) / (n(x) + n0) )
     n(x) = sum_l N_l K(x, x_l),    mean(x) = (n0 prior(x) + sum_l N_l K(x, x_l) mean_l) / (n0 + n(x))
 
 with a Gaussian kernel K over leaves' centroids: an estimate borrows from neighbouring plays ("smooth"); n0 plays of a
-prior gain stand for what is believed at first. ``mean`` is then made monotone: gain does not grow with the ratio and
-does not fall with the rank.
+prior gain stand for what is believed at first. ``mean`` is then made monotone: along each axis, what costs more gains
+no less.
 
 A smooth UCB that refines a partition of the continuous space is reported of FedSpine (arXiv 2501.02438, third-party
 notes); tree, split rule and discount are ours after FedMP and FedLPS, and so are kernel, prior and monotony.
@@ -23,8 +23,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from broker_server.methods.scheduler.base import ArmBox
-from broker_server.methods.scheduler.reward import Floats, prior_gain
+from broker_server.methods.scheduler.box import ArmBox, Floats
+from broker_server.methods.scheduler.reward import prior_gain
 from broker_server.methods.scheduler.ucb import bonus
 from edge_runtime.wire.messages import Arm
 
@@ -42,39 +42,40 @@ SMALLEST_SIDE: Final = 1 / 16
 
 @dataclasses.dataclass(slots=True)
 class Leaf:
-    """A cell of the unit square (ratio, log rank) and what was seen in it."""
+    """A cell of the unit cube (:meth:`.ArmBox.place`) and what was seen in it."""
 
-    low: tuple[float, float]
-    high: tuple[float, float]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    place_sum: tuple[float, ...]
     count: float = 0.0
     gain_sum: float = 0.0
-    place_sum: tuple[float, float] = (0.0, 0.0)
 
-    def holds(self, place: tuple[float, float]) -> bool:
-        """Whether a place lies in the cell; the upper sides belong to it only at the edge of the square."""
+    def holds(self, place: tuple[float, ...]) -> bool:
+        """Whether a place lies in the cell; the upper sides belong to it only at the edge of the cube."""
         return all(
             low <= x < high or (x == high == 1.0) for low, x, high in zip(self.low, place, self.high, strict=True)
         )
 
-    def add(self, place: tuple[float, float], gain: float) -> None:
+    def add(self, place: tuple[float, ...], gain: float) -> None:
         """Count one play."""
         self.count += 1.0
         self.gain_sum += gain
-        self.place_sum = (self.place_sum[0] + place[0], self.place_sum[1] + place[1])
+        self.place_sum = tuple(total + x for total, x in zip(self.place_sum, place, strict=True))
 
     def fade(self, discount: float) -> None:
         """Let what was seen count less."""
         self.count *= discount
         self.gain_sum *= discount
-        self.place_sum = (self.place_sum[0] * discount, self.place_sum[1] * discount)
+        self.place_sum = tuple(total * discount for total in self.place_sum)
 
-    def split(self, place: tuple[float, float]) -> list[Leaf]:
-        """The two cells of a split at a place along the longer side; itself when that side is small.
+    def split(self, place: tuple[float, ...]) -> list[Leaf]:
+        """The two cells of a split at a place along the longest side; itself when that side is small.
 
         A place too near to a side to cut there cuts in the middle. Each half keeps half of what was seen, at the same
         mean: where in the cell it was seen is kept by the centroid.
         """
-        axis = int(self.high[1] - self.low[1] > self.high[0] - self.low[0])
+        sides = [high - low for low, high in zip(self.low, self.high, strict=True)]
+        axis = sides.index(max(sides))
         low, high = self.low[axis], self.high[axis]
         if high - low < 2 * SMALLEST_SIDE:
             return [self]
@@ -83,7 +84,7 @@ class Leaf:
         for ends in ((low, cut), (cut, high)):
             lows, highs = list(self.low), list(self.high)
             lows[axis], highs[axis] = ends
-            half = Leaf((lows[0], lows[1]), (highs[0], highs[1]), self.count, self.gain_sum, self.place_sum)
+            half = Leaf(tuple(lows), tuple(highs), self.place_sum, self.count, self.gain_sum)
             half.fade(0.5)
             halves.append(half)
         return halves
@@ -94,26 +95,16 @@ class Partition:
 
     def __init__(self, box: ArmBox, points: Sequence[Arm]) -> None:
         self._box = box
-        self.leaves = [Leaf((0.0, 0.0), (1.0, 1.0))]
-        self._places: Floats = np.array([self.place(arm) for arm in points])
-        ratios = np.array([arm.pruning_ratio for arm in points])
-        ranks = np.array([arm.rank for arm in points], dtype=np.float64)
-        self._prior = prior_gain(ratios, ranks, box.min_rank, box.max_rank)
-        self._grid = (len(set(ratios.tolist())), len(set(ranks.tolist())))
-
-    def place(self, arm: Arm) -> tuple[float, float]:
-        """Where an arm lies in the unit square; arms outside the box at its edge."""
-        box = self._box
-        ratio_span = box.max_ratio - box.min_ratio or 1.0
-        rank_span = float(np.log(box.max_rank / box.min_rank)) or 1.0
-        x = (arm.pruning_ratio - box.min_ratio) / ratio_span
-        y = float(np.log(arm.rank / box.min_rank)) / rank_span
-        return min(1.0, max(0.0, x)), min(1.0, max(0.0, y))
+        nothing = (0.0,) * len(box.axes)
+        self.leaves = [Leaf(low=nothing, high=(1.0,) * len(box.axes), place_sum=nothing)]
+        self._places: Floats = box.places(box.rows(points))
+        self._prior = prior_gain(box, points)
+        self._grid = tuple(len(box.values(axis.name)) for axis in box.axes)
 
     def observe(self, plays: Sequence[tuple[Arm, float]]) -> None:
         """Count the plays of one round with their gains, splitting the leaves that were played; then discount."""
         for arm, gain in plays:
-            place = self.place(arm)
+            place = self._box.place(arm)
             at = next(i for i, leaf in enumerate(self.leaves) if leaf.holds(place))
             self.leaves[at].add(place, gain)
             self.leaves[at : at + 1] = self.leaves[at].split(place)
@@ -131,7 +122,7 @@ class Partition:
             kernel = np.exp(-0.5 * squared / WIDTH**2)
             weight = kernel @ counts
             total = kernel @ np.array([leaf.gain_sum for leaf in seen])
-        mean = _monotone((PRIOR_PLAYS * self._prior + total) / (PRIOR_PLAYS + weight), self._grid)
+        mean = self._monotone((PRIOR_PLAYS * self._prior + total) / (PRIOR_PLAYS + weight))
         plays = sum(leaf.count for leaf in self.leaves)
         return mean, bonus(weight + PRIOR_PLAYS, 1.0 + plays, EXPLORATION)
 
@@ -144,14 +135,15 @@ class Partition:
     def restore(self, state: list[list[Any]]) -> None:
         """Go on from a :meth:`state`."""
         self.leaves = [
-            Leaf((low[0], low[1]), (high[0], high[1]), count, gain_sum, (place_sum[0], place_sum[1]))
+            Leaf(tuple(low), tuple(high), tuple(place_sum), count, gain_sum)
             for low, high, count, gain_sum, place_sum in state
         ]
 
-
-def _monotone(gain: Floats, grid: tuple[int, int]) -> Floats:
-    """Not growing with the ratio (axis 0), not falling with the rank (axis 1): midway between the two envelopes."""
-    g = gain.reshape(grid)
-    g = 0.5 * (np.minimum.accumulate(g, axis=0) + np.maximum.accumulate(g[::-1], axis=0)[::-1])
-    g = 0.5 * (np.maximum.accumulate(g, axis=1) + np.minimum.accumulate(g[:, ::-1], axis=1)[:, ::-1])
-    return g.ravel()
+    def _monotone(self, gain: Floats) -> Floats:
+        """Along each axis not falling with the cost: midway between the two envelopes."""
+        g = gain.reshape(self._grid)
+        for number, axis in enumerate(self._box.axes):
+            upward, downward = (np.minimum, np.maximum) if axis.removes else (np.maximum, np.minimum)
+            backward = np.flip(downward.accumulate(np.flip(g, number), axis=number), number)
+            g = 0.5 * (upward.accumulate(g, axis=number) + backward)
+        return g.ravel()

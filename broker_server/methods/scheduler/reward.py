@@ -33,10 +33,11 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from broker_server.methods.rounds.types import Outcome
 from broker_server.methods.scheduler.base import ArmOutcome
+from broker_server.methods.scheduler.box import ArmBox, Floats
+from edge_runtime.wire.messages import Arm
 
 KAPPA: Final = 0.25
 """Relative deviation of the completion time that halves the reward."""
@@ -46,10 +47,6 @@ PRUNING_SHARE: Final = 0.05
 """w2 / kappa."""
 ADAPTER_SHARE: Final = 0.30
 """w3 / kappa."""
-RANK_SHARE: Final = 0.1
-"""What the largest rank of the box adds to the prior gain over the smallest."""
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,14 +67,16 @@ def combine(gain: Floats | float, completion_s: Floats | float, mean_completion_
     return np.clip(KAPPA * np.asarray(gain) / (deviation + KAPPA), 0.0, 1.0)
 
 
-def prior_gain(ratios: Floats | float, ranks: Floats | float, min_rank: int, max_rank: int) -> Floats:
-    """Gain that is believed before anything was seen, (0, 1]: coverage 1 - ratio, a little more for a larger rank.
+def prior_gain(box: ArmBox, arms: Sequence[Arm]) -> Floats:
+    """Gain that is believed of arms of a box before anything was seen, [num_arms], in (0, 1] (ours).
 
-    Ours. ``ratios`` and ``ranks`` have the same shape.
+    Coverage, which is what an axis that removes leaves, times ``1 - gain (1 - place)`` for every other axis, with the
+    place between its cheapest value, 0, and its dearest, 1.
     """
-    span = math.log(max_rank / min_rank) if max_rank > min_rank else 1.0
-    place = np.log(np.maximum(np.asarray(ranks, dtype=np.float64), min_rank) / min_rank) / span
-    return (1.0 - np.asarray(ratios, dtype=np.float64)) * (1.0 - RANK_SHARE * (1.0 - place))
+    rows, gain = box.rows(arms), np.ones(len(arms))
+    for axis, values, places in zip(box.axes, rows.T, box.places(rows).T, strict=True):
+        gain = gain * (1.0 - values if axis.removes else 1.0 - axis.gain * (1.0 - places))
+    return gain
 
 
 def completion_s(outcome: ArmOutcome) -> float | None:

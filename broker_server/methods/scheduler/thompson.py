@@ -6,8 +6,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from broker_server.methods.scheduler.box import Floats
 from broker_server.methods.scheduler.grid import GridScheduler
-from broker_server.methods.scheduler.reward import Floats
 from broker_server.methods.scheduler.ucb import DiscountedCounts
 
 PRIOR_MEAN = 0.5

@@ -5,25 +5,29 @@ A device's completion time is linear in what an arm makes it do::
     T_i(p, r) = theta_i . [ 1, 1 - p, (1 - p) r / R, r / R ],  theta_i >= 0
 
 (fixed work; work on what is kept; LoRA work on what is kept, and bytes of factors whose pruned side shrank; bytes of
-factors whose side never shrinks). Devices differ mostly by a factor, so theta_i is shrunk towards ``scale_i * shape``:
-one observation of a device tells its scale, the fleet's observations tell the shape, and its own move theta_i away from
-it where it is different (a slow link). Devices of like speed are moved together as far as chance explains how they
-differ: the slowest of many ends the round, and it would often be the one with the largest error. Weighted ridge
-regression on relative errors; older observations count less, and are dropped once one contradicts them: a device that
-suddenly takes three times as long is known after one round.
+factors whose side never shrinks). That is of LoRA's two axes. In general there is a feature for every set of axes: the
+product of what an arm makes the device do on each of them (:meth:`.ArmBox.work`).
+
+Devices differ mostly by a factor, so theta_i is shrunk towards ``scale_i * shape``: one observation of a device tells
+its scale, the fleet's observations tell the shape, and its own move theta_i away from it where it is different (a slow
+link). Devices of like speed are moved together as far as chance explains how they differ: the slowest of many ends the
+round, and it would often be the one with the largest error. Weighted ridge regression on relative errors; older
+observations count less, and are dropped once one contradicts them: a device that suddenly takes three times as long is
+known after one round.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 
-from broker_server.methods.scheduler.base import ArmBox
+from broker_server.methods.scheduler.box import ArmBox, Floats
 from broker_server.methods.scheduler.limits import groups
-from broker_server.methods.scheduler.reward import Floats
+from edge_runtime.wire.arms import Axes
 from edge_runtime.wire.messages import Arm
 
 DISCOUNT: Final = 0.98
@@ -44,15 +48,15 @@ A device that is slow holds up all, so that is believed at once; one that is fas
 MAX_OBSERVATIONS: Final = 64
 """Observations kept for each device; the weight of an older one is below 0.3."""
 
-PRIOR_SHAPE: Final = (0.1, 0.8, 0.05, 0.05)
-"""Before anything was seen: a tenth is fixed, the rest goes with what is kept. Sums to 1: T of the largest arm."""
+FIXED: Final = 0.1
+"""Share of the largest arm's time that goes with no axis, before anything was seen; the rest is as the axes say."""
 
 
 @dataclasses.dataclass(slots=True)
 class _Seen:
     """Observations of one device."""
 
-    arms: list[tuple[float, int]]
+    rows: list[list[float]]
     seconds: list[float]
     weights: list[float]
 
@@ -61,10 +65,12 @@ class TimeModel:
     """Completion times of one fleet over one box of arms."""
 
     def __init__(self, box: ArmBox) -> None:
-        self._max_rank = box.max_rank
+        self._box = box
+        self._sets = _sets(len(box.axes))
+        self._prior = _prior_shape(box.axes, self._sets)
         self._seen: dict[str, _Seen] = {}
         self._usual_error = NOISE
-        self._shape: Floats = np.array(PRIOR_SHAPE)
+        self._shape = self._prior
         self._theta: dict[str, Floats] = {}
 
     def knows(self, device_id: str) -> bool:
@@ -86,7 +92,7 @@ class TimeModel:
                 weight = DOUBTED
         seen.weights = [*(earlier * DISCOUNT for earlier in seen.weights[-MAX_OBSERVATIONS + 1 :]), weight]
         seen.seconds = [*seen.seconds[-MAX_OBSERVATIONS + 1 :], completion_s]
-        seen.arms = [*seen.arms[-MAX_OBSERVATIONS + 1 :], (arm.pruning_ratio, arm.rank)]
+        seen.rows = [*seen.rows[-MAX_OBSERVATIONS + 1 :], self._box.axes.row(arm)]
 
     def fit(self) -> None:
         """Estimate the shape from all devices, then every device's coefficients."""
@@ -106,7 +112,7 @@ class TimeModel:
     def predict(self, device_ids: Sequence[str], points: Floats) -> Floats:
         """Seconds [num_devices, num_points] of :meth:`features`; unknown devices as the slowest known."""
         known = np.array(list(self._theta.values()))
-        slowest = known[int(np.argmax(known.sum(axis=1)))] if len(known) else np.array(PRIOR_SHAPE)
+        slowest = known[int(np.argmax(known.sum(axis=1)))] if len(known) else self._prior
         theta = np.array([self._theta.get(device_id, slowest) for device_id in device_ids])
         return np.maximum(theta @ points.T, 1e-9)
 
@@ -120,15 +126,13 @@ class TimeModel:
         return self._usual_error / float(np.sqrt(sum(self._seen[device_id].weights)))
 
     def features(self, arms: Sequence[Arm]) -> Floats:
-        """What an arm makes a device do, [num_arms, 4]."""
-        return self._features(
-            np.array([arm.pruning_ratio for arm in arms]), np.array([arm.rank for arm in arms], dtype=np.float64)
-        )
+        """What an arm makes a device do, [num_arms, 2^num_axes]."""
+        return self._features(self._box.rows(arms))
 
     def state(self) -> dict[str, Any]:
         """All observations, of JSON types."""
         return {
-            "seen": {i: [list(map(list, s.arms)), s.seconds, s.weights] for i, s in sorted(self._seen.items())},
+            "seen": {i: [list(map(list, s.rows)), s.seconds, s.weights] for i, s in sorted(self._seen.items())},
             "usual_error": self._usual_error,
             "shape": self._shape.tolist(),
             "theta": {device_id: theta.tolist() for device_id, theta in sorted(self._theta.items())},
@@ -137,16 +141,16 @@ class TimeModel:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a :meth:`state`."""
         self._seen = {
-            device_id: _Seen([(ratio, rank) for ratio, rank in arms], list(seconds), list(weights))
-            for device_id, (arms, seconds, weights) in state["seen"].items()
+            device_id: _Seen([list(row) for row in rows], list(seconds), list(weights))
+            for device_id, (rows, seconds, weights) in state["seen"].items()
         }
         self._usual_error = state["usual_error"]
         self._shape = np.array(state["shape"])
         self._theta = {device_id: np.array(theta) for device_id, theta in state["theta"].items()}
 
-    def _features(self, ratios: Floats, ranks: Floats) -> Floats:
-        kept, relative = 1.0 - ratios, ranks / self._max_rank
-        return np.stack([np.ones_like(kept), kept, kept * relative, relative], axis=1)
+    def _features(self, rows: Floats) -> Floats:
+        work = self._box.work(rows)
+        return np.stack([work[:, list(axes)].prod(axis=1) for axes in self._sets], axis=1)
 
     def _error_of(self, device_id: str, arm: Arm, completion_s: float) -> float:
         """Logarithm of observed over predicted time."""
@@ -168,12 +172,11 @@ class TimeModel:
         return factors
 
     def _rows(self, seen: _Seen) -> tuple[Floats, Floats, Floats]:
-        ratios, ranks = np.array(seen.arms, dtype=np.float64).T
-        return self._features(ratios, ranks), np.array(seen.seconds), np.array(seen.weights)
+        return self._features(np.array(seen.rows, dtype=np.float64)), np.array(seen.seconds), np.array(seen.weights)
 
     def _fit_shape(self, rows: dict[str, tuple[Floats, Floats, Floats]], scales: dict[str, float]) -> Floats:
         """Ridge towards the prior shape on times over scales, relative errors; scaled to sum to 1."""
-        prior = np.array(PRIOR_SHAPE)
+        prior = self._prior
         spread = 0.5 * prior + 0.05
         a = SHAPE_STRENGTH * np.diag((NOISE / spread) ** 2)
         b = a @ prior
@@ -183,6 +186,29 @@ class TimeModel:
             b += relative.T @ weights
         shape = _nonnegative(a, b, prior)
         return np.asarray(shape / shape.sum())
+
+
+def _sets(num_axes: int) -> list[tuple[int, ...]]:
+    """All sets of axes, each ascending, in lexicographic order.
+
+    >>> _sets(2)
+    [(), (0,), (0, 1), (1,)]
+    """
+    sizes = range(num_axes + 1)
+    return sorted(axes for size in sizes for axes in itertools.combinations(range(num_axes), size))
+
+
+def _prior_shape(axes: Axes, sets: Sequence[tuple[int, ...]]) -> Floats:
+    """Coefficients before anything was seen; they sum to 1, which is the time of the largest arm.
+
+    A set counts for its last axis: alone, or together with those before it, which share its joint time equally.
+    """
+    known = tuple(axes)
+    shares = [FIXED]
+    for one in sets[1:]:
+        last = known[one[-1]]
+        shares.append(last.time_alone if len(one) == 1 else last.time_joint / (2 ** one[-1] - 1))
+    return np.array(shares) / sum(shares)
 
 
 def _scale(x: Floats, seconds: Floats, weights: Floats, shape: Floats) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from broker_server.methods.scheduler.reward import Floats
+from broker_server.methods.scheduler.box import Floats
 
 
 def bonus(counts: Floats, total: float, exploration: float) -> Floats:

@@ -11,7 +11,7 @@ from benchmarks.bandit_figures import exponent, figures, recovery, settled, time
 from benchmarks.bandit_fleet import ARMS, Drift, SimulatedFleet, fleet, play
 from broker_server.methods.rounds.types import Outcome
 from broker_server.methods.scheduler import SCHEDULERS, ArmOutcome, make_scheduler
-from broker_server.methods.scheduler.base import costs_at_least
+from edge_runtime.wire.arms import LORA_AXES
 from edge_runtime.wire.messages import Arm
 
 SCALE = 0.2
@@ -71,7 +71,7 @@ def test_infeasible_arm_and_what_is_costlier_is_never_played_again(name: str) ->
 
     def watched(outcome: ArmOutcome) -> None:
         if outcome.outcome is not Outcome.ACCEPTED:
-            assert not any(costs_at_least(outcome.arm, arm) for arm in failed.get(outcome.device_id, []))
+            assert not any(LORA_AXES.costs_at_least(outcome.arm, arm) for arm in failed.get(outcome.device_id, []))
             failed.setdefault(outcome.device_id, []).append(outcome.arm)
         observe(outcome)
 

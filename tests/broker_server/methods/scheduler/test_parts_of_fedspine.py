@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_server.methods.scheduler.base import ArmBox, costs_at_least
+from broker_server.methods.scheduler.box import ArmBox
 from broker_server.methods.scheduler.limits import Limits, scouts
 from broker_server.methods.scheduler.partition import SMALLEST_SIDE, Partition
 from broker_server.methods.scheduler.profile import frontier, profile
 from broker_server.methods.scheduler.time_model import TimeModel
 from broker_server.methods.scheduler.ucb import DiscountedCounts, bonus
-from edge_runtime.wire.arms import parse_arms
+from edge_runtime.wire.arms import LORA_AXES, parse_arms
 from edge_runtime.wire.messages import Arm
 
-BOX = ArmBox.of(parse_arms("0.0:2,0.875:16"))
+BOX = ArmBox.of(parse_arms("0.0:2,0.875:16"), LORA_AXES)
 POINTS = BOX.lattice()
 
 
@@ -105,7 +105,7 @@ def test_unknown_device_is_taken_for_the_slowest() -> None:
 
 def test_time_never_falls_with_what_is_kept() -> None:
     model = trained(TimeModel(BOX), {"a": (1.0, 0.05)}, 6, 0.2)
-    times = model.predict(["a"], model.features(POINTS))[0].reshape(len(BOX.ratios()), -1)
+    times = model.predict(["a"], model.features(POINTS))[0].reshape(len(BOX.values("pruning_ratio")), -1)
     assert (np.diff(times, axis=0) <= 1e-12).all()
     assert (np.diff(times, axis=1) >= -1e-12).all()
 
@@ -121,8 +121,8 @@ def test_partition_is_fine_where_it_is_played_and_covers_the_box_once() -> None:
     areas = [(leaf.high[0] - leaf.low[0]) * (leaf.high[1] - leaf.low[1]) for leaf in partition.leaves]
     assert sum(areas) == pytest.approx(1.0)
     for point in POINTS:
-        assert sum(leaf.holds(partition.place(point)) for leaf in partition.leaves) == 1
-    home = next(leaf for leaf in partition.leaves if leaf.holds(partition.place(played)))
+        assert sum(leaf.holds(BOX.place(point)) for leaf in partition.leaves) == 1
+    home = next(leaf for leaf in partition.leaves if leaf.holds(BOX.place(played)))
     assert max(home.high[k] - home.low[k] for k in (0, 1)) < 2 * SMALLEST_SIDE
     assert all(leaf.high[k] - leaf.low[k] >= SMALLEST_SIDE - 1e-12 for leaf in partition.leaves for k in (0, 1))
 
@@ -137,7 +137,7 @@ def test_estimates_borrow_from_neighbours_and_keep_the_prior_far_away() -> None:
     assert abs(mean[near] - 0.35) < 0.5 * abs(fresh[near] - 0.35)
     assert mean[far] == pytest.approx(fresh[far], abs=0.05)
     assert extra[near] < extra[far]
-    grid = mean.reshape(len(BOX.ratios()), -1)
+    grid = mean.reshape(len(BOX.values("pruning_ratio")), -1)
     assert (np.diff(grid, axis=0) <= 1e-12).all()
     assert (np.diff(grid, axis=1) >= -1e-12).all()
 
@@ -149,7 +149,7 @@ def test_estimates_borrow_from_neighbours_and_keep_the_prior_far_away() -> None:
 def test_device_that_always_wants_the_largest_arm_fails_a_handful_of_times(cap: float, seed: int) -> None:
     """The truth weighs rank otherwise than the halving does; nothing is tried twice; it ends near the cap."""
     weight = np.random.default_rng(seed).uniform(0.0, 0.4)
-    limits, failed = Limits(POINTS), {"a": list[Arm]()}
+    limits, failed = Limits(BOX, POINTS), {"a": list[Arm]()}
 
     def memory(arm: Arm) -> float:
         return float((1 - arm.pruning_ratio) * (1 + weight * arm.rank / 16))
@@ -161,7 +161,7 @@ def test_device_that_always_wants_the_largest_arm_fails_a_handful_of_times(cap: 
         if memory(arm) <= cap:
             limits.manage("a", arm)
         elif any(memory(point) <= cap for point in POINTS):
-            assert not any(costs_at_least(arm, known) for known in failed["a"])
+            assert not any(LORA_AXES.costs_at_least(arm, known) for known in failed["a"])
             tried.append(arm)
             failed["a"].append(arm)
         else:
@@ -170,7 +170,7 @@ def test_device_that_always_wants_the_largest_arm_fails_a_handful_of_times(cap: 
 
 
 def test_what_fails_on_one_is_not_tried_on_its_like() -> None:
-    limits, large, small = Limits(POINTS), Arm(pruning_ratio=0.0, rank=16), Arm(pruning_ratio=0.5, rank=8)
+    limits, large, small = Limits(BOX, POINTS), Arm(pruning_ratio=0.0, rank=16), Arm(pruning_ratio=0.5, rank=8)
     limits.manage("a", small)
     limits.manage("b", small)
     index = POINTS.index(large)

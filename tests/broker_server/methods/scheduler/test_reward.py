@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from broker_server.methods.rounds.types import Outcome
 from broker_server.methods.scheduler import ArmOutcome
+from broker_server.methods.scheduler.box import ArmBox
 from broker_server.methods.scheduler.reward import (
     ADAPTER_SHARE,
     KAPPA,
@@ -19,6 +20,7 @@ from broker_server.methods.scheduler.reward import (
     credit_round,
     prior_gain,
 )
+from edge_runtime.wire.arms import LORA_AXES, parse_arms
 from edge_runtime.wire.measures import LocalEvaluation
 from edge_runtime.wire.messages import Arm
 
@@ -106,7 +108,8 @@ def test_reward_is_always_between_0_and_1(rows: list[tuple[float, float, float, 
 
 
 def test_prior_gain_falls_with_the_ratio_and_grows_with_the_rank() -> None:
-    assert prior_gain(0.0, 16, 2, 16) == pytest.approx(1.0)
-    assert prior_gain(0.5, 8, 2, 16) < prior_gain(0.25, 8, 2, 16)
-    assert prior_gain(0.5, 4, 2, 16) < prior_gain(0.5, 8, 2, 16)
-    assert prior_gain(0.5, 4, 4, 4) > 0
+    box = ArmBox.of(parse_arms("0.0:2,0.5:16"), LORA_AXES)
+    largest, little, much, low = prior_gain(box, parse_arms("0.0:16,0.25:8,0.5:8,0.5:4"))
+    assert largest == pytest.approx(1.0)
+    assert little > much > low
+    assert prior_gain(ArmBox.of(parse_arms("0.5:4"), LORA_AXES), parse_arms("0.5:4")) > 0

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from broker_server.errors import ConfigError
 from broker_server.methods.rounds.types import Outcome
 from broker_server.methods.scheduler import SCHEDULERS, ArmOutcome, Scheduler, SchedulerContext, make_scheduler
-from broker_server.methods.scheduler.base import ArmBox, costs_at_least
-from edge_runtime.wire.arms import parse_arms
+from broker_server.methods.scheduler.box import ArmBox
+from edge_runtime.wire.arms import LORA_AXES, parse_arms
 from edge_runtime.wire.messages import Arm, FailureReason
 
 ARMS = parse_arms("0.0:8,0.25:8,0.5:4")
@@ -79,7 +79,7 @@ def test_arm_that_was_too_large_is_not_played_again(name: str, seed: int) -> Non
     scheduler.observe(out_of_memory("board-1", MIDDLE))
     for round_number in range(1, 8):
         chosen = scheduler.choose(round_number, DEVICES, rng(seed + round_number))["board-1"]
-        assert not costs_at_least(chosen, MIDDLE)
+        assert not LORA_AXES.costs_at_least(chosen, MIDDLE)
         assert name not in LISTED or chosen == SMALL
 
 
@@ -167,13 +167,13 @@ def test_missed_deadline_makes_an_arm_infeasible(name: str) -> None:
 
 
 def test_box_holds_both_ends_and_multiples_of_a_64th() -> None:
-    box = ArmBox.of(parse_arms("0.1:2,0.7:64"))
-    ratios, ranks = box.ratios(), box.ranks()
+    box = ArmBox.of(parse_arms("0.1:2,0.7:64"), LORA_AXES)
+    ratios, ranks = box.values("pruning_ratio"), box.values("rank")
     assert (ratios[0], ratios[-1], ranks[0], ranks[-1]) == (0.1, 0.7, 2, 64)
     assert all(ratio * 64 == int(ratio * 64) for ratio in ratios[1:-1])
     assert len(ranks) == 8
     assert len(box.lattice()) == len(ratios) * len(ranks)
-    assert ArmBox.of(parse_arms("0.5:4")).lattice() == parse_arms("0.5:4")
+    assert ArmBox.of(parse_arms("0.5:4"), LORA_AXES).lattice() == parse_arms("0.5:4")
 
 
 def test_by_class_deals_arms_by_speed_and_the_context_may_name_them() -> None:

@@ -66,8 +66,8 @@ class Scheduler(abc.ABC):
     """Chooses arms for devices and learns from what came of them.
 
     Subclasses say which of a device's feasible arms they take (:meth:`_pick`, or :meth:`choose` and
-    :meth:`choose_again` where arms are not taken from the list), and keep what they learn in :meth:`state`. All chance
-    comes from the generator passed in, so that a run can be repeated.
+    :meth:`choose_again` where arms are not taken from the list), and say what they learnt in :meth:`to_json`. All
+    chance comes from the generator passed in, so that a run can be repeated.
     """
 
     name: ClassVar[str]
@@ -111,13 +111,13 @@ class Scheduler(abc.ABC):
         """Learn from a finished round: its last outcome for each device, each of them already observed."""
         del outcomes
 
-    def state(self) -> dict[str, Any]:
-        """All that was learnt, of JSON types, for :meth:`restore`."""
+    def to_json(self) -> dict[str, Any]:
+        """All that was learnt, of JSON types, for :meth:`load_json`; stored when something was learnt or dealt."""
         known = sorted(self._infeasible.items())
         return {"infeasible": {device_id: [self.axes.row(arm) for arm in arms] for device_id, arms in known}}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a :meth:`state` of a scheduler with the same arms."""
+    def load_json(self, state: dict[str, Any]) -> None:
+        """Go on from a :meth:`to_json` of a scheduler with the same arms."""
         self._infeasible = {
             device_id: [self.axes.arm(row) for row in rows] for device_id, rows in state["infeasible"].items()
         }

@@ -72,13 +72,13 @@ class FedAraScheduler(Scheduler):
                 before = self._importance.get(outcome.device_id, outcome.adapter_delta)
                 self._importance[outcome.device_id] = DISCOUNT * before + (1 - DISCOUNT) * outcome.adapter_delta
 
-    def state(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """See the base."""
-        return {**super().state(), "importance": dict(sorted(self._importance.items()))}
+        return {**super().to_json(), "importance": dict(sorted(self._importance.items()))}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_json(self, state: dict[str, Any]) -> None:
         """See the base."""
-        super().restore(state)
+        super().load_json(state)
         self._importance = dict(state["importance"])
 
     def _fitting(self, device_id: str, rank: int) -> Arm | None:

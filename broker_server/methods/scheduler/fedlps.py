@@ -77,21 +77,21 @@ class FedLpsScheduler(Scheduler):
                 known.split(home)
             self._deepest[outcome.device_id] = max(self._deepest.get(outcome.device_id, 0.0), outcome.sparsity)
 
-    def state(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """See the base."""
         return {
-            **super().state(),
+            **super().to_json(),
             "edges": {device_id: list(edges) for device_id, edges in sorted(self._edges.items())},
-            "known": {device_id: known.state() for device_id, known in sorted(self._known.items())},
+            "known": {device_id: known.to_json() for device_id, known in sorted(self._known.items())},
             "deepest": dict(sorted(self._deepest.items())),
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_json(self, state: dict[str, Any]) -> None:
         """See the base."""
-        super().restore(state)
+        super().load_json(state)
         self._edges = {device_id: list(edges) for device_id, edges in state["edges"].items()}
         self._known = {
-            device_id: DiscountedCounts.restored(known, DISCOUNT) for device_id, known in state["known"].items()
+            device_id: DiscountedCounts.from_json(known, DISCOUNT) for device_id, known in state["known"].items()
         }
         self._deepest = dict(state["deepest"])
 

@@ -122,24 +122,24 @@ class FedSpineScheduler(Scheduler):
                 deepest = self._deepest.get(outcome.device_id, 0.0)
                 self._deepest[outcome.device_id] = max(deepest, outcome.sparsity)
 
-    def state(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """See the base."""
         return {
-            **super().state(),
-            "gain": self._gain.state(),
-            "time": self._time.state(),
-            "limits": self._limits.state(),
+            **super().to_json(),
+            "gain": self._gain.to_json(),
+            "time": self._time.to_json(),
+            "limits": self._limits.to_json(),
             "deepest": dict(sorted(self._deepest.items())),
             "levels": {device_id: list(level) for device_id, level in sorted(self._levels.items())},
             "target_s": self._target_s,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_json(self, state: dict[str, Any]) -> None:
         """See the base."""
-        super().restore(state)
-        self._gain.restore(state["gain"])
-        self._time.restore(state["time"])
-        self._limits.restore(state["limits"])
+        super().load_json(state)
+        self._gain.load_json(state["gain"])
+        self._time.load_json(state["time"])
+        self._limits.load_json(state["limits"])
         self._deepest = dict(state["deepest"])
         self._levels = {device_id: (seen, expected) for device_id, (seen, expected) in state["levels"].items()}
         self._target_s = state["target_s"]
@@ -197,11 +197,16 @@ class FedSpineScheduler(Scheduler):
         total = sum(credit.gain for credit in earned.values())
         if total <= 0.0:
             return []
+        # A gain is taken to be (the round's level) x (the device's level) x (what the partition says of the arm).
+        # The round's level: what all devices earned, over what they should have earned at their own levels. It falls
+        # as training goes on, so without it every arm would look worse the later it is played.
         level = total / sum(self._level(device_id) * value for device_id, value in expected.items())
         plays = []
         for device_id, arm in sorted(arms.items()):
             gain = earned[device_id].gain / level
+            # What is left after both levels is about the arm alone. One lucky round counts three times at most.
             plays.append((arm, min(3.0, gain / self._level(device_id))))
+            # The device's level: discounted sums of what it earned and of what its arms should have earned.
             seen, belief = self._levels.get(device_id, (0.0, 0.0))
             self._levels[device_id] = (
                 LEVEL_DISCOUNT * seen + gain,

@@ -19,13 +19,13 @@ class FixedScheduler(Scheduler):
         super().__init__(arms, context)
         self._dealt: dict[str, int] = {}
 
-    def state(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """See the base."""
-        return {**super().state(), "dealt": dict(self._dealt)}
+        return {**super().to_json(), "dealt": dict(self._dealt)}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_json(self, state: dict[str, Any]) -> None:
         """See the base."""
-        super().restore(state)
+        super().load_json(state)
         self._dealt = dict(state["dealt"])
 
     def _pick(self, round_number: int, device_id: str, candidates: list[int], rng: np.random.Generator) -> int:

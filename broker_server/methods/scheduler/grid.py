@@ -37,15 +37,15 @@ class GridScheduler(Scheduler):
             elif outcome.outcome is Outcome.TIMED_OUT:
                 self._counts(outcome.device_id).add(self._nearest(outcome.arm), 0.0)
 
-    def state(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """See the base."""
-        known = {device_id: counts.state() for device_id, counts in sorted(self._known.items())}
-        return {**super().state(), "known": known, "deepest": dict(sorted(self._deepest.items()))}
+        known = {device_id: counts.to_json() for device_id, counts in sorted(self._known.items())}
+        return {**super().to_json(), "known": known, "deepest": dict(sorted(self._deepest.items()))}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_json(self, state: dict[str, Any]) -> None:
         """See the base."""
-        super().restore(state)
-        restored = DiscountedCounts.restored
+        super().load_json(state)
+        restored = DiscountedCounts.from_json
         self._known = {device_id: restored(counts, self.discount) for device_id, counts in state["known"].items()}
         self._deepest = dict(state["deepest"])
 

@@ -40,14 +40,14 @@ class GuardedScheduler:
 
         Args:
             make: a new scheduler, which knows nothing.
-            learnt: a :meth:`state`; None = nothing was learnt yet.
+            learnt: a :meth:`to_json`; None = nothing was learnt yet.
         """
         self._make = make
         self._scheduler = make()
         if learnt is not None:
             try:
                 check_state(learnt)
-                self._scheduler.restore(learnt)
+                self._scheduler.load_json(learnt)
             except _INDIGESTIBLE as error:
                 self._begin_again("what it had learnt cannot be read", error)
         self._before: dict[str, Any] | None = None
@@ -79,7 +79,7 @@ class GuardedScheduler:
     def observe(self, outcome: ArmOutcome) -> None:
         """See :meth:`.base.Scheduler.observe`; a reply that cannot be learnt from changes nothing."""
         if self._before is None:
-            self._before, self._observed = self._scheduler.state(), []
+            self._before, self._observed = self._scheduler.to_json(), []
         if (believed := believable(outcome)) is not outcome:
             logger.warning(
                 "round %d: the time that %s reports is not believed", outcome.round_number, outcome.device_id
@@ -95,22 +95,22 @@ class GuardedScheduler:
         """See :meth:`.base.Scheduler.observe_round`; a round that cannot be learnt from changes nothing."""
         try:
             self._scheduler.observe_round([believable(outcome) for outcome in outcomes])
-            check_state(self._scheduler.state())
+            check_state(self._scheduler.to_json())
         except _INDIGESTIBLE as error:
             numbers = {outcome.round_number for outcome in outcomes}
             logger.warning("scheduler %s cannot learn from round %s: %s", self.name, numbers or "", error)
             self._go_back([])
         self._before = None
 
-    def state(self) -> dict[str, Any]:
-        """See :meth:`.base.Scheduler.state`."""
-        return self._scheduler.state()
+    def to_json(self) -> dict[str, Any]:
+        """See :meth:`.base.Scheduler.to_json`."""
+        return self._scheduler.to_json()
 
     def _go_back(self, outcomes: Sequence[ArmOutcome]) -> None:
         """To the state before the replies of this round, and on with those that could be learnt from."""
         scheduler = self._make()
         if self._before is not None:
-            scheduler.restore(self._before)
+            scheduler.load_json(self._before)
         for outcome in outcomes:
             scheduler.observe(outcome)
         self._scheduler = scheduler

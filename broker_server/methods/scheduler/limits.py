@@ -59,13 +59,19 @@ class Limits:
             is_scout: whether it may go beyond what its peers managed.
         """
         mine, own = self._managed.get(device_id, ()), failed.get(device_id, ())
+        # The edge lies between the costliest arm that was managed and the cheapest that failed. What the device's peers
+        # know of it counts for all of them, unless they contradict one another: then they are not the same hardware,
+        # and the device has only what it found itself.
         managed, least_failed = self._ends([device_id], failed)
         most_managed, group_failed = self._ends(peers, failed)
         if peers and group_failed > most_managed:
             managed, least_failed = most_managed, group_failed
+        # `allowed` is a guess, by one number for the cost: up to half-way to the edge for a scout, no further than what
+        # was managed for others; and whatever costs no more, on every axis, than an arm that this device managed.
         allowed = self._costs <= _most(managed, least_failed, is_scout=is_scout) + 1e-12
         for arm in mine:
             allowed |= (self._costlier <= self._axes.costs(arm)).all(axis=1)
+        # `possible` is certain: what costs no less, on every axis, than what failed on this device fails on it too.
         possible = np.ones(len(allowed), dtype=np.bool_)
         for arm in own:
             possible &= (self._costlier < self._axes.costs(arm)).any(axis=1)
@@ -75,12 +81,12 @@ class Limits:
             return np.asarray(possible & (self._costs == self._costs[possible].min()))
         return np.asarray(allowed & possible)
 
-    def state(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """What every device managed, of JSON types."""
         return {i: [self._axes.row(arm) for arm in arms] for i, arms in sorted(self._managed.items())}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a :meth:`state`."""
+    def load_json(self, state: Mapping[str, Any]) -> None:
+        """Go on from a :meth:`to_json`."""
         self._managed = {device_id: [self._axes.arm(row) for row in rows] for device_id, rows in state.items()}
 
     def _cost(self, arm: Arm) -> float:

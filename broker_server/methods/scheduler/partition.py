@@ -126,14 +126,14 @@ class Partition:
         plays = sum(leaf.count for leaf in self.leaves)
         return mean, bonus(weight + PRIOR_PLAYS, 1.0 + plays, EXPLORATION)
 
-    def state(self) -> list[list[Any]]:
+    def to_json(self) -> list[list[Any]]:
         """All leaves, of JSON types."""
         return [
             [list(leaf.low), list(leaf.high), leaf.count, leaf.gain_sum, list(leaf.place_sum)] for leaf in self.leaves
         ]
 
-    def restore(self, state: list[list[Any]]) -> None:
-        """Go on from a :meth:`state`."""
+    def load_json(self, state: list[list[Any]]) -> None:
+        """Go on from a :meth:`to_json`."""
         self.leaves = [
             Leaf(tuple(low), tuple(high), tuple(place_sum), count, gain_sum)
             for low, high, count, gain_sum, place_sum in state

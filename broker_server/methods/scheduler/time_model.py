@@ -129,7 +129,7 @@ class TimeModel:
         """What an arm makes a device do, [num_arms, 2^num_axes]."""
         return self._features(self._box.rows(arms))
 
-    def state(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """All observations, of JSON types."""
         return {
             "seen": {i: [list(map(list, s.rows)), s.seconds, s.weights] for i, s in sorted(self._seen.items())},
@@ -138,8 +138,8 @@ class TimeModel:
             "theta": {device_id: theta.tolist() for device_id, theta in sorted(self._theta.items())},
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a :meth:`state`."""
+    def load_json(self, state: dict[str, Any]) -> None:
+        """Go on from a :meth:`to_json`."""
         self._seen = {
             device_id: _Seen([list(row) for row in rows], list(seconds), list(weights))
             for device_id, (rows, seconds, weights) in state["seen"].items()

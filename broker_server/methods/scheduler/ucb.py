@@ -60,13 +60,13 @@ class DiscountedCounts:
             values[arm] = half
             setattr(self, name, np.insert(values, arm + 1, half))
 
-    def state(self) -> list[list[float]]:
+    def to_json(self) -> list[list[float]]:
         """All that is known, of JSON types."""
         return [self.counts.tolist(), self._sums.tolist(), self._squares.tolist()]
 
     @classmethod
-    def restored(cls, state: list[Any], discount: float) -> DiscountedCounts:
-        """Go on from a :meth:`state`."""
+    def from_json(cls, state: list[Any], discount: float) -> DiscountedCounts:
+        """Go on from a :meth:`to_json`."""
         new = cls(len(state[0]), discount)
         new.counts, new._sums, new._squares = (np.array(values, dtype=np.float64) for values in state)
         return new

@@ -23,13 +23,13 @@ class UniformScheduler(Scheduler):
         super().__init__(arms, context)
         self._counts: dict[str, list[int]] = {}
 
-    def state(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """See the base."""
-        return {**super().state(), "counts": {device_id: list(counts) for device_id, counts in self._counts.items()}}
+        return {**super().to_json(), "counts": {device_id: list(counts) for device_id, counts in self._counts.items()}}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_json(self, state: dict[str, Any]) -> None:
         """See the base."""
-        super().restore(state)
+        super().load_json(state)
         self._counts = {device_id: list(counts) for device_id, counts in state["counts"].items()}
 
     def _pick(self, round_number: int, device_id: str, candidates: list[int], rng: np.random.Generator) -> int:

@@ -36,7 +36,7 @@ class ArmSelection:
         self._ledger = ledger
         self._refusers = set(refusers)
         self.has_news = False
-        """Whether the scheduler learnt something, or dealt, since its state was last written."""
+        """Whether the scheduler learnt something, or dealt, since its state was last written; only then it is again."""
 
     def choose(self, round_number: int, device_ids: Sequence[str]) -> dict[str, Arm | None]:
         """Arms for the devices that take part: of an emulated fleet, those that chance makes available."""
@@ -85,7 +85,6 @@ class ArmSelection:
         Returns:
             The devices' records, and the length of the round on the virtual clock (None: nothing is emulated).
         """
-        self.has_news = True
         records, outcomes = [], []
         for participant in participants:
             update = self._ledger.accepted(participant)
@@ -98,7 +97,9 @@ class ArmSelection:
                 was_observed = out_of_memory and participant.attempt < MAX_ATTEMPTS
                 if not was_observed and (out_of_memory or not self.is_deploy(round_number)):
                     self._run.scheduler.observe(outcome)
+                    self.has_news = True
             if not self.is_deploy(round_number):
+                self.has_news = True
                 self._run.scheduler.observe_round(outcomes)
         if self._run.clock is None:
             return tuple(records), None

@@ -80,7 +80,7 @@ class CommandExecutor:
         if not self._arms.has_news:
             return None
         self._arms.has_news = False
-        return SchedulerState(scheduler=self._run.scheduler.name, state=self._run.scheduler.state())
+        return SchedulerState(scheduler=self._run.scheduler.name, state=self._run.scheduler.to_json())
 
     def execute(self, state: RunState, command: Command) -> list[Event]:
         """Do what a command says; the answers that are known at once."""

@@ -89,7 +89,7 @@ def test_scheduler_restored_in_the_middle_plays_the_same(name: str) -> None:
     for round_number in range(1, 11):
         expected = whole.play(one, round_number)
         again = make_scheduler(name, ARMS, cut.context(10))
-        again.restore(json.loads(json.dumps(two.state())))
+        again.load_json(json.loads(json.dumps(two.to_json())))
         two = again
         assert cut.play(two, round_number) == expected
 

@@ -86,7 +86,7 @@ def test_a_time_that_no_device_can_have_is_not_learnt_from(name: str, seconds: f
     guarded = GuardedScheduler(lambda: make(name))
     for round_number in range(1, 5):
         play(guarded, round_number, [1.0, seconds, 2.0])
-    state = json.loads(json.dumps(guarded.state(), allow_nan=False))
+    state = json.loads(json.dumps(guarded.to_json(), allow_nan=False))
     again = GuardedScheduler(lambda: make(name), state)
     assert again.choose(5, DEVICES, rng()) == guarded.choose(5, DEVICES, rng())
 
@@ -101,7 +101,7 @@ def test_the_other_replies_of_the_round_are_learnt_from(caplog: pytest.LogCaptur
     guarded = GuardedScheduler(lambda: make("fedspine"))
     with caplog.at_level(logging.WARNING):
         play(guarded, 1, [1.0, 1e308, 2.0])
-    assert sorted(guarded.state()["time"]["seen"]) == ["board-0", "board-2"]
+    assert sorted(guarded.to_json()["time"]["seen"]) == ["board-0", "board-2"]
     (line,) = caplog.messages
     assert "board-1" in line
 
@@ -127,7 +127,7 @@ def test_whatever_messages_let_through_can_be_digested(
     )
     for round_number, seconds in enumerate(times, start=1):
         play(scheduler, round_number, seconds, evaluation=local, adapter_delta=delta)
-    json.dumps(scheduler.state(), allow_nan=False)
+    json.dumps(scheduler.to_json(), allow_nan=False)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_a_state_that_cannot_be_used_is_given_up_with_a_line(damage: Any, caplog
     guarded = GuardedScheduler(lambda: make("fedspine"))
     for round_number in (1, 2, 3):
         play(guarded, round_number, [1.0, 1.5, 2.0])
-    state = guarded.state()
+    state = guarded.to_json()
     damage(state)
     with caplog.at_level(logging.WARNING):
         again = GuardedScheduler(lambda: make("fedspine"), state)
@@ -159,11 +159,11 @@ def test_a_state_that_cannot_be_used_is_given_up_with_a_line(damage: Any, caplog
 def test_a_reply_that_cannot_be_learnt_from_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     guarded = GuardedScheduler(lambda: make("fedspine"))
     play(guarded, 1, [1.0, 1.5, 2.0])
-    kept = json.dumps(guarded.state())
+    kept = json.dumps(guarded.to_json())
     honest = reply("board-0", ARMS[0], 1.0)
     guarded.choose(2, DEVICES, rng())
     guarded.observe(honest)
-    expected = guarded.state()["time"]
+    expected = guarded.to_json()["time"]
     bad = reply("board-1", ARMS[0], 1.0)
     real = type(make("fedspine")).observe
 
@@ -174,4 +174,4 @@ def test_a_reply_that_cannot_be_learnt_from_leaves_no_trace(monkeypatch: pytest.
 
     monkeypatch.setattr(type(make("fedspine")), "observe", fragile)
     guarded.observe(bad)
-    assert guarded.state()["time"] == expected != json.loads(kept)["time"]
+    assert guarded.to_json()["time"] == expected != json.loads(kept)["time"]

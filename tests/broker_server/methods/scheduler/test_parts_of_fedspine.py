@@ -237,6 +237,6 @@ def test_counts_survive_a_split_and_a_restart() -> None:
     counts.split(1)
     assert counts.means.tolist() == pytest.approx([0.2, mean, mean])
     assert counts.counts.sum() == pytest.approx(total)
-    restored = DiscountedCounts.restored(json.loads(json.dumps(counts.state())), 0.9)
+    restored = DiscountedCounts.from_json(json.loads(json.dumps(counts.to_json())), 0.9)
     assert restored.upper(1.0).tolist() == counts.upper(1.0).tolist()
     assert restored.variances.tolist() == counts.variances.tolist()

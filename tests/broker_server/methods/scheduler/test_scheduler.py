@@ -68,7 +68,7 @@ def test_restored_scheduler_goes_on_the_same(name: str, rounds: int, seed: int) 
         scheduler.choose(round_number, DEVICES, rng(seed + round_number))
     scheduler.observe(out_of_memory("board-1", MIDDLE))
     restored = make(name)
-    restored.restore(json.loads(json.dumps(scheduler.state())))
+    restored.load_json(json.loads(json.dumps(scheduler.to_json())))
     assert restored.choose(9, DEVICES, rng(9)) == scheduler.choose(9, DEVICES, rng(9))
 
 

@@ -79,9 +79,9 @@ def test_every_scheduler_plays_within_the_box_and_goes_on_from_its_state(name: s
     scheduler = make_scheduler(name, ARMS, context())
     failed: dict[str, list[Arm]] = {device_id: [] for device_id in DEVICES}
     for round_number in range(1, 9):
-        kept = json.loads(json.dumps(scheduler.state()))
+        kept = json.loads(json.dumps(scheduler.to_json()))
         again = make_scheduler(name, ARMS, context())
-        again.restore(kept)
+        again.load_json(kept)
         chosen = play(scheduler, round_number)
         assert play(again, round_number) == chosen
         for device_id, arm in chosen.items():
@@ -90,7 +90,7 @@ def test_every_scheduler_plays_within_the_box_and_goes_on_from_its_state(name: s
             assert not any(AXES.costs_at_least(arm, one) for one in failed[device_id])
             if not fits(device_id, arm):
                 failed[device_id].append(arm)
-    assert scheduler.state() == again.state()
+    assert scheduler.to_json() == again.to_json()
 
 
 def test_fedspine_finds_that_batch_size_costs_time_and_memory() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 import traceback
 from pathlib import Path
@@ -57,6 +58,17 @@ def export(context: typer.Context) -> None:
 def compact(context: typer.Context) -> None:
     """Make the compact inference model of a run. See: fedspine compact --help."""
     export_door.call("compact", context.args)
+
+
+@app.command()
+def methods(
+    as_json: Annotated[bool, typer.Option("--json", help="Write a JSON array.")] = False,  # noqa: FBT002 - a flag
+) -> None:
+    """List the methods: what each does, where it is from, and what it asks of devices."""
+    from broker_server.methods import catalogue  # noqa: PLC0415 - `fedspine --help` needs none of it
+
+    found = catalogue.entries()
+    print(catalogue.as_json(found) if as_json else catalogue.as_text(found, shutil.get_terminal_size().columns))
 
 
 @app.command()

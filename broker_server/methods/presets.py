@@ -1,4 +1,6 @@
-"""The methods that can be compared by name, each a configuration of ``fedspine run`` and nothing else.
+"""Methods by name, for ``fedspine run``, ``fedspine compare`` and ``config.toml``.
+
+Each is a configuration of the same system and nothing else.
 
 A name or a source with "like" takes the idea of a published system into this one (same engine, same messages, same
 evaluation); it is not that system's own code.
@@ -8,13 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, TypeGuard
 
+from broker_server.errors import ConfigError
+from edge_runtime.system.registry import Registry
 from edge_runtime.wire.arms import format_arms
 from edge_runtime.wire.messages import Arm
 
 Settings = dict[str, object]
-"""Settings of ``fedspine run``, by name."""
+"""Settings, by the names that they have in a file for ``fedspine run --config`` (options, with underscores)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +70,24 @@ class Preset:
     label: str
     """Name for tables."""
     about: str
-    """What it does, in a line, with its source."""
+    """What it does, in a line."""
+    source: str = ""
+    """Where it is from, such as ``arXiv 2305.05644``; empty = from here."""
+    work: str = "lora"
+    """Kind of work that devices are asked for: a key of :data:`WORKS`."""
     settings: Callable[[Shared], Settings]
+    """What it sets; all else stays as the user or the defaults have it."""
+
+    @property
+    def about_and_source(self) -> str:
+        """One line of both."""
+        return f"{self.about} ({self.source})" if self.source else self.about
+
+
+WORKS: Final[Mapping[str, str]] = {
+    "lora": "forward and backward passes over the sliced model, AdamW on its LoRA factors and its head",
+}
+"""What each kind of work costs a device."""
 
 
 RAMP_SHARE: Final = 0.1
@@ -135,37 +155,44 @@ def _fedara(shared: Shared) -> Settings:
 PRESETS: Final[Mapping[str, Preset]] = {
     "fedspine": Preset(
         label="FedSpine",
-        about="bandit over (pruning ratio, rank), LoRA-gradient importance, iterative pruning (arXiv 2501.02438)",
+        about="bandit over (pruning ratio, rank), LoRA-gradient importance, iterative pruning",
+        source="arXiv 2501.02438",
         settings=_adaptive("fedspine"),
     ),
     "fedit": Preset(
         label="FedIT",
-        about="one rank, nothing pruned, A and B averaged (arXiv 2305.05644)",
+        about="one rank, nothing pruned, A and B averaged",
+        source="arXiv 2305.05644",
         settings=_unpruned("fedit"),
     ),
     "hetlora": Preset(
         label="HetLoRA",
-        about="ranks by class of device, nothing pruned, zero-padded and weighted by norm (arXiv 2401.06432)",
+        about="ranks by class of device, nothing pruned, zero-padded and weighted by norm",
+        source="arXiv 2401.06432",
         settings=_by_rank("hetlora"),
     ),
     "one_shot": Preset(
         label="One-shot",
-        about="pruned once by magnitude before training, then federated LoRA (LLM-Pruner-like)",
+        about="pruned once by magnitude before training, then federated LoRA",
+        source="LLM-Pruner-like",
         settings=_one_shot,
     ),
     "loraprune": Preset(
         label="LoRAPrune",
-        about="one fixed ratio for all, LoRA-gradient importance, cubic ramp (arXiv 2305.18403, like)",
+        about="one fixed ratio for all, LoRA-gradient importance, cubic ramp",
+        source="arXiv 2305.18403, like",
         settings=_loraprune,
     ),
     "fedara": Preset(
         label="FedARA-like",
-        about="ranks allocated as training goes on, nothing pruned, combined by SVD (FedARA, like)",
+        about="ranks allocated as training goes on, nothing pruned, combined by SVD",
+        source="FedARA, like",
         settings=_fedara,
     ),
     "fedlps": Preset(
         label="FedLPS-like",
-        about="bandit over the pruning ratio alone, one rank, magnitude (FedLPS, like)",
+        about="bandit over the pruning ratio alone, one rank, magnitude",
+        source="FedLPS, like",
         settings=_fedlps,
     ),
     "random": Preset(label="Random arm", about="as FedSpine, each arm drawn at random", settings=_adaptive("random")),
@@ -181,20 +208,43 @@ PRESETS: Final[Mapping[str, Preset]] = {
         label="Thompson", about="as FedSpine, Thompson sampling on the grid of arms", settings=_adaptive("thompson")
     ),
     "ffa_lora": Preset(
-        label="FFA-LoRA", about="one rank, nothing pruned, A frozen (arXiv 2403.12313)", settings=_unpruned("ffa_lora")
+        label="FFA-LoRA",
+        about="one rank, nothing pruned, A frozen",
+        source="arXiv 2403.12313",
+        settings=_unpruned("ffa_lora"),
     ),
     "flexlora": Preset(
         label="FlexLoRA",
-        about="one rank, nothing pruned, exact sum and SVD (arXiv 2402.11505)",
+        about="one rank, nothing pruned, exact sum and SVD",
+        source="arXiv 2402.11505",
         settings=_unpruned("flexlora"),
     ),
     "flora": Preset(
-        label="FLoRA", about="ranks by class, nothing pruned, stacked (arXiv 2409.05976)", settings=_by_rank("flora")
+        label="FLoRA",
+        about="ranks by class, nothing pruned, stacked",
+        source="arXiv 2409.05976",
+        settings=_by_rank("flora"),
     ),
     "fedex_lora": Preset(
         label="FedEx-LoRA",
-        about="one rank, nothing pruned, averages plus residual (arXiv 2410.09432)",
+        about="one rank, nothing pruned, averages plus residual",
+        source="arXiv 2410.09432",
         settings=_unpruned("fedex_lora"),
     ),
 }
-"""By name, as in a comparison's ``methods``."""
+"""FedSpine's own methods by name."""
+
+
+def _is_preset(value: object) -> TypeGuard[Preset]:
+    return isinstance(value, Preset)
+
+
+METHODS: Final = Registry(
+    group="fedspine.methods",
+    kind="method",
+    own=PRESETS,
+    fits=_is_preset,
+    expected="a broker_server.methods.presets.Preset",
+    error=ConfigError,
+)
+"""Those, and the methods of installed packages."""

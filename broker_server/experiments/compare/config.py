@@ -13,7 +13,7 @@ import msgspec
 from broker_server.errors import ConfigError
 from broker_server.experiments.run.resolve import resolve
 from broker_server.experiments.run.settings import RunSettings
-from broker_server.methods.presets import PRESETS, Settings, Shared
+from broker_server.methods.presets import METHODS, Preset, Settings, Shared
 from broker_server.naming import as_key, malformed
 from edge_runtime.bounds.fields import NAME
 from edge_runtime.errors import FedSpineError
@@ -224,27 +224,34 @@ def _methods(file: ComparisonFile, names: tuple[str, ...], shared: Settings) -> 
 
 def _method(name: str, table: dict[str, Any] | None, facts: Shared) -> Method:
     _check_name(name, "method")
-    if table is None and name not in PRESETS:
-        msg = f"method {name!r} is not known; {nearest(name, tuple(PRESETS))} Or give a table [method.{name}]"
+    known = METHODS.names()
+    if table is None and name not in known:
+        msg = f"method {name!r} is not known; {nearest(name, known)} Or give a table [method.{name}]"
         raise ConfigError(msg)
     given = dict(table or {})
     own = {field: given.pop(field) for field in MethodTable.__struct_fields__ if field in given}
     head = msgspec.convert(own, MethodTable)
-    base = head.preset or (name if name in PRESETS else None)
-    if base is not None and base not in PRESETS:
-        msg = f"method {name}: preset {base!r} is not known; {nearest(base, tuple(PRESETS))}"
-        raise ConfigError(msg)
-    preset = None if base is None else PRESETS[base]
+    base = head.preset or (name if name in known else None)
+    preset = None if base is None else _preset(name, base)
     if isinstance(own_rounds := given.get("rounds"), int):
         facts = dataclasses.replace(facts, rounds=own_rounds)
-    _check_comparable(name, given, SAME_FOR_ALL | SET_HERE)
+    own_settings = preset.settings(facts) if preset else {}
+    _check_comparable(name, {**own_settings, **given}, SAME_FOR_ALL | SET_HERE)
     return Method(
         name=name,
         label=head.label or (preset.label if preset and name == base else name),
-        about=head.about or (preset.about if preset else ""),
-        settings={**(preset.settings(facts) if preset else {}), **given},
+        about=head.about or (preset.about_and_source if preset else ""),
+        settings={**own_settings, **given},
         base=name,
     )
+
+
+def _preset(name: str, base: str) -> Preset:
+    try:
+        return METHODS.find_or_import(base)
+    except ConfigError as error:
+        msg = str(error) if name == base else f"method {name}: preset: {error}"
+        raise ConfigError(msg) from error
 
 
 def _under_scenarios(file: ComparisonFile, methods: Mapping[str, Method]) -> list[Method]:
@@ -263,7 +270,7 @@ def _under_scenarios(file: ComparisonFile, methods: Mapping[str, Method]) -> lis
                 settings = {**method.settings, **given}
                 full = f"{name}+{scenario}"
                 found.append(dataclasses.replace(method, name=full, settings=settings, scenario=scenario))
-            elif name not in PRESETS and name not in file.method:
+            elif name not in METHODS.names() and name not in file.method:
                 msg = f"scenario {scenario}: method {name!r} is not known"
                 raise ConfigError(msg)
     return found

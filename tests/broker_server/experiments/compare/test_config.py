@@ -142,7 +142,7 @@ def test_a_scenario_runs_methods_again_under_its_settings() -> None:
         ({"methods": ["fedti"]}, "method 'fedti' is not known; did you mean 'fedit'"),
         ({"method": {"fedspine": {"rounds": "many"}}}, "method fedspine: .*rounds"),
         ({"method": {"fedit": {"seed": 2}}}, "setting 'seed' must be the same"),
-        ({"method": {"fedit": {"preset": "chess"}}}, "preset 'chess' is not known"),
+        ({"method": {"fedit": {"preset": "chess"}}}, "method fedit: preset: method 'chess' is not known"),
         ({"method": {"fedit": {"colour": "red"}}}, "method fedit: key 'colour' is not known"),
         ({"methods": ["../up"], "method": {"../up": {}}}, "method '../up' is not allowed"),
         ({"scenario": {"slow": {"methods": ["chess"]}}}, "method 'chess' is not known"),

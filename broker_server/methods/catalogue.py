@@ -1,0 +1,93 @@
+"""``fedspine methods``: every method by name, for people and for programs."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+
+from broker_server.errors import ConfigError
+from broker_server.methods.presets import METHODS, WORKS
+
+NARROWEST: Final = 40
+"""Columns that text is wrapped to at least."""
+
+
+class MethodEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One method, as ``fedspine methods --json`` has it."""
+
+    name: str
+    """What ``--method`` takes."""
+    package: str
+    """The package that offers it."""
+    label: str = ""
+    """Name in tables."""
+    about: str = ""
+    source: str = ""
+    """Where it is from; empty = from its package."""
+    work: str = ""
+    """Kind of work that devices are asked for."""
+    asks: str = ""
+    """What that work is."""
+    error: str = ""
+    """Why it cannot be used; all but name and package is empty then."""
+
+
+def entries() -> list[MethodEntry]:
+    """All methods, FedSpine's own first, in the order of their declaration; then those of installed packages."""
+    names = [*METHODS.own, *(name for name in METHODS.names() if name not in METHODS.own)]
+    return [_entry(name) for name in names]
+
+
+def as_json(found: list[MethodEntry]) -> str:
+    """A JSON array of :class:`MethodEntry`, indented."""
+    return json.dumps(msgspec.to_builtins(found), indent=2, ensure_ascii=False)
+
+
+def as_text(found: list[MethodEntry], columns: int) -> str:
+    """A paragraph for each method, then what each kind of work is.
+
+    Args:
+        found: the methods.
+        columns: width of the terminal.
+    """
+    indent = max(len(entry.name) for entry in found) + 2
+    lines = [line for entry in found for line in _paragraph(entry, indent, max(columns, NARROWEST))]
+    works = {entry.work: entry.asks for entry in found if entry.work}
+    lines += ["", "What devices are asked for:"]
+    lines += [f"  {name}: {asks}" for name, asks in works.items()]
+    lines += [
+        "",
+        'Use one with `fedspine run --method NAME`, or `method = "NAME"` in config.toml; what you set yourself wins.',
+    ]
+    return "\n".join(lines)
+
+
+def _entry(name: str) -> MethodEntry:
+    package = METHODS.package_of(name)
+    try:
+        preset = METHODS.find(name)
+    except ConfigError as error:
+        return MethodEntry(name=name, package=package, error=str(error))
+    return MethodEntry(
+        name=name,
+        package=package,
+        label=preset.label,
+        about=preset.about,
+        source=preset.source,
+        work=preset.work,
+        asks=WORKS.get(preset.work, ""),
+    )
+
+
+def _paragraph(entry: MethodEntry, indent: int, columns: int) -> Iterator[str]:
+    about = f"{entry.label}: {entry.about}." if not entry.error else f"cannot be used: {entry.error}"
+    facts = [f"Source: {entry.source}." if entry.source else "", f"Work: {entry.work}." if entry.work else ""]
+    outside = "" if entry.package == "fedspine" else f"Package: {entry.package}."
+    text = " ".join(part for part in (about, *facts, outside) if part)
+    wrapped = textwrap.wrap(text, columns - indent, break_long_words=False)
+    yield f"{entry.name:<{indent}}{wrapped[0]}"
+    yield from (" " * indent + line for line in wrapped[1:])

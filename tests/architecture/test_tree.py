@@ -28,6 +28,7 @@ SCRIPTS = (
     "setup",
     "test",
     "check",
+    "docs",
     "test-device",
     "test-arm64",
     "test-ort-training",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import signal
@@ -53,7 +54,8 @@ def _numbers(value: object) -> Iterator[float]:
 def test_the_quick_comparison_is_sane_and_goes_on_after_an_interruption(tmp_path: Path) -> None:
     """Sanity, not speed: what a comparison of the whole system must be able to do, at its smallest."""
     root = tmp_path / "out"
-    arguments = (str(QUICK), "--quick", "--out", str(root))
+    table = tmp_path / "rows.csv"
+    arguments = (str(QUICK), "--quick", "--out", str(root), "--csv", str(table))
     first, second = root / "runs" / "fedspine" / "seed-0", root / "runs" / "fedit" / "seed-0"
     with Run(*arguments, command="compare") as run:
         _wait_for(second / "updates", run)
@@ -76,6 +78,7 @@ def test_the_quick_comparison_is_sane_and_goes_on_after_an_interruption(tmp_path
     assert all(math.isfinite(number) for number in _numbers(json.loads((root / "summary.json").read_text())))
     assert "<svg" in (root / "comparison.html").read_text(encoding="utf-8")
     assert "| FedSpine |" in (root / "comparison.md").read_text(encoding="utf-8")
+    _check_rows(table)
 
 
 def _check_sane(summary: Summary) -> None:
@@ -94,7 +97,18 @@ def _check_sane(summary: Summary) -> None:
         assert {point.device_class for point in method.arms} == {"tx2", "nx", "agx"}
     assert summary.methods["oracle"].regret.median == 0.0
     assert summary.methods["fedspine"].regret.median is not None
-    assert {point.pruning_ratio for point in summary.methods["fedit"].arms} == {0.0}
+    assert {point.values["pruning_ratio"] for point in summary.methods["fedit"].arms} == {0.0}
+
+
+def _check_rows(path: Path) -> None:
+    """Four methods, one seed, three devices in two rounds, and a row for what was before training."""
+    rows = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    assert len(rows) == 4 * (1 + 2 * 3)
+    assert {row["method"] for row in rows} == {"fedspine", "fedit", "loraprune", "oracle"}
+    played = [row for row in rows if row["device_id"]]
+    assert {row["outcome"] for row in played} == {"accepted"}
+    for name in ("rank", "num_steps", "completion_s", "bytes_up", "bytes_down", "train_loss", "round_perplexity"):
+        assert all(float(row[name]) > 0 for row in played), name
 
 
 @pytest.fixture

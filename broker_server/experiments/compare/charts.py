@@ -9,7 +9,7 @@ from functools import partial
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from broker_server.experiments.compare.summary_schema import ArmPoint, Figure, MethodSummary, Summary
+from broker_server.experiments.compare.summary_schema import ArmAxis, ArmPoint, Figure, MethodSummary, Summary
 from broker_server.experiments.compare.tables import final_quality, sparse_quality
 from broker_server.serving.report.charts import COLOURS, WIDE, draw, quality_axis
 from broker_server.serving.report.quality import bytes_text, duration_text, metric_name
@@ -34,7 +34,7 @@ def all_charts(summary: Summary) -> list[str]:
         charts.append(partial(idle, summary))
     for method in methods:
         if _changes(method.arms):
-            charts += [partial(ratios_by_class, method), partial(ranks_by_class, method)]
+            charts += [partial(arms_by_class, method, axis) for axis in summary.axes]
     return [draw(chart, number) for number, chart in enumerate(charts)]
 
 
@@ -106,26 +106,18 @@ def idle(summary: Summary, axes: Axes) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
 
 
-def ratios_by_class(method: MethodSummary, axes: Axes) -> None:
-    """Mean pruning ratio of each class over the rounds."""
-    _by_class(method, axes, lambda point: point.pruning_ratio)
-    axes.set(title=f"{method.label}: pruning ratio by class of device", xlabel="round")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
-
-
-def ranks_by_class(method: MethodSummary, axes: Axes) -> None:
-    """Mean rank of each class over the rounds."""
-    _by_class(method, axes, lambda point: point.rank)
-    axes.set(title=f"{method.label}: rank by class of device", xlabel="round")
-
-
-def _by_class(method: MethodSummary, axes: Axes, value: Callable[[ArmPoint], float]) -> None:
-    grouped = itertools.groupby(method.arms, key=lambda point: point.device_class)
+def arms_by_class(method: MethodSummary, arm_axis: ArmAxis, axes: Axes) -> None:
+    """Mean value of each class on one axis of the arms, over the rounds."""
+    played = [point for point in method.arms if arm_axis.name in point.values]
+    axes.set(title=f"{method.label}: {arm_axis.label} by class of device", xlabel="round")
+    if arm_axis.is_share:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    grouped = itertools.groupby(played, key=lambda point: point.device_class)
     for colour, (device_class, points) in zip(itertools.cycle(COLOURS), grouped, strict=False):
         known = list(points)
         axes.plot(
             [point.round_number for point in known],
-            [value(point) for point in known],
+            [point.values[arm_axis.name] for point in known],
             color=colour, marker="o", markersize=3, linewidth=1.5, label=device_class,
         )  # fmt: skip
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -181,7 +173,7 @@ def _looks() -> itertools.chain[tuple[str, str]]:
 
 def _changes(arms: Sequence[ArmPoint]) -> bool:
     """Whether more than one arm was played."""
-    return len({(point.pruning_ratio, point.rank) for point in arms}) > 1
+    return len({tuple(sorted(point.values.items())) for point in arms}) > 1
 
 
 def _plain(summary: Summary) -> list[MethodSummary]:

@@ -28,6 +28,10 @@ def compare(
     method: Annotated[list[str] | None, typer.Option(help="Only runs of this method; repeat it.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="Only runs with this seed; repeat it.")] = None,
     report_only: Annotated[bool, typer.Option("--report-only", help="Run nothing, write what is finished.")] = False,  # noqa: FBT002 - a flag
+    csv: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write a row for each method, seed, round and device, as CSV."),
+    ] = None,
 ) -> None:
     """Run methods x seeds as runs of their own, and set what came of them side by side.
 
@@ -47,6 +51,9 @@ def compare(
     keys = _wanted(comparison, method or [], seed or [])
     directory = ComparisonDirectory(out)
     play.check(comparison, directory)
+    if csv is not None and (csv.is_dir() or not csv.absolute().parent.is_dir()):
+        msg = f"--csv {csv} cannot be written: give the name of a file in a directory that is there"
+        raise ConfigError(msg)
     first = comparison.settings(comparison.run_keys[0])
     jobs = jobs or play.default_jobs(first.devices, is_emulated=bool(first.fleet))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -58,7 +65,7 @@ def compare(
                 results = play.Results(finished=play.load_finished(comparison, directory))
             else:
                 results = play.play(comparison, directory, keys, jobs, display)
-            _write(comparison, directory, results)
+            _write(comparison, directory, results, csv)
     except KeyboardInterrupt as error:
         msg = "interrupted, all processes ended; the same command goes on"
         raise InterruptedRunError(msg) from error
@@ -89,8 +96,9 @@ def _make(out: Path) -> None:
         raise RunExistsError(msg) from error
 
 
-def _write(comparison: Comparison, directory: ComparisonDirectory, results: Results) -> None:
-    """``summary.json``, and the tables and charts that are made of it."""
+def _write(comparison: Comparison, directory: ComparisonDirectory, results: Results, csv: Path | None) -> None:
+    """``summary.json``, the tables and charts that are made of it, and the rows where they are asked for."""
+    from broker_server.experiments.compare.csv_rows import to_csv  # noqa: PLC0415
     from broker_server.experiments.compare.page import render_page  # noqa: PLC0415
     from broker_server.experiments.compare.summarise import summarise  # noqa: PLC0415
     from broker_server.experiments.compare.summary_schema import encode_summary  # noqa: PLC0415
@@ -103,6 +111,9 @@ def _write(comparison: Comparison, directory: ComparisonDirectory, results: Resu
     write_atomically(directory.summary_json, encode_summary(summary))
     write_atomically(directory.tables, to_markdown(summary, level=1).encode())
     write_atomically(directory.page, render_page(summary).encode())
+    if csv is not None:
+        finished = [key for key in comparison.run_keys if key in results.finished]
+        write_atomically(csv, to_csv({key: directory.report(key) for key in finished}).encode())
 
 
 def _conclude(directory: ComparisonDirectory, results: Results, keys: Sequence[RunKey]) -> None:

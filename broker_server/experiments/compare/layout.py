@@ -14,7 +14,7 @@ from broker_server.experiments.compare.trace import Trace, trace_of
 from broker_server.experiments.run.layout import RunDirectory
 from broker_server.experiments.run.resolve import resolve
 from broker_server.experiments.run.settings import RunSettings
-from broker_server.serving.report.schema import decode_report
+from broker_server.serving.report.schema import Report, decode_report
 from broker_server.serving.storage.store import UPDATES_FOLDER
 from edge_runtime.formats.manifest import decode_manifest
 from edge_runtime.formats.names import MANIFEST_FILE
@@ -76,6 +76,15 @@ class ComparisonDirectory:
                 raise RunExistsError(msg)
         return Progress.FINISHED if directory.report_json.exists() else Progress.STARTED
 
+    def report(self, key: RunKey) -> Report:
+        """The report of a finished run.
+
+        Raises:
+            ReportError: it is damaged, or of another version.
+            OSError: it cannot be read.
+        """
+        return decode_report(self.run(key).report_json.read_bytes())
+
     def trace(self, key: RunKey) -> Trace:
         """What a finished run did.
 
@@ -84,9 +93,8 @@ class ComparisonDirectory:
             ManifestError: the manifest of its artifact is damaged.
             OSError: one of them cannot be read.
         """
-        run = self.run(key)
-        report = decode_report(run.report_json.read_bytes())
-        manifest = decode_manifest((run.artifacts / report.artifact_digest / MANIFEST_FILE).read_bytes())
+        report = self.report(key)
+        manifest = decode_manifest((self.run(key).artifacts / report.artifact_digest / MANIFEST_FILE).read_bytes())
         return trace_of(report, sum(ref.size_bytes for ref in manifest.files.values() if ref.on_device))
 
     def tidy(self, key: RunKey) -> None:

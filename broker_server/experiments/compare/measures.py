@@ -98,17 +98,17 @@ def outcomes(trace: Trace) -> Counter[str]:
     return Counter(play.outcome for entry in trace.rounds for play in entry.plays)
 
 
-def arms_by_class(traces: Sequence[Trace]) -> dict[str, dict[int, tuple[float, float]]]:
-    """Mean (pruning ratio, rank) that each class of devices played in each round, over the runs."""
-    played: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
+def arms_by_class(traces: Sequence[Trace]) -> dict[str, dict[int, dict[str, float]]]:
+    """Mean value on each axis that each class of devices played in each round, over the runs."""
+    played: dict[tuple[str, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for trace in traces:
         for entry in trace.rounds:
             for play in entry.plays:
-                played[play.device_class, entry.round_number].append((play.pruning_ratio, float(play.rank)))
-    curves: dict[str, dict[int, tuple[float, float]]] = defaultdict(dict)
-    for (device_class, round_number), arms in sorted(played.items()):
-        ratios, ranks = zip(*arms, strict=True)
-        curves[device_class][round_number] = (statistics.fmean(ratios), statistics.fmean(ranks))
+                for axis in trace.axes:
+                    played[play.device_class, entry.round_number][axis.name].append(float(axis.of(play.arm)))
+    curves: dict[str, dict[int, dict[str, float]]] = defaultdict(dict)
+    for (device_class, round_number), values in sorted(played.items()):
+        curves[device_class][round_number] = {name: statistics.fmean(known) for name, known in values.items()}
     return dict(curves)
 
 

@@ -13,6 +13,7 @@ from broker_server.errors import RunFailedError
 from broker_server.experiments.compare import measures
 from broker_server.experiments.compare.config import Comparison, Method, RunKey
 from broker_server.experiments.compare.summary_schema import (
+    ArmAxis,
     ArmPoint,
     Budget,
     CurvePoint,
@@ -67,6 +68,7 @@ def summarise(
         artifact_bytes=first.artifact_bytes,
         seeds=comparison.seeds,
         reference=comparison.reference,
+        axes=_axes(finished.values()),
         config=shown(comparison.shared),
         environment=environment(),
         methods={
@@ -184,10 +186,21 @@ def _method(
         curve=_curve(list(runs.values())),
         regret_curve=regret_curve,
         arms=tuple(
-            ArmPoint(device_class=name, round_number=number, pruning_ratio=ratio, rank=rank)
+            ArmPoint(device_class=name, round_number=number, values=values)
             for name, rounds in measures.arms_by_class(list(runs.values())).items()
-            for number, (ratio, rank) in sorted(rounds.items())
+            for number, values in sorted(rounds.items())
         ),
+    )
+
+
+def _axes(traces: Iterable[Trace]) -> tuple[ArmAxis, ...]:
+    """Every axis of the runs once, in their order."""
+    return tuple(
+        dict.fromkeys(
+            ArmAxis(name=axis.name, label=axis.label, is_share=axis.removes, is_whole=axis.kind is int)
+            for trace in traces
+            for axis in trace.axes
+        )
     )
 
 

@@ -13,7 +13,7 @@ from msgspec import UNSET, UnsetType
 
 from broker_server.serving.report.encoding import decode, encode
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,13 +65,25 @@ class RegretPoint(msgspec.Struct, frozen=True, kw_only=True):
     max: float
 
 
+class ArmAxis(msgspec.Struct, frozen=True, kw_only=True):
+    """One axis of the arms that were played."""
+
+    name: str
+    label: str
+    """For people."""
+    is_share: bool
+    """Whether its values are shares that are left out."""
+    is_whole: bool
+    """Whether its values are whole numbers."""
+
+
 class ArmPoint(msgspec.Struct, frozen=True, kw_only=True):
     """What a class of devices played in one round, mean over devices and seeds."""
 
     device_class: str
     round_number: int
-    pruning_ratio: float
-    rank: float
+    values: dict[str, float]
+    """By the name of the axis."""
 
 
 class MethodSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,7 +142,7 @@ class FailedRun(msgspec.Struct, frozen=True, kw_only=True):
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """The whole of ``summary.json``."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     title: str
     is_quick: bool
     created_at: float
@@ -146,6 +158,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     seeds: tuple[int, ...]
     reference: str
     """Method that the tables set the others against."""
+    axes: tuple[ArmAxis, ...]
+    """Of the arms that were played, in the order in which arms are written."""
     config: dict[str, str | int | float | bool]
     """Settings that all runs share; files without their folders."""
     environment: dict[str, str]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from msgspec import UnsetType
 
-from broker_server.experiments.compare.summary_schema import Figure, MethodSummary, Summary
+from broker_server.experiments.compare.summary_schema import ArmAxis, ArmPoint, Figure, MethodSummary, Summary
 from broker_server.serving.report.quality import bytes_text, duration_text, metric_name, metric_text
 
 NONE = "-"
@@ -241,16 +241,21 @@ def arms(summary: Summary) -> Table:
             third = max(1, len(known) // 3)
             cells = []
             for part in (known[:third], known[-third:]):
-                ratio = sum(point.pruning_ratio for point in part) / len(part)
-                rank = sum(point.rank for point in part) / len(part)
-                cells.append(f"{ratio:.2f} : {rank:.1f}")
+                means = [_mean(axis, part) for axis in summary.axes]
+                cells.append(" : ".join(mean for mean in means if mean))
             rows.append((method.label, device_class, *cells))
     return Table(
         title="Arms by class of device",
-        note="Mean pruning ratio : rank over devices, rounds and seeds.",
+        note=f"Mean {' : '.join(axis.label for axis in summary.axes)} over devices, rounds and seeds.",
         columns=("method", "class", "first third of the rounds", "last third"),
         rows=tuple(rows),
     )
+
+
+def _mean(axis: ArmAxis, points: Sequence[ArmPoint]) -> str:
+    """Mean value on an axis, with the digits that it deserves; empty where the arms have no such axis."""
+    values = [point.values[axis.name] for point in points if axis.name in point.values]
+    return f"{sum(values) / len(values):.{1 if axis.is_whole else 2}f}" if values else ""
 
 
 def final_quality(method: MethodSummary) -> Figure:

@@ -9,7 +9,8 @@ from typing import Final, Literal
 from broker_server.methods.rounds.types import Outcome
 from broker_server.serving.report.quality import metric_name
 from broker_server.serving.report.schema import DeviceEntry, Report, RoundEntry
-from edge_runtime.wire.messages import FailureReason
+from edge_runtime.wire.arms import LORA_AXES, Axes
+from edge_runtime.wire.messages import Arm, FailureReason
 
 Clock = Literal["emulated", "wall"]
 """What times are of: a modelled fleet, or this machine."""
@@ -38,8 +39,7 @@ class Play:
     """One device's part in one round."""
 
     device_class: str
-    pruning_ratio: float
-    rank: int
+    arm: Arm
     outcome: str
     completion_s: float | None
     """How long the round waited for it, at most until its end; None where nothing came."""
@@ -66,6 +66,8 @@ class Trace:
 
     task: Literal["text-classification", "causal-lm"]
     clock: Clock
+    axes: Axes
+    """Of the arms that were played."""
     points: tuple[Point, ...]
     """In order; the first is round 0."""
     rounds: tuple[RoundTrace, ...]
@@ -87,12 +89,13 @@ class Trace:
         return quality <= target if self.is_lower_better else quality >= target
 
 
-def trace_of(report: Report, artifact_bytes: int = 0) -> Trace:
+def trace_of(report: Report, artifact_bytes: int = 0, axes: Axes = LORA_AXES) -> Trace:
     """Read a run's report.
 
     Args:
         report: of a finished run.
         artifact_bytes: size of the files that a device downloads once; taken off its first download.
+        axes: what its arms are points on.
     """
     name = metric_name(report.task)
     clock = _clock(report)
@@ -118,6 +121,7 @@ def trace_of(report: Report, artifact_bytes: int = 0) -> Trace:
     return Trace(
         task=report.task,
         clock=clock,
+        axes=axes,
         points=tuple(points),
         rounds=tuple(_round(entry, clock) for entry in report.rounds if entry.round_number),
         final_quality=float(getattr(report.final, name)),
@@ -158,8 +162,7 @@ def _play(device: DeviceEntry, round_s: float) -> Play:
     is_infeasible = device.outcome == Outcome.TIMED_OUT or device.reason == FailureReason.INSUFFICIENT_MEMORY
     return Play(
         device_class=device.device_class or NO_CLASS,
-        pruning_ratio=device.pruning_ratio,
-        rank=device.rank,
+        arm=Arm(pruning_ratio=device.pruning_ratio, rank=device.rank),
         outcome=device.outcome,
         completion_s=None if device.completion_s is None else min(device.completion_s, round_s),
         num_attempts=device.attempt,

@@ -116,7 +116,10 @@ def test_arms_are_averaged_by_class_and_round() -> None:
 
     arms = measures.arms_by_class([trace([0.1, 0.2], devices=devices), trace([0.1, 0.2])])
 
-    assert arms == {"fast": {1: (0.25, 8.0)}, "slow": {1: (0.375, 6.0)}}
+    assert arms == {
+        "fast": {1: {"pruning_ratio": 0.25, "rank": 8.0}},
+        "slow": {1: {"pruning_ratio": 0.375, "rank": 6.0}},
+    }
 
 
 def test_the_median_of_mostly_never_is_nothing() -> None:

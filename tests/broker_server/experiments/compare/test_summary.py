@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import xml.etree.ElementTree as ET
@@ -21,8 +22,10 @@ from broker_server.experiments.compare.summary_schema import (
     json_schema,
 )
 from broker_server.experiments.compare.tables import all_tables, to_markdown
+from broker_server.experiments.compare.trace import Trace
 from tests.broker_server.experiments.compare.samples import DOCS, comparison, device, finished, trace
 from tests.broker_server.malformed import MALFORMED_REPORTS
+from tests.three_axes import AXES
 
 FAST = [0.2, 0.7, 0.85, 0.9, 0.9]
 SLOW = [0.2, 0.4, 0.6, 0.75, 0.82]
@@ -160,6 +163,30 @@ def test_tables_set_methods_against_the_reference() -> None:
     assert equal["FedIT"][2] == "-8.0"
     robust = [row for row in tables["Robustness"].rows if row[1] == "churn"]
     assert robust[0][2:4] == ("87.5%", "2 lost")
+
+
+def test_tables_and_charts_have_every_axis_that_arms_have() -> None:
+    wide = [with_third_axis(trace(FAST), first) for first in (1, 4)]
+    summary = summarise(comparison(), finished(fedspine=wide), {}, 0.0)
+    assert [axis.name for axis in summary.axes] == ["pruning_ratio", "rank", "batch_size"]
+    table = {table.title: table for table in all_tables(summary)}["Arms by class of device"]
+    assert table.note == "Mean pruning ratio : rank : batch size over devices, rounds and seeds."
+    assert {row[2:] for row in table.rows} == {("0.50 : 8.0 : 2.5", "0.50 : 8.0 : 5.5")}
+    plain = summarise(comparison(), finished(fedspine=[trace(FAST)]), {}, 0.0)
+    titles = "".join(all_charts(summary))
+    assert "FedSpine: batch size by class of device" in titles
+    assert "by class of device" not in "".join(all_charts(plain)), "only one arm was played"
+    assert decode_summary(encode_summary(summary)) == summary
+
+
+def with_third_axis(run: Trace, first: int) -> Trace:
+    """The run, with one example more in a batch in each round."""
+    rounds = []
+    for entry in run.rounds:
+        arms = [AXES.arm([*AXES.row(play.arm)[:2], first + entry.round_number - 1]) for play in entry.plays]
+        plays = tuple(dataclasses.replace(play, arm=arm) for play, arm in zip(entry.plays, arms, strict=True))
+        rounds.append(dataclasses.replace(entry, plays=plays))
+    return dataclasses.replace(run, axes=AXES, rounds=tuple(rounds))
 
 
 def test_every_row_of_a_table_has_every_column() -> None:

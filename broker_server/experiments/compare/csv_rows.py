@@ -1,0 +1,69 @@
+"""``--csv``: a row for each method, seed, round and device, for a spreadsheet or a data frame.
+
+Columns follow the report's own declaration (:mod:`broker_server.serving.report.schema`): a value that a report gains is
+a column here.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import typing
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+from msgspec import UNSET
+
+from broker_server.experiments.compare.config import RunKey
+from broker_server.serving.report.schema import DeviceEntry, Report, RoundEntry
+
+ROUND: Final = "round_"
+"""Before the names of columns that are of the round, not of the device."""
+_FORMULA: Final = ("=", "+", "-", "@", "\t")
+"""What begins a formula in a spreadsheet: text from devices does not."""
+
+Path = tuple[str, ...]
+"""Names of fields, one inside the other."""
+
+
+def to_csv(reports: Mapping[RunKey, Report]) -> str:
+    """All finished runs with a header, in the order of the mapping, then by round and device.
+
+    The evaluation of a round is on the row of each of its devices. A round without devices, as that before training, is
+    one row without a device.
+    """
+    of_device, of_round = paths(DeviceEntry), [path for path in paths(RoundEntry) if path != ("devices",)]
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    names = [path[-1] for path in of_device] + [f"{ROUND}{path[-1].removeprefix(ROUND)}" for path in of_round]
+    writer.writerow(["method", "seed", *names])
+    for key, report in reports.items():
+        for entry in report.rounds:
+            shared = [cell(entry, path) for path in of_round]
+            for device in entry.devices or (None,):
+                writer.writerow([key.method, key.seed, *(cell(device, path) for path in of_device), *shared])
+    return table.getvalue()
+
+
+def paths(kind: type[msgspec.Struct]) -> list[Path]:
+    """Every field of a struct, those of structs inside it in their place."""
+    found: list[Path] = []
+    for field in msgspec.structs.fields(kind):
+        types = [field.type, *typing.get_args(field.type)]
+        inside = next((one for one in types if isinstance(one, type) and issubclass(one, msgspec.Struct)), None)
+        is_many = typing.get_origin(field.type) is tuple
+        deeper = paths(inside) if inside is not None and not is_many else [()]
+        found += [(field.name, *path) for path in deeper]
+    return found
+
+
+def cell(value: object, path: Path) -> str:
+    """A field of a struct as text; empty where it, or a struct on the way, is not there."""
+    for name in path:
+        value = None if value is None else getattr(value, name)
+    if value is None or value is UNSET:
+        return ""
+    if isinstance(value, str):
+        return f"'{value}" if value.startswith(_FORMULA) else value
+    return str(value).lower() if isinstance(value, bool) else repr(value)

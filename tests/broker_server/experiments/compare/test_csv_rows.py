@@ -1,0 +1,70 @@
+"""``--csv``: every device's part in every round, with what the round was worth; whole, in UTF-8, and no formula."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import msgspec
+import pytest
+from typer.testing import CliRunner
+
+from broker_server.cli import app
+from broker_server.errors import ConfigError
+from broker_server.experiments.compare.config import RunKey
+from broker_server.experiments.compare.csv_rows import to_csv
+from tests.broker_server.experiments.compare.samples import DOCS, device, report
+
+SOME = report([0.2, 0.7, 0.85], sparse=[0.2, 0.6, 0.8])
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(text.splitlines()))
+
+
+def test_a_row_for_each_method_seed_round_and_device() -> None:
+    keys = [RunKey(method=name, seed=seed) for name in ("fedspine", "fedit+churn") for seed in (0, 1)]
+    found = rows(to_csv(dict.fromkeys(keys, SOME)))
+    assert [(row["method"], row["seed"]) for row in found[::5]] == [(key.method, str(key.seed)) for key in keys]
+    assert [(row["round_number"], row["device_id"]) for row in found[:5]] == [
+        ("0", ""), ("1", "device-1"), ("1", "device-2"), ("2", "device-1"), ("2", "device-2"),
+    ]  # fmt: skip
+
+
+def test_a_row_has_what_the_device_did_and_what_the_round_was_worth() -> None:
+    before, row, *_ = rows(to_csv({RunKey(method="fedspine", seed=0): SOME}))
+    expected = {
+        "device_id": "device-1", "device_class": "slow", "outcome": "accepted", "pruning_ratio": "0.5", "rank": "8",
+        "sparsity": "0.5", "completion_s": "10.0", "train_loss": "1.0", "bytes_up": "10", "bytes_down": "1010",
+        "round_accuracy": "0.7", "round_accuracy_at_sparsity": "0.6", "round_perplexity": "",
+        "round_emulated_s": "10.0", "reason": "", "round_is_deploy": "false",
+    }  # fmt: skip
+    assert {name: row[name] for name in expected} == expected
+    assert (before["round_accuracy"], before["outcome"], before["rank"]) == ("0.2", "", "")
+
+
+def test_every_column_is_documented_and_none_is_twice() -> None:
+    header = to_csv({}).strip().split(",")
+    text = (DOCS / "compare.md").read_text(encoding="utf-8")
+    assert len(set(header)) == len(header)
+    assert [name for name in header if f"`{name}`" not in text] == []
+
+
+def test_text_from_a_device_is_no_formula_and_breaks_no_row() -> None:
+    hostile = msgspec.structs.replace(device(1, 5.0), detail='=HYPERLINK("http://x"),\n"ü')
+    text = to_csv({RunKey(method="fedspine", seed=0): report([0.2, 0.7], devices={1: (hostile,)})})
+    assert "'=HYPERLINK" in text
+    (_, row) = csv.DictReader(text.splitlines(keepends=True))
+    assert row["detail"] == '\'=HYPERLINK("http://x"),\n"ü'
+    assert row["round_accuracy"] == "0.7"
+
+
+@pytest.mark.parametrize("name", ["missing/rows.csv", "."])
+def test_a_file_that_cannot_be_written_is_refused_before_anything_runs(name: str, tmp_path: Path) -> None:
+    quick = DOCS.parent / "benchmarks" / "compare" / "quick.toml"
+    out = tmp_path / "out"
+    arguments = ["compare", str(quick), "--quick", "--out", str(out), "--csv", str(tmp_path / name)]
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, ConfigError)
+    assert "--csv" in str(result.exception)
+    assert not out.exists()

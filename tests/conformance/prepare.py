@@ -42,7 +42,7 @@ Array = npt.NDArray[np.float32]
 
 TASKS: Final[dict[str, Task]] = {"bert": "text-classification", "llama": "causal-lm"}
 LABELS: Final = ("bad", "fair", "good")
-VOCAB_SIZE: Final = 96
+VOCAB_SIZE: Final = 36
 FULL_RANK: Final = 4
 NUM_GENERATED: Final = 12
 # Rank, and for each layer the heads (bert: 4, llama: 2 key/value heads of two query heads) and channels (40) that stay.
@@ -113,7 +113,7 @@ def _save_model(directory: Path, family: str) -> None:
     """A random Hugging Face model with a tokenizer of words."""
     sizes = {
         "vocab_size": VOCAB_SIZE,
-        "hidden_size": 32,
+        "hidden_size": 16,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "intermediate_size": 40,
@@ -145,7 +145,7 @@ def _write_examples(directory: Path, family: str) -> None:
         for _ in range(count):
             label = int(rng.integers(len(LABELS)))
             length = int(rng.integers(3, MAX_LENGTH))
-            ids = rng.integers(3 + 31 * label, 3 + 31 * (label + 1), length)
+            ids = rng.integers(3 + 11 * label, 3 + 11 * (label + 1), length)
             lines.append({"input_ids": ids.tolist()} | ({"label": LABELS[label]} if family == "bert" else {}))
         (directory / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 

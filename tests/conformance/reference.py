@@ -30,14 +30,14 @@ Array = npt.NDArray[np.float32]
 Tensors = dict[str, Array]
 
 NOTHING_MERGED: Final[Merged] = MappingProxyType({})
-MAX_LENGTH: Final = 24
+MAX_LENGTH: Final = 16
 HYPER_PARAMETERS: Final = HyperParameters(
     learning_rate=2e-3,
     weight_decay=0.01,
     lora_scaling=2.0,
     max_grad_norm=0.5,
     num_warmup_steps=3,
-    num_local_steps=8,
+    num_local_steps=6,
     batch_size=4,
     num_accumulation_steps=2,
     max_length=MAX_LENGTH,

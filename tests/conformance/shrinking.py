@@ -24,7 +24,7 @@ from edge_runtime.formats.plan import Plan
 from tests.conformance.reference import HYPER_PARAMETERS, Array, Reference, Tensors
 
 RANK: Final = 3
-SHRINKS_AT: Final = 5
+SHRINKS_AT: Final = 4
 """Before this step; AdamW has a history by then, and three steps to show that it kept it."""
 SCORED_EVERY: Final = 2
 SMOOTHING: Final = 0.9

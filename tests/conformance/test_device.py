@@ -5,6 +5,7 @@ Runs wherever the device runs, emulated aarch64 included. Tolerances are for flo
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
 from itertools import islice
@@ -59,9 +60,13 @@ class Case:
         return load_examples(self.directory / f"{name}.jsonl", self.artifact, self.given.max_length)
 
 
+# pytest makes a parametrised fixture anew whenever the tests change from one parameter to another and back.
+_case = functools.cache(Case)
+
+
 @pytest.fixture(scope="module", params=["fused", "staged"])
 def case(request: pytest.FixtureRequest, family_dir: Path) -> Case:
-    return Case(family_dir, request.param)
+    return _case(family_dir, request.param)
 
 
 @pytest.fixture
@@ -115,14 +120,15 @@ def test_training_follows_pytorch(case: Case, arm: dict[str, Any]) -> None:
 def test_a_cut_in_training_changes_no_bit(case: Case) -> None:
     """A checkpoint after the second step, taken up by another run: the losses and the adapter of the first."""
     arm, kept = case.arms[0], b""
+    given = msgspec.structs.replace(case.given, num_local_steps=4)
     history = History()
 
     def start() -> TrainingRun:
-        return case.trainer.start(case.plan(arm), arm["rank"], case.tensors(arm, "start"), case.given)
+        return case.trainer.start(case.plan(arm), arm["rank"], case.tensors(arm, "start"), given)
 
     def draw(num_steps: int) -> Iterator[Batch]:
-        drawn = batches(case.data("train"), case.given.batch_size, np.random.default_rng(case.given.seed))
-        return islice(drawn, num_steps * case.given.num_accumulation_steps, None)
+        drawn = batches(case.data("train"), given.batch_size, np.random.default_rng(given.seed))
+        return islice(drawn, num_steps * given.num_accumulation_steps, None)
 
     def on_step(step: int, _loss: float) -> None:
         nonlocal kept
@@ -131,10 +137,11 @@ def test_a_cut_in_training_changes_no_bit(case: Case) -> None:
             kept = b"".join(bytes(part) for part in encode_checkpoint(made))
 
     run = start()
-    train(run, draw(0), case.given, on_step, history=history)
+    train(run, draw(0), given, on_step, history=history)
     checkpoint, again = decode_checkpoint(kept), start()
     again.restore(checkpoint.state)
-    train(again, draw(2), case.given, history=checkpoint.history)
+    train(again, draw(2), given, history=checkpoint.history)
+    assert len(history.losses) == given.num_local_steps
     assert checkpoint.history.losses == history.losses
     for name, value in run.adapter().items():
         np.testing.assert_array_equal(again.adapter()[name], value)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.e2e
 def test_a_device_killed_in_the_middle_of_a_round_leaves_the_run_to_finish(
     prepared_classifier: Path, copy_of: Copy
 ) -> None:
-    root = copy_of(prepared_classifier)
+    root = copy_of(prepared_classifier, compact=False)
     with Run("--resume", "--out", str(root)) as run:
         wait_for_event(root, lambda event: isinstance(event, RoundStarted), run)
         run.child("start", "device-2").kill()
@@ -38,7 +38,7 @@ def test_a_device_killed_in_the_middle_of_a_round_leaves_the_run_to_finish(
 def test_a_killed_coordinator_keeps_accepted_updates_and_no_device_trains_twice(
     prepared_classifier: Path, copy_of: Copy
 ) -> None:
-    root = copy_of(prepared_classifier)
+    root = copy_of(prepared_classifier, compact=False)
     with Run("--resume", "--out", str(root)) as run:
         wait_for_event(root, lambda event: isinstance(event, RoundStarted), run)
         run.child("start", "device-3").suspend()  # so that the round stays open
@@ -70,7 +70,7 @@ def test_a_killed_coordinator_keeps_accepted_updates_and_no_device_trains_twice(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 def test_no_process_outlives_the_run(number: signal.Signals, prepared_classifier: Path, copy_of: Copy) -> None:
-    root = copy_of(prepared_classifier)
+    root = copy_of(prepared_classifier, compact=False)
     with Run("--resume", "--out", str(root)) as run:
         wait_for_event(root, lambda event: isinstance(event, RoundStarted), run)
         processes = run.descendants()
@@ -85,7 +85,7 @@ def test_no_process_outlives_the_run(number: signal.Signals, prepared_classifier
 
 
 def test_an_interrupted_run_resumes(prepared_classifier: Path, copy_of: Copy) -> None:
-    root = copy_of(prepared_classifier)
+    root = copy_of(prepared_classifier, compact=False)
     with Run("--resume", "--out", str(root)) as run:
         wait_for_event(root, lambda event: isinstance(event, UpdateAccepted), run)
         run.send(signal.SIGINT)

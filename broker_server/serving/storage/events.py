@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -81,10 +81,17 @@ class EventLog:
     After :meth:`hold` lines wait for :meth:`settle`, so that nothing is told that is not on disk.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, told: Callable[[AnyEvent], None] | None = None) -> None:
+        """Open the file.
+
+        Args:
+            path: of the file.
+            told: called with each event once it is written.
+        """
         self._file: IO[bytes] = path.open("a+b")
+        self._told = told
         self._is_holding = False
-        self._held: list[bytes] = []
+        self._held: list[AnyEvent] = []
         if self._file.tell() > 0:
             self._file.seek(-1, os.SEEK_END)
             if self._file.read(1) != b"\n":
@@ -92,7 +99,7 @@ class EventLog:
 
     def write(self, event: AnyEvent) -> None:
         """Append one event."""
-        self._held.append(msgspec.json.encode(event) + b"\n")
+        self._held.append(event)
         if not self._is_holding:
             self.settle()
 
@@ -108,9 +115,12 @@ class EventLog:
     def settle(self) -> None:
         """Write what was gathered."""
         if self._held:
-            self._file.write(b"".join(self._held))
+            self._file.write(b"".join(msgspec.json.encode(event) + b"\n" for event in self._held))
             self._file.flush()
-            self._held.clear()
+            settled, self._held = self._held, []
+            if self._told is not None:
+                for event in settled:
+                    self._told(event)
 
     def close(self) -> None:
         """Close the file; what was not settled is dropped."""

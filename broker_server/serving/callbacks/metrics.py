@@ -1,0 +1,60 @@
+"""A round and a report as named numbers, for what draws curves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from broker_server.serving.report.build import quality_fields
+from broker_server.serving.report.schema import Report
+from broker_server.serving.storage.records import DeviceRecord, EvaluationRecord, RoundRecord
+from edge_runtime.formats.manifest import Task
+
+
+def round_metrics(record: RoundRecord, task: Task) -> dict[str, float]:
+    """Figures of a round: ``held_out/...``, ``held_out_at_sparsity/...``, ``round/...``, ``device/FIGURE/DEVICE``.
+
+    What was not measured is absent.
+    """
+    found = {
+        **_quality("held_out", record.evaluation, task),
+        **_quality("held_out_at_sparsity", record.sparse, task),
+        "round/seconds": record.seconds,
+        "round/accepted_updates": float(sum(device.outcome == "accepted" for device in record.devices)),
+        "round/bytes_up": float(sum(device.bytes_up or 0 for device in record.devices)),
+        "round/bytes_down": float(sum(device.bytes_down or 0 for device in record.devices)),
+    }
+    if record.emulated_s is not None:
+        found["round/emulated_seconds"] = record.emulated_s
+    for device in record.devices:
+        found |= {f"device/{name}/{device.device_id}": value for name, value in _of_device(device)}
+    return found
+
+
+def final_metrics(report: Report) -> dict[str, float]:
+    """Figures of a finished run: ``final/...``, and ``compact/...`` where there is a compact model."""
+    parts = {"final": report.final, "compact": report.compact}
+    return {
+        f"{part}/{name}": float(value)
+        for part, struct in parts.items()
+        if struct is not None
+        for name, value in msgspec.structs.asdict(struct).items()
+        if isinstance(value, int | float)
+    }
+
+
+def _quality(where: str, evaluation: EvaluationRecord | None, task: Task) -> dict[str, float]:
+    if evaluation is None:
+        return {}
+    accuracy, perplexity = quality_fields(task, evaluation.loss, evaluation.accuracy)
+    figures = {"loss": evaluation.loss, "accuracy": accuracy, "perplexity": perplexity}
+    return {f"{where}/{name}": value for name, value in figures.items() if isinstance(value, float)}
+
+
+def _of_device(device: DeviceRecord) -> Iterator[tuple[str, float]]:
+    yield "pruning_ratio", device.pruning_ratio
+    yield "rank", float(device.rank)
+    for name, value in (("train_loss", device.train_loss), ("completion_seconds", device.completion_s)):
+        if value is not None:
+            yield name, value

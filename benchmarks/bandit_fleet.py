@@ -21,11 +21,11 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from broker_server.config import parse_arms
 from broker_server.methods.rounds.machine import MAX_ATTEMPTS
 from broker_server.methods.rounds.types import Outcome
 from broker_server.methods.scheduler import ArmOutcome, Scheduler, SchedulerContext, make_scheduler
 from broker_server.methods.scheduler.reward import ADAPTER_SHARE, LOSS_SHARE, Credit, credit_round
+from edge_runtime.wire.arms import parse_arms
 from edge_runtime.wire.measures import LocalEvaluation
 from edge_runtime.wire.messages import Arm, FailureReason
 

@@ -77,13 +77,16 @@ def test_every_module_of_the_device_belongs_to_a_part(trees: dict[str, ast.Modul
     assert parts == set(MAY_IMPORT)
 
 
+RUNTIME_EXTRAS = ("text", "server", "tensorboard", "mlflow")
+
+
 def test_every_foreign_import_is_declared_as_a_dependency(
     trees: dict[str, ast.Module], rooms: list[str], project: dict[str, Any]
 ) -> None:
     extras = project["project"]["optional-dependencies"]
     declared = {
         _distribution(requirement)
-        for requirement in project["project"]["dependencies"] + extras["text"] + extras["server"]
+        for requirement in sum((extras[name] for name in RUNTIME_EXTRAS), project["project"]["dependencies"])
     }
     provider = metadata.packages_distributions()
     tops = {target.split(".")[0] for tree in trees.values() for target in imported(tree)}

@@ -85,9 +85,9 @@ def _entry(name: str) -> MethodEntry:
 
 def _paragraph(entry: MethodEntry, indent: int, columns: int) -> Iterator[str]:
     about = f"{entry.label}: {entry.about}." if not entry.error else f"cannot be used: {entry.error}"
-    facts = [f"Source: {entry.source}." if entry.source else "", f"Work: {entry.work}." if entry.work else ""]
+    notes = [f"Source: {entry.source}." if entry.source else "", f"Work: {entry.work}." if entry.work else ""]
     outside = "" if entry.package == "fedspine" else f"Package: {entry.package}."
-    text = " ".join(part for part in (about, *facts, outside) if part)
+    text = " ".join(part for part in (about, *notes, outside) if part)
     wrapped = textwrap.wrap(text, columns - indent, break_long_words=False)
     yield f"{entry.name:<{indent}}{wrapped[0]}"
     yield from (" " * indent + line for line in wrapped[1:])

@@ -22,7 +22,7 @@ MIN_LENGTH: Final = 2
 """Shortest ``max_length``, and shortest causal-lm window, tokens: one to read, one to predict."""
 
 _TOKENIZE_AT_ONCE: Final = 512
-_LETTERS_AT_ONCE: Final = 4_000_000
+_CHARACTERS_AT_ONCE: Final = 4_000_000
 """Texts that wait for the tokenizer: so many at most, and so many letters and a text more."""
 
 logger = logging.getLogger(__name__)
@@ -98,15 +98,15 @@ class _Loader:
     def load(self) -> None:
         """Read all."""
         waiting: list[Example] = []
-        num_letters = 0
+        num_characters = 0
         for example in self._reader:
             if example.label is not None:
                 self.labels.append(self._class(example.label))
             waiting.append(example)
-            num_letters += len(example.text or example.input_ids or "")
-            if len(waiting) == _TOKENIZE_AT_ONCE or num_letters > _LETTERS_AT_ONCE:
+            num_characters += len(example.text or example.input_ids or "")
+            if len(waiting) == _TOKENIZE_AT_ONCE or num_characters > _CHARACTERS_AT_ONCE:
                 self._add(waiting)
-                waiting, num_letters = [], 0
+                waiting, num_characters = [], 0
         self._add(waiting)
         for warning in self._reader.warnings():
             logger.warning("%s", warning)

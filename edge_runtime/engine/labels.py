@@ -16,7 +16,7 @@ Label = str | int
 _NUMBER: Final = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _INDEX: Final = re.compile(r"0|[1-9]\d{0,8}", re.ASCII)
 _SHOWN_CLASSES: Final = 20
-_SHOWN_LETTERS: Final = 40
+_SHOWN_CHARACTERS: Final = 40
 
 
 class Classes:
@@ -61,7 +61,7 @@ class Classes:
         more = ", ..." if len(self._names) > _SHOWN_CLASSES else ""
         indices = f" (or 0 to {len(self._names) - 1}, their indices)" if can_be_index and not self._by_value else ""
         folded = _folded(str(label))
-        near = next((f" (but {name[:_SHOWN_LETTERS]!a})" for name in self._names if _folded(name) == folded), "")
+        near = next((f" (but {name[:_SHOWN_CHARACTERS]!a})" for name in self._names if _folded(name) == folded), "")
         return f"has the label {shown(label)}, which {owner} does not have{near}; known: {known}{more}{indices}"
 
 
@@ -104,4 +104,4 @@ def _folded(name: str) -> str:
 
 def _plain(name: str) -> str:
     """A name as it is, where that is printable and short."""
-    return name if name.isprintable() and len(name) <= _SHOWN_LETTERS else shown(name)
+    return name if name.isprintable() and len(name) <= _SHOWN_CHARACTERS else shown(name)

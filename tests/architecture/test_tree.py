@@ -98,12 +98,12 @@ def test_measured_figures_say_how_when_and_where(root: Path) -> None:
     texts = {path: path.read_text(encoding="utf-8") for path in sorted((root / "docs").glob("*.md"))}
     sections = {path: measured.findall(text) for path, text in texts.items()}
     assert any(sections.values())
-    facts = {"command": r"(python|fedspine|scripts/)\S*", "date": r"20\d\d-\d\d-\d\d", "machine": r"\d cores"}
+    needed = {"command": r"(python|fedspine|scripts/)\S*", "date": r"20\d\d-\d\d-\d\d", "machine": r"\d cores"}
     assert not [
         f"{path.name}: no {fact}"
         for path, found in sections.items()
         for section in found
-        for fact, pattern in facts.items()
+        for fact, pattern in needed.items()
         if not re.search(pattern, section)
     ]
     modules = re.findall(r"python -m (benchmarks\.\w+)", "".join(texts.values()))

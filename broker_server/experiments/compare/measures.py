@@ -14,7 +14,7 @@ from typing import Final
 
 from broker_server.experiments.compare.trace import Point, Trace
 
-LEARNT_AFTER: Final = 10
+EXPLORED_AFTER: Final = 10
 """Rounds after which a bandit should know what is infeasible (``late_infeasible_plays_ratio``)."""
 
 

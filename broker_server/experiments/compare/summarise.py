@@ -175,7 +175,7 @@ def _method(
         regret_exponent=measures.growth_exponent([point.median for point in regret_curve]),
         infeasible_plays_ratio=over_seeds(measures.infeasible_plays_ratio),
         late_infeasible_plays_ratio=over_seeds(
-            lambda t: measures.infeasible_plays_ratio(t, after_round=measures.LEARNT_AFTER)
+            lambda t: measures.infeasible_plays_ratio(t, after_round=measures.EXPLORED_AFTER)
         ),
         idle_ratio=over_seeds(measures.idle_ratio),
         total_time_s=over_seeds(_time_s),

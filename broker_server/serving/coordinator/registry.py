@@ -27,7 +27,7 @@ class _Session:
     """Sessions before this one, oldest first."""
     replaced_at: float = 0.0
     is_online: bool = True
-    letters: Bucket = dataclasses.field(default_factory=Bucket)
+    messages: Bucket = dataclasses.field(default_factory=Bucket)
     chunks: Bucket = dataclasses.field(default_factory=Bucket)
 
 
@@ -83,7 +83,7 @@ class Registry:
     def may_write(self, device_id: str, now: float) -> bool:
         """Whether a letter of a device is read; those beyond :data:`MESSAGES` are not."""
         session = self._sessions.get(device_id)
-        return session is not None and session.letters.take(MESSAGES, now)
+        return session is not None and session.messages.take(MESSAGES, now)
 
     def may_pull(self, device_id: str, num_chunks: int, allowance: Allowance, now: float) -> bool:
         """Whether a device gets the chunks that it asks for."""

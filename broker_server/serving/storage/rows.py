@@ -62,11 +62,11 @@ def save_participants(connection: sa.Connection, round_number: int, participants
         connection.execute(_SAVE_ASSIGNMENT, rows)
 
 
-def save_scheduler(connection: sa.Connection, learnt: SchedulerState | None) -> None:
+def save_scheduler(connection: sa.Connection, scheduler_state: SchedulerState | None) -> None:
     """Write what a scheduler learnt (None: nothing)."""
-    if learnt is None:
+    if scheduler_state is None:
         return
-    row = {"name": learnt.scheduler, "state": msgspec.json.encode(learnt.state).decode()}
+    row = {"name": scheduler_state.scheduler, "state": msgspec.json.encode(scheduler_state.state).decode()}
     connection.execute(_SAVE_SCHEDULER, row)
 
 

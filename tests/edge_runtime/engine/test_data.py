@@ -307,7 +307,7 @@ def test_long_lists_of_tokens_do_not_wait_for_others(
         waiting.append(len(some))
         add(loader, some)
 
-    monkeypatch.setattr(data, "_LETTERS_AT_ONCE", 100)
+    monkeypatch.setattr(data, "_CHARACTERS_AT_ONCE", 100)
     monkeypatch.setattr(data._Loader, "_add", count)
     assert len(examples(write(*[{"input_ids": [4] * 60, "label": 1}] * 6), make_artifact(), 3)) == 6
     assert max(waiting) == 2

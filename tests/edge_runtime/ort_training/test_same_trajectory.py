@@ -23,9 +23,9 @@ def test_200_steps_are_those_of_the_portable_engine(
     exported: Exported, artifact: Artifact, arm: Any, run_there: RunThere, tmp_path: Path
 ) -> None:
     out, num_steps = tmp_path / "course.npz", HYPER_PARAMETERS.num_local_steps
-    course = "tests.edge_runtime.ort_training.trajectories"
+    trajectory = "tests.edge_runtime.ort_training.trajectories"
 
-    done = run_there(course, exported.artifact, exported.models, arm.pruning_ratio, arm.rank, num_steps, out)
+    done = run_there(trajectory, exported.artifact, exported.models, arm.pruning_ratio, arm.rank, num_steps, out)
 
     assert done.returncode == 0, done.stderr
     expected = play(Trainer(artifact, num_threads=1), artifact, arm.pruning_ratio, arm.rank, num_steps)

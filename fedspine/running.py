@@ -18,7 +18,9 @@ from broker_server.experiments.run.layout import RunDirectory, default_root
 from broker_server.experiments.run.progress import QuietDisplay, make_display
 from broker_server.experiments.run.resolve import resolve, said_of_file
 from broker_server.experiments.run.resume import check_changes
+from broker_server.experiments.run.settings import RunSettings
 from broker_server.naming import as_key
+from broker_server.options import options_of
 from broker_server.serving.report.quality import metric_name
 from broker_server.serving.report.schema import Report, decode_report
 from broker_server.serving.storage.adapters import ADAPTERS_FOLDER, PEFT_FOLDER
@@ -143,9 +145,8 @@ def run(
 
 def _declare_settings() -> None:
     """Let help() and editors show the settings as they are declared, once, for the command."""
-    own = {"out", "config", "resume", "password_file"}
-    options = inspect.signature(command.run).parameters
-    types = {name: _plain(option.annotation) for name, option in options.items() if name not in own}
+    parameters = inspect.signature(command.run).parameters
+    types = {name: _plain(parameters[name].annotation) for name in options_of(RunSettings)}
     settings = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
         for name, kind in types.items()

@@ -6,10 +6,14 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Final
 
+import msgspec
+
 from broker_server.errors import ConfigError
 from broker_server.naming import option_name, said_of
-from broker_server.ranges import MOST, Range, Words, check_fields
+from broker_server.ranges import Words, check_fields
 from edge_runtime.benchmark.protocol import BenchmarkRequest
+from edge_runtime.bounds import limits
+from edge_runtime.bounds.fields import Count, Positive
 from edge_runtime.formats.manifest import BaseDtype, Task
 from edge_runtime.wire.arms import ArmError, parse_arms
 from edge_runtime.wire.messages import Arm, HyperParameters
@@ -30,28 +34,28 @@ QUOTABLE_RUNS: Final = 5
 class BenchSettings:
     """Everything that decides what is measured. The optimizer is the same for all: AdamW, clipped at 1."""
 
-    model: Annotated[str, Words()]
+    model: Words
     """Directory or hub id of a pretrained model."""
     task: Task
-    batch_size: Annotated[int, Range(1, MOST)]
-    length: Annotated[int, Range(2, MOST)]
+    batch_size: Positive
+    length: Annotated[int, msgspec.Meta(ge=2, le=limits.MOST)]
     """Tokens of every example."""
     arm: Arm
     targets: str
     """Linear layers with LoRA factors, ``A,B,...``; empty = all."""
     base: BaseDtype
     """Type of the frozen weights in the artifact; peers that know no artifact take the checkpoint's, as float32."""
-    runs: Annotated[int, Range(1, 1_000)]
+    runs: Annotated[int, msgspec.Meta(ge=1, le=1_000)]
     """Processes of each contender."""
-    steps: Annotated[int, Range(1, 1_000_000)]
+    steps: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
     """Steps of each process that are timed."""
-    threads: Annotated[int, Range(1, 4_096)]
+    threads: Annotated[int, msgspec.Meta(ge=1, le=4_096)]
     against: tuple[str, ...]
     """Peers, see :data:`broker_server.benchmark.contenders.PEERS`."""
-    num_labels: Annotated[int, Range(2, MOST)] | None
+    num_labels: Annotated[int, msgspec.Meta(ge=2, le=limits.MOST)] | None
     """Classes, where the checkpoint has no classifier."""
-    seed: Annotated[int, Range(0, MOST)]
-    ort_python: Annotated[str, Words()]
+    seed: Count
+    ort_python: Words
     """Interpreter of the environment that scripts/setup-ort-training makes."""
 
     def __post_init__(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import shutil
 from pathlib import Path
@@ -13,6 +12,7 @@ from broker_server.experiments.run.job import prepare_run
 from broker_server.experiments.run.progress import PlainDisplay
 from broker_server.experiments.run.resolve import resolve
 from broker_server.experiments.run.settings import RunSettings
+from broker_server.options import changed
 from tests.e2e.rows import Copy, write_rows
 
 
@@ -94,8 +94,7 @@ def copy_of(tmp_path: Path) -> Copy:
         root = tmp_path / "run"
         shutil.copytree(prepared, root)
         settings = resolve({}, root / "run.toml")
-        changed: RunSettings = dataclasses.replace(settings, **changes)  # type: ignore[arg-type]
-        (root / "run.toml").write_text(changed.to_toml())
+        (root / "run.toml").write_text(changed(settings, changes).to_toml())
         return root
 
     return copy

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from broker_server.experiments.run.job import prepare_run
 from broker_server.experiments.run.progress import PlainDisplay
 from broker_server.experiments.run.settings import RunSettings
+from broker_server.options import changed
 from edge_runtime.formats.manifest import decode_manifest
 from tests.conftest import save_bert_classifier
 
@@ -43,10 +43,10 @@ def test_the_head_is_chosen_by_the_data_and_the_choice_is_said(
 ) -> None:
     model = save_bert_classifier(tmp_path / "model", ("land", "sea"))
     data = rows(tmp_path / "data.jsonl", given)
-    changes = {"model": str(model), "data": data, "test": "", "devices": 1} | options
+    changes = {"model": str(model), "data": str(data), "test": "", "devices": 1} | options
     said = io.StringIO()
 
-    prepare_run(dataclasses.replace(classify_settings, **changes), tmp_path / "run", PlainDisplay(said))  # type: ignore[arg-type]
+    prepare_run(changed(classify_settings, changes), tmp_path / "run", PlainDisplay(said))
 
     assert "note: " in said.getvalue()
     assert part in said.getvalue()

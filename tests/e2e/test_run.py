@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from broker_server.experiments.run.preparation import free_port
 from broker_server.experiments.run.settings import RunSettings
+from broker_server.options import changed
 from broker_server.serving.report.schema import decode_report
 from broker_server.serving.services.broker import find_mosquitto
 from edge_runtime.bounds.limits import MAX_MESSAGE_BYTES
@@ -124,7 +124,7 @@ def test_an_earlier_artifact_is_used_and_a_compact_model_can_be_left_out(
 ) -> None:
     (artifact,) = (prepared_classifier / "artifacts").iterdir()
     config = tmp_path / "settings.toml"
-    settings = dataclasses.replace(classify_settings, artifact=str(artifact), compact=False, rounds=1)
+    settings = changed(classify_settings, {"artifact": str(artifact), "compact": False, "rounds": 1})
     config.write_text(settings.to_toml())
     root = tmp_path / "run"
 

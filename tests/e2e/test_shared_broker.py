@@ -48,7 +48,7 @@ def test_each_run_has_the_updates_of_its_own_devices_and_no_others(
             artifact=str(artifact),
             broker=broker_url,
             data=str(data),
-            devices=num_devices,
+            num_devices=num_devices,
             compact=False,
         )
         (tmp_path / f"{name}.toml").write_text(settings.to_toml())

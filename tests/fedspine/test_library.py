@@ -16,8 +16,9 @@ import pytest
 
 import fedspine
 from broker_server.errors import ConfigError, RunExistsError
-from broker_server.experiments.run.command import run as run_command
 from broker_server.experiments.run.progress import PlainDisplay, QuietDisplay, make_display
+from broker_server.experiments.run.settings import RunSettings
+from broker_server.options import options_of
 from broker_server.serving.report.schema import decode_report, encode_report
 from tests.broker_server import report_samples
 
@@ -90,9 +91,8 @@ def test_every_public_name_is_there_and_no_other() -> None:
 def test_run_takes_the_options_of_the_command() -> None:
     own = {"out", "config", "resume"}
     library = inspect.signature(fedspine.run).parameters
-    command = inspect.signature(run_command).parameters
     assert own < set(library)
-    assert set(library) - {"quiet"} == set(command) - {"password_file"}
+    assert set(library) - {"quiet"} == set(options_of(RunSettings)) | own
     assert library["rounds"].annotation == int | None
 
 

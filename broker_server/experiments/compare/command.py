@@ -55,7 +55,7 @@ def compare(
         msg = f"--csv {csv} cannot be written: give the name of a file in a directory that is there"
         raise ConfigError(msg)
     first = comparison.settings(comparison.run_keys[0])
-    jobs = jobs or play.default_jobs(first.devices, is_emulated=bool(first.fleet))
+    jobs = jobs or play.default_jobs(first.num_devices, is_emulated=first.is_emulated)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     _make(out)

@@ -18,7 +18,7 @@ from broker_server.naming import as_key, malformed
 from edge_runtime.bounds.fields import NAME
 from edge_runtime.errors import FedSpineError
 from edge_runtime.system.registry import nearest
-from edge_runtime.wire.arms import ArmError, parse_arms
+from edge_runtime.wire.arms import ArmError
 
 SAME_FOR_ALL: Final = frozenset(
     {
@@ -214,9 +214,9 @@ def _methods(file: ComparisonFile, names: tuple[str, ...], shared: Settings) -> 
     except (ConfigError, ArmError) as error:
         raise as_key(error, "[run] ") from error
     facts = Shared(
-        rounds=settings.rounds,
-        sparsity=settings.sparsity,
-        arms=parse_arms(settings.arms),
+        rounds=settings.training.num_rounds,
+        sparsity=settings.sparsity or 0.0,
+        arms=settings.arms,
     )
     methods = {name: _method(name, file.method.get(name), facts) for name in names}
     return (*methods.values(), *_under_scenarios(file, methods))

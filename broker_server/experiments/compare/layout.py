@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import shutil
 from pathlib import Path
@@ -14,6 +13,7 @@ from broker_server.experiments.compare.trace import Trace, trace_of
 from broker_server.experiments.run.layout import RunDirectory
 from broker_server.experiments.run.resolve import resolve
 from broker_server.experiments.run.settings import RunSettings
+from broker_server.options import flat
 from broker_server.serving.report.schema import Report, decode_report
 from broker_server.serving.storage.store import UPDATES_FOLDER
 from edge_runtime.formats.manifest import decode_manifest
@@ -66,8 +66,8 @@ class ComparisonDirectory:
                 msg = f"{directory.root} is not an empty directory, and no run: remove it, or give another --out"
                 raise RunExistsError(msg)
             return Progress.NEW
-        made = dataclasses.asdict(resolve({}, directory.settings_file))
-        for name, value in dataclasses.asdict(wanted).items():
+        made = flat(resolve({}, directory.settings_file))
+        for name, value in flat(wanted).items():
             if name not in PATHS and made[name] != value:
                 msg = (
                     f"{directory.root} was run with {name} = {made[name]!r}, the comparison now says {value!r}: "

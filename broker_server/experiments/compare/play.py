@@ -138,7 +138,7 @@ class _Pool:
 
     def room(self, jobs: int) -> int:
         """Runs that may be under way: one until step times are measured, for which the machine must be quiet."""
-        is_emulated = any(self._comparison.settings(key).fleet for key in self._comparison.run_keys)
+        is_emulated = any(self._comparison.settings(key).is_emulated for key in self._comparison.run_keys)
         return 1 if is_emulated and not self._directory.calibration.exists() else jobs
 
     def start(self, key: RunKey) -> None:

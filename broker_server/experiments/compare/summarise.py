@@ -64,7 +64,7 @@ def summarise(
         task=first.task,
         clock=first.clock,
         target=comparison.target,
-        sparsity=comparison.settings(comparison.run_keys[0]).sparsity,
+        sparsity=comparison.settings(comparison.run_keys[0]).sparsity or 0.0,
         artifact_bytes=first.artifact_bytes,
         seeds=comparison.seeds,
         reference=comparison.reference,
@@ -83,7 +83,7 @@ def summarise(
 def shown(settings: Mapping[str, object]) -> dict[str, str | int | float | bool]:
     """Settings for people: files without their folders."""
     return {
-        name: Path(value).name if name in {"model", "data", "test", "fleet"} and isinstance(value, str) else value
+        name: Path(value).name if name in {"model", "data", "test", "emulate"} and isinstance(value, str) else value
         for name, value in settings.items()
         if isinstance(value, str | int | float | bool)
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import os
 import signal
@@ -17,9 +16,10 @@ import typer
 
 from broker_server.errors import InterruptedRunError
 from broker_server.experiments.run.layout import RunDirectory, default_root
-from broker_server.experiments.run.options import HELP, PANEL, Panel
 from broker_server.experiments.run.resolve import resolve, said_of_file
 from broker_server.experiments.run.settings import RunSettings
+from broker_server.naming import option_name
+from broker_server.options import Panel, options_of, renamed
 from edge_runtime.link.address import PASSWORD_VARIABLE, read_password
 
 _OWN = {
@@ -58,7 +58,7 @@ def run(**options: object) -> None:
     Raises:
         FedSpineError: see docs/exit-codes.md.
     """
-    given = {name: value for name, value in options.items() if value is not None}
+    given = _renamed({name: value for name, value in options.items() if value is not None})
     resume = bool(given.pop("resume", None))
     out, config = (Path(str(value)) if (value := given.pop(name, None)) else None for name in ("out", "config"))
     if (password_file := given.pop("password_file", None)) is not None:
@@ -68,6 +68,15 @@ def run(**options: object) -> None:
     settings = None if resume else resolve(given, config)
     with said_of_file(given, config):
         _execute(settings, given, out or default_root(Path(), resume=resume))
+
+
+def _renamed(given: Mapping[str, object]) -> dict[str, object]:
+    """The options under the names that they have now, with a line for each that had another."""
+    now = renamed(given, RunSettings)
+    for old, new in zip(given, now, strict=True):
+        if old != new:
+            sys.stderr.write(f"fedspine: note: {option_name(old)} is called {option_name(new)} now\n")
+    return now
 
 
 def _check_resumed(given: list[str]) -> None:
@@ -102,19 +111,20 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _setting_types() -> dict[str, object]:
-    hints = typing.get_type_hints(RunSettings)
+def _option_types() -> dict[str, object]:
     types: dict[str, object] = {}
-    for field in dataclasses.fields(RunSettings):
-        kind = str if typing.get_origin(hints[field.name]) is typing.Literal else hints[field.name]
-        option = typer.Option(help=field.metadata[HELP], rich_help_panel=field.metadata[PANEL])
-        types[field.name] = Annotated[kind | None, option]
+    for name, one in options_of(RunSettings).items():
+        kind = one.kind.__origin__ if typing.get_origin(one.kind) is Annotated else one.kind
+        kind = str if typing.get_origin(kind) is typing.Literal else kind
+        types[name] = Annotated[kind | None, typer.Option(help=one.help, rich_help_panel=one.panel)]
+        if one.formerly:
+            types[one.formerly] = Annotated[kind | None, typer.Option(hidden=True)]
     return types
 
 
 def _declare_options() -> None:
-    """Give :func:`run` the signature that typer reads: all settings, all optional."""
-    types = _setting_types() | _OWN
+    """Give :func:`run` the signature that typer reads: all options, none of them needed."""
+    types = _option_types() | _OWN
     parameters = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
         for name, kind in types.items()

@@ -20,12 +20,12 @@ def settle_fleet(settings: RunSettings, directory: RunDirectory, artifact_digest
         EngineError: the artifact or the examples cannot be used.
         DiskFullError: there is no space.
     """
-    fleet = load_fleet(settings.fleet).dealt(settings.device_ids)
+    fleet = load_fleet(settings.emulate).dealt(settings.device_ids)
     shared = directory.calibration_file(settings.calibration)
     workload = Workload(
-        batch_size=settings.batch_size,
-        num_accumulation_steps=settings.accumulation_steps,
-        max_length=settings.max_length,
+        batch_size=settings.training.batch_size,
+        num_accumulation_steps=settings.training.num_accumulation_steps,
+        max_length=settings.training.max_length,
         source=read_summary(directory).source,
     )
     data = max(map(directory.device_data, settings.device_ids), key=lambda path: path.stat().st_size)
@@ -40,7 +40,7 @@ def read_fleet(settings: RunSettings, directory: RunDirectory) -> Fleet | None:
     Raises:
         ConfigError: its file cannot be used.
     """
-    return load_fleet(directory.fleet_file) if settings.fleet else None
+    return load_fleet(directory.fleet_file) if settings.is_emulated else None
 
 
 def fleet_entry(fleet: Fleet | None) -> FleetEntry | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from functools import partial
@@ -16,6 +15,7 @@ from broker_server.experiments.run.emulate import fleet_entry, read_fleet
 from broker_server.experiments.run.layout import JobState, RunDirectory
 from broker_server.experiments.run.preparation import model_name, read_summary
 from broker_server.experiments.run.settings import EMBEDDED_BROKERS, RunSettings
+from broker_server.options import flat
 from broker_server.serving.evaluation.parallel import evaluate_in_parts
 from broker_server.serving.report.build import RunSummary, build_report, quality_fields
 from broker_server.serving.report.page import render_page
@@ -45,7 +45,7 @@ def measure_compact(settings: RunSettings, directory: RunDirectory, num_threads:
     """
     result = _evaluate(settings, directory, num_threads)
     model = CompactModel.open(directory.compact, num_threads=num_threads)
-    latency = model.latency(length=settings.max_length)
+    latency = model.latency(length=settings.training.max_length)
     loss = result.loss if math.isfinite(result.loss) else None
     accuracy, perplexity = quality_fields(settings.task, loss, result.accuracy)
     compact = Compact(
@@ -73,9 +73,9 @@ def measure_compact(settings: RunSettings, directory: RunDirectory, num_threads:
 def _evaluate(settings: RunSettings, directory: RunDirectory, num_threads: int) -> EvaluationResult:
     """Quality on all held-out examples; read with the artifact, whose tokenizer is the compact model's."""
     artifact = Artifact.open(next(directory.artifacts.glob("[!.]*")), verify=False)
-    dataset = load_examples(directory.test_file, artifact, settings.max_length)
+    dataset = load_examples(directory.test_file, artifact, settings.training.max_length)
     model = CompactModel.open(directory.compact, num_threads=1)
-    evaluate = partial(model.evaluate, max_length=settings.max_length, batch_size=settings.batch_size)
+    evaluate = partial(model.evaluate, max_length=settings.training.max_length, batch_size=settings.training.batch_size)
     return evaluate_in_parts(dataset, [evaluate] * num_threads)
 
 
@@ -165,9 +165,9 @@ def _prompt(test_file: Path) -> str:
 
 def _shown_settings(settings: RunSettings) -> dict[str, str | int | float | bool]:
     """Settings for the report: names of files without their folders, and a broker without its password."""
-    shown = dataclasses.asdict(settings)
-    for field in ("model", "artifact", "adapter", "data", "test", "fleet", "calibration"):
-        shown[field] = Path(shown[field]).name if shown[field] else ""
+    shown = flat(settings)
+    for field in ("model", "artifact", "adapter", "data", "test", "emulate", "calibration"):
+        shown[field] = Path(str(shown[field])).name
     if settings.broker not in EMBEDDED_BROKERS:
         shown["broker"] = str(BrokerAddress.parse(settings.broker))
     return shown

@@ -154,7 +154,7 @@ class Job:
         self._directory = directory
         self._supervisor = supervisor
         self._display = display
-        self._view = RunView(settings.task, settings.device_ids, settings.rounds)
+        self._view = RunView(settings.task, settings.device_ids, settings.training.num_rounds)
 
     def prepare(self) -> None:
         """Export the model and split the data, side by side where one does not need the other."""
@@ -172,10 +172,10 @@ class Job:
                 export = None
                 data = preparation.named_classes(data, decode_manifest(self._manifest_bytes()).labels)
             preparation.write_split(self._settings, data, self._directory)
-            for line in data_lines(data, self._settings.devices):
+            for line in data_lines(data, self._settings.num_devices):
                 self._display.step(line)
             self._finish_export(export)
-            preparation.check_length(self._settings.max_length, decode_manifest(self._manifest_bytes()))
+            preparation.check_length(self._settings.training.max_length, decode_manifest(self._manifest_bytes()))
             self._name_artifact()
             if self._settings.adapter:
                 self._start_from(Path(self._settings.adapter))
@@ -183,10 +183,11 @@ class Job:
     def train(self) -> None:
         """All rounds that are left, with servers and devices as processes of their own."""
         if TRAINING_STEP in self.state.done:
-            self._display.step(f"all {plural(self._settings.rounds, 'round')} are done; --rounds N trains more")
+            rounds = plural(self._settings.training.num_rounds, "round")
+            self._display.step(f"all {rounds} are done; --rounds N trains more")
             return
         self._save(begun(self._settings, self.state))
-        if self._settings.fleet and CALIBRATE not in self.state.done:
+        if self._settings.is_emulated and CALIBRATE not in self.state.done:
             with self._step(CALIBRATE):
                 self._display.step("emulated fleet: step times, measured where no run has yet")
                 settle_fleet(self._settings, self._directory, self.state.artifact_digest or "")
@@ -233,7 +234,7 @@ class Job:
         events = EventReader(self._directory.events_file)
         for event in events.new_events():  # of earlier sessions
             self._view.apply(event)
-        self._display.step(f"training begins on {plural(self._settings.devices, 'device')}")
+        self._display.step(f"training begins on {plural(self._settings.num_devices, 'device')}")
         place = Place(broker_url=broker_url, fleet=config.fleet)
         fleet = start_fleet(self._supervisor, self._settings, self._directory, servers, place)
         watch(fleet, events, self._view, self._display)
@@ -271,7 +272,7 @@ class Job:
         """Make an adapter that was trained before the one of round 0."""
         given, artifact = self._settings, Artifact.open(self._directory.artifacts / (self.state.artifact_digest or ""))
         adapter, root = read_adapter(path), self._directory.root
-        for note in start_from(adapter, artifact, root, given.max_rank, given.lora_scaling, given.seed):
+        for note in start_from(adapter, artifact, root, given.max_rank, given.training.lora_scaling, given.seed):
             self._display.step(f"note: {note}")
 
     def _name_artifact(self) -> None:

@@ -29,7 +29,6 @@ from broker_server.serving.services.ports import check_port
 from edge_runtime.engine.json_lines import check_file
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.system.files import write_atomically
-from edge_runtime.wire.arms import parse_arms
 from models.errors import ModelError
 from models.heads import are_indices
 from models.sources import check_source
@@ -77,12 +76,12 @@ def check_settings(settings: RunSettings) -> None:
     if settings.broker in EMBEDDED_BROKERS:
         with said_of("broker"):
             find_broker(settings.broker)
-    with said_of("fleet"):
-        fleet = load_fleet(settings.fleet).dealt(settings.device_ids) if settings.fleet else None
+    with said_of("emulate"):
+        fleet = load_fleet(settings.emulate).dealt(settings.device_ids) if settings.is_emulated else None
     if settings.calibration:
         _check_calibration(Path(settings.calibration))
     with said_of("scheduler"):
-        make_scheduler(settings.scheduler, parse_arms(settings.arms), fleet_context(fleet, settings.rounds))
+        make_scheduler(settings.scheduler, settings.arms, fleet_context(fleet, settings.training.num_rounds))
 
 
 def _check_calibration(path: Path) -> None:
@@ -179,7 +178,7 @@ def write_split(settings: RunSettings, data: DataSet, directory: RunDirectory) -
     spec = parse_split(settings.split)
     split_field = LABEL if settings.fields.key is None else KEY
     rng = np.random.default_rng([settings.seed, 1])
-    parts = split(data.train, settings.devices, spec, rng, label_field=split_field, key_field=KEY)
+    parts = split(data.train, settings.num_devices, spec, rng, label_field=split_field, key_field=KEY)
     directory.data.mkdir(exist_ok=True)
     devices = []
     for device_id, part in zip(settings.device_ids, parts, strict=True):

@@ -95,14 +95,14 @@ def device_command(
     if memory_mb:
         command += ["--memory-limit", f"{memory_mb}MiB"]
     command += ["--nice", "0"]  # servers and devices share this machine as equals
-    if settings.fleet:
+    if settings.is_emulated:
         command += ["--mode", "fused", "--checkpoint-every", "0"]  # modelled time is that of this mode, and of no disk
     return [*command, "--holdout", str(NUM_HOLDOUT), "--exit-when-finished"]
 
 
 def device_threads(settings: RunSettings) -> int:
     """Threads of each device."""
-    return settings.threads or max(1, num_cores() // settings.devices)
+    return settings.threads or max(1, num_cores() // settings.num_devices)
 
 
 def num_cores() -> int:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from broker_server.errors import ConfigError
 from broker_server.experiments.run.settings import RunSettings
-from broker_server.naming import as_key, option_name, option_of
-from broker_server.ranges import check_values
+from broker_server.naming import as_key, option_of
+from broker_server.options import build, check_values, options_of, renamed
 from edge_runtime.errors import FedSpineError
 from edge_runtime.system.registry import nearest
 from edge_runtime.wire.arms import ArmError, parse_arms
@@ -50,8 +47,8 @@ def resolve(options: Mapping[str, object], config: Path | None = None, *, called
     """Settings from the task's defaults, under those of a TOML file, under the given options.
 
     Args:
-        options: field names to values; None = not given.
-        config: TOML file with field names as keys.
+        options: names of options to values; None = not given.
+        config: TOML file with names of options as keys.
         called: what the file is in messages.
 
     Raises:
@@ -63,15 +60,6 @@ def resolve(options: Mapping[str, object], config: Path | None = None, *, called
     in_file = {} if config is None else _read_toml(config, called)
     with said_of_file(given, config):
         return _settings({**in_file, **given})
-
-
-def changed(settings: RunSettings, changes: Mapping[str, object]) -> RunSettings:
-    """Settings with other values for some.
-
-    Raises:
-        ConfigError: a value of a wrong type or out of range; names the option.
-    """
-    return _settings({**dataclasses.asdict(settings), **changes})
 
 
 @contextlib.contextmanager
@@ -94,17 +82,9 @@ def said_of_file(given: Collection[str], config: Path | None) -> Iterator[None]:
 
 
 def _settings(given: Mapping[str, object]) -> RunSettings:
-    known = [field.name for field in dataclasses.fields(RunSettings)]
-    if unknown := sorted(set(given) - set(known)):
-        msg = f"key {unknown[0]!r} is not known; {nearest(unknown[0], known)}"
-        raise ConfigError(msg)
-    check_values(given, RunSettings, option_name)
-    try:
-        return msgspec.convert({**_defaults(given), **given}, RunSettings)
-    except msgspec.ValidationError as error:
-        if isinstance(error.__cause__, FedSpineError):
-            raise error.__cause__ from None
-        raise
+    given = renamed(given, RunSettings)
+    check_values(given, RunSettings)
+    return build(RunSettings, {**_defaults(given), **given})
 
 
 def _defaults(given: Mapping[str, object]) -> dict[str, object]:
@@ -141,8 +121,8 @@ def _read_toml(path: Path, called: str = "--config") -> dict[str, object]:
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         msg = f"{called} {path} cannot be read: it is no TOML ({error})"
         raise ConfigError(msg) from error
-    known = [field.name for field in dataclasses.fields(RunSettings)]
+    found, known = renamed(found, RunSettings), options_of(RunSettings)
     if unknown := sorted(set(found) - set(known)):
-        msg = f"{path}: key {unknown[0]!r} is not known; {nearest(unknown[0], known)}"
+        msg = f"{path}: key {unknown[0]!r} is not known; {nearest(unknown[0], tuple(known))}"
         raise ConfigError(msg)
     return found

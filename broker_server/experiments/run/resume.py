@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -14,9 +13,10 @@ import msgspec
 from broker_server.errors import ConfigError
 from broker_server.experiments.run.layout import JobState, RunDirectory
 from broker_server.experiments.run.processes import check_broker, take_password
-from broker_server.experiments.run.resolve import changed, resolve
+from broker_server.experiments.run.resolve import resolve
 from broker_server.experiments.run.settings import EMBEDDED_BROKERS, RunSettings
 from broker_server.naming import as_key, option_name
+from broker_server.options import changed, flat, renamed
 from broker_server.serving.report.build import TRAINING_STEP
 from broker_server.serving.report.quality import plural
 from broker_server.serving.storage.beginning import check_not_lost
@@ -85,12 +85,12 @@ def reopened(directory: RunDirectory, changes: Mapping[str, object]) -> tuple[Ru
 
 def begun(settings: RunSettings, state: JobState) -> JobState:
     """The state of a run whose first round is about to begin, or that goes on: it knows the settings from then on."""
-    return msgspec.structs.replace(state, begun_with=dataclasses.asdict(settings))
+    return msgspec.structs.replace(state, begun_with=flat(settings))
 
 
 def _check_kept(settings: RunSettings, state: JobState, directory: RunDirectory) -> None:
-    now = dataclasses.asdict(settings)
-    for name, before in state.begun_with.items():
+    now = flat(settings)
+    for name, before in renamed(state.begun_with, RunSettings).items():
         if name not in CHANGEABLE and now.get(name) != before:
             msg = (
                 f"{directory.settings_file}: {name} was {before!r} when the first round began and is {now.get(name)!r} "
@@ -103,22 +103,23 @@ def _still_done(settings: RunSettings, state: JobState, directory: RunDirectory,
     """Steps that need not be done again."""
     records = _finished_rounds(directory.root)
     num_done = records[-1].round_number if records else 0
+    num_rounds = settings.training.num_rounds
     where = contextlib.nullcontext() if is_option else _in_file(directory.settings_file)
     again: set[str] = set()
     with where:
-        if settings.rounds < num_done:
+        if num_rounds < num_done:
             msg = (
-                f"--rounds is {settings.rounds}, but {num_done} are done: give more to go on, or make the model after "
+                f"--rounds is {num_rounds}, but {num_done} are done: give more to go on, or make the model after "
                 f"an earlier round with `fedspine compact {directory.root} --round N`"
             )
             raise ConfigError(msg)
-        if settings.rounds > num_done and any(record.is_deploy for record in records):
+        if num_rounds > num_done and any(record.is_deploy for record in records):
             msg = (
-                f"--rounds is {settings.rounds}, but the last of {plural(num_done, 'round')} was a deploy round, which "
+                f"--rounds is {num_rounds}, but the last of {plural(num_done, 'round')} was a deploy round, which "
                 "ends a run: start a new one"
             )
             raise ConfigError(msg)
-    if settings.rounds > num_done:
+    if num_rounds > num_done:
         again = {TRAINING_STEP, COMPACT, MEASURE}
     elif any(getattr(settings, name) != state.begun_with.get(name) for name in ("compact", "quantize")):
         again = {COMPACT, MEASURE}

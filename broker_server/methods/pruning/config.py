@@ -5,42 +5,50 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Literal
 
-from broker_server.ranges import MOST, Range, check_fields
+import msgspec
+
+from broker_server.options import Panel, option
+from broker_server.ranges import Ratio, check_fields
 from edge_runtime.bounds import limits
+from edge_runtime.bounds.fields import Beta, Count, Positive
 from edge_runtime.formats.ranking import AUTOMATIC, PlanPolicy
 
-Count = Annotated[int, Range(0, MOST)]
-Positive = Annotated[int, Range(1, MOST)]
-Layers = Annotated[int, Range(AUTOMATIC, limits.MAX_LAYERS)]
+Layers = Annotated[int, msgspec.Meta(ge=AUTOMATIC, le=limits.MAX_LAYERS)]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PruningConfig:
     """Table ``[pruning]`` of ``config.toml``. Defaults: ratios are played in full from the first round on."""
 
-    importance: Literal["magnitude", "lora"] = "magnitude"
-    """``magnitude`` of the base weights, fixed; or ``lora``: LoRA gradients on the devices, aggregated each round,
-    beginning with magnitude."""
-    importance_every_steps: Positive = 5
-    """Optimizer steps of a device between two scores, with ``lora``."""
-    importance_smoothing: Annotated[float, Range(0, 1, below=True)] = 0.5
-    """Weight of the last round's global scores in the new ones, in [0, 1)."""
-    scope: Literal["layer", "global"] = "layer"
+    importance: Literal["magnitude", "lora"] = option(
+        Panel.PRUNING,
+        "what ranks heads and channels: magnitude of the base weights, fixed; or lora gradients on devices, aggregated "
+        "each round, beginning with magnitude",
+        "magnitude",
+    )
+    importance_every_steps: Positive = option(Panel.PRUNING, "steps between two scores on a device, with lora", 5)
+    importance_smoothing: Beta = option(
+        Panel.PRUNING, "weight of the last round's global scores in the new ones, in [0, 1)", 0.5
+    )
+    scope: Literal["layer", "global"] = option(
+        Panel.PRUNING, "layer: rank units in each layer; global: over all layers", "layer", name="prune_scope"
+    )
     """See :class:`edge_runtime.formats.ranking.PlanPolicy`."""
-    protect_first: Layers = AUTOMATIC
-    """Layers at the input that are never pruned; -1 = a tenth of all."""
-    protect_last: Layers = AUTOMATIC
-    """Layers at the output that are never pruned; -1 = one, of five layers or more."""
-    warmup_rounds: Count = 0
-    """Rounds before the ramp, without pruning."""
-    ramp_rounds: Count = 0
-    """Rounds in which a device's ratio grows to its arm's; 0 = at once."""
-    recovery_steps: Positive = 20
-    """Optimizer steps, at least, between two prunings inside an assignment."""
-    deploy_rounds: Count = 0
-    """Last rounds, in which every device trains the plan that is deployed, under importance that no longer changes."""
-    deploy_learning_rate_ratio: Annotated[float, Range(0, 1, above=True)] = 0.5
-    """Learning rate of the first deploy round as a fraction of the peak; cosine from there (ours)."""
+    protect_first: Layers = option(Panel.PRUNING, "first layers that stay whole; -1 = a tenth of all", AUTOMATIC)
+    protect_last: Layers = option(Panel.PRUNING, "last layers that stay whole; -1 = one, of five or more", AUTOMATIC)
+    warmup_rounds: Count = option(
+        Panel.PRUNING, "rounds without pruning, before the ramp", 0, name="ramp_warmup_rounds"
+    )
+    ramp_rounds: Count = option(Panel.PRUNING, "rounds of the cubic ramp to an arm's ratio; 0 = at once", 0)
+    recovery_steps: Positive = option(Panel.PRUNING, "least steps between two prunings inside an assignment", 20)
+    deploy_rounds: Count = option(
+        Panel.PRUNING,
+        "last rounds, in which all devices train the plan of --sparsity, under importance that no longer changes",
+        0,
+    )
+    deploy_learning_rate_ratio: Ratio = option(
+        Panel.PRUNING, "the first deploy round's share of the learning rate; cosine from there", 0.5
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -73,7 +73,7 @@ def test_a_method_cannot_change_what_is_exported(setting: dict[str, object]) -> 
 def test_a_run_s_settings_are_the_shared_ones_under_the_method_s_and_its_seed() -> None:
     settings = comparison().settings(RunKey(method="fedit", seed=1), artifact=Path("a"), calibration=Path("c.json"))
 
-    assert (settings.rounds, settings.seed, settings.arms) == (4, 1, "0.0:8")
+    assert (settings.training.num_rounds, settings.seed, settings.arms) == (4, 1, parse_arms("0.0:8"))
     assert (settings.aggregation, settings.scheduler) == ("fedit", "fixed")
     assert (settings.artifact, settings.calibration, settings.compact) == ("a", "c.json", False)
 
@@ -106,8 +106,8 @@ def test_a_method_may_play_more_rounds_and_its_preset_s_shares_follow() -> None:
     long = comparison(methods=["fedspine", "long"], method={"long": {"preset": "fedspine", "rounds": 40}})
     key = next(key for key in long.run_keys if key.method == "long")
 
-    assert long.settings(key).rounds == 40
-    assert long.settings(key).deploy_rounds == 12
+    assert long.settings(key).training.num_rounds == 40
+    assert long.settings(key).pruning.deploy_rounds == 12
     assert long.method("fedspine").settings["deploy_rounds"] == 1  # of 4
 
 
@@ -120,11 +120,11 @@ def test_a_new_head_is_made_by_the_export_that_the_runs_share(tmp_path: Path) ->
 
 
 def test_a_scenario_runs_methods_again_under_its_settings() -> None:
-    found = comparison(scenario={"slow": {"methods": ["fedit"], "fleet": "slow.toml"}})
+    found = comparison(scenario={"slow": {"methods": ["fedit"], "emulate": "slow.toml"}})
 
     assert [method.name for method in found.methods] == ["fedspine", "fedit", "fedit+slow"]
     again = found.method("fedit+slow")
-    assert (again.base, again.scenario, again.settings["fleet"]) == ("fedit", "slow", "slow.toml")
+    assert (again.base, again.scenario, again.settings["emulate"]) == ("fedit", "slow", "slow.toml")
     assert again.settings["aggregation"] == "fedit"
 
 
@@ -193,7 +193,7 @@ def test_the_classification_comparisons_are_as_large_as_was_asked_for(name: str)
 
     settings = found.settings(found.run_keys[0])
     assert len(found.seeds) >= 3
-    assert settings.devices >= 10
+    assert settings.num_devices >= 10
     assert settings.split == "dirichlet:0.5"
     assert settings.sparsity == 0.5
-    assert settings.fleet
+    assert settings.is_emulated

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from pathlib import Path
 
 import msgspec
@@ -15,6 +14,7 @@ from broker_server.experiments.run.layout import JobState, RunDirectory
 from broker_server.experiments.run.resolve import resolve
 from broker_server.experiments.run.resume import CHANGEABLE, COMPACT, MEASURE, begun, reopened
 from broker_server.experiments.run.settings import RunSettings
+from broker_server.options import options_of
 from broker_server.serving.report.build import TRAINING_STEP
 from broker_server.serving.storage.records import EvaluationRecord, RoundRecord
 from broker_server.serving.storage.store import STATE_FILE, Store
@@ -34,7 +34,7 @@ def a_run(
     evaluation = EvaluationRecord(loss=1.0, accuracy=0.5, num_targets=9, is_complete=True, evaluate_s=0.1)
     with contextlib.closing(Store.open(root)) as store:
         for number in range(finished + 1):
-            deploy = number > rounds - settings.deploy_rounds
+            deploy = number > rounds - settings.pruning.deploy_rounds
             record = RoundRecord(
                 round_number=number, seconds=1.0, elapsed_s=1.0, evaluation=evaluation, devices=(), is_deploy=deploy
             )
@@ -47,8 +47,8 @@ def test_a_finished_run_with_more_rounds_trains_again_and_keeps_that(tmp_path: P
 
     settings, state = reopened(directory, {"rounds": 5})
 
-    assert (settings.rounds, state.done) == (5, ("prepare",))
-    assert resolve({}, directory.settings_file).rounds == 5
+    assert (settings.training.num_rounds, state.done) == (5, ("prepare",))
+    assert resolve({}, directory.settings_file).training.num_rounds == 5
     assert directory.load_state() == state
 
 
@@ -59,7 +59,7 @@ def test_more_rounds_may_stand_in_the_file(tmp_path: Path) -> None:
 
     settings, state = reopened(directory, {})
 
-    assert (settings.rounds, TRAINING_STEP in state.done) == (3, False)
+    assert (settings.training.num_rounds, TRAINING_STEP in state.done) == (3, False)
 
 
 def test_a_finished_run_with_the_same_rounds_stays_as_it_is(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_finished_run_with_the_same_rounds_stays_as_it_is(tmp_path: Path) -> N
 def test_an_interrupted_run_may_have_fewer_rounds_but_not_fewer_than_are_done(tmp_path: Path) -> None:
     directory = a_run(tmp_path, rounds=9, finished=3, done=("prepare",))
 
-    assert reopened(directory, {"rounds": 4})[0].rounds == 4
+    assert reopened(directory, {"rounds": 4})[0].training.num_rounds == 4
     before = directory.settings_file.read_bytes()
     with pytest.raises(ConfigError, match=r"^--rounds is 2, but 3 are done: give more .*fedspine compact .* --round N"):
         reopened(directory, {"rounds": 2})
@@ -97,6 +97,28 @@ def test_what_a_run_keeps_cannot_be_changed_in_its_file(tmp_path: Path) -> None:
         ConfigError, match=r"run\.toml: learning_rate was 0\.003 when the first round began and is 0\.1"
     ):
         reopened(directory, {"rounds": 4})
+
+
+def as_written_before(directory: RunDirectory) -> None:
+    """Names and values of earlier releases: ``fleet`` for ``emulate``, an empty one for none, fewer options."""
+    lines = directory.settings_file.read_text().splitlines(keepends=True)
+    old = ['fleet = ""\n' if line.startswith("emulate = ") else line for line in lines]
+    directory.settings_file.write_text("".join(line for line in old if not line.startswith("max_grad_norm = ")))
+    state = directory.load_state()
+    begun_with = {name: value for name, value in state.begun_with.items() if name not in {"emulate", "max_grad_norm"}}
+    directory.save_state(msgspec.structs.replace(state, begun_with={**begun_with, "fleet": ""}))
+
+
+def test_a_run_of_an_earlier_release_goes_on(tmp_path: Path) -> None:
+    directory = a_run(tmp_path, rounds=2, finished=2)
+    as_written_before(directory)
+
+    settings, state = reopened(directory, {"rounds": 5})
+
+    assert (settings.training.num_rounds, settings.is_emulated, settings.training.max_grad_norm) == (5, False, 1.0)
+    assert state.done == ("prepare",)
+    assert "fleet = " not in directory.settings_file.read_text()
+    assert reopened(directory, {})[0] == settings
 
 
 def test_another_form_of_the_compact_model_is_made_anew(tmp_path: Path) -> None:
@@ -124,14 +146,14 @@ def test_a_lost_database_is_not_taken_for_a_run_without_rounds(tmp_path: Path) -
         reopened(directory, {"rounds": 5})
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(RunSettings)])
+@pytest.mark.parametrize("field", list(options_of(RunSettings)))
 def test_every_option_is_changeable_or_refused_with_those_that_are(
     field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     name = f"--{field.replace('_', '-')}"
-    kind = RunSettings.__annotations__[field]
-    given = [name] if kind == "bool" else [name, "1"]
+    kind = options_of(RunSettings)[field].kind
+    given = [name] if kind is bool else [name, "1"]
 
     code = cli.call(["run", "--resume", *given, "--out", "none"])
 

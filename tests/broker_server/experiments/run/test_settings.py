@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import typing
 from pathlib import Path
 
 import pytest
 import typer.main
 
+from broker_server import cli
 from broker_server.cli import app
 from broker_server.errors import ConfigError
 from broker_server.experiments.run import preparation
-from broker_server.experiments.run.options import HELP
 from broker_server.experiments.run.processes import take_password
 from broker_server.experiments.run.resolve import resolve
 from broker_server.experiments.run.settings import RunSettings
+from broker_server.options import options_of
+from edge_runtime.errors import ExitCode
 from edge_runtime.link.address import PASSWORD_VARIABLE
-from edge_runtime.wire.arms import ArmError
+from edge_runtime.wire.arms import ArmError, parse_arms
 
 CLASSIFY = {"task": "text-classification", "model": "m", "data": "d.jsonl"}
 
@@ -26,7 +27,7 @@ def test_without_options_the_built_in_model_learns_docstrings_split_by_package()
     settings = resolve({})
 
     assert (settings.task, settings.model, settings.data) == ("causal-lm", "", "")
-    assert (settings.devices, settings.split) == (4, "by-key")
+    assert (settings.num_devices, settings.split) == (4, "by-key")
 
 
 def test_a_file_overrides_defaults_and_options_override_the_file(tmp_path: Path) -> None:
@@ -35,7 +36,8 @@ def test_a_file_overrides_defaults_and_options_override_the_file(tmp_path: Path)
 
     settings = resolve({"rounds": 7, "devices": None}, config)
 
-    assert (settings.rounds, settings.seed, settings.arms, settings.devices) == (7, 5, "0.5:4", 4)
+    assert (settings.training.num_rounds, settings.seed, settings.num_devices) == (7, 5, 4)
+    assert settings.arms == parse_arms("0.5:4")
 
 
 def test_settings_survive_their_file(tmp_path: Path) -> None:
@@ -44,6 +46,32 @@ def test_settings_survive_their_file(tmp_path: Path) -> None:
     config.write_text(settings.to_toml())
 
     assert resolve({}, config) == settings
+
+
+def test_emulated_classes_under_their_earlier_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve({"fleet": "jetson"}).emulate == "jetson"
+    assert not resolve({"fleet": ""}).is_emulated
+
+    assert cli.call(["run", "--fleet", "none.toml"]) == ExitCode.USAGE
+
+    note, error = capsys.readouterr().err.splitlines()
+    assert note == "fedspine: note: --fleet is called --emulate now"
+    assert "--emulate: fleet none.toml cannot be read" in error
+
+
+@pytest.mark.parametrize(("written", "norm"), [(0.0, None), (0, None), (0.5, 0.5)])
+def test_clipping_reaches_the_coordinator_and_0_is_off(written: float, norm: float | None, tmp_path: Path) -> None:
+    settings = resolve({"max_grad_norm": written})
+    config = settings.coordinator_config(
+        run_id="run", broker_url="", artifact_url="http://localhost/", artifact_digest=""
+    )
+    (tmp_path / "run.toml").write_text(settings.to_toml())
+
+    assert config.training.max_grad_norm == norm
+    assert resolve({}, tmp_path / "run.toml") == settings
 
 
 def test_class_balance_reaches_the_coordinator() -> None:
@@ -107,7 +135,8 @@ def test_every_setting_is_an_option_of_the_command_line() -> None:
 
     options = {parameter.name for parameter in command.params}
 
-    assert options == {field.name for field in dataclasses.fields(RunSettings)} | {
+    assert options == {one.name for one in options_of(RunSettings).values()} | {
+        "fleet",
         "out",
         "resume",
         "config",
@@ -143,12 +172,10 @@ def test_settings_without_a_password_stay_as_they_are() -> None:
 
 
 def test_help_of_an_option_names_its_choices_and_one_default() -> None:
-    hints = typing.get_type_hints(RunSettings)
-    for field in dataclasses.fields(RunSettings):
-        text: str = field.metadata[HELP]
-        assert text.count("(default:") <= 1, field.name
-        if typing.get_origin(hints[field.name]) is typing.Literal:
-            assert all(choice in text for choice in typing.get_args(hints[field.name])), field.name
+    for name, one in options_of(RunSettings).items():
+        assert one.help.count("(default:") <= 1, name
+        if typing.get_origin(one.kind) is typing.Literal:
+            assert all(choice in one.help for choice in typing.get_args(one.kind)), name
 
 
 @pytest.mark.parametrize(

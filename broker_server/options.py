@@ -1,0 +1,294 @@
+"""Options: a setting is declared once, by the field of the class that owns it. Command line and files read that.
+
+A class of settings holds others. A person sees all options side by side, by their names: those of the command line, of
+``run.toml`` and of a comparison's tables. ``config.toml`` has a table for each class, with the names of its fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import json
+import tomllib
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from broker_server.errors import ConfigError
+from broker_server.naming import option_name, said_of
+from broker_server.ranges import check_value
+from edge_runtime.system.registry import nearest
+
+T = TypeVar("T")
+
+Scalar = str | int | float | bool
+"""A value as it is written."""
+
+
+class Panel(enum.StrEnum):
+    """Groups of options in ``fedspine run --help``, in this order."""
+
+    MODEL = "Model and data"
+    TRAINING = "Training"
+    PRUNING = "Pruning"
+    RESULT = "Result"
+    PROCESSES = "Processes"
+    EMULATION = "Emulated devices"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Written:
+    """How a value is written, where that is not the value itself."""
+
+    kind: Any
+    """Annotation of what is written, with its range."""
+    read: Callable[[Any], Any]
+    write: Callable[[Any], Scalar]
+
+
+def zero_for_none(kind: object, zero: Scalar) -> Written:
+    """None is written as 0, which the value itself is never.
+
+    Args:
+        kind: annotation of the number, 0 included.
+        zero: 0, as an integer or a float.
+    """
+    return Written(kind, lambda value: value or None, lambda value: zero if value is None else value)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """A declared option."""
+
+    name: str
+    """As people write it, with underscores."""
+    path: tuple[str, ...]
+    """Field of the class of settings, through the classes that it holds."""
+    kind: Any
+    """Annotation of what is written, with its range."""
+    help: str
+    panel: Panel
+    formerly: str
+    """Name that it had in earlier releases, still read; empty = none."""
+    written: Written | None
+
+
+_DECLARED: Final = "option"
+_WRITTEN: Final = "written"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Declared:
+    panel: Panel
+    help: str
+    name: str
+    formerly: str
+
+
+def option(
+    panel: Panel,
+    text: str,
+    default: object = dataclasses.MISSING,
+    *,
+    name: str = "",
+    formerly: str = "",
+    by: str = "",
+    written: Written | None = None,
+) -> Any:  # noqa: ANN401 - as dataclasses.field
+    """A field that is an option of the command line too.
+
+    Args:
+        panel: where ``--help`` shows it.
+        text: what it means.
+        default: of the field; none = a value is needed, which ``fedspine run`` takes from the task.
+        name: of the option, where that is not the field's.
+        formerly: its name in earlier releases.
+        by: what decides where nothing is said, if that is not the default of the field.
+        written: how a value is written, if that is not the value itself.
+    """
+    shown = by or ("task" if default is dataclasses.MISSING else "")
+    if "(default:" not in text:
+        text += f" (default: by {shown})" if shown else f" (default: {default})" if default not in {"", None} else ""
+    declared = _Declared(panel=panel, help=f"{text}.", name=name, formerly=formerly)
+    return dataclasses.field(default=default, metadata={_DECLARED: declared, _WRITTEN: written})
+
+
+def options_of(kind: type) -> Mapping[str, Option]:
+    """Options of a class of settings and of those that it holds, by name, panel by panel."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    found: dict[str, Option] = {}
+    for field in dataclasses.fields(kind):
+        hint, declared, written = hints[field.name], field.metadata.get(_DECLARED), field.metadata.get(_WRITTEN)
+        if declared is not None:
+            name = declared.name or field.name
+            found[name] = Option(
+                name=name,
+                path=(field.name,),
+                kind=hint if written is None else written.kind,
+                help=declared.help,
+                panel=declared.panel,
+                formerly=declared.formerly,
+                written=written,
+            )
+        elif dataclasses.is_dataclass(hint):
+            inner = options_of(typing.cast("type", hint)).values()
+            found |= {one.name: dataclasses.replace(one, path=(field.name, *one.path)) for one in inner}
+    panels = list(Panel)
+    return dict(sorted(found.items(), key=lambda item: panels.index(item[1].panel)))
+
+
+def renamed(values: Mapping[str, T], kind: type) -> dict[str, T]:
+    """The values under the names that options have now, where they have those of earlier releases."""
+    names = {one.formerly: one.name for one in options_of(kind).values() if one.formerly}
+    return {names.get(name, name): value for name, value in values.items()}
+
+
+def check_values(values: Mapping[str, object], kind: type) -> None:
+    """Refuse a value that an option could not have.
+
+    Args:
+        values: by name of the option.
+        kind: class of settings.
+
+    Raises:
+        ConfigError: an unknown name; or names the option, its value, and what is permitted.
+    """
+    options = options_of(kind)
+    for name, value in values.items():
+        if name not in options:
+            msg = f"key {name!r} is not known; {nearest(name, tuple(options))}"
+            raise ConfigError(msg)
+        check_value(option_name(name), value, options[name].kind)
+
+
+def build(kind: type[T], values: Mapping[str, object]) -> T:
+    """Settings from the values of options, as they are written.
+
+    Raises:
+        ConfigError: see :func:`check_values`, or the class refuses them.
+        ArmError: an arm outside its range.
+    """
+    check_values(values, kind)
+    tree: dict[str, Any] = {}
+    options = options_of(kind)
+    for name, value in values.items():
+        one = options[name]
+        *tables, last = one.path
+        table = functools.reduce(lambda table, key: table.setdefault(key, {}), tables, tree)
+        with said_of(name):
+            table[last] = _read(value, one.kind, one.written)
+    return _made(kind, tree)
+
+
+def changed(settings: T, changes: Mapping[str, object]) -> T:
+    """Settings whose fields are all options, with other values for some.
+
+    Raises:
+        ConfigError: see :func:`build`.
+        ArmError: an arm outside its range.
+    """
+    return build(type(settings), {**flat(settings), **changes})
+
+
+def flat(settings: object) -> dict[str, Scalar]:
+    """Values of all options, by name, as they are written; without those that are None."""
+    found: dict[str, Scalar] = {}
+    for name, one in options_of(type(settings)).items():
+        value: Any = functools.reduce(getattr, one.path, settings)
+        if one.written is not None:
+            value = one.written.write(value)
+        if value is not None:
+            found[name] = value
+    return found
+
+
+def flat_toml(settings: object) -> str:
+    """All options as TOML, by name."""
+    return "".join(f"{name} = {toml_value(value)}\n" for name, value in flat(settings).items())
+
+
+def to_toml(settings: object) -> str:
+    """Settings as TOML that :func:`from_toml` reads: keys are names of fields, a table for each class inside."""
+    keys, tables = [], []
+    for field in dataclasses.fields(settings):  # type: ignore[arg-type]
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            tables.append(f"\n[{field.name}]\n{to_toml(value)}")
+            continue
+        written = field.metadata.get(_WRITTEN)
+        if written is not None:
+            value = written.write(value)
+        if value is not None:
+            keys.append(f"{field.name} = {toml_value(value)}\n")
+    return "".join([*keys, *tables])
+
+
+def from_toml(text: str, kind: type[T]) -> T:
+    """Settings from TOML; see :func:`to_toml`.
+
+    Raises:
+        ConfigError: not TOML, an unknown or missing key, a wrong type, or a value out of range.
+        ArmError: an arm outside its range.
+    """
+    try:
+        return _from_table(tomllib.loads(text), kind, "")
+    except tomllib.TOMLDecodeError as error:
+        msg = f"configuration is no TOML: {error}"
+        raise ConfigError(msg) from error
+
+
+def _from_table(table: object, kind: type[T], where: str) -> T:
+    place = f"table [{where}]" if where else "configuration"
+    if not isinstance(table, dict):
+        msg = f"{where} is {table!r}, expected a table [{where}]"
+        raise ConfigError(msg)
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(set(table) - set(fields)):
+        msg = f"{place} has the key {unknown[0]!r}, which is not known; {nearest(unknown[0], fields)}"
+        raise ConfigError(msg)
+    needed = [
+        name
+        for name, field in fields.items()
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    if missing := [name for name in needed if name not in table]:
+        msg = f"{place} lacks {', '.join(missing)}: expected a value for each"
+        raise ConfigError(msg)
+    hints = typing.get_type_hints(kind, include_extras=True)
+    values: dict[str, object] = {}
+    for name, value in table.items():
+        written = fields[name].metadata.get(_WRITTEN)
+        if dataclasses.is_dataclass(hints[name]):
+            values[name] = _from_table(value, typing.cast("type", hints[name]), f"{where}.{name}" if where else name)
+        else:
+            wanted = hints[name] if written is None else written.kind
+            check_value(name, value, wanted)
+            values[name] = _read(value, wanted, written)
+    return kind(**values)
+
+
+def _read(value: object, kind: object, written: Written | None) -> object:
+    """What was written, checked already, as the value of a field."""
+    value = msgspec.convert(value, kind)
+    return value if written is None else written.read(value)
+
+
+def _made(kind: type[T], tree: Mapping[str, Any]) -> T:
+    hints = typing.get_type_hints(kind)
+    inner = {name: _made(hints[name], value) for name, value in tree.items() if dataclasses.is_dataclass(hints[name])}
+    return kind(**{**tree, **inner})
+
+
+def toml_value(value: object) -> str:
+    """A boolean, number or text as TOML."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        return repr(value)
+    # JSON's escapes are TOML's, but for one control character that JSON leaves as it is.
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -35,7 +35,7 @@ def test_a_file_can_be_played_and_says_how(name: str, *, quick: bool) -> None:
     assert f"{command} --out OUT" in results or name == "quick.toml"
     for key in comparison.run_keys:
         settings = comparison.settings(key)
-        assert settings.fleet == "jetson" or load_fleet(FOLDER.parents[1] / settings.fleet).classes
+        assert settings.emulate == "jetson" or load_fleet(FOLDER.parents[1] / settings.emulate).classes
         for path in filter(None, (settings.model, settings.data, settings.test)):
             made = path if path == settings.model else str(Path(path).parent)
             assert re.search(rf"prepare\.py \w+ .*--to {re.escape(made)}\n", head), f"nothing says where {path} is from"

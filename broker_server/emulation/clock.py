@@ -1,6 +1,6 @@
 """The virtual clock: how long an assignment would have taken on a device of a class. All of it is emulated.
 
-    T = 8 bytes_down / downlink + jitter * factor(round) * sum over steps of step_s(ratio of the step, rank)
+    T = 8 bytes_down / downlink + jitter * factor(round) * sum over steps of step_s(arm, at the ratio of the step)
         + 8 bytes_up / uplink
 
 ``step_s`` is measured (:mod:`broker_server.emulation.step_times`), bytes are those of the messages that were really
@@ -14,6 +14,7 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 
+import msgspec
 import numpy as np
 
 from broker_server.emulation.fleet import Fleet
@@ -48,7 +49,7 @@ class VirtualClock:
     def completion_s(
         self,
         key: UpdateKey,
-        rank: int,
+        arm: Arm,
         segments: Sequence[Segment],
         num_local_steps: int,
         *,
@@ -59,7 +60,7 @@ class VirtualClock:
 
         Args:
             key: whose, and which.
-            rank: of the adapter.
+            arm: what is played, but for its ratio.
             segments: ratios of the steps, see :func:`broker_server.methods.pruning.schedule.segments`.
             num_local_steps: optimizer steps.
             bytes_down: assignment and its blob.
@@ -69,7 +70,7 @@ class VirtualClock:
             ConfigError: the device is no member of the fleet.
         """
         jitter = self.fleet.jitter * self._draw(_JITTER, key.round_number, key.device_id, key.attempt).standard_normal()
-        mean_s = self._mean_s(key.device_id, key.round_number, rank, segments, num_local_steps)
+        mean_s = self._mean_s(key.device_id, key.round_number, arm, segments, num_local_steps)
         device = self.fleet.class_of(key.device_id)
         down_s = 8e-6 * bytes_down / device.downlink_mbit_s
         return down_s + math.exp(jitter) * mean_s + 8e-6 * bytes_up / device.uplink_mbit_s
@@ -78,16 +79,17 @@ class VirtualClock:
         """Seconds without jitter, the arm's ratio played throughout; ``num_bytes`` each way."""
         device = self.fleet.class_of(device_id)
         steps_s = self._mean_s(
-            device_id, round_number, arm.rank, [Segment(at_step=1, pruning_ratio=arm.pruning_ratio)], num_local_steps
+            device_id, round_number, arm, [Segment(at_step=1, pruning_ratio=arm.pruning_ratio)], num_local_steps
         )
         return steps_s + 8e-6 * num_bytes * (1 / device.downlink_mbit_s + 1 / device.uplink_mbit_s)
 
     def _mean_s(
-        self, device_id: str, round_number: int, rank: int, segments: Sequence[Segment], num_local_steps: int
+        self, device_id: str, round_number: int, arm: Arm, segments: Sequence[Segment], num_local_steps: int
     ) -> float:
         ends = [segment.at_step for segment in segments[1:]] + [num_local_steps + 1]
         steps_s = sum(
-            (end - segment.at_step) * self._step_times.at(segment.pruning_ratio, rank)
+            (end - segment.at_step)
+            * self._step_times.at(msgspec.structs.replace(arm, pruning_ratio=segment.pruning_ratio))
             for segment, end in zip(segments, ends, strict=True)
         )
         return self.fleet.class_of(device_id).compute_factor_at(round_number) * steps_s

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import fcntl
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Final
@@ -13,47 +14,64 @@ import msgspec
 
 from broker_server.errors import ConfigError
 from edge_runtime.bounds import limits
-from edge_runtime.bounds.fields import PruningRatio, Short
+from edge_runtime.bounds.fields import AxisNumber, Name, Short
 from edge_runtime.system.files import write_atomically
+from edge_runtime.wire.arms import LORA_AXES, Axes
+from edge_runtime.wire.messages import Arm
 
 STEP_TIMES_FILE: Final = "step-times.json"
 """Step times of one run, in its directory."""
 
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=limits.LONGEST_S)]
-Rank = Annotated[int, msgspec.Meta(ge=1, le=limits.MAX_RANK)]
-Row = Annotated[tuple[Seconds, ...], msgspec.Meta(max_length=1000)]
+_MAX_VALUES: Final = 1000
+_MAX_POINTS: Final = 1_000_000
+
+
+class GridAxis(msgspec.Struct, frozen=True, kw_only=True):
+    """The values of one axis of arms at which steps were timed."""
+
+    name: Name
+    """Of the axis."""
+    values: Annotated[tuple[AxisNumber, ...], msgspec.Meta(min_length=1, max_length=_MAX_VALUES)]
+    """Ascending."""
+
+    def __post_init__(self) -> None:
+        if sorted(set(self.values)) != list(self.values):
+            msg = f"values of {self.name} in step times must ascend"
+            raise ValueError(msg)
 
 
 class StepTimes(msgspec.Struct, frozen=True, kw_only=True):
-    """Median processor seconds of one optimizer step, on one thread, by pruning ratio and rank."""
+    """Median processor seconds of one optimizer step, on one thread, over a grid of arms."""
 
-    ratios: Annotated[tuple[PruningRatio, ...], msgspec.Meta(min_length=1, max_length=1000)]
-    """Ascending."""
-    ranks: Annotated[tuple[Rank, ...], msgspec.Meta(min_length=1, max_length=limits.MAX_RANK)]
-    """Ascending."""
-    step_s: Annotated[tuple[Row, ...], msgspec.Meta(max_length=1000)]
-    """One row a ratio, one column a rank."""
+    grid: Annotated[tuple[GridAxis, ...], msgspec.Meta(min_length=1, max_length=limits.MAX_AXES)]
+    step_s: Annotated[tuple[Seconds, ...], msgspec.Meta(min_length=1, max_length=_MAX_POINTS)]
+    """One for each point of the grid; the last axis changes first."""
     machine: Short
     """Where it was measured."""
     measured_at: Annotated[float, msgspec.Meta(ge=0, le=1e12)]
     """Unix seconds, UTC."""
 
     def __post_init__(self) -> None:
-        sizes = {len(row) for row in self.step_s}
-        if len(self.step_s) != len(self.ratios) or sizes != {len(self.ranks)}:
-            msg = f"step times are {len(self.step_s)} x {sorted(sizes)}, not {len(self.ratios)} x {len(self.ranks)}"
-            raise ValueError(msg)
-        if sorted(set(self.ratios)) != list(self.ratios) or sorted(set(self.ranks)) != list(self.ranks):
-            msg = "ratios and ranks of step times must ascend"
+        wanted = math.prod(len(axis.values) for axis in self.grid)
+        if len(self.step_s) != wanted:
+            msg = f"{len(self.step_s)} step times, the grid has {wanted} points"
             raise ValueError(msg)
 
-    def at(self, pruning_ratio: float, rank: int) -> float:
-        """Seconds of a step of an arm: piecewise linear in ratio and in rank, constant beyond the grid."""
-        row, row_share = _place(self.ratios, pruning_ratio)
-        column, column_share = _place(self.ranks, rank)
-        low = _between(self.step_s[row], column, column_share)
-        high = _between(self.step_s[min(row + 1, len(self.ratios) - 1)], column, column_share)
-        return low + (high - low) * row_share
+    def at(self, arm: Arm, axes: Axes = LORA_AXES) -> float:
+        """Seconds of a step of an arm: piecewise linear along each axis, constant beyond the grid.
+
+        Args:
+            arm: the arm; on an axis that was not measured it takes the same at all values.
+            axes: that its values, or their defaults, are read by.
+        """
+        seconds: Sequence[float] = self.step_s
+        for axis in reversed(self.grid):
+            index, share = _place(axis.values, axes[axis.name].of(arm))
+            size = len(axis.values)
+            lines = (seconds[begin : begin + size] for begin in range(0, len(seconds), size))
+            seconds = [_between(line, index, share) for line in lines]
+        return seconds[0]
 
 
 def provide(path: Path, key: str, measure: Callable[[], StepTimes]) -> StepTimes:

@@ -16,7 +16,7 @@ import numpy as np
 
 from broker_server.config import CoordinatorConfig, TrainingConfig
 from broker_server.emulation.fleet import Fleet
-from broker_server.emulation.step_times import STEP_TIMES_FILE, StepTimes, write_step_times
+from broker_server.emulation.step_times import STEP_TIMES_FILE, write_step_times
 from broker_server.experiments.run.settings import EMULATION_FILE
 from edge_runtime.bounds import limits
 from edge_runtime.formats import names
@@ -46,6 +46,7 @@ from edge_runtime.wire.messages import (
     kind_of,
 )
 from tests.broker_server import tiny
+from tests.broker_server.step_times import step_times
 
 FLEET, RUN = "test", "run-1"
 SAY_AGAIN_S = 0.3
@@ -111,7 +112,7 @@ def train_and_score(assignment: Assignment, blob: bytes) -> bytes:
 
 def emulate(run_dir: Path, emulated: Fleet) -> None:
     """Write the files of an emulated fleet: a step takes a second, whatever the arm."""
-    times = StepTimes(ratios=(0.0,), ranks=(1,), step_s=((1.0,),), machine="test", measured_at=1.0)
+    times = step_times(pruning_ratio=(0.0,), rank=(1,), step_s=(1.0,))
     (run_dir / EMULATION_FILE).write_text(emulated.to_toml(), encoding="utf-8")
     write_step_times(run_dir / STEP_TIMES_FILE, times)
 

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from broker_server.emulation.step_times import StepTimes, provide
+from broker_server.emulation.step_times import GridAxis, StepTimes, provide
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.data import load_examples
 from edge_runtime.engine.dataset import Batch, batches
@@ -21,6 +21,7 @@ from edge_runtime.engine.trainer import Trainer, TrainingRun
 from edge_runtime.formats.adapter import initial, restrict
 from edge_runtime.formats.manifest import digest_of
 from edge_runtime.formats.plan import Plan, uniform_num_kept
+from edge_runtime.wire.arms import PRUNING_RATIO, RANK
 from edge_runtime.wire.messages import HyperParameters
 
 RATIOS: Final = (0.0, 0.25, 0.5, 0.75, 0.9375)
@@ -79,9 +80,8 @@ def measure(artifact: Artifact, data: Path, workload: Workload) -> StepTimes:
             run = _start(trainer, ratio, rank, workload)
             known_s.extend([_time(run, step) for step in steps][1:])  # the first one allocates
     return StepTimes(
-        ratios=RATIOS,
-        ranks=RANKS,
-        step_s=tuple(tuple(statistics.median(times_s[ratio, rank]) for rank in RANKS) for ratio in RATIOS),
+        grid=(GridAxis(name=PRUNING_RATIO.name, values=RATIOS), GridAxis(name=RANK.name, values=RANKS)),
+        step_s=tuple(statistics.median(known_s) for known_s in times_s.values()),
         machine=f"{platform.machine()} {platform.processor()}".strip(),
         measured_at=dt.datetime.now(dt.UTC).timestamp(),
     )

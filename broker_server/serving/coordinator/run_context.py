@@ -63,7 +63,7 @@ class RunContext:
         if self.clock is None or work is None:
             return None
         return self.clock.completion_s(
-            key, work.rank, work.segments, work.num_local_steps, bytes_down=work.bytes_down, bytes_up=bytes_up
+            key, work.start_arm, work.segments, work.num_local_steps, bytes_down=work.bytes_down, bytes_up=bytes_up
         )
 
     def generator(self, purpose: int, round_number: int) -> np.random.Generator:

@@ -8,13 +8,15 @@ import msgspec
 import pytest
 
 from broker_server.emulation.clock import VirtualClock, round_s
-from broker_server.emulation.step_times import StepTimes
 from broker_server.methods.pruning.schedule import Segment
 from broker_server.methods.rounds.types import UpdateKey
+from edge_runtime.wire.arms import parse_arms
 from edge_runtime.wire.messages import Arm
 from tests.broker_server.emulation.test_fleet import IDS, make_fleet
+from tests.broker_server.step_times import step_times
+from tests.three_axes import AXES
 
-TIMES = StepTimes(ratios=(0.0, 0.5), ranks=(2, 8), step_s=((1.0, 1.6), (0.5, 0.8)), machine="test", measured_at=1.0)
+TIMES = step_times(pruning_ratio=(0.0, 0.5), rank=(2, 8), step_s=(1.0, 1.6, 0.5, 0.8))
 FLEET = msgspec.structs.replace(make_fleet(1, 1), jitter=0.0).dealt(IDS)
 SLOW = IDS[-1]  # of class-1, factor 2
 
@@ -24,7 +26,9 @@ def key(device_id: str, round_number: int = 1, attempt: int = 1) -> UpdateKey:
 
 
 def completion(clock: VirtualClock, of: UpdateKey, *segments: Segment) -> float:
-    return clock.completion_s(of, 8, segments, 10, bytes_down=4_000_000, bytes_up=1_000_000)
+    return clock.completion_s(
+        of, Arm(pruning_ratio=0.0, rank=8), segments, 10, bytes_down=4_000_000, bytes_up=1_000_000
+    )
 
 
 def test_steps_and_bytes_add_up() -> None:
@@ -50,8 +54,18 @@ def test_what_the_oracle_is_told_is_the_mean_of_what_happens() -> None:
 
 
 def test_times_between_grid_points_and_beyond() -> None:
-    assert [TIMES.at(ratio, 2) for ratio in (0.0, 0.25, 0.5, 0.9)] == pytest.approx([1.0, 0.75, 0.5, 0.5])
-    assert [TIMES.at(0.0, rank) for rank in (1, 2, 5, 8, 64)] == pytest.approx([1.0, 1.0, 1.3, 1.6, 1.6])
+    def at(text: str) -> list[float]:
+        return [TIMES.at(arm) for arm in parse_arms(text)]
+
+    assert at("0.0:2,0.25:2,0.5:2,0.9:2") == pytest.approx([1.0, 0.75, 0.5, 0.5])
+    assert at("0.0:1,0.0:2,0.0:5,0.0:8,0.0:64") == pytest.approx([1.0, 1.0, 1.3, 1.6, 1.6])
+    assert at("0.25:5") == pytest.approx([(1.3 + 0.65) / 2])
+
+
+def test_times_over_a_third_axis() -> None:
+    times = step_times(pruning_ratio=(0.0, 0.5), batch_size=(2, 8), step_s=(1.0, 4.0, 0.5, 2.0))
+    arms = AXES.parse("0.0:4:batch_size=2,0.0:4:batch_size=5,0.0:64,0.25:4:batch_size=5")
+    assert [times.at(arm, AXES) for arm in arms] == pytest.approx([1.0, 2.5, 4.0, 1.875])
 
 
 def test_jitter_is_of_the_seed_and_of_each_assignment() -> None:

@@ -9,13 +9,13 @@ from broker_server.config import CoordinatorConfig, TrainingConfig
 from broker_server.emulation.clock import VirtualClock
 from broker_server.emulation.context import fleet_context, scheduler_context
 from broker_server.emulation.fleet import Fleet
-from broker_server.emulation.step_times import StepTimes
 from broker_server.errors import ConfigError
 from broker_server.methods.scheduler import make_scheduler
 from edge_runtime.wire.arms import parse_arms
 from edge_runtime.wire.messages import Arm
 from tests.broker_server import tiny
 from tests.broker_server.emulation.test_fleet import make_fleet
+from tests.broker_server.step_times import step_times
 
 ARMS = parse_arms("0.0:3,0.5:2")
 CONFIG = CoordinatorConfig(
@@ -28,7 +28,7 @@ CONFIG = CoordinatorConfig(
     training=TrainingConfig(num_rounds=7, num_local_steps=10, batch_size=2, max_length=8),
     arms=ARMS,
 )
-TIMES = StepTimes(ratios=(0.0, 0.5), ranks=(2,), step_s=((1.0,), (0.5,)), machine="test", measured_at=1.0)
+TIMES = step_times(pruning_ratio=(0.0, 0.5), rank=(2,), step_s=(1.0, 0.5))
 
 
 def a_fleet(**changes: object) -> Fleet:

@@ -9,8 +9,9 @@ import pytest
 
 from broker_server.emulation.step_times import StepTimes, provide
 from broker_server.errors import ConfigError
+from tests.broker_server.step_times import step_times
 
-TIMES = StepTimes(ratios=(0.0,), ranks=(4,), step_s=((0.1,),), machine="test", measured_at=1.0)
+TIMES = step_times(pruning_ratio=(0.0,), rank=(4,), step_s=(0.1,))
 
 
 def test_measured_once_by_runs_side_by_side(tmp_path: Path) -> None:
@@ -39,9 +40,11 @@ def test_measured_once_by_runs_side_by_side(tmp_path: Path) -> None:
     [
         "{",
         '{"m": 1}',
-        '{"m": {"ratios": [0.0], "ranks": [4], "step_s": [], "machine": "", "measured_at": 1}}',
-        '{"m": {"ratios": [0.5, 0.0], "ranks": [4], "step_s": [[1],[1]], "machine": "", "measured_at": 1}}',
-        '{"m": {"ratios": [0.5], "ranks": [4], "step_s": [[0]], "machine": "", "measured_at": 1}}',
+        '{"m": {"grid": [{"name": "rank", "values": [4]}], "step_s": [1, 2], "machine": "", "measured_at": 1}}',
+        '{"m": {"grid": [{"name": "rank", "values": [8, 4]}], "step_s": [1, 2], "machine": "", "measured_at": 1}}',
+        '{"m": {"grid": [{"name": "rank", "values": [4]}], "step_s": [0], "machine": "", "measured_at": 1}}',
+        '{"m": {"grid": [{"name": "rank", "values": []}], "step_s": [1], "machine": "", "measured_at": 1}}',
+        '{"m": {"ratios": [0.5], "ranks": [4], "step_s": [[1]], "machine": "", "measured_at": 1}}',
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path: Path, text: str) -> None:

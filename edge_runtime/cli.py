@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
+import functools
 import json
 import logging
 import os
@@ -259,6 +260,7 @@ def _start(arguments: argparse.Namespace) -> int:
     from edge_runtime.agent.assignment_runner import WorkSettings  # noqa: PLC0415
     from edge_runtime.agent.identity import StateDirectory, check_name  # noqa: PLC0415
     from edge_runtime.agent.pins import Pins  # noqa: PLC0415
+    from edge_runtime.link.mqtt import MqttLink  # noqa: PLC0415
 
     modes = engines.choose_modes(arguments.engine, arguments.mode, arguments.ort_models)
     check_name(arguments.fleet, "fleet")
@@ -273,9 +275,8 @@ def _start(arguments: argparse.Namespace) -> int:
     with StateDirectory(arguments.state, arguments.device_id) as state:
         logger.info("device %s, %d examples, broker %s", state.device_id, found.num_examples, broker)
         settings = AgentSettings(
-            broker=broker,
+            open_link=functools.partial(MqttLink, broker, tls=tls_files(arguments)),
             fleet=arguments.fleet,
-            tls=tls_files(arguments),
             work=WorkSettings(
                 data=arguments.data,
                 num_holdout=arguments.holdout,

@@ -30,7 +30,8 @@ from edge_runtime.agent.traffic import Traffic
 from edge_runtime.agent.uploads import Uploads
 from edge_runtime.agent.work import Work
 from edge_runtime.errors import ExitCode, FedSpineError, MessageError
-from edge_runtime.link.mqtt import BrokerAddress, Connected, Disconnected, LinkEvent, TlsFiles
+from edge_runtime.link.inbox import Connected, Disconnected, LinkEvent
+from edge_runtime.link.protocol import OpenLink
 from edge_runtime.link.transfers import Transfers
 from edge_runtime.wire.measures import Capabilities
 from edge_runtime.wire.messages import (
@@ -66,10 +67,9 @@ STOP_S: Final = 10.0
 class AgentSettings:
     """How a device takes part."""
 
-    broker: BrokerAddress
+    open_link: OpenLink
     fleet: str
     """Fleet on that broker."""
-    tls: TlsFiles
     work: WorkSettings
     num_examples: int
     """Lines of the data file: what an update may count with at most (text-classification)."""
@@ -92,7 +92,7 @@ class Agent:
         self._settings = settings
         self._device_id = state.device_id
         self._capabilities = capabilities
-        self._channel = CoordinatorChannel(settings.broker, settings.fleet, state.device_id, settings.tls, rng)
+        self._channel = CoordinatorChannel(settings.open_link, settings.fleet, state.device_id, rng)
         self._link = self._channel.link
         self._clock = self._channel.clock
         self._reporter = Reporter(state.device_id, self._channel.session_id, self._channel.say, self._clock)

@@ -13,7 +13,7 @@ from edge_runtime.agent.repeat import Repeat
 from edge_runtime.bounds import limits
 from edge_runtime.bounds.plain import plain
 from edge_runtime.errors import MessageError
-from edge_runtime.link.mqtt import BrokerAddress, MqttLink, TlsFiles
+from edge_runtime.link.protocol import OpenLink
 from edge_runtime.wire import topics
 from edge_runtime.wire.measures import Capabilities
 from edge_runtime.wire.messages import (
@@ -45,7 +45,7 @@ class CoordinatorChannel:
         is_registered: whether the coordinator has answered the registration since the last connect.
     """
 
-    def __init__(self, broker: BrokerAddress, fleet: str, device_id: str, tls: TlsFiles, rng: random.Random) -> None:
+    def __init__(self, open_link: OpenLink, fleet: str, device_id: str, rng: random.Random) -> None:
         """Prepare the link.
 
         Raises:
@@ -62,13 +62,11 @@ class CoordinatorChannel:
         """Since when a coordinator owes an answer; None: it does not, or there is no connection."""
         self._num_silences = 0
         # Names hold no colon, so that no two devices of one broker share an id and throw each other out.
-        self.link = MqttLink(
-            broker,
+        self.link = open_link(
             client_id=f"fedspine:{fleet}:{device_id}",
             subscriptions=topics.device_subscriptions(fleet, device_id),
             will=self.goodbye("connection lost"),
             max_message_bytes=limits.MAX_MESSAGE_BYTES,
-            tls=tls,
             rng=rng,
         )
 

@@ -14,19 +14,19 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from paho.mqtt.enums import MQTTProtocolVersion
 
-from edge_runtime.errors import MessageError
 from edge_runtime.link import backoff
 from edge_runtime.link.address import BrokerAddress, TlsFiles
 from edge_runtime.link.causes import refusal_step
 from edge_runtime.link.connection import Callbacks, Connection, Settings, UnsupportedProtocolError
+from edge_runtime.link.counting import CountingLink
 from edge_runtime.link.endings import STABLE_S, TAKEN_OVER, Ending, Endings
 from edge_runtime.link.errors import BrokerUnreachableError, LinkError
-from edge_runtime.link.inbox import Connected, Disconnected, Inbox, LinkEvent, Received
+from edge_runtime.link.inbox import Connected, Disconnected, LinkEvent, Received
 from edge_runtime.link.reflex import Reflex
 
 __all__ = ["BrokerAddress", "Connected", "Disconnected", "LinkEvent", "MqttLink", "Received", "Reflex", "TlsFiles"]
@@ -45,19 +45,8 @@ CLOSE_TIMEOUT_S: Final = 3.0
 _PROTOCOL_NAMES: Final = {MQTTProtocolVersion.MQTTv5: "MQTT 5", MQTTProtocolVersion.MQTTv311: "MQTT 3.1.1"}
 
 
-class MqttLink:
-    """A connection to a broker that comes back by itself.
-
-    Attributes:
-        events: what happened, oldest first.
-        bytes_sent: payload bytes published so far.
-        bytes_received: payload bytes received so far, oversized messages included.
-        largest_message_bytes: the largest payload published or received so far.
-        num_dropped_out: messages not published: no connection, or too many bytes unconfirmed.
-        num_oversized_in: messages received over the limit, and dropped.
-        num_refused: messages that the broker did not take.
-        last_refusal: what it said of the last of them, one line; empty while there is none.
-    """
+class MqttLink(CountingLink):
+    """A connection to a broker that comes back by itself."""
 
     def __init__(  # noqa: PLR0913 - all that stays the same from one connection to the next
         self,
@@ -90,14 +79,7 @@ class MqttLink:
         Raises:
             AddressError: a TLS file cannot be used, or would not be.
         """
-        self.events = Inbox()
-        self.bytes_sent = 0
-        self.bytes_received = 0
-        self.largest_message_bytes = 0
-        self.num_dropped_out = 0
-        self.num_oversized_in = 0
-        self.num_refused = 0
-        self.last_refusal = ""
+        super().__init__(max_message_bytes, reflex)
         self._settings = Settings(
             address=address,
             client_id=client_id,
@@ -108,11 +90,9 @@ class MqttLink:
             tls=(tls or TlsFiles()).context_for(address),
             connect_timeout_s=connect_timeout_s,
         )
-        self._reflex = reflex
         self._rng = rng
         self._protocols = [MQTTProtocolVersion.MQTTv5, MQTTProtocolVersion.MQTTv311]
         self._connection: Connection | None = None
-        self._lock = threading.Lock()
         self._closing = threading.Event()
         self._lost: queue.Queue[Ending] = queue.Queue()
         self._endings = Endings(client_id)
@@ -149,25 +129,9 @@ class MqttLink:
             self._lost.put(Ending(reason=str(error)))
         self._keeper.start()
 
-    def publish(self, topic: str, payload: bytes) -> None:
-        """Publish with QoS 1; dropped silently while there is no connection, since the protocol repeats itself.
-
-        Raises:
-            MessageError: the payload is over the limit.
-        """
-        if len(payload) > self._settings.max_message_bytes:
-            msg = f"payload for {topic} is {len(payload)} bytes, at most {self._settings.max_message_bytes} may be sent"
-            raise MessageError(msg)
+    def _send(self, topic: str, payload: bytes) -> bool:
         connection = self._connection
-        sent = connection is not None and connection.publish(topic, payload) is not None
-        with self._lock:
-            if sent:
-                self.bytes_sent += len(payload)
-                self.largest_message_bytes = max(self.largest_message_bytes, len(payload))
-            else:
-                self.num_dropped_out += 1
-        if not sent:
-            logger.debug("not sent (%d bytes, %s): no connection or too much under way", len(payload), topic)
+        return connection is not None and connection.publish(topic, payload) is not None
 
     def close(self, goodbye: tuple[str, bytes] | None = None) -> None:
         """Publish a last message, wait a bounded time for its delivery, disconnect cleanly, and stop for good."""
@@ -279,24 +243,3 @@ class MqttLink:
         if is_told:
             step = refusal_step(reason)
             logger.error("%s, %d refusals so far: %s", self.last_refusal, self.num_refused, step)
-
-    def _receive(self, topic: str, payload: bytes, acknowledge: Callable[[], None] | None) -> None:
-        with self._lock:
-            self.bytes_received += len(payload)
-            is_oversized = len(payload) > self._settings.max_message_bytes
-            if is_oversized:
-                self.num_oversized_in += 1
-            else:
-                self.largest_message_bytes = max(self.largest_message_bytes, len(payload))
-        if self._reflex is not None and topic == self._reflex.topic and not is_oversized:
-            if acknowledge is not None:
-                acknowledge()
-            if (answer := self._reflex.hear(payload)) is not None:
-                self.publish(topic, answer)
-            return
-        if not is_oversized:
-            self.events.deliver(Received(topic, payload), acknowledge)
-            return
-        logger.warning("dropped a message of %d bytes on %s: over the limit", len(payload), topic)
-        if acknowledge is not None:
-            acknowledge()

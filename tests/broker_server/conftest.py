@@ -15,9 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from broker_server.serving.coordinator.process import run_coordinator
+from broker_server.config import CoordinatorConfig
+from broker_server.errors import ConfigError
+from broker_server.serving.coordinator.process import CONFIG_FILE, run_coordinator
 from broker_server.serving.services import fleets
 from broker_server.serving.services.broker import SYSTEM_FOLDERS
+from edge_runtime.link.protocol import OpenLink
+from tests.broker_server.links import InProcess, is_in_process, open_link
 
 HOST = "127.0.0.1"
 
@@ -75,10 +79,27 @@ def any_broker(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Broke
 
 
 @pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Broker]:
-    """The broker that this machine has."""
+def broker() -> Iterator[InProcess]:
+    """A broker inside this process: what is looked at is the coordinator."""
+    one = InProcess()
+    yield one
+    one.forget()
+
+
+@pytest.fixture
+def real_broker(tmp_path: Path) -> Iterator[Broker]:
+    """The broker that this machine has: where connections, processes or the broker itself are looked at."""
     kind = "mosquitto" if shutil.which("mosquitto", path=os.environ["PATH"] + ":/usr/sbin") else "amqtt"
     yield from start_broker(kind, tmp_path)
+
+
+def link_to_broker_of(run_dir: Path) -> OpenLink | None:
+    """To the broker inside this process that a run's configuration names; None where it names a real one."""
+    try:
+        url = CoordinatorConfig.load(run_dir / CONFIG_FILE).broker_url
+    except ConfigError:
+        return None
+    return open_link(url) if is_in_process(url) else None
 
 
 class Coordination(threading.Thread):
@@ -91,7 +112,7 @@ class Coordination(threading.Thread):
 
     def run(self) -> None:
         try:
-            run_coordinator(self._run_dir)
+            run_coordinator(self._run_dir, link_to_broker_of(self._run_dir))
         except BaseException as error:  # noqa: BLE001 - the test asks for it
             self.error = error
 

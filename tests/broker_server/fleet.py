@@ -23,7 +23,7 @@ from edge_runtime.formats import names
 from edge_runtime.formats.adapter import target_indices
 from edge_runtime.formats.payload import Payload, decode_payload, encode_payload
 from edge_runtime.formats.tensors import decode_tensors, encode_tensors
-from edge_runtime.link.mqtt import BrokerAddress, Connected, MqttLink, Received
+from edge_runtime.link.inbox import Connected, Received
 from edge_runtime.link.transfers import Transfers
 from edge_runtime.wire import chunks, topics
 from edge_runtime.wire.arms import parse_arms
@@ -46,6 +46,7 @@ from edge_runtime.wire.messages import (
     kind_of,
 )
 from tests.broker_server import tiny
+from tests.broker_server.links import open_link
 from tests.broker_server.step_times import step_times
 
 FLEET, RUN = "test", "run-1"
@@ -139,8 +140,7 @@ class Device:
         self._say_again_at = 0.0
         self._session_id = f"session-{random.random()}"
         will = Presence(device_id=device_id, session_id=self._session_id, online=False, detail="will")
-        self._link = MqttLink(
-            BrokerAddress.parse(url),
+        self._link = open_link(url)(
             client_id=device_id,
             subscriptions=topics.device_subscriptions(FLEET, device_id),
             will=(topics.up(FLEET, device_id, kind_of(will)), encode_message(will)),

@@ -13,7 +13,7 @@ from broker_server.serving.coordinator.buckets import Allowance, Bucket
 from broker_server.serving.coordinator.registry import MESSAGES, Registry
 from edge_runtime.errors import MessageError
 from edge_runtime.link.complaints import Complaints
-from edge_runtime.link.mqtt import MqttLink
+from edge_runtime.link.protocol import Link
 from edge_runtime.link.transfers import WINDOW, Transfers
 from edge_runtime.wire import topics
 from edge_runtime.wire.messages import (
@@ -71,7 +71,7 @@ class DeviceChannel:
     Letters wait for :meth:`post`, so that none tells of what is not on disk yet; chunks and requests for them do not.
     """
 
-    def __init__(self, fleet: str, link: MqttLink, clock: Callable[[], float], *, max_devices: int) -> None:
+    def __init__(self, fleet: str, link: Link, clock: Callable[[], float], *, max_devices: int) -> None:
         self._fleet = fleet
         self._link = link
         self._clock = clock

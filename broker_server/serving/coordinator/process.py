@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import logging
 import os
 import queue
@@ -53,7 +54,9 @@ from broker_server.serving.storage.events import EventLog
 from broker_server.serving.storage.store import Store
 from edge_runtime.bounds import limits
 from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress, TlsFiles
-from edge_runtime.link.mqtt import Connected, Disconnected, MqttLink, Received
+from edge_runtime.link.inbox import Connected, Disconnected, Received
+from edge_runtime.link.mqtt import MqttLink
+from edge_runtime.link.protocol import Link, OpenLink
 from edge_runtime.system.files import PRIVATE_FILE, keep_private
 from edge_runtime.wire import topics
 from edge_runtime.wire.messages import FailureReason, Finished, encode_message, kind_of
@@ -74,8 +77,12 @@ LINGER_S: Final = 3.0
 """How long a finished run waits for devices to say good-bye."""
 
 
-def run_coordinator(run_dir: Path) -> None:
+def run_coordinator(run_dir: Path, open_link: OpenLink | None = None) -> None:
     """Coordinate the run in ``run_dir`` (see docs/architecture.md) until its last round, from wherever it stands.
+
+    Args:
+        run_dir: of the run.
+        open_link: prepares the link to the devices; None = over MQTT to the broker that the configuration names.
 
     Raises:
         ConfigError: ``config.toml`` cannot be used.
@@ -98,7 +105,8 @@ def run_coordinator(run_dir: Path) -> None:
         store = stack.enter_context(contextlib.closing(Store.open(run_dir)))
         check_same_run(run_dir, store, identity_of(config))
         events = stack.enter_context(contextlib.closing(EventLog(run_dir / EVENTS_FILE)))
-        Coordinator(open_run(run_dir, config, store), store, events).run()
+        run = open_run(run_dir, config, store)
+        Coordinator(run, store, events, open_link or mqtt_of(config)).run()
 
 
 def identity_of(config: CoordinatorConfig) -> dict[str, str]:
@@ -119,6 +127,7 @@ class Coordinator:
         run: RunContext,
         store: Store,
         events: EventLog,
+        open_link: OpenLink,
         *,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = unix_now,
@@ -127,7 +136,7 @@ class Coordinator:
         self._clock = clock
         self._session_id = secrets.token_hex(8)
         self._claimant = Claimant(run.config.fleet, run.config.run_id, self._session_id)
-        self._link = _link(run.config, self._session_id, self._claimant)
+        self._link = _link(open_link, run.config.fleet, self._session_id, self._claimant)
         self._channel = DeviceChannel(run.config.fleet, self._link, clock, max_devices=run.config.max_devices)
         self._ledger = Ledger(store, events, clock=clock, wall_clock=wall_clock, max_devices=run.config.max_devices)
         self._translator = MessageTranslator(run, self._channel, self._ledger, session_id=self._session_id, clock=clock)
@@ -247,17 +256,25 @@ class Coordinator:
         return topics.to_all(self._config.fleet, kind_of(message)), encode_message(message)
 
 
-def _link(config: CoordinatorConfig, session_id: str, claimant: Claimant) -> MqttLink:
-    """The link; under an id of its own, so that it throws nobody out (:mod:`broker_server.serving.services.fleets`)."""
+def mqtt_of(config: CoordinatorConfig) -> OpenLink:
+    """Links to the broker that a configuration names.
+
+    Raises:
+        AddressError: its URL cannot be used.
+    """
     files = (config.broker_ca_file, config.broker_cert_file, config.broker_key_file)
     ca_file, cert_file, key_file = (None if name is None else Path(name) for name in files)
-    return MqttLink(
-        BrokerAddress.parse(config.broker_url).with_password(os.environ.get(PASSWORD_VARIABLE)),
-        client_id=f"fedspine-coordinator:{config.fleet}:{session_id}",
-        subscriptions=topics.coordinator_subscriptions(config.fleet),
+    address = BrokerAddress.parse(config.broker_url).with_password(os.environ.get(PASSWORD_VARIABLE))
+    return functools.partial(MqttLink, address, tls=TlsFiles(ca_file=ca_file, cert_file=cert_file, key_file=key_file))
+
+
+def _link(open_link: OpenLink, fleet: str, session_id: str, claimant: Claimant) -> Link:
+    """The link; under an id of its own, so that it throws nobody out (:mod:`broker_server.serving.services.fleets`)."""
+    return open_link(
+        client_id=f"fedspine-coordinator:{fleet}:{session_id}",
+        subscriptions=topics.coordinator_subscriptions(fleet),
         will=None,
         max_message_bytes=limits.MAX_MESSAGE_BYTES,
-        tls=TlsFiles(ca_file=ca_file, cert_file=cert_file, key_file=key_file),
         reflex=claimant.reflex,
         rng=random.Random(session_id),  # noqa: S311 - jitter
     )

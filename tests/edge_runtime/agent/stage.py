@@ -22,7 +22,7 @@ from edge_runtime.bounds import limits
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.formats import adapter
 from edge_runtime.formats.tensors import encode_tensors
-from edge_runtime.link.address import BrokerAddress, TlsFiles
+from edge_runtime.link.address import BrokerAddress
 from edge_runtime.link.mqtt import MqttLink, Received
 from edge_runtime.link.transfers import Transfers
 from edge_runtime.wire import chunks, topics
@@ -234,7 +234,11 @@ class Device:
             memory_copy_gb_s=1.0,
         )
         agent_settings = AgentSettings(
-            broker=BrokerAddress.parse(broker_url), fleet=FLEET, tls=TlsFiles(), work=work, num_examples=24, **settings
+            open_link=functools.partial(MqttLink, BrokerAddress.parse(broker_url)),
+            fleet=FLEET,
+            work=work,
+            num_examples=24,
+            **settings,
         )
         self.agent = Agent(agent_settings, self._state, capabilities, random.Random(0))
         self.thread = threading.Thread(target=self._run, daemon=True)
@@ -253,10 +257,11 @@ class Device:
 
     def crash(self) -> None:
         """As kill -9: no good-bye, nothing written any more."""
-        connection = self.agent._link._connection
+        link: Any = self.agent._link
+        connection = link._connection
         assert connection is not None
-        self.agent._link.close = lambda *_: None  # type: ignore[method-assign]
-        self.agent._link._closing.set()
+        link.close = lambda *_: None
+        link._closing.set()
         sock: Any = connection._client.socket()
         sock.shutdown(2)
         self.agent.stop(0, "")  # type: ignore[arg-type]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import random
 import time
 from collections.abc import Iterator
@@ -10,7 +11,8 @@ import pytest
 
 from edge_runtime.agent import coordinator_channel
 from edge_runtime.agent.coordinator_channel import CoordinatorChannel
-from edge_runtime.link.mqtt import BrokerAddress, TlsFiles
+from edge_runtime.link.in_process import InProcessBroker, InProcessLink
+from edge_runtime.link.mqtt import BrokerAddress, MqttLink
 from edge_runtime.wire.measures import Capabilities
 
 CAPABILITIES = Capabilities(
@@ -29,16 +31,21 @@ CAPABILITIES = Capabilities(
 @pytest.mark.parametrize("mark", [".", "_", "-"])
 def test_devices_of_different_fleets_never_share_a_client_id(mark: str) -> None:
     """A broker ends a connection when another one comes with the same client id."""
-    address = BrokerAddress.parse("mqtt://127.0.0.1")
+    open_link = InProcessBroker().open_link
     names = [("lab", f"north{mark}board"), (f"lab{mark}north", "board")]
-    channels = [CoordinatorChannel(address, fleet, device, TlsFiles(), random.Random(0)) for fleet, device in names]
-    assert len({channel.link._settings.client_id for channel in channels}) == 2
+    links = [CoordinatorChannel(open_link, fleet, device, random.Random(0)).link for fleet, device in names]
+    assert len({link.client_id for link in links if isinstance(link, InProcessLink)}) == 2
+
+
+def channel_to(url: str) -> CoordinatorChannel:
+    open_link = functools.partial(MqttLink, BrokerAddress.parse(url))
+    return CoordinatorChannel(open_link, "lba", "board", random.Random(0))
 
 
 @pytest.fixture
 def channel(mosquitto: Any) -> Iterator[CoordinatorChannel]:
     """Of a device on a broker where nobody coordinates its fleet."""
-    one = CoordinatorChannel(BrokerAddress.parse(mosquitto.url), "lba", "board", TlsFiles(), random.Random(0))
+    one = channel_to(mosquitto.url)
     one.link.connect()
     yield one
     one.link.close()
@@ -88,7 +95,7 @@ def test_what_the_broker_refused_is_said_with_the_silence(
     acl.write_text("topic read #\n")
     acl.chmod(0o700)
     broker = start_mosquitto("listener {port} 127.0.0.1", "allow_anonymous true", f"acl_file {acl}")
-    channel = CoordinatorChannel(BrokerAddress.parse(broker.url), "lba", "board", TlsFiles(), random.Random(0))
+    channel = channel_to(broker.url)
     channel.link.connect()
     turn(channel, 1.0)
     channel.link.close()

@@ -14,8 +14,9 @@ from edge_runtime.formats import names
 from edge_runtime.formats.payload import Payload, check_payload, decode_payload, encode_payload
 from edge_runtime.wire.messages import Assignment
 from tests.broker_server import fleet, tiny
-from tests.broker_server.conftest import Broker, Coordination
+from tests.broker_server.conftest import Coordination
 from tests.broker_server.fleet import Device
+from tests.broker_server.links import InProcess
 
 
 def train_what_is_trainable(
@@ -41,7 +42,7 @@ def train_what_is_trainable(
 
 @pytest.mark.parametrize("name", sorted(AGGREGATIONS))
 def test_a_run_goes_through(
-    broker: Broker, tmp_path: Path, coordinate: Callable[[Path], Coordination], name: str
+    broker: InProcess, tmp_path: Path, coordinate: Callable[[Path], Coordination], name: str
 ) -> None:
     fleet.config(tmp_path, broker.url, aggregation=name)
     seen: dict[tuple[str, int], Payload] = {}

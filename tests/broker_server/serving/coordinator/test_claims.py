@@ -24,8 +24,9 @@ from edge_runtime.engine.data import _windows
 from edge_runtime.formats.plan import Plan
 from edge_runtime.wire.messages import Assignment, Register
 from tests.broker_server import fleet, tiny
-from tests.broker_server.conftest import Broker, Coordination
+from tests.broker_server.conftest import Coordination
 from tests.broker_server.fleet import Device
+from tests.broker_server.links import InProcess
 from tests.broker_server.serving.storage import test_store
 
 Coordinate = Callable[[Path], Coordination]
@@ -74,7 +75,7 @@ def examples_of(run_dir: Path, round_number: int) -> dict[str, int | None]:
 
 @pytest.mark.parametrize("max_share", [0.5, 1.0])
 def test_an_update_counts_with_what_was_registered(
-    broker: Broker, tmp_path: Path, coordinate: Coordinate, caplog: pytest.LogCaptureFixture, max_share: float
+    broker: InProcess, tmp_path: Path, coordinate: Coordinate, caplog: pytest.LogCaptureFixture, max_share: float
 ) -> None:
     """Also where the device registers far more in the middle of the round: that counts from the next one on.
 

@@ -42,6 +42,7 @@ from edge_runtime.wire.messages import (
 from tests.broker_server import fleet
 from tests.broker_server.conftest import Broker, Coordination
 from tests.broker_server.fleet import Device
+from tests.broker_server.links import InProcess
 
 Coordinate = Callable[[Path], Coordination]
 
@@ -80,7 +81,7 @@ def test_whole_run(any_broker: Broker, tmp_path: Path, coordinate: Coordinate) -
     assert {d.sparsity > 0 for d in records[1].devices} == {True, False}
 
 
-def test_what_a_run_leaves_behind(broker: Broker, tmp_path: Path, coordinate: Coordinate) -> None:
+def test_what_a_run_leaves_behind(broker: InProcess, tmp_path: Path, coordinate: Coordinate) -> None:
     config = fleet.config(tmp_path, broker.url)
     running = coordinate(tmp_path)
     with Device(broker.url, "a"), Device(broker.url, "b"):
@@ -105,7 +106,7 @@ def test_what_a_run_leaves_behind(broker: Broker, tmp_path: Path, coordinate: Co
 
 
 def test_dense_tensor_of_the_new_adapter_is_the_average_of_the_updates(
-    broker: Broker, tmp_path: Path, coordinate: Coordinate
+    broker: InProcess, tmp_path: Path, coordinate: Coordinate
 ) -> None:
     fleet.config(tmp_path, broker.url)
     running = coordinate(tmp_path)
@@ -119,7 +120,7 @@ def test_dense_tensor_of_the_new_adapter_is_the_average_of_the_updates(
 
 
 def test_device_that_dies_costs_the_round_only_its_update(
-    broker: Broker, tmp_path: Path, coordinate: Coordinate
+    broker: InProcess, tmp_path: Path, coordinate: Coordinate
 ) -> None:
     fleet.config(tmp_path, broker.url)
     running = coordinate(tmp_path)
@@ -131,7 +132,7 @@ def test_device_that_dies_costs_the_round_only_its_update(
     assert sorted(devices_of(tmp_path, 2)) == ["a"]
 
 
-def test_device_that_is_too_slow_is_cancelled(broker: Broker, tmp_path: Path, coordinate: Coordinate) -> None:
+def test_device_that_is_too_slow_is_cancelled(broker: InProcess, tmp_path: Path, coordinate: Coordinate) -> None:
     fleet.config(tmp_path, broker.url, round_deadline_s=2.0)
     running = coordinate(tmp_path)
     with Device(broker.url, "a"), Device(broker.url, "b", lambda _a, _b: None) as b:
@@ -141,7 +142,7 @@ def test_device_that_is_too_slow_is_cancelled(broker: Broker, tmp_path: Path, co
 
 
 def test_arm_that_is_too_large_is_followed_by_a_cheaper_one(
-    broker: Broker, tmp_path: Path, coordinate: Coordinate
+    broker: InProcess, tmp_path: Path, coordinate: Coordinate
 ) -> None:
     def small(assignment: Assignment, blob: bytes) -> bytes | FailureReason:
         is_small = assignment.arm.pruning_ratio > 0
@@ -156,7 +157,7 @@ def test_arm_that_is_too_large_is_followed_by_a_cheaper_one(
     assert devices_of(tmp_path, 1)["a"].attempt == 2
 
 
-def test_rounds_without_updates_end_the_run(broker: Broker, tmp_path: Path, coordinate: Coordinate) -> None:
+def test_rounds_without_updates_end_the_run(broker: InProcess, tmp_path: Path, coordinate: Coordinate) -> None:
     config = fleet.config(tmp_path, broker.url, num_devices=1)
     longer = dataclasses.replace(config, training=dataclasses.replace(config.training, num_rounds=9))
     (tmp_path / "config.toml").write_text(longer.to_toml())
@@ -168,7 +169,7 @@ def test_rounds_without_updates_end_the_run(broker: Broker, tmp_path: Path, coor
         running.finish()
 
 
-def test_no_device_at_all(broker: Broker, tmp_path: Path, coordinate: Coordinate) -> None:
+def test_no_device_at_all(broker: InProcess, tmp_path: Path, coordinate: Coordinate) -> None:
     fleet.config(tmp_path, broker.url, registration_timeout_s=1.0)
     with pytest.raises(RunFailedError, match="no device for round 1 within 1 s"):
         coordinate(tmp_path).finish()
@@ -200,7 +201,7 @@ def too_large(_assignment: Assignment, _blob: bytes) -> bytes:
     ids=["not finite", "wrong shape", "garbage", "too large"],
 )
 def test_update_that_does_not_fit_is_rejected(
-    broker: Broker, tmp_path: Path, coordinate: Coordinate, script: fleet.Script, said: str
+    broker: InProcess, tmp_path: Path, coordinate: Coordinate, script: fleet.Script, said: str
 ) -> None:
     fleet.config(tmp_path, broker.url)
     running = coordinate(tmp_path)
@@ -224,7 +225,7 @@ def test_update_that_does_not_fit_is_rejected(
     ids=["loss", "examples", "time"],
 )
 def test_update_with_a_number_out_of_range_is_answered_and_does_not_count(
-    broker: Broker, tmp_path: Path, coordinate: Coordinate, changes: dict[str, object]
+    broker: InProcess, tmp_path: Path, coordinate: Coordinate, changes: dict[str, object]
 ) -> None:
     fleet.config(tmp_path, broker.url)
     running = coordinate(tmp_path)
@@ -236,7 +237,7 @@ def test_update_with_a_number_out_of_range_is_answered_and_does_not_count(
 
 
 def test_update_of_another_run_is_answered_and_does_not_count(
-    broker: Broker, tmp_path: Path, coordinate: Coordinate
+    broker: InProcess, tmp_path: Path, coordinate: Coordinate
 ) -> None:
     fleet.config(tmp_path, broker.url, round_deadline_s=3.0)
     running = coordinate(tmp_path)
@@ -249,7 +250,7 @@ def test_update_of_another_run_is_answered_and_does_not_count(
     assert devices_of(tmp_path, 1)["b"].outcome == "timed_out"
 
 
-def test_assignment_lost_on_the_way_is_sent_again(broker: Broker, tmp_path: Path, coordinate: Coordinate) -> None:
+def test_assignment_lost_on_the_way_is_sent_again(broker: InProcess, tmp_path: Path, coordinate: Coordinate) -> None:
     """A device that says it is idle although an assignment is open cannot have received it."""
     fleet.config(tmp_path, broker.url, num_devices=1)
     running = coordinate(tmp_path)
@@ -270,7 +271,7 @@ def test_assignment_lost_on_the_way_is_sent_again(broker: Broker, tmp_path: Path
     assert devices_of(tmp_path, 1)["a"].outcome == "accepted"
 
 
-def test_update_that_was_made_again_is_pulled_anew(broker: Broker, tmp_path: Path, coordinate: Coordinate) -> None:
+def test_update_that_was_made_again_is_pulled_anew(broker: InProcess, tmp_path: Path, coordinate: Coordinate) -> None:
     """A device that lost its disk while its update was on the way trains again; the first one cannot be pulled."""
     fleet.config(tmp_path, broker.url, num_devices=1)
     running = coordinate(tmp_path)
@@ -285,7 +286,7 @@ def test_update_that_was_made_again_is_pulled_anew(broker: Broker, tmp_path: Pat
     assert verdicts(b) == {1: True, 2: True}
 
 
-def test_nonsense_on_the_topics_does_no_harm(broker: Broker, tmp_path: Path, coordinate: Coordinate) -> None:
+def test_nonsense_on_the_topics_does_no_harm(broker: InProcess, tmp_path: Path, coordinate: Coordinate) -> None:
     fleet.config(tmp_path, broker.url)
     running = coordinate(tmp_path)
     with Device(broker.url, "a") as a, Device(broker.url, "b") as b:
@@ -307,7 +308,7 @@ def test_nonsense_on_the_topics_does_no_harm(broker: Broker, tmp_path: Path, coo
 
 
 def test_status_of_a_device_that_never_registered_is_answered_with_hello(
-    broker: Broker, tmp_path: Path, coordinate: Coordinate
+    broker: InProcess, tmp_path: Path, coordinate: Coordinate
 ) -> None:
     fleet.config(tmp_path, broker.url)
     running = coordinate(tmp_path)
@@ -326,7 +327,7 @@ def test_status_of_a_device_that_never_registered_is_answered_with_hello(
 
 
 def test_who_asks_whether_there_is_a_coordinator_is_answered(
-    broker: Broker, tmp_path: Path, coordinate: Coordinate
+    broker: InProcess, tmp_path: Path, coordinate: Coordinate
 ) -> None:
     """A doctor asks so, beside a device that may be at work."""
     fleet.config(tmp_path, broker.url)
@@ -340,7 +341,7 @@ def test_who_asks_whether_there_is_a_coordinator_is_answered(
             coordination.finish()
 
 
-def test_finished_run_is_not_run_again(broker: Broker, tmp_path: Path, coordinate: Coordinate) -> None:
+def test_finished_run_is_not_run_again(broker: InProcess, tmp_path: Path, coordinate: Coordinate) -> None:
     fleet.config(tmp_path, broker.url)
     running = coordinate(tmp_path)
     with Device(broker.url, "a"), Device(broker.url, "b"):
@@ -351,25 +352,25 @@ def test_finished_run_is_not_run_again(broker: Broker, tmp_path: Path, coordinat
     assert (tmp_path / "adapters/round-0002.safetensors").read_bytes() == before
 
 
-def test_broker_that_dies_and_comes_back(broker: Broker, tmp_path: Path, coordinate: Coordinate) -> None:
-    fleet.config(tmp_path, broker.url, round_deadline_s=60.0)
+def test_broker_that_dies_and_comes_back(real_broker: Broker, tmp_path: Path, coordinate: Coordinate) -> None:
+    fleet.config(tmp_path, real_broker.url, round_deadline_s=60.0)
     held = True
     running = coordinate(tmp_path)
 
     def patient(assignment: Assignment, blob: bytes) -> bytes | None:
         return None if held else fleet.train(assignment, blob)
 
-    with Device(broker.url, "a") as a, Device(broker.url, "b", patient) as b:
+    with Device(real_broker.url, "a") as a, Device(real_broker.url, "b", patient) as b:
         wait_until(lambda: bool(a.heard(Verdict)) and bool(b.heard(Assignment)))
-        broker.kill()
+        real_broker.kill()
         held = False
-        broker.start()
+        real_broker.start()
         running.finish(timeout_s=90)
     assert [d.outcome for d in devices_of(tmp_path, 1).values()] == ["accepted", "accepted"]
     assert verdicts(a) == verdicts(b) == {1: True, 2: True}
 
 
-def test_one_coordinator_for_one_run(broker: Broker, tmp_path: Path, coordinate: Coordinate) -> None:
+def test_one_coordinator_for_one_run(broker: InProcess, tmp_path: Path, coordinate: Coordinate) -> None:
     fleet.config(tmp_path, broker.url)
     running = coordinate(tmp_path)
     wait_until((tmp_path / "adapters/round-0000.safetensors").exists)
@@ -385,7 +386,7 @@ def test_no_broker(tmp_path: Path, coordinate: Coordinate) -> None:
         coordinate(tmp_path).finish()
 
 
-def test_artifact_of_another_digest(broker: Broker, tmp_path: Path, coordinate: Coordinate) -> None:
+def test_artifact_of_another_digest(broker: InProcess, tmp_path: Path, coordinate: Coordinate) -> None:
     config = fleet.config(tmp_path, broker.url)
     other = dataclasses.replace(config, artifact_digest="0" * 64)
     (tmp_path / "artifacts" / config.artifact_digest).rename(tmp_path / "artifacts" / other.artifact_digest)

@@ -108,13 +108,13 @@ def test_killed_in_the_middle_of_a_round(any_broker: Broker, tmp_path: Path, pro
 
 
 def test_device_that_died_while_the_coordinator_was_away_is_not_waited_for(
-    broker: Broker, tmp_path: Path, process: Process
+    real_broker: Broker, tmp_path: Path, process: Process
 ) -> None:
-    fleet.config(tmp_path, broker.url, registration_timeout_s=300.0, round_deadline_s=300.0)
+    fleet.config(tmp_path, real_broker.url, registration_timeout_s=300.0, round_deadline_s=300.0)
     stuck = Counting()
     stuck.may_go_on.clear()
     process.start()
-    with Device(broker.url, "a") as a, Device(broker.url, "b", stuck) as b:
+    with Device(real_broker.url, "a") as a, Device(real_broker.url, "b", stuck) as b:
         wait_until(lambda: bool(a.heard(Verdict)) and bool(b.heard(Assignment)))
         process.kill()
         stuck.may_go_on.set()
@@ -131,14 +131,14 @@ def test_device_that_died_while_the_coordinator_was_away_is_not_waited_for(
     assert "round 1 goes on without b" in log
 
 
-def test_killed_again_and_again(broker: Broker, tmp_path: Path, process: Process) -> None:
+def test_killed_again_and_again(real_broker: Broker, tmp_path: Path, process: Process) -> None:
     """Kills come at any moment; in the end every round has its record, and no accepted update was trained twice."""
-    config = fleet.config(tmp_path, broker.url, registration_timeout_s=60.0, round_deadline_s=60.0)
+    config = fleet.config(tmp_path, real_broker.url, registration_timeout_s=60.0, round_deadline_s=60.0)
     longer = dataclasses.replace(config, training=dataclasses.replace(config.training, num_rounds=6))
     (tmp_path / "config.toml").write_text(longer.to_toml())
     scripts = {"a": Counting(), "b": Counting()}
     accepted: set[tuple[str, int]] = set()
-    with Device(broker.url, "a", scripts["a"]) as a, Device(broker.url, "b", scripts["b"]) as b:
+    with Device(real_broker.url, "a", scripts["a"]) as a, Device(real_broker.url, "b", scripts["b"]) as b:
         for num_events in (3, 5, 7, 9):  # a coordinator writes about ten a round
             reader = EventReader(tmp_path / "events.jsonl", from_end=True)
             process.start()

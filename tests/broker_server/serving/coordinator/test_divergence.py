@@ -23,8 +23,9 @@ from edge_runtime.formats.peft_format import KEY_PREFIX
 from edge_runtime.formats.tensors import decode_tensors, encode_tensors
 from edge_runtime.wire.messages import Assignment
 from tests.broker_server import fleet
-from tests.broker_server.conftest import Broker, Coordination
+from tests.broker_server.conftest import Coordination
 from tests.broker_server.fleet import Device
+from tests.broker_server.links import InProcess
 from tests.broker_server.serving.coordinator.test_coordinator import devices_of, verdicts
 
 Coordinate = Callable[[Path], Coordination]
@@ -39,7 +40,7 @@ def filled(value: float) -> fleet.Script:
     ("value", "wire_dtype"), [(1e20, "float32"), (1e3, "float16"), (6e4, "float16"), (3e38, "float32")]
 )
 def test_huge_update_is_refused_and_the_run_goes_on(
-    broker: Broker, tmp_path: Path, coordinate: Coordinate, value: float, wire_dtype: str
+    broker: InProcess, tmp_path: Path, coordinate: Coordinate, value: float, wire_dtype: str
 ) -> None:
     fleet.config(tmp_path, broker.url, wire_dtype=wire_dtype)
     running = coordinate(tmp_path)
@@ -53,7 +54,7 @@ def test_huge_update_is_refused_and_the_run_goes_on(
 
 @pytest.mark.parametrize(("value", "wire_dtype"), [(1e20, "float32"), (3e38, "float32"), (6e4, "float16")])
 def test_aggregate_of_no_use_is_discarded_and_the_run_fails_now_and_when_it_is_resumed(
-    broker: Broker,
+    broker: InProcess,
     tmp_path: Path,
     coordinate: Coordinate,
     monkeypatch: pytest.MonkeyPatch,
@@ -106,7 +107,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Measure:
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
 def test_diverged_round_ends_the_run_with_one_line_and_is_trained_again(
-    broker: Broker, tmp_path: Path, coordinate: Coordinate, measured: Measure, loss: float
+    broker: InProcess, tmp_path: Path, coordinate: Coordinate, measured: Measure, loss: float
 ) -> None:
     config = fleet.config(tmp_path, broker.url, num_devices=1)
     measured(1.0, 0.9, loss)
@@ -137,7 +138,7 @@ def test_the_last_round_diverged_if_the_loss_on_all_examples_is_not_finite() -> 
 
 
 def test_model_that_is_broken_from_the_start_is_not_called_diverged(
-    broker: Broker, tmp_path: Path, coordinate: Coordinate, measured: Measure
+    broker: InProcess, tmp_path: Path, coordinate: Coordinate, measured: Measure
 ) -> None:
     fleet.config(tmp_path, broker.url)
     measured(float("nan"))
@@ -147,7 +148,7 @@ def test_model_that_is_broken_from_the_start_is_not_called_diverged(
 
 
 def test_sub_model_without_a_finite_loss_is_left_out_of_the_record(
-    broker: Broker, tmp_path: Path, coordinate: Coordinate, measured: Measure
+    broker: InProcess, tmp_path: Path, coordinate: Coordinate, measured: Measure
 ) -> None:
     fleet.config(tmp_path, broker.url, num_devices=1, sparsity=0.5)
     measured(1.0, 0.9, 0.8, float("nan"))
@@ -164,7 +165,7 @@ def test_sub_model_without_a_finite_loss_is_left_out_of_the_record(
 
 @pytest.mark.parametrize(("keep", "expected"), [("best", 1), ("last", None)])
 def test_best_round_is_kept_where_that_is_asked_for(
-    broker: Broker, tmp_path: Path, coordinate: Coordinate, measured: Measure, keep: str, expected: int | None
+    broker: InProcess, tmp_path: Path, coordinate: Coordinate, measured: Measure, keep: str, expected: int | None
 ) -> None:
     fleet.config(tmp_path, broker.url, num_devices=1, keep=keep)
     measured(1.0, 0.7, 0.9, 0.7)  # before training, rounds 1 and 2, and round 1 again, on all examples

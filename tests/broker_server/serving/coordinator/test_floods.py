@@ -36,8 +36,9 @@ from edge_runtime.wire.messages import (
     kind_of,
 )
 from tests.broker_server import fleet, tiny
-from tests.broker_server.conftest import Broker, Coordination
+from tests.broker_server.conftest import Coordination
 from tests.broker_server.fleet import FLEET, Device
+from tests.broker_server.links import InProcess
 
 Coordinate = Callable[[Path], Coordination]
 
@@ -307,7 +308,9 @@ def test_bucket_fills_again_and_never_beyond_its_burst() -> None:
 # ---- a whole coordinator ---------------------------------------------------------------------------------------------
 
 
-def test_honest_device_is_served_beside_one_that_floods(broker: Broker, tmp_path: Path, coordinate: Coordinate) -> None:
+def test_honest_device_is_served_beside_one_that_floods(
+    broker: InProcess, tmp_path: Path, coordinate: Coordinate
+) -> None:
     fleet.config(tmp_path, broker.url, num_devices=1)
     running = coordinate(tmp_path)
     with Device(broker.url, "flood", lambda _a, _b: None) as flood:

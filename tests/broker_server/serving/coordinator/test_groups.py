@@ -29,8 +29,9 @@ from broker_server.serving.storage.store import Store
 from edge_runtime.system.files import DiskFullError
 from edge_runtime.wire.messages import Verdict
 from tests.broker_server import fleet
-from tests.broker_server.conftest import Broker, Coordination
+from tests.broker_server.conftest import Coordination
 from tests.broker_server.fleet import Device
+from tests.broker_server.links import InProcess
 from tests.broker_server.round_desk import Desk, key
 from tests.broker_server.serving.storage.test_store import BLOB, LEARNT, open_participants, reopen, update
 
@@ -111,7 +112,7 @@ def test_events_of_a_group_are_told_when_it_is_settled(tmp_path: Path) -> None:
 
 
 def test_no_verdict_for_what_did_not_reach_the_disk(
-    broker: Broker, tmp_path: Path, coordinate: Coordinate, monkeypatch: pytest.MonkeyPatch
+    broker: InProcess, tmp_path: Path, coordinate: Coordinate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk fills up at the moment when updates are made durable; a restart takes them, trained once."""
     fleet.config(tmp_path, broker.url, num_devices=1)
@@ -173,7 +174,7 @@ def test_a_step_looks_at_what_it_changed_alone(crowd: tuple[Desk, Ledger], monke
 
 
 def test_scheduler_is_written_only_where_it_learnt(
-    broker: Broker, tmp_path: Path, coordinate: Coordinate, monkeypatch: pytest.MonkeyPatch
+    broker: InProcess, tmp_path: Path, coordinate: Coordinate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Four times in two rounds: when arms were dealt, and when a round was over; before training nothing is learnt."""
     fleet.config(tmp_path, broker.url, num_devices=3)

@@ -21,8 +21,9 @@ from edge_runtime.wire.arms import parse_arms
 from edge_runtime.wire.messages import Assignment, FailureReason, Verdict
 from exporter.compact.source import read_plan
 from tests.broker_server import fleet, tiny
-from tests.broker_server.conftest import Broker, Coordination
+from tests.broker_server.conftest import Coordination
 from tests.broker_server.fleet import Device
+from tests.broker_server.links import InProcess
 from tests.broker_server.serving.coordinator.test_coordinator_restart import Process, wait_until
 
 Coordinate = Callable[[Path], Coordination]
@@ -49,7 +50,7 @@ def make_class(name: str, **changes: object) -> DeviceClass:
     return DeviceClass(name=name, **given)  # type: ignore[arg-type]
 
 
-def test_plans_follow_the_scores_of_devices(broker: Broker, tmp_path: Path, coordinate: Coordinate) -> None:
+def test_plans_follow_the_scores_of_devices(broker: InProcess, tmp_path: Path, coordinate: Coordinate) -> None:
     fleet.config(tmp_path, broker.url, training=TRAINING, pruning=LORA, sparsity=0.5)
     running = coordinate(tmp_path)
     with Device(broker.url, "a", fleet.train_and_score) as a, Device(broker.url, "b", fleet.train_and_score) as b:
@@ -73,7 +74,7 @@ def test_plans_follow_the_scores_of_devices(broker: Broker, tmp_path: Path, coor
 
 
 def test_compact_makes_the_plan_that_the_deploy_rounds_trained(
-    broker: Broker, tmp_path: Path, coordinate: Coordinate
+    broker: InProcess, tmp_path: Path, coordinate: Coordinate
 ) -> None:
     deploy = dataclasses.replace(LORA, deploy_rounds=2, ramp_rounds=3, scope="global")
     fleet.config(tmp_path, broker.url, training=TRAINING, pruning=deploy, sparsity=0.4)
@@ -91,7 +92,7 @@ def test_compact_makes_the_plan_that_the_deploy_rounds_trained(
 
 
 def test_an_assignment_is_pruned_inside_and_its_update_is_read_under_the_last_plan(
-    broker: Broker, tmp_path: Path, coordinate: Coordinate
+    broker: InProcess, tmp_path: Path, coordinate: Coordinate
 ) -> None:
     ramp = dataclasses.replace(LORA, ramp_rounds=2, recovery_steps=2)
     fleet.config(tmp_path, broker.url, training=TRAINING, pruning=ramp)
@@ -112,7 +113,7 @@ def test_an_assignment_is_pruned_inside_and_its_update_is_read_under_the_last_pl
 
 
 def test_a_device_that_cannot_hold_the_ramp_plays_its_arm_at_once(
-    broker: Broker, tmp_path: Path, coordinate: Coordinate
+    broker: InProcess, tmp_path: Path, coordinate: Coordinate
 ) -> None:
     def small(assignment: Assignment, blob: bytes) -> bytes | FailureReason:
         fits = assignment.plan.sparsity(MANIFEST) > 0.3
@@ -132,7 +133,7 @@ def test_a_device_that_cannot_hold_the_ramp_plays_its_arm_at_once(
 
 
 def test_a_late_device_is_timed_out_on_the_virtual_clock(
-    broker: Broker, tmp_path: Path, coordinate: Coordinate
+    broker: InProcess, tmp_path: Path, coordinate: Coordinate
 ) -> None:
     config = fleet.config(tmp_path, broker.url, training=TRAINING, emulation_file="fleet.toml")
     classes = (make_class("fast"), make_class("slow", compute_factor=3.0))
@@ -154,7 +155,7 @@ def test_a_late_device_is_timed_out_on_the_virtual_clock(
 
 
 def test_devices_that_are_not_available_or_strangers_get_no_assignment(
-    broker: Broker, tmp_path: Path, coordinate: Coordinate
+    broker: InProcess, tmp_path: Path, coordinate: Coordinate
 ) -> None:
     fleet.config(tmp_path, broker.url, training=TRAINING, emulation_file="fleet.toml", num_devices=3)
     classes = (make_class("there"), make_class("never", availability=1e-9))
@@ -179,7 +180,7 @@ def process(tmp_path: Path) -> Iterator[Process]:
 
 @pytest.mark.e2e
 def test_a_run_that_was_killed_ends_as_one_that_was_not(
-    broker: Broker, tmp_path: Path, coordinate: Coordinate, process: Process
+    broker: InProcess, tmp_path: Path, coordinate: Coordinate, process: Process
 ) -> None:
     """Importance, prunings inside assignments, the virtual clock: kill -9 in the middle of a round changes nothing."""
     pruning = dataclasses.replace(LORA, ramp_rounds=2, recovery_steps=2)

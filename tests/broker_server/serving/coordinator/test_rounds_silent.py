@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -25,12 +24,12 @@ from broker_server.methods.rounds.types import (
 )
 from broker_server.serving.storage.store import Store
 from edge_runtime.bounds import limits
-from edge_runtime.link.mqtt import BrokerAddress, MqttLink
 from edge_runtime.wire import topics
 from edge_runtime.wire.messages import Register, encode_message
 from tests.broker_server import fleet, tiny
-from tests.broker_server.conftest import Broker, Coordination
+from tests.broker_server.conftest import Coordination
 from tests.broker_server.fleet import FLEET, Device
+from tests.broker_server.links import InProcess
 from tests.broker_server.round_desk import LIMITS, A, B, Desk, begun, key
 
 GHOSTS = [f"ghost-{i}" for i in range(20)]
@@ -200,18 +199,16 @@ def test_last_words_that_are_kept_are_bounded() -> None:
 
 
 def test_honest_devices_are_served_in_every_round_beside_ghosts(
-    broker: Broker, tmp_path: Path, coordinate: Callable[[Path], Coordination], monkeypatch: pytest.MonkeyPatch
+    broker: InProcess, tmp_path: Path, coordinate: Callable[[Path], Coordination], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("broker_server.methods.rounds.silence.QUIET_S", 1.0)
     fleet.config(tmp_path, broker.url, round_deadline_s=60.0)
     running = coordinate(tmp_path)
-    link = MqttLink(
-        BrokerAddress.parse(broker.url),
+    link = broker.broker.open_link(
         client_id="haunted",
         subscriptions=(),
         will=None,
         max_message_bytes=limits.MAX_MESSAGE_BYTES,
-        rng=random.Random(0),
     )
     with contextlib.closing(link):
         link.connect()

@@ -153,12 +153,12 @@ def test_of_two_coordinators_started_at_once_one_coordinates(
 
 
 def test_a_coordinator_that_may_not_read_its_topic_says_so_and_begins(
-    broker: Broker, caplog: pytest.LogCaptureFixture
+    real_broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A broker's ACL of an earlier release knows nothing of that topic; here nobody brings the question back."""
     claimant = Claimant("lab", "run-1", "aa")
     link = MqttLink(
-        BrokerAddress.parse(broker.url),
+        BrokerAddress.parse(real_broker.url),
         client_id="c",
         subscriptions=("x",),
         will=None,
@@ -172,15 +172,15 @@ def test_a_coordinator_that_may_not_read_its_topic_says_so_and_begins(
 
 
 def test_two_boards_under_one_name_are_told_of_in_the_coordinator_s_log(
-    broker: Broker, tmp_path: Path, coordinate: Callable[[Path], Coordination], caplog: pytest.LogCaptureFixture
+    real_broker: Broker, tmp_path: Path, coordinate: Callable[[Path], Coordination], caplog: pytest.LogCaptureFixture
 ) -> None:
     """The second registers, then the first comes back: a session is one process."""
-    fleet.config(tmp_path, broker.url)
+    fleet.config(tmp_path, real_broker.url)
     coordination = coordinate(tmp_path)
-    with Device(broker.url, "a") as a:
+    with Device(real_broker.url, "a") as a:
         wait_until(lambda: bool(a.heard(Welcome)))
         a.say(Register(device_id="a", session_id="second", capabilities=tiny.capabilities(), num_examples=10))
         a.register()
         wait_until(lambda: "two machines use this name" in caplog.text)
-        with Device(broker.url, "b"):
+        with Device(real_broker.url, "b"):
             coordination.finish()

@@ -20,8 +20,9 @@ from edge_runtime.formats.plan import Plan
 from edge_runtime.formats.ranking import plan_at
 from edge_runtime.formats.tensors import WireDtype, decode_tensors
 from tests.broker_server import fleet, tiny
-from tests.broker_server.conftest import Broker, Coordination
+from tests.broker_server.conftest import Coordination
 from tests.broker_server.fleet import Device
+from tests.broker_server.links import InProcess
 
 
 def updates(
@@ -95,7 +96,7 @@ def test_file_that_is_damaged_meanwhile_is_told(damage: str, tmp_path: Path) -> 
 
 
 def test_a_coordinator_combines_a_round_from_files(
-    broker: Broker, tmp_path: Path, coordinate: Callable[[Path], Coordination], monkeypatch: pytest.MonkeyPatch
+    broker: InProcess, tmp_path: Path, coordinate: Callable[[Path], Coordination], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fleet.config(tmp_path, broker.url)
     read: set[tuple[str, str]] = set()

@@ -27,7 +27,8 @@ from broker_server.methods.scheduler import ArmOutcome, Scheduler, SchedulerCont
 from broker_server.methods.scheduler.reward import ADAPTER_SHARE, LOSS_SHARE, Credit, credit_round
 from edge_runtime.wire.arms import parse_arms
 from edge_runtime.wire.measures import LocalEvaluation
-from edge_runtime.wire.messages import Arm, FailureReason
+from edge_runtime.wire.messages import FailureReason
+from edge_runtime.wire.work import Arm
 
 Floats = npt.NDArray[np.float64]
 

@@ -44,7 +44,7 @@ from edge_runtime.engine.trainer import Trainer, TrainingRun, train
 from edge_runtime.formats import adapter as adapters
 from edge_runtime.formats.manifest import Manifest, Task
 from edge_runtime.formats.plan import Plan
-from edge_runtime.wire.messages import HyperParameters
+from edge_runtime.wire.work import HyperParameters
 
 Scores = Mapping[tuple[int, str], npt.NDArray[np.float32]]
 Key = tuple[int, str]

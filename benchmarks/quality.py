@@ -23,7 +23,7 @@ from edge_runtime.engine.evaluator import EvaluationResult
 from edge_runtime.engine.trainer import Trainer, train
 from edge_runtime.formats import adapter
 from edge_runtime.formats.plan import Plan
-from edge_runtime.wire.messages import HyperParameters
+from edge_runtime.wire.work import HyperParameters
 
 
 def main() -> None:

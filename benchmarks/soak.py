@@ -29,7 +29,7 @@ from edge_runtime.engine.trainer import Trainer, train
 from edge_runtime.formats import adapter, names
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.plan import Plan
-from edge_runtime.wire.messages import HyperParameters
+from edge_runtime.wire.work import HyperParameters
 
 EVERY: Final = 100
 """Steps between two readings."""

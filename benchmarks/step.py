@@ -34,7 +34,7 @@ from edge_runtime.engine.model import Mode
 from edge_runtime.engine.trainer import Trainer
 from edge_runtime.formats import adapter
 from edge_runtime.system.resident import peak_rss_bytes
-from edge_runtime.wire.messages import HyperParameters
+from edge_runtime.wire.work import HyperParameters
 
 ARMS: Final = "0.0:8,0.25:8,0.5:8"
 NUM_WARMUP_STEPS: Final = 3

@@ -41,6 +41,7 @@ from edge_runtime.wire.messages import (
     encode_message,
     kind_of,
 )
+from edge_runtime.wire.work import LoraWork
 
 HEARTBEAT_S: Final = 15.0
 SAY_AGAIN_S: Final = 5.0
@@ -60,10 +61,14 @@ class Updates:
 
     def of(self, assignment: Assignment) -> tuple[BlobRef, bytes]:
         """Header and bytes of an update to an assignment."""
-        key = (assignment.final_plan.digest(), assignment.arm.rank)
+        work = assignment.work
+        if not isinstance(work, LoraWork):
+            msg = f"thin devices answer LoRA work, not {type(work).__name__}"
+            raise TypeError(msg)
+        key = (work.final_plan.digest(), work.arm.rank)
         if key not in self._made:
-            layout = AdapterLayout.of(self._manifest, assignment.final_plan, assignment.arm.rank)
-            shapes = layout.trained(assignment.hyper_parameters.trainable).shapes
+            layout = AdapterLayout.of(self._manifest, work.final_plan, work.arm.rank)
+            shapes = layout.trained(work.hyper_parameters.trainable).shapes
             rng = np.random.default_rng(0)
             tensors = {name: rng.normal(scale=SCALE, size=shape).astype(np.float32) for name, shape in shapes.items()}
             blob = encode_payload(Payload(adapter=tensors))
@@ -162,26 +167,29 @@ class ThinDevice:
             case Verdict():
                 self._counts["accepted" if message.accepted else "rejected"] += 1
                 if message.accepted:
-                    self.accepted.append((message.round_number, message.attempt))
+                    self.accepted.append((message.key.round_number, message.key.attempt))
                 self._assignment = self._update = None
 
     def _begin(self, assignment: Assignment) -> None:
         known = self._assignment
-        if known is not None and known.round_number == assignment.round_number:
+        if known is not None and known.key.round_number == assignment.key.round_number:
             return
         self._assignment, self._update = assignment, None
-        self._lacking = set(range(assignment.adapter.num_chunks))
+        self._lacking = set(range(0 if assignment.payload is None else assignment.payload.num_chunks))
         self._patience_s = SAY_AGAIN_S
         self._ask(assignment)
 
     def _ask(self, assignment: Assignment) -> None:
-        wanted = tuple(sorted(self._lacking)[:WINDOW])
-        self._say(ChunkRequest(digest=assignment.adapter.digest, missing=wanted))
-        self._wait()
+        if assignment.payload is not None:
+            wanted = tuple(sorted(self._lacking)[:WINDOW])
+            self._say(ChunkRequest(digest=assignment.payload.digest, missing=wanted))
+            self._wait()
 
     def _take_chunk(self, chunk: Chunk) -> None:
         assignment = self._assignment
-        if assignment is None or chunk.digest != assignment.adapter.digest or self._update is not None:
+        if assignment is None or assignment.payload is None or self._update is not None:
+            return
+        if chunk.digest != assignment.payload.digest:
             return
         self._lacking.discard(chunk.index)
         if self._lacking and chunk.index % WINDOW == WINDOW - 1:
@@ -248,11 +256,8 @@ class Crowd:
 
 def _update(assignment: Assignment, ref: BlobRef) -> Update:
     return Update(
-        run_id=assignment.run_id,
-        device_id=assignment.device_id,
-        round_number=assignment.round_number,
-        attempt=assignment.attempt,
-        adapter=ref,
+        key=assignment.key,
+        blob=ref,
         num_examples=10,
         train_loss=1.0,
         measurements=Measurements(
@@ -264,7 +269,7 @@ def _update(assignment: Assignment, ref: BlobRef) -> Update:
             evaluate_s=0.1,
             peak_rss_bytes=1 << 27,
             bytes_up=ref.size_bytes,
-            bytes_down=assignment.adapter.size_bytes,
+            bytes_down=0 if assignment.payload is None else assignment.payload.size_bytes,
         ),
         evaluation=LocalEvaluation(
             num_targets=10, loss_before=2.0, loss_after=1.9, accuracy_before=0.1, accuracy_after=0.2

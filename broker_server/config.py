@@ -17,7 +17,7 @@ from edge_runtime.bounds import limits
 from edge_runtime.bounds.fields import Count, Decay, Factor, Name, Positive, Seconds, Seed, Share
 from edge_runtime.formats.tensors import WireDtype
 from edge_runtime.wire.arms import LORA_AXES, MAX_PRUNING_RATIO, ArmError, format_arms, parse_arms
-from edge_runtime.wire.messages import Arm
+from edge_runtime.wire.work import Arm
 
 Duration = Annotated[float, msgspec.Meta(gt=0, le=limits.LONGEST_S)]
 

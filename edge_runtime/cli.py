@@ -256,10 +256,10 @@ def _add_log_level(command: argparse.ArgumentParser, default: str) -> None:
 def _start(arguments: argparse.Namespace) -> int:
     be_nice(arguments.nice)  # before threads are there, which inherit it
     from edge_runtime.agent import capabilities, engines, precheck  # noqa: PLC0415 - see the module's docstring
-    from edge_runtime.agent.agent import Agent, AgentSettings  # noqa: PLC0415
-    from edge_runtime.agent.assignment_runner import WorkSettings  # noqa: PLC0415
+    from edge_runtime.agent.agent import Agent  # noqa: PLC0415
     from edge_runtime.agent.identity import StateDirectory, check_name  # noqa: PLC0415
     from edge_runtime.agent.pins import Pins  # noqa: PLC0415
+    from edge_runtime.agent.settings import AgentSettings, WorkSettings  # noqa: PLC0415
     from edge_runtime.link.mqtt import MqttLink  # noqa: PLC0415
 
     modes = engines.choose_modes(arguments.engine, arguments.mode, arguments.ort_models)

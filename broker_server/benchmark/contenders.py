@@ -17,7 +17,7 @@ from broker_server.benchmark.settings import BenchSettings
 from broker_server.errors import ConfigError, MissingExtraError
 from edge_runtime.engine.model import MODES
 from edge_runtime.system.interpreter import module_command
-from edge_runtime.wire.messages import Arm
+from edge_runtime.wire.work import Arm
 
 EXACT_BASES: Final = ("stored", "float32")
 """Types of frozen weights that lose nothing of the checkpoint's."""

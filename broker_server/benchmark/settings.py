@@ -16,7 +16,7 @@ from edge_runtime.bounds import limits
 from edge_runtime.bounds.fields import Count, Positive
 from edge_runtime.formats.manifest import BaseDtype, Task
 from edge_runtime.wire.arms import ArmError, parse_arms
-from edge_runtime.wire.messages import Arm, HyperParameters
+from edge_runtime.wire.work import Arm, HyperParameters
 
 WEIGHT_DECAY: Final = 0.01
 MAX_GRAD_NORM: Final = 1.0

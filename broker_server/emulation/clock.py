@@ -20,8 +20,8 @@ import numpy as np
 from broker_server.emulation.fleet import Fleet
 from broker_server.emulation.step_times import StepTimes
 from broker_server.methods.pruning.schedule import Segment
-from broker_server.methods.rounds.types import UpdateKey
-from edge_runtime.wire.messages import Arm
+from edge_runtime.wire.messages import AssignmentKey
+from edge_runtime.wire.work import Arm
 
 _JITTER, _AVAILABILITY = range(2)
 
@@ -48,7 +48,7 @@ class VirtualClock:
 
     def completion_s(
         self,
-        key: UpdateKey,
+        key: AssignmentKey,
         arm: Arm,
         segments: Sequence[Segment],
         num_local_steps: int,

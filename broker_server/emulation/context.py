@@ -11,7 +11,7 @@ from edge_runtime.formats.adapter import AdapterLayout
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.plan import Plan, uniform_num_kept
 from edge_runtime.wire.arms import parse_arms
-from edge_runtime.wire.messages import Arm
+from edge_runtime.wire.work import Arm
 
 _BYTES_OF = {"float32": 4, "float16": 2}
 

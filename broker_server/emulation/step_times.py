@@ -17,7 +17,7 @@ from edge_runtime.bounds import limits
 from edge_runtime.bounds.fields import AxisNumber, Name, Short
 from edge_runtime.system.files import write_atomically
 from edge_runtime.wire.arms import LORA_AXES, Axes
-from edge_runtime.wire.messages import Arm
+from edge_runtime.wire.work import Arm
 
 STEP_TIMES_FILE: Final = "step-times.json"
 """Step times of one run, in its directory."""

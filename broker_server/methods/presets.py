@@ -15,7 +15,7 @@ from typing import Final, TypeGuard
 from broker_server.errors import ConfigError
 from edge_runtime.system.registry import Registry
 from edge_runtime.wire.arms import format_arms
-from edge_runtime.wire.messages import Arm
+from edge_runtime.wire.work import Arm
 
 Settings = dict[str, object]
 """Settings, by the names that they have in a file for ``fedspine run --config`` (options, with underscores)."""

@@ -7,14 +7,13 @@ background thread; all decisions are taken here, in one thread.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import logging
 import queue
 import random
 from typing import Final
 
-from edge_runtime.agent.assignment_runner import AssignmentRunner, WorkSettings
+from edge_runtime.agent.assignment_runner import AssignmentRunner
 from edge_runtime.agent.attempts import Attempts
 from edge_runtime.agent.checkpoints import Checkpoints
 from edge_runtime.agent.coordinator_channel import CoordinatorChannel
@@ -22,16 +21,15 @@ from edge_runtime.agent.errors import StoppedError
 from edge_runtime.agent.identity import StateDirectory
 from edge_runtime.agent.jobs import Jobs
 from edge_runtime.agent.outbox import Outbox
-from edge_runtime.agent.pins import Pins
 from edge_runtime.agent.refusals import is_final, largest_delay_s, reason_of, too_large
 from edge_runtime.agent.refused import Refused
 from edge_runtime.agent.reporter import Reporter
+from edge_runtime.agent.settings import AgentSettings
 from edge_runtime.agent.traffic import Traffic
 from edge_runtime.agent.uploads import Uploads
-from edge_runtime.agent.work import Work
+from edge_runtime.agent.work import Work, num_steps_of, what
 from edge_runtime.errors import ExitCode, FedSpineError, MessageError
 from edge_runtime.link.inbox import Connected, Disconnected, LinkEvent
-from edge_runtime.link.protocol import OpenLink
 from edge_runtime.link.transfers import Transfers
 from edge_runtime.wire.measures import Capabilities
 from edge_runtime.wire.messages import (
@@ -48,6 +46,7 @@ from edge_runtime.wire.messages import (
     Verdict,
     Welcome,
     decode_message,
+    device_of,
     kind_of,
 )
 
@@ -61,26 +60,6 @@ POLL_S: Final = 0.1
 
 STOP_S: Final = 10.0
 """How long a stopping process waits for its background thread."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class AgentSettings:
-    """How a device takes part."""
-
-    open_link: OpenLink
-    fleet: str
-    """Fleet on that broker."""
-    work: WorkSettings
-    num_examples: int
-    """Lines of the data file: what an update may count with at most (text-classification)."""
-    data_bytes: int = 0
-    """Size of the data file, the same for causal-lm; 0 = not said."""
-    pins: Pins = dataclasses.field(default_factory=Pins)
-    """What it may run."""
-    exit_when_finished: bool = False
-    """Leave when the coordinator says that the run is over."""
-    wait_for_broker: bool = False
-    """Go on trying when nobody answers at the first connection."""
 
 
 class Agent:
@@ -170,7 +149,7 @@ class Agent:
                     logger.exception("a message on %r could not be dealt with; it is passed over", event.topic)
 
     def _on_message(self, message: AnyMessage) -> None:
-        if getattr(message, "device_id", self._device_id) != self._device_id:
+        if device_of(message, self._device_id) != self._device_id:
             logger.warning("a %s for another device arrived here; ignored", kind_of(message))
             return
         match message:
@@ -228,11 +207,11 @@ class Agent:
             self._reporter.say(objection)
 
     def _on_assignment(self, assignment: Assignment) -> None:
-        if (objection := self._refused.objection_to(assignment.run_id)) is not None:
+        if (objection := self._refused.objection_to(assignment.key.run_id)) is not None:
             self._channel.say(self._channel.failure(assignment, FailureReason.INTERNAL, objection))
             return
-        if self._welcome is None or assignment.run_id != self._welcome.run_id:
-            logger.info("assignment of run %s, which did not welcome this device; registering", assignment.run_id)
+        if self._welcome is None or assignment.key.run_id != self._welcome.run_id:
+            logger.info("assignment of run %s, which did not welcome this device; registering", assignment.key.run_id)
             self._channel.register_again()
             return
         now = self._clock()
@@ -248,43 +227,50 @@ class Agent:
             if work.key <= self._work.key:  # both of this run: a welcome to another one drops the work
                 self._reporter.say()
                 return
-            self._drop_work(f"superseded by round {assignment.round_number}, attempt {assignment.attempt}")
+            self._drop_work(f"superseded by round {work.key.round_number}, attempt {work.key.attempt}")
         self._attempts.news()
-        if (detail := too_large(assignment, self._settings.work.memory_limit_bytes)) is not None:
+        if (detail := too_large(assignment, self._settings.work.memory_limit_bytes)) is None:
+            self._begin(work)
+        else:
             self._refuse(work, FailureReason.INSUFFICIENT_MEMORY, detail)
-            return
-        arm = assignment.arm
-        logger.info("round %d, attempt %d: pruning ratio %g, rank %d", *work.key[1:], arm.pruning_ratio, arm.rank)
-        self._work = work
-        self._reporter.change(DeviceState.FETCHING, *work.key[1:])
-        self._transfers.expect(
-            assignment.adapter,
-            COORDINATOR,
-            functools.partial(self._on_adapter, work),
-            lambda detail: self._refuse(work, FailureReason.INTERNAL, detail),
-        )
 
-    def _on_adapter(self, work: Work, blob: bytes) -> None:
-        work.adapter = (blob, self._clock() - work.received_at)
+    def _begin(self, work: Work) -> None:
+        """Pull what the work starts from, if it starts from anything."""
+        assignment = work.assignment
+        logger.info("round %d, attempt %d: %s", work.key.round_number, work.key.attempt, what(assignment.work))
+        self._work = work
+        self._reporter.change(DeviceState.FETCHING, work.key)
+        if assignment.payload is None:
+            self._on_payload(work, b"")
+        else:
+            self._transfers.expect(
+                assignment.payload,
+                COORDINATOR,
+                functools.partial(self._on_payload, work),
+                lambda detail: self._refuse(work, FailureReason.INTERNAL, detail),
+            )
+
+    def _on_payload(self, work: Work, blob: bytes) -> None:
+        work.payload = (blob, self._clock() - work.received_at)
 
     def _on_verdict(self, verdict: Verdict) -> None:
-        if self._welcome is None or verdict.run_id != self._welcome.run_id:
+        if self._welcome is None or verdict.key.run_id != self._welcome.run_id:
             return  # what waits for another run is that run's to answer
-        if self._uploads.close((verdict.run_id, verdict.round_number, verdict.attempt)) is None:
+        if self._uploads.close(verdict.key) is None:
             return
         word = "accepted" if verdict.accepted else "rejected"
-        logger.info("round %d: %s%s", verdict.round_number, word, f" ({verdict.detail})" if verdict.detail else "")
+        logger.info("round %d: %s%s", verdict.key.round_number, word, f" ({verdict.detail})" if verdict.detail else "")
         if self._work is None and self._uploads.pending is None:
             self._reporter.change(DeviceState.IDLE)
 
     def _on_cancel(self, cancel: Cancel) -> None:
-        if self._welcome is None or cancel.run_id != self._welcome.run_id:
+        key = cancel.key
+        if self._welcome is None or key.run_id != self._welcome.run_id:
             return  # as for a verdict
-        key = (cancel.run_id, cancel.round_number, cancel.attempt)
         if is_current := self._work is not None and self._work.key == key:
             self._drop_work(f"cancelled: {cancel.detail}")
         if (self._uploads.close(key) is not None or is_current) and self._work is None:
-            self._reporter.change(DeviceState.IDLE, detail=f"round {cancel.round_number} cancelled: {cancel.detail}")
+            self._reporter.change(DeviceState.IDLE, detail=f"round {key.round_number} cancelled: {cancel.detail}")
 
     def _on_finished(self, finished: Finished) -> None:
         is_refused = self._welcome is None and self._refused.objection_to(finished.run_id) is not None
@@ -314,11 +300,11 @@ class Agent:
                 if work is None:
                     self._reporter.change(DeviceState.FETCHING)
                 self._jobs.prepare(welcome, self._reporter.progress)
-        elif work is not None and work.adapter is not None:
+        elif work is not None and work.payload is not None:
             work.is_running = True
-            num_steps = work.assignment.hyper_parameters.num_local_steps
-            self._reporter.change(DeviceState.TRAINING, *work.key[1:], num_steps=num_steps)
-            self._jobs.work(self._runner, work.assignment, work.adapter, welcome, self._reporter.progress)
+            num_steps = num_steps_of(work.assignment.work)
+            self._reporter.change(DeviceState.TRAINING, work.key, num_steps=num_steps)
+            self._jobs.work(self._runner, work.assignment, work.payload, welcome, self._reporter.progress)
 
     def _collect(self) -> None:
         """Take what the background thread has finished."""
@@ -374,7 +360,7 @@ class Agent:
             self._refuse(work, reason_of(error), str(error))
             return
         self._checkpoints.remove()
-        self._reporter.change(DeviceState.UPLOADING, *work.key[1:])
+        self._reporter.change(DeviceState.UPLOADING, work.key)
 
     # ---- ends --------------------------------------------------------------------------------------------------------
 
@@ -382,17 +368,23 @@ class Agent:
         """Stop the current assignment, if any; what it may still produce is ignored."""
         if self._work is None:
             return
-        logger.info("round %d, attempt %d: %s", *self._work.key[1:], why)
-        self._transfers.cancel(self._work.assignment.adapter.digest, COORDINATOR)
+        logger.info("round %d, attempt %d: %s", self._work.key.round_number, self._work.key.attempt, why)
+        self._stop_pulling(self._work)
         if self._work.is_running:
             self._jobs.stop()
         self._work = None
 
+    def _stop_pulling(self, work: Work) -> None:
+        if work.assignment.payload is not None:
+            self._transfers.cancel(work.assignment.payload.digest, COORDINATOR)
+
     def _refuse(self, work: Work, reason: FailureReason, detail: str) -> None:
         """Give an assignment up, and tell."""
-        logger.warning("round %d, attempt %d given up: %s (%s)", *work.key[1:], detail, reason)
+        logger.warning(
+            "round %d, attempt %d given up: %s (%s)", work.key.round_number, work.key.attempt, detail, reason
+        )
         if self._work is work:
-            self._transfers.cancel(work.assignment.adapter.digest, COORDINATOR)
+            self._stop_pulling(work)
             self._work = None
         failure = self._channel.failure(work.assignment, reason, detail)
         self._refused.remember(work.key, failure)

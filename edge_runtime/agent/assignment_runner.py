@@ -8,7 +8,6 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -20,24 +19,25 @@ from edge_runtime.agent.errors import StoppedError, UnfitDataError
 from edge_runtime.agent.local_training import LocalTraining
 from edge_runtime.agent.pauses import Pauses
 from edge_runtime.agent.precheck import count_examples
+from edge_runtime.agent.settings import MIN_TRAINING_RATIO, WorkSettings
 from edge_runtime.agent.traffic import Traffic
-from edge_runtime.board.guard import PauseLimits
-from edge_runtime.board.sensors import SYS
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.data import load_examples
 from edge_runtime.engine.dataset import Dataset
 from edge_runtime.engine.errors import DataError, InsufficientMemoryError
 from edge_runtime.engine.evaluator import EvaluationResult
-from edge_runtime.engine.model import MODES, Mode
+from edge_runtime.engine.model import Mode
 from edge_runtime.engine.run import Engine, Run
 from edge_runtime.engine.trainer import TrainingResult
+from edge_runtime.errors import MessageError
 from edge_runtime.formats.manifest import Manifest, Task
 from edge_runtime.formats.payload import Payload, check_payload, decode_payload, encode_payload
 from edge_runtime.formats.plan import Plan, uniform_num_kept
 from edge_runtime.system.resident import peak_rss_bytes
 from edge_runtime.wire import chunks
 from edge_runtime.wire.measures import LocalEvaluation, Measurements
-from edge_runtime.wire.messages import Arm, Assignment, HyperParameters, Update, Welcome
+from edge_runtime.wire.messages import Assignment, Update, Welcome
+from edge_runtime.wire.work import Arm, HyperParameters, LoraWork
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +46,6 @@ HOLDOUT_SEED: Final = 0
 
 They are others once the file has another number of examples, or language modelling is cut at another ``max_length``.
 """
-
-MIN_TRAINING_RATIO: Final = 5
-"""At most one in so many examples is held out, however small the file is."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -59,30 +56,6 @@ class Progress:
     num_steps: int = 0
     loss: float | None = None
     detail: str = ""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class WorkSettings:
-    """What the owner of a board decides."""
-
-    data: Path
-    """JSON lines."""
-    num_holdout: int
-    """Examples kept for local evaluation, at most one in :data:`MIN_TRAINING_RATIO`."""
-    num_threads: int
-    """Threads of one operator."""
-    memory_limit_bytes: int
-    """What training may use, bytes."""
-    modes: tuple[Mode, ...] = MODES
-    """How graphs may be run; the first that fits is taken."""
-    checkpoint_every: int = 0
-    """Steps from one checkpoint to the next, 0 = none."""
-    pausing: PauseLimits = dataclasses.field(default_factory=PauseLimits)
-    """What makes work pause."""
-    sensors: Path = SYS
-    """Where the kernel's files are that say so."""
-    ort_models: Path | None = None
-    """Folder of ort-training models, to train with these; None = the portable engine."""
 
 
 class AssignmentRunner:
@@ -150,32 +123,33 @@ class AssignmentRunner:
             DivergedError: training left the finite numbers.
             FedSpineError: anything else that is known to go wrong.
         """
-        hyper = assignment.hyper_parameters
-        course = LocalTraining(assignment, self.digest, context.checkpoints, context.pauses)
-        given, mode = self._check(assignment, blob)
+        work = assignment.work
+        if not isinstance(work, LoraWork):
+            msg = f"this device has no way to do {type(work).__name__}: upgrade fedspine on it"
+            raise MessageError(msg)
+        hyper = work.hyper_parameters
+        course = LocalTraining(assignment, work, self.digest, context.checkpoints, context.pauses)
+        given, mode = self._check(work, blob)
         context.check()
         dataset = self.load(hyper.max_length)
-        rank = assignment.arm.rank
-        logger.info("round %d: %s mode, rank %d", assignment.round_number, mode, rank)
+        rank = work.arm.rank
+        logger.info("round %d: %s mode, rank %d", assignment.key.round_number, mode, rank)
         trainer = self.trainer(mode)
         started = time.perf_counter()
-        run = trainer.start(assignment.plan, rank, given.adapter, hyper, given.merged)
+        run = trainer.start(work.plan, rank, given.adapter, hyper, given.merged)
         del given
         prepare_s = time.perf_counter() - started + self._take_prepare_s()
         context.check()
 
-        before = course.resume(run, dataset) or self._evaluate(trainer, run, assignment, context)
+        before = course.resume(run, dataset) or self._evaluate(trainer, run, work, context)
         trained = course.train(run, dataset, before, context.on_step, context.check)
         context.check()
-        after = self._evaluate(trainer, run, assignment, context)
+        after = self._evaluate(trainer, run, work, context)
         made = _encode(run, hyper, context.welcome)
         up, down = context.traffic.settle(len(made))
         update = Update(
-            run_id=assignment.run_id,
-            device_id=assignment.device_id,
-            round_number=assignment.round_number,
-            attempt=assignment.attempt,
-            adapter=chunks.describe(made),
+            key=assignment.key,
+            blob=chunks.describe(made),
             num_examples=len(dataset),
             train_loss=trained.mean_loss,
             measurements=Measurements(
@@ -192,7 +166,7 @@ class AssignmentRunner:
         )
         return update, made
 
-    def _check(self, assignment: Assignment, blob: bytes) -> tuple[Payload, Mode]:
+    def _check(self, work: LoraWork, blob: bytes) -> tuple[Payload, Mode]:
         """Look at everything that was sent before any work is done; memory is that of the first, the largest plan.
 
         Returns:
@@ -204,29 +178,27 @@ class AssignmentRunner:
             InsufficientMemoryError: the arm does not fit this device.
             OrtTrainingError: this device's ort-training models cannot do it.
         """
-        manifest, hyper, plan = self.artifact.manifest, assignment.hyper_parameters, assignment.plan
+        manifest, hyper, plan = self.artifact.manifest, work.hyper_parameters, work.plan
         plan.check(manifest)
-        for pruning in assignment.prunings:
+        for pruning in work.prunings:
             pruning.plan.check_within(manifest, plan)
             plan = pruning.plan
-        self.engines.check(assignment)
-        mode = self.engines.mode_for(assignment.plan, assignment.arm.rank, hyper.batch_size, hyper.max_length)
+        self.engines.check(work)
+        mode = self.engines.mode_for(work.plan, work.arm.rank, hyper.batch_size, hyper.max_length)
         payload = decode_payload(blob)
-        check_payload(
-            manifest, assignment.plan, assignment.arm.rank, payload, is_update=False, trainable=hyper.trainable
-        )
+        check_payload(manifest, work.plan, work.arm.rank, payload, is_update=False, trainable=hyper.trainable)
         return payload, mode
 
     def _evaluate(
-        self, trainer: Engine, run: Run, assignment: Assignment, context: WorkContext
+        self, trainer: Engine, run: Run, work: LoraWork, context: WorkContext
     ) -> tuple[EvaluationResult | None, float]:
         """Quality on the device's own held-out examples, None where it has none; and the seconds that took."""
         if self._holdout is None or len(self._holdout) == 0:
             return None, 0.0
-        hyper, clock = assignment.hyper_parameters, context.pauses.working_s
+        hyper, clock = work.hyper_parameters, context.pauses.working_s
         began = clock()
         result = trainer.evaluator(run).evaluate(
-            run.adapter(), assignment.arm.rank, hyper.lora_scaling, self._holdout, hyper.batch_size, context.check
+            run.adapter(), work.arm.rank, hyper.lora_scaling, self._holdout, hyper.batch_size, context.check
         )
         return result, clock() - began
 

@@ -19,6 +19,7 @@ from edge_runtime.engine.errors import CheckpointError
 from edge_runtime.formats.manifest import digest_of
 from edge_runtime.system.files import DiskFullError, write_atomically
 from edge_runtime.wire.messages import Assignment
+from edge_runtime.wire.work import LoraWork
 
 logger = logging.getLogger(__name__)
 
@@ -78,17 +79,17 @@ class Checkpoints:
         self._path.unlink(missing_ok=True)
 
 
-def identity_of(assignment: Assignment, artifact_digest: str, dataset: Dataset) -> str:
+def identity_of(assignment: Assignment, work: LoraWork, artifact_digest: str, dataset: Dataset) -> str:
     """Digest of all that the training of an assignment depends on; not of its deadline, nor of how it is run.
 
     Args:
         assignment: what is asked for.
+        work: its work.
         artifact_digest: what it is trained on.
         dataset: the examples to train on.
     """
     parts = (
-        (assignment.run_id, assignment.device_id, assignment.round_number, assignment.attempt),
-        (assignment.arm, assignment.plan, assignment.prunings, assignment.adapter.digest),
-        (assignment.hyper_parameters, artifact_digest, dataset.digest()),
+        (assignment.key, work, None if assignment.payload is None else assignment.payload.digest),
+        (artifact_digest, dataset.digest()),
     )
     return digest_of(msgspec.msgpack.encode(parts))

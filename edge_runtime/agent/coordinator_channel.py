@@ -17,6 +17,7 @@ from edge_runtime.link.protocol import OpenLink
 from edge_runtime.wire import topics
 from edge_runtime.wire.measures import Capabilities
 from edge_runtime.wire.messages import (
+    SCHEMA_VERSION,
     AnyMessage,
     Assignment,
     Failure,
@@ -131,22 +132,16 @@ class CoordinatorChannel:
         refused = f"; {self.link.last_refusal}" if self.link.last_refusal else ""
         logger.warning(
             "no coordinator of fleet %r has answered for %.0f s: check --fleet, and that 'fedspine coordinate' runs "
-            "with that fleet on this broker%s; waiting for it",
+            "with that fleet on this broker, in a release that speaks schema_version %d%s; waiting for it",
             self._fleet,
             now - self._asked_at,
+            SCHEMA_VERSION,
             refused,
         )
 
     def failure(self, assignment: Assignment, reason: FailureReason, detail: str) -> Failure:
         """The message that gives an assignment up."""
-        return Failure(
-            run_id=assignment.run_id,
-            device_id=self._device_id,
-            round_number=assignment.round_number,
-            attempt=assignment.attempt,
-            reason=reason,
-            detail=plain(detail)[:MAX_DETAIL],
-        )
+        return Failure(key=assignment.key, reason=reason, detail=plain(detail)[:MAX_DETAIL])
 
     def _topic(self, message: AnyMessage) -> str:
         return topics.up(self._fleet, self._device_id, kind_of(message))

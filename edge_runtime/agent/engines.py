@@ -19,7 +19,7 @@ from edge_runtime.ort_training.memory import estimate_ort_training_bytes
 from edge_runtime.ort_training.models import ModelFolder
 from edge_runtime.ort_training.trainer import OrtTrainer
 from edge_runtime.wire.arms import format_arms
-from edge_runtime.wire.messages import Arm, Assignment
+from edge_runtime.wire.work import Arm, LoraWork
 
 logger = logging.getLogger(__name__)
 
@@ -104,15 +104,15 @@ class Engines:
         if self._models is not None and (missing := self._models.check_arms(arms)):
             logger.warning("no ort-training models of %s: assignments of them will be refused", format_arms(missing))
 
-    def check(self, assignment: Assignment) -> None:
-        """Refuse an assignment that the engine cannot do.
+    def check(self, work: LoraWork) -> None:
+        """Refuse work that the engine cannot do.
 
         Raises:
             ArmNotExportedError: there are no models for it.
             FixedHyperParametersError: the models have other hyper-parameters.
         """
         if self._models is not None:
-            self._models.check(assignment)
+            self._models.check(work)
 
     def mode_for(self, plan: Plan, rank: int, batch_size: int, max_length: int) -> Mode:
         """The fastest mode that fits this device's memory.

@@ -6,20 +6,20 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from edge_runtime.agent.assignment_runner import AssignmentRunner, Progress, WorkContext, WorkSettings, prepare
+from edge_runtime.agent.assignment_runner import AssignmentRunner, Progress, WorkContext, prepare
 from edge_runtime.agent.background import Background
 from edge_runtime.agent.cache import ArtifactCache
 from edge_runtime.agent.checkpoints import Checkpoints
 from edge_runtime.agent.errors import StoppedError
-from edge_runtime.agent.outbox import Key
 from edge_runtime.agent.pauses import Pauses
+from edge_runtime.agent.settings import WorkSettings
 from edge_runtime.agent.traffic import Traffic
 from edge_runtime.board.sensors import Sensors
 from edge_runtime.engine.session import Interrupt
 from edge_runtime.wire.messages import Assignment, Update, Welcome
 
 Job = AssignmentRunner | tuple[Update, bytes]
-"""What a job returns: ready for a run, or an update and its adapter."""
+"""What a job returns: ready for a run, or an update and its blob."""
 
 
 class Jobs(Background[Job]):
@@ -68,7 +68,7 @@ class Jobs(Background[Job]):
         self,
         runner: AssignmentRunner,
         assignment: Assignment,
-        adapter: tuple[bytes, float],
+        payload: tuple[bytes, float],
         welcome: Welcome,
         progress: Progress,
     ) -> None:
@@ -77,11 +77,11 @@ class Jobs(Background[Job]):
         Args:
             runner: ready for the run.
             assignment: what to do.
-            adapter: safetensors bytes to start from, and how long they took to arrive, seconds.
+            payload: safetensors bytes to start from, and how long they took to arrive, seconds.
             welcome: what the coordinator said.
             progress: where to note how far it is.
         """
-        blob, fetch_s = adapter
+        blob, fetch_s = payload
         self._interrupt = interrupt = Interrupt()
 
         def job(stop: threading.Event) -> tuple[Update, bytes]:
@@ -97,8 +97,7 @@ class Jobs(Background[Job]):
             with interrupt:
                 return runner.run(assignment, blob, context)
 
-        key: Key = (assignment.run_id, assignment.round_number, assignment.attempt)
-        self.start(key, job)
+        self.start(assignment.key, job)
 
 
 def _raise_if(is_stopped: Callable[[], bool]) -> None:

@@ -19,6 +19,7 @@ from edge_runtime.engine.trainer import TrainingResult, TrainingRun, train
 from edge_runtime.engine.training_state import History
 from edge_runtime.errors import PlanError, TensorError
 from edge_runtime.wire.messages import Assignment
+from edge_runtime.wire.work import LoraWork
 
 logger = logging.getLogger(__name__)
 
@@ -31,13 +32,17 @@ class LocalTraining:
 
     Args:
         assignment: what to do.
+        work: its work.
         artifact_digest: the artifact that is trained.
         checkpoints: where checkpoints are kept.
         pauses: when work pauses.
     """
 
-    def __init__(self, assignment: Assignment, artifact_digest: str, checkpoints: Checkpoints, pauses: Pauses) -> None:
+    def __init__(
+        self, assignment: Assignment, work: LoraWork, artifact_digest: str, checkpoints: Checkpoints, pauses: Pauses
+    ) -> None:
         self._assignment = assignment
+        self._work = work
         self._artifact_digest = artifact_digest
         self._checkpoints = checkpoints
         self._pauses = pauses
@@ -62,7 +67,7 @@ class LocalTraining:
         """
         if not self._checkpoints.every or not isinstance(run, TrainingRun):
             return None
-        self._identity = identity_of(self._assignment, self._artifact_digest, dataset)
+        self._identity = identity_of(self._assignment, self._work, self._artifact_digest, dataset)
         checkpoint = self._checkpoints.load(self._identity)
         if checkpoint is None:
             return None
@@ -74,7 +79,7 @@ class LocalTraining:
             return None
         self._history = checkpoint.history
         self._begun_s -= checkpoint.paused_s
-        num_steps = self._assignment.hyper_parameters.num_local_steps
+        num_steps = self._work.hyper_parameters.num_local_steps
         logger.info("going on from the checkpoint after step %d of %d", run.num_steps, num_steps)
         return checkpoint.before, checkpoint.before_s
 
@@ -101,8 +106,8 @@ class LocalTraining:
         Raises:
             FedSpineError: see :func:`edge_runtime.engine.trainer.train`.
         """
-        assignment, hyper = self._assignment, self._assignment.hyper_parameters
-        rng = np.random.default_rng([hyper.seed, assignment.round_number])
+        hyper = self._work.hyper_parameters
+        rng = np.random.default_rng([hyper.seed, self._assignment.key.round_number])
         drawn = batches(dataset, hyper.batch_size, rng, class_balance=hyper.class_balance)
         num_drawn = run.num_steps * hyper.num_accumulation_steps
         collections.deque(itertools.islice(drawn, num_drawn), maxlen=0)
@@ -113,7 +118,7 @@ class LocalTraining:
                 self._save(run, before)
 
         clock = self._pauses.working_s
-        return train(run, drawn, hyper, after, on_batch, assignment.prunings, self._history, clock)
+        return train(run, drawn, hyper, after, on_batch, self._work.prunings, self._history, clock)
 
     def _save(self, run: TrainingRun, before: Before) -> None:
         result, seconds = before

@@ -12,11 +12,13 @@ import re
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from edge_runtime.errors import MessageError
 from edge_runtime.formats.manifest import digest_of
 from edge_runtime.link.http import digest_of_file
 from edge_runtime.system.files import write_atomically
-from edge_runtime.wire.messages import Update, decode_message, encode_message
+from edge_runtime.wire.messages import AssignmentKey, Update, decode_message, encode_message
 
 logger = logging.getLogger(__name__)
 
@@ -28,9 +30,6 @@ _BLOB: Final = ".safetensors"
 _OURS: Final = re.compile(r"[0-9a-f]{24}\.(update|safetensors)|\.[0-9a-f]{24}\.(update|safetensors)\.[0-9a-f]{8}\.part")
 """Names of entries, and of what :func:`write_atomically` writes aside for them."""
 
-Key = tuple[str, int, int]
-"""run_id, round_number, attempt."""
-
 
 class Outbox:
     """The updates of one device that wait for a verdict.
@@ -41,13 +40,13 @@ class Outbox:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._entries: dict[Key, Update] = {}
+        self._entries: dict[AssignmentKey, Update] = {}
         written = [path for path in directory.iterdir() if _OURS.fullmatch(path.name) and path.is_file()]
         messages = [path for path in written if path.suffix == _MESSAGE]
         for path in sorted(messages, key=lambda path: path.stat().st_mtime_ns):
             update = self._load(path)
             if update is not None:
-                self._entries[key_of(update)] = update
+                self._entries[update.key] = update
         kept = {_stem(key) + suffix for key in self._entries for suffix in (_MESSAGE, _BLOB)}
         for path in written:
             if path.name not in kept:
@@ -60,9 +59,10 @@ class Outbox:
             DiskFullError: there is no space; nothing of this update is left, and the others stay.
             OSError: any other fault of the file system, with the same effect.
         """
-        key = key_of(update)
+        key = update.key
         try:
-            write_atomically(self.blob_file(key), blob)
+            if update.blob is not None:
+                write_atomically(self.blob_file(key), blob)
             write_atomically(self._file(key, _MESSAGE), encode_message(update))
         except Exception:
             self.remove(key)
@@ -70,10 +70,12 @@ class Outbox:
         self._entries[key] = update
         while len(self._entries) > MAX_ENTRIES:
             oldest = self._oldest_of_the_fullest()
-            logger.warning("outbox is full; dropping the update of round %d of run %s", oldest[1], oldest[0])
+            logger.warning(
+                "outbox is full; dropping the update of round %d of run %s", oldest.round_number, oldest.run_id
+            )
             self.remove(oldest)
 
-    def get(self, key: Key) -> Update | None:
+    def get(self, key: AssignmentKey) -> Update | None:
         """The update of an assignment, if it waits here."""
         return self._entries.get(key)
 
@@ -81,43 +83,39 @@ class Outbox:
         """All that wait, oldest first."""
         return list(self._entries.values())
 
-    def blob_file(self, key: Key) -> Path:
-        """Where the adapter of an update lies, if it waits here."""
+    def blob_file(self, key: AssignmentKey) -> Path:
+        """Where the blob of an update lies, if it waits here."""
         return self._file(key, _BLOB)
 
-    def remove(self, key: Key) -> Update | None:
+    def remove(self, key: AssignmentKey) -> Update | None:
         """Forget an update; returns it if it was here."""
         update = self._entries.pop(key, None)
         for suffix in (_MESSAGE, _BLOB):
             self._file(key, suffix).unlink(missing_ok=True)
         return update
 
-    def _file(self, key: Key, suffix: str) -> Path:
+    def _file(self, key: AssignmentKey, suffix: str) -> Path:
         return self._directory / (_stem(key) + suffix)
 
-    def _oldest_of_the_fullest(self) -> Key:
+    def _oldest_of_the_fullest(self) -> AssignmentKey:
         """The oldest update of the run that has most: so no run pushes out all that another has not yet answered."""
-        counts = collections.Counter(run_id for run_id, _, _ in self._entries)
+        counts = collections.Counter(key.run_id for key in self._entries)
         most = max(counts.values())
-        return next(key for key in self._entries if counts[key[0]] == most)
+        return next(key for key in self._entries if counts[key.run_id] == most)
 
     def _load(self, path: Path) -> Update | None:
         try:
             update = decode_message(path.read_bytes())
-            digest = digest_of_file(path.with_suffix(_BLOB))
+            expected = update.blob.digest if isinstance(update, Update) and update.blob is not None else None
+            digest = None if expected is None else digest_of_file(path.with_suffix(_BLOB))
         except (OSError, MessageError) as error:
             logger.warning("dropping %s from the outbox: %s", path.name, error)
             return None
-        if not isinstance(update, Update) or digest != update.adapter.digest:
+        if not isinstance(update, Update) or digest != expected:
             logger.warning("dropping %s from the outbox: it does not belong to its blob", path.name)
             return None
-        return update if _stem(key_of(update)) == path.stem else None
+        return update if _stem(update.key) == path.stem else None
 
 
-def key_of(update: Update) -> Key:
-    """What makes an update effectively once."""
-    return (update.run_id, update.round_number, update.attempt)
-
-
-def _stem(key: Key) -> str:
-    return digest_of(repr(key).encode())[:24]
+def _stem(key: AssignmentKey) -> str:
+    return digest_of(msgspec.msgpack.encode(key))[:24]

@@ -38,12 +38,12 @@ def reason_of(error: BaseException) -> FailureReason:
 
 
 def too_large(assignment: Assignment, memory_limit_bytes: int) -> str | None:
-    """Why an adapter is not pulled, one line; None where it may be: its chunks and the whole are held at once."""
-    needed = 2 * assignment.adapter.size_bytes
-    if needed <= memory_limit_bytes:
+    """Why a payload is not pulled, one line; None where it may be: its chunks and the whole are held at once."""
+    num_bytes = 0 if assignment.payload is None else assignment.payload.size_bytes
+    if 2 * num_bytes <= memory_limit_bytes:
         return None
     return (
-        f"the adapter is {assignment.adapter.size_bytes / 1e6:.0f} MB, this device may use "
+        f"the payload is {num_bytes / 1e6:.0f} MB, this device may use "
         f"{memory_limit_bytes / 1e6:.0f} MB: assign a cheaper arm, or raise --memory-limit"
     )
 

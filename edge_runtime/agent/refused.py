@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from edge_runtime.agent.outbox import Key
 from edge_runtime.agent.pins import Pins
-from edge_runtime.wire.messages import Failure, Welcome
+from edge_runtime.wire.messages import AssignmentKey, Failure, Welcome
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +24,7 @@ class Refused:
     def __init__(self, pins: Pins) -> None:
         self._pins = pins
         self._run: tuple[str, str] | None = None
-        self._failures: dict[Key, Failure] = {}
+        self._failures: dict[AssignmentKey, Failure] = {}
 
     def judge(self, welcome: Welcome) -> str | None:
         """Why a run may not be taken part in, one line, logged the first time; None where it may."""
@@ -42,12 +41,12 @@ class Refused:
         """What was objected to the run, if it was the last one that was refused."""
         return self._run[1] if self._run is not None and self._run[0] == run_id else None
 
-    def remember(self, key: Key, failure: Failure) -> None:
+    def remember(self, key: AssignmentKey, failure: Failure) -> None:
         """Keep the answer to an assignment; the oldest makes room."""
         while len(self._failures) >= MAX_REMEMBERED:
             del self._failures[next(iter(self._failures))]
         self._failures[key] = failure
 
-    def answer_to(self, key: Key) -> Failure | None:
+    def answer_to(self, key: AssignmentKey) -> Failure | None:
         """The answer that an assignment got, if it was given up."""
         return self._failures.get(key)

@@ -7,7 +7,7 @@ from typing import Final
 
 from edge_runtime.agent.assignment_runner import Progress
 from edge_runtime.bounds.plain import plain
-from edge_runtime.wire.messages import DeviceState, Status
+from edge_runtime.wire.messages import AssignmentKey, DeviceState, Status
 
 PROGRESS_S: Final = 1.0
 """Shortest time between two reports of progress, seconds."""
@@ -36,16 +36,16 @@ class Reporter:
         self._session_id = session_id
         self._publish = publish
         self._clock = clock
-        self._round = (0, 0)
+        self._key: AssignmentKey | None = None
         self._said: tuple[int, str] = (0, "")
         self._said_at = float("-inf")
 
     def change(
-        self, state: DeviceState, round_number: int = 0, attempt: int = 0, *, detail: str = "", num_steps: int = 0
+        self, state: DeviceState, key: AssignmentKey | None = None, *, detail: str = "", num_steps: int = 0
     ) -> None:
-        """Enter a state; the old state's progress is forgotten."""
+        """Enter a state, on an assignment or none; the old state's progress is forgotten."""
         self.state = state
-        self._round = (round_number, attempt)
+        self._key = key
         self.progress = Progress(detail=detail, num_steps=num_steps)
         self.say()
 
@@ -59,8 +59,8 @@ class Reporter:
                 device_id=self._device_id,
                 session_id=self._session_id,
                 state=self.state,
-                round_number=self._round[0],
-                attempt=self._round[1],
+                round_number=0 if self._key is None else self._key.round_number,
+                attempt=0 if self._key is None else self._key.attempt,
                 step=progress.step,
                 num_steps=progress.num_steps,
                 loss=progress.loss,

@@ -1,14 +1,14 @@
-"""Updates on their way: kept on disk, announced until answered, their adapters offered in chunks."""
+"""Updates on their way: kept on disk, announced until answered, their blobs offered in chunks."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
 
-from edge_runtime.agent.outbox import Key, Outbox, key_of
+from edge_runtime.agent.outbox import Outbox
 from edge_runtime.agent.repeat import Repeat
 from edge_runtime.link.transfers import Transfers
-from edge_runtime.wire.messages import Update
+from edge_runtime.wire.messages import AssignmentKey, Update
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ class Uploads:
 
     Args:
         outbox: where they lie.
-        transfers: where their adapters are offered.
+        transfers: where their blobs are offered.
         publish: publishes an update's message.
         new_repeat: makes a timer for one update.
     """
@@ -34,21 +34,21 @@ class Uploads:
         self._transfers = transfers
         self._publish = publish
         self._new_repeat = new_repeat
-        self._timers: dict[Key, Repeat] = {}
+        self._timers: dict[AssignmentKey, Repeat] = {}
 
     @property
     def pending(self) -> Update | None:
         """The newest update that is being announced; None when there is none."""
-        waiting = [update for update in self._outbox.updates() if key_of(update) in self._timers]
+        waiting = [update for update in self._outbox.updates() if update.key in self._timers]
         return waiting[-1] if waiting else None
 
     def open(self, run_id: str) -> None:
         """Announce what waits for run ``run_id``; what waits for another one stays on disk until that one is back."""
         for update in self._outbox.updates():
-            if update.run_id == run_id:
+            if update.key.run_id == run_id:
                 self._offer(update)
-            elif self._timers.pop(key_of(update), None) is not None:
-                logger.info("an update of run %s stays in the outbox until that run is back", update.run_id)
+            elif self._timers.pop(update.key, None) is not None:
+                logger.info("an update of run %s stays in the outbox until that run is back", update.key.run_id)
                 self._withdraw(update)
 
     def add(self, update: Update, blob: bytes) -> None:
@@ -62,18 +62,18 @@ class Uploads:
         self._outbox.add(update, blob)
         self._offer(update)
         for dropped in before:
-            if self._outbox.get(key_of(dropped)) is None:
-                self._timers.pop(key_of(dropped), None)
+            if self._outbox.get(dropped.key) is None:
+                self._timers.pop(dropped.key, None)
                 self._withdraw(dropped)
 
-    def has(self, key: Key) -> bool:
+    def has(self, key: AssignmentKey) -> bool:
         """Whether the update of an assignment waits here; if so, it is announced again at once."""
         timer = self._timers.get(key)
         if timer is not None:
             timer.restart()
         return timer is not None
 
-    def close(self, key: Key) -> Update | None:
+    def close(self, key: AssignmentKey) -> Update | None:
         """Forget an answered update; returns it if it was here."""
         self._timers.pop(key, None)
         update = self._outbox.remove(key)
@@ -82,10 +82,10 @@ class Uploads:
         return update
 
     def heard(self, digest: str) -> None:
-        """The coordinator asks for chunks of an adapter: it knows of the update."""
+        """The coordinator asks for chunks of a blob: it knows of the update."""
         for update in self._outbox.updates():
-            timer = self._timers.get(key_of(update))
-            if update.adapter.digest == digest and timer is not None:
+            timer = self._timers.get(update.key)
+            if update.blob is not None and update.blob.digest == digest and timer is not None:
                 timer.heard()
 
     def restart(self) -> None:
@@ -96,20 +96,23 @@ class Uploads:
     def tick(self) -> None:
         """Announce what is due; call it often."""
         for update in self._outbox.updates():
-            timer = self._timers.get(key_of(update))
+            timer = self._timers.get(update.key)
             if timer is not None and timer.is_due:
                 self._publish(update)
                 timer.said()
 
     def _withdraw(self, gone: Update) -> None:
-        """Offer an adapter no more, or from the file of another update that is the same to the byte."""
-        self._transfers.withdraw(gone.adapter.digest)
+        """Offer a blob no more, or from the file of another update that is the same to the byte."""
+        if gone.blob is None:
+            return
+        self._transfers.withdraw(gone.blob.digest)
         for update in self._outbox.updates():
-            if update.adapter.digest == gone.adapter.digest and key_of(update) in self._timers:
-                self._transfers.offer_file(update.adapter, self._outbox.blob_file(key_of(update)))
+            if update.blob is not None and update.blob.digest == gone.blob.digest and update.key in self._timers:
+                self._transfers.offer_file(update.blob, self._outbox.blob_file(update.key))
 
     def _offer(self, update: Update) -> None:
-        key = key_of(update)
+        key = update.key
         if key not in self._timers:
-            self._transfers.offer_file(update.adapter, self._outbox.blob_file(key))
+            if update.blob is not None:
+                self._transfers.offer_file(update.blob, self._outbox.blob_file(key))
             self._timers[key] = self._new_repeat()

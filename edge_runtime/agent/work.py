@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from edge_runtime.agent.outbox import Key
-from edge_runtime.wire.messages import Assignment
+from edge_runtime.wire.messages import Assignment, AssignmentKey
+from edge_runtime.wire.work import LoraWork, ProbeWork
 
 
 @dataclasses.dataclass(slots=True)
@@ -15,11 +15,23 @@ class Work:
     assignment: Assignment
     received_at: float
     deadline_at: float
-    adapter: tuple[bytes, float] | None = None
+    payload: tuple[bytes, float] | None = None
     """Safetensors bytes to start from, and how long they took to arrive, seconds; None until they are here."""
     is_running: bool = False
 
     @property
-    def key(self) -> Key:
+    def key(self) -> AssignmentKey:
         """What makes it effectively once."""
-        return (self.assignment.run_id, self.assignment.round_number, self.assignment.attempt)
+        return self.assignment.key
+
+
+def what(work: LoraWork | ProbeWork) -> str:
+    """A few words on what is asked."""
+    if isinstance(work, LoraWork):
+        return f"pruning ratio {work.arm.pruning_ratio:g}, rank {work.arm.rank}"
+    return f"probe, {work.form}"
+
+
+def num_steps_of(work: LoraWork | ProbeWork) -> int:
+    """Steps that the work will count."""
+    return work.hyper_parameters.num_local_steps if isinstance(work, LoraWork) else work.num_steps

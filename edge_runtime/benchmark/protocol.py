@@ -10,7 +10,7 @@ from typing import Annotated
 
 import msgspec
 
-from edge_runtime.wire.messages import Arm, HyperParameters
+from edge_runtime.wire.work import Arm, HyperParameters
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]

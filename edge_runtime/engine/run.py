@@ -16,7 +16,7 @@ from edge_runtime.engine.slicing import NOTHING_MERGED
 from edge_runtime.formats.adapter import AdapterLayout
 from edge_runtime.formats.payload import Merged
 from edge_runtime.formats.plan import Plan
-from edge_runtime.wire.messages import HyperParameters
+from edge_runtime.wire.work import HyperParameters
 
 
 class Run(Protocol):

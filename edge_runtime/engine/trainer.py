@@ -36,7 +36,7 @@ from edge_runtime.formats import names
 from edge_runtime.formats.adapter import AdapterLayout, shrink
 from edge_runtime.formats.payload import Merged
 from edge_runtime.formats.plan import Plan
-from edge_runtime.wire.messages import HyperParameters, Pruning
+from edge_runtime.wire.work import HyperParameters, Pruning
 
 Array = npt.NDArray[np.float32]
 

@@ -18,7 +18,7 @@ from edge_runtime.errors import ManifestError
 from edge_runtime.formats.manifest import FileRef
 from edge_runtime.formats.plan import Plan
 from edge_runtime.wire.arms import format_arms
-from edge_runtime.wire.messages import Arm, HyperParameters
+from edge_runtime.wire.work import Arm, HyperParameters
 
 FORMAT_VERSION: Final = 1
 """Version of the format; a folder of another version is refused."""

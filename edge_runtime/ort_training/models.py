@@ -19,7 +19,7 @@ from edge_runtime.ort_training.description import (
 )
 from edge_runtime.ort_training.errors import ArmNotExportedError, FixedHyperParametersError, OrtModelsError
 from edge_runtime.wire.arms import format_arms
-from edge_runtime.wire.messages import Arm, Assignment, HyperParameters
+from edge_runtime.wire.work import Arm, HyperParameters, LoraWork
 
 
 class ModelFolder:
@@ -81,20 +81,20 @@ class ModelFolder:
             raise ArmNotExportedError(msg)
         return missing
 
-    def check(self, assignment: Assignment) -> None:
-        """Refuse an assignment that these models cannot do.
+    def check(self, work: LoraWork) -> None:
+        """Refuse work that these models cannot do.
 
         Raises:
-            ArmNotExportedError: see :meth:`find`; or the assignment shrinks on its way.
+            ArmNotExportedError: see :meth:`find`; or the plan shrinks on its way.
             FixedHyperParametersError: see :meth:`find`.
         """
-        if assignment.prunings:
+        if work.prunings:
             msg = (
                 "ort-training models have fixed widths and cannot shrink inside an assignment: "
                 "run without a ramp (--ramp-rounds 0), or start this device with --engine portable"
             )
             raise ArmNotExportedError(msg)
-        self.find(assignment.plan, assignment.arm.rank, assignment.hyper_parameters)
+        self.find(work.plan, work.arm.rank, work.hyper_parameters)
 
     def find(self, plan: Plan, rank: int, hyper_parameters: HyperParameters) -> ArmModels:
         """The models for a plan of any units, a rank, and hyper-parameters.

@@ -31,7 +31,7 @@ from edge_runtime.ort_training import api
 from edge_runtime.ort_training.errors import ArmNotExportedError
 from edge_runtime.ort_training.models import ModelFolder
 from edge_runtime.ort_training.module import TrainingModule
-from edge_runtime.wire.messages import HyperParameters
+from edge_runtime.wire.work import HyperParameters
 
 
 class OrtTrainer:

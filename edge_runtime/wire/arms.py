@@ -14,7 +14,7 @@ from typing import Final, NoReturn
 
 from edge_runtime.bounds import limits
 from edge_runtime.errors import ExitCode, WireError
-from edge_runtime.wire.messages import Arm, AxisValue
+from edge_runtime.wire.work import Arm, AxisValue
 
 MAX_PRUNING_RATIO: Final = 0.95
 """Largest pruning ratio an arm may ask for."""

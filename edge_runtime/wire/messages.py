@@ -1,8 +1,7 @@
 """Every message of the protocol: msgspec structs, msgpack-encoded, tagged by kind.
 
 Unknown fields are ignored, so a newer peer may add some; missing fields and wrong types are refused. Delivery is at
-least once; the coordinator makes it effectively once by ``(round_number, device_id, attempt)``. docs/wire.md has the
-sequence.
+least once; the coordinator makes it effectively once by its :class:`AssignmentKey`. docs/wire.md has the sequence.
 """
 
 from __future__ import annotations
@@ -14,31 +13,24 @@ import msgspec
 
 from edge_runtime.bounds import limits
 from edge_runtime.bounds.fields import (
-    AxisNumber,
-    Beta,
     Count,
-    Decay,
     Digest,
-    Factor,
     FileBytes,
     Loss,
     Name,
     Positive,
-    PruningRatio,
     Seconds,
-    Seed,
-    Share,
     Text,
     Url,
 )
 from edge_runtime.bounds.plain import escaped, plain
 from edge_runtime.errors import MessageError
-from edge_runtime.formats.adapter import Trainable
-from edge_runtime.formats.plan import Plan
 from edge_runtime.formats.tensors import WireDtype
 from edge_runtime.wire.measures import Capabilities, LocalEvaluation, Measurements
+from edge_runtime.wire.versions import check_version
+from edge_runtime.wire.work import Arm, Work
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 ChunkIndex = Annotated[int, msgspec.Meta(ge=0, lt=limits.MAX_BLOB_BYTES // limits.MIN_CHUNK_BYTES)]
 
@@ -75,7 +67,16 @@ class Message(
 ):
     """Base of all messages."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
+
+
+class AssignmentKey(msgspec.Struct, frozen=True, kw_only=True, order=True):
+    """Identity of an assignment and of all that follows from it: what makes delivery effectively once."""
+
+    run_id: Name
+    round_number: Positive
+    device_id: Name
+    attempt: Positive
 
 
 class BlobRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,75 +90,6 @@ class BlobRef(msgspec.Struct, frozen=True, kw_only=True):
     def num_chunks(self) -> int:
         """Number of chunks, the last one possibly shorter."""
         return -(-self.size_bytes // self.chunk_bytes)
-
-
-class AxisValue(msgspec.Struct, frozen=True, kw_only=True):
-    """What an arm has on an axis that has no field of its own."""
-
-    name: Name
-    value: AxisNumber
-
-
-class Arm(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A point on the axes of a method (:mod:`edge_runtime.wire.arms`): LoRA's two have fields, others are ``more``."""
-
-    pruning_ratio: PruningRatio
-    rank: Annotated[int, msgspec.Meta(ge=1, le=limits.MAX_RANK)]
-    more: Annotated[tuple[AxisValue, ...], msgspec.Meta(max_length=limits.MAX_AXES)] = ()
-    """On other axes, by name, ascending."""
-
-    def __post_init__(self) -> None:
-        """Refuse values that are not in order, named twice, or of an axis that has a field.
-
-        Raises:
-            ValueError: they are.
-        """
-        names = [one.name for one in self.more]
-        if sorted(set(names)) != names or not {"pruning_ratio", "rank"}.isdisjoint(names):
-            msg = f"values of further axes {names}: expected other names than the fields', each once, ascending"
-            raise ValueError(msg)
-
-    def value(self, name: str) -> float | None:
-        """On an axis; None where the arm does not say it."""
-        match name:
-            case "pruning_ratio":
-                return self.pruning_ratio
-            case "rank":
-                return self.rank
-            case _:
-                return next((one.value for one in self.more if one.name == name), None)
-
-
-class HyperParameters(msgspec.Struct, frozen=True, kw_only=True):
-    """What a round may change without a new export."""
-
-    learning_rate: Factor
-    weight_decay: Decay
-    lora_scaling: Factor
-    """alpha / rank, the same for every rank, so that products of factors of different ranks may be added."""
-    max_grad_norm: Factor | None
-    """Clipping by global norm; None = off."""
-    num_warmup_steps: Count
-    """Optimizer steps of linear warm-up at the start of the assignment."""
-    num_local_steps: Positive
-    """Optimizer steps of the assignment."""
-    batch_size: Positive
-    """Examples in a micro-batch."""
-    num_accumulation_steps: Positive
-    """Micro-batches in one optimizer step."""
-    max_length: Positive
-    """Tokens; longer examples are truncated (text-classification) or cut into windows (causal-lm)."""
-    beta1: Beta = 0.9
-    beta2: Beta = 0.999
-    epsilon: Factor = 1e-8
-    seed: Seed
-    """Order of the examples."""
-    importance_every_steps: Count = 0
-    """Optimizer steps from one scoring of the units to the next, and the scores go up with the update; 0 = off."""
-    class_balance: Share = 0.0
-    """From 0, examples as they come, to 1, all classes of a device as often (text-classification)."""
-    trainable: Trainable = "all"
-    """``lora_b``: the A factors stay as they came, bit for bit, and are left out of the update."""
 
 
 # ---- device -> coordinator -------------------------------------------------------------------------------------------
@@ -200,13 +132,11 @@ class Status(Message, frozen=True, kw_only=True):
 
 
 class Update(Message, frozen=True, kw_only=True):
-    """The device's reply to an assignment; the trained adapter, and importance if asked for, follow in chunks."""
+    """The device's reply to an assignment; what its work made follows in chunks."""
 
-    run_id: Name
-    device_id: Name
-    round_number: Positive
-    attempt: Positive
-    adapter: BlobRef
+    key: AssignmentKey
+    blob: BlobRef | None = None
+    """None = the work makes nothing that would not fit this message."""
     num_examples: Positive
     """Examples of the device (its weight in the aggregation)."""
     train_loss: Loss
@@ -218,10 +148,7 @@ class Update(Message, frozen=True, kw_only=True):
 class Failure(Message, frozen=True, kw_only=True):
     """The device refused an assignment or gave it up."""
 
-    run_id: Name
-    device_id: Name
-    round_number: Positive
-    attempt: Positive
+    key: AssignmentKey
     reason: FailureReason
     detail: Text
 
@@ -255,53 +182,21 @@ class Welcome(Message, frozen=True, kw_only=True):
     heartbeat_s: Seconds = 15.0
 
 
-class Pruning(msgspec.Struct, frozen=True, kw_only=True):
-    """A shrinking inside an assignment: before optimizer step ``at_step`` (1-based) only ``plan`` stays."""
-
-    at_step: Positive
-    plan: Plan
-
-
 class Assignment(Message, frozen=True, kw_only=True):
     """What the coordinator asks of one device in one round; the payload to start from follows in chunks."""
 
-    run_id: Name
-    device_id: Name
-    round_number: Positive
-    attempt: Positive
-    arm: Arm
-    plan: Plan
-    adapter: BlobRef
+    key: AssignmentKey
     deadline_s: Seconds
     """Time the device has, counted from when it receives this."""
-    hyper_parameters: HyperParameters
-    prunings: Annotated[tuple[Pruning, ...], msgspec.Meta(max_length=limits.MAX_PRUNINGS)] = ()
-    """By ascending step, each plan within the one before; nothing is restarted, and the update is under the last."""
-
-    def __post_init__(self) -> None:
-        """Refuse prunings that are out of order or would never happen.
-
-        Raises:
-            ValueError: they are.
-        """
-        steps = [pruning.at_step for pruning in self.prunings]
-        if sorted(set(steps)) != steps or (steps and steps[-1] > self.hyper_parameters.num_local_steps):
-            msg = f"prunings at steps {steps} must ascend within {self.hyper_parameters.num_local_steps} local steps"
-            raise ValueError(msg)
-
-    @property
-    def final_plan(self) -> Plan:
-        """The plan that the update is under."""
-        return self.prunings[-1].plan if self.prunings else self.plan
+    payload: BlobRef | None = None
+    """What the work starts from; None = nothing is needed."""
+    work: Work
 
 
 class Verdict(Message, frozen=True, kw_only=True):
     """What became of an update; the device may forget it now."""
 
-    run_id: Name
-    device_id: Name
-    round_number: Positive
-    attempt: Positive
+    key: AssignmentKey
     accepted: bool
     detail: Text = ""
 
@@ -309,10 +204,7 @@ class Verdict(Message, frozen=True, kw_only=True):
 class Cancel(Message, frozen=True, kw_only=True):
     """The round went on without this device (deadline passed): stop working on it."""
 
-    run_id: Name
-    device_id: Name
-    round_number: Positive
-    attempt: Positive
+    key: AssignmentKey
     detail: Text = ""
 
 
@@ -366,6 +258,12 @@ def kind_of(message: Message) -> str:
     return type(message).__name__.lower()
 
 
+def device_of(message: AnyMessage, otherwise: str) -> str:
+    """The device that a message is of or for; ``otherwise`` where it names none."""
+    named: str = getattr(getattr(message, "key", message), "device_id", otherwise)
+    return named
+
+
 def encode_message(message: AnyMessage, max_bytes: int = limits.MAX_MESSAGE_BYTES) -> bytes:
     """Bytes of a message.
 
@@ -383,8 +281,9 @@ def decode_message(data: bytes) -> AnyMessage:
     """Parse a payload from outside; text for people comes escaped (:mod:`edge_runtime.bounds.plain`).
 
     Raises:
-        MessageError: too large, not msgpack, an unknown kind, a missing field, a wrong type, a value outside its range,
-            or another schema version.
+        MessageError: too large, not msgpack, an unknown kind, a missing field, a wrong type, or a value outside its
+            range.
+        SchemaVersionError: of another schema version.
     """
     if len(data) > limits.MAX_MESSAGE_BYTES:
         msg = f"message of {len(data)} bytes refused: at most {limits.MAX_MESSAGE_BYTES}"
@@ -392,6 +291,7 @@ def decode_message(data: bytes) -> AnyMessage:
     try:
         message: AnyMessage = escaped(_decoder.decode(data))
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        check_version(data, SCHEMA_VERSION)
         msg = f"message refused: {plain(str(error))[:_MAX_REASON]}"
         raise MessageError(msg) from error
     return message

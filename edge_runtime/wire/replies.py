@@ -11,17 +11,14 @@ from typing import Any, Literal
 
 import msgspec
 
-from edge_runtime.bounds.fields import Name, Positive
+from edge_runtime.wire.messages import AssignmentKey
 
 
 class _Head(msgspec.Struct, frozen=True, kw_only=True):
     """What update and failure have in common; all else in them is passed over."""
 
     kind: Literal["update", "failure"]
-    run_id: Name
-    device_id: Name
-    round_number: Positive
-    attempt: Positive
+    key: AssignmentKey
     train_loss: Any = None
 
 
@@ -30,10 +27,7 @@ class RefusedReply:
     """An update or a failure that was refused, by the assignment that it answers."""
 
     kind: Literal["update", "failure"]
-    run_id: str
-    device_id: str
-    round_number: int
-    attempt: int
+    key: AssignmentKey
     why: str
     has_diverged: bool = False
     """Whether it says that its loss left the finite numbers."""
@@ -50,10 +44,7 @@ def refused_reply(data: bytes, why: str) -> RefusedReply | None:
         return None
     return RefusedReply(
         kind=head.kind,
-        run_id=head.run_id,
-        device_id=head.device_id,
-        round_number=head.round_number,
-        attempt=head.attempt,
+        key=head.key,
         why=why,
         has_diverged=isinstance(head.train_loss, float) and not math.isfinite(head.train_loss),
     )

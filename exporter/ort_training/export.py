@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from edge_runtime.formats.manifest import Manifest
     from edge_runtime.formats.plan import Plan
-    from edge_runtime.wire.messages import Arm
+    from edge_runtime.wire.work import Arm
 
 ORT_MODELS: Final = Kind("set of ort-training models", ort_models.DESCRIPTION_FILE)
 _FLOAT_BYTES: Final = 4

@@ -31,6 +31,7 @@ from edge_runtime.wire.measures import Measurements
 from edge_runtime.wire.messages import (
     AnyMessage,
     Assignment,
+    AssignmentKey,
     Cancel,
     Failure,
     FailureReason,
@@ -48,6 +49,7 @@ from edge_runtime.wire.messages import (
 from tests.broker_server import tiny
 from tests.broker_server.links import open_link
 from tests.broker_server.step_times import step_times
+from tests.replies import blob_of, lora_of, payload_of
 
 FLEET, RUN = "test", "run-1"
 SAY_AGAIN_S = 0.3
@@ -97,7 +99,7 @@ def train(assignment: Assignment, blob: bytes) -> bytes:
 
 def train_and_score(assignment: Assignment, blob: bytes) -> bytes:
     """As :func:`train`, pruned as was asked, with scores: unit ``u`` of a group is worth ``1 + u``, of any device."""
-    manifest, start, final = tiny.manifest(), assignment.plan, assignment.final_plan
+    manifest, start, final = tiny.manifest(), lora_of(assignment).plan, lora_of(assignment).final_plan
     trained = decode_payload(train(assignment, blob)).adapter
     for target in manifest.targets:
         before, after = target_indices(target, start), target_indices(target, final)
@@ -215,10 +217,10 @@ class Device:
         match message:
             case Hello():
                 self.register()
-            case Assignment() if (message.round_number, message.attempt) not in self._unanswered:
-                self._transfers.expect(message.adapter, "coordinator", lambda blob: self._work(message, blob))
+            case Assignment() if (message.key.round_number, message.key.attempt) not in self._unanswered:
+                self._transfers.expect(payload_of(message), "coordinator", lambda blob: self._work(message, blob))
             case Verdict() | Cancel():
-                self._unanswered.pop((message.round_number, message.attempt), None)
+                self._unanswered.pop((message.key.round_number, message.key.attempt), None)
             case Finished():
                 self.say(self._goodbye())
                 self._stop.set()
@@ -232,31 +234,27 @@ class Device:
         if isinstance(made, FailureReason):
             self.say(
                 Failure(
-                    run_id=assignment.run_id,
-                    device_id=self.device_id,
-                    round_number=assignment.round_number,
-                    attempt=assignment.attempt,
+                    key=assignment.key,
                     reason=made,
                     detail="by script",
                 )
             )
             return
         update = self.update(assignment, made)
-        self._transfers.offer(update.adapter.digest, lambda: made, chunk_bytes=update.adapter.chunk_bytes)
-        self._unanswered[assignment.round_number, assignment.attempt] = update
+        self._transfers.offer(blob_of(update).digest, lambda: made, chunk_bytes=blob_of(update).chunk_bytes)
+        self._unanswered[assignment.key.round_number, assignment.key.attempt] = update
         self._say_again_at = time.monotonic() + SAY_AGAIN_S
         self.say(update)
 
     def update(self, assignment: Assignment, blob: bytes) -> Update:
         """The message that announces an update, with this device's changes."""
         update = Update(
-            run_id=assignment.run_id,
-            device_id=self.device_id,
-            round_number=assignment.round_number,
-            attempt=assignment.attempt,
-            adapter=chunks.describe(blob),
+            key=assignment.key,
+            blob=chunks.describe(blob),
             num_examples=10,
             train_loss=1.0,
             measurements=measurements(),
         )
-        return msgspec.structs.replace(update, **self.changes)
+        of_key = {name: self.changes[name] for name in self.changes if name in AssignmentKey.__struct_fields__}
+        changes = {name: value for name, value in self.changes.items() if name not in of_key}
+        return msgspec.structs.replace(update, key=msgspec.structs.replace(update.key, **of_key), **changes)

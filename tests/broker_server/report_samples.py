@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -10,8 +11,25 @@ from broker_server.serving.report.build import RunSummary, build_report
 from broker_server.serving.report.schema import Compact, DataEntry, DeviceData, Report
 from broker_server.serving.storage.records import DeviceRecord, EvaluationRecord, RoundRecord
 from edge_runtime.formats.manifest import Task
+from edge_runtime.wire.measures import Measurements
 
 ARMS = ((0.0, 8), (0.25, 8), (0.5, 4))
+
+
+def measurements(**changes: Any) -> Measurements:
+    """What a device measured, but for ``changes``."""
+    made = Measurements(
+        train_s=2.0,
+        step_s_p50=0.2,
+        step_s_p95=0.3,
+        fetch_s=0.0,
+        prepare_s=0.0,
+        evaluate_s=0.0,
+        peak_rss_bytes=300_000_000,
+        bytes_up=1000,
+        bytes_down=2000,
+    )
+    return msgspec.structs.replace(made, **changes)
 
 
 def device_record(number: int, round_number: int, outcome: str = "accepted") -> DeviceRecord:
@@ -28,14 +46,8 @@ def device_record(number: int, round_number: int, outcome: str = "accepted") -> 
         detail="" if there else "went offline",
         num_examples=100 if there else None,
         train_loss=1.5 if there else None,
-        train_s=2.0 if there else None,
-        step_s_p50=0.2 - 0.1 * ratio if there else None,
-        step_s_p95=0.3 if there else None,
-        peak_rss_bytes=300_000_000 if there else None,
-        bytes_up=1000 if there else None,
-        bytes_down=2000 if there else None,
-        local_accuracy_before=None,
-        local_accuracy_after=None,
+        measurements=measurements(step_s_p50=0.2 - 0.1 * ratio) if there else None,
+        evaluation=None,
     )
 
 

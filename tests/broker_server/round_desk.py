@@ -21,13 +21,15 @@ from broker_server.methods.rounds.types import (
     PullUpdate,
     RoundLimits,
     Tick,
-    UpdateKey,
     UpdateStored,
 )
 from edge_runtime.wire.arms import parse_arms
+from edge_runtime.wire.messages import AssignmentKey
 
 LARGE, SMALL = parse_arms("0.0:8,0.5:4")
-LIMITS = RoundLimits(num_rounds=3, num_devices=2, round_deadline_s=100, registration_timeout_s=50, rejoin_s=5)
+LIMITS = RoundLimits(
+    run_id="run", num_rounds=3, num_devices=2, round_deadline_s=100, registration_timeout_s=50, rejoin_s=5
+)
 A, B = "board-a", "board-b"
 
 
@@ -36,7 +38,7 @@ class Desk:
 
     def __init__(self, limits: RoundLimits = LIMITS) -> None:
         self.commands: list[Command] = []
-        self.stored: set[UpdateKey] = set()
+        self.stored: set[AssignmentKey] = set()
         self.cheaper: dict[str, bool] = {}
         self.answers_pulls = True
         self.take(machine.start(limits, 0.0))
@@ -83,8 +85,8 @@ class Desk:
         return {p.device_id: p.outcome for p in finished.participants}
 
 
-def key(device_id: str, round_number: int = 1, attempt: int = 1) -> UpdateKey:
-    return UpdateKey(round_number=round_number, device_id=device_id, attempt=attempt)
+def key(device_id: str, round_number: int = 1, attempt: int = 1) -> AssignmentKey:
+    return AssignmentKey(run_id="run", round_number=round_number, device_id=device_id, attempt=attempt)
 
 
 def begun() -> Desk:

@@ -14,7 +14,7 @@ from broker_server.errors import ConfigError
 from broker_server.options import toml_value
 from edge_runtime.errors import ExitCode
 from edge_runtime.wire.arms import MAX_PRUNING_RATIO, ArmError, format_arms, parse_arms
-from edge_runtime.wire.messages import Arm
+from edge_runtime.wire.work import Arm
 
 TRAINING = TrainingConfig(num_rounds=10, num_local_steps=5, batch_size=4, max_length=64)
 CONFIG = CoordinatorConfig(

@@ -23,7 +23,7 @@ from edge_runtime.formats.adapter import AdapterLayout
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.payload import Merged
 from edge_runtime.formats.plan import Plan
-from edge_runtime.wire.messages import HyperParameters
+from edge_runtime.wire.work import HyperParameters
 from exporter.compact.merge import base_model
 
 Array = npt.NDArray[np.float32]

@@ -30,7 +30,7 @@ from edge_runtime.engine.training_state import History
 from edge_runtime.formats.payload import Payload, check_payload, decode_payload
 from edge_runtime.formats.plan import Plan
 from edge_runtime.inference import CompactModel
-from edge_runtime.wire.messages import HyperParameters, Pruning
+from edge_runtime.wire.work import HyperParameters, Pruning
 
 GRADIENT_TOLERANCE = 1e-5
 LOSS_TOLERANCE = 1e-5

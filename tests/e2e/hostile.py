@@ -26,6 +26,7 @@ from edge_runtime.wire.measures import Capabilities, LocalEvaluation, Measuremen
 from edge_runtime.wire.messages import (
     AnyMessage,
     Assignment,
+    AssignmentKey,
     BlobRef,
     ChunkRequest,
     DeviceState,
@@ -149,11 +150,8 @@ class Attacker:
 def update(assignment: Assignment, ref: BlobRef, **changes: Any) -> Update:
     """An update that looks right, but for ``changes``."""
     right = {
-        "run_id": assignment.run_id,
-        "device_id": assignment.device_id,
-        "round_number": assignment.round_number,
-        "attempt": assignment.attempt,
-        "adapter": ref,
+        "key": assignment.key,
+        "blob": ref,
         "num_examples": 10,
         "train_loss": 1.0,
         "measurements": Measurements(**MEASUREMENTS),
@@ -184,8 +182,8 @@ class Liar(Attacker):
             {"train_loss": nan},
             {"train_loss": 1e308},
             {"evaluation": evaluation},
-            {"round_number": 2**40},
-            {"adapter": msgspec.structs.replace(ref, size_bytes=2**62)},
+            {"key": msgspec.structs.replace(message.key, round_number=2**40)},
+            {"blob": msgspec.structs.replace(ref, size_bytes=2**62)},
         )
         for lie in lies:
             self.say(update(message, ref, **lie))
@@ -247,8 +245,8 @@ class Announcer(Attacker):
         ref = BlobRef(digest="0" * 64, size_bytes=1, chunk_bytes=1024)
         stranger = f"stranger-{self.num_left}"
         message = Update(
-            run_id=self.config.run_id, device_id=stranger, round_number=99, attempt=1, adapter=ref, num_examples=1,
-            train_loss=1.0, measurements=Measurements(**MEASUREMENTS),
+            key=AssignmentKey(run_id=self.config.run_id, round_number=99, device_id=stranger, attempt=1),
+            blob=ref, num_examples=1, train_loss=1.0, measurements=Measurements(**MEASUREMENTS),
         )  # fmt: skip
         self.say(message, stranger)
 
@@ -290,7 +288,7 @@ class Hog(Attacker):
     def hear(self, message: AnyMessage) -> None:
         """Remember what can be asked for."""
         if isinstance(message, Assignment):
-            self._ref = message.adapter
+            self._ref = message.payload
 
     def attack(self) -> None:
         """Ask again."""

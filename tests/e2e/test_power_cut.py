@@ -20,7 +20,8 @@ from broker_server.config import CoordinatorConfig, TrainingConfig
 from broker_server.methods.pruning.config import PruningConfig
 from broker_server.serving.storage.events import EventReader
 from broker_server.serving.storage.store import Store
-from edge_runtime.wire.messages import Arm, Update
+from edge_runtime.wire.messages import Update
+from edge_runtime.wire.work import Arm
 from tests.e2e.boards import SERVER, free_port, port_of, running, wait_until_listening
 from tests.e2e.rows import write_rows
 from tests.e2e.test_boards import EDGE, run_dir

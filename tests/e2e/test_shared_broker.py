@@ -67,7 +67,7 @@ def test_each_run_has_the_updates_of_its_own_devices_and_no_others(
         store = Store.open(root)
         for round_number in (1, 2):
             updates = store.load_updates(round_number)
-            assert {update.device_id for update in updates} == own
+            assert {update.key.device_id for update in updates} == own
             assert len(updates) == num_devices
             assert all(num_examples // 2 < update.num_examples <= num_examples for update in updates)
         registered = store._query(sa.select(devices.c.device_id, devices.c.register))

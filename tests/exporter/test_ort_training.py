@@ -14,7 +14,7 @@ from edge_runtime.errors import ExitCode
 from edge_runtime.formats.manifest import Manifest, TensorSpec
 from edge_runtime.formats.plan import Plan
 from edge_runtime.ort_training.description import OptimizerSettings
-from edge_runtime.wire.messages import Arm
+from edge_runtime.wire.work import Arm
 from exporter.errors import ModelTooLargeError, OrtExportError
 from exporter.ort_training.export import check_size
 from exporter.ort_training.source import family_of

@@ -16,7 +16,8 @@ import msgspec
 from msgspec import UNSET
 
 from broker_server.experiments.compare.config import RunKey
-from broker_server.serving.report.schema import DeviceEntry, Report, RoundEntry
+from broker_server.serving.report.schema import Report, RoundEntry
+from broker_server.serving.storage.records import DeviceRecord
 
 ROUND: Final = "round_"
 """Before the names of columns that are of the round, not of the device."""
@@ -33,7 +34,7 @@ def to_csv(reports: Mapping[RunKey, Report]) -> str:
     The evaluation of a round is on the row of each of its devices. A round without devices, as that before training, is
     one row without a device.
     """
-    of_device, of_round = paths(DeviceEntry), [path for path in paths(RoundEntry) if path != ("devices",)]
+    of_device, of_round = paths(DeviceRecord), [path for path in paths(RoundEntry) if path != ("devices",)]
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     names = [path[-1] for path in of_device] + [f"{ROUND}{path[-1].removeprefix(ROUND)}" for path in of_round]

@@ -8,9 +8,11 @@ from typing import Final, Literal
 
 from broker_server.methods.rounds.types import Outcome
 from broker_server.serving.report.quality import metric_name
-from broker_server.serving.report.schema import DeviceEntry, Report, RoundEntry
+from broker_server.serving.report.schema import Report, RoundEntry
+from broker_server.serving.storage.records import DeviceRecord
 from edge_runtime.wire.arms import LORA_AXES, Axes
-from edge_runtime.wire.messages import Arm, FailureReason
+from edge_runtime.wire.messages import FailureReason
+from edge_runtime.wire.work import Arm
 
 Clock = Literal["emulated", "wall"]
 """What times are of: a modelled fleet, or this machine."""
@@ -117,7 +119,7 @@ def trace_of(report: Report, artifact_bytes: int = 0, axes: Axes = LORA_AXES) ->
                 )
             )
     final_sparse = getattr(report.final, f"{name}_at_sparsity", None)
-    rss = [device.peak_rss_bytes for device in _devices(report) if device.peak_rss_bytes is not None]
+    rss = [device.measurements.peak_rss_bytes for device in _devices(report) if device.measurements]
     return Trace(
         task=report.task,
         clock=clock,
@@ -131,17 +133,19 @@ def trace_of(report: Report, artifact_bytes: int = 0, axes: Axes = LORA_AXES) ->
     )
 
 
-def _devices(report: Report) -> itertools.chain[DeviceEntry]:
+def _devices(report: Report) -> itertools.chain[DeviceRecord]:
     return itertools.chain.from_iterable(entry.devices for entry in report.rounds)
 
 
-def _bytes(device: DeviceEntry, artifact_bytes: int, served: set[str]) -> int:
+def _bytes(device: DeviceRecord, artifact_bytes: int, served: set[str]) -> int:
     """Bytes of a device's part in a round; ``served`` collects those whose download of the artifact is taken off."""
-    down = device.bytes_down or 0
+    if device.measurements is None:
+        return 0
+    down = device.measurements.bytes_down
     if down and device.device_id not in served:
         served.add(device.device_id)
         down = max(0, down - artifact_bytes)
-    return (device.bytes_up or 0) + down
+    return device.measurements.bytes_up + down
 
 
 def _clock(report: Report) -> Clock:
@@ -158,7 +162,7 @@ def _round(entry: RoundEntry, clock: Clock) -> RoundTrace:
     return RoundTrace(round_number=entry.round_number, seconds=seconds, plays=plays)
 
 
-def _play(device: DeviceEntry, round_s: float) -> Play:
+def _play(device: DeviceRecord, round_s: float) -> Play:
     is_infeasible = device.outcome == Outcome.TIMED_OUT or device.reason == FailureReason.INSUFFICIENT_MEMORY
     return Play(
         device_class=device.device_class or NO_CLASS,

@@ -22,7 +22,7 @@ from edge_runtime.formats.adapter import initial, restrict
 from edge_runtime.formats.manifest import digest_of
 from edge_runtime.formats.plan import Plan, uniform_num_kept
 from edge_runtime.wire.arms import PRUNING_RATIO, RANK
-from edge_runtime.wire.messages import HyperParameters
+from edge_runtime.wire.work import HyperParameters
 
 RATIOS: Final = (0.0, 0.25, 0.5, 0.75, 0.9375)
 RANKS: Final = (2, 8, 32)

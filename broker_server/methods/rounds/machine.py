@@ -8,7 +8,7 @@
 The coordinator executes the commands and answers with events: :class:`ChooseArms` with :class:`ArmsChosen`,
 :class:`PullUpdate` with :class:`UpdateStored`, :class:`UpdateRejected` or :class:`UpdateLate`, :class:`Aggregate` with
 :class:`AggregationDone`, :class:`Evaluate` with :class:`EvaluationDone`. Time enters only with :class:`Tick`.
-Events may be lost, repeated or late; each has a decided answer. An update counts once, by its :class:`UpdateKey`.
+Events may be lost, repeated or late; each has a decided answer. An update counts once, by its :class:`AssignmentKey`.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ from broker_server.methods.rounds.types import (
     SendVerdict,
     Tick,
     UpdateAnnounced,
-    UpdateKey,
     UpdateLate,
     UpdateRejected,
     UpdateStored,
 )
-from edge_runtime.wire.messages import Arm, FailureReason
+from edge_runtime.wire.messages import AssignmentKey, FailureReason
+from edge_runtime.wire.work import Arm
 
 MAX_FAREWELLS = 64
 """Devices whose last words are kept."""
@@ -147,7 +147,7 @@ def _step(state: RunState, event: Event) -> Step:  # noqa: C901, PLR0911 - one r
             return on_evaluated(state, event)
 
 
-def open_participant(state: RunState, key: UpdateKey) -> Participant | None:
+def open_participant(state: RunState, key: AssignmentKey) -> Participant | None:
     """The participant whose update ``key`` would still count; None when it would not."""
     if state.phase is not Phase.COLLECTING or key.round_number != state.round_number:
         return None

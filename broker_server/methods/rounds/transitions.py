@@ -20,9 +20,8 @@ from broker_server.methods.rounds.types import (
     Phase,
     RunState,
     SendCancel,
-    UpdateKey,
 )
-from edge_runtime.wire.messages import FailureReason
+from edge_runtime.wire.messages import AssignmentKey, FailureReason
 
 Step = tuple[RunState, tuple[Command, ...]]
 
@@ -155,6 +154,11 @@ def with_participants(state: RunState, changed: Mapping[str, Participant]) -> Ru
     )
 
 
-def key_of(state: RunState, participant: Participant) -> UpdateKey:
+def key_of(state: RunState, participant: Participant) -> AssignmentKey:
     """Identity of a participant's update in the current round."""
-    return UpdateKey(round_number=state.round_number, device_id=participant.device_id, attempt=participant.attempt)
+    return AssignmentKey(
+        run_id=state.limits.run_id,
+        round_number=state.round_number,
+        device_id=participant.device_id,
+        attempt=participant.attempt,
+    )

@@ -6,7 +6,8 @@ import dataclasses
 import enum
 from collections.abc import Mapping
 
-from edge_runtime.wire.messages import Arm, FailureReason
+from edge_runtime.wire.messages import AssignmentKey, FailureReason
+from edge_runtime.wire.work import Arm
 
 
 class Phase(enum.StrEnum):
@@ -34,19 +35,11 @@ class Outcome(enum.StrEnum):
     TIMED_OUT = "timed_out"
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class UpdateKey:
-    """Identity of an assignment and of its update: what makes delivery effectively once."""
-
-    round_number: int
-    device_id: str
-    attempt: int
-
-
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RoundLimits:
     """The settings that rounds depend on; see :class:`broker_server.config.CoordinatorConfig`."""
 
+    run_id: str
     num_rounds: int
     num_devices: int
     round_deadline_s: float
@@ -180,21 +173,21 @@ class ArmsChosen:
 class UpdateAnnounced:
     """A device says that its update is ready to be pulled."""
 
-    key: UpdateKey
+    key: AssignmentKey
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateStored:
     """An update was checked and is on disk."""
 
-    key: UpdateKey
+    key: AssignmentKey
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateRejected:
     """An update was pulled and does not fit its assignment."""
 
-    key: UpdateKey
+    key: AssignmentKey
     detail: str
     reason: FailureReason | None = None
     """``DIVERGED`` where its values are beyond all bounds; None = another fault."""
@@ -204,7 +197,7 @@ class UpdateRejected:
 class UpdateLate:
     """An update is there, but on the virtual clock of an emulated fleet the round's deadline has passed."""
 
-    key: UpdateKey
+    key: AssignmentKey
     detail: str
 
 
@@ -212,7 +205,7 @@ class UpdateLate:
 class DeviceFailed:
     """A device refused its assignment or gave it up."""
 
-    key: UpdateKey
+    key: AssignmentKey
     reason: FailureReason
     detail: str
 
@@ -272,7 +265,7 @@ class ChooseArmAgain:
 class SendAssignment:
     """Send (or send again) an assignment; ``deadline_s`` is the time that is left."""
 
-    key: UpdateKey
+    key: AssignmentKey
     arm: Arm
     deadline_s: float
 
@@ -281,7 +274,7 @@ class SendAssignment:
 class SendVerdict:
     """Tell a device what became of its update."""
 
-    key: UpdateKey
+    key: AssignmentKey
     accepted: bool
     detail: str
 
@@ -290,7 +283,7 @@ class SendVerdict:
 class SendCancel:
     """Tell a device to stop."""
 
-    key: UpdateKey
+    key: AssignmentKey
     detail: str
 
 
@@ -298,14 +291,14 @@ class SendCancel:
 class PullUpdate:
     """Pull the update that a device announced; asked again when it is announced again."""
 
-    key: UpdateKey
+    key: AssignmentKey
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerOldUpdate:
     """Look up whether an update of a closed round had been accepted, and say so."""
 
-    key: UpdateKey
+    key: AssignmentKey
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -313,7 +306,7 @@ class Aggregate:
     """Make the round's global adapter from these updates; from none, the last one stays."""
 
     round_number: int
-    keys: tuple[UpdateKey, ...]
+    keys: tuple[AssignmentKey, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ from broker_server.methods.scheduler.random import RandomScheduler
 from broker_server.methods.scheduler.thompson import ThompsonScheduler
 from broker_server.methods.scheduler.uniform import UniformScheduler
 from edge_runtime.system.registry import Registry, subclass_of
-from edge_runtime.wire.messages import Arm
+from edge_runtime.wire.work import Arm
 
 __all__ = [
     "SCHEDULERS",

@@ -14,7 +14,8 @@ from broker_server.methods.rounds.types import Outcome
 from broker_server.methods.scheduler.box import ArmBox
 from edge_runtime.wire.arms import LORA_AXES, Axes
 from edge_runtime.wire.measures import LocalEvaluation, Measurements
-from edge_runtime.wire.messages import Arm, FailureReason
+from edge_runtime.wire.messages import FailureReason
+from edge_runtime.wire.work import Arm
 
 
 class ArmOutcome(msgspec.Struct, frozen=True, kw_only=True):

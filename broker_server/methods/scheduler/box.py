@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_runtime.wire.arms import Axes, Axis
-from edge_runtime.wire.messages import Arm
+from edge_runtime.wire.work import Arm
 
 Floats = npt.NDArray[np.float64]
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from broker_server.errors import ConfigError
 from broker_server.methods.scheduler.base import Scheduler, SchedulerContext
-from edge_runtime.wire.messages import Arm
+from edge_runtime.wire.work import Arm
 
 
 class ByClassScheduler(Scheduler):

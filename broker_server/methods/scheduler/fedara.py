@@ -10,7 +10,7 @@ import numpy as np
 from broker_server.errors import ConfigError
 from broker_server.methods.scheduler.base import ArmOutcome, Scheduler, SchedulerContext
 from edge_runtime.wire.arms import PRUNING_RATIO, RANK
-from edge_runtime.wire.messages import Arm
+from edge_runtime.wire.work import Arm
 
 WARMUP: Final = 0.1
 """Share of the rounds in which every device has the largest rank."""

@@ -40,7 +40,7 @@ from broker_server.methods.scheduler.partition import Partition
 from broker_server.methods.scheduler.profile import frontier
 from broker_server.methods.scheduler.reward import KAPPA, Credit, completion_s, credit_round
 from broker_server.methods.scheduler.time_model import TimeModel
-from edge_runtime.wire.messages import Arm
+from edge_runtime.wire.work import Arm
 
 TOLERANCE: Final = 0.02
 """Fraction of the learning speed that a shorter round may cost."""

@@ -12,7 +12,7 @@ from broker_server.methods.scheduler.base import ArmOutcome, Scheduler, Schedule
 from broker_server.methods.scheduler.box import Floats
 from broker_server.methods.scheduler.reward import credit_round
 from broker_server.methods.scheduler.ucb import DiscountedCounts
-from edge_runtime.wire.messages import Arm
+from edge_runtime.wire.work import Arm
 
 
 class GridScheduler(Scheduler):

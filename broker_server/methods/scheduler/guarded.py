@@ -18,7 +18,7 @@ import numpy as np
 from broker_server.methods.scheduler.base import ArmOutcome, Scheduler
 from broker_server.methods.scheduler.reward import completion_s
 from edge_runtime.bounds import limits
-from edge_runtime.wire.messages import Arm
+from edge_runtime.wire.work import Arm
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from broker_server.methods.scheduler.box import ArmBox
-from edge_runtime.wire.messages import Arm
+from edge_runtime.wire.work import Arm
 
 COST_GAP: Final = 1 / 16
 """When a failed arm and a managed one are this near in cost, nothing between them is tried any more."""

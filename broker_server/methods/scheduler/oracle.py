@@ -12,7 +12,7 @@ from broker_server.methods.scheduler.base import Scheduler, SchedulerContext
 from broker_server.methods.scheduler.box import Floats
 from broker_server.methods.scheduler.profile import frontier, profile
 from broker_server.methods.scheduler.reward import prior_gain
-from edge_runtime.wire.messages import Arm
+from edge_runtime.wire.work import Arm
 
 
 class OracleScheduler(Scheduler):

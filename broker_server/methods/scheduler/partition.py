@@ -26,7 +26,7 @@ import numpy as np
 from broker_server.methods.scheduler.box import ArmBox, Floats
 from broker_server.methods.scheduler.reward import prior_gain
 from broker_server.methods.scheduler.ucb import bonus
-from edge_runtime.wire.messages import Arm
+from edge_runtime.wire.work import Arm
 
 DISCOUNT: Final = 0.98
 """Counts and sums are multiplied by this after every round."""

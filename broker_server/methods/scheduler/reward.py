@@ -37,7 +37,7 @@ import numpy as np
 from broker_server.methods.rounds.types import Outcome
 from broker_server.methods.scheduler.base import ArmOutcome
 from broker_server.methods.scheduler.box import ArmBox, Floats
-from edge_runtime.wire.messages import Arm
+from edge_runtime.wire.work import Arm
 
 KAPPA: Final = 0.25
 """Relative deviation of the completion time that halves the reward."""

@@ -28,7 +28,7 @@ import numpy as np
 from broker_server.methods.scheduler.box import ArmBox, Floats
 from broker_server.methods.scheduler.limits import groups
 from edge_runtime.wire.arms import Axes
-from edge_runtime.wire.messages import Arm
+from edge_runtime.wire.work import Arm
 
 DISCOUNT: Final = 0.98
 """Weight of an observation is multiplied by this for each later one of the same device."""

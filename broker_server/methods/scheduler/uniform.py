@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from broker_server.methods.scheduler.base import Scheduler, SchedulerContext
-from edge_runtime.wire.messages import Arm
+from edge_runtime.wire.work import Arm
 
 
 class UniformScheduler(Scheduler):

@@ -17,13 +17,14 @@ def round_metrics(record: RoundRecord, task: Task) -> dict[str, float]:
 
     What was not measured is absent.
     """
+    measured = [device.measurements for device in record.devices if device.measurements is not None]
     found = {
         **_quality("held_out", record.evaluation, task),
         **_quality("held_out_at_sparsity", record.sparse, task),
         "round/seconds": record.seconds,
         "round/accepted_updates": float(sum(device.outcome == "accepted" for device in record.devices)),
-        "round/bytes_up": float(sum(device.bytes_up or 0 for device in record.devices)),
-        "round/bytes_down": float(sum(device.bytes_down or 0 for device in record.devices)),
+        "round/bytes_up": float(sum(one.bytes_up for one in measured)),
+        "round/bytes_down": float(sum(one.bytes_down for one in measured)),
     }
     if record.emulated_s is not None:
         found["round/emulated_seconds"] = record.emulated_s

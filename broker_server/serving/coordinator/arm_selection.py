@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from broker_server.emulation.clock import round_s
 from broker_server.methods.pruning.schedule import is_deploy
 from broker_server.methods.rounds.machine import MAX_ATTEMPTS
-from broker_server.methods.rounds.types import Outcome, Participant, UpdateKey
+from broker_server.methods.rounds.types import Outcome, Participant
 from broker_server.serving.coordinator.ledger import Ledger
 from broker_server.serving.coordinator.outcomes import PlayedArm, arm_outcome, device_record
 from broker_server.serving.coordinator.run_context import ARMS, RunContext
 from broker_server.serving.storage.records import DeviceRecord
-from edge_runtime.wire.messages import Arm, FailureReason
+from edge_runtime.wire.messages import AssignmentKey, FailureReason
+from edge_runtime.wire.work import Arm
 
 
 class ArmSelection:
@@ -113,7 +114,12 @@ class ArmSelection:
 
     def _facts(self, round_number: int, participant: Participant, delta: float | None) -> PlayedArm:
         run = self._run
-        key = UpdateKey(round_number=round_number, device_id=participant.device_id, attempt=participant.attempt)
+        key = AssignmentKey(
+            run_id=run.config.run_id,
+            round_number=round_number,
+            device_id=participant.device_id,
+            attempt=participant.attempt,
+        )
         work, update = run.assigner.work(key), self._ledger.accepted(participant)
         if work is None:  # nothing was sent: it went offline before
             arm, plan = participant.arm, run.assigner.plan(participant.arm.pruning_ratio)
@@ -123,7 +129,8 @@ class ArmSelection:
             arm, plan = work.played_arm, work.final_plan
         completion_s, emulated_s = self._ledger.completion_s(key), None
         if update is not None and run.clock is not None:
-            completion_s = emulated_s = run.emulated_s(key, update.adapter.size_bytes)
+            num_bytes = 0 if update.blob is None else update.blob.size_bytes
+            completion_s = emulated_s = run.emulated_s(key, num_bytes)
         elif participant.outcome is Outcome.TIMED_OUT and math.isfinite(run.deadline_s):
             completion_s, emulated_s = completion_s or run.deadline_s, run.deadline_s
         return PlayedArm(

@@ -16,7 +16,7 @@ import numpy as np
 from broker_server.config import CoordinatorConfig
 from broker_server.methods.aggregation import Aggregated, Aggregation
 from broker_server.methods.pruning.schedule import Segment, is_deploy, segments
-from broker_server.methods.rounds.types import SendAssignment, UpdateKey
+from broker_server.methods.rounds.types import SendAssignment
 from broker_server.serving.storage.records import AssignedWork
 from edge_runtime.errors import MessageError
 from edge_runtime.formats.adapter import AdapterLayout
@@ -25,7 +25,8 @@ from edge_runtime.formats.payload import Payload, check_payload, decode_payload,
 from edge_runtime.formats.plan import Plan
 from edge_runtime.formats.ranking import Importance, plan_at
 from edge_runtime.wire import chunks
-from edge_runtime.wire.messages import Assignment, BlobRef, HyperParameters, Pruning, Update, encode_message
+from edge_runtime.wire.messages import Assignment, AssignmentKey, BlobRef, encode_message
+from edge_runtime.wire.work import HyperParameters, LoraWork, Pruning
 
 HEADER_BYTES_PER_TENSOR = 512
 """Allowance for a tensor's entry in a safetensors header; names are module paths."""
@@ -44,7 +45,7 @@ class Assigner:
         importance: Importance,
         aggregation: Aggregation,
         *,
-        works: Mapping[UpdateKey, AssignedWork] | None = None,
+        works: Mapping[AssignmentKey, AssignedWork] | None = None,
     ) -> None:
         """Start from what is known.
 
@@ -77,7 +78,7 @@ class Assigner:
             self._plans[pruning_ratio] = plan_at(self._manifest, self._importance, pruning_ratio, policy)
         return self._plans[pruning_ratio]
 
-    def work(self, key: UpdateKey) -> AssignedWork | None:
+    def work(self, key: AssignmentKey) -> AssignedWork | None:
         """What was assigned under ``key`` in this round; None = nothing was sent yet."""
         return self._works.get(key)
 
@@ -105,7 +106,7 @@ class Assigner:
             self._works[command.key] = work
         return work, ref, blob
 
-    def sent(self, key: UpdateKey, sent_at: float, most_examples: int | None) -> AssignedWork:
+    def sent(self, key: AssignmentKey, sent_at: float, most_examples: int | None) -> AssignedWork:
         """Note when an assignment goes out, and how many examples its device has by then."""
         work = msgspec.structs.replace(self._assigned(key), sent_at=sent_at, most_examples=most_examples)
         self._works[key] = work
@@ -124,30 +125,29 @@ class Assigner:
         key = command.key
         later = zip(work.segments[1:], work.plans[1:], strict=True)
         return Assignment(
-            run_id=self._config.run_id,
-            device_id=key.device_id,
-            round_number=key.round_number,
-            attempt=key.attempt,
-            arm=command.arm,
-            plan=work.plans[0],
-            adapter=ref,
+            key=key,
             deadline_s=command.deadline_s,
-            hyper_parameters=self._hyper_parameters(key.round_number, key.device_id),
-            prunings=tuple(Pruning(at_step=segment.at_step, plan=plan) for segment, plan in later),
+            payload=ref,
+            work=LoraWork(
+                arm=command.arm,
+                plan=work.plans[0],
+                hyper_parameters=self._hyper_parameters(key.round_number, key.device_id),
+                prunings=tuple(Pruning(at_step=segment.at_step, plan=plan) for segment, plan in later),
+            ),
         )
 
-    def check_size(self, update: Update, key: UpdateKey) -> None:
-        """Refuse an update that is larger than any answer to its assignment, before anything is pulled.
+    def check_size(self, blob: BlobRef, key: AssignmentKey) -> None:
+        """Refuse the blob of an update that is larger than any answer to its assignment, before anything is pulled.
 
         Raises:
             MessageError: it is, or nothing was assigned.
         """
         _, most = self._layout(self._assigned(key))
-        if update.adapter.size_bytes > most:
-            msg = f"update is {update.adapter.size_bytes} bytes, at most {most} are expected"
+        if blob.size_bytes > most:
+            msg = f"update is {blob.size_bytes} bytes, at most {most} are expected"
             raise MessageError(msg, device_id=key.device_id, round_number=key.round_number)
 
-    def read_update(self, blob: bytes, key: UpdateKey) -> Payload:
+    def read_update(self, blob: bytes, key: AssignmentKey) -> Payload:
         """The tensors of an update, under the last plan that was sent.
 
         Raises:
@@ -179,7 +179,7 @@ class Assigner:
             known = self._layouts[id(plan), work.rank] = plan, layout, most
         return known[1], known[2]
 
-    def _assigned(self, key: UpdateKey) -> AssignedWork:
+    def _assigned(self, key: AssignmentKey) -> AssignedWork:
         work = self._works.get(key)
         if work is None:
             msg = f"no assignment was sent to {key.device_id} in round {key.round_number} as attempt {key.attempt}"

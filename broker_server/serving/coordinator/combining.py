@@ -13,7 +13,6 @@ from broker_server.errors import AggregationError, StoreError
 from broker_server.methods.aggregation import Aggregated, DeviceUpdate, change_norm, check_bounds, with_ceiling
 from broker_server.methods.pruning.schedule import is_deploy
 from broker_server.methods.pruning.scores import DeviceScores, Scores, combine
-from broker_server.methods.rounds.types import UpdateKey
 from broker_server.serving.coordinator.run_context import AGGREGATION, RunContext
 from broker_server.serving.storage.store import Store
 from broker_server.serving.storage.stored_tensors import StoredTensors
@@ -131,13 +130,13 @@ def _importance(run: RunContext, round_number: int, before: Scores, updates: Seq
 
 
 def _device_update(run: RunContext, store: Store, update: Update) -> DeviceUpdate:
-    key = UpdateKey(round_number=update.round_number, device_id=update.device_id, attempt=update.attempt)
+    key = update.key
     blob, work = store.read_update(update), run.assigner.work(key)
     if blob is None or work is None:
-        msg = f"accepted update {store.update_path(key.round_number, key.device_id)} is damaged: resume"
+        msg = f"accepted update {store.update_path(key)} is damaged: resume"
         raise StoreError(msg, device_id=key.device_id, round_number=key.round_number)
     payload = run.assigner.read_update(blob, key)
-    path = store.update_path(key.round_number, key.device_id)
+    path = store.update_path(key)
     return DeviceUpdate(
         device_id=key.device_id,
         plan=work.final_plan,

@@ -25,7 +25,6 @@ from broker_server.methods.rounds.types import (
     SendAssignment,
     SendCancel,
     SendVerdict,
-    UpdateKey,
 )
 from broker_server.serving.coordinator.arm_selection import ArmSelection
 from broker_server.serving.coordinator.background import Background
@@ -39,7 +38,7 @@ from broker_server.serving.storage.records import EvaluationRecord, FileDigests,
 from broker_server.serving.storage.rows import SchedulerState
 from broker_server.serving.storage.store import Store
 from edge_runtime.formats.plan import Plan
-from edge_runtime.wire.messages import Cancel, Verdict
+from edge_runtime.wire.messages import AssignmentKey, Cancel, Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -134,28 +133,13 @@ class CommandExecutor:
                 self._verdict(key, accepted=accepted, detail="" if accepted else f"round {key.round_number} is over")
             case SendCancel(key=key, detail=detail):
                 self._translator.forget(key)
-                cancel = Cancel(
-                    run_id=self._run.config.run_id,
-                    device_id=key.device_id,
-                    round_number=key.round_number,
-                    attempt=key.attempt,
-                    detail=detail,
-                )
-                self._channel.to(key.device_id, cancel)
+                self._channel.to(key.device_id, Cancel(key=key, detail=detail))
             case _:
                 msg = f"no way to execute {command}"
                 raise TypeError(msg)
 
-    def _verdict(self, key: UpdateKey, *, accepted: bool, detail: str) -> None:
-        verdict = Verdict(
-            run_id=self._run.config.run_id,
-            device_id=key.device_id,
-            round_number=key.round_number,
-            attempt=key.attempt,
-            accepted=accepted,
-            detail=detail,
-        )
-        self._channel.to(key.device_id, verdict)
+    def _verdict(self, key: AssignmentKey, *, accepted: bool, detail: str) -> None:
+        self._channel.to(key.device_id, Verdict(key=key, accepted=accepted, detail=detail))
 
     def _assign(self, command: SendAssignment) -> None:
         """Send an assignment; what it asks for is on disk first, so that its update can be read after a restart."""

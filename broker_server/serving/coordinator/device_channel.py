@@ -27,10 +27,12 @@ from edge_runtime.wire.messages import (
     Status,
     Update,
     decode_message,
+    device_of,
     encode_message,
     kind_of,
 )
 from edge_runtime.wire.replies import RefusedReply, refused_reply
+from edge_runtime.wire.versions import SchemaVersionError, word_to
 
 logger = logging.getLogger(__name__)
 
@@ -114,19 +116,35 @@ class DeviceChannel:
             return (device_id, Other.STRANGER) if self._hellos.take(HELLOS, self._clock()) else None
         if not self._may_write(device_id, kind, len(payload)):
             return None
+        message = self._decode(device_id, topic, payload)
+        if message is None or isinstance(message, DeviceMessage):
+            return None if message is None else (device_id, message)
+        self._take(device_id, topic, message)
+        return device_id, Other.BLOBS
+
+    def _decode(self, device_id: str, topic: str, payload: bytes) -> AnyMessage | RefusedReply | None:
+        """A device's message; of a refused reply, what assignment it answers; None if it was refused."""
+        kind = topic.rpartition("/")[2]
         try:
             message = decode_message(payload)
-            if getattr(message, "device_id", device_id) != device_id or kind_of(message) != kind:
-                msg = f"a {kind_of(message)} of {getattr(message, 'device_id', device_id)!r} does not belong on {topic}"
+            if device_of(message, device_id) != device_id or kind_of(message) != kind:
+                msg = f"a {kind_of(message)} of {device_of(message, device_id)!r} does not belong on {topic}"
                 raise MessageError(msg)  # noqa: TRY301 - refused like the others
+        except SchemaVersionError as error:
+            self._tell_of_version(device_id, error)
+            return None
         except MessageError as error:
             self._refuse(topic, str(error))
             reply = refused_reply(payload, str(error))
-            return None if reply is None or reply.device_id != device_id else (reply.device_id, reply)
-        if isinstance(message, DeviceMessage):
-            return device_id, message
-        self._take(device_id, topic, message)
-        return device_id, Other.BLOBS
+            return None if reply is None or reply.key.device_id != device_id else reply
+        return message
+
+    def _tell_of_version(self, device_id: str, error: SchemaVersionError) -> None:
+        """Say that a device is of another release: here, and to its owner in a way that every release can show."""
+        self.num_refused += 1
+        self.complaints.say(f"device {device_id}", self._clock(), str(error))
+        if self._hellos.take(HELLOS, self._clock()):
+            self._messages.append((topics.down(self._fleet, device_id, "refused"), word_to(error)))
 
     def _may_write(self, device_id: str, kind: str, num_bytes: int) -> bool:
         """Whether a payload is read at all."""

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from broker_server.methods.rounds.types import Outcome, Participant, Phase, RunState, UpdateKey
+from broker_server.methods.rounds.types import Outcome, Participant, Phase, RunState
 from broker_server.serving.coordinator.sightings import Sightings
 from broker_server.serving.storage.events import (
     AnyEvent,
@@ -26,7 +26,7 @@ from broker_server.serving.storage.store import Store
 from edge_runtime.bounds import limits
 from edge_runtime.formats.manifest import Task
 from edge_runtime.wire.arms import format_arms
-from edge_runtime.wire.messages import DeviceState, Register, Status, Update
+from edge_runtime.wire.messages import AssignmentKey, DeviceState, Register, Status, Update
 
 logger = logging.getLogger(__name__)
 
@@ -64,11 +64,13 @@ class Ledger:
         store: Store,
         events: EventLog,
         *,
+        run_id: str,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
         max_devices: int,
     ) -> None:
         self._store = store
+        self._run_id = run_id
         self._events = events
         self._sightings = Sightings(events, clock, max_devices)
         self._max_devices = max_devices
@@ -78,8 +80,8 @@ class Ledger:
         records = store.load_round_records()
         self._elapsed_s = records[-1].elapsed_s if records else 0.0
         self._elapsed_emulated_s = (records[-1].elapsed_emulated_s or 0.0) if records else 0.0
-        self._sent_at: dict[UpdateKey, float] = {}
-        self._completion_s: dict[UpdateKey, float] = {}
+        self._sent_at: dict[AssignmentKey, float] = {}
+        self._completion_s: dict[AssignmentKey, float] = {}
         self._earlier_s = 0.0
         self._began_at = clock()
         self._accepted: dict[str, Update] = {}
@@ -110,7 +112,7 @@ class Ledger:
         if opened is None:
             return None
         self._earlier_s = opened.active_s
-        self._accepted = {update.device_id: update for update in self._store.load_updates(opened.round_number)}
+        self._accepted = {update.key.device_id: update for update in self._store.load_updates(opened.round_number)}
         self._resume_times(opened.round_number)
         kept = sum(p.outcome is Outcome.ACCEPTED for p in opened.participants.values())
         logger.info("round %d had begun; %d of its updates are kept", opened.round_number, kept)
@@ -122,8 +124,8 @@ class Ledger:
         Between processes only the wall clock tells; what it cannot mean, because it was set, is not known.
         """
         now, wall_now = self._clock(), self._wall_clock()
-        accepted_at = self._store.load_accept_times(round_number)
-        for key, work in self._store.load_works(round_number).items():
+        accepted_at = self._store.load_accept_times(self._run_id, round_number)
+        for key, work in self._store.load_works(self._run_id, round_number).items():
             if work.sent_at is None:
                 continue
             if key in accepted_at:
@@ -158,15 +160,16 @@ class Ledger:
                     UpdateAccepted(at=self._wall_clock(), round_number=round_number, device_id=participant.device_id)
                 )
 
-    def assigned(self, key: UpdateKey) -> float:
+    def assigned(self, key: AssignmentKey) -> float:
         """An assignment goes out; the first time counts. Returns it for the store, Unix seconds."""
         now = self._clock()
         return self._wall_clock() - now + self._sent_at.setdefault(key, now)
 
-    def accept_update(self, key: UpdateKey, update: Update, blob: bytes) -> None:
+    def accept_update(self, update: Update, blob: bytes) -> None:
         """Keep an update, durably once settled; see :meth:`broker_server.serving.storage.store.Store.accept_update`."""
         self._store.accept_update(update, blob, self._wall_clock())
-        self._accepted[update.device_id] = update
+        key = update.key
+        self._accepted[key.device_id] = update
         if key in self._sent_at:
             self._completion_s[key] = self._clock() - self._sent_at[key]
 
@@ -175,11 +178,11 @@ class Ledger:
         logger.warning("round %d: its updates are not used, the last adapter stays: %s", round_number, detail)
         self._log(UpdatesDiscarded(at=self._wall_clock(), round_number=round_number, detail=detail))
 
-    def late(self, key: UpdateKey, emulated_s: float) -> None:
+    def late(self, key: AssignmentKey, emulated_s: float) -> None:
         """An update came after the deadline of the virtual clock."""
         self._completion_s[key] = emulated_s
 
-    def completion_s(self, key: UpdateKey) -> float | None:
+    def completion_s(self, key: AssignmentKey) -> float | None:
         """Wall time from an assignment to its stored update (emulated, if it was late); None = not known."""
         return self._completion_s.get(key)
 

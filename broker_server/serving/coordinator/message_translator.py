@@ -19,7 +19,6 @@ from broker_server.methods.rounds.types import (
     Event,
     RunState,
     UpdateAnnounced,
-    UpdateKey,
     UpdateLate,
     UpdateRejected,
     UpdateStored,
@@ -31,6 +30,7 @@ from broker_server.serving.coordinator.run_context import RunContext
 from edge_runtime.errors import WireError
 from edge_runtime.link.complaints import Complaints
 from edge_runtime.wire.messages import (
+    AssignmentKey,
     DeviceState,
     Failure,
     FailureReason,
@@ -128,42 +128,44 @@ class MessageTranslator:
             self._ledger.device_seen(device_id, DeviceState.OFFLINE, detail)
         return [DeviceOffline(device_id=device_id, detail=detail) for device_id in silent]
 
-    def pull(self, state: RunState, key: UpdateKey) -> list[Event]:
+    def pull(self, state: RunState, key: AssignmentKey) -> list[Event]:
         """Pull the update that was announced under ``key``, unless it cannot be right."""
         update, participant = self._announced.get(key.device_id), open_participant(state, key)
-        if update is None or _key(update) != key or participant is None:
+        if update is None or update.key != key or participant is None:
             return []
-        if self._pulling.get(key.device_id) == update and self._channel.is_pulling(update.adapter, key.device_id):
+        if update.blob is None:
+            return [UpdateRejected(key=key, detail="the update has no blob, and this work is answered with one")]
+        if self._pulling.get(key.device_id) == update and self._channel.is_pulling(update.blob, key.device_id):
             return []  # said again while it is on its way
         try:
-            self._assigner.check_size(update, key)
+            self._assigner.check_size(update.blob, key)
         except WireError as error:
             return [UpdateRejected(key=key, detail=str(error))]
-        emulated_s = self._run.emulated_s(key, update.adapter.size_bytes)
+        emulated_s = self._run.emulated_s(key, update.blob.size_bytes)
         if emulated_s is not None and emulated_s > self._run.deadline_s:
             self._ledger.late(key, emulated_s)
             detail = f"{emulated_s:.1f} s on the virtual clock, the deadline is {self._run.deadline_s:g} s (emulated)"
             return [UpdateLate(key=key, detail=detail)]
         before = self._pulling.get(key.device_id)
-        if before is not None and before.adapter.digest != update.adapter.digest:
-            self._channel.stop_pulling(before.adapter, key.device_id)
+        if before is not None and before.blob is not None and before.blob.digest != update.blob.digest:
+            self._channel.stop_pulling(before.blob, key.device_id)
         self._pulling[key.device_id] = update
         self._channel.pull(
-            update.adapter,
+            update.blob,
             key.device_id,
             lambda blob: self._arrived.append((update, blob)),
             lambda why: self._arrived.append((update, why)),
         )
         return []
 
-    def forget(self, key: UpdateKey) -> None:
+    def forget(self, key: AssignmentKey) -> None:
         """Give up an update that no longer counts."""
         announced = self._announced.get(key.device_id)
-        if announced is not None and _key(announced) == key:
+        if announced is not None and announced.key == key:
             del self._announced[key.device_id]
         update = self._pulling.get(key.device_id)
-        if update is not None and _key(update) == key:
-            self._channel.stop_pulling(update.adapter, key.device_id)
+        if update is not None and update.blob is not None and update.key == key:
+            self._channel.stop_pulling(update.blob, key.device_id)
             del self._pulling[key.device_id]
 
     def _register(self, message: Register) -> list[Event]:
@@ -218,43 +220,32 @@ class MessageTranslator:
                 return [DeviceRegistered(device_id=message.device_id)]
         elif isinstance(message, RefusedReply):
             return self._refused(message)
-        elif isinstance(message, Failure) and message.run_id == self._config.run_id:
-            self._failures.say(f"device {message.device_id}", self._clock(), f"{message.reason}: {message.detail}")
-            return [DeviceFailed(key=_key(message), reason=message.reason, detail=message.detail)]
+        elif isinstance(message, Failure) and message.key.run_id == self._config.run_id:
+            self._failures.say(f"device {message.key.device_id}", self._clock(), f"{message.reason}: {message.detail}")
+            return [DeviceFailed(key=message.key, reason=message.reason, detail=message.detail)]
         elif isinstance(message, Update):
             return self._announce(state, message)
         return []
 
     def _announce(self, state: RunState, update: Update) -> list[Event]:
-        key = _key(update)
-        if update.run_id != self._config.run_id:
-            detail = f"update is of run {update.run_id[:64]!r}, this is {self._config.run_id!r}"
-            self._answer(update, detail)
+        key = update.key
+        if key.run_id != self._config.run_id:
+            detail = f"update is of run {key.run_id!r}, this is {self._config.run_id!r}"
+            self._channel.to(key.device_id, Verdict(key=key, accepted=False, detail=detail))
             return []
         if open_participant(state, key) is not None:
-            self._announced[update.device_id] = update
+            self._announced[key.device_id] = update
         return [UpdateAnnounced(key=key)]
 
     def _refused(self, reply: RefusedReply) -> list[Event]:
         """A reply that cannot be read is one that cannot be used: it costs its assignment, and is not waited for."""
-        if reply.run_id != self._config.run_id:
+        if reply.key.run_id != self._config.run_id:
             return []
-        key = _key(reply)
+        key = reply.key
         if reply.kind == "failure":
             return [DeviceFailed(key=key, reason=FailureReason.INTERNAL, detail=reply.why)]
         reason = FailureReason.DIVERGED if reply.has_diverged else None
         return [UpdateRejected(key=key, detail=reply.why, reason=reason)]
-
-    def _answer(self, update: Update, detail: str) -> None:
-        verdict = Verdict(
-            run_id=update.run_id,
-            device_id=update.device_id,
-            round_number=update.round_number,
-            attempt=update.attempt,
-            accepted=False,
-            detail=detail,
-        )
-        self._channel.to(update.device_id, verdict)
 
     def _take_arrived(self, state: RunState) -> list[Event]:
         arrived, self._arrived = self._arrived, []
@@ -262,7 +253,7 @@ class MessageTranslator:
 
     def _decide(self, state: RunState, update: Update, content: bytes | str) -> Event:
         """Store an update that came whole and right: the row on disk comes before the verdict."""
-        key = _key(update)
+        key = update.key
         participant = open_participant(state, key)
         if participant is None:
             return UpdateAnnounced(key=key)  # too late by now: the state machine knows the answer
@@ -275,11 +266,12 @@ class MessageTranslator:
             return UpdateRejected(key=key, detail=str(error)[:MAX_DETAIL])
         except AggregationError as error:
             return UpdateRejected(key=key, detail=str(error)[:MAX_DETAIL], reason=FailureReason.DIVERGED)
-        self._ledger.accept_update(key, self._weighed(key, update), content)
+        self._ledger.accept_update(self._weighed(update), content)
         return UpdateStored(key=key)
 
-    def _weighed(self, key: UpdateKey, update: Update) -> Update:
+    def _weighed(self, update: Update) -> Update:
         """The update, with no more examples than its device had registered when the assignment went out."""
+        key = update.key
         work = self._assigner.work(key)
         known = None if work is None else work.most_examples
         most = self.most_examples(key.device_id) if known is None else known
@@ -288,7 +280,3 @@ class MessageTranslator:
         said, device_id = update.num_examples, key.device_id
         logger.warning("device %s says %d examples, but registered %d: it counts with these", device_id, said, most)
         return msgspec.structs.replace(update, num_examples=most)
-
-
-def _key(message: Update | Failure | RefusedReply) -> UpdateKey:
-    return UpdateKey(round_number=message.round_number, device_id=message.device_id, attempt=message.attempt)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 from broker_server.methods.rounds.types import Outcome, Participant
 from broker_server.methods.scheduler import ArmOutcome
 from broker_server.serving.storage.records import DeviceRecord
-from edge_runtime.wire.messages import Arm, Update
+from edge_runtime.wire.messages import Update
+from edge_runtime.wire.work import Arm
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +31,6 @@ class PlayedArm:
 
 def device_record(participant: Participant, facts: PlayedArm, update: Update | None) -> DeviceRecord:
     """One device's part in a round; ``update`` is the accepted one, or None."""
-    measured = None if update is None else update.measurements
-    local = None if update is None else update.evaluation
     return DeviceRecord(
         device_id=participant.device_id,
         attempt=participant.attempt,
@@ -42,15 +40,9 @@ def device_record(participant: Participant, facts: PlayedArm, update: Update | N
         outcome=(participant.outcome or Outcome.FAILED).value,
         detail=participant.detail,
         num_examples=None if update is None else update.num_examples,
-        train_loss=None if update is None else _finite(update.train_loss),
-        train_s=None if measured is None else _finite(measured.train_s),
-        step_s_p50=None if measured is None else _finite(measured.step_s_p50),
-        step_s_p95=None if measured is None else _finite(measured.step_s_p95),
-        peak_rss_bytes=None if measured is None else measured.peak_rss_bytes,
-        bytes_up=None if measured is None else measured.bytes_up,
-        bytes_down=None if measured is None else measured.bytes_down,
-        local_accuracy_before=None if local is None else _finite(local.accuracy_before),
-        local_accuracy_after=None if local is None else _finite(local.accuracy_after),
+        train_loss=None if update is None else update.train_loss,
+        measurements=None if update is None else update.measurements,
+        evaluation=None if update is None else update.evaluation,
         reason=None if participant.reason is None else participant.reason.value,
         num_steps=facts.num_steps,
         completion_s=facts.completion_s,
@@ -70,14 +62,10 @@ def arm_outcome(round_number: int, participant: Participant, facts: PlayedArm, u
         outcome=participant.outcome or Outcome.FAILED,
         reason=participant.reason,
         num_examples=None if update is None else update.num_examples,
-        train_loss=None if update is None else _finite(update.train_loss),
+        train_loss=None if update is None else update.train_loss,
         measurements=None if update is None else update.measurements,
         evaluation=None if update is None else update.evaluation,
         completion_s=facts.completion_s,
         adapter_delta=facts.adapter_delta,
         num_local_steps=facts.num_steps,
     )
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

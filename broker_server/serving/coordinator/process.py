@@ -138,7 +138,14 @@ class Coordinator:
         self._claimant = Claimant(run.config.fleet, run.config.run_id, self._session_id)
         self._link = _link(open_link, run.config.fleet, self._session_id, self._claimant)
         self._channel = DeviceChannel(run.config.fleet, self._link, clock, max_devices=run.config.max_devices)
-        self._ledger = Ledger(store, events, clock=clock, wall_clock=wall_clock, max_devices=run.config.max_devices)
+        self._ledger = Ledger(
+            store,
+            events,
+            run_id=run.config.run_id,
+            clock=clock,
+            wall_clock=wall_clock,
+            max_devices=run.config.max_devices,
+        )
         self._translator = MessageTranslator(run, self._channel, self._ledger, session_id=self._session_id, clock=clock)
         self._executor = CommandExecutor(run, store, self._ledger, self._channel, self._translator)
         self._pending: collections.deque[Event] = collections.deque()
@@ -161,6 +168,7 @@ class Coordinator:
         config, now, finished = self._config, self._clock(), self._ledger.last_finished
         self._ledger.run_started(config.run_id, config.training.num_rounds)
         round_limits = RoundLimits(
+            run_id=config.run_id,
             num_rounds=config.training.num_rounds,
             num_devices=config.num_devices,
             round_deadline_s=config.round_deadline_s,

@@ -17,7 +17,6 @@ from broker_server.errors import StoreError
 from broker_server.methods.aggregation import Aggregated, Aggregation, make_aggregation
 from broker_server.methods.pruning.files import ImportanceFiles
 from broker_server.methods.pruning.scores import Scores, check_scorable
-from broker_server.methods.rounds.types import UpdateKey
 from broker_server.methods.scheduler import GuardedScheduler, make_scheduler
 from broker_server.serving.coordinator.assignments import Assigner
 from broker_server.serving.evaluation.held_out import HeldOut
@@ -27,6 +26,7 @@ from broker_server.serving.storage.store import Store
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.formats.adapter import initial
 from edge_runtime.formats.manifest import Manifest
+from edge_runtime.wire.messages import AssignmentKey
 
 ARTIFACTS_FOLDER = "artifacts"
 
@@ -57,7 +57,7 @@ class RunContext:
         """Longest time of a round on the virtual clock, emulated; infinite where there is none."""
         return math.inf if self.clock is None else self.clock.deadline_s
 
-    def emulated_s(self, key: UpdateKey, bytes_up: int) -> float | None:
+    def emulated_s(self, key: AssignmentKey, bytes_up: int) -> float | None:
         """Emulated seconds from an assignment to its update of ``bytes_up``; None where nothing is emulated."""
         work = self.assigner.work(key)
         if self.clock is None or work is None:
@@ -109,7 +109,7 @@ def open_run(run_dir: Path, config: CoordinatorConfig, store: Store) -> RunConte
         digests={number: files.importance for number, files in written.items() if files.importance},
     )
     importance = importance_files.open(records[-1].round_number if records else 0)
-    works = {} if opened is None else store.load_works(opened.round_number)
+    works = {} if opened is None else store.load_works(config.run_id, opened.round_number)
     run = RunContext(
         config=config,
         manifest=manifest,

@@ -10,8 +10,8 @@ from msgspec import UNSET, UnsetType
 from broker_server.errors import RunFailedError
 from broker_server.serving.report.findings import find_warnings
 from broker_server.serving.report.quality import perplexity
-from broker_server.serving.report.schema import Compact, DataEntry, DeviceEntry, FleetEntry, Outcome, Report, RoundEntry
-from broker_server.serving.storage.records import DeviceRecord, EvaluationRecord, RoundRecord
+from broker_server.serving.report.schema import Compact, DataEntry, FleetEntry, Outcome, Report, RoundEntry
+from broker_server.serving.storage.records import EvaluationRecord, RoundRecord
 from broker_server.versions import environment
 from edge_runtime.formats.manifest import Task
 
@@ -74,8 +74,8 @@ def build_report(facts: RunSummary, rounds: Sequence[RoundRecord], compact: Comp
             perplexity=ppl,
             loss=last.loss,
             seconds=sum(steps.values()),
-            bytes_up=sum(device.bytes_up or 0 for device in devices),
-            bytes_down=sum(device.bytes_down or 0 for device in devices),
+            bytes_up=sum(device.measurements.bytes_up for device in devices if device.measurements),
+            bytes_down=sum(device.measurements.bytes_down for device in devices if device.measurements),
             accuracy_at_sparsity=sparse_accuracy,
             perplexity_at_sparsity=sparse_ppl,
             loss_at_sparsity=None if sparse is None else sparse.loss,
@@ -117,7 +117,7 @@ def _round(record: RoundRecord, task: Task) -> RoundEntry:
         loss=None if evaluation is None else evaluation.loss,
         num_targets=0 if evaluation is None else evaluation.num_targets,
         seconds=record.seconds,
-        devices=tuple(_device(device) for device in record.devices),
+        devices=record.devices,
         accuracy_at_sparsity=sparse_accuracy,
         perplexity_at_sparsity=sparse_ppl,
         loss_at_sparsity=None if sparse is None else sparse.loss,
@@ -126,30 +126,4 @@ def _round(record: RoundRecord, task: Task) -> RoundEntry:
         elapsed_emulated_s=record.elapsed_emulated_s,
         discarded=record.discarded,
         is_unchanged=record.is_unchanged,
-    )
-
-
-def _device(record: DeviceRecord) -> DeviceEntry:
-    return DeviceEntry(
-        device_id=record.device_id,
-        outcome=record.outcome,
-        detail=record.detail,
-        pruning_ratio=record.pruning_ratio,
-        rank=record.rank,
-        sparsity=record.sparsity,
-        num_examples=record.num_examples,
-        train_loss=record.train_loss,
-        train_s=record.train_s,
-        step_s_p50=record.step_s_p50,
-        step_s_p95=record.step_s_p95,
-        peak_rss_bytes=record.peak_rss_bytes,
-        bytes_up=record.bytes_up,
-        bytes_down=record.bytes_down,
-        attempt=record.attempt,
-        reason=record.reason,
-        num_steps=record.num_steps,
-        completion_s=record.completion_s,
-        device_class=record.device_class,
-        emulated_s=record.emulated_s,
-        adapter_delta=record.adapter_delta,
     )

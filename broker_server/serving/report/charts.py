@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from broker_server.serving.report.quality import bytes_text, metric_name
-from broker_server.serving.report.schema import DeviceEntry, Report
+from broker_server.serving.report.schema import Report
+from broker_server.serving.storage.records import DeviceRecord
 from edge_runtime.formats.manifest import Task
 
 COLOURS: Final = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#0891b2", "#ca8a04", "#4b5563")
@@ -85,7 +86,14 @@ def time_per_device(report: Report, axes: Axes) -> None:
     devices = sorted({d.device_id for d in _trained(report)}, key=_natural)
     bottoms = dict.fromkeys(devices, 0.0)
     for colour, arm in zip(itertools.cycle(COLOURS), _arms(report), strict=False):
-        seconds = [sum(d.train_s or 0 for d in _trained(report) if (d.device_id, _arm(d)) == (i, arm)) for i in devices]
+        seconds = [
+            sum(
+                d.measurements.train_s
+                for d in _trained(report)
+                if d.measurements and (d.device_id, _arm(d)) == (i, arm)
+            )
+            for i in devices
+        ]
         axes.bar(devices, seconds, bottom=list(bottoms.values()), color=colour, width=0.6, label=arm)
         bottoms = {i: bottoms[i] + s for i, s in zip(devices, seconds, strict=True)}
     axes.set(title="Training time by device and arm", ylabel="seconds")
@@ -95,7 +103,7 @@ def time_per_device(report: Report, axes: Axes) -> None:
 
 def step_time_per_arm(report: Report, axes: Axes) -> None:
     """Spread of the median step time, by arm."""
-    _boxes(report, axes, lambda d: d.step_s_p50)
+    _boxes(report, axes, lambda d: None if d.measurements is None else d.measurements.step_s_p50)
     axes.set(title="Time of an optimizer step by arm", ylabel="seconds (median of an assignment)")
 
 
@@ -103,7 +111,7 @@ def bytes_per_round(report: Report, axes: Axes) -> None:
     """Payload bytes up and down, by round."""
     rounds = [r for r in report.rounds if r.devices]
     for offset, name in ((-0.2, "bytes_up"), (0.2, "bytes_down")):
-        heights = [sum(getattr(d, name) or 0 for d in r.devices) for r in rounds]
+        heights = [sum(getattr(d.measurements, name) for d in r.devices if d.measurements) for r in rounds]
         positions = [r.round_number + offset for r in rounds]
         label = "from devices" if name == "bytes_up" else "to devices"
         axes.bar(positions, heights, width=0.38, color=COLOURS[int(offset > 0)], label=label)
@@ -119,10 +127,10 @@ def memory_per_device(report: Report, axes: Axes) -> None:
     devices = sorted({d.device_id for d in _trained(report)}, key=_natural)
     for colour, device_id in zip(itertools.cycle(COLOURS), devices, strict=False):
         points = [
-            (r.round_number, d.peak_rss_bytes)
+            (r.round_number, d.measurements.peak_rss_bytes)
             for r in report.rounds
             for d in r.devices
-            if d.device_id == device_id and d.peak_rss_bytes is not None
+            if d.device_id == device_id and d.measurements
         ]
         axes.plot(*zip(*points, strict=True), color=colour, marker="o", markersize=3, linewidth=1.5, label=device_id)
     axes.set(title="Peak memory of each device so far", xlabel="round", ylabel="resident set of its process")
@@ -186,7 +194,7 @@ def _leading(value: float) -> int:
     return int(f"{value:e}"[0])
 
 
-def _boxes(report: Report, axes: Axes, figure_of: Callable[[DeviceEntry], float | None]) -> None:
+def _boxes(report: Report, axes: Axes, figure_of: Callable[[DeviceRecord], float | None]) -> None:
     arms = _arms(report)
     for position, (colour, arm) in enumerate(zip(itertools.cycle(COLOURS), arms, strict=False)):
         values = [value for d in _trained(report) if _arm(d) == arm and (value := figure_of(d)) is not None]
@@ -210,11 +218,15 @@ def _quality(report: Report, entry: object) -> float | None:
     return value if isinstance(value, float) else None
 
 
-def _trained(report: Report) -> Iterator[DeviceEntry]:
-    return (d for r in report.rounds for d in r.devices if d.train_s is not None)
+def _trained(report: Report) -> Iterator[DeviceRecord]:
+    return (d for r in report.rounds for d in r.devices if d.measurements)
 
 
-def _arm(device: DeviceEntry) -> str:
+def _train_s(device: DeviceRecord) -> float:
+    return 0.0 if device.measurements is None else device.measurements.train_s
+
+
+def _arm(device: DeviceRecord) -> str:
     return f"{device.pruning_ratio:.0%} pruned, rank {device.rank}"
 
 

@@ -76,12 +76,13 @@ def _change_class(report: Report, before: float | None, after: float | None) -> 
 def _summary(entry: RoundEntry) -> dict[str, str]:
     """Figures of one round over its devices, for the table."""
     accepted = [device for device in entry.devices if device.outcome == "accepted"]
+    measured = [device.measurements for device in entry.devices if device.measurements is not None]
     return {
         "updates": f"{len(accepted)} of {len(entry.devices)}" if entry.devices else "-",
-        "train": _largest(duration_text, [d.train_s for d in accepted]),
-        "memory": _largest(bytes_text, [d.peak_rss_bytes for d in accepted]),
-        "up": bytes_text(sum(d.bytes_up or 0 for d in entry.devices)) if entry.devices else "-",
-        "down": bytes_text(sum(d.bytes_down or 0 for d in entry.devices)) if entry.devices else "-",
+        "train": _largest(duration_text, [m.train_s for m in measured]),
+        "memory": _largest(bytes_text, [m.peak_rss_bytes for m in measured]),
+        "up": bytes_text(sum(m.bytes_up for m in measured)) if entry.devices else "-",
+        "down": bytes_text(sum(m.bytes_down for m in measured)) if entry.devices else "-",
         "missing": ", ".join(
             f"{d.device_id} {d.outcome.replace('_', ' ')}" for d in entry.devices if d not in accepted
         ),

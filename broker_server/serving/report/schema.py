@@ -12,44 +12,9 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from broker_server.serving.report.encoding import decode, encode
+from broker_server.serving.storage.records import DeviceRecord
 
-SCHEMA_VERSION: Final = 1
-
-
-class DeviceEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One device's part in one round; figures are null where no update came."""
-
-    device_id: str
-    outcome: str
-    """``accepted``, ``rejected``, ``failed``, ``lost`` or ``timed_out``."""
-    detail: str
-    pruning_ratio: float
-    rank: int
-    sparsity: float
-    num_examples: int | None
-    train_loss: float | None
-    train_s: float | None
-    """Wall time of the local steps."""
-    step_s_p50: float | None
-    step_s_p95: float | None
-    peak_rss_bytes: int | None
-    """Largest resident set of the device process so far."""
-    bytes_up: int | None
-    bytes_down: int | None
-    attempt: int = 1
-    """Assignments that it got in this round; all but the last were refused for lack of memory."""
-    reason: str | None = None
-    """Why the last assignment failed, such as ``insufficient_memory``; null where it did not."""
-    num_steps: int | None = None
-    """Optimizer steps that were asked for."""
-    completion_s: float | None = None
-    """From assignment to stored update: emulated where devices are, else wall time."""
-    device_class: str | None = None
-    """Class of an emulated device."""
-    emulated_s: float | None = None
-    """Its part in the round on the virtual clock: emulated."""
-    adapter_delta: float | None = None
-    """Frobenius norm of the change of B A, over all targets."""
+SCHEMA_VERSION: Final = 2
 
 
 class RoundEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,7 +29,7 @@ class RoundEntry(msgspec.Struct, frozen=True, kw_only=True):
     """Held-out examples (classification) or tokens (language modelling) that it was measured on; 0 = not measured."""
     seconds: float
     """Wall time of the round, aggregation and evaluation included."""
-    devices: tuple[DeviceEntry, ...]
+    devices: tuple[DeviceRecord, ...]
     accuracy_at_sparsity: float | UnsetType = UNSET
     """Of the sub-model at the run's ``sparsity``, where it was measured."""
     perplexity_at_sparsity: float | UnsetType = UNSET
@@ -190,7 +155,7 @@ class FleetEntry(msgspec.Struct, frozen=True, kw_only=True):
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """The whole of ``report.json``."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     run_id: str
     task: Literal["text-classification", "causal-lm"]
     model_name: str

@@ -6,7 +6,8 @@ import msgspec
 
 from broker_server.methods.pruning.schedule import Segment
 from edge_runtime.formats.plan import Plan
-from edge_runtime.wire.messages import Arm
+from edge_runtime.wire.measures import LocalEvaluation, Measurements
+from edge_runtime.wire.work import Arm
 
 
 class AssignedWork(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,10 +63,11 @@ class EvaluationRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeviceRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """One device's part in one round."""
+    """One device's part in one round, as the store keeps it and the report shows it."""
 
     device_id: str
     attempt: int
+    """Assignments that it got in this round; all but the last were refused for lack of memory."""
     pruning_ratio: float
     rank: int
     sparsity: float
@@ -73,15 +75,13 @@ class DeviceRecord(msgspec.Struct, frozen=True, kw_only=True):
     """``accepted``, ``rejected``, ``failed``, ``lost`` or ``timed_out``."""
     detail: str
     num_examples: int | None
+    """Its training examples: its weight in the aggregation; None where no update was accepted."""
     train_loss: float | None
-    train_s: float | None
-    step_s_p50: float | None
-    step_s_p95: float | None
-    peak_rss_bytes: int | None
-    bytes_up: int | None
-    bytes_down: int | None
-    local_accuracy_before: float | None
-    local_accuracy_after: float | None
+    """Mean loss over its local steps; None as above."""
+    measurements: Measurements | None
+    """What the device measured; None as above."""
+    evaluation: LocalEvaluation | None
+    """Quality on its own held-out examples; None as above, and where it held none out."""
     reason: str | None = None
     """Of the last failure: a :class:`edge_runtime.wire.messages.FailureReason`."""
     num_steps: int | None = None

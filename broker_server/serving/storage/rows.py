@@ -14,7 +14,8 @@ from sqlalchemy.dialects.sqlite import insert
 
 from broker_server.methods.rounds.types import Outcome, Participant
 from broker_server.serving.storage import schema
-from edge_runtime.wire.messages import Arm, FailureReason
+from edge_runtime.wire.messages import FailureReason
+from edge_runtime.wire.work import Arm
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
 from broker_server.errors import StoreError
-from broker_server.methods.rounds.types import Outcome, Participant, UpdateKey
+from broker_server.methods.rounds.types import Outcome, Participant
 from broker_server.serving.storage import rows, schema
 from broker_server.serving.storage.held_files import HeldFiles, sweep
 from broker_server.serving.storage.records import AssignedWork, RoundRecord
@@ -35,7 +35,7 @@ from broker_server.serving.storage.rows import OpenRound, SchedulerState
 from edge_runtime.errors import MessageError
 from edge_runtime.formats.manifest import digest_of
 from edge_runtime.system.files import DiskFullError
-from edge_runtime.wire.messages import FailureReason, Register, Update, decode_message, encode_message
+from edge_runtime.wire.messages import AssignmentKey, FailureReason, Register, Update, decode_message, encode_message
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +211,7 @@ class Store:
         table = schema.assignments
         found = self._query(sa.select(table).where(table.c.round_number == round_number).order_by(table.c.attempt))
         participants = {row.device_id: rows.participant_of(row) for row in found}
-        accepted = {update.device_id: update.attempt for update in self.load_updates(round_number)}
+        accepted = {update.key.device_id: update.key.attempt for update in self.load_updates(round_number)}
         for device_id, participant in participants.items():
             is_accepted = accepted.get(device_id) == participant.attempt
             if is_accepted:
@@ -222,13 +222,13 @@ class Store:
 
     # ---- what was assigned -------------------------------------------------------------------------------------------
 
-    def save_work(self, key: UpdateKey, work: AssignedWork) -> None:
+    def save_work(self, key: AssignmentKey, work: AssignedWork) -> None:
         """Remember what an assignment asks for, before it is sent."""
-        row = {**dataclasses.asdict(key), "work": msgspec.msgpack.encode(work)}
+        row = {**_key_columns(key), "work": msgspec.msgpack.encode(work)}
         with self._transaction() as connection:
             connection.execute(rows.SAVE_WORK, row)
 
-    def load_works(self, round_number: int) -> dict[UpdateKey, AssignedWork]:
+    def load_works(self, run_id: str, round_number: int) -> dict[AssignmentKey, AssignedWork]:
         """What the assignments of a round asked for.
 
         Raises:
@@ -237,7 +237,7 @@ class Store:
         table = schema.works
         out = {}
         for row in self._query(sa.select(table).where(table.c.round_number == round_number)):
-            key = UpdateKey(round_number=row.round_number, device_id=row.device_id, attempt=row.attempt)
+            key = _key_of(run_id, round_number, row)
             try:
                 out[key] = msgspec.msgpack.decode(row.work, type=AssignedWork)
             except msgspec.DecodeError as error:
@@ -261,16 +261,10 @@ class Store:
         Raises:
             DiskFullError: there is no space; the update is not accepted.
         """
-        self._files.write(self.update_path(update.round_number, update.device_id), blob)
+        self._files.write(self.update_path(update.key), blob)
         if not self._is_holding:
             self._files.settle()
-        row = {
-            "round_number": update.round_number,
-            "device_id": update.device_id,
-            "attempt": update.attempt,
-            "message": encode_message(update),
-            "accepted_at": at,
-        }
+        row = {**_key_columns(update.key), "message": encode_message(update), "accepted_at": at}
         with self._transaction() as connection:
             connection.execute(rows.SAVE_UPDATE, row)
 
@@ -288,28 +282,28 @@ class Store:
             if isinstance(update, Update) and self.read_update(update) is not None:
                 out.append(update)
             elif isinstance(update, Update):
-                where = self.update_path(round_number, update.device_id)
+                where = self.update_path(update.key)
                 logger.warning("%s is missing or not what was accepted: its device is asked again", where)
         return out
 
-    def load_accept_times(self, round_number: int) -> dict[UpdateKey, float]:
+    def load_accept_times(self, run_id: str, round_number: int) -> dict[AssignmentKey, float]:
         """When the updates of a round were accepted, Unix seconds."""
         table = schema.updates
         query = sa.select(table.c.device_id, table.c.attempt, table.c.accepted_at)
         return {
-            UpdateKey(round_number=round_number, device_id=row.device_id, attempt=row.attempt): row.accepted_at
+            _key_of(run_id, round_number, row): row.accepted_at
             for row in self._query(query.where(table.c.round_number == round_number))
         }
 
     def read_update(self, update: Update) -> bytes | None:
         """The adapter of an accepted update; None when the file is missing or is not the one that was accepted."""
         try:
-            blob = self.update_path(update.round_number, update.device_id).read_bytes()
+            blob = self.update_path(update.key).read_bytes()
         except OSError:
             return None
-        return blob if digest_of(blob) == update.adapter.digest else None
+        return blob if update.blob is not None and digest_of(blob) == update.blob.digest else None
 
-    def is_accepted(self, key: UpdateKey) -> bool:
+    def is_accepted(self, key: AssignmentKey) -> bool:
         """Whether an update was accepted, in any round."""
         table = schema.updates
         query = sa.select(table.c.attempt).where(
@@ -317,9 +311,9 @@ class Store:
         )
         return any(row[0] == key.attempt for row in self._query(query))
 
-    def update_path(self, round_number: int, device_id: str) -> Path:
+    def update_path(self, key: AssignmentKey) -> Path:
         """Where the adapter of an accepted update lies."""
-        return self._run_dir / UPDATES_FOLDER / str(round_number) / f"{device_id}.safetensors"
+        return self._run_dir / UPDATES_FOLDER / str(key.round_number) / f"{key.device_id}.safetensors"
 
     # ---- scheduler ---------------------------------------------------------------------------------------------------
 
@@ -395,3 +389,12 @@ def _set_up_connection(connection: Any, _record: object) -> None:  # noqa: ANN40
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA busy_timeout = 5000")
     cursor.close()
+
+
+def _key_columns(key: AssignmentKey) -> dict[str, Any]:
+    """The columns that a key is kept in: a store is of one run."""
+    return {"round_number": key.round_number, "device_id": key.device_id, "attempt": key.attempt}
+
+
+def _key_of(run_id: str, round_number: int, row: sa.Row[Any]) -> AssignmentKey:
+    return AssignmentKey(run_id=run_id, round_number=round_number, device_id=row.device_id, attempt=row.attempt)

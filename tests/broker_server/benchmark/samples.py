@@ -10,7 +10,7 @@ from broker_server.benchmark.play import Sample, Samples
 from broker_server.benchmark.products import Product, Products
 from broker_server.benchmark.settings import LOSS_STEPS, BenchSettings
 from edge_runtime.benchmark.protocol import BenchmarkResult
-from edge_runtime.wire.messages import Arm
+from edge_runtime.wire.work import Arm
 
 SETTINGS = BenchSettings(
     model="somewhere/tiny",

@@ -13,7 +13,7 @@ from broker_server.benchmark.contenders import contenders_of
 from broker_server.benchmark.settings import LOSS_STEPS, NUM_WARMUP_STEPS, check_json, parse_arm
 from broker_server.errors import ConfigError, MissingExtraError
 from edge_runtime.wire.arms import ArmError
-from edge_runtime.wire.messages import Arm
+from edge_runtime.wire.work import Arm
 from tests.broker_server.benchmark.samples import SETTINGS, settings
 
 HALF = Arm(pruning_ratio=0.5, rank=8)

@@ -19,7 +19,7 @@ from broker_server.benchmark.summarise import summarise
 from broker_server.benchmark.table import differing, render
 from broker_server.errors import ReportError
 from edge_runtime.engine.artifact import Artifact
-from edge_runtime.wire.messages import Arm
+from edge_runtime.wire.work import Arm
 from tests.broker_server.benchmark.samples import LARGE, PRODUCTS, SETTINGS, SMALL, sample, samples, settings
 from tests.broker_server.malformed import MALFORMED_REPORTS
 

@@ -9,9 +9,9 @@ import pytest
 
 from broker_server.emulation.clock import VirtualClock, round_s
 from broker_server.methods.pruning.schedule import Segment
-from broker_server.methods.rounds.types import UpdateKey
 from edge_runtime.wire.arms import parse_arms
-from edge_runtime.wire.messages import Arm
+from edge_runtime.wire.messages import AssignmentKey
+from edge_runtime.wire.work import Arm
 from tests.broker_server.emulation.test_fleet import IDS, make_fleet
 from tests.broker_server.step_times import step_times
 from tests.three_axes import AXES
@@ -21,11 +21,11 @@ FLEET = msgspec.structs.replace(make_fleet(1, 1), jitter=0.0).dealt(IDS)
 SLOW = IDS[-1]  # of class-1, factor 2
 
 
-def key(device_id: str, round_number: int = 1, attempt: int = 1) -> UpdateKey:
-    return UpdateKey(round_number=round_number, device_id=device_id, attempt=attempt)
+def key(device_id: str, round_number: int = 1, attempt: int = 1) -> AssignmentKey:
+    return AssignmentKey(run_id="run", round_number=round_number, device_id=device_id, attempt=attempt)
 
 
-def completion(clock: VirtualClock, of: UpdateKey, *segments: Segment) -> float:
+def completion(clock: VirtualClock, of: AssignmentKey, *segments: Segment) -> float:
     return clock.completion_s(
         of, Arm(pruning_ratio=0.0, rank=8), segments, 10, bytes_down=4_000_000, bytes_up=1_000_000
     )

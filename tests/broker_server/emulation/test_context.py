@@ -12,7 +12,7 @@ from broker_server.emulation.fleet import Fleet
 from broker_server.errors import ConfigError
 from broker_server.methods.scheduler import make_scheduler
 from edge_runtime.wire.arms import parse_arms
-from edge_runtime.wire.messages import Arm
+from edge_runtime.wire.work import Arm
 from tests.broker_server import tiny
 from tests.broker_server.emulation.test_fleet import make_fleet
 from tests.broker_server.step_times import step_times

@@ -14,7 +14,7 @@ from edge_runtime.engine.artifact import Artifact
 from edge_runtime.errors import ExitCode
 from edge_runtime.wire import chunks
 from edge_runtime.wire.measures import Measurements
-from edge_runtime.wire.messages import Update
+from edge_runtime.wire.messages import AssignmentKey, Update
 from tests.edge_runtime.agent.stage import EXAMPLES, Coordinator, Device, Site, StartDevice
 
 MakeUpdate = Callable[..., Update]
@@ -24,11 +24,8 @@ MakeUpdate = Callable[..., Update]
 def make_update() -> MakeUpdate:
     def make(blob: bytes, round_number: int = 1, attempt: int = 1, run_id: str = "run") -> Update:
         return Update(
-            run_id=run_id,
-            device_id="board-7",
-            round_number=round_number,
-            attempt=attempt,
-            adapter=chunks.describe(blob, limits.MIN_CHUNK_BYTES),
+            key=AssignmentKey(run_id=run_id, round_number=round_number, device_id="board-7", attempt=attempt),
+            blob=chunks.describe(blob, limits.MIN_CHUNK_BYTES),
             num_examples=5,
             train_loss=1.0,
             measurements=Measurements(

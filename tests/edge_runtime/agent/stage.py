@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 
-from edge_runtime.agent.agent import Agent, AgentSettings
-from edge_runtime.agent.assignment_runner import WorkSettings, stand_in_plan
+from edge_runtime.agent.agent import Agent
+from edge_runtime.agent.assignment_runner import stand_in_plan
 from edge_runtime.agent.identity import StateDirectory
+from edge_runtime.agent.settings import AgentSettings, WorkSettings
 from edge_runtime.bounds import limits
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.formats import adapter
@@ -29,13 +30,12 @@ from edge_runtime.wire import chunks, topics
 from edge_runtime.wire.measures import Capabilities
 from edge_runtime.wire.messages import (
     AnyMessage,
-    Arm,
     Assignment,
+    AssignmentKey,
     Chunk,
     ChunkRequest,
     DeviceState,
     Hello,
-    HyperParameters,
     Register,
     Status,
     Update,
@@ -45,6 +45,8 @@ from edge_runtime.wire.messages import (
     encode_message,
     kind_of,
 )
+from edge_runtime.wire.work import Arm, HyperParameters, LoraWork
+from tests.replies import blob_of
 
 FLEET, DEVICE, RUN = "lab", "board-7", "run-1"
 ARM = Arm(pruning_ratio=0.5, rank=2)
@@ -53,6 +55,11 @@ WAIT_S = 30.0
 Kind = TypeVar("Kind", bound=AnyMessage)
 
 EXAMPLES = [f'{{"text": "the {c} cat {v}", "label": "{c}"}}' for c in ("red", "blue") for v in ("runs", "sings")] * 6
+
+
+def _said(message: AnyMessage, name: str) -> object:
+    """A field of a message, or of its key."""
+    return getattr(message, name) if hasattr(message, name) else getattr(getattr(message, "key", None), name)
 
 
 class Coordinator:
@@ -89,7 +96,7 @@ class Coordinator:
             self._hear()
             while self.heard:
                 message = self.heard.pop(0)
-                if isinstance(message, kind) and all(getattr(message, k) == v for k, v in fields.items()):
+                if isinstance(message, kind) and all(_said(message, k) == v for k, v in fields.items()):
                     return message
         pytest.fail(f"no {kind.__name__} with {fields}")
 
@@ -153,26 +160,24 @@ class Coordinator:
             "seed": 0,
             **changes.pop("hyper", {}),
         }
+        work: dict[str, Any] = {"arm": ARM, "plan": plan, "hyper_parameters": HyperParameters(**hyper)}
+        work |= {name: changes.pop(name) for name in ("arm", "plan", "prunings") if name in changes}
         assignment = Assignment(
-            **{
-                "run_id": RUN,
-                "device_id": DEVICE,
-                "round_number": round_number,
-                "attempt": attempt,
-                "arm": ARM,
-                "plan": plan,
-                "adapter": ref,
-                "deadline_s": 60.0,
-                "hyper_parameters": HyperParameters(**hyper),
-                **changes,
-            }
+            key=AssignmentKey(
+                run_id=changes.pop("run_id", RUN),
+                round_number=round_number,
+                device_id=changes.pop("device_id", DEVICE),
+                attempt=attempt,
+            ),
+            work=LoraWork(**work),
+            **{"payload": ref, "deadline_s": 60.0, **changes},
         )
         self.say(assignment)
         return assignment
 
     def pull(self, update: Update) -> bytes:
         got: list[bytes] = []
-        self.transfers.expect(update.adapter, DEVICE, got.append)
+        self.transfers.expect(blob_of(update), DEVICE, got.append)
         deadline = time.monotonic() + WAIT_S
         while not got and time.monotonic() < deadline:
             self._hear()
@@ -181,10 +186,7 @@ class Coordinator:
     def verdict(self, update: Update, *, accepted: bool = True) -> None:
         self.say(
             Verdict(
-                run_id=update.run_id,
-                device_id=DEVICE,
-                round_number=update.round_number,
-                attempt=update.attempt,
+                key=update.key,
                 accepted=accepted,
             )
         )

@@ -12,18 +12,11 @@ from edge_runtime.errors import ExitCode
 from edge_runtime.formats.adapter import AdapterLayout, initial
 from edge_runtime.formats.tensors import decode_tensors
 from edge_runtime.link.mqtt import BrokerAddress, MqttLink, Received
-from edge_runtime.wire.messages import (
-    Arm,
-    DeviceState,
-    Finished,
-    Presence,
-    Register,
-    Status,
-    Update,
-    encode_message,
-)
+from edge_runtime.wire.messages import DeviceState, Finished, Presence, Register, Status, Update, encode_message
 from edge_runtime.wire.topics import to_all
+from edge_runtime.wire.work import Arm
 from tests.edge_runtime.agent.stage import ARM, DEVICE, FLEET, RUN, Coordinator, StartDevice
+from tests.replies import blob_of, lora_of
 
 
 def finish(coordinator: Coordinator) -> None:
@@ -39,13 +32,13 @@ def test_a_round_from_registration_to_verdict(coordinator: Coordinator, start_de
     while not states or states[-1] != DeviceState.TRAINING:
         states.append(coordinator.wait(Status).state)
     update = coordinator.wait(Update)
-    layout = AdapterLayout.of(coordinator.artifact.manifest, assignment.plan, ARM.rank)
+    layout = AdapterLayout.of(coordinator.artifact.manifest, lora_of(assignment).plan, ARM.rank)
     trained = decode_tensors(coordinator.pull(update))
     layout.check(trained)
     assert trained["classifier.weight"].any()
     coordinator.verdict(update)
     coordinator.wait(Status, state=DeviceState.IDLE)
-    assert (update.round_number, update.attempt, update.num_examples) == (1, 1, 20)
+    assert (update.key.round_number, update.key.attempt, update.num_examples) == (1, 1, 20)
 
 
 def test_measurements_are_measured(coordinator: Coordinator, start_device: StartDevice) -> None:
@@ -59,7 +52,7 @@ def test_measurements_are_measured(coordinator: Coordinator, start_device: Start
     assert measured.prepare_s > 0
     assert measured.evaluate_s > 0
     assert measured.peak_rss_bytes > 10_000_000
-    assert measured.bytes_up >= update.adapter.size_bytes
+    assert measured.bytes_up >= blob_of(update).size_bytes
     on_device = [ref.size_bytes for ref in coordinator.artifact.manifest.files.values() if ref.on_device]
     assert measured.bytes_down >= sum(on_device)
     assert update.evaluation is not None
@@ -86,7 +79,7 @@ def test_a_second_round_costs_no_second_download(coordinator: Coordinator, start
         coordinator.verdict(update)
         coordinator.wait(Status, state=DeviceState.IDLE)
     assert update.measurements.bytes_down < 100_000
-    assert update.measurements.bytes_up < 3 * update.adapter.size_bytes + 5_000
+    assert update.measurements.bytes_up < 3 * blob_of(update).size_bytes + 5_000
 
 
 def test_a_hello_is_answered_with_a_registration(coordinator: Coordinator, start_device: StartDevice) -> None:
@@ -131,9 +124,9 @@ def test_work_goes_on_while_the_broker_is_away(
     coordinator.wait(Register)
     coordinator.welcome()
     update = coordinator.wait(Update)
-    assert (update.round_number, update.attempt) == (1, 1)
+    assert (update.key.round_number, update.key.attempt) == (1, 1)
     trained = decode_tensors(coordinator.pull(update))
-    AdapterLayout.of(coordinator.artifact.manifest, assignment.plan, ARM.rank).check(trained)
+    AdapterLayout.of(coordinator.artifact.manifest, lora_of(assignment).plan, ARM.rank).check(trained)
     assert trained["classifier.weight"].any()
 
 
@@ -143,7 +136,7 @@ def test_messages_that_are_no_messages_are_survived(coordinator: Coordinator, st
     for payload in (b"", b"garbage", encode_message(Presence(device_id=DEVICE, session_id="x", online=True))):
         coordinator.link.publish(f"fedspine/v1/{FLEET}/down/{DEVICE}/welcome", payload)
     coordinator.assign()
-    assert coordinator.wait(Update).round_number == 1
+    assert coordinator.wait(Update).key.round_number == 1
     assert coordinator.silence(Presence, 0.3), "it is still there"
 
 
@@ -152,7 +145,7 @@ def test_messages_for_another_device_are_ignored(coordinator: Coordinator, start
     coordinator.bring_in()
     coordinator.assign(5, device_id="other")
     coordinator.assign(1)  # if the first were believed, this would be an older one
-    assert coordinator.wait(Update).round_number == 1
+    assert coordinator.wait(Update).key.round_number == 1
 
 
 def test_the_end_of_the_run_ends_the_device_that_wants_it(coordinator: Coordinator, start_device: StartDevice) -> None:

@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edge_runtime.agent.assignment_runner import AssignmentRunner, Progress, WorkContext, WorkSettings, stand_in_plan
+from edge_runtime.agent.assignment_runner import AssignmentRunner, Progress, WorkContext, stand_in_plan
 from edge_runtime.agent.checkpoints import Checkpoints
 from edge_runtime.agent.errors import StoppedError
 from edge_runtime.agent.pauses import Pauses
+from edge_runtime.agent.settings import WorkSettings
 from edge_runtime.agent.traffic import Traffic
 from edge_runtime.board.guard import PauseLimits
 from edge_runtime.board.sensors import Sensors
@@ -28,10 +29,12 @@ from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.payload import Payload, check_payload, decode_payload, encode_payload
 from edge_runtime.formats.plan import Plan
 from edge_runtime.wire import chunks
-from edge_runtime.wire.messages import Arm, Assignment, HyperParameters, Pruning, Update, Welcome
+from edge_runtime.wire.messages import Assignment, AssignmentKey, Update, Welcome
+from edge_runtime.wire.work import Arm, HyperParameters, LoraWork, Pruning
 from exporter.artifact.export import export_model
 from tests.conftest import save_bert
 from tests.edge_runtime.agent.stage import EXAMPLES
+from tests.replies import blob_of, lora_of
 
 Array = npt.NDArray[np.float32]
 RANK = 2
@@ -95,23 +98,22 @@ def run(
         **hyper,
     }
     assignment = Assignment(
-        run_id="run",
-        device_id="board-7",
-        round_number=1,
-        attempt=1,
-        arm=Arm(pruning_ratio=0.5, rank=RANK),
-        plan=plan,
-        adapter=chunks.describe(blob),
+        key=AssignmentKey(run_id="run", round_number=1, device_id="board-7", attempt=1),
         deadline_s=60.0,
-        hyper_parameters=HyperParameters(**given),
-        prunings=prunings,
+        payload=chunks.describe(blob),
+        work=LoraWork(
+            arm=Arm(pruning_ratio=0.5, rank=RANK),
+            plan=plan,
+            hyper_parameters=HyperParameters(**given),
+            prunings=prunings,
+        ),
     )
     welcome = Welcome(
         run_id="run",
         device_id="board-7",
         artifact_url="http://localhost/",
         artifact_digest=runner.digest,
-        arms=(assignment.arm,),
+        arms=(lora_of(assignment).arm,),
         batch_size=4,
         max_length=16,
     )
@@ -125,7 +127,7 @@ def run(
         pauses=pauses or Pauses(PauseLimits(), Sensors()),
     )
     update, made = runner.run(assignment, blob, context)
-    assert update.adapter.size_bytes == len(made)
+    assert blob_of(update).size_bytes == len(made)
     return update, decode_payload(made)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from edge_runtime.wire.messages import (
+    AssignmentKey,
     Cancel,
     DeviceState,
     Failure,
@@ -35,10 +36,10 @@ def test_a_cancelled_assignment_is_dropped(coordinator: Coordinator, start_devic
     coordinator.bring_in()
     coordinator.assign(hyper={"num_local_steps": 100_000})
     coordinator.wait(Status, state=DeviceState.TRAINING)
-    coordinator.say(Cancel(run_id=RUN, device_id=DEVICE, round_number=1, attempt=1, detail="closed"))
+    coordinator.say(Cancel(key=AssignmentKey(run_id=RUN, round_number=1, device_id=DEVICE, attempt=1), detail="closed"))
     assert "closed" in coordinator.wait(Status, state=DeviceState.IDLE).detail
     coordinator.assign(2)
-    assert coordinator.wait(Update).round_number == 2
+    assert coordinator.wait(Update).key.round_number == 2
 
 
 def test_a_newer_assignment_supersedes(coordinator: Coordinator, start_device: StartDevice) -> None:
@@ -47,7 +48,7 @@ def test_a_newer_assignment_supersedes(coordinator: Coordinator, start_device: S
     coordinator.assign(hyper={"num_local_steps": 100_000})
     coordinator.wait(Status, state=DeviceState.TRAINING)
     coordinator.assign(2)
-    assert coordinator.wait(Update).round_number == 2
+    assert coordinator.wait(Update).key.round_number == 2
 
 
 def test_a_new_run_with_the_same_artifact_ends_the_work_of_the_old_one(
@@ -60,7 +61,7 @@ def test_a_new_run_with_the_same_artifact_ends_the_work_of_the_old_one(
     coordinator.welcome(run_id="run-2")
     coordinator.assign(1, run_id="run-2")
     update = coordinator.wait(Update)
-    assert (update.run_id, update.round_number) == ("run-2", 1)
+    assert (update.key.run_id, update.key.round_number) == ("run-2", 1)
 
 
 def test_an_older_assignment_is_ignored(coordinator: Coordinator, start_device: StartDevice) -> None:
@@ -68,7 +69,7 @@ def test_an_older_assignment_is_ignored(coordinator: Coordinator, start_device: 
     coordinator.bring_in()
     coordinator.assign(5, hyper={"num_local_steps": 60})
     coordinator.assign(4)
-    assert coordinator.wait(Update).round_number == 5
+    assert coordinator.wait(Update).key.round_number == 5
 
 
 def test_a_deadline_ends_the_work(coordinator: Coordinator, start_device: StartDevice) -> None:

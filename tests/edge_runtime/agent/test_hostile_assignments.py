@@ -20,18 +20,17 @@ from edge_runtime.formats.tensors import encode_tensors
 from edge_runtime.wire import chunks, topics
 from edge_runtime.wire.messages import (
     AnyMessage,
-    Arm,
     BlobRef,
     DeviceState,
     Failure,
     FailureReason,
     Presence,
-    Pruning,
     Register,
     Status,
     encode_message,
     kind_of,
 )
+from edge_runtime.wire.work import Arm, Pruning
 from tests.edge_runtime.agent.stage import DEVICE, FLEET, Coordinator, StartDevice
 from tests.edge_runtime.agent.test_unfit_runs import assert_trains, publish_bent
 
@@ -94,10 +93,10 @@ REFUSED: dict[str, Callable[[Coordinator], Change]] = {
     },
     "a blob that never comes": lambda _: {
         "deadline_s": 1.0,
-        "adapter": BlobRef(digest="ef" * 32, size_bytes=2**28, chunk_bytes=1024),
+        "payload": BlobRef(digest="ef" * 32, size_bytes=2**28, chunk_bytes=1024),
     },
     "a blob that would take all memory": lambda _: {
-        "adapter": BlobRef(digest="ef" * 32, size_bytes=2**29, chunk_bytes=1024)
+        "payload": BlobRef(digest="ef" * 32, size_bytes=2**29, chunk_bytes=1024)
     },
 }
 """All of these are answered with a failure."""
@@ -122,7 +121,7 @@ def assign(coordinator: Coordinator, number: int, change: Change) -> None:
     if blob is not None:
         ref = chunks.describe(blob)
         coordinator.transfers.offer(ref.digest, lambda: blob)
-        fields["adapter"] = ref
+        fields["payload"] = ref
     if fields.get("prunings") and fields["prunings"][0].plan == full_plan(coordinator):
         fields.pop("plan"), fields.pop("arm")
     hyper = fields.pop("hyper", {})

@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge_runtime.agent.assignment_runner import AssignmentRunner, WorkSettings
+from edge_runtime.agent.assignment_runner import AssignmentRunner
 from edge_runtime.agent.checkpoints import Checkpoints
 from edge_runtime.agent.errors import StoppedError
 from edge_runtime.agent.pauses import Pauses
+from edge_runtime.agent.settings import WorkSettings
 from edge_runtime.board.guard import PauseLimits
 from edge_runtime.board.sensors import Sensors
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.formats.payload import Payload
-from edge_runtime.wire.messages import Pruning, Update
+from edge_runtime.wire.messages import Update
+from edge_runtime.wire.work import Pruning
 from tests.conftest import Disk
 from tests.edge_runtime.agent.stage import EXAMPLES
 from tests.edge_runtime.agent.test_assignment_runner import StopAfter, plan_of, run, start
@@ -69,7 +71,7 @@ def board(tiny_bert_artifact: Path, tmp_path: Path) -> Board:
 def check_same(got: tuple[Update, Payload], expected: tuple[Update, Payload]) -> None:
     assert got[0].train_loss == expected[0].train_loss
     assert got[0].evaluation == expected[0].evaluation
-    assert got[0].adapter.digest == expected[0].adapter.digest
+    assert got[0].blob == expected[0].blob
     for name, value in expected[1].adapter.items():
         np.testing.assert_array_equal(got[1].adapter[name], value)
     assert got[1].importance.keys() == expected[1].importance.keys() != set()

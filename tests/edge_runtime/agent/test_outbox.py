@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.agent.outbox import MAX_ENTRIES, Outbox, key_of
+from edge_runtime.agent.outbox import MAX_ENTRIES, Outbox
 from edge_runtime.system.files import DiskFullError
 from edge_runtime.wire.messages import Update
 
@@ -19,15 +19,15 @@ def test_an_update_survives_the_process(tmp_path: Path, make_update: MakeUpdate)
     Outbox(tmp_path).add(update, b"adapter")
     again = Outbox(tmp_path)
     assert again.updates() == [update]
-    assert again.get(("run", 1, 1)) == update
-    assert again.blob_file(key_of(update)).read_bytes() == b"adapter"
+    assert again.get(update.key) == update
+    assert again.blob_file(update.key).read_bytes() == b"adapter"
 
 
 def test_an_answered_update_is_gone(tmp_path: Path, make_update: MakeUpdate) -> None:
     outbox, update = Outbox(tmp_path), make_update(b"adapter")
     outbox.add(update, b"adapter")
-    assert outbox.remove(key_of(update)) == update
-    assert outbox.remove(key_of(update)) is None
+    assert outbox.remove(update.key) == update
+    assert outbox.remove(update.key) is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -35,14 +35,14 @@ def test_order_is_kept(tmp_path: Path, make_update: MakeUpdate) -> None:
     outbox = Outbox(tmp_path)
     for number in (3, 1, 2):
         outbox.add(make_update(bytes([number]), number), bytes([number]))
-    assert [u.round_number for u in Outbox(tmp_path).updates()] == [3, 1, 2]
+    assert [u.key.round_number for u in Outbox(tmp_path).updates()] == [3, 1, 2]
 
 
 def test_the_oldest_makes_room(tmp_path: Path, make_update: MakeUpdate) -> None:
     outbox = Outbox(tmp_path)
     for number in range(1, MAX_ENTRIES + 3):
         outbox.add(make_update(bytes([number]), number), bytes([number]))
-    assert [u.round_number for u in outbox.updates()] == list(range(3, MAX_ENTRIES + 3))
+    assert [u.key.round_number for u in outbox.updates()] == list(range(3, MAX_ENTRIES + 3))
     assert len(list(tmp_path.iterdir())) == 2 * MAX_ENTRIES
 
 
@@ -78,7 +78,9 @@ def test_what_others_put_there_stays(tmp_path: Path, make_update: MakeUpdate) ->
     before = sorted(tmp_path.iterdir())
     outbox = Outbox(tmp_path)
     outbox.add(make_update(b"adapter"), b"adapter")
-    assert [update.round_number for update in Outbox(tmp_path).updates()] == [make_update(b"adapter").round_number]
+    assert [update.key.round_number for update in Outbox(tmp_path).updates()] == [
+        make_update(b"adapter").key.round_number
+    ]
     assert set(before) < set(tmp_path.iterdir())
 
 
@@ -101,7 +103,7 @@ def test_a_full_disk_leaves_nothing_of_the_update_and_all_others(
         patch.setattr(os, "fsync", full)
         with pytest.raises(DiskFullError):
             outbox.add(make_update(b"adapter", 99), b"adapter")
-    assert [u.round_number for u in outbox.updates()] == list(range(1, MAX_ENTRIES + 1))
+    assert [u.key.round_number for u in outbox.updates()] == list(range(1, MAX_ENTRIES + 1))
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -114,7 +116,7 @@ def test_one_run_does_not_push_out_what_another_has_not_answered(tmp_path: Path,
         outbox.add(make_update(blob, number, run_id="loud"), blob)
     kept = Outbox(tmp_path).updates()
     assert waiting in kept
-    assert [u.round_number for u in kept if u.run_id == "loud"] == [3 * MAX_ENTRIES - n for n in (3, 2, 1)]
+    assert [u.key.round_number for u in kept if u.key.run_id == "loud"] == [3 * MAX_ENTRIES - n for n in (3, 2, 1)]
     assert len(kept) == MAX_ENTRIES
 
 
@@ -123,4 +125,4 @@ def test_the_outbox_is_bounded_however_many_runs_there_are(tmp_path: Path, make_
     for number in range(1, 3 * MAX_ENTRIES):
         blob = bytes([number])
         outbox.add(make_update(blob, 1, run_id=f"run-{number}"), blob)
-    assert [u.run_id for u in Outbox(tmp_path).updates()] == [f"run-{3 * MAX_ENTRIES - n}" for n in (4, 3, 2, 1)]
+    assert [u.key.run_id for u in Outbox(tmp_path).updates()] == [f"run-{3 * MAX_ENTRIES - n}" for n in (4, 3, 2, 1)]

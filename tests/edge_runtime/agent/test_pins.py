@@ -113,7 +113,7 @@ def test_after_a_refusal_an_allowed_run_is_taken(coordinator: Coordinator, start
     coordinator.welcome()
     coordinator.wait(Status, state=DeviceState.IDLE, detail="")
     coordinator.assign()
-    assert coordinator.wait(Update).round_number == 1
+    assert coordinator.wait(Update).key.round_number == 1
 
 
 def test_a_refused_welcome_does_not_disturb_the_run_under_way(
@@ -129,7 +129,7 @@ def test_a_refused_welcome_does_not_disturb_the_run_under_way(
         told = coordinator.wait(Status, state=DeviceState.TRAINING)
     coordinator.assign(run_id="unwanted")
     assert "refused" in coordinator.wait(Failure, run_id="unwanted").detail
-    assert coordinator.wait(Update).run_id != "unwanted"
+    assert coordinator.wait(Update).key.run_id != "unwanted"
 
 
 def test_a_run_that_turns_to_another_artifact_is_left(coordinator: Coordinator, start_device: StartDevice) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from edge_runtime.agent.reporter import Reporter
 from edge_runtime.agent.traffic import Traffic
-from edge_runtime.wire.messages import DeviceState, Status
+from edge_runtime.wire.messages import AssignmentKey, DeviceState, Status
 
 
 class Listener:
@@ -12,10 +12,14 @@ class Listener:
         self.reporter = Reporter("board-7", "s", self.heard.append, lambda: self.now)
 
 
+def key(round_number: int) -> AssignmentKey:
+    return AssignmentKey(run_id="run", round_number=round_number, device_id="board-7", attempt=1)
+
+
 def test_a_change_is_said_at_once() -> None:
     listener = Listener()
-    listener.reporter.change(DeviceState.TRAINING, 3, 1)
-    listener.reporter.change(DeviceState.UPLOADING, 3, 1, detail="soon")
+    listener.reporter.change(DeviceState.TRAINING, key(3))
+    listener.reporter.change(DeviceState.UPLOADING, key(3), detail="soon")
     assert [(s.state, s.round_number, s.attempt, s.detail) for s in listener.heard] == [
         (DeviceState.TRAINING, 3, 1, ""),
         (DeviceState.UPLOADING, 3, 1, "soon"),
@@ -24,7 +28,7 @@ def test_a_change_is_said_at_once() -> None:
 
 def test_progress_is_said_about_once_a_second() -> None:
     listener = Listener()
-    listener.reporter.change(DeviceState.TRAINING, 1, 1)
+    listener.reporter.change(DeviceState.TRAINING, key(1))
     for step in range(1, 101):
         listener.now += 0.125
         listener.reporter.progress.step = step
@@ -43,7 +47,7 @@ def test_an_idle_device_sends_a_heartbeat() -> None:
 
 def test_a_new_state_forgets_the_old_progress() -> None:
     listener = Listener()
-    listener.reporter.change(DeviceState.TRAINING, 1, 1)
+    listener.reporter.change(DeviceState.TRAINING, key(1))
     listener.reporter.progress.step = 7
     listener.reporter.change(DeviceState.IDLE)
     assert listener.heard[-1].step == 0

@@ -18,17 +18,8 @@ from edge_runtime.errors import ExitCode
 from edge_runtime.formats.manifest import digest_of
 from edge_runtime.link.errors import ArtifactUnreachableError
 from edge_runtime.link.http import fetch_small
-from edge_runtime.wire.messages import (
-    Arm,
-    Cancel,
-    DeviceState,
-    Failure,
-    FailureReason,
-    Presence,
-    Register,
-    Status,
-    Update,
-)
+from edge_runtime.wire.messages import Cancel, DeviceState, Failure, FailureReason, Presence, Register, Status, Update
+from edge_runtime.wire.work import Arm
 from tests.edge_runtime.agent.stage import Coordinator, Device, StartDevice
 
 Bend = Callable[[Path], None]
@@ -103,7 +94,7 @@ def assert_trains(coordinator: Coordinator) -> None:
     coordinator.welcome(run_id="good")
     coordinator.wait(Status, state=DeviceState.IDLE, detail="")
     coordinator.assign(7, run_id="good")
-    assert coordinator.wait(Update, round_number=7).run_id == "good"
+    assert coordinator.wait(Update, round_number=7).key.run_id == "good"
 
 
 def test_artifacts_that_cannot_be_used_are_reported_one_after_the_other_and_a_good_one_is_taken(
@@ -163,16 +154,13 @@ def test_an_update_that_nobody_answered_outlives_other_runs(
         coordinator.verdict(mine, accepted=False)  # an honest coordinator of another run, asked too early
         coordinator.say(
             Cancel(
-                run_id=mine.run_id,
-                device_id=mine.device_id,
-                round_number=mine.round_number,
-                attempt=mine.attempt,
+                key=mine.key,
                 detail="not mine",
             )
         )
     assert_trains(coordinator)
     coordinator.welcome()
-    assert coordinator.wait(Update, run_id=mine.run_id) == mine
+    assert coordinator.wait(Update, run_id=mine.key.run_id) == mine
     coordinator.pull(mine)
 
 
@@ -261,7 +249,7 @@ def test_a_message_that_nobody_foresaw_is_survived(
         coordinator.wait(Status, state=DeviceState.FETCHING)
     assert calls
     coordinator.assign(2)
-    assert coordinator.wait(Update).round_number == 2
+    assert coordinator.wait(Update).key.round_number == 2
     assert device.thread.is_alive()
 
 

@@ -5,12 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
-from edge_runtime.agent.outbox import MAX_ENTRIES, Outbox, key_of
+from edge_runtime.agent.outbox import MAX_ENTRIES, Outbox
 from edge_runtime.agent.repeat import Repeat
 from edge_runtime.agent.uploads import Uploads
 from edge_runtime.link.transfers import Transfers
 from edge_runtime.wire.messages import AnyMessage, Chunk, ChunkRequest, Update
+from tests.replies import blob_of
 
 MakeUpdate = Callable[..., Update]
 
@@ -54,7 +56,7 @@ def test_an_update_is_announced_ever_later_until_answered(desk: Desk, make_updat
     update = make_update(b"adapter")
     desk.uploads.add(update, b"adapter")
     assert desk.said_until(200) == [0, 5, 15, 35, 75, 135, 195]
-    assert desk.uploads.close(key_of(update)) == update
+    assert desk.uploads.close(update.key) == update
     assert desk.said_until(400) == []
 
 
@@ -62,16 +64,16 @@ def test_a_repeated_assignment_is_answered_at_once(desk: Desk, make_update: Make
     update = make_update(b"adapter")
     desk.uploads.add(update, b"adapter")
     desk.said_until(20)
-    assert desk.uploads.has(key_of(update))
+    assert desk.uploads.has(update.key)
     assert desk.said_until(21) == [20]
-    assert not desk.uploads.has(("run", 2, 1))
+    assert not desk.uploads.has(structs.replace(update.key, round_number=2))
 
 
 def test_an_update_waits_while_it_is_pulled(desk: Desk, make_update: MakeUpdate) -> None:
     update = make_update(b"adapter")
     desk.uploads.add(update, b"adapter")
     desk.said_until(4)
-    desk.uploads.heard(update.adapter.digest)
+    desk.uploads.heard(blob_of(update).digest)
     assert desk.said_until(9) == []
     assert desk.said_until(10) == [9]
 
@@ -80,10 +82,10 @@ def test_the_adapter_is_offered_until_the_verdict(desk: Desk, make_update: MakeU
     blob = bytes(1024) + b"second chunk"
     update = make_update(blob)
     desk.uploads.add(update, blob)
-    request = ChunkRequest(digest=update.adapter.digest, missing=(1,))
+    request = ChunkRequest(digest=blob_of(update).digest, missing=(1,))
     desk.transfers.handle("coordinator", request)
-    assert desk.sent == [Chunk(digest=update.adapter.digest, index=1, payload=b"second chunk")]
-    desk.uploads.close(key_of(update))
+    assert desk.sent == [Chunk(digest=blob_of(update).digest, index=1, payload=b"second chunk")]
+    desk.uploads.close(update.key)
     desk.transfers.handle("coordinator", request)
     assert len(desk.sent) == 1
 
@@ -110,11 +112,11 @@ def test_a_welcome_of_another_run_keeps_what_this_one_has_not_answered(desk: Des
     desk.uploads.add(other, b"other")
     desk.uploads.tick()
     assert desk.said == [other], "the other run is not told of it"
-    desk.transfers.handle("coordinator", ChunkRequest(digest=mine.adapter.digest, missing=(0,)))
+    desk.transfers.handle("coordinator", ChunkRequest(digest=blob_of(mine).digest, missing=(0,)))
     assert desk.sent == [], "nor can it have it"
     desk.uploads.open("run")
     desk.uploads.tick()
-    desk.transfers.handle("coordinator", ChunkRequest(digest=mine.adapter.digest, missing=(0,)))
+    desk.transfers.handle("coordinator", ChunkRequest(digest=blob_of(mine).digest, missing=(0,)))
     assert desk.said[-1] == mine
     assert [m.payload for m in desk.sent if isinstance(m, Chunk)] == [b"mine"]
 
@@ -126,7 +128,7 @@ def test_the_same_adapter_is_offered_under_the_run_that_is_open(desk: Desk, make
     desk.uploads.open("other")
     desk.uploads.add(other, b"same")
     desk.uploads.open("other")
-    desk.transfers.handle("coordinator", ChunkRequest(digest=other.adapter.digest, missing=(0,)))
+    desk.transfers.handle("coordinator", ChunkRequest(digest=blob_of(other).digest, missing=(0,)))
     assert [m.payload for m in desk.sent if isinstance(m, Chunk)] == [b"same"]
 
 
@@ -136,7 +138,7 @@ def test_after_a_reconnect_everything_is_announced_at_once(desk: Desk, make_upda
     desk.said_until(2)
     desk.uploads.restart()
     desk.uploads.tick()
-    assert [u.round_number for u in desk.said] == [1, 2, 1, 2]
+    assert [u.key.round_number for u in desk.said] == [1, 2, 1, 2]
 
 
 @pytest.mark.parametrize("answered", [0, 1])
@@ -146,8 +148,8 @@ def test_two_updates_with_the_same_adapter_do_not_withdraw_each_other(
     first, second = make_update(b"same", 1), make_update(b"same", 2)
     desk.uploads.add(first, b"same")
     desk.uploads.add(second, b"same")
-    desk.uploads.close(key_of((first, second)[answered]))
-    desk.transfers.handle("coordinator", ChunkRequest(digest=second.adapter.digest, missing=(0,)))
+    desk.uploads.close((first, second)[answered].key)
+    desk.transfers.handle("coordinator", ChunkRequest(digest=blob_of(second).digest, missing=(0,)))
     assert [m.payload for m in desk.sent if isinstance(m, Chunk)] == [b"same"]
 
 
@@ -156,6 +158,6 @@ def test_an_update_that_made_room_is_offered_no_more(desk: Desk, make_update: Ma
     for number, update in enumerate(updates, start=1):
         desk.uploads.add(update, bytes([number]))
     for update in updates:
-        desk.transfers.handle("coordinator", ChunkRequest(digest=update.adapter.digest, missing=(0,)))
+        desk.transfers.handle("coordinator", ChunkRequest(digest=blob_of(update).digest, missing=(0,)))
     assert [m.payload for m in desk.sent if isinstance(m, Chunk)] == [bytes([n]) for n in range(2, MAX_ENTRIES + 2)]
-    assert updates[0].adapter.digest not in desk.transfers._offers
+    assert blob_of(updates[0]).digest not in desk.transfers._offers

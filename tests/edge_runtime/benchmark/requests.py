@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from edge_runtime.benchmark.protocol import BenchmarkRequest
-from edge_runtime.wire.messages import Arm, HyperParameters
+from edge_runtime.wire.work import Arm, HyperParameters
 
 
 def request_for(

@@ -13,7 +13,7 @@ from edge_runtime.engine.trainer import Trainer
 from edge_runtime.formats import adapter as adapters
 from edge_runtime.formats import names
 from edge_runtime.formats.plan import Plan
-from edge_runtime.wire.messages import HyperParameters
+from edge_runtime.wire.work import HyperParameters
 
 SOME_LENGTHS = st.lists(st.integers(1, 160), min_size=1, max_size=24)
 

@@ -26,7 +26,7 @@ from edge_runtime.formats import names
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.payload import restrict_merged
 from edge_runtime.formats.plan import Plan
-from edge_runtime.wire.messages import HyperParameters, Pruning
+from edge_runtime.wire.work import HyperParameters, Pruning
 
 RANK, NUM_STEPS = 3, 9
 GIVEN = HyperParameters(

@@ -21,7 +21,7 @@ from edge_runtime.formats import names
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.plan import Plan
 from edge_runtime.formats.ranking import PlanPolicy, plan_at
-from edge_runtime.wire.messages import HyperParameters
+from edge_runtime.wire.work import HyperParameters
 from tests.edge_runtime.engine.planted import KINDS, draw_units, plant, removed
 from tests.edge_runtime.engine.starts import start_adapter
 

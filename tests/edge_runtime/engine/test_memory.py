@@ -16,7 +16,7 @@ from edge_runtime.errors import PlanError, TensorError
 from edge_runtime.formats import names
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.plan import Plan
-from edge_runtime.wire.messages import HyperParameters
+from edge_runtime.wire.work import HyperParameters
 
 
 @pytest.fixture(params=["tiny_bert_artifact", "tiny_llama_artifact"])
@@ -87,7 +87,7 @@ from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.dataset import Batch
 from edge_runtime.engine.trainer import Trainer
 from edge_runtime.formats import adapter
-from edge_runtime.wire.messages import HyperParameters
+from edge_runtime.wire.work import HyperParameters
 from edge_runtime.formats.plan import Plan
 from edge_runtime.system.resident import peak_rss_bytes
 artifact = Artifact.open(Path(sys.argv[1]))

@@ -21,7 +21,7 @@ from edge_runtime.formats.adapter import AdapterLayout
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.payload import restrict_merged
 from edge_runtime.formats.plan import Plan
-from edge_runtime.wire.messages import HyperParameters, Pruning
+from edge_runtime.wire.work import HyperParameters, Pruning
 from tests.edge_runtime.engine.starts import start_adapter
 
 Array = npt.NDArray[np.float32]

@@ -18,7 +18,7 @@ from edge_runtime.engine.evaluator import EvaluationResult, Evaluator
 from edge_runtime.engine.trainer import Trainer, TrainingRun, train
 from edge_runtime.errors import PlanError, TensorError
 from edge_runtime.formats.plan import Plan
-from edge_runtime.wire.messages import HyperParameters
+from edge_runtime.wire.work import HyperParameters
 from tests.edge_runtime.engine.starts import start_adapter
 
 RANK = 3

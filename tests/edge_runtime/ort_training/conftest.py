@@ -12,7 +12,7 @@ import pytest
 
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.ort_training.description import OptimizerSettings
-from edge_runtime.wire.messages import Arm
+from edge_runtime.wire.work import Arm
 from tests.edge_runtime.ort_training.trajectories import HYPER_PARAMETERS
 
 ROOT = Path(__file__).resolve().parents[3]

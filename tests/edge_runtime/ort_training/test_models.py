@@ -27,8 +27,8 @@ from edge_runtime.ort_training.description import (
 )
 from edge_runtime.ort_training.errors import ArmNotExportedError, FixedHyperParametersError, OrtModelsError
 from edge_runtime.ort_training.models import ModelFolder
-from edge_runtime.wire import chunks
-from edge_runtime.wire.messages import Arm, Assignment, FailureReason, Pruning
+from edge_runtime.wire.messages import FailureReason
+from edge_runtime.wire.work import Arm, LoraWork, Pruning
 from tests.edge_runtime.ort_training.trajectories import HYPER_PARAMETERS, plan_of
 
 FULL, HALF = Arm(pruning_ratio=0.0, rank=4), Arm(pruning_ratio=0.5, rank=3)
@@ -68,16 +68,10 @@ def folder(tmp_path: Path, artifact: Artifact) -> ModelFolder:
     return ModelFolder.open(write(tmp_path / "models", artifact), artifact)
 
 
-def assignment_of(plan: Plan, arm: Arm, *, prunings: tuple[Pruning, ...] = (), **hyper: Any) -> Assignment:
-    return Assignment(
-        run_id="run",
-        device_id="board-7",
-        round_number=1,
-        attempt=1,
+def assignment_of(plan: Plan, arm: Arm, *, prunings: tuple[Pruning, ...] = (), **hyper: Any) -> LoraWork:
+    return LoraWork(
         arm=arm,
         plan=plan,
-        adapter=chunks.describe(b"0"),
-        deadline_s=1.0,
         hyper_parameters=structs.replace(HYPER_PARAMETERS, **hyper),
         prunings=prunings,
     )

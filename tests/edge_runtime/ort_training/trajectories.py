@@ -20,7 +20,7 @@ from edge_runtime.engine.run import Engine
 from edge_runtime.formats import adapter, ranking
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.plan import Plan
-from edge_runtime.wire.messages import HyperParameters
+from edge_runtime.wire.work import HyperParameters
 
 HYPER_PARAMETERS = HyperParameters(
     learning_rate=1e-3,

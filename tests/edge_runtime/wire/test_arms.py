@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime.wire.arms import LORA_AXES, PRUNING_RATIO, RANK, ArmError, Axes, Axis, format_arms, parse_arms
-from edge_runtime.wire.messages import Arm, AxisValue
+from edge_runtime.wire.work import Arm, AxisValue
 from tests.three_axes import AXES, BATCH_SIZE
 
 

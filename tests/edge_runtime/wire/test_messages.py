@@ -19,8 +19,8 @@ from edge_runtime.formats.plan import KeptUnits, Plan
 from edge_runtime.wire.measures import Capabilities, LocalEvaluation, Measurements
 from edge_runtime.wire.messages import (
     AnyMessage,
-    Arm,
     Assignment,
+    AssignmentKey,
     BlobRef,
     Cancel,
     Chunk,
@@ -30,9 +30,7 @@ from edge_runtime.wire.messages import (
     FailureReason,
     Finished,
     Hello,
-    HyperParameters,
     Presence,
-    Pruning,
     Register,
     Status,
     Update,
@@ -42,6 +40,9 @@ from edge_runtime.wire.messages import (
     encode_message,
     kind_of,
 )
+from edge_runtime.wire.versions import SchemaVersionError, word_to
+from edge_runtime.wire.work import Arm, HyperParameters, LoraWork, Pruning
+from tests.replies import lora_of
 
 GOLDEN = Path(__file__).with_name("golden_messages.json")
 
@@ -77,11 +78,8 @@ EXAMPLES: list[AnyMessage] = [
         loss=0.5,
     ),
     Update(
-        run_id="run",
-        device_id="board-7",
-        round_number=3,
-        attempt=1,
-        adapter=BLOB,
+        key=AssignmentKey(run_id="run", round_number=3, device_id="board-7", attempt=1),
+        blob=BLOB,
         num_examples=100,
         train_loss=0.75,
         measurements=Measurements(
@@ -102,10 +100,7 @@ EXAMPLES: list[AnyMessage] = [
         ),
     ),
     Failure(
-        run_id="run",
-        device_id="board-7",
-        round_number=3,
-        attempt=1,
+        key=AssignmentKey(run_id="run", round_number=3, device_id="board-7", attempt=1),
         reason=FailureReason.INSUFFICIENT_MEMORY,
         detail="too little",
     ),
@@ -120,36 +115,35 @@ EXAMPLES: list[AnyMessage] = [
         max_length=64,
     ),
     Assignment(
-        run_id="run",
-        device_id="board-7",
-        round_number=3,
-        attempt=1,
-        arm=Arm(pruning_ratio=0.25, rank=8),
-        plan=Plan(groups=(KeptUnits(layer=0, group="heads", num_units=12, bitmap=b"\xff\x01"),)),
-        adapter=BLOB,
+        key=AssignmentKey(run_id="run", round_number=3, device_id="board-7", attempt=1),
         deadline_s=600.0,
-        hyper_parameters=HyperParameters(
-            learning_rate=0.002,
-            weight_decay=0.0,
-            lora_scaling=2.0,
-            max_grad_norm=1.0,
-            num_warmup_steps=2,
-            num_local_steps=20,
-            batch_size=16,
-            num_accumulation_steps=1,
-            max_length=64,
-            seed=7,
-            importance_every_steps=5,
-            trainable="lora_b",
-        ),
-        prunings=(
-            Pruning(
-                at_step=11, plan=Plan(groups=(KeptUnits(layer=0, group="heads", num_units=12, bitmap=b"\x7f\x01"),))
+        payload=BLOB,
+        work=LoraWork(
+            arm=Arm(pruning_ratio=0.25, rank=8),
+            plan=Plan(groups=(KeptUnits(layer=0, group="heads", num_units=12, bitmap=b"\xff\x01"),)),
+            hyper_parameters=HyperParameters(
+                learning_rate=0.002,
+                weight_decay=0.0,
+                lora_scaling=2.0,
+                max_grad_norm=1.0,
+                num_warmup_steps=2,
+                num_local_steps=20,
+                batch_size=16,
+                num_accumulation_steps=1,
+                max_length=64,
+                seed=7,
+                importance_every_steps=5,
+                trainable="lora_b",
+            ),
+            prunings=(
+                Pruning(
+                    at_step=11, plan=Plan(groups=(KeptUnits(layer=0, group="heads", num_units=12, bitmap=b"\x7f\x01"),))
+                ),
             ),
         ),
     ),
-    Verdict(run_id="run", device_id="board-7", round_number=3, attempt=1, accepted=True),
-    Cancel(run_id="run", device_id="board-7", round_number=3, attempt=1, detail="round closed"),
+    Verdict(key=AssignmentKey(run_id="run", round_number=3, device_id="board-7", attempt=1), accepted=True),
+    Cancel(key=AssignmentKey(run_id="run", round_number=3, device_id="board-7", attempt=1), detail="round closed"),
     Finished(run_id="run"),
     Chunk(digest=BLOB.digest, index=1, payload=b"\x00\x01\x02"),
     ChunkRequest(digest=BLOB.digest, missing=(0, 1)),
@@ -213,9 +207,29 @@ def test_wrong_types_are_refused(message: AnyMessage) -> None:
 
 @by_kind
 def test_another_schema_version_is_refused(message: AnyMessage) -> None:
-    fields = msgspec.msgpack.decode(encode_message(message)) | {"schema_version": 2}
-    with pytest.raises(MessageError, match="schema_version"):
+    fields = msgspec.msgpack.decode(encode_message(message)) | {"schema_version": 3}
+    with pytest.raises(
+        SchemaVersionError, match="it has schema_version 3, this release of fedspine speaks 2"
+    ) as caught:
         decode_message(msgspec.msgpack.encode(fields))
+    assert "upgrade fedspine on this side" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", sorted(json.loads(GOLDEN.read_text())))
+def test_a_message_of_the_release_before_is_refused_with_both_versions(kind: str) -> None:
+    old = bytes.fromhex(json.loads(GOLDEN.with_name("messages_of_version_1.json").read_text())[kind])
+    with pytest.raises(SchemaVersionError, match=rf"^{kind} refused: it has schema_version 1, .* speaks 2") as caught:
+        decode_message(old)
+    assert "upgrade fedspine on the side that sent it" in str(caught.value)
+
+
+def test_the_word_to_a_peer_of_another_release_is_in_what_that_release_logs() -> None:
+    """Version 1 logs what msgspec says of a message that it refuses: the kind, where that is unknown."""
+    hello = msgspec.msgpack.encode({"kind": "hello", "schema_version": 1})
+    with pytest.raises(SchemaVersionError) as caught:
+        decode_message(hello)
+    with pytest.raises(MessageError, match="this device 1: upgrade fedspine on this device"):
+        decode_message(word_to(caught.value))
 
 
 @by_kind
@@ -265,26 +279,30 @@ def test_chunks_survive_the_round_trip(payload: bytes, index: int) -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        {"device_id": "a/b"},
-        {"device_id": ""},
-        {"device_id": "+"},
-        {"device_id": "board-7\n"},
-        {"round_number": 0},
-        {"attempt": -1},
-        {"arm": {"pruning_ratio": 1.0, "rank": 8}},
-        {"arm": {"pruning_ratio": 0.0, "rank": limits.MAX_RANK + 1}},
-        {"adapter": {"digest": "xy", "size_bytes": 1, "chunk_bytes": 4096}},
-        {"adapter": {"digest": "ab" * 32, "size_bytes": limits.MAX_BLOB_BYTES + 1, "chunk_bytes": 4096}},
-        {"adapter": {"digest": "ab" * 32 + "\n", "size_bytes": 1, "chunk_bytes": 4096}},
-        {"adapter": {"digest": "ab" * 32, "size_bytes": 1, "chunk_bytes": 0}},
-        {"adapter": {"digest": "ab" * 32, "size_bytes": 1, "chunk_bytes": limits.MIN_CHUNK_BYTES - 1}},
+        {"key.device_id": "a/b"},
+        {"key.device_id": ""},
+        {"key.device_id": "+"},
+        {"key.device_id": "board-7\n"},
+        {"key.round_number": 0},
+        {"key.attempt": -1},
+        {"work.arm": {"pruning_ratio": 1.0, "rank": 8}},
+        {"work.arm": {"pruning_ratio": 0.0, "rank": limits.MAX_RANK + 1}},
+        {"work.type": "another"},
+        {"payload": {"digest": "xy", "size_bytes": 1, "chunk_bytes": 4096}},
+        {"payload": {"digest": "ab" * 32, "size_bytes": limits.MAX_BLOB_BYTES + 1, "chunk_bytes": 4096}},
+        {"payload": {"digest": "ab" * 32 + "\n", "size_bytes": 1, "chunk_bytes": 4096}},
+        {"payload": {"digest": "ab" * 32, "size_bytes": 1, "chunk_bytes": 0}},
+        {"payload": {"digest": "ab" * 32, "size_bytes": 1, "chunk_bytes": limits.MIN_CHUNK_BYTES - 1}},
         {"deadline_s": -1.0},
     ],
     ids=str,
 )
 def test_values_out_of_range_are_refused(changed: dict[str, object]) -> None:
     assignment = next(m for m in EXAMPLES if isinstance(m, Assignment))
-    fields = msgspec.msgpack.decode(encode_message(assignment)) | changed
+    fields = msgspec.msgpack.decode(encode_message(assignment))
+    for name, value in changed.items():
+        *inside, last = name.split(".")
+        (fields[inside[0]] if inside else fields)[last] = value
     with pytest.raises(MessageError):
         decode_message(msgspec.msgpack.encode(fields))
 
@@ -317,31 +335,33 @@ def test_what_came_later_may_be_missing() -> None:
     assignment = next(m for m in EXAMPLES if isinstance(m, Assignment))
     fields = msgspec.msgpack.decode(encode_message(assignment))
     del (
-        fields["prunings"],
-        fields["hyper_parameters"]["importance_every_steps"],
-        fields["hyper_parameters"]["trainable"],
+        fields["work"]["prunings"],
+        fields["work"]["hyper_parameters"]["importance_every_steps"],
+        fields["work"]["hyper_parameters"]["trainable"],
     )
     decoded = decode_message(msgspec.msgpack.encode(fields))
     assert isinstance(decoded, Assignment)
-    assert decoded.prunings == ()
-    assert decoded.final_plan == assignment.plan
-    assert (decoded.hyper_parameters.importance_every_steps, decoded.hyper_parameters.trainable) == (0, "all")
+    assert lora_of(decoded).prunings == ()
+    assert lora_of(decoded).final_plan == lora_of(assignment).plan
+    hyper = lora_of(decoded).hyper_parameters
+    assert (hyper.importance_every_steps, hyper.trainable) == (0, "all")
 
 
 @pytest.mark.parametrize("steps", [(0,), (21,), (5, 5), (6, 5)], ids=str)
 def test_prunings_must_ascend_within_the_steps(steps: tuple[int, ...]) -> None:
     assignment = next(m for m in EXAMPLES if isinstance(m, Assignment))
     fields = msgspec.msgpack.decode(encode_message(assignment))
-    fields["prunings"] = [fields["prunings"][0] | {"at_step": step} for step in steps]
+    work = fields["work"]
+    work["prunings"] = [work["prunings"][0] | {"at_step": step} for step in steps]
     with pytest.raises(MessageError):
         decode_message(msgspec.msgpack.encode(fields))
 
 
 def test_the_update_is_under_the_last_plan() -> None:
     assignment = next(m for m in EXAMPLES if isinstance(m, Assignment))
-    assert assignment.final_plan == assignment.prunings[-1].plan
+    assert lora_of(assignment).final_plan == lora_of(assignment).prunings[-1].plan
 
 
 def test_hello_of_a_release_that_does_not_name_the_artifact_is_read() -> None:
-    old = "84a46b696e64a568656c6c6fae736368656d615f76657273696f6e01a672756e5f6964a372756eaa73657373696f6e5f6964a26330"
+    old = "84a46b696e64a568656c6c6fae736368656d615f76657273696f6e02a672756e5f6964a372756eaa73657373696f6e5f6964a26330"
     assert decode_message(bytes.fromhex(old)) == Hello(run_id="run", session_id="c0")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.wire.messages import AnyMessage, Failure, Update, encode_message, kind_of
+from edge_runtime.wire.messages import AnyMessage, AssignmentKey, Failure, Update, encode_message, kind_of
 from edge_runtime.wire.replies import RefusedReply, refused_reply
 from tests.edge_runtime.wire.test_messages import EXAMPLES
 
@@ -19,10 +19,7 @@ def test_the_assignment_of_a_damaged_reply_is_found(message: Update | Failure) -
     fields = msgspec.msgpack.decode(encode_message(message)) | {"train_loss": "much", "reason": 7, "schema_version": 2}
     assert refused_reply(msgspec.msgpack.encode(fields), "why") == RefusedReply(
         kind="update" if isinstance(message, Update) else "failure",
-        run_id="run",
-        device_id="board-7",
-        round_number=3,
-        attempt=1,
+        key=AssignmentKey(run_id="run", round_number=3, device_id="board-7", attempt=1),
         why="why",
     )
 
@@ -34,7 +31,8 @@ def test_what_is_no_reply_has_no_assignment(message: AnyMessage) -> None:
 
 @pytest.mark.parametrize("changed", [{"round_number": 2**40}, {"attempt": 0}, {"device_id": "a/b"}, {"run_id": ""}])
 def test_a_reply_to_nothing_has_no_assignment(changed: dict[str, object]) -> None:
-    fields = msgspec.msgpack.decode(encode_message(REPLIES[0])) | changed
+    fields = msgspec.msgpack.decode(encode_message(REPLIES[0]))
+    fields["key"] |= changed
     assert refused_reply(msgspec.msgpack.encode(fields), "why") is None
 
 

@@ -10,8 +10,9 @@ import msgspec
 
 from broker_server.experiments.compare.config import Comparison, ComparisonFile, RunKey
 from broker_server.experiments.compare.trace import Trace, trace_of
-from broker_server.serving.report.schema import DeviceEntry, Report, RoundEntry
-from tests.broker_server.report_samples import sample_report
+from broker_server.serving.report.schema import Report, RoundEntry
+from broker_server.serving.storage.records import DeviceRecord
+from tests.broker_server.report_samples import measurements, sample_report
 
 ARTIFACT_BYTES = 1000
 ROUND_BYTES = 10
@@ -27,9 +28,9 @@ def device(
     reason: str | None = None,
     attempt: int = 1,
     extra_down: int = 0,
-) -> DeviceEntry:
+) -> DeviceRecord:
     """Device 1 is slow, device 2 is fast."""
-    return DeviceEntry(
+    return DeviceRecord(
         device_id=f"device-{number}",
         outcome=outcome,
         detail="",
@@ -38,12 +39,15 @@ def device(
         sparsity=arm[0],
         num_examples=100,
         train_loss=1.0,
-        train_s=seconds,
-        step_s_p50=0.1,
-        step_s_p95=0.1,
-        peak_rss_bytes=300_000_000 + number,
-        bytes_up=ROUND_BYTES,
-        bytes_down=ROUND_BYTES + extra_down,
+        measurements=None
+        if seconds is None
+        else measurements(
+            train_s=seconds,
+            peak_rss_bytes=300_000_000 + number,
+            bytes_up=ROUND_BYTES,
+            bytes_down=ROUND_BYTES + extra_down,
+        ),
+        evaluation=None,
         attempt=attempt,
         reason=reason,
         completion_s=seconds,
@@ -60,7 +64,7 @@ def report(
     sparse: Sequence[float] = (),
     is_emulated: bool = True,
     is_causal: bool = False,
-    devices: Mapping[int, tuple[DeviceEntry, ...]] | None = None,
+    devices: Mapping[int, tuple[DeviceRecord, ...]] | None = None,
 ) -> Report:
     """A run: quality before training and after each round; the slow device decides how long a round takes."""
     name = "perplexity" if is_causal else "accuracy"

@@ -17,7 +17,7 @@ from edge_runtime.formats import adapter as adapters
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.plan import Plan
 from edge_runtime.formats.ranking import plan_at
-from edge_runtime.wire.messages import HyperParameters
+from edge_runtime.wire.work import HyperParameters
 from tests.edge_runtime.engine.planted import draw_units, plant, removed
 
 RANK, SMOOTHING = 4, 0.5

@@ -30,12 +30,11 @@ from broker_server.methods.rounds.types import (
     SendVerdict,
     Tick,
     UpdateAnnounced,
-    UpdateKey,
     UpdateLate,
     UpdateRejected,
     UpdateStored,
 )
-from edge_runtime.wire.messages import FailureReason
+from edge_runtime.wire.messages import AssignmentKey, FailureReason
 from tests.broker_server.round_desk import LARGE, LIMITS, SMALL, A, B, Desk, begun, key
 
 # ---- the good case ---------------------------------------------------------------------------------------------------
@@ -217,7 +216,7 @@ def test_update_of_a_closed_round_is_looked_up() -> None:
     ],
     ids=["stranger", "attempt", "round"],
 )
-def test_update_that_was_not_asked_for_is_refused(wrong: UpdateKey, said: str) -> None:
+def test_update_that_was_not_asked_for_is_refused(wrong: AssignmentKey, said: str) -> None:
     desk = begun()
     desk.feed(UpdateAnnounced(key=wrong))
     (verdict,) = desk.commands

@@ -12,7 +12,7 @@ from benchmarks.bandit_fleet import ARMS, Drift, SimulatedFleet, fleet, play
 from broker_server.methods.rounds.types import Outcome
 from broker_server.methods.scheduler import SCHEDULERS, ArmOutcome, make_scheduler
 from edge_runtime.wire.arms import LORA_AXES
-from edge_runtime.wire.messages import Arm
+from edge_runtime.wire.work import Arm
 
 SCALE = 0.2
 """16 devices: 6, 8 and 2."""

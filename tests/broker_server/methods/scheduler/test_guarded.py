@@ -24,7 +24,7 @@ from broker_server.methods.scheduler import (
 from edge_runtime.bounds import limits
 from edge_runtime.wire.arms import parse_arms
 from edge_runtime.wire.measures import LocalEvaluation, Measurements
-from edge_runtime.wire.messages import Arm
+from edge_runtime.wire.work import Arm
 
 ARMS = parse_arms("0.0:8,0.25:8,0.5:4")
 DEVICES = ["board-0", "board-1", "board-2"]

@@ -18,7 +18,7 @@ from broker_server.methods.scheduler.profile import frontier, profile
 from broker_server.methods.scheduler.time_model import TimeModel
 from broker_server.methods.scheduler.ucb import DiscountedCounts, bonus
 from edge_runtime.wire.arms import LORA_AXES, parse_arms
-from edge_runtime.wire.messages import Arm
+from edge_runtime.wire.work import Arm
 
 BOX = ArmBox.of(parse_arms("0.0:2,0.875:16"), LORA_AXES)
 POINTS = BOX.lattice()

@@ -22,7 +22,7 @@ from broker_server.methods.scheduler.reward import (
 )
 from edge_runtime.wire.arms import LORA_AXES, parse_arms
 from edge_runtime.wire.measures import LocalEvaluation
-from edge_runtime.wire.messages import Arm
+from edge_runtime.wire.work import Arm
 
 
 def outcome(device_id: str, *, before: float = 1.0, after: float = 0.9, **changes: Any) -> ArmOutcome:

@@ -15,7 +15,8 @@ from broker_server.methods.rounds.types import Outcome
 from broker_server.methods.scheduler import SCHEDULERS, ArmOutcome, Scheduler, SchedulerContext, make_scheduler
 from broker_server.methods.scheduler.box import ArmBox
 from edge_runtime.wire.arms import LORA_AXES, parse_arms
-from edge_runtime.wire.messages import Arm, FailureReason
+from edge_runtime.wire.messages import FailureReason
+from edge_runtime.wire.work import Arm
 
 ARMS = parse_arms("0.0:8,0.25:8,0.5:4")
 LARGE, MIDDLE, SMALL = ARMS

@@ -15,7 +15,8 @@ from broker_server.methods.scheduler.partition import Partition
 from broker_server.methods.scheduler.reward import prior_gain
 from broker_server.methods.scheduler.time_model import TimeModel
 from edge_runtime.wire.arms import Axes, Axis
-from edge_runtime.wire.messages import Arm, FailureReason
+from edge_runtime.wire.messages import FailureReason
+from edge_runtime.wire.work import Arm
 from tests.three_axes import AXES, BATCH_SIZE
 
 ARMS = AXES.parse("0.0:8:batch_size=8,0.25:8:batch_size=4,0.5:4:batch_size=2,0.75:4:batch_size=1")

@@ -17,6 +17,7 @@ from tests.broker_server import fleet, tiny
 from tests.broker_server.conftest import Coordination
 from tests.broker_server.fleet import Device
 from tests.broker_server.links import InProcess
+from tests.replies import lora_of
 
 
 def train_what_is_trainable(
@@ -25,11 +26,11 @@ def train_what_is_trainable(
     """A device that adds its own noise to all that it trains, and keeps what it was sent."""
 
     def script(assignment: Assignment, blob: bytes) -> bytes:
-        payload, trainable = decode_payload(blob), assignment.hyper_parameters.trainable
+        payload, trainable = decode_payload(blob), lora_of(assignment).hyper_parameters.trainable
         rank = payload.adapter["mixer.lora_A.weight"].shape[0]
-        check_payload(tiny.manifest(), assignment.plan, rank, payload, is_update=False)
-        seen[assignment.device_id, assignment.round_number] = payload
-        rng = np.random.default_rng((ord(assignment.device_id), assignment.round_number))
+        check_payload(tiny.manifest(), lora_of(assignment).plan, rank, payload, is_update=False)
+        seen[assignment.key.device_id, assignment.key.round_number] = payload
+        rng = np.random.default_rng((ord(assignment.key.device_id), assignment.key.round_number))
         trained = {
             name: value + rng.normal(0.0, 0.1, value.shape).astype(np.float32)
             for name, value in payload.adapter.items()

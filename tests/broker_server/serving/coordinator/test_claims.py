@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from broker_server.methods.pruning.schedule import Segment
-from broker_server.methods.rounds.types import Outcome, Participant, UpdateKey
+from broker_server.methods.rounds.types import Outcome, Participant
 from broker_server.serving.coordinator.claims import most_examples
 from broker_server.serving.coordinator.ledger import Ledger
 from broker_server.serving.storage import schema
@@ -22,7 +22,7 @@ from broker_server.serving.storage.rows import SchedulerState
 from broker_server.serving.storage.store import Store
 from edge_runtime.engine.data import _windows
 from edge_runtime.formats.plan import Plan
-from edge_runtime.wire.messages import Assignment, Register
+from edge_runtime.wire.messages import Assignment, AssignmentKey, Register
 from tests.broker_server import fleet, tiny
 from tests.broker_server.conftest import Coordination
 from tests.broker_server.fleet import Device
@@ -111,8 +111,8 @@ WORK = AssignedWork(
     sent_at=1000.0,
     most_examples=10,
 )
-KEY = UpdateKey(round_number=1, device_id="a", attempt=1)
-OTHER = UpdateKey(round_number=1, device_id="b", attempt=1)
+KEY = AssignmentKey(run_id="run", round_number=1, device_id="a", attempt=1)
+OTHER = AssignmentKey(run_id="run", round_number=1, device_id="b", attempt=1)
 
 
 @pytest.fixture
@@ -137,7 +137,9 @@ def resumed(stopped: Path) -> Iterator[Resumed]:
         def resume(monotonic: float, wall: float) -> Ledger:
             store = stack.enter_context(contextlib.closing(Store.open(stopped)))
             events = stack.enter_context(contextlib.closing(EventLog(stopped / "events.jsonl")))
-            ledger = Ledger(store, events, clock=lambda: monotonic, wall_clock=lambda: wall, max_devices=9)
+            ledger = Ledger(
+                store, events, run_id="run", clock=lambda: monotonic, wall_clock=lambda: wall, max_devices=9
+            )
             assert sorted(ledger.resume_round() or {}) == ["a", "b"]
             return ledger
 
@@ -147,14 +149,14 @@ def resumed(stopped: Path) -> Iterator[Resumed]:
 def test_send_times_are_known_after_a_restart(resumed: Resumed) -> None:
     ledger = resumed(50.0, 1020.0)
     assert ledger.completion_s(KEY) == 7.0
-    ledger.accept_update(OTHER, test_store.update("b"), test_store.BLOB)
+    ledger.accept_update(test_store.update("b"), test_store.BLOB)
     assert ledger.completion_s(OTHER) == pytest.approx(20.0)
 
 
 @pytest.mark.parametrize("wall", [5.0, 1e12], ids=["set back", "set forward"])
 def test_a_clock_that_was_set_makes_them_unknown(resumed: Resumed, wall: float) -> None:
     ledger = resumed(50.0, wall)
-    ledger.accept_update(OTHER, test_store.update("b"), test_store.BLOB)
+    ledger.accept_update(test_store.update("b"), test_store.BLOB)
     assert ledger.completion_s(OTHER) is None
 
 
@@ -162,7 +164,7 @@ def test_assignments_of_an_earlier_release_have_none(stopped: Path, resumed: Res
     store = Store.open(stopped)
     fields = {name: getattr(WORK, name) for name in ("rank", "segments", "plans", "num_local_steps", "bytes_down")}
     store.save_work(KEY, AssignedWork(**fields))
-    assert store.load_works(1)[KEY].sent_at is None
+    assert store.load_works("run", 1)[KEY].sent_at is None
     store.close()
     assert resumed(50.0, 1020.0).completion_s(KEY) is None
 

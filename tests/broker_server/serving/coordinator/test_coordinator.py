@@ -43,6 +43,7 @@ from tests.broker_server import fleet
 from tests.broker_server.conftest import Broker, Coordination
 from tests.broker_server.fleet import Device
 from tests.broker_server.links import InProcess
+from tests.replies import lora_of
 
 Coordinate = Callable[[Path], Coordination]
 
@@ -55,7 +56,7 @@ def wait_until(is_true: Callable[[], bool], timeout_s: float = 20.0) -> None:
 
 
 def verdicts(device: Device) -> dict[int, bool]:
-    return {m.round_number: m.accepted for m in device.received if isinstance(m, Verdict)}
+    return {m.key.round_number: m.accepted for m in device.received if isinstance(m, Verdict)}
 
 
 def devices_of(run_dir: Path, round_number: int) -> dict[str, DeviceRecord]:
@@ -145,14 +146,14 @@ def test_arm_that_is_too_large_is_followed_by_a_cheaper_one(
     broker: InProcess, tmp_path: Path, coordinate: Coordinate
 ) -> None:
     def small(assignment: Assignment, blob: bytes) -> bytes | FailureReason:
-        is_small = assignment.arm.pruning_ratio > 0
+        is_small = lora_of(assignment).arm.pruning_ratio > 0
         return fleet.train(assignment, blob) if is_small else FailureReason.INSUFFICIENT_MEMORY
 
     fleet.config(tmp_path, broker.url, num_devices=1)
     running = coordinate(tmp_path)
     with Device(broker.url, "a", small) as a:
         running.finish()
-    asked = [(m.round_number, m.attempt, m.arm.rank) for m in a.received if isinstance(m, Assignment)]
+    asked = [(m.key.round_number, m.key.attempt, lora_of(m).arm.rank) for m in a.received if isinstance(m, Assignment)]
     assert asked == [(1, 1, 3), (1, 2, 2), (2, 1, 2)]
     assert devices_of(tmp_path, 1)["a"].attempt == 2
 
@@ -245,7 +246,7 @@ def test_update_of_another_run_is_answered_and_does_not_count(
         running.finish()
     first = b.heard(Verdict)[0]
     assert isinstance(first, Verdict)
-    assert (first.run_id, first.accepted) == ("last-week", False)
+    assert (first.key.run_id, first.accepted) == ("last-week", False)
     assert "'last-week'" in first.detail
     assert devices_of(tmp_path, 1)["b"].outcome == "timed_out"
 
@@ -266,7 +267,7 @@ def test_assignment_lost_on_the_way_is_sent_again(broker: InProcess, tmp_path: P
         wait_until(lambda: bool(lost))
         a.say(Status(device_id="a", session_id="s", state=DeviceState.IDLE))
         running.finish()
-        sent = [m.round_number for m in a.heard(Assignment) if isinstance(m, Assignment)]
+        sent = [m.key.round_number for m in a.heard(Assignment) if isinstance(m, Assignment)]
     assert sent == [1, 1, 2]
     assert devices_of(tmp_path, 1)["a"].outcome == "accepted"
 

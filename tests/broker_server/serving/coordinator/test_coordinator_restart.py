@@ -22,6 +22,7 @@ from edge_runtime.wire.messages import Assignment, Verdict
 from tests.broker_server import fleet, tiny
 from tests.broker_server.conftest import Broker, start_broker
 from tests.broker_server.fleet import Device
+from tests.replies import blob_of
 
 pytestmark = pytest.mark.e2e
 
@@ -83,7 +84,7 @@ class Counting:
 
     def __call__(self, assignment: Assignment, blob: bytes) -> bytes:
         self.may_go_on.wait(60)
-        self.trained[assignment.round_number, assignment.attempt] += 1
+        self.trained[assignment.key.round_number, assignment.key.attempt] += 1
         return fleet.train(assignment, blob)
 
 
@@ -103,8 +104,8 @@ def test_killed_in_the_middle_of_a_round(any_broker: Broker, tmp_path: Path, pro
     records = store.load_round_records()
     assert [[d.outcome for d in record.devices] for record in records] == [[], ["accepted"] * 2, ["accepted"] * 2]
     assert fast.trained == {(1, 1): 1, (2, 1): 1}
-    (update,) = [one for one in store.load_updates(1) if one.device_id == "a"]
-    assert update.adapter.digest == digest_of(kept)
+    (update,) = [one for one in store.load_updates(1) if one.key.device_id == "a"]
+    assert blob_of(update).digest == digest_of(kept)
 
 
 def test_device_that_died_while_the_coordinator_was_away_is_not_waited_for(
@@ -145,7 +146,7 @@ def test_killed_again_and_again(real_broker: Broker, tmp_path: Path, process: Pr
             wait_for(reader, num_events)
             process.kill()
             accepted |= {
-                (d.device_id, m.round_number) for d in (a, b) for m in d.heard(Verdict) if isinstance(m, Verdict)
+                (d.device_id, m.key.round_number) for d in (a, b) for m in d.heard(Verdict) if isinstance(m, Verdict)
             }
         process.start()
         assert process.wait(120) == 0
@@ -195,4 +196,4 @@ def test_killed_while_a_crowd_sends_updates(tmp_path: Path, process: Process) ->
 def kept_updates(run_dir: Path) -> set[tuple[str, int]]:
     """Devices and rounds of the updates whose rows and files a new process finds."""
     with contextlib.closing(Store.open(run_dir)) as store:
-        return {(one.device_id, number) for number in range(1, 4) for one in store.load_updates(number)}
+        return {(one.key.device_id, number) for number in range(1, 4) for one in store.load_updates(number)}

@@ -27,6 +27,7 @@ from tests.broker_server.conftest import Coordination
 from tests.broker_server.fleet import Device
 from tests.broker_server.links import InProcess
 from tests.broker_server.serving.coordinator.test_coordinator import devices_of, verdicts
+from tests.replies import lora_of
 
 Coordinate = Callable[[Path], Coordination]
 
@@ -124,8 +125,8 @@ def test_diverged_round_ends_the_run_with_one_line_and_is_trained_again(
         (tmp_path / "config.toml").write_text(slower.to_toml())
         measured(0.8)
         coordinate(tmp_path).finish()
-        asked = [m for m in a.received if isinstance(m, Assignment) and m.round_number == 2]
-    assert [m.hyper_parameters.learning_rate for m in asked] == [pytest.approx(2e-4), pytest.approx(1e-6)]
+        asked = [m for m in a.received if isinstance(m, Assignment) and m.key.round_number == 2]
+    assert [lora_of(m).hyper_parameters.learning_rate for m in asked] == [pytest.approx(2e-4), pytest.approx(1e-6)]
     records = Store.open(tmp_path).load_round_records()
     assert [r.evaluation.loss for r in records if r.evaluation is not None] == [1.0, 0.9, 0.8]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from broker_server.serving.coordinator.sightings import FOR_PROGRESS, MAX_DETAIL
 from broker_server.serving.storage import events as stored_events
 from broker_server.serving.storage.events import DeviceSeen, EventLog, EventReader
 from broker_server.serving.storage.store import Store
+from edge_runtime.errors import MessageError
 from edge_runtime.link.complaints import MAX_LINES, Complaints
 from edge_runtime.wire import chunks, topics
 from edge_runtime.wire.messages import (
@@ -39,6 +41,7 @@ from tests.broker_server import fleet, tiny
 from tests.broker_server.conftest import Coordination
 from tests.broker_server.fleet import FLEET, Device
 from tests.broker_server.links import InProcess
+from tests.edge_runtime.wire import test_messages
 
 Coordinate = Callable[[Path], Coordination]
 
@@ -48,10 +51,15 @@ class Link:
 
     def __init__(self) -> None:
         self.published: list[AnyMessage] = []
+        self.words: list[tuple[str, bytes]] = []
+        """To devices of other releases."""
 
     def publish(self, topic: str, payload: bytes) -> None:
         assert topic.startswith("fedspine/")
-        self.published.append(decode_message(payload))
+        if topic.endswith("/refused"):
+            self.words.append((topic, payload))
+        else:
+            self.published.append(decode_message(payload))
 
 
 class Post:
@@ -323,8 +331,38 @@ def test_honest_device_is_served_beside_one_that_floods(
         flood.leave()
         with Device(broker.url, "honest") as honest:
             running.finish()
-    assert [(m.round_number, m.accepted) for m in honest.heard(Verdict) if isinstance(m, Verdict)][-1] == (2, True)
+    assert [(m.key.round_number, m.accepted) for m in honest.heard(Verdict) if isinstance(m, Verdict)][-1] == (2, True)
     assert honest.heard(Welcome)
     assert (tmp_path / "events.jsonl").stat().st_size < 100_000
     with contextlib.closing(sqlite3.connect(tmp_path / "state.sqlite")) as connection:
         assert {row[0] for row in connection.execute("SELECT device_id FROM devices")} <= {"flood", "honest"}
+
+
+OLD = json.loads(Path(test_messages.__file__).with_name("messages_of_version_1.json").read_text())
+
+
+@pytest.mark.parametrize("kind", ["register", "update", "failure", "status"])
+def test_a_device_of_the_release_before_is_told_which_side_to_upgrade(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    post = Post()
+    if kind != "register":
+        post.register("board-7")
+    for _ in range(5):
+        assert post.channel.open(topics.up(FLEET, "board-7", kind), bytes.fromhex(OLD[kind])) is None
+    post.channel.post()
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 1
+    assert "board-7" in lines[0]
+    assert "schema_version 1, this release of fedspine speaks 2: upgrade fedspine on the side that sent it" in lines[0]
+    assert {topic for topic, _ in post.link.words} == {topics.down(FLEET, "board-7", "refused")}
+    with pytest.raises(MessageError, match="speaks schema_version 2, this device 1: upgrade fedspine on this device"):
+        decode_message(post.link.words[0][1])
+
+
+def test_words_to_devices_of_another_release_are_as_few_as_hellos() -> None:
+    post = Post()
+    for number in range(2 * int(HELLOS.burst)):
+        post.channel.open(topics.up(FLEET, f"board-{number}", "register"), bytes.fromhex(OLD["register"]))
+    post.channel.post()
+    assert len(post.link.words) == HELLOS.burst

@@ -17,7 +17,6 @@ from broker_server.methods.rounds.types import (
     Phase,
     RoundLimits,
     UpdateAnnounced,
-    UpdateKey,
 )
 from broker_server.serving.coordinator import ledger
 from broker_server.serving.coordinator.ledger import Ledger
@@ -27,7 +26,7 @@ from broker_server.serving.storage.held_files import HeldFiles
 from broker_server.serving.storage.rows import SchedulerState
 from broker_server.serving.storage.store import Store
 from edge_runtime.system.files import DiskFullError
-from edge_runtime.wire.messages import Verdict
+from edge_runtime.wire.messages import AssignmentKey, Verdict
 from tests.broker_server import fleet
 from tests.broker_server.conftest import Coordination
 from tests.broker_server.fleet import Device
@@ -51,13 +50,13 @@ def test_update_counts_once_it_is_settled(tmp_path: Path) -> None:
     store = holding(tmp_path)
     for device_id in ("a", "b"):
         store.accept_update(update(device_id), BLOB, 101.0)
-    assert store.is_accepted(UpdateKey(round_number=1, device_id="a", attempt=1))
+    assert store.is_accepted(AssignmentKey(run_id="run", round_number=1, device_id="a", attempt=1))
     assert reopen(tmp_path).load_updates(1) == []
-    assert not store.update_path(1, "a").exists()
+    assert not store.update_path(AssignmentKey(run_id="run", round_number=1, device_id="a", attempt=1)).exists()
 
     store.settle()
 
-    assert [one.device_id for one in reopen(tmp_path).load_updates(1)] == ["a", "b"]
+    assert [one.key.device_id for one in reopen(tmp_path).load_updates(1)] == ["a", "b"]
 
 
 def test_killed_before_it_was_settled(tmp_path: Path) -> None:
@@ -86,7 +85,7 @@ def test_files_are_durable_before_the_rows_that_tell_of_them(tmp_path: Path, mon
         store.settle()
     store.close()
     again = reopen(tmp_path)
-    assert not again.is_accepted(UpdateKey(round_number=1, device_id="a", attempt=1))
+    assert not again.is_accepted(AssignmentKey(run_id="run", round_number=1, device_id="a", attempt=1))
 
 
 def test_second_update_of_a_device_in_a_group_replaces_the_first(tmp_path: Path) -> None:
@@ -132,7 +131,10 @@ def test_no_verdict_for_what_did_not_reach_the_disk(
         assert device.heard(Verdict) == []
         assert not [e for e in EventReader(tmp_path / "events.jsonl").new_events() if isinstance(e, UpdateAccepted)]
         coordinate(tmp_path).finish()
-    assert [(m.round_number, m.accepted) for m in device.received if isinstance(m, Verdict)] == [(1, True), (2, True)]
+    assert [(m.key.round_number, m.accepted) for m in device.received if isinstance(m, Verdict)] == [
+        (1, True),
+        (2, True),
+    ]
 
 
 # ---- the cost of a step ----------------------------------------------------------------------------------------------
@@ -141,7 +143,9 @@ def test_no_verdict_for_what_did_not_reach_the_disk(
 @pytest.fixture
 def crowd(tmp_path: Path) -> Iterator[tuple[Desk, Ledger]]:
     """A round of 300 devices, and the books of it."""
-    limits = RoundLimits(num_rounds=1, num_devices=300, round_deadline_s=100, registration_timeout_s=50, rejoin_s=5)
+    limits = RoundLimits(
+        run_id="run", num_rounds=1, num_devices=300, round_deadline_s=100, registration_timeout_s=50, rejoin_s=5
+    )
     desk = Desk(limits)
     desk.answers_pulls = True
     desk.feed(*(DeviceRegistered(device_id=f"d{i:03}") for i in range(300)))
@@ -151,7 +155,7 @@ def crowd(tmp_path: Path) -> Iterator[tuple[Desk, Ledger]]:
         contextlib.closing(EventLog(tmp_path / "events.jsonl")) as events,
     ):
         store.begin_round(1, desk.state.participants.values(), LEARNT, 100.0)
-        books = Ledger(store, events, clock=time.monotonic, wall_clock=time.monotonic, max_devices=300)
+        books = Ledger(store, events, run_id="run", clock=time.monotonic, wall_clock=time.monotonic, max_devices=300)
         books.hold()
         yield desk, books
 

@@ -23,17 +23,18 @@ from broker_server.methods.rounds.types import (
     RunState,
     SendVerdict,
     UpdateAnnounced,
-    UpdateKey,
     UpdateRejected,
     UpdateStored,
 )
-from edge_runtime.wire.messages import FailureReason
+from edge_runtime.wire.messages import AssignmentKey, FailureReason
 from tests.broker_server.round_desk import LIMITS, SMALL, A, B, Desk, key
 
 # ---- any interleaving ------------------------------------------------------------------------------------------------
 
 DEVICES = st.sampled_from([A, B, "c"])
-KEYS = st.builds(UpdateKey, round_number=st.integers(1, 4), device_id=DEVICES, attempt=st.integers(1, 3))
+KEYS = st.builds(
+    AssignmentKey, run_id=st.just("run"), round_number=st.integers(1, 4), device_id=DEVICES, attempt=st.integers(1, 3)
+)
 EVENTS: st.SearchStrategy[Event] = st.one_of(
     st.builds(DeviceRegistered, device_id=DEVICES),
     st.builds(DeviceOffline, device_id=DEVICES),
@@ -47,7 +48,7 @@ EVENTS: st.SearchStrategy[Event] = st.one_of(
 )
 
 
-def current(state: RunState, device_id: str) -> UpdateKey:
+def current(state: RunState, device_id: str) -> AssignmentKey:
     """The key of a device's present assignment, so that generated events often hit."""
     known = state.participants.get(device_id)
     return key(device_id, state.round_number or 1, known.attempt if known else 1)

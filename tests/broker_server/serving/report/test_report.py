@@ -32,6 +32,7 @@ from broker_server.serving.report.schema import (
 )
 from broker_server.serving.storage.records import EvaluationRecord
 from edge_runtime.formats.manifest import Task
+from edge_runtime.wire.measures import Measurements
 from tests.broker_server.malformed import MALFORMED_REPORTS
 from tests.broker_server.report_samples import round_records, sample_report, sampled_records
 
@@ -65,9 +66,10 @@ def test_a_report_has_every_field_that_was_promised() -> None:
     assert {"path", "bytes", "sparsity", "accuracy", "latency_ms"} <= set(data["compact"])
     assert [entry["round_number"] for entry in data["rounds"]] == [0, 1, 2, 3]
     assert {"accuracy", "seconds", "devices"} <= set(data["rounds"][1])
-    promised = "device_id pruning_ratio rank sparsity train_s step_s_p50 peak_rss_bytes bytes_up bytes_down"
-    assert set(promised.split()) <= set(data["rounds"][1]["devices"][0])
-    assert data["schema_version"] == 1
+    device = data["rounds"][1]["devices"][0]
+    assert {"device_id", "pruning_ratio", "rank", "sparsity", "measurements", "evaluation"} <= set(device)
+    assert set(device["measurements"]) == {field.name for field in msgspec.structs.fields(Measurements)}
+    assert data["schema_version"] == 2
 
 
 def test_the_end_is_the_last_round_and_sums_add_up() -> None:

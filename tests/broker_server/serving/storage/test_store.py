@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from broker_server.errors import StoreError
-from broker_server.methods.rounds.types import Outcome, Participant, UpdateKey
+from broker_server.methods.rounds.types import Outcome, Participant
 from broker_server.serving.storage.records import EvaluationRecord, RoundRecord
 from broker_server.serving.storage.rows import SchedulerState
 from broker_server.serving.storage.store import Store
@@ -16,7 +16,7 @@ from edge_runtime.system import files
 from edge_runtime.wire import chunks
 from edge_runtime.wire.arms import parse_arms
 from edge_runtime.wire.measures import Measurements
-from edge_runtime.wire.messages import FailureReason, Register, Update
+from edge_runtime.wire.messages import AssignmentKey, FailureReason, Register, Update
 from tests.broker_server import tiny
 
 LARGE, SMALL = parse_arms("0.0:8,0.5:4")
@@ -30,11 +30,8 @@ def open_participants(*device_ids: str) -> list[Participant]:
 
 def update(device_id: str = "a", *, blob: bytes = BLOB, attempt: int = 1, train_loss: float = 1.0) -> Update:
     return Update(
-        run_id="run",
-        device_id=device_id,
-        round_number=1,
-        attempt=attempt,
-        adapter=chunks.describe(blob),
+        key=AssignmentKey(run_id="run", round_number=1, device_id=device_id, attempt=attempt),
+        blob=chunks.describe(blob),
         num_examples=10,
         train_loss=train_loss,
         measurements=Measurements(
@@ -83,14 +80,14 @@ def test_after_assignments_were_written(tmp_path: Path) -> None:
 def test_after_the_file_of_an_update_but_before_its_row(tmp_path: Path) -> None:
     store = reopen(tmp_path)
     store.begin_round(1, open_participants("a"), LEARNT, 100.0)
-    path = store.update_path(1, "a")
+    path = store.update_path(AssignmentKey(run_id="run", round_number=1, device_id="a", attempt=1))
     path.parent.mkdir(parents=True)
     path.write_bytes(BLOB)
     again = reopen(tmp_path)
     opened = again.load_open_round()
     assert opened is not None
     assert opened.participants["a"].is_open
-    assert not again.is_accepted(UpdateKey(round_number=1, device_id="a", attempt=1))
+    assert not again.is_accepted(AssignmentKey(run_id="run", round_number=1, device_id="a", attempt=1))
     again.accept_update(update(), BLOB, 101.0)  # the device announces it again
     assert again.load_updates(1) == [update()]
 
@@ -105,7 +102,7 @@ def test_after_the_row_of_an_update_but_before_the_verdict(tmp_path: Path) -> No
     assert opened.participants["a"].outcome is Outcome.ACCEPTED
     assert opened.participants["b"].is_open
     assert again.read_update(again.load_updates(1)[0]) == BLOB
-    assert again.is_accepted(UpdateKey(round_number=1, device_id="a", attempt=1))
+    assert again.is_accepted(AssignmentKey(run_id="run", round_number=1, device_id="a", attempt=1))
 
 
 def test_after_the_verdict(tmp_path: Path) -> None:
@@ -173,7 +170,7 @@ def test_damaged_update_is_asked_for_again(tmp_path: Path, damage: bytes, caplog
     store.accept_update(update(), BLOB, 101.0)
     accepted = Participant(device_id="a", attempt=1, arm=LARGE, outcome=Outcome.ACCEPTED)
     store.save_participants(1, [accepted], LEARNT, 1.0)
-    store.update_path(1, "a").write_bytes(damage)
+    store.update_path(AssignmentKey(run_id="run", round_number=1, device_id="a", attempt=1)).write_bytes(damage)
     opened = reopen(tmp_path).load_open_round()
     assert opened is not None
     assert opened.participants["a"].is_open

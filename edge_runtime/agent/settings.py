@@ -1,0 +1,60 @@
+"""What the owner of a board decides: how the device takes part, and how it works."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Final
+
+from edge_runtime.agent.pins import Pins
+from edge_runtime.board.guard import PauseLimits
+from edge_runtime.board.sensors import SYS
+from edge_runtime.engine.model import MODES, Mode
+from edge_runtime.link.protocol import OpenLink
+
+MIN_TRAINING_RATIO: Final = 5
+"""At most one in so many examples is held out, however small the file is."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class WorkSettings:
+    """What the owner of a board decides."""
+
+    data: Path
+    """JSON lines."""
+    num_holdout: int
+    """Examples kept for local evaluation, at most one in :data:`MIN_TRAINING_RATIO`."""
+    num_threads: int
+    """Threads of one operator."""
+    memory_limit_bytes: int
+    """What training may use, bytes."""
+    modes: tuple[Mode, ...] = MODES
+    """How graphs may be run; the first that fits is taken."""
+    checkpoint_every: int = 0
+    """Steps from one checkpoint to the next, 0 = none."""
+    pausing: PauseLimits = dataclasses.field(default_factory=PauseLimits)
+    """What makes work pause."""
+    sensors: Path = SYS
+    """Where the kernel's files are that say so."""
+    ort_models: Path | None = None
+    """Folder of ort-training models, to train with these; None = the portable engine."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSettings:
+    """How a device takes part."""
+
+    open_link: OpenLink
+    fleet: str
+    """Fleet on that broker."""
+    work: WorkSettings
+    num_examples: int
+    """Lines of the data file: what an update may count with at most (text-classification)."""
+    data_bytes: int = 0
+    """Size of the data file, the same for causal-lm; 0 = not said."""
+    pins: Pins = dataclasses.field(default_factory=Pins)
+    """What it may run."""
+    exit_when_finished: bool = False
+    """Leave when the coordinator says that the run is over."""
+    wait_for_broker: bool = False
+    """Go on trying when nobody answers at the first connection."""

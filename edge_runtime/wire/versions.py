@@ -1,0 +1,66 @@
+"""Peers of other releases: each side says which schema version it speaks, and which side is to be upgraded."""
+
+from __future__ import annotations
+
+import msgspec
+
+from edge_runtime.bounds.fields import Name, Version
+from edge_runtime.errors import MessageError
+
+
+class SchemaVersionError(MessageError):
+    """A message of another schema version.
+
+    Attributes:
+        theirs: version of the message.
+        ours: the only one that is read here.
+    """
+
+    def __init__(self, message: str, *, theirs: int, ours: int) -> None:
+        super().__init__(message)
+        self.theirs = theirs
+        self.ours = ours
+
+
+class _Head(msgspec.Struct, frozen=True):
+    kind: Name
+    schema_version: Version
+
+
+_decoder = msgspec.msgpack.Decoder(_Head)
+
+
+def check_version(data: bytes, ours: int) -> None:
+    """Tell a message of another release from one that is malformed; the latter passes.
+
+    Args:
+        data: what could not be decoded.
+        ours: the schema version of this release.
+
+    Raises:
+        SchemaVersionError: it says another schema version.
+    """
+    try:
+        head = _decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return
+    if head.schema_version == ours:
+        return
+    side = "the side that sent it" if head.schema_version < ours else "this side"
+    msg = (
+        f"{head.kind} refused: it has schema_version {head.schema_version}, this release of fedspine speaks {ours}: "
+        f"upgrade fedspine on {side}"
+    )
+    raise SchemaVersionError(msg, theirs=head.schema_version, ours=ours)
+
+
+def word_to(error: SchemaVersionError) -> bytes:
+    """What a peer of another release can show its owner: a message of an unknown kind, whose name is the text.
+
+    Every release refuses a message whose kind it does not know, and logs that kind with the reason.
+    """
+    side = "this device" if error.theirs < error.ours else "the coordinator"
+    text = (
+        f"this coordinator speaks schema_version {error.ours}, this device {error.theirs}: upgrade fedspine on {side}"
+    )
+    return msgspec.msgpack.encode({"kind": text, "schema_version": error.theirs})

@@ -1,0 +1,24 @@
+"""What tests read of messages whose fields may be absent, or of several kinds."""
+
+from __future__ import annotations
+
+from edge_runtime.wire.messages import Assignment, BlobRef, Update
+from edge_runtime.wire.work import LoraWork
+
+
+def lora_of(assignment: Assignment) -> LoraWork:
+    """The work of an assignment, which is LoRA's."""
+    assert isinstance(assignment.work, LoraWork)
+    return assignment.work
+
+
+def payload_of(assignment: Assignment) -> BlobRef:
+    """What an assignment starts from, which is something."""
+    assert assignment.payload is not None
+    return assignment.payload
+
+
+def blob_of(update: Update) -> BlobRef:
+    """What an update brings, which is something."""
+    assert update.blob is not None
+    return update.blob

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
 import msgspec
 
 from broker_server.errors import ConfigError
+from broker_server.methods.presets import completed, trained_sparsity
 from broker_server.methods.pruning.config import PruningConfig
-from broker_server.options import Panel, Written, from_toml, option, to_toml, zero_for_none
+from broker_server.naming import as_key
+from broker_server.options import Panel, Scalar, Written, from_toml, option, to_toml, zero_for_none
 from broker_server.ranges import Ratio, check_fields
 from edge_runtime.bounds import limits
 from edge_runtime.bounds.fields import Count, Decay, Factor, Name, Positive, Seconds, Seed, Share
+from edge_runtime.errors import FedSpineError
 from edge_runtime.formats.tensors import WireDtype
 from edge_runtime.wire.arms import LORA_AXES, MAX_PRUNING_RATIO, ArmError, format_arms, parse_arms
 from edge_runtime.wire.work import Arm
 
 Duration = Annotated[float, msgspec.Meta(gt=0, le=limits.LONGEST_S)]
+
+DEFAULT_ARMS: Final = "0.0:8,0.25:8"
+"""Grid of arms where a method is given and no arms are."""
 
 ARMS: Final = Written(str, parse_arms, format_arms)
 """Arms are written ``RATIO:RANK,...``."""
@@ -65,6 +72,12 @@ class FederationConfig:
         Panel.TRAINING, "pruning ratios and ranks, RATIO:RANK,..., such as 0.0:8,0.25:8,0.5:4", written=ARMS
     )
     """Arms that the scheduler may play; for one that plays between them, the corners of what it may play."""
+    method: str = option(
+        Panel.TRAINING,
+        "a method by name, such as fedspine or fedit: its settings, below those that are given (`fedspine methods` "
+        "lists them)",
+        "",
+    )
     scheduler: str = option(Panel.TRAINING, "who gets which arm: fedspine, uniform, ... (docs/scheduler.md)", "uniform")
     aggregation: str = option(
         Panel.TRAINING,
@@ -173,6 +186,8 @@ class CoordinatorConfig(FederationConfig):
     """The coordinator's own certificate (PEM)."""
     broker_key_file: str | None = None
     """Its private key (PEM)."""
+    callbacks: str = ""
+    """Told of each round, names with commas: see docs/extending.md."""
     max_devices: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 10_000
     """Devices that are known at a time; a new one takes the place of that which has been offline longest."""
 
@@ -188,13 +203,14 @@ class CoordinatorConfig(FederationConfig):
 
     @classmethod
     def from_toml(cls, text: str) -> Self:
-        """Read a configuration.
+        """Read a configuration; its method's settings count where it does not say others.
 
         Raises:
-            ConfigError: not TOML, an unknown or missing key, a wrong type, or a value out of range.
+            ConfigError: not TOML, an unknown or missing key, a wrong type, or a value out of range; or an unknown
+                method.
             ArmError: an arm outside its range.
         """
-        return from_toml(text, cls)
+        return from_toml(text, cls, _with_method)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -213,6 +229,20 @@ class CoordinatorConfig(FederationConfig):
         except (ConfigError, ArmError) as error:
             msg = f"{path}: {error}"
             raise type(error)(msg) from error
+
+
+def _with_method(given: Mapping[str, Scalar]) -> Mapping[str, object]:
+    """Options of a configuration with those of its method, and with what is deployed where that deploys."""
+    name, rounds = given.get("method"), given.get("rounds")
+    if not isinstance(name, str) or not name or not isinstance(rounds, int):
+        return given  # what is wrong with it, the reader says
+    try:
+        found = completed(name, given, rounds=rounds, arms=DEFAULT_ARMS)
+    except FedSpineError as error:
+        raise as_key(error) from error
+    if found.get("deploy_rounds") and "sparsity" not in found:
+        found["sparsity"] = trained_sparsity(parse_arms(str(found.get("arms", DEFAULT_ARMS))))
+    return {"arms": DEFAULT_ARMS, **found}
 
 
 def check_sparsity(sparsity: float) -> None:

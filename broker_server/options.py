@@ -226,18 +226,48 @@ def to_toml(settings: object) -> str:
     return "".join([*keys, *tables])
 
 
-def from_toml(text: str, kind: type[T]) -> T:
+def from_toml(
+    text: str, kind: type[T], complete: Callable[[Mapping[str, Any]], Mapping[str, object]] | None = None
+) -> T:
     """Settings from TOML; see :func:`to_toml`.
+
+    Args:
+        text: of the file.
+        kind: class of settings.
+        complete: given the options that the file has, by name, returns all that count: those and others.
 
     Raises:
         ConfigError: not TOML, an unknown or missing key, a wrong type, or a value out of range.
         ArmError: an arm outside its range.
     """
     try:
-        return _from_table(tomllib.loads(text), kind, "")
+        table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         msg = f"configuration is no TOML: {error}"
         raise ConfigError(msg) from error
+    if complete is not None:
+        _complete(table, kind, complete)
+    return _from_table(table, kind, "")
+
+
+def _complete(table: dict[str, Any], kind: type, complete: Callable[[Mapping[str, Any]], Mapping[str, object]]) -> None:
+    """Add to a table, and to those in it, what the options that it has bring with them."""
+    options = options_of(kind)
+    found = {name: _at(table, one.path) for name, one in options.items()}
+    given = {name: value for name, value in found.items() if value is not None}
+    added = {name: value for name, value in complete(given).items() if name not in given}
+    check_values(added, kind)
+    for name, value in added.items():
+        *tables, last = options[name].path
+        inner = functools.reduce(lambda outer, key: outer.setdefault(key, {}), tables, table)
+        inner[last] = value
+
+
+def _at(table: object, path: tuple[str, ...]) -> Any:  # noqa: ANN401 - any value of TOML
+    """What a table, or one in it, has under a key; None = it has not."""
+    for key in path:
+        table = table.get(key) if isinstance(table, dict) else None
+    return table
 
 
 def _from_table(table: object, kind: type[T], where: str) -> T:

@@ -19,10 +19,11 @@ from edge_runtime.errors import ExitCode, FedSpineError
 if TYPE_CHECKING:
     from fedspine.device import CompactModel, load_compact
     from fedspine.making import SMALL_LLAMA, compact, export
-    from fedspine.running import Curve, RunResult, run
+    from fedspine.running import Callback, Curve, RunResult, run
 
 __all__ = [
     "SMALL_LLAMA",
+    "Callback",
     "CompactModel",
     "Curve",
     "FedSpineError",
@@ -40,6 +41,7 @@ _MODULES: Final = {
     "SMALL_LLAMA": "making",
     "compact": "making",
     "export": "making",
+    "Callback": "running",
     "Curve": "running",
     "RunResult": "running",
     "run": "running",

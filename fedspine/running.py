@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -21,12 +22,13 @@ from broker_server.experiments.run.resume import check_changes
 from broker_server.experiments.run.settings import RunSettings
 from broker_server.naming import as_key
 from broker_server.options import options_of
+from broker_server.serving.callbacks import Callback
 from broker_server.serving.report.quality import metric_name
 from broker_server.serving.report.schema import Report, decode_report
 from broker_server.serving.storage.adapters import ADAPTERS_FOLDER, PEFT_FOLDER
 from edge_runtime.errors import FedSpineError
 
-__all__ = ["Curve", "RunResult", "run"]
+__all__ = ["Callback", "Curve", "RunResult", "run"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +99,7 @@ def run(
     config: str | Path | None = None,
     resume: bool = False,
     quiet: bool = False,
+    callbacks: str | Sequence[Callback] = "",
     **settings: object,
 ) -> RunResult:
     """Tune a model on devices played by this machine, and leave a compact model and a report.
@@ -110,6 +113,7 @@ def run(
         config: TOML file of settings, under those that are given.
         resume: go on with the run in ``out``; of the settings, those that docs/run.md names may be given anew.
         quiet: say nothing; the lines go to the logger ``fedspine`` instead.
+        callbacks: told of each round (docs/extending.md): objects, or a list of names with commas.
         **settings: options of ``fedspine run``, with underscores; ``fedspine run --help`` describes them.
 
     Returns:
@@ -118,9 +122,10 @@ def run(
     Raises:
         FedSpineError: see docs/exit-codes.md.
     """
+    named, told = (callbacks, ()) if isinstance(callbacks, str) else ("", tuple(callbacks))
     given = {
         name: os.fspath(value) if isinstance(value, os.PathLike) else value
-        for name, value in settings.items()
+        for name, value in {**settings, "callbacks": named or None}.items()
         if value is not None
     }
     root = default_root(Path(), resume=resume) if out is None else Path(out)
@@ -132,9 +137,9 @@ def run(
         with said_of_file(given, file), QuietDisplay() if quiet else make_display(sys.stdout) as display:
             display.step(f"run directory: {root}")
             if wanted is None:
-                resume_run(root, display, given)
+                resume_run(root, display, given, told)
             else:
-                start_run(wanted, root, display)
+                start_run(wanted, root, display, told)
     except FedSpineError as error:
         called = as_key(error)  # an argument is called as it is written here, without the command's dashes
         if called is error:
@@ -147,12 +152,13 @@ def _declare_settings() -> None:
     """Let help() and editors show the settings as they are declared, once, for the command."""
     parameters = inspect.signature(command.run).parameters
     types = {name: _plain(parameters[name].annotation) for name in options_of(RunSettings)}
+    shown = inspect.signature(run)
+    kept = [parameter for parameter in shown.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
     settings = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
         for name, kind in types.items()
+        if name not in shown.parameters
     ]
-    shown = inspect.signature(run)
-    kept = [parameter for parameter in shown.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
     setattr(run, "__signature__", shown.replace(parameters=[*kept, *settings]))  # noqa: B010 - unknown to its type
 
 

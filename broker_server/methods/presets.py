@@ -9,12 +9,13 @@ evaluation); it is not that system's own code.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TypeGuard
 
 from broker_server.errors import ConfigError
+from broker_server.naming import said_of
 from edge_runtime.system.registry import Registry
-from edge_runtime.wire.arms import format_arms
+from edge_runtime.wire.arms import format_arms, parse_arms
 from edge_runtime.wire.work import Arm
 
 Settings = dict[str, object]
@@ -233,6 +234,42 @@ PRESETS: Final[Mapping[str, Preset]] = {
     ),
 }
 """FedSpine's own methods by name."""
+
+
+def trained_sparsity(arms: Sequence[Arm]) -> float:
+    """The smallest ratio above 0 that devices train: a model that was never trained pruned loses much when cut."""
+    return min((arm.pruning_ratio for arm in arms if arm.pruning_ratio > 0), default=0.0)
+
+
+def completed(name: str, given: Mapping[str, object], *, rounds: int, arms: str) -> Settings:
+    """Settings that a person gave, and below them those of a method.
+
+    Args:
+        name: of the method, or ``pkg.mod:NAME``.
+        given: settings by name, as they are written.
+        rounds: of the run, where ``given`` does not say.
+        arms: the grid, where ``given`` does not say.
+
+    Raises:
+        ConfigError: the method is not known, or it fails.
+        ArmError: an arm of the grid is outside its range.
+    """
+    with said_of("method"):
+        preset = METHODS.find_or_import(name)
+    with said_of("arms"):
+        grid = parse_arms(str(given.get("arms", arms)))
+    sparsity, num_rounds = given.get("sparsity"), given.get("rounds", rounds)
+    shared = Shared(
+        rounds=num_rounds if isinstance(num_rounds, int) else rounds,
+        sparsity=float(sparsity) if isinstance(sparsity, int | float) else trained_sparsity(grid),
+        arms=grid,
+    )
+    try:
+        own = dict(preset.settings(shared))
+    except Exception as error:
+        msg = f"--method {name!r} cannot say its settings ({type(error).__name__}: {error}): mend it, or take another"
+        raise ConfigError(msg) from error
+    return {**own, **given}
 
 
 def _is_preset(value: object) -> TypeGuard[Preset]:

@@ -30,7 +30,7 @@ SAME_FOR_ALL: Final = frozenset(
 """Settings that a method must not change: another problem or other rounds would not be comparable. How *many* rounds
 it plays is its own: tables set quality against time and bytes, and a method of cheap rounds may play more of them."""
 
-SET_HERE: Final = frozenset({"seed", "artifact", "calibration", "broker", "broker_port", "artifact_port"})
+SET_HERE: Final = frozenset({"method", "seed", "artifact", "calibration", "broker", "broker_port", "artifact_port"})
 """Settings that the comparison gives to each run itself."""
 
 
@@ -83,6 +83,8 @@ class Method:
     about: str
     settings: Settings
     """On top of the shared ones."""
+    preset: str = ""
+    """Method of ``fedspine run`` that it starts from; empty = none. All that it sets is in ``settings`` too."""
     base: str
     """Name without the scenario."""
     scenario: str = ""
@@ -195,8 +197,12 @@ class Comparison:
             ConfigError: a wrong setting; says of which method.
             ArmError: an arm outside its range.
         """
-        shared = {"sparsity": resolve(self.shared).sparsity, **self.shared}  # one for all, whatever a method's arms
-        given: Settings = {"compact": False, **shared, **self.method(key.method).settings, "seed": key.seed}
+        shared = {
+            "sparsity": resolve({"method": "", **self.shared}).sparsity,
+            **self.shared,
+        }  # one for all, whatever a method's arms
+        method = self.method(key.method)
+        given: Settings = {"compact": False, "method": method.preset, **shared, **method.settings, "seed": key.seed}
         if artifact is not None:
             given |= {"artifact": str(artifact), "new_head": False}  # it was made by the export
         if calibration is not None:
@@ -210,7 +216,7 @@ class Comparison:
 
 def _methods(file: ComparisonFile, names: tuple[str, ...], shared: Settings) -> tuple[Method, ...]:
     try:
-        settings = resolve(shared)
+        settings = resolve({"method": "", **shared})
     except (ConfigError, ArmError) as error:
         raise as_key(error, "[run] ") from error
     facts = Shared(
@@ -242,6 +248,7 @@ def _method(name: str, table: dict[str, Any] | None, facts: Shared) -> Method:
         label=head.label or (preset.label if preset and name == base else name),
         about=head.about or (preset.about_and_source if preset else ""),
         settings={**own_settings, **given},
+        preset=base or "",
         base=name,
     )
 

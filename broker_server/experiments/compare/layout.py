@@ -20,8 +20,8 @@ from edge_runtime.formats.manifest import decode_manifest
 from edge_runtime.formats.names import MANIFEST_FILE
 
 RUNS: Final = "runs"
-PATHS: Final = frozenset({"artifact", "calibration"})
-"""Settings that only say where things of the comparison lie."""
+NO_MATTER: Final = frozenset({"artifact", "calibration", "method", "callbacks"})
+"""Settings that only say where things of the comparison lie, or name what the other settings say in full."""
 
 
 class Progress(enum.Enum):
@@ -68,7 +68,7 @@ class ComparisonDirectory:
             return Progress.NEW
         made = flat(resolve({}, directory.settings_file))
         for name, value in flat(wanted).items():
-            if name not in PATHS and made[name] != value:
+            if name not in NO_MATTER and made[name] != value:
                 msg = (
                     f"{directory.root} was run with {name} = {made[name]!r}, the comparison now says {value!r}: "
                     "give another --out, or remove that directory to run it again"

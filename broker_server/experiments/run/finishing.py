@@ -99,7 +99,7 @@ def write_report(settings: RunSettings, directory: RunDirectory, state: JobState
         created_at=state.created_at,
         steps=state.steps,
         data=read_summary(directory),
-        config=_shown_settings(settings),
+        config=shown_settings(settings),
         fleet=fleet_entry(read_fleet(settings, directory)),
     )
     measured = directory.root / COMPACT_RESULT
@@ -163,7 +163,7 @@ def _prompt(test_file: Path) -> str:
     return ""
 
 
-def _shown_settings(settings: RunSettings) -> dict[str, str | int | float | bool]:
+def shown_settings(settings: RunSettings) -> dict[str, str | int | float | bool]:
     """Settings for the report: names of files without their folders, and a broker without its password."""
     shown = flat(settings)
     for field in ("model", "artifact", "adapter", "data", "test", "emulate", "calibration"):

@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -18,7 +18,7 @@ from broker_server.errors import ChildFailedError
 from broker_server.experiments.run import layout, preparation
 from broker_server.experiments.run.emulate import settle_fleet
 from broker_server.experiments.run.examples import DataSet
-from broker_server.experiments.run.finishing import measure_compact, write_report
+from broker_server.experiments.run.finishing import measure_compact, shown_settings, write_report
 from broker_server.experiments.run.layout import JobState, RunDirectory
 from broker_server.experiments.run.processes import (
     NUM_HOLDOUT,
@@ -39,6 +39,7 @@ from broker_server.experiments.run.starting import read_adapter, start_from
 from broker_server.experiments.run.supervisor import Child, Supervisor
 from broker_server.experiments.run.training import watch
 from broker_server.experiments.run.view import RunView
+from broker_server.serving.callbacks import Callback, CallbackWorker, RunInfo, make_callbacks
 from broker_server.serving.report.build import TRAINING_STEP
 from broker_server.serving.report.quality import plural
 from broker_server.serving.report.schema import Report
@@ -57,14 +58,20 @@ NOTE: Final = "fedspine: note: "
 """Begins a line of an export's log that a person should see."""
 
 
-def start_run(settings: RunSettings, root: Path, display: Display) -> Report:
+def start_run(settings: RunSettings, root: Path, display: Display, callbacks: Sequence[Callback] = ()) -> Report:
     """Run the whole job in a new directory.
+
+    Args:
+        settings: of the run.
+        root: run directory.
+        display: shows how it goes.
+        callbacks: told of the rounds, beside those that the settings name.
 
     Raises:
         FedSpineError: see docs/exit-codes.md.
     """
     prepare_run(settings, root, display)
-    return resume_run(root, display)
+    return resume_run(root, display, callbacks=callbacks)
 
 
 def prepare_run(settings: RunSettings, root: Path, display: Display) -> None:
@@ -74,6 +81,7 @@ def prepare_run(settings: RunSettings, root: Path, display: Display) -> None:
         FedSpineError: see docs/exit-codes.md; nothing is left behind.
     """
     layout.check_free(root)
+    make_callbacks(settings.callbacks)  # what cannot be made is told before anything else is
     preparation.check_settings(settings)
     shown, settings = settings, take_password(settings, os.environ)
     if settings != shown:
@@ -83,11 +91,19 @@ def prepare_run(settings: RunSettings, root: Path, display: Display) -> None:
     with layout.created(root) as directory:
         write_atomically(directory.settings_file, settings.to_toml().encode(), is_private=True)
         directory.save_state(_new_state())
-        with _open(directory, display, {}) as job, _explained(lambda error: "" if error.is_specific else _where(error)):
+        with (
+            _open(directory, display, {}, None) as job,
+            _explained(lambda error: "" if error.is_specific else _where(error)),
+        ):
             job.prepare()
 
 
-def resume_run(root: Path, display: Display, changes: Mapping[str, object] | None = None) -> Report:
+def resume_run(
+    root: Path,
+    display: Display,
+    changes: Mapping[str, object] | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Report:
     """Go on with a run, from wherever it stands.
 
     Args:
@@ -95,12 +111,13 @@ def resume_run(root: Path, display: Display, changes: Mapping[str, object] | Non
         display: shows how it goes.
         changes: settings that are to be others from now on; see
             :data:`broker_server.experiments.run.resume.CHANGEABLE`.
+        callbacks: told of the rounds, beside those that the settings name.
 
     Raises:
         FedSpineError: see docs/exit-codes.md; what is done stays done.
     """
     hint = f"; go on with `fedspine run --resume --out {root}`"
-    opened = _open(RunDirectory(root), display, changes or {})
+    opened = _open(RunDirectory(root), display, changes or {}, callbacks)
     with opened as job, _explained(lambda error: _where(error) + hint):
         job.prepare()
         job.train()
@@ -108,12 +125,17 @@ def resume_run(root: Path, display: Display, changes: Mapping[str, object] | Non
 
 
 @contextlib.contextmanager
-def _open(directory: RunDirectory, display: Display, changes: Mapping[str, object]) -> Iterator[Job]:
-    """Hold a run and whatever processes it starts."""
+def _open(
+    directory: RunDirectory, display: Display, changes: Mapping[str, object], callbacks: Sequence[Callback] | None
+) -> Iterator[Job]:
+    """Hold a run and whatever processes it starts; ``callbacks`` None: nobody is told, no round is played."""
     directory.load_state()  # refuses a directory without a run before anything is made in it
-    with layout.held(directory), Supervisor(directory.logs) as supervisor:
+    with layout.held(directory):
         settings, state = reopened(directory, changes)
-        yield Job(settings, directory, supervisor, display, state)
+        told = () if callbacks is None else (*make_callbacks(settings.callbacks), *callbacks)
+        worker = CallbackWorker(told, lambda text: display.step(f"warning: {text}"))
+        with worker, Supervisor(directory.logs) as supervisor:
+            yield Job(settings, directory, supervisor, display, state, worker)
 
 
 @contextlib.contextmanager
@@ -148,8 +170,10 @@ class Job:
         supervisor: Supervisor,
         display: Display,
         state: JobState,
+        callbacks: CallbackWorker,
     ) -> None:
         self.state = state
+        self._callbacks = callbacks
         self._settings = settings
         self._directory = directory
         self._supervisor = supervisor
@@ -182,6 +206,14 @@ class Job:
 
     def train(self) -> None:
         """All rounds that are left, with servers and devices as processes of their own."""
+        settings = self._settings
+        info = RunInfo(
+            run_id=self.state.run_id,
+            directory=self._directory.root,
+            task=settings.task,
+            settings=shown_settings(settings),
+        )
+        self._callbacks.run_started(info)
         if TRAINING_STEP in self.state.done:
             rounds = plural(self._settings.training.num_rounds, "round")
             self._display.step(f"all {rounds} are done; --rounds N trains more")
@@ -198,7 +230,9 @@ class Job:
         """Compact model and its figures, where wanted, and the report."""
         if self._settings.compact:
             self._make_compact()
-        return write_report(self._settings, self._directory, self.state)
+        report = write_report(self._settings, self._directory, self.state)
+        self._callbacks.run_finished(report)
+        return report
 
     # ---- parts of the steps ------------------------------------------------------------------------------------------
 
@@ -237,7 +271,7 @@ class Job:
         self._display.step(f"training begins on {plural(self._settings.num_devices, 'device')}")
         place = Place(broker_url=broker_url, fleet=config.fleet)
         fleet = start_fleet(self._supervisor, self._settings, self._directory, servers, place)
-        watch(fleet, events, self._view, self._display)
+        watch(fleet, events, self._view, self._display, self._callbacks.happened)
         self._supervisor.stop([*fleet.devices.values(), *servers])
 
     def _provide_artifact(self, labels: tuple[str, ...]) -> Child | None:

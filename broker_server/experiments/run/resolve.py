@@ -1,16 +1,19 @@
-"""What a run is to be: defaults of the task, under a TOML file, under the options of the command line."""
+"""What a run is to be: defaults of the task, under a method, a TOML file, and the options of the command line."""
 
 from __future__ import annotations
 
 import contextlib
 import tomllib
+import typing
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+from broker_server.config import DEFAULT_ARMS
 from broker_server.errors import ConfigError
 from broker_server.experiments.run.settings import RunSettings
-from broker_server.naming import as_key, option_of
+from broker_server.methods.presets import completed, trained_sparsity
+from broker_server.naming import as_key, option_of, said_of
 from broker_server.options import build, check_values, options_of, renamed
 from edge_runtime.errors import FedSpineError
 from edge_runtime.system.registry import nearest
@@ -24,7 +27,7 @@ TASK_DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {
         "batch_size": 16,
         "max_length": 64,
         "split": "iid",
-        "arms": "0.0:8,0.25:8",
+        "arms": DEFAULT_ARMS,
         "learning_rate": 2e-3,
         "eval_examples": 500,
     },
@@ -35,7 +38,7 @@ TASK_DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {
         "batch_size": 8,
         "max_length": 128,
         "split": "iid",
-        "arms": "0.0:8,0.25:8",
+        "arms": DEFAULT_ARMS,
         "learning_rate": 3e-3,
         "eval_examples": 96,
     },
@@ -44,7 +47,7 @@ TASK_DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {
 
 
 def resolve(options: Mapping[str, object], config: Path | None = None, *, called: str = "--config") -> RunSettings:
-    """Settings from the task's defaults, under those of a TOML file, under the given options.
+    """Settings from the task's defaults, under those of the method, of a TOML file, and the given options.
 
     Args:
         options: names of options to values; None = not given.
@@ -84,7 +87,14 @@ def said_of_file(given: Collection[str], config: Path | None) -> Iterator[None]:
 def _settings(given: Mapping[str, object]) -> RunSettings:
     given = renamed(given, RunSettings)
     check_values(given, RunSettings)
-    return build(RunSettings, {**_defaults(given), **given})
+    defaults = _defaults(given)
+    if method := str(given.get("method", "")):
+        rounds, arms = typing.cast("int", defaults["rounds"]), str(defaults["arms"])
+        given = completed(method, given, rounds=rounds, arms=arms)
+        with said_of("method"):
+            check_values(given, RunSettings)
+        defaults = _defaults(given)
+    return build(RunSettings, {**defaults, **given})
 
 
 def _defaults(given: Mapping[str, object]) -> dict[str, object]:
@@ -104,12 +114,10 @@ def _defaults(given: Mapping[str, object]) -> dict[str, object]:
 
 
 def _trained_sparsity(arms: object) -> float:
-    """The smallest ratio above 0 that devices train: a model that was never trained pruned loses much when cut."""
     try:
-        ratios = [arm.pruning_ratio for arm in parse_arms(str(arms))]
+        return trained_sparsity(parse_arms(str(arms)))
     except ArmError:
         return 0.0  # the settings refuse these arms in their own words
-    return min((ratio for ratio in ratios if ratio > 0), default=0.0)
 
 
 def _read_toml(path: Path, called: str = "--config") -> dict[str, object]:

@@ -39,6 +39,7 @@ CHANGEABLE: Final = (
     "fleet_name",
     "threads",
     "device_memory_mb",
+    "callbacks",
 )
 """Settings that a run does not keep from its beginning: how long it is, what is made of it, and where it runs."""
 

@@ -17,6 +17,7 @@ from broker_server.methods.scheduler import scheduler_class
 from broker_server.naming import option_name, said_of
 from broker_server.options import Panel, flat_toml, option
 from broker_server.ranges import Words
+from broker_server.serving.callbacks import check_callbacks
 from broker_server.serving.services.ports import MAX_PORT
 from edge_runtime.bounds import limits
 from edge_runtime.bounds.fields import Count
@@ -80,6 +81,11 @@ class RunSettings(FederationConfig):
     fleet_name: str = option(
         Panel.PROCESSES, "fleet on the broker, which no other run there may use (default: one for this run alone)", ""
     )
+    callbacks: str = option(
+        Panel.RESULT,
+        "told of each round, NAME,...: tensorboard, mlflow, or module:Class (docs/extending.md) (default: none)",
+        "",
+    )
     threads: Annotated[int, msgspec.Meta(ge=0, le=1024)] = option(
         Panel.PROCESSES, "threads of each device; 0 = cores / devices", 0
     )
@@ -110,6 +116,7 @@ class RunSettings(FederationConfig):
                 BrokerAddress.parse(self.broker)
         checks: dict[str, Callable[[Any], object]] = {
             "split": parse_split,
+            "callbacks": check_callbacks,
             "scheduler": scheduler_class,
             "aggregation": make_aggregation,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Final
 
 from broker_server.errors import ChildFailedError
@@ -10,7 +11,7 @@ from broker_server.experiments.run.processes import Fleet
 from broker_server.experiments.run.progress import Display
 from broker_server.experiments.run.supervisor import Child
 from broker_server.experiments.run.view import RunView
-from broker_server.serving.storage.events import EventReader
+from broker_server.serving.storage.events import AnyEvent, EventReader
 from edge_runtime.errors import ExitCode
 
 POLL_S: Final = 0.2
@@ -20,17 +21,24 @@ FAREWELL_S: Final = 10.0
 """How long devices may take to leave after the last round."""
 
 
-def watch(fleet: Fleet, events: EventReader, view: RunView, display: Display) -> None:
+def watch(fleet: Fleet, events: EventReader, view: RunView, display: Display, told: Callable[[AnyEvent], None]) -> None:
     """Show the rounds until the coordinator is done.
 
     A device that ends leaves the run going, as long as one is left.
+
+    Args:
+        fleet: the processes.
+        events: what the coordinator writes.
+        view: what is known of the rounds.
+        display: shows it.
+        told: called with each event.
 
     Raises:
         ChildFailedError: the coordinator or a server ended badly, or no device is left.
     """
     ended: dict[str, Child] = {}
     while fleet.coordinator.returncode is None:
-        _show(events, view, display)
+        _show(events, view, display, told)
         for server in fleet.servers:
             if server.returncode is not None:
                 raise server.failure()
@@ -43,7 +51,7 @@ def watch(fleet: Fleet, events: EventReader, view: RunView, display: Display) ->
         if len(ended) == len(fleet.devices) and all(device.returncode != 0 for device in ended.values()):
             raise _all_gone(list(ended.values()))
         time.sleep(POLL_S)
-    _show(events, view, display)
+    _show(events, view, display, told)
     if fleet.coordinator.returncode != 0:
         raise fleet.coordinator.failure()
     give_up_at = time.monotonic() + FAREWELL_S
@@ -51,8 +59,9 @@ def watch(fleet: Fleet, events: EventReader, view: RunView, display: Display) ->
         time.sleep(POLL_S)
 
 
-def _show(events: EventReader, view: RunView, display: Display) -> None:
+def _show(events: EventReader, view: RunView, display: Display, told: Callable[[AnyEvent], None]) -> None:
     for event in events.new_events():
+        told(event)
         line = view.apply(event)
         if line is not None:
             display.step(line)

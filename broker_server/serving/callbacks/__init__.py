@@ -16,7 +16,7 @@ from broker_server.serving.callbacks.worker import CallbackWorker
 from edge_runtime.errors import FedSpineError
 from edge_runtime.system.registry import Registry, subclass_of
 
-__all__ = ["CALLBACKS", "Callback", "CallbackWorker", "RunInfo", "make_callbacks", "names_in"]
+__all__ = ["CALLBACKS", "Callback", "CallbackWorker", "RunInfo", "check_callbacks", "make_callbacks", "names_in"]
 
 CALLBACKS: Final[Mapping[str, type[Callback]]] = {"mlflow": MlflowCallback, "tensorboard": TensorBoardCallback}
 """FedSpine's own callbacks by name."""
@@ -38,6 +38,16 @@ def names_in(text: str) -> tuple[str, ...]:
     ('tensorboard', 'my_package.mod:Log')
     """
     return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def check_callbacks(text: str) -> None:
+    """Refuse a list with a name that no callback has.
+
+    Raises:
+        ConfigError: a name is not known, or its class cannot be imported.
+    """
+    for name in names_in(text):
+        _REGISTRY.find_or_import(name)
 
 
 def make_callbacks(text: str) -> tuple[Callback, ...]:

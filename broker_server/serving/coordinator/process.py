@@ -41,6 +41,8 @@ from broker_server.methods.rounds.types import (
     RunState,
     Tick,
 )
+from broker_server.options import flat
+from broker_server.serving.callbacks import CallbackWorker, RunInfo, make_callbacks
 from broker_server.serving.coordinator import patience
 from broker_server.serving.coordinator.command_executor import CommandExecutor
 from broker_server.serving.coordinator.device_channel import DeviceChannel
@@ -57,13 +59,15 @@ from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress, TlsFiles
 from edge_runtime.link.inbox import Connected, Disconnected, Received
 from edge_runtime.link.mqtt import MqttLink
 from edge_runtime.link.protocol import Link, OpenLink
-from edge_runtime.system.files import PRIVATE_FILE, keep_private
+from edge_runtime.system.files import PRIVATE_FILE, keep_private, write_atomically
 from edge_runtime.wire import topics
 from edge_runtime.wire.messages import FailureReason, Finished, encode_message, kind_of
 
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE: Final = "config.toml"
+RESOLVED_FILE: Final = "resolved.toml"
+"""``config.toml`` with all settings of its method."""
 EVENTS_FILE: Final = "events.jsonl"
 TICK_S: Final = 0.25
 """Longest pause between two looks at the clock."""
@@ -86,6 +90,7 @@ def run_coordinator(run_dir: Path, open_link: OpenLink | None = None) -> None:
 
     Raises:
         ConfigError: ``config.toml`` cannot be used.
+        MissingExtraError: a callback needs a package that is not installed.
         StateInUseError: another coordinator holds the directory.
         StoreError: the state on disk cannot be used, is lost, or is of another run.
         EngineError: artifact or held-out file cannot be used.
@@ -99,14 +104,22 @@ def run_coordinator(run_dir: Path, open_link: OpenLink | None = None) -> None:
     config = CoordinatorConfig.load(run_dir / CONFIG_FILE)
     if BrokerAddress.parse(config.broker_url).password is not None:
         keep_private(run_dir / CONFIG_FILE, PRIVATE_FILE)
+    callbacks = make_callbacks(config.callbacks)
     with contextlib.ExitStack() as stack:
+        worker = stack.enter_context(CallbackWorker(callbacks, logger.warning))
         stack.enter_context(run_lock.hold(run_dir))
         check_not_lost(run_dir)
         store = stack.enter_context(contextlib.closing(Store.open(run_dir)))
         check_same_run(run_dir, store, identity_of(config))
-        events = stack.enter_context(contextlib.closing(EventLog(run_dir / EVENTS_FILE)))
+        events = stack.enter_context(contextlib.closing(EventLog(run_dir / EVENTS_FILE, worker.happened)))
         run = open_run(run_dir, config, store)
+        if config.method:
+            write_atomically(run_dir / RESOLVED_FILE, config.to_toml().encode(), is_private=True)
+        worker.run_started(
+            RunInfo(run_id=config.run_id, directory=run_dir, task=run.manifest.task, settings=flat(config))
+        )
         Coordinator(run, store, events, open_link or mqtt_of(config)).run()
+        worker.run_finished(None)
 
 
 def identity_of(config: CoordinatorConfig) -> dict[str, str]:

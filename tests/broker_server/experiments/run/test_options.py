@@ -38,6 +38,8 @@ BAD: dict[str, tuple[str, ExitCode]] = {
     "batch_size": ("-8", USAGE),
     "accumulation_steps": ("0", USAGE),
     "arms": ("0.25", ARM),
+    "method": ("chess", USAGE),
+    "callbacks": ("chess", USAGE),
     "scheduler": ("uniformly", USAGE),
     "aggregation": ("mean", USAGE),
     "learning_rate": ("nan", USAGE),

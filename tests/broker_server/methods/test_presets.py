@@ -1,0 +1,136 @@
+"""A method by name, on the command line and in ``config.toml``: its settings count where nothing else is said."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker_server.config import CoordinatorConfig
+from broker_server.errors import ConfigError
+from broker_server.experiments.run.resolve import resolve
+from broker_server.methods.presets import PRESETS, Preset
+from broker_server.options import flat
+from edge_runtime.wire.arms import ArmError
+
+FLEET = """
+run_id = "run-1"
+fleet = "lab"
+broker_url = "mqtt://localhost:1883"
+artifact_url = "http://localhost/"
+artifact_digest = "00"
+num_devices = 3
+{}
+[training]
+num_rounds = 20
+num_local_steps = 5
+batch_size = 4
+max_length = 64
+"""
+
+BY_METHOD = ("scheduler", "arms", "importance", "prune_scope", "ramp_rounds", "deploy_rounds", "sparsity")
+
+
+def _chosen(settings: object) -> dict[str, Any]:
+    return {name: value for name, value in flat(settings).items() if name in BY_METHOD}
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("fedspine", {"scheduler": "fedspine", "importance": "lora", "prune_scope": "global", "deploy_rounds": 6}),
+        ("fedit", {"scheduler": "fixed", "arms": "0.0:8", "aggregation": "fedit", "sparsity": 0.0}),
+        ("one_shot", {"arms": "0.25:8", "importance": "magnitude", "sparsity": 0.25}),
+        ("loraprune", {"arms": "0.25:8", "ramp_rounds": 10, "sparsity": 0.25}),
+    ],
+)
+def test_a_run_takes_the_settings_of_its_method(method: str, expected: dict[str, object]) -> None:
+    settings = flat(resolve({"method": method, "rounds": 20}))
+
+    assert settings["method"] == method
+    assert {name: settings[name] for name in expected} == expected
+
+
+def test_what_is_given_wins_over_the_method_and_what_is_given_in_a_file_too(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('method = "fedit"\nscheduler = "random"\n')
+
+    settings = resolve({"arms": "0.0:4,0.5:4", "sparsity": 0.5}, file)
+
+    assert (settings.scheduler, settings.aggregation) == ("random", "fedit")
+    assert flat(settings)["arms"] == "0.0:4,0.5:4"
+    assert settings.sparsity == 0.5
+
+
+def test_the_method_sees_the_grid_and_the_ratio_that_are_given() -> None:
+    assert flat(resolve({"method": "one_shot", "sparsity": 0.5}))["arms"] == "0.5:8"
+    assert flat(resolve({"method": "fedspine", "rounds": 50}))["deploy_rounds"] == 15
+
+
+def test_settings_of_a_method_are_stored_in_full_and_read_back_equal(tmp_path: Path) -> None:
+    settings = resolve({"method": "fedspine", "rounds": 20})
+    file = tmp_path / "run.toml"
+    file.write_text(settings.to_toml())
+    stored = tomllib.loads(file.read_text())
+
+    assert (stored["method"], stored["scheduler"], stored["deploy_rounds"]) == ("fedspine", "fedspine", 6)
+    assert resolve({}, file) == settings
+
+
+@pytest.mark.parametrize("method", PRESETS)
+def test_a_fleet_takes_the_settings_that_a_run_would(method: str) -> None:
+    fleet = CoordinatorConfig.from_toml(FLEET.format(f'method = "{method}"'))
+    run = resolve({"method": method, "rounds": 20, "devices": 3})
+
+    of_run = _chosen(run)
+    if not run.pruning.deploy_rounds:
+        del of_run["sparsity"]  # a fleet deploys only what it was told to
+    assert _chosen(fleet) == of_run
+    assert CoordinatorConfig.from_toml(fleet.to_toml()) == fleet
+
+
+def test_what_the_file_of_a_fleet_says_wins_over_the_method_also_in_its_tables() -> None:
+    text = FLEET.format('method = "fedspine"\narms = "0.0:8,0.5:4"\nscheduler = "random"')
+    fleet = CoordinatorConfig.from_toml(f"{text}[pruning]\ndeploy_rounds = 2\n")
+
+    assert (fleet.scheduler, fleet.pruning.deploy_rounds, fleet.pruning.ramp_rounds) == ("random", 2, 2)
+    assert fleet.pruning.importance == "lora"
+    assert fleet.sparsity == 0.5
+
+
+def test_a_fleet_without_a_method_needs_its_arms_as_before() -> None:
+    with pytest.raises(ConfigError, match="configuration lacks arms"):
+        CoordinatorConfig.from_toml(FLEET.format(""))
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        ({"method": "fedti"}, r"^--method 'fedti' is not known; did you mean 'fedit'\?$"),
+        ({"method": "gone_away:PRESET"}, r"^--method 'gone_away:PRESET' cannot be imported \(ModuleNotFoundError"),
+        ({"method": f"{__name__}:FAILS"}, r"cannot say its settings \(KeyError: 'ranks'\): mend it, or take another$"),
+        ({"method": f"{__name__}:WRONG"}, "^--method.*colour"),
+    ],
+)
+def test_a_method_that_cannot_be_used_is_one_line(given: dict[str, object], fault: str) -> None:
+    with pytest.raises(ConfigError, match=fault):
+        resolve(given)
+
+
+def test_an_unknown_method_in_the_file_of_a_fleet_is_called_by_its_key(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(FLEET.format('method = "fedti"'))
+
+    with pytest.raises(ConfigError, match=r"config\.toml: method 'fedti' is not known; did you mean 'fedit'\?$"):
+        CoordinatorConfig.load(tmp_path / "config.toml")
+
+
+def test_arms_that_cannot_be_are_called_by_their_name() -> None:
+    with pytest.raises(ArmError, match=r"^--arms"):
+        resolve({"method": "fedit", "arms": "2:8"})
+
+
+NOTHING: dict[str, Any] = {}
+FAILS = Preset(label="", about="", settings=lambda _: NOTHING["ranks"])
+WRONG = Preset(label="", about="", settings=lambda _: {"colour": "red"})

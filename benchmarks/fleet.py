@@ -33,8 +33,9 @@ import psutil
 
 from benchmarks.step import environment
 from benchmarks.thin_devices import Crowd
-from broker_server.config import CoordinatorConfig, TrainingConfig
+from broker_server.config import CoordinatorConfig
 from broker_server.experiments.run.preparation import BUILT_IN_MODEL
+from broker_server.methods.training import TrainingConfig
 from broker_server.serving.coordinator.process import unix_now
 from broker_server.serving.storage.events import EventReader, RoundFinished, RoundStarted, UpdateAccepted
 from edge_runtime.engine.artifact import Artifact

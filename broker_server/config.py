@@ -13,11 +13,12 @@ import msgspec
 from broker_server.errors import ConfigError
 from broker_server.methods.presets import completed, trained_sparsity
 from broker_server.methods.pruning.config import PruningConfig
+from broker_server.methods.training import TrainingConfig
 from broker_server.naming import as_key
 from broker_server.options import Panel, Scalar, Written, from_toml, option, to_toml, zero_for_none
-from broker_server.ranges import Ratio, check_fields
+from broker_server.ranges import check_fields
 from edge_runtime.bounds import limits
-from edge_runtime.bounds.fields import Count, Decay, Factor, Name, Positive, Seconds, Seed, Share
+from edge_runtime.bounds.fields import Count, Name, Positive, Seconds, Seed
 from edge_runtime.errors import FedSpineError
 from edge_runtime.formats.tensors import WireDtype
 from edge_runtime.wire.arms import LORA_AXES, MAX_PRUNING_RATIO, ArmError, format_arms, parse_arms
@@ -30,35 +31,6 @@ DEFAULT_ARMS: Final = "0.0:8,0.25:8"
 
 ARMS: Final = Written(str, parse_arms, format_arms)
 """Arms are written ``RATIO:RANK,...``."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingConfig:
-    """How devices train."""
-
-    num_rounds: Positive = option(Panel.TRAINING, "number of rounds", name="rounds")
-    num_local_steps: Positive = option(Panel.TRAINING, "optimizer steps of a device in a round", name="local_steps")
-    batch_size: Positive = option(Panel.TRAINING, "examples in a micro-batch")
-    max_length: Annotated[int, msgspec.Meta(ge=2, le=limits.MOST)] = option(Panel.TRAINING, "tokens of an example")
-    num_accumulation_steps: Positive = option(
-        Panel.TRAINING, "micro-batches in an optimizer step", 1, name="accumulation_steps"
-    )
-    learning_rate: Factor = option(Panel.TRAINING, "peak learning rate of AdamW", 2e-3, by="task")
-    final_learning_rate_ratio: Ratio = option(Panel.TRAINING, "the end of its cosine over the rounds, as a share", 0.1)
-    weight_decay: Decay = option(Panel.TRAINING, "decoupled weight decay", 0.0)
-    lora_scaling: Factor = option(Panel.TRAINING, "alpha / rank, the same for every rank", 2.0)
-    max_grad_norm: Factor | None = option(
-        Panel.TRAINING, "clipping of gradients by their global norm; 0 = off", 1.0, written=zero_for_none(Decay, 0.0)
-    )
-    num_warmup_steps: Count = option(
-        Panel.TRAINING, "linear warm-up at the start of each assignment", 2, name="warmup_steps"
-    )
-    class_balance: Share = option(
-        Panel.TRAINING, "0: examples as they come, to 1: all classes of a device come as often", 0.0
-    )
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

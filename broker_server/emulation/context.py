@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from broker_server.config import CoordinatorConfig, TrainingConfig
+from broker_server.config import CoordinatorConfig
 from broker_server.emulation.clock import VirtualClock
 from broker_server.emulation.fleet import Fleet
 from broker_server.methods.scheduler import SchedulerContext
+from broker_server.methods.training import TrainingConfig
 from edge_runtime.engine.memory import estimate_training_bytes
 from edge_runtime.formats.adapter import AdapterLayout
 from edge_runtime.formats.manifest import Manifest

@@ -14,10 +14,11 @@ from typing import Self
 import msgspec
 import numpy as np
 
-from broker_server.config import CoordinatorConfig, TrainingConfig
+from broker_server.config import CoordinatorConfig
 from broker_server.emulation.fleet import Fleet
 from broker_server.emulation.step_times import STEP_TIMES_FILE, write_step_times
 from broker_server.experiments.run.settings import EMULATION_FILE
+from broker_server.methods.training import TrainingConfig
 from edge_runtime.bounds import limits
 from edge_runtime.formats import names
 from edge_runtime.formats.adapter import target_indices

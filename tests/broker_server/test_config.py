@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_server.config import CoordinatorConfig, TrainingConfig
+from broker_server.config import CoordinatorConfig
 from broker_server.errors import ConfigError
+from broker_server.methods.training import TrainingConfig
 from broker_server.options import toml_value
 from edge_runtime.errors import ExitCode
 from edge_runtime.wire.arms import MAX_PRUNING_RATIO, ArmError, format_arms, parse_arms

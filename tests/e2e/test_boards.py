@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from broker_server.config import TrainingConfig
+from broker_server.methods.training import TrainingConfig
 from tests.e2e.boards import export_artifact, make_run_dir, play, records_of, said
 
 pytestmark = pytest.mark.e2e

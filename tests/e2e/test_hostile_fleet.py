@@ -14,7 +14,8 @@ from typing import Final
 import psutil
 import pytest
 
-from broker_server.config import CoordinatorConfig, TrainingConfig
+from broker_server.config import CoordinatorConfig
+from broker_server.methods.training import TrainingConfig
 from broker_server.serving.services.broker import find_mosquitto
 from edge_runtime.system.interpreter import module_command
 from tests.e2e import hostile

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from broker_server.cli import call
-from broker_server.config import TrainingConfig
 from broker_server.methods.pruning.config import PruningConfig
+from broker_server.methods.training import TrainingConfig
 from edge_runtime.wire.arms import parse_arms
 from tests.e2e.boards import export_artifact, make_run_dir, play, records_of, said
 

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from broker_server.config import CoordinatorConfig, TrainingConfig
+from broker_server.config import CoordinatorConfig
 from broker_server.methods.pruning.config import PruningConfig
+from broker_server.methods.training import TrainingConfig
 from broker_server.serving.storage.events import EventReader
 from broker_server.serving.storage.store import Store
 from edge_runtime.wire.messages import Update

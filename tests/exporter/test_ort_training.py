@@ -9,7 +9,7 @@ import pytest
 from msgspec import structs
 
 from broker_server.cli import call
-from broker_server.config import TrainingConfig
+from broker_server.methods.training import TrainingConfig
 from edge_runtime.errors import ExitCode
 from edge_runtime.formats.manifest import Manifest, TensorSpec
 from edge_runtime.formats.plan import Plan

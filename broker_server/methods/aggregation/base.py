@@ -53,6 +53,8 @@ class DeviceUpdate:
     factors where the rule's ``trainable`` is ``lora_b``."""
     importance: Mapping[tuple[int, str], Float32] = dataclasses.field(default_factory=dict)
     """``(layer, group)`` to one score of 0 or more for each unit that ``plan`` keeps; a group may be missing."""
+    is_checked: bool = False
+    """Whether names, shapes and values were checked when the update arrived; they are not looked at again then."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,6 +224,8 @@ def _check_updates(manifest: Manifest, rank: int, updates: Sequence[DeviceUpdate
         if update.rank > rank:
             msg = f"device {update.device_id} has rank {update.rank}, the global adapter has {rank}"
             raise AggregationError(msg, device_id=update.device_id)
+        if update.is_checked:
+            continue
         try:
             kind = id(update.plan), update.rank
             if kind not in layouts:

@@ -122,11 +122,11 @@ class ArmSelection:
         )
         work, update = run.assigner.work(key), self._ledger.accepted(participant)
         if work is None:  # nothing was sent: it went offline before
-            arm, plan = participant.arm, run.assigner.plan(participant.arm.pruning_ratio)
+            arm, sparsity = participant.arm, run.plans.sparsity(participant.arm.pruning_ratio)
         elif participant.reason is FailureReason.INSUFFICIENT_MEMORY and update is None:
-            arm, plan = work.start_arm, work.plans[0]
+            arm, sparsity = work.start_arm, work.start_sparsity
         else:
-            arm, plan = work.played_arm, work.final_plan
+            arm, sparsity = work.played_arm, work.sparsity
         completion_s, emulated_s = self._ledger.completion_s(key), None
         if update is not None and run.clock is not None:
             num_bytes = 0 if update.blob is None else update.blob.size_bytes
@@ -135,8 +135,8 @@ class ArmSelection:
             completion_s, emulated_s = completion_s or run.deadline_s, run.deadline_s
         return PlayedArm(
             arm=arm,
-            sparsity=plan.sparsity(run.manifest),
-            num_steps=run.config.training.num_local_steps,
+            sparsity=sparsity,
+            num_steps=run.config.training.num_local_steps if work is None else work.num_steps,
             completion_s=completion_s,
             device_class=None if run.clock is None else run.clock.fleet.members.get(participant.device_id),
             emulated_s=emulated_s,

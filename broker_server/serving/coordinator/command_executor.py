@@ -65,8 +65,8 @@ class CommandExecutor:
         self._translator = translator
         self._background: Background[_Done] = Background()
         self._arms = ArmSelection(run, ledger, store.load_refusers())
-        state = run.adapters.read(ledger.last_finished or 0)
-        self._knowledge = GlobalState(state=state, importance=run.importance, deltas={})
+        model = run.adapters.read(ledger.last_finished or 0)
+        self._knowledge = GlobalState(model=model, importance=run.importance)
         self._quality = Quality()
 
     @property
@@ -114,7 +114,7 @@ class CommandExecutor:
             self._knowledge = done.knowledge
             if done.knowledge.discarded:
                 self._ledger.updates_discarded(done.event.round_number, done.knowledge.discarded)
-            self._run.assigner.use(done.knowledge.importance)
+            self._run.plans.use(done.knowledge.importance)
         if done.quality is not None:
             self._quality = done.quality
         return [done.event]
@@ -142,16 +142,19 @@ class CommandExecutor:
         self._channel.to(key.device_id, Verdict(key=key, accepted=accepted, detail=detail))
 
     def _assign(self, command: SendAssignment) -> None:
-        """Send an assignment; what it asks for is on disk first, so that its update can be read after a restart."""
+        """Write an assignment; what it asks for is on disk before it leaves, so that its update can be read later."""
         assigner, key = self._run.assigner, command.key
         at_once = self._arms.plays_at_once(key.device_id)
         is_known = assigner.work(key) is not None
-        work, ref, blob = assigner.assign(command, self._knowledge.state, at_once=at_once)
+        assignment, blob = assigner.assign(command, self._knowledge.model, at_once=at_once)
+        if assignment.payload is not None:
+            self._channel.offer(assignment.payload, blob)
+        num_bytes = self._channel.to(key.device_id, assignment)
         if not is_known:
-            work = assigner.sent(key, self._ledger.assigned(key), self._translator.most_examples(key.device_id))
+            most = self._translator.most_examples(key.device_id)
+            bytes_down = len(blob) + num_bytes
+            work = assigner.sent(key, self._ledger.assigned(key), bytes_down=bytes_down, most_examples=most)
             self._store.save_work(key, work)
-        self._channel.offer(ref, blob)
-        self._channel.to(key.device_id, assigner.message(command, work, ref))
 
     # ---- rounds ------------------------------------------------------------------------------------------------------
 
@@ -175,11 +178,11 @@ class CommandExecutor:
         held_out, event = self._run.held_out, EvaluationDone(round_number=command.round_number)
         if held_out is None:
             return [event]
-        config, adapters, state = self._run.config, self._run.adapters, self._knowledge.state
+        config, adapters, model = self._run.config, self._run.adapters, self._knowledge.model
         manifest = self._run.manifest
         sub_model = None
         if config.sparsity is not None and (command.is_last or config.eval_sparse):
-            sub_model = self._run.assigner.plan(config.sparsity)
+            sub_model = self._run.plans.at(config.sparsity)
 
         def measure(measured: Aggregated, plan: Plan | None) -> EvaluationRecord:
             return held_out.evaluate(
@@ -192,8 +195,8 @@ class CommandExecutor:
             )
 
         def job() -> _Done:
-            full = finite(command.round_number, measure(state, None))
-            sparse = None if sub_model is None else _known(command.round_number, measure(state, sub_model))
+            full = finite(command.round_number, measure(model, None))
+            sparse = None if sub_model is None else _known(command.round_number, measure(model, sub_model))
             kept, best = None, self._ledger.best_round(command.round_number, full, manifest.task)
             if command.is_last and config.keep == "best" and best != command.round_number:
                 state_of_best = adapters.keep(best)

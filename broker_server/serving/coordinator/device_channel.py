@@ -87,9 +87,15 @@ class DeviceChannel:
         self.num_refused = 0
         """Payloads that were no message of the protocol, or came from the wrong sender."""
 
-    def to(self, device_id: str, message: AnyMessage) -> None:
-        """Write a message to one device; lost without a connection, since the protocol repeats itself."""
-        self._messages.append((topics.down(self._fleet, device_id, kind_of(message)), encode_message(message)))
+    def to(self, device_id: str, message: AnyMessage) -> int:
+        """Write a message to one device; lost without a connection, since the protocol repeats itself.
+
+        Returns:
+            Bytes of the message.
+        """
+        payload = encode_message(message)
+        self._messages.append((topics.down(self._fleet, device_id, kind_of(message)), payload))
+        return len(payload)
 
     def to_all(self, message: AnyMessage) -> None:
         """Write a message to every device."""

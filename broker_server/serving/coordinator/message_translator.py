@@ -9,7 +9,6 @@ from typing import Final
 import msgspec
 
 from broker_server.errors import AggregationError
-from broker_server.methods.aggregation import check_bounds
 from broker_server.methods.rounds.machine import open_participant
 from broker_server.methods.rounds.types import (
     DeviceFailed,
@@ -260,8 +259,7 @@ class MessageTranslator:
         if isinstance(content, str):
             return UpdateRejected(key=key, detail=content)
         try:
-            payload = self._assigner.read_update(content, key)
-            check_bounds(self._run.manifest, payload.adapter)
+            self._assigner.check_update(content, key, update.num_examples)
         except WireError as error:
             return UpdateRejected(key=key, detail=str(error)[:MAX_DETAIL])
         except AggregationError as error:

@@ -14,9 +14,11 @@ from broker_server.emulation.context import scheduler_context
 from broker_server.emulation.fleet import load_fleet
 from broker_server.emulation.step_times import STEP_TIMES_FILE, read_step_times
 from broker_server.errors import StoreError
-from broker_server.methods.aggregation import Aggregated, Aggregation, make_aggregation
+from broker_server.methods.method import Method, MethodContext
 from broker_server.methods.pruning.files import ImportanceFiles
+from broker_server.methods.pruning.plans import Plans
 from broker_server.methods.pruning.scores import Scores, check_scorable
+from broker_server.methods.registry import make_method
 from broker_server.methods.scheduler import GuardedScheduler, make_scheduler
 from broker_server.serving.coordinator.assignments import Assigner
 from broker_server.serving.evaluation.held_out import HeldOut
@@ -24,7 +26,6 @@ from broker_server.serving.storage.adapters import GlobalAdapters, peft_director
 from broker_server.serving.storage.peft_folder import PeftFolder, base_model
 from broker_server.serving.storage.store import Store
 from edge_runtime.engine.artifact import Artifact
-from edge_runtime.formats.adapter import initial
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.wire.messages import AssignmentKey
 
@@ -41,9 +42,10 @@ class RunContext:
     config: CoordinatorConfig
     manifest: Manifest
     adapters: GlobalAdapters
+    plans: Plans
+    method: Method
     assigner: Assigner
     scheduler: GuardedScheduler
-    aggregation: Aggregation
     importance_files: ImportanceFiles
     importance: Scores
     """After the last finished round."""
@@ -63,7 +65,7 @@ class RunContext:
         if self.clock is None or work is None:
             return None
         return self.clock.completion_s(
-            key, work.start_arm, work.segments, work.num_local_steps, bytes_down=work.bytes_down, bytes_up=bytes_up
+            key, work.start_arm, work.segments, work.num_steps, bytes_down=work.bytes_down, bytes_up=bytes_up
         )
 
     def generator(self, purpose: int, round_number: int) -> np.random.Generator:
@@ -81,7 +83,6 @@ def open_run(run_dir: Path, config: CoordinatorConfig, store: Store) -> RunConte
         StoreError: a file of the run cannot be used.
         DiskFullError: there is no space.
     """
-    aggregation = make_aggregation(config.aggregation)
     artifact = Artifact.open(run_dir / ARTIFACTS_FOLDER / config.artifact_digest)
     if artifact.digest != config.artifact_digest:
         msg = f"artifact {artifact.directory} has digest {artifact.digest[:12]}..., the run is of another: put it back"
@@ -110,13 +111,16 @@ def open_run(run_dir: Path, config: CoordinatorConfig, store: Store) -> RunConte
     )
     importance = importance_files.open(records[-1].round_number if records else 0)
     works = {} if opened is None else store.load_works(config.run_id, opened.round_number)
+    plans = Plans(manifest, importance, config.pruning.policy)
+    method = _make_method(config, manifest, plans)
     run = RunContext(
         config=config,
         manifest=manifest,
         adapters=adapters,
-        assigner=Assigner(config, manifest, importance, aggregation, works=works),
+        plans=plans,
+        method=method,
+        assigner=Assigner(method, config.wire_dtype, works=works),
         scheduler=_open_scheduler(config, manifest, clock, store),
-        aggregation=aggregation,
         importance_files=importance_files,
         importance=importance,
         held_out=_open_held_out(run_dir, config, artifact),
@@ -124,8 +128,22 @@ def open_run(run_dir: Path, config: CoordinatorConfig, store: Store) -> RunConte
     )
     if not adapters.exists(0):
         rng = run.generator(INITIAL_ADAPTER, 0)
-        adapters.write(0, Aggregated(adapter=initial(manifest, artifact.initial(), config.max_rank, rng)))
+        adapters.write(0, method.initial(artifact.initial(), rng))
     return run
+
+
+def _make_method(config: CoordinatorConfig, manifest: Manifest, plans: Plans) -> Method:
+    context = MethodContext(
+        manifest=manifest,
+        plans=plans,
+        training=config.training,
+        learning_rate_at=config.learning_rate_at,
+        pruning=config.pruning,
+        aggregation=config.aggregation,
+        max_rank=config.max_rank,
+        seed=config.seed,
+    )
+    return make_method("lora", context)
 
 
 def _open_scheduler(

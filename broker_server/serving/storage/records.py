@@ -4,42 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from broker_server.methods.pruning.schedule import Segment
-from edge_runtime.formats.plan import Plan
 from edge_runtime.wire.measures import LocalEvaluation, Measurements
-from edge_runtime.wire.work import Arm
-
-
-class AssignedWork(msgspec.Struct, frozen=True, kw_only=True):
-    """What one assignment asks for, as far as its update and its time depend on it."""
-
-    rank: int
-    segments: tuple[Segment, ...]
-    """Ratios of its steps, the first at step 1."""
-    plans: tuple[Plan, ...]
-    """One for each segment."""
-    num_local_steps: int
-    bytes_down: int
-    """Assignment and blob, bytes."""
-    sent_at: float | None = None
-    """When it first went out, Unix seconds; None = it has not, or an earlier release sent it."""
-    most_examples: int | None = None
-    """What its device had registered by then: the largest weight of its update. None as above."""
-
-    @property
-    def start_arm(self) -> Arm:
-        """The arm that its first step plays: what must fit the device's memory."""
-        return Arm(pruning_ratio=self.segments[0].pruning_ratio, rank=self.rank)
-
-    @property
-    def played_arm(self) -> Arm:
-        """The arm that its last step plays: that of the scheduler, as far as the ramp went."""
-        return Arm(pruning_ratio=self.segments[-1].pruning_ratio, rank=self.rank)
-
-    @property
-    def final_plan(self) -> Plan:
-        """The plan that the update is under."""
-        return self.plans[-1]
 
 
 class EvaluationRecord(msgspec.Struct, frozen=True, kw_only=True):

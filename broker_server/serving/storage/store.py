@@ -27,10 +27,11 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
 from broker_server.errors import StoreError
+from broker_server.methods.method import AssignedWork
 from broker_server.methods.rounds.types import Outcome, Participant
 from broker_server.serving.storage import rows, schema
 from broker_server.serving.storage.held_files import HeldFiles, sweep
-from broker_server.serving.storage.records import AssignedWork, RoundRecord
+from broker_server.serving.storage.records import RoundRecord
 from broker_server.serving.storage.rows import OpenRound, SchedulerState
 from edge_runtime.errors import MessageError
 from edge_runtime.formats.manifest import digest_of
@@ -234,9 +235,8 @@ class Store:
         Raises:
             StoreError: a row is damaged.
         """
-        table = schema.works
         out = {}
-        for row in self._query(sa.select(table).where(table.c.round_number == round_number)):
+        for row in self._query(sa.select(schema.works).where(schema.works.c.round_number == round_number)):
             key = _key_of(run_id, round_number, row)
             try:
                 out[key] = msgspec.msgpack.decode(row.work, type=AssignedWork)

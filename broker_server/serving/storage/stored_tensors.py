@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, Self
 
@@ -27,21 +27,20 @@ class StoredTensors(Mapping[str, npt.NDArray[np.float32]]):
         self._places = places
 
     @classmethod
-    def of(cls, path: Path, blob: bytes, names: Collection[str]) -> Self:
-        """Some tensors of a file.
+    def of(cls, path: Path, blob: bytes) -> Self:
+        """The tensors of a file.
 
         Args:
             path: the file.
             blob: its content, which was checked (:func:`edge_runtime.formats.tensors.decode_tensors`) and may be let
                 go.
-            names: tensors to offer.
         """
         (size,) = struct.unpack_from("<Q", blob)
         begin = 8 + size
         places: dict[str, Place] = {}
         header = json.loads(blob[8:begin])
-        for name in names:
-            entry = header[name]
+        header.pop("__metadata__", None)
+        for name, entry in header.items():
             places[name] = _DTYPES[entry["dtype"]], tuple(entry["shape"]), begin + int(entry["data_offsets"][0])
         return cls(path, places)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from broker_server.config import CoordinatorConfig, TrainingConfig
+from broker_server.config import CoordinatorConfig
 from broker_server.emulation.clock import VirtualClock
 from broker_server.emulation.context import fleet_context, scheduler_context
 from broker_server.emulation.fleet import Fleet
 from broker_server.errors import ConfigError
 from broker_server.methods.scheduler import make_scheduler
+from broker_server.methods.training import TrainingConfig
 from edge_runtime.wire.arms import parse_arms
 from edge_runtime.wire.work import Arm
 from tests.broker_server import tiny

@@ -11,18 +11,19 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
+from broker_server.methods.method import AssignedWork
 from broker_server.methods.pruning.schedule import Segment
 from broker_server.methods.rounds.types import Outcome, Participant
 from broker_server.serving.coordinator.claims import most_examples
 from broker_server.serving.coordinator.ledger import Ledger
 from broker_server.serving.storage import schema
 from broker_server.serving.storage.events import EventLog
-from broker_server.serving.storage.records import AssignedWork
 from broker_server.serving.storage.rows import SchedulerState
 from broker_server.serving.storage.store import Store
 from edge_runtime.engine.data import _windows
 from edge_runtime.formats.plan import Plan
 from edge_runtime.wire.messages import Assignment, AssignmentKey, Register
+from edge_runtime.wire.work import ProbeWork
 from tests.broker_server import fleet, tiny
 from tests.broker_server.conftest import Coordination
 from tests.broker_server.fleet import Device
@@ -103,10 +104,12 @@ def test_an_update_counts_with_what_was_registered(
 # ---- send times ------------------------------------------------------------------------------------------------------
 
 WORK = AssignedWork(
+    work=ProbeWork(plan=Plan(groups=()), form="softmax", batch_size=1, max_length=8),
     rank=8,
     segments=(Segment(at_step=1, pruning_ratio=0.0),),
-    plans=(Plan(groups=()),),
-    num_local_steps=1,
+    start_sparsity=0.0,
+    sparsity=0.0,
+    num_steps=1,
     bytes_down=1,
     sent_at=1000.0,
     most_examples=10,
@@ -160,10 +163,9 @@ def test_a_clock_that_was_set_makes_them_unknown(resumed: Resumed, wall: float) 
     assert ledger.completion_s(OTHER) is None
 
 
-def test_assignments_of_an_earlier_release_have_none(stopped: Path, resumed: Resumed) -> None:
+def test_an_assignment_that_never_went_out_has_none(stopped: Path, resumed: Resumed) -> None:
     store = Store.open(stopped)
-    fields = {name: getattr(WORK, name) for name in ("rank", "segments", "plans", "num_local_steps", "bytes_down")}
-    store.save_work(KEY, AssignedWork(**fields))
+    store.save_work(KEY, msgspec.structs.replace(WORK, sent_at=None))
     assert store.load_works("run", 1)[KEY].sent_at is None
     store.close()
     assert resumed(50.0, 1020.0).completion_s(KEY) is None

@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from broker_server.errors import RunFailedError, TrainingDivergedError
-from broker_server.serving.coordinator import message_translator as translator
+from broker_server.methods.lora.method import Lora
 from broker_server.serving.coordinator import run_context as parts
 from broker_server.serving.evaluation.held_out import finite
 from broker_server.serving.storage.adapters import adapter_path
@@ -63,7 +63,7 @@ def test_aggregate_of_no_use_is_discarded_and_the_run_fails_now_and_when_it_is_r
     wire_dtype: str,
 ) -> None:
     """As after updates that an earlier release accepted: nothing refuses them at the door."""
-    monkeypatch.setattr(translator, "check_bounds", lambda *_: None)
+    monkeypatch.setattr(Lora, "check", lambda *_: None)
     fleet.config(tmp_path, broker.url, wire_dtype=wire_dtype)
     running = coordinate(tmp_path)
     failure = pytest.raises(RunFailedError, match=r"^no update of the 2 rounds could be used, .*aggregation failed")

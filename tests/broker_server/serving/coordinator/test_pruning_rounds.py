@@ -12,9 +12,9 @@ import pytest
 import safetensors.numpy
 from safetensors import safe_open
 
-from broker_server.config import TrainingConfig
 from broker_server.emulation.fleet import DeviceClass, Fleet
 from broker_server.methods.pruning.config import PruningConfig
+from broker_server.methods.training import TrainingConfig
 from broker_server.serving.storage.store import Store
 from edge_runtime.formats.ranking import from_tensors, plan_at
 from edge_runtime.wire.arms import parse_arms

@@ -39,7 +39,7 @@ def updates(
         blob = encode_payload(Payload(adapter=random(rng, shapes)), dtype)
         path = folder / f"{number}.safetensors"
         path.write_bytes(blob)
-        kinds: tuple[Mapping[str, np.ndarray], ...] = (decode_tensors(blob), StoredTensors.of(path, blob, shapes))
+        kinds: tuple[Mapping[str, np.ndarray], ...] = (decode_tensors(blob), StoredTensors.of(path, blob))
         for tensors, made in zip(kinds, (in_memory, on_disk), strict=True):
             made.append(
                 DeviceUpdate(device_id=f"d{number}", plan=plan, rank=rank, num_examples=number + 1, tensors=tensors)

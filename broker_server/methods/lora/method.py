@@ -1,0 +1,201 @@
+"""Federated LoRA on pruned slices: from an arm to a plan for each step, from adapters under many plans to one."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import zlib
+from collections.abc import Hashable, Sequence
+from typing import Final
+
+import numpy as np
+
+from broker_server.methods.aggregation import Aggregated, DeviceUpdate, change_norm, check_bounds, make_aggregation
+from broker_server.methods.lora.tensors import Named, importance_of
+from broker_server.methods.method import AssignedWork, Combined, Method, MethodContext, Reply
+from broker_server.methods.pruning.schedule import Segment, is_deploy, segments
+from broker_server.methods.pruning.scores import DeviceScores, Scores, combine
+from edge_runtime.errors import MessageError
+from edge_runtime.formats.adapter import AdapterLayout, Tensors, initial
+from edge_runtime.formats.manifest import Manifest
+from edge_runtime.formats.payload import Payload, check_payload, decode_payload
+from edge_runtime.formats.plan import Plan
+from edge_runtime.wire.messages import AssignmentKey
+from edge_runtime.wire.work import Arm, HyperParameters, LoraWork, Pruning, Work
+
+HEADER_BYTES_PER_TENSOR: Final = 512
+"""Allowance for a tensor's entry in a safetensors header; names are module paths."""
+
+MAX_PLAN_BYTES: Final = 64 * 1024
+"""All plans of one assignment together, which is one message (96 KB at most)."""
+
+NUM_LAYOUTS: Final = 64
+"""Layouts that are kept: those of the plans and ranks of a round."""
+
+
+class Lora(Method):
+    """The method of FedSpine and of its relatives: aggregation, scheduler and pruning make the difference."""
+
+    def __init__(self, context: MethodContext) -> None:
+        super().__init__(context)
+        self._aggregation = make_aggregation(context.aggregation)
+        self._layout = functools.lru_cache(maxsize=NUM_LAYOUTS)(self._layout_of)
+
+    def initial(self, dense: Tensors, rng: np.random.Generator) -> Aggregated:
+        """A at random, B zero; see :meth:`Method.initial`."""
+        return Aggregated(adapter=initial(self._manifest, dense, self._context.max_rank, rng))
+
+    # ---- what is asked -----------------------------------------------------------------------------------------------
+
+    def ask(self, key: AssignmentKey, arm: Arm, *, at_once: bool) -> AssignedWork:
+        """Plans along the ramp, and hyper-parameters; see :meth:`Method.ask`."""
+        training, pruning, plans = self._context.training, self._context.pruning, self._context.plans
+        number, num_steps = key.round_number, training.num_local_steps
+        if at_once or is_deploy(pruning, number, training.num_rounds):
+            parts: tuple[Segment, ...] = (Segment(at_step=1, pruning_ratio=arm.pruning_ratio),)
+        else:
+            parts = _fitting(segments(pruning, arm.pruning_ratio, number, num_steps), self._manifest)
+        return AssignedWork(
+            work=LoraWork(
+                arm=arm,
+                plan=plans.at(parts[0].pruning_ratio),
+                hyper_parameters=self._hyper_parameters(number, key.device_id),
+                prunings=tuple(Pruning(at_step=part.at_step, plan=plans.at(part.pruning_ratio)) for part in parts[1:]),
+            ),
+            rank=arm.rank,
+            segments=parts,
+            start_sparsity=plans.sparsity(parts[0].pruning_ratio),
+            sparsity=plans.sparsity(parts[-1].pruning_ratio),
+            num_steps=num_steps,
+        )
+
+    def _hyper_parameters(self, round_number: int, device_id: str) -> HyperParameters:
+        training, pruning = self._context.training, self._context.pruning
+        entropy = (self._context.seed, round_number, zlib.crc32(device_id.encode()))
+        return HyperParameters(
+            learning_rate=self._context.learning_rate_at(round_number),
+            weight_decay=training.weight_decay,
+            lora_scaling=training.lora_scaling,
+            max_grad_norm=training.max_grad_norm,
+            num_warmup_steps=training.num_warmup_steps,
+            num_local_steps=training.num_local_steps,
+            batch_size=training.batch_size,
+            num_accumulation_steps=training.num_accumulation_steps,
+            max_length=training.max_length,
+            seed=int(np.random.SeedSequence(entropy).generate_state(1)[0]),
+            importance_every_steps=pruning.importance_every_steps if pruning.importance == "lora" else 0,
+            class_balance=training.class_balance,
+            trainable=self._aggregation.trainable,
+        )
+
+    def start_kind(self, work: Work) -> Hashable:
+        """Plan and rank; see :meth:`Method.start_kind`."""
+        asked = _lora(work)
+        return asked.plan, asked.arm.rank
+
+    def start(self, model: Aggregated, work: Work) -> Payload:
+        """The adapter under the first plan and the rank, and what is merged; see :meth:`Method.start`."""
+        asked = _lora(work)
+        return self._aggregation.start(self._manifest, model, asked.plan, asked.arm.rank)
+
+    # ---- what comes back ---------------------------------------------------------------------------------------------
+
+    def most_bytes(self, work: Work) -> int:
+        """An adapter and its importance, in float32; see :meth:`Method.most_bytes`."""
+        asked = _lora(work)
+        return self._layout(asked.final_plan, asked.arm.rank)[1]
+
+    def check(self, work: Work, blob: bytes, num_examples: int) -> None:
+        """Refuse what is no adapter under the last plan that was sent; see :meth:`Method.check`."""
+        del num_examples
+        asked, payload = _lora(work), decode_payload(blob)
+        check_payload(
+            self._manifest,
+            asked.final_plan,
+            asked.arm.rank,
+            payload,
+            is_update=True,
+            trainable=self._aggregation.trainable,
+            layout=self._layout(asked.final_plan, asked.arm.rank)[0],
+        )
+        check_bounds(self._manifest, payload.adapter)
+
+    def combine(
+        self,
+        round_number: int,
+        before: Aggregated,
+        importance: Scores,
+        replies: Sequence[Reply],
+        rng: np.random.Generator,
+    ) -> Combined:
+        """Aggregate adapters and importance; see :meth:`Method.combine`.
+
+        Only those tensors are in memory that are combined at the time: of one target, of all devices.
+        """
+        updates = [self._device_update(reply) for reply in replies]
+        with np.errstate(over="ignore", invalid="ignore"):  # what does not fit a float32 is found by the bounds
+            model = self._aggregation.aggregate(self._manifest, before, updates, rng)
+        check_bounds(self._manifest, model.adapter, model.merged)
+        return Combined(
+            model=model,
+            importance=self._importance(round_number, importance, updates),
+            deltas=self._deltas(before, updates),
+        )
+
+    def _device_update(self, reply: Reply) -> DeviceUpdate:
+        asked = _lora(reply.work)
+        layout = self._layout(asked.final_plan, asked.arm.rank)[0].trained(self._aggregation.trainable)
+        return DeviceUpdate(
+            device_id=reply.device_id,
+            plan=asked.final_plan,
+            rank=asked.arm.rank,
+            num_examples=reply.num_examples,
+            tensors=Named(reply.tensors, layout.shapes),
+            importance=importance_of(reply.tensors),
+            is_checked=True,
+        )
+
+    def _importance(self, round_number: int, before: Scores, updates: Sequence[DeviceUpdate]) -> Scores:
+        pruning = self._context.pruning
+        if pruning.importance != "lora" or is_deploy(pruning, round_number, self._context.training.num_rounds):
+            return before
+        devices = [
+            DeviceScores(device_id=u.device_id, plan=u.plan, num_examples=u.num_examples, scores=u.importance)
+            for u in updates
+        ]
+        return combine(before, devices, pruning.importance_smoothing)
+
+    def _deltas(self, before: Aggregated, updates: Sequence[DeviceUpdate]) -> dict[str, float]:
+        """By device, how far training moved its adapter; what they started from is made once for a plan and rank."""
+
+        def kind(update: DeviceUpdate) -> tuple[str, int]:
+            return update.plan.digest(), update.rank
+
+        deltas = {}
+        for _, same in itertools.groupby(sorted(updates, key=kind), kind):
+            first, *others = same
+            sent = self._aggregation.start(self._manifest, before, first.plan, first.rank).adapter
+            for update in (first, *others):
+                deltas[update.device_id] = change_norm(self._manifest, sent, update.tensors)
+        return deltas
+
+    def _layout_of(self, plan: Plan, rank: int) -> tuple[AdapterLayout, int]:
+        """Layout of an update, and the most bytes that it may have."""
+        layout = AdapterLayout.of(self._manifest, plan, rank)
+        num_scores = sum(plan.kept(g.layer, g.group).size for g in self._manifest.groups)
+        num_tensors = 1 + len(layout.shapes) + len(self._manifest.groups)
+        return layout, 4 * (layout.num_elements + num_scores) + HEADER_BYTES_PER_TENSOR * num_tensors
+
+
+def _lora(work: Work) -> LoraWork:
+    if not isinstance(work, LoraWork):
+        msg = f"assignment asks for {type(work).__name__}, this run's method is lora: start a new run"
+        raise MessageError(msg)
+    return work
+
+
+def _fitting(parts: tuple[Segment, ...], manifest: Manifest) -> tuple[Segment, ...]:
+    """The last of the segments, as many as fit a message with their plans; the first of them from step 1 on."""
+    plan_bytes = sum(64 + (group.num_units + 7) // 8 for group in manifest.groups)
+    kept = parts[-max(1, MAX_PLAN_BYTES // plan_bytes) :]
+    return (Segment(at_step=1, pruning_ratio=kept[0].pruning_ratio), *kept[1:])

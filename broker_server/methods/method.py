@@ -1,0 +1,182 @@
+"""What a method is on the server: what devices are asked for, what a reply must be, what replies make of the model.
+
+A method does arithmetic and opens no file. State machine, transfers, storage, report and emulation know none of them:
+they carry :class:`AssignedWork`, bytes and :class:`Reply`. Its other half is a room of the same name on the device.
+
+The global model is what devices start from, what is evaluated, and what a checkpoint of a round holds: for every method
+an adapter on the frozen base (:class:`broker_server.methods.aggregation.Aggregated`).
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import ClassVar
+
+import msgspec
+import numpy as np
+
+from broker_server.methods.aggregation import Aggregated
+from broker_server.methods.pruning.config import PruningConfig
+from broker_server.methods.pruning.plans import Plans
+from broker_server.methods.pruning.schedule import Segment
+from broker_server.methods.pruning.scores import Scores
+from broker_server.methods.training import TrainingConfig
+from edge_runtime.formats.adapter import Tensors
+from edge_runtime.formats.manifest import Manifest
+from edge_runtime.formats.payload import Payload
+from edge_runtime.wire.messages import AssignmentKey
+from edge_runtime.wire.work import Arm, Work
+
+
+class AssignedWork(msgspec.Struct, frozen=True, kw_only=True):
+    """What one assignment asks for, and what its time and its update depend on."""
+
+    work: Work
+    """As it is sent: an update is read under what was *sent*, also by a coordinator that was restarted in between."""
+    rank: int
+    segments: tuple[Segment, ...]
+    """Ratios of its steps, the first at step 1."""
+    start_sparsity: float
+    """Measured fraction of the prunable weights that the first step's plan removes, [0, 1)."""
+    sparsity: float
+    """The same of the last step's plan, which the update is under."""
+    num_steps: int
+    """Optimizer steps."""
+    bytes_down: int = 0
+    """Assignment and blob, bytes."""
+    sent_at: float | None = None
+    """When it first went out, Unix seconds; None = it has not."""
+    most_examples: int | None = None
+    """What its device had registered by then: the largest weight of its update. None as above."""
+
+    @property
+    def start_arm(self) -> Arm:
+        """The arm that its first step plays: what must fit the device's memory."""
+        return Arm(pruning_ratio=self.segments[0].pruning_ratio, rank=self.rank)
+
+    @property
+    def played_arm(self) -> Arm:
+        """The arm that its last step plays: that of the scheduler, as far as the ramp went."""
+        return Arm(pruning_ratio=self.segments[-1].pruning_ratio, rank=self.rank)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """An accepted update."""
+
+    device_id: str
+    work: Work
+    """What was asked for."""
+    num_examples: int
+    """Weight of the device, 0 or more."""
+    tensors: Tensors
+    """By name, each read from disk when it is asked for; checked when it arrived."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Combined:
+    """What replies made of the model."""
+
+    model: Aggregated
+    importance: Scores
+    """Scores that rank the units from now on."""
+    deltas: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """By device, the Frobenius norm of the change of B A that its training made; empty where no factor is trained."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MethodContext:
+    """What a method may know of the run."""
+
+    manifest: Manifest
+    plans: Plans
+    training: TrainingConfig
+    learning_rate_at: Callable[[int], float]
+    """Learning rate of a round (1-based)."""
+    pruning: PruningConfig
+    aggregation: str
+    """Name of the rule that combines adapters."""
+    max_rank: int
+    """Rank of the global adapter."""
+    seed: int
+
+
+class Method(abc.ABC):
+    """One method. Stateless between rounds: what it must remember is in the model and in the assignments."""
+
+    averages: ClassVar[bool] = True
+    """Whether replies are models that are averaged by their examples: then one device's share is limited, and update
+    transforms apply to its change. Otherwise replies are sums that are added as they are."""
+
+    def __init__(self, context: MethodContext) -> None:
+        self._context = context
+        self._manifest = context.manifest
+
+    @abc.abstractmethod
+    def initial(self, dense: Tensors, rng: np.random.Generator) -> Aggregated:
+        """The model before training.
+
+        Args:
+            dense: trained tensors without factors (heads), as the artifact has them.
+            rng: values of everything else.
+        """
+
+    @abc.abstractmethod
+    def ask(self, key: AssignmentKey, arm: Arm, *, at_once: bool) -> AssignedWork:
+        """What a device is asked to do.
+
+        Args:
+            key: of the assignment.
+            arm: that the scheduler chose.
+            at_once: whether the arm's ratio is played in full from the first step on, without a ramp.
+        """
+
+    @abc.abstractmethod
+    def start_kind(self, work: Work) -> Hashable:
+        """Equal for two pieces of work of one round exactly if both start from the same."""
+
+    @abc.abstractmethod
+    def start(self, model: Aggregated, work: Work) -> Payload:
+        """What a device starts from."""
+
+    @abc.abstractmethod
+    def most_bytes(self, work: Work) -> int:
+        """The most bytes that a reply may have."""
+
+    @abc.abstractmethod
+    def check(self, work: Work, blob: bytes, num_examples: int) -> None:
+        """Decode a reply and refuse one that is not what was asked for. Each reply passes here once, when it arrives.
+
+        Args:
+            work: what was asked for.
+            blob: from the network.
+            num_examples: what the device says it has.
+
+        Raises:
+            TensorError: malformed, or other names, shapes, types or values than were asked for.
+            AggregationError: values are beyond every bound: training diverged.
+        """
+
+    @abc.abstractmethod
+    def combine(
+        self,
+        round_number: int,
+        before: Aggregated,
+        importance: Scores,
+        replies: Sequence[Reply],
+        rng: np.random.Generator,
+    ) -> Combined:
+        """The next model.
+
+        Args:
+            round_number: 1 or more.
+            before: what devices started from.
+            importance: scores that rank the units so far.
+            replies: one or more; the result does not depend on their order.
+            rng: of the round; the same after a restart.
+
+        Raises:
+            AggregationError: nothing usable comes out.
+        """

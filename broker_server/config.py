@@ -70,6 +70,10 @@ class FederationConfig:
     round_deadline_s: Duration = option(
         Panel.TRAINING, "longest time of a round, seconds", 600.0, name="round_deadline"
     )
+    update_transforms: str = option(
+        Panel.TRAINING, "what is done to each update before it is combined, such as clip:1.0,noise:0.001", ""
+    )
+    """See docs/aggregation.md; empty = nothing."""
     pruning: PruningConfig = dataclasses.field(default_factory=PruningConfig)
     eval_sparse: bool = option(Panel.PRUNING, "measure the sub-model at --sparsity in every round", default=False)
     """Else only in the last."""

@@ -23,7 +23,7 @@ from broker_server.methods.pruning.plans import Plans
 from broker_server.methods.pruning.schedule import Segment
 from broker_server.methods.pruning.scores import Scores
 from broker_server.methods.training import TrainingConfig
-from edge_runtime.formats.adapter import Tensors
+from edge_runtime.formats.adapter import Array, Tensors
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.payload import Payload
 from edge_runtime.wire.messages import AssignmentKey
@@ -140,6 +140,14 @@ class Method(abc.ABC):
     @abc.abstractmethod
     def start(self, model: Aggregated, work: Work) -> Payload:
         """What a device starts from."""
+
+    @abc.abstractmethod
+    def trained(self, work: Work) -> Mapping[str, tuple[int, ...]]:
+        """Names and shapes of the tensors of a reply that were trained: what update transforms apply to."""
+
+    @abc.abstractmethod
+    def before(self, model: Aggregated, work: Work, name: str) -> Array:
+        """What a trained tensor of a reply was before training, float32, of its shape in the reply."""
 
     @abc.abstractmethod
     def most_bytes(self, work: Work) -> int:

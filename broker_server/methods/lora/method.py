@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import zlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -16,7 +16,8 @@ from broker_server.methods.method import AssignedWork, Combined, Method, MethodC
 from broker_server.methods.pruning.schedule import Segment, is_deploy, segments
 from broker_server.methods.pruning.scores import DeviceScores, Scores, combine
 from edge_runtime.errors import MessageError
-from edge_runtime.formats.adapter import AdapterLayout, Tensors, initial
+from edge_runtime.formats import names
+from edge_runtime.formats.adapter import AdapterLayout, Array, Tensors, initial, target_indices
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.payload import Payload, check_payload, decode_payload
 from edge_runtime.formats.plan import Plan
@@ -39,6 +40,11 @@ class Lora(Method):
     def __init__(self, context: MethodContext) -> None:
         super().__init__(context)
         self._aggregation = make_aggregation(context.aggregation)
+        self._targets = {
+            name: target
+            for target in context.manifest.targets
+            for name in (names.lora_a(target.module), names.lora_b(target.module))
+        }
         self._layout = functools.lru_cache(maxsize=NUM_LAYOUTS)(self._layout_of)
 
     def initial(self, dense: Tensors, rng: np.random.Generator) -> Aggregated:
@@ -98,6 +104,22 @@ class Lora(Method):
         asked = _lora(work)
         return self._aggregation.start(self._manifest, model, asked.plan, asked.arm.rank)
 
+    def trained(self, work: Work) -> Mapping[str, tuple[int, ...]]:
+        """The adapter under the last plan, but for factors that stay; see :meth:`Method.trained`."""
+        asked = _lora(work)
+        layout, _ = self._layout(asked.final_plan, asked.arm.rank)
+        return layout.trained(self._aggregation.trainable).shapes
+
+    def before(self, model: Aggregated, work: Work, name: str) -> Array:
+        """The part of the adapter that is under the last plan and the rank; see :meth:`Method.before`."""
+        asked, whole, target = _lora(work), model.adapter[name], self._targets.get(name)
+        if target is None:
+            return whole
+        rows, columns = target_indices(target, asked.final_plan)
+        if names.is_lora_a(name):
+            return whole[: asked.arm.rank] if columns is None else whole[: asked.arm.rank, columns]
+        return whole[:, : asked.arm.rank] if rows is None else whole[rows, : asked.arm.rank]
+
     # ---- what comes back ---------------------------------------------------------------------------------------------
 
     def most_bytes(self, work: Work) -> int:
@@ -144,13 +166,12 @@ class Lora(Method):
 
     def _device_update(self, reply: Reply) -> DeviceUpdate:
         asked = _lora(reply.work)
-        layout = self._layout(asked.final_plan, asked.arm.rank)[0].trained(self._aggregation.trainable)
         return DeviceUpdate(
             device_id=reply.device_id,
             plan=asked.final_plan,
             rank=asked.arm.rank,
             num_examples=reply.num_examples,
-            tensors=Named(reply.tensors, layout.shapes),
+            tensors=Named(reply.tensors, self.trained(asked)),
             importance=importance_of(reply.tensors),
             is_checked=True,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 
@@ -12,9 +13,10 @@ from broker_server.errors import AggregationError, StoreError
 from broker_server.methods.aggregation import Aggregated, with_ceiling
 from broker_server.methods.method import Reply
 from broker_server.methods.pruning.scores import Scores
-from broker_server.serving.coordinator.run_context import AGGREGATION, RunContext
+from broker_server.serving.coordinator.run_context import AGGREGATION, TRANSFORMS, RunContext
 from broker_server.serving.storage.store import Store
 from broker_server.serving.storage.stored_tensors import StoredTensors
+from edge_runtime.formats.transforms import Change, apply_transforms
 from edge_runtime.wire.messages import Update
 
 logger = logging.getLogger(__name__)
@@ -54,6 +56,7 @@ def combine_round(
         replies = [_reply(run, store, update) for update in accepted]
         if run.method.averages:
             replies = _weighed(round_number, replies, run.config.max_share)
+        replies = [_transformed(run, round_number, before.model, reply) for reply in replies]
         try:
             after = _combine(run, round_number, before, replies)
         except (AggregationError, np.linalg.LinAlgError) as error:
@@ -89,6 +92,19 @@ def _weighed(round_number: int, replies: Sequence[Reply], max_share: float) -> l
                 weight,
             )
     return [dataclasses.replace(r, num_examples=weight) for r, weight in zip(replies, weights, strict=True)]
+
+
+def _transformed(run: RunContext, round_number: int, before: Aggregated, reply: Reply) -> Reply:
+    """A reply after the run's chain of update transforms."""
+    if not run.transforms:
+        return reply
+    change = Change(
+        tensors=reply.tensors,
+        start=functools.partial(run.method.before, before, reply.work),
+        shapes=run.method.trained(reply.work),
+    )
+    seed = (run.config.seed, TRANSFORMS, round_number)
+    return dataclasses.replace(reply, tensors=apply_transforms(run.transforms, change, seed, reply.device_id))
 
 
 def _combine(run: RunContext, round_number: int, before: GlobalState, replies: Sequence[Reply]) -> GlobalState:

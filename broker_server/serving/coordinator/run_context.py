@@ -13,7 +13,7 @@ from broker_server.emulation.clock import VirtualClock
 from broker_server.emulation.context import scheduler_context
 from broker_server.emulation.fleet import load_fleet
 from broker_server.emulation.step_times import STEP_TIMES_FILE, read_step_times
-from broker_server.errors import StoreError
+from broker_server.errors import ConfigError, StoreError
 from broker_server.methods.method import Method, MethodContext
 from broker_server.methods.pruning.files import ImportanceFiles
 from broker_server.methods.pruning.plans import Plans
@@ -27,11 +27,12 @@ from broker_server.serving.storage.peft_folder import PeftFolder, base_model
 from broker_server.serving.storage.store import Store
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.formats.manifest import Manifest
+from edge_runtime.formats.transforms import Transform, parse_transforms
 from edge_runtime.wire.messages import AssignmentKey
 
 ARTIFACTS_FOLDER = "artifacts"
 
-INITIAL_ADAPTER, ARMS, AGGREGATION = range(3)
+INITIAL_ADAPTER, ARMS, AGGREGATION, TRANSFORMS = range(4)
 """What a generator is for: with the run's seed and a round it gives the same numbers after a restart."""
 
 
@@ -44,6 +45,8 @@ class RunContext:
     adapters: GlobalAdapters
     plans: Plans
     method: Method
+    transforms: tuple[Transform, ...]
+    """Applied to each update before it is combined."""
     assigner: Assigner
     scheduler: GuardedScheduler
     importance_files: ImportanceFiles
@@ -119,6 +122,7 @@ def open_run(run_dir: Path, config: CoordinatorConfig, store: Store) -> RunConte
         adapters=adapters,
         plans=plans,
         method=method,
+        transforms=_transforms(config, method),
         assigner=Assigner(method, config.wire_dtype, works=works),
         scheduler=_open_scheduler(config, manifest, clock, store),
         importance_files=importance_files,
@@ -130,6 +134,14 @@ def open_run(run_dir: Path, config: CoordinatorConfig, store: Store) -> RunConte
         rng = run.generator(INITIAL_ADAPTER, 0)
         adapters.write(0, method.initial(artifact.initial(), rng))
     return run
+
+
+def _transforms(config: CoordinatorConfig, method: Method) -> tuple[Transform, ...]:
+    chain = parse_transforms(config.update_transforms)
+    if chain and not method.averages:
+        msg = "update_transforms apply to the change of a model, but replies of this method are sums: leave them out"
+        raise ConfigError(msg)
+    return chain
 
 
 def _make_method(config: CoordinatorConfig, manifest: Manifest, plans: Plans) -> Method:

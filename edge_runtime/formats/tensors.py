@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Collection, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +52,26 @@ def decode_tensors(data: bytes, max_bytes: int = limits.MAX_BLOB_BYTES) -> dict[
     Raises:
         TensorError: malformed, over a limit, or of a type other than float32 and float16.
     """
+    loaded = _load(data, ("F32", "F16"), max_bytes)
+    return {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in loaded.items()}
+
+
+def encode_integers(tensors: Mapping[str, npt.NDArray[np.int64]]) -> bytes:
+    """Safetensors bytes of named int64 arrays: what must arrive to the last unit."""
+    return safetensors.numpy.save({name: np.ascontiguousarray(value, np.int64) for name, value in tensors.items()})
+
+
+def decode_integers(data: bytes, max_bytes: int = limits.MAX_BLOB_BYTES) -> dict[str, npt.NDArray[np.int64]]:
+    """Named int64 arrays from safetensors bytes that came from outside.
+
+    Raises:
+        TensorError: malformed, over a limit, or of another type.
+    """
+    return _load(data, ("I64",), max_bytes)
+
+
+def _load(data: bytes, kinds: tuple[str, ...], max_bytes: int) -> dict[str, npt.NDArray[Any]]:
+    """Arrays of these types of safetensors."""
     if len(data) > max_bytes:
         msg = f"tensor blob is {len(data)} bytes, at most {max_bytes} are accepted"
         raise TensorError(msg)
@@ -65,15 +85,15 @@ def decode_tensors(data: bytes, max_bytes: int = limits.MAX_BLOB_BYTES) -> dict[
             msg = f"tensor {name[:50]!r} has a name of {len(name)} characters: expected 1 to {most}, all printable"
             raise TensorError(msg)
         kind = entry.get("dtype") if isinstance(entry, dict) else None
-        if kind not in ("F32", "F16"):  # not a set: it would have to hash whatever stands there
-            msg = f"tensor {name!r} has type {str(kind)[:50]!r}, expected F32 or F16"
+        if kind not in kinds:  # not a set: it would have to hash whatever stands there
+            msg = f"tensor {name!r} has type {str(kind)[:50]!r}, expected {' or '.join(kinds)}"
             raise TensorError(msg)
     try:
-        loaded = safetensors.numpy.load(data)
+        loaded: dict[str, npt.NDArray[Any]] = safetensors.numpy.load(data)
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         msg = f"tensor blob is malformed: {error}"
         raise TensorError(msg) from error
-    return {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in loaded.items()}
+    return loaded
 
 
 def check_digest(data: bytes, expected: str | None) -> None:

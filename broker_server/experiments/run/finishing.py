@@ -17,6 +17,7 @@ from broker_server.experiments.run.preparation import model_name, read_summary
 from broker_server.experiments.run.settings import EMBEDDED_BROKERS, RunSettings
 from broker_server.options import flat
 from broker_server.serving.evaluation.parallel import evaluate_in_parts
+from broker_server.serving.report.arms import MOST_SHOWN, arm_text, arms_by_device
 from broker_server.serving.report.build import RunSummary, build_report, quality_fields
 from broker_server.serving.report.page import render_page
 from broker_server.serving.report.quality import bytes_text, duration_text, metric_name, metric_text, plural
@@ -31,6 +32,9 @@ from edge_runtime.system.files import write_atomically
 
 COMPACT_RESULT: Final = "compact.json"
 """What was measured of the compact model; in the run directory, so that a resumed job need not measure again."""
+
+MIN_ARMS: Final = 2
+"""Arms from which on they are told at the end."""
 
 _PROMPT_WORDS = 6
 _FEW_WORDS = 4
@@ -141,6 +145,7 @@ def summary_lines(report: Report, root: Path) -> list[str]:
         )
     elif is_sampled:
         lines.append(on_all)
+    lines += arm_lines(report)
     if final.emulated_s is not None:
         lines.append(f"emulated time: {duration_text(final.emulated_s)} on the virtual clock of the fleet")
     if report.compact is not None and isinstance(report.compact.sample, str):
@@ -151,6 +156,18 @@ def summary_lines(report: Report, root: Path) -> list[str]:
     if report.compact is not None:
         lines.append(f"compact model: {root / 'compact'} (use it: fedspine-edge {verb} {root / 'compact'})")
     return [*lines, f"adapter:       {root / 'adapters' / 'peft'} (PEFT's format)"]
+
+
+def arm_lines(report: Report) -> list[str]:
+    """The arms of each device over the rounds, a line each, where they are not all the same."""
+    devices = arms_by_device(report)
+    if len({(d.pruning_ratio, d.rank) for one in devices for d in one.played if d is not None}) < MIN_ARMS:
+        return []
+    lines = [
+        f"  {one.name}: {' '.join('-' if d is None else arm_text(d.pruning_ratio, d.rank) for d in one.played)}"
+        for one in devices[:MOST_SHOWN]
+    ]
+    return ["arms (pruning ratio:rank) over the rounds:", *lines]
 
 
 def _prompt(test_file: Path) -> str:

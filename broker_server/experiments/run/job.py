@@ -16,7 +16,7 @@ import msgspec
 
 from broker_server.errors import ChildFailedError
 from broker_server.experiments.run import layout, preparation
-from broker_server.experiments.run.emulate import settle_fleet
+from broker_server.experiments.run.emulate import read_fleet, settle_fleet
 from broker_server.experiments.run.examples import DataSet
 from broker_server.experiments.run.finishing import measure_compact, shown_settings, write_report
 from broker_server.experiments.run.layout import JobState, RunDirectory
@@ -221,7 +221,7 @@ class Job:
         self._save(begun(self._settings, self.state))
         if self._settings.is_emulated and CALIBRATE not in self.state.done:
             with self._step(CALIBRATE):
-                self._display.step("emulated fleet: step times, measured where no run has yet")
+                self._display.step("the devices' speed is emulated: measuring step times, where no run has yet")
                 settle_fleet(self._settings, self._directory, self.state.artifact_digest or "")
         with self._step(TRAINING_STEP):
             self._play_rounds()
@@ -265,6 +265,8 @@ class Job:
             num_threads=num_cores(),
         )
         write_atomically(self._directory.config_file, config.to_toml().encode(), is_private=True)
+        emulated = read_fleet(self._settings, self._directory)
+        self._view.classes = {} if emulated is None else emulated.members
         events = EventReader(self._directory.events_file)
         for event in events.new_events():  # of earlier sessions
             self._view.apply(event)

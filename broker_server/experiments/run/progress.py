@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import IO, Protocol, Self
+from typing import IO, Final, Protocol, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -123,23 +123,27 @@ class LiveDisplay:
         self._live.update(Group(render_devices(view), render_rounds(view, self._clock() - self._start)))
 
 
+EARLIER: Final = 8
+"""Arms of earlier rounds in the table."""
+
 _STYLES = {"training": "green", "uploading": "cyan", "fetching": "yellow", "offline": "red", "ended": "red"}
 
 
 def render_devices(view: RunView) -> RenderableType:
     """A table with each device's state, arm and step."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for column in ("device", "state", "arm", "steps", ""):
+    for column in ("device", "state", "arm", "steps", "", "arms so far"):
         table.add_column(column, no_wrap=True)
     for device_id, device in view.devices.items():
         state = "update accepted" if device.has_updated and device.state == "idle" else device.state
         done = device.num_steps if device.has_updated else device.step
         table.add_row(
-            Text(device_id),
+            Text(view.name(device_id)),
             Text(state, style=_STYLES.get(device.state, "dim")),
             Text(device.arm or "-"),
             f"{done}/{device.num_steps}" if device.num_steps else "-",
-            ProgressBar(total=max(1, device.num_steps), completed=done, width=24),
+            ProgressBar(total=max(1, device.num_steps), completed=done, width=16),
+            Text(" ".join(device.earlier[-EARLIER:]), style="dim"),
         )
     return table
 

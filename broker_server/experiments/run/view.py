@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+from collections.abc import Mapping
 from typing import Final
 
 from broker_server.serving.report.quality import metric, metric_name, metric_text, plural
 from broker_server.serving.storage import events
 from broker_server.serving.storage.records import RoundRecord
 from edge_runtime.formats.manifest import Task
+
+MAX_SHOWN: Final = 8
+"""Devices whose arms stand in a line."""
 
 MAX_DETAIL: Final = 120
 """Characters of a device's reason in a line about its round."""
@@ -21,6 +25,9 @@ class DeviceView:
 
     state: str
     arm: str = ""
+    """What it plays in the current round; empty = nothing."""
+    earlier: tuple[str, ...] = ()
+    """What it played in the rounds before, the first one first."""
     step: int = 0
     num_steps: int = 0
     has_updated: bool = False
@@ -35,6 +42,7 @@ class RunView:
         rounds: finished rounds, in order.
         round_number: the round that is going on, or the last one.
         num_rounds: rounds of the whole run.
+        classes: class of each emulated device; empty where nothing is emulated.
     """
 
     def __init__(self, task: Task, device_ids: tuple[str, ...], num_rounds: int) -> None:
@@ -43,17 +51,13 @@ class RunView:
         self.rounds: list[RoundRecord] = []
         self.round_number = 0
         self.num_rounds = num_rounds
+        self.classes: Mapping[str, str] = {}
 
     def apply(self, event: events.AnyEvent) -> str | None:
         """Take in one event; returns a line worth printing, or None."""
         match event:
             case events.RoundStarted():
-                self.round_number = event.round_number
-                for device in self.devices.values():
-                    device.arm, device.step, device.has_updated = "", 0, False
-                for device_id, arm in event.arms.items():
-                    self._device(device_id).arm = arm
-                return None
+                return self._round_started(event)
             case events.DeviceSeen():
                 return self._seen(event)
             case events.UpdateAccepted():
@@ -96,6 +100,26 @@ class RunView:
     def _device(self, device_id: str) -> DeviceView:
         return self.devices.setdefault(device_id, DeviceView(state="new"))
 
+    def _round_started(self, event: events.RoundStarted) -> str | None:
+        for device in self.devices.values():
+            if device.arm and event.round_number > self.round_number:
+                device.earlier = (*device.earlier, device.arm)
+            device.arm, device.step, device.has_updated = "", 0, False
+        self.round_number = event.round_number
+        arms = {device_id: _short(arm) for device_id, arm in event.arms.items()}
+        for device_id, arm in arms.items():
+            self._device(device_id).arm = arm
+        if not arms:
+            return None
+        shown = [f"{self.name(device_id)} {arm}" for device_id, arm in list(arms.items())[:MAX_SHOWN]]
+        more = f", and {len(arms) - MAX_SHOWN} more" if len(arms) > MAX_SHOWN else ""
+        return f"round {event.round_number}/{self.num_rounds}, arms: {', '.join(shown)}{more}"
+
+    def name(self, device_id: str) -> str:
+        """A device, and what it is emulated as."""
+        name = self.classes.get(device_id)
+        return device_id if name is None else f"{device_id} (emulated {name})"
+
     def _seen(self, event: events.DeviceSeen) -> str | None:
         device = self._device(event.device_id)
         is_over = bool(self.rounds) and self.rounds[-1].round_number >= self.num_rounds
@@ -137,3 +161,12 @@ class RunView:
         before = metric(self.task, first.loss, first.accuracy)
         is_worse = value > before if self.task == "causal-lm" else value < before
         return f"{text} (worse than before training)" if is_worse else text
+
+
+def _short(arms: str) -> str:
+    """An arm of an event with its ratio to two digits."""
+    ratio, _, rest = arms.partition(":")
+    try:
+        return f"{round(float(ratio), 2)}:{rest}"
+    except ValueError:  # of a method with other axes
+        return arms

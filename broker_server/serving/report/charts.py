@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import itertools
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
@@ -15,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from broker_server.serving.report.arms import arms_by_device, natural
 from broker_server.serving.report.quality import bytes_text, metric_name
 from broker_server.serving.report.schema import Report
 from broker_server.serving.storage.records import DeviceRecord
@@ -55,6 +55,7 @@ def all_charts(report: Report) -> list[str]:
     charts: Sequence[Callable[[Report, Axes], None]] = (
         quality_over_rounds,
         quality_over_time,
+        pruning_per_device,
         time_per_device,
         step_time_per_arm,
         bytes_per_round,
@@ -81,9 +82,27 @@ def quality_over_time(report: Report, axes: Axes) -> None:
     )
 
 
+def pruning_per_device(report: Report, axes: Axes) -> None:
+    """Pruning ratio of each device's arm, by round; the rank stands beside each point."""
+    for colour, one in zip(itertools.cycle(COLOURS), arms_by_device(report)[: len(COLOURS)], strict=False):
+        points = [(number, entry) for number, entry in enumerate(one.played, start=1) if entry is not None]
+        ratios = [entry.pruning_ratio for _, entry in points]
+        axes.plot([number for number, _ in points], ratios, color=colour, marker="o", markersize=4, label=one.name)
+        for number, entry in points:
+            axes.annotate(
+                f"{entry.rank}", (number, entry.pruning_ratio), (4, 4), textcoords="offset points", fontsize=7
+            )
+    axes.set(title="Arms by round: pruning ratio, and rank beside it", xlabel="round", ylabel="pruning ratio")
+    axes.set_ylim(bottom=-0.03)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.margins(y=0.15)
+    if axes.get_lines():
+        axes.legend(loc="upper left", ncols=2)
+
+
 def time_per_device(report: Report, axes: Axes) -> None:
     """Seconds of training of each device, summed over rounds, one colour an arm."""
-    devices = sorted({d.device_id for d in _trained(report)}, key=_natural)
+    devices = sorted({d.device_id for d in _trained(report)}, key=natural)
     bottoms = dict.fromkeys(devices, 0.0)
     for colour, arm in zip(itertools.cycle(COLOURS), _arms(report), strict=False):
         seconds = [
@@ -124,7 +143,7 @@ def bytes_per_round(report: Report, axes: Axes) -> None:
 
 def memory_per_device(report: Report, axes: Axes) -> None:
     """Largest resident set of each device's process so far, by round."""
-    devices = sorted({d.device_id for d in _trained(report)}, key=_natural)
+    devices = sorted({d.device_id for d in _trained(report)}, key=natural)
     for colour, device_id in zip(itertools.cycle(COLOURS), devices, strict=False):
         points = [
             (r.round_number, d.measurements.peak_rss_bytes)
@@ -233,10 +252,6 @@ def _arm(device: DeviceRecord) -> str:
 def _arms(report: Report) -> list[str]:
     keyed = {(d.pruning_ratio, -d.rank): _arm(d) for d in _trained(report)}
     return [keyed[key] for key in sorted(keyed)]
-
-
-def _natural(device_id: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", device_id)]
 
 
 def _arm_legend(axes: Axes) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import jinja2
 from msgspec import UnsetType
 
+from broker_server.serving.report.arms import MOST_SHOWN, arm_text, arms_by_device
 from broker_server.serving.report.charts import all_charts
 from broker_server.serving.report.quality import bytes_text, duration_text, metric_name, metric_text
 from broker_server.serving.report.schema import Report, RoundEntry
@@ -40,6 +41,8 @@ def render_page(report: Report) -> str:
         sparse=_sparse_text(report),
         charts=all_charts(report),
         rounds=[(entry, _summary(entry)) for entry in report.rounds],
+        arms=arms_by_device(report)[:MOST_SHOWN],
+        arm_text=arm_text,
     )
 
 

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from broker_server.errors import ReportError, RunFailedError
-from broker_server.experiments.run.finishing import summary_lines
+from broker_server.experiments.run.finishing import arm_lines, summary_lines
 from broker_server.serving.report.build import RunSummary, build_report, quality_fields
 from broker_server.serving.report.charts import all_charts, quality_over_rounds, quality_over_time
 from broker_server.serving.report.page import render_page
@@ -169,6 +169,32 @@ def test_the_page_shows_before_and_after_and_needs_no_network(task: Task) -> Non
     assert "device-2 lost" in page
 
 
+def test_the_page_and_the_last_words_show_each_device_s_arm_by_round() -> None:
+    report = sample_report("causal-lm")
+    one = FleetClass(
+        name="tx2",
+        device_ids=("device-2",),
+        compute_factor=8.3,
+        memory_mb=0,
+        uplink_mbit_s=1.0,
+        downlink_mbit_s=1.0,
+        availability=1.0,
+        drift=(),
+    )
+    report = msgspec.structs.replace(report, fleet=FleetEntry(classes=(one,), jitter=0.0, deadline_s=0.0))
+
+    lines = arm_lines(report)
+    page = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", render_page(report)))
+
+    assert lines[1:] == [
+        "  device-1: 0.5:4 0.0:8 0.25:8",
+        "  device-2 (emulated tx2): 0.0:8 0.25:8 0.5:4",
+        "  device-3: 0.25:8 0.5:4 0.0:8",
+    ]
+    for line in lines[1:]:
+        assert line.strip().replace(": ", " ", 1) in page
+
+
 def test_text_of_a_model_is_escaped() -> None:
     assert "&lt;the&gt; value" in render_page(sample_report("causal-lm"))
 
@@ -178,7 +204,7 @@ def test_charts_are_well_formed_and_share_no_id(task: Task) -> None:
     charts = [ET.fromstring(chart) for chart in all_charts(sample_report(task))]  # noqa: S314 - our own text
 
     ids = [element.attrib["id"] for chart in charts for element in chart.iter() if "id" in element.attrib]
-    assert len(charts) == 6
+    assert len(charts) == 7
     assert len(ids) == len(set(ids))
 
 
@@ -243,7 +269,7 @@ def test_charts_of_a_run_that_lost_every_update_can_be_drawn() -> None:
         data=report.data, config={},
     )  # fmt: skip
 
-    assert len(all_charts(build_report(facts, round_records(0), None))) == 6
+    assert len(all_charts(build_report(facts, round_records(0), None))) == 7
 
 
 def test_figures_for_people() -> None:

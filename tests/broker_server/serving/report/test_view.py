@@ -54,6 +54,28 @@ def test_devices_show_arm_state_and_step() -> None:
     assert view.devices["device-2"].has_updated
 
 
+def test_the_arms_of_a_round_are_a_line_and_stay_in_sight() -> None:
+    view = _view()
+    view.classes = {"device-1": "tx2"}
+    told = [
+        view.apply(RoundStarted(at=0.0, round_number=number, arms={"device-1": arm, "device-2": "0.0:8"}))
+        for number, arm in ((1, "0.25:8"), (2, "0.421875:6"), (2, "0.421875:6"))
+    ]
+
+    assert told[0] == "round 1/3, arms: device-1 (emulated tx2) 0.25:8, device-2 0.0:8"
+    assert told[1] == "round 2/3, arms: device-1 (emulated tx2) 0.42:6, device-2 0.0:8"
+    assert (view.devices["device-1"].earlier, view.devices["device-1"].arm) == (("0.25:8",), "0.42:6")
+    assert view.apply(RoundStarted(at=0.0, round_number=3, arms={})) is None
+
+
+def test_the_arms_of_a_large_fleet_are_not_all_told() -> None:
+    view = RunView("causal-lm", (), 3)
+    line = view.apply(RoundStarted(at=0.0, round_number=1, arms={f"device-{n}": "0.0:8" for n in range(30)}))
+
+    assert line is not None
+    assert line.endswith("device-7 0.0:8, and 22 more")
+
+
 def test_a_device_that_rests_keeps_the_steps_it_made() -> None:
     view = _view()
     view.apply(_seen("device-1", "training", step=10))

@@ -1,0 +1,62 @@
+"""Which arm each device played in which round, for people."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from broker_server.serving.report.schema import Report
+from broker_server.serving.storage.records import DeviceRecord
+from edge_runtime.wire.arms import format_arms
+from edge_runtime.wire.work import Arm
+
+MOST_SHOWN: Final = 20
+"""Devices whose arms a page or a terminal lists; of a larger fleet it shows the first ones."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceArms:
+    """The arms of one device."""
+
+    device_id: str
+    device_class: str
+    """Class of an emulated device; empty where nothing is emulated."""
+    played: Sequence[DeviceRecord | None]
+    """Its part in each round after round 0; None = it had none."""
+
+    @property
+    def name(self) -> str:
+        """The device, and what it is emulated as."""
+        return f"{self.device_id} (emulated {self.device_class})" if self.device_class else self.device_id
+
+
+def arms_by_device(report: Report) -> list[DeviceArms]:
+    """The arms of all devices, by device; each round's are those that the last steps of its assignment played."""
+    rounds = [{device.device_id: device for device in entry.devices} for entry in report.rounds[1:]]
+    fleet = () if report.fleet is None else report.fleet.classes
+    classes = {device_id: one.name for one in fleet for device_id in one.device_ids}
+    ids = sorted({device_id for devices in rounds for device_id in devices}, key=natural)
+    return [
+        DeviceArms(
+            device_id=device_id,
+            device_class=classes.get(device_id, ""),
+            played=[devices.get(device_id) for devices in rounds],
+        )
+        for device_id in ids
+    ]
+
+
+def arm_text(ratio: float, rank: int) -> str:
+    """An arm as people write it, its ratio to two digits.
+
+    >>> arm_text(0.421875, 6)
+    '0.42:6'
+    """
+    return format_arms((Arm(pruning_ratio=round(ratio, 2), rank=rank),))
+
+
+def natural(device_id: str) -> list[tuple[int, str]]:
+    """Sorts ``device-2`` before ``device-10``."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", device_id)]

@@ -200,7 +200,7 @@ class SimulatedFleet:
                 outcome = self._outcome(device_id, tried, round_number, draws)
                 scheduler.observe(outcome)
                 infeasible += outcome.outcome is not Outcome.ACCEPTED
-                if outcome.reason is not FailureReason.INSUFFICIENT_MEMORY or attempt == MAX_ATTEMPTS:
+                if outcome.reason is not FailureReason.ARM_INFEASIBLE or attempt == MAX_ATTEMPTS:
                     break
                 tried = scheduler.choose_again(round_number, device_id, rng)
             outcomes.append(outcome)
@@ -212,7 +212,7 @@ class SimulatedFleet:
         if not self.fits(device_id, arm):
             return ArmOutcome(
                 round_number=round_number, device_id=device_id, arm=arm, sparsity=sparsity, outcome=Outcome.FAILED,
-                reason=FailureReason.INSUFFICIENT_MEMORY,
+                reason=FailureReason.ARM_INFEASIBLE,
             )  # fmt: skip
         seconds = self.completion_s(device_id, arm, round_number) * math.exp(TIME_NOISE * draws[0])
         is_late = seconds > self._deadline_s

@@ -232,7 +232,7 @@ class Agent:
         if (detail := too_large(assignment, self._settings.work.memory_limit_bytes)) is None:
             self._begin(work)
         else:
-            self._refuse(work, FailureReason.INSUFFICIENT_MEMORY, detail)
+            self._refuse(work, FailureReason.ARM_INFEASIBLE, detail)
 
     def _begin(self, work: Work) -> None:
         """Pull what the work starts from, if it starts from anything."""

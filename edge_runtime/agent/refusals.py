@@ -13,10 +13,10 @@ from edge_runtime.system.files import DiskFullError
 from edge_runtime.wire.messages import Assignment, FailureReason
 
 _REASONS: tuple[tuple[type[BaseException], FailureReason], ...] = (
-    (engine.InsufficientMemoryError, FailureReason.INSUFFICIENT_MEMORY),
-    (MemoryError, FailureReason.INSUFFICIENT_MEMORY),
+    (engine.InsufficientMemoryError, FailureReason.ARM_INFEASIBLE),
+    (MemoryError, FailureReason.ARM_INFEASIBLE),
     # Not memory, but the same to a scheduler: this arm is never possible here, in full at once and cheaper ones may be.
-    (ArmNotExportedError, FailureReason.INSUFFICIENT_MEMORY),
+    (ArmNotExportedError, FailureReason.ARM_INFEASIBLE),
     (link.ArtifactUnreachableError, FailureReason.ARTIFACT_UNREACHABLE),
     (link.AddressError, FailureReason.ARTIFACT_UNREACHABLE),
     (link.ArtifactCorruptedError, FailureReason.ARTIFACT_CORRUPTED),

@@ -52,8 +52,8 @@ class DeviceState(enum.StrEnum):
 class FailureReason(enum.StrEnum):
     """Why a device refused an assignment or gave it up; a scheduler learns from it."""
 
-    INSUFFICIENT_MEMORY = "insufficient_memory"
-    """The arm is not possible on this device, nor a costlier one: for lack of memory, or of models for its engine."""
+    ARM_INFEASIBLE = "arm_infeasible"
+    """Neither the arm nor a costlier one is possible on this device: too little memory, or no models for its engine."""
     ARTIFACT_UNREACHABLE = "artifact_unreachable"
     ARTIFACT_CORRUPTED = "artifact_corrupted"
     DISK_FULL = "disk_full"

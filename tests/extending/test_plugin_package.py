@@ -48,7 +48,7 @@ def test_the_scheduler_gives_the_largest_arm_that_fits() -> None:
             arm=large,
             sparsity=0.0,
             outcome=Outcome.FAILED,
-            reason=FailureReason.INSUFFICIENT_MEMORY,
+            reason=FailureReason.ARM_INFEASIBLE,
         )
     )
 

@@ -163,7 +163,7 @@ def _round(entry: RoundEntry, clock: Clock) -> RoundTrace:
 
 
 def _play(device: DeviceRecord, round_s: float) -> Play:
-    is_infeasible = device.outcome == Outcome.TIMED_OUT or device.reason == FailureReason.INSUFFICIENT_MEMORY
+    is_infeasible = device.outcome == Outcome.TIMED_OUT or device.reason == FailureReason.ARM_INFEASIBLE
     return Play(
         device_class=device.device_class or NO_CLASS,
         arm=Arm(pruning_ratio=device.pruning_ratio, rank=device.rank),

@@ -305,7 +305,7 @@ def _on_failed(state: RunState, event: DeviceFailed) -> Step:
     failed = dataclasses.replace(
         _decided(participant, Outcome.FAILED, f"{event.reason}: {event.detail}"), reason=event.reason
     )
-    if event.reason is FailureReason.INSUFFICIENT_MEMORY and participant.attempt < MAX_ATTEMPTS:
+    if event.reason is FailureReason.ARM_INFEASIBLE and participant.attempt < MAX_ATTEMPTS:
         failed = dataclasses.replace(failed, outcome=None, awaits_arm=True)
         state = with_participants(state, {failed.device_id: failed})
         return state, (ChooseArmAgain(round_number=state.round_number, device_id=failed.device_id),)

@@ -255,7 +255,7 @@ class ChooseArms:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ChooseArmAgain:
-    """Ask the scheduler for a cheaper arm for a device that ran out of memory."""
+    """Ask the scheduler for a cheaper arm for a device that refused its arm as infeasible."""
 
     round_number: int
     device_id: str

@@ -1,4 +1,4 @@
-"""What a scheduler is: six typed methods, and the memory of arms that were too large for a device."""
+"""What a scheduler is: six typed methods, and the memory of arms that are infeasible on a device."""
 
 from __future__ import annotations
 
@@ -92,17 +92,17 @@ class Scheduler(abc.ABC):
         return choices
 
     def choose_again(self, round_number: int, device_id: str, rng: np.random.Generator) -> Arm | None:
-        """Another arm for a device that ran out of memory in this round; None when nothing is left to try."""
+        """Another arm for a device that refused its arm in this round; None when nothing is left to try."""
         candidates = self.feasible(device_id)
         return self.arms[self._pick(round_number, device_id, candidates, rng)] if candidates else None
 
     def observe(self, outcome: ArmOutcome) -> None:
         """Learn from one assignment. An arm that is infeasible is so for good, and so is everything costlier.
 
-        Infeasible is what ran out of memory, and what missed the round's deadline.
+        Infeasible is what the device refused as such, and what missed the round's deadline.
         """
-        out_of_memory = outcome.outcome is Outcome.FAILED and outcome.reason is FailureReason.INSUFFICIENT_MEMORY
-        if out_of_memory or outcome.outcome is Outcome.TIMED_OUT:
+        was_refused = outcome.outcome is Outcome.FAILED and outcome.reason is FailureReason.ARM_INFEASIBLE
+        if was_refused or outcome.outcome is Outcome.TIMED_OUT:
             known = self._infeasible.get(outcome.device_id, [])
             if not any(self.axes.costs_at_least(outcome.arm, arm) for arm in known):
                 kept = [arm for arm in known if not self.axes.costs_at_least(arm, outcome.arm)]

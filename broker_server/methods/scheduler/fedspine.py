@@ -17,8 +17,8 @@ twenty rounds, some device spoils every round. The reward is therefore taken apa
 4. *Each device* then maximises the optimistic reward (U(x) for the gain, tau for mean T) over the points that it is
    expected to finish by tau. So it explores only where that costs nobody time: fast devices, which have time to spare,
    learn the gain for all, and prune nothing they need not.
-5. *Memory*: what ran out of memory or time, and all that is costlier, is never played again; :mod:`.limits` keeps
-   devices from failing more than a few times each.
+5. *Feasibility*: what a device refused or did not end in time, and all that is costlier, is never played again;
+   :mod:`.limits` keeps devices from failing more than a few times each.
 
 A device of which nothing is known plays an arm from the cheaper (more pruned) half, spread so that the first round
 tells the shape. Nothing is told of a device's class.

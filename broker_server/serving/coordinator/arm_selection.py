@@ -21,7 +21,7 @@ class ArmSelection:
     """Deals arms, and reports what became of them.
 
     In deploy rounds the scheduler chooses ranks only, and is told of nothing but refusals: the ratio is not its choice.
-    A device that refuses an assignment for lack of memory has its ramp lifted (ours): a ratio that grows slowly would
+    A device that refuses an arm as infeasible has its ramp lifted (ours): a ratio that grows slowly would
     keep it out of the run, so from then on it plays its arms in full.
     """
 
@@ -31,7 +31,7 @@ class ArmSelection:
         Args:
             run: the parts of the run.
             ledger: its books.
-            refusers: devices that refused an assignment for lack of memory, in earlier sessions too.
+            refusers: devices that refused an arm as infeasible, in earlier sessions too.
         """
         self._run = run
         self._ledger = ledger
@@ -50,7 +50,7 @@ class ArmSelection:
         return {device_id: self._deployed(round_number, arm) for device_id, arm in arms.items()}
 
     def choose_again(self, round_number: int, participant: Participant) -> Arm | None:
-        """A cheaper arm for a device that ran out of memory; None = there is none."""
+        """A cheaper arm for a device that refused its arm; None = there is none."""
         self.has_news = True
         self._refusers.add(participant.device_id)
         self._run.scheduler.observe(
@@ -94,9 +94,9 @@ class ArmSelection:
             outcomes.append(arm_outcome(round_number, participant, facts, update))
         if round_number > 0:
             for participant, outcome in zip(participants, outcomes, strict=True):
-                out_of_memory = participant.reason is FailureReason.INSUFFICIENT_MEMORY
-                was_observed = out_of_memory and participant.attempt < MAX_ATTEMPTS
-                if not was_observed and (out_of_memory or not self.is_deploy(round_number)):
+                is_infeasible = participant.reason is FailureReason.ARM_INFEASIBLE
+                was_observed = is_infeasible and participant.attempt < MAX_ATTEMPTS
+                if not was_observed and (is_infeasible or not self.is_deploy(round_number)):
                     self._run.scheduler.observe(outcome)
                     self.has_news = True
             if not self.is_deploy(round_number):
@@ -123,7 +123,7 @@ class ArmSelection:
         work, update = run.assigner.work(key), self._ledger.accepted(participant)
         if work is None:  # nothing was sent: it went offline before
             arm, sparsity = participant.arm, run.plans.sparsity(participant.arm.pruning_ratio)
-        elif participant.reason is FailureReason.INSUFFICIENT_MEMORY and update is None:
+        elif participant.reason is FailureReason.ARM_INFEASIBLE and update is None:
             arm, sparsity = work.start_arm, work.start_sparsity
         else:
             arm, sparsity = work.played_arm, work.sparsity

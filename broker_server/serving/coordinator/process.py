@@ -221,7 +221,7 @@ class Coordinator:
         if isinstance(command, Aggregate | Evaluate | FailRun | FinishRun):
             self._settle()  # they read files, or end the process
         if isinstance(command, FailRun):
-            is_memory = command.reason is FailureReason.INSUFFICIENT_MEMORY
+            is_memory = command.reason is FailureReason.ARM_INFEASIBLE
             failed = DevicesTooSmallError if is_memory else RunFailedError
             refused = f"; {self._link.last_refusal}" if self._link.last_refusal else ""
             msg = f"{command.detail}{refused}"

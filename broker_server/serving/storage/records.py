@@ -32,7 +32,7 @@ class DeviceRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     device_id: str
     attempt: int
-    """Assignments that it got in this round; all but the last were refused for lack of memory."""
+    """Assignments that it got in this round; all but the last were refused as infeasible."""
     pruning_ratio: float
     rank: int
     sparsity: float

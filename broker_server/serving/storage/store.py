@@ -246,9 +246,9 @@ class Store:
         return out
 
     def load_refusers(self) -> set[str]:
-        """Devices that refused an assignment for lack of memory, in any round."""
+        """Devices that refused an arm as infeasible, in any round."""
         table = schema.assignments
-        refused = table.c.reason == FailureReason.INSUFFICIENT_MEMORY.value
+        refused = table.c.reason == FailureReason.ARM_INFEASIBLE.value
         return {str(row[0]) for row in self._query(sa.select(table.c.device_id).where(refused).distinct())}
 
     # ---- updates -----------------------------------------------------------------------------------------------------

@@ -121,7 +121,7 @@ def test_an_arm_that_does_not_fit_is_refused(
     monkeypatch.setattr(runner.engines, "_limit", 1_000_000)
     coordinator.assign()
     failure = coordinator.wait(Failure)
-    assert failure.reason == FailureReason.INSUFFICIENT_MEMORY
+    assert failure.reason == FailureReason.ARM_INFEASIBLE
     assert "this device may use 1 MB" in failure.detail
 
 

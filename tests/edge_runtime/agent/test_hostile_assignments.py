@@ -266,7 +266,7 @@ def endless(graph: onnx.GraphProto) -> None:
         (other_type, FailureReason.INTERNAL),
         (other_size, FailureReason.INTERNAL),
         (out_of_bounds, FailureReason.INTERNAL),
-        (all_memory, FailureReason.INSUFFICIENT_MEMORY),
+        (all_memory, FailureReason.ARM_INFEASIBLE),
         (endless, FailureReason.CANCELLED),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

@@ -165,9 +165,9 @@ def test_an_update_that_nobody_answered_outlives_other_runs(
 
 
 UNFIT: dict[str, tuple[dict[str, Any], FailureReason]] = {
-    "a batch of 10**9": ({"batch_size": 10**9}, FailureReason.INSUFFICIENT_MEMORY),
-    "texts of 2**31": ({"max_length": (1 << 31) - 1}, FailureReason.INSUFFICIENT_MEMORY),
-    "ranks that do not fit": ({"arms": (Arm(pruning_ratio=0.0, rank=512),)}, FailureReason.INSUFFICIENT_MEMORY),
+    "a batch of 10**9": ({"batch_size": 10**9}, FailureReason.ARM_INFEASIBLE),
+    "texts of 2**31": ({"max_length": (1 << 31) - 1}, FailureReason.ARM_INFEASIBLE),
+    "ranks that do not fit": ({"arms": (Arm(pruning_ratio=0.0, rank=512),)}, FailureReason.ARM_INFEASIBLE),
     "another digest": ({"artifact_digest": "ab" * 32}, FailureReason.ARTIFACT_CORRUPTED),
     **{
         f"the address {url!r}": (

@@ -101,7 +101,7 @@ def test_an_arm_without_models_is_refused_as_one_that_does_not_fit(
     assignment = assignment_of(plan_of(artifact.manifest, ratio), Arm(pruning_ratio=ratio, rank=rank))
     with pytest.raises(ArmNotExportedError, match=said) as caught:
         folder.check(assignment)
-    assert reason_of(caught.value) is FailureReason.INSUFFICIENT_MEMORY
+    assert reason_of(caught.value) is FailureReason.ARM_INFEASIBLE
 
 
 def test_a_layer_that_stays_whole_has_other_widths(folder: ModelFolder, artifact: Artifact) -> None:
@@ -117,7 +117,7 @@ def test_a_shrinking_inside_an_assignment_is_refused(folder: ModelFolder, artifa
     shrinking = assignment_of(Plan.full(artifact.manifest), FULL, prunings=(Pruning(at_step=2, plan=half),))
     with pytest.raises(ArmNotExportedError, match="--ramp-rounds 0") as caught:
         folder.check(shrinking)
-    assert reason_of(caught.value) is FailureReason.INSUFFICIENT_MEMORY
+    assert reason_of(caught.value) is FailureReason.ARM_INFEASIBLE
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ EXAMPLES: list[AnyMessage] = [
     ),
     Failure(
         key=AssignmentKey(run_id="run", round_number=3, device_id="board-7", attempt=1),
-        reason=FailureReason.INSUFFICIENT_MEMORY,
+        reason=FailureReason.ARM_INFEASIBLE,
         detail="too little",
     ),
     Hello(run_id="run", session_id="c0", artifact_url="http://host:8000/artifacts/x/", artifact_digest="d" * 64),

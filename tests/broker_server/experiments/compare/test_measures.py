@@ -81,7 +81,7 @@ def test_every_arm_that_was_given_counts_as_a_play_also_those_replaced() -> None
     devices = {
         1: (device(1, 5.0, attempt=2), device(2, 4.0)),
         2: (
-            device(1, None, outcome="failed", reason="insufficient_memory", attempt=3),
+            device(1, None, outcome="failed", reason="arm_infeasible", attempt=3),
             device(2, 9.0, outcome="timed_out"),
         ),
         3: (device(1, None, outcome="failed", reason="diverged"), device(2, 4.0)),

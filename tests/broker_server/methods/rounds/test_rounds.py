@@ -242,7 +242,7 @@ def test_update_that_is_rejected_too_late_is_answered_all_the_same() -> None:
 # ---- failures --------------------------------------------------------------------------------------------------------
 
 
-def failure(device_id: str, attempt: int = 1, reason: FailureReason = FailureReason.INSUFFICIENT_MEMORY) -> Event:
+def failure(device_id: str, attempt: int = 1, reason: FailureReason = FailureReason.ARM_INFEASIBLE) -> Event:
     return DeviceFailed(key=key(device_id, attempt=attempt), reason=reason, detail="needs more")
 
 

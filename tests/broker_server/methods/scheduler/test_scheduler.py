@@ -46,7 +46,7 @@ def out_of_memory(device_id: str, arm: Arm) -> ArmOutcome:
         arm=arm,
         sparsity=0.0,
         outcome=Outcome.FAILED,
-        reason=FailureReason.INSUFFICIENT_MEMORY,
+        reason=FailureReason.ARM_INFEASIBLE,
     )
 
 

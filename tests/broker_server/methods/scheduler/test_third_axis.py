@@ -52,7 +52,7 @@ def outcome(device_id: str, arm: Arm, round_number: int, noise: float) -> ArmOut
     if not fits(device_id, arm):
         return ArmOutcome(
             round_number=round_number, device_id=device_id, arm=arm, sparsity=0.0, outcome=Outcome.FAILED,
-            reason=FailureReason.INSUFFICIENT_MEMORY,
+            reason=FailureReason.ARM_INFEASIBLE,
         )  # fmt: skip
     return ArmOutcome(
         round_number=round_number,

@@ -147,7 +147,7 @@ def test_arm_that_is_too_large_is_followed_by_a_cheaper_one(
 ) -> None:
     def small(assignment: Assignment, blob: bytes) -> bytes | FailureReason:
         is_small = lora_of(assignment).arm.pruning_ratio > 0
-        return fleet.train(assignment, blob) if is_small else FailureReason.INSUFFICIENT_MEMORY
+        return fleet.train(assignment, blob) if is_small else FailureReason.ARM_INFEASIBLE
 
     fleet.config(tmp_path, broker.url, num_devices=1)
     running = coordinate(tmp_path)

@@ -24,8 +24,8 @@ def test_devices_that_are_all_too_small_end_the_run_with_a_code_of_its_own(
     fleet.config(tmp_path, broker.url, num_devices=1)
     running = coordinate(tmp_path)
     with (
-        Device(broker.url, "a", fleet.refuse(FailureReason.INSUFFICIENT_MEMORY)),
-        pytest.raises(DevicesTooSmallError, match="insufficient_memory") as caught,
+        Device(broker.url, "a", fleet.refuse(FailureReason.ARM_INFEASIBLE)),
+        pytest.raises(DevicesTooSmallError, match="arm_infeasible") as caught,
     ):
         running.finish()
     assert caught.value.exit_code is ExitCode.INSUFFICIENT_MEMORY

@@ -118,7 +118,7 @@ def test_a_device_that_cannot_hold_the_ramp_plays_its_arm_at_once(
 ) -> None:
     def small(assignment: Assignment, blob: bytes) -> bytes | FailureReason:
         fits = lora_of(assignment).plan.sparsity(MANIFEST) > 0.3
-        return fleet.train_and_score(assignment, blob) if fits else FailureReason.INSUFFICIENT_MEMORY
+        return fleet.train_and_score(assignment, blob) if fits else FailureReason.ARM_INFEASIBLE
 
     ramp = dataclasses.replace(LORA, ramp_rounds=100)
     fleet.config(tmp_path, broker.url, training=TRAINING, pruning=ramp, num_devices=1, arms=parse_arms("0.5:3,0.5:2"))

@@ -118,7 +118,7 @@ def test_updates_of_earlier_sessions_count() -> None:
     assert desk.state.phase is Phase.FINISHED
 
 
-@pytest.mark.parametrize("reason", [FailureReason.INSUFFICIENT_MEMORY, FailureReason.ARTIFACT_CORRUPTED])
+@pytest.mark.parametrize("reason", [FailureReason.ARM_INFEASIBLE, FailureReason.ARTIFACT_CORRUPTED])
 def test_run_that_failed_says_why_where_all_devices_agree(reason: FailureReason) -> None:
     desk = Desk(dataclasses.replace(LIMITS, num_rounds=1))
     desk.cheaper = {A: False, B: False}
@@ -134,7 +134,7 @@ def test_run_that_failed_for_several_reasons_names_none() -> None:
     desk = Desk(dataclasses.replace(LIMITS, num_rounds=1))
     desk.cheaper = {A: False, B: False}
     desk.feed(DeviceRegistered(device_id=A), DeviceRegistered(device_id=B))
-    desk.feed(DeviceFailed(key=key(A), reason=FailureReason.INSUFFICIENT_MEMORY, detail="no"))
+    desk.feed(DeviceFailed(key=key(A), reason=FailureReason.ARM_INFEASIBLE, detail="no"))
     desk.feed(DeviceFailed(key=key(B), reason=FailureReason.INTERNAL, detail="no"))
     (failed,) = desk.sent(FailRun)
     assert isinstance(failed, FailRun)

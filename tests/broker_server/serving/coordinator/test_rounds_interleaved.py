@@ -76,7 +76,7 @@ def play(desk: Desk, actions: Iterable[object]) -> None:
             case ("store", str(device_id)):
                 desk.feed(UpdateStored(key=current(desk.state, device_id)))
             case ("fail", str(device_id)):
-                reason = FailureReason.INSUFFICIENT_MEMORY
+                reason = FailureReason.ARM_INFEASIBLE
                 desk.feed(DeviceFailed(key=current(desk.state, device_id), reason=reason, detail="small"))
             case ("pulls", bool(answers)):
                 desk.answers_pulls = answers

@@ -140,7 +140,7 @@ def test_round_is_begun_and_finished_twice_without_harm(tmp_path: Path) -> None:
 
 def test_last_attempt_counts(tmp_path: Path) -> None:
     store = reopen(tmp_path)
-    reason = FailureReason.INSUFFICIENT_MEMORY
+    reason = FailureReason.ARM_INFEASIBLE
     first = Participant(device_id="a", attempt=1, arm=LARGE, awaits_arm=True, reason=reason, detail="needs more")
     second = Participant(device_id="a", attempt=2, arm=SMALL)
     store.begin_round(1, open_participants("a"), LEARNT, 100.0)

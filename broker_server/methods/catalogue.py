@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from broker_server.errors import ConfigError
-from broker_server.methods.presets import METHODS, WORKS
+from broker_server.methods.presets import METHODS
 
 NARROWEST: Final = 40
 """Columns that text is wrapped to at least."""
@@ -78,8 +78,8 @@ def _entry(name: str) -> MethodEntry:
         label=preset.label,
         about=preset.about,
         source=preset.source,
-        work=preset.work,
-        asks=WORKS.get(preset.work, ""),
+        work=preset.work if isinstance(preset.work, str) else preset.work.__name__,
+        asks=preset.method.asks,
     )
 
 

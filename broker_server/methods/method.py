@@ -106,6 +106,8 @@ class MethodContext:
 class Method(abc.ABC):
     """One method. Stateless between rounds: what it must remember is in the model and in the assignments."""
 
+    asks: ClassVar[str] = ""
+    """What devices are asked for, in a line, for people."""
     averages: ClassVar[bool] = True
     """Whether replies are models that are averaged by their examples: then one device's share is limited, and update
     transforms apply to its change. Otherwise replies are sums that are added as they are."""

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TypeGuard
 
 from broker_server.errors import ConfigError
+from broker_server.methods.method import Method
+from broker_server.methods.registry import WORKS
 from broker_server.naming import said_of
 from edge_runtime.system.registry import Registry
 from edge_runtime.wire.arms import format_arms, parse_arms
@@ -74,8 +76,8 @@ class Preset:
     """What it does, in a line."""
     source: str = ""
     """Where it is from, such as ``arXiv 2305.05644``; empty = from here."""
-    work: str = "lora"
-    """Kind of work that devices are asked for: a key of :data:`WORKS`."""
+    work: str | type[Method] = "lora"
+    """What devices are asked for, and how replies combine: a key of :data:`.registry.WORKS`, or a class."""
     settings: Callable[[Shared], Settings]
     """What it sets; all else stays as the user or the defaults have it."""
 
@@ -84,11 +86,10 @@ class Preset:
         """One line of both."""
         return f"{self.about} ({self.source})" if self.source else self.about
 
-
-WORKS: Final[Mapping[str, str]] = {
-    "lora": "forward and backward passes over the sliced model, AdamW on its LoRA factors and its head",
-}
-"""What each kind of work costs a device."""
+    @property
+    def method(self) -> type[Method]:
+        """The class that asks devices and combines what they reply."""
+        return WORKS[self.work] if isinstance(self.work, str) else self.work
 
 
 RAMP_SHARE: Final = 0.1
@@ -273,7 +274,7 @@ def completed(name: str, given: Mapping[str, object], *, rounds: int, arms: str)
 
 
 def _is_preset(value: object) -> TypeGuard[Preset]:
-    return isinstance(value, Preset)
+    return isinstance(value, Preset) and (isinstance(value.work, type) or value.work in WORKS)
 
 
 METHODS: Final = Registry(
@@ -281,7 +282,7 @@ METHODS: Final = Registry(
     kind="method",
     own=PRESETS,
     fits=_is_preset,
-    expected="a broker_server.methods.presets.Preset",
+    expected="a broker_server.methods.presets.Preset whose work is a class of methods or a known kind",
     error=ConfigError,
 )
 """Those, and the methods of installed packages."""

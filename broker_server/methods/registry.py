@@ -11,6 +11,6 @@ from broker_server.methods.method import Method, MethodContext
 WORKS: Final[Mapping[str, type[Method]]] = {"lora": Lora}
 
 
-def make_method(work: str, context: MethodContext) -> Method:
-    """The method of a kind of work."""
-    return WORKS[work](context)
+def make_method(work: str | type[Method], context: MethodContext) -> Method:
+    """The method of a kind of work, or of a class that a package outside brings."""
+    return (WORKS[work] if isinstance(work, str) else work)(context)

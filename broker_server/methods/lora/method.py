@@ -6,7 +6,7 @@ import functools
 import itertools
 import zlib
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Final
+from typing import ClassVar, Final
 
 import numpy as np
 
@@ -36,6 +36,10 @@ NUM_LAYOUTS: Final = 64
 
 class Lora(Method):
     """The method of FedSpine and of its relatives: aggregation, scheduler and pruning make the difference."""
+
+    asks: ClassVar[str] = (
+        "forward and backward passes over the sliced model, AdamW on its LoRA factors and on a classifier's head"
+    )
 
     def __init__(self, context: MethodContext) -> None:
         super().__init__(context)

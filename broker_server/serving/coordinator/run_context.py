@@ -15,6 +15,7 @@ from broker_server.emulation.fleet import load_fleet
 from broker_server.emulation.step_times import STEP_TIMES_FILE, read_step_times
 from broker_server.errors import ConfigError, StoreError
 from broker_server.methods.method import Method, MethodContext
+from broker_server.methods.presets import METHODS
 from broker_server.methods.pruning.files import ImportanceFiles
 from broker_server.methods.pruning.plans import Plans
 from broker_server.methods.pruning.scores import Scores, check_scorable
@@ -155,7 +156,8 @@ def _make_method(config: CoordinatorConfig, manifest: Manifest, plans: Plans) ->
         max_rank=config.max_rank,
         seed=config.seed,
     )
-    return make_method("lora", context)
+    work = METHODS.find_or_import(config.method).work if config.method else "lora"
+    return make_method(work, context)
 
 
 def _open_scheduler(

@@ -9,7 +9,8 @@ import pytest
 
 from broker_server import cli
 from broker_server.methods import catalogue
-from broker_server.methods.presets import PRESETS, WORKS
+from broker_server.methods.presets import PRESETS
+from broker_server.methods.registry import WORKS
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 
@@ -30,7 +31,9 @@ def test_every_method_is_listed_with_what_it_is_and_asks(capsys: pytest.CaptureF
 
     found = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
     assert list(found) == list(PRESETS)
-    assert all(entry["about"] and entry["label"] and entry["asks"] == WORKS[entry["work"]] for entry in found.values())
+    assert all(
+        entry["about"] and entry["label"] and entry["asks"] == WORKS[entry["work"]].asks for entry in found.values()
+    )
     assert found["fedit"]["source"] == "arXiv 2305.05644"
 
 

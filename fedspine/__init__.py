@@ -68,7 +68,7 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module's attribute may be
     try:
         module = importlib.import_module(f"fedspine.{_MODULES[name]}")
     except ModuleNotFoundError as error:
-        msg = f"fedspine.{name} needs the package {error.name!r}: install the server, pip install 'fedspine[server]'"
+        msg = f"fedspine.{name} needs {error.name!r}, a part of the server: pip install 'fedspine[server]'"
         raise MissingServerError(msg) from error
     value = globals()[name] = getattr(module, name)
     return value

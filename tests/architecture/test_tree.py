@@ -34,6 +34,8 @@ SCRIPTS = (
     "test-ort-training",
     "setup-ort-training",
     "device-size",
+    "device-wheel",
+    "wheel",
 )
 
 

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SERVER = ("torch", "transformers", "onnx", "broker_server", "exporter", "models", "typer", "rich", "sqlalchemy")
 
 
-def fresh(program: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def fresh(program: str, folder: Path, packages: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run a program in a new interpreter with no server package, from another folder."""
     wall = f"""
         import sys
@@ -37,7 +38,7 @@ def fresh(program: str, folder: Path) -> subprocess.CompletedProcess[str]:
         sys.meta_path.insert(0, Wall())
     """
     code = textwrap.dedent(wall) + textwrap.dedent(program)
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(packages)}
     return subprocess.run(
         [sys.executable, "-c", code],
         cwd=folder,
@@ -77,8 +78,30 @@ def test_a_name_of_the_server_says_what_to_install(name: str, tmp_path: Path) ->
         tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"MissingServerError fedspine.{name} needs the package ")
+    assert done.stdout.startswith(f"MissingServerError fedspine.{name} needs ")
     assert done.stdout.endswith("pip install 'fedspine[server]' 27\n")
+
+
+@pytest.mark.slow
+def test_the_wheel_of_a_board_has_the_device_alone(tmp_path: Path) -> None:
+    built = subprocess.run([ROOT / "scripts" / "device-wheel", tmp_path], capture_output=True, text=True, check=True)
+    with zipfile.ZipFile(built.stdout.strip()) as wheel:
+        files = [Path(name) for name in wheel.namelist()]
+        wheel.extractall(tmp_path / "site")
+    inside = [path for path in files if not path.parts[0].endswith(".dist-info")]
+    assert {path.parts[0] for path in inside} == {"edge_runtime", "fedspine"}
+    assert {path.name for path in inside if path.parts[0] == "fedspine"} == {"__init__.py", "device.py", "py.typed"}
+    assert sum((tmp_path / "site" / path).stat().st_size for path in files) < 2_000_000
+    program = """
+        import fedspine
+        assert callable(fedspine.load_compact), fedspine.__file__
+        try:
+            fedspine.run
+        except fedspine.MissingServerError as error:
+            print(fedspine.__file__, error)
+    """
+    done = fresh(program, tmp_path, tmp_path / "site")
+    assert done.stdout.startswith(f"{tmp_path / 'site'}/fedspine/__init__.py fedspine.run needs"), done.stderr
 
 
 def test_every_public_name_is_there_and_no_other() -> None:

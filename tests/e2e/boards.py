@@ -64,16 +64,16 @@ def wait_until_listening(port: int) -> None:
     pytest.fail(f"nobody listens on port {port}")
 
 
-def export_artifact(model: Path, out: Path) -> str:
-    """Export a model for the classes of :mod:`tests.e2e.rows`; returns the digest."""
+def export_artifact(model: Path, out: Path) -> None:
+    """Export a model for the classes of :mod:`tests.e2e.rows`."""
     labels = [option for label in WORDS for option in ("--label", label)]
     command = [*SERVER, "export", str(model), "--task", "text-classification", *labels, "-o", str(out)]
     subprocess.run(command, cwd=ROOT, check=True)
-    return digest_of((out / "manifest.json").read_bytes())
 
 
-def make_run_dir(root: Path, artifact: Path, digest: str, **changes: Any) -> Path:
+def make_run_dir(root: Path, artifact: Path, **changes: Any) -> Path:
     """A run directory with the document's own config.toml for two devices, but for ports and ``changes``."""
+    digest = digest_of((artifact / "manifest.json").read_bytes())
     (root / "artifacts").mkdir(parents=True)
     shutil.copytree(artifact, root / "artifacts" / digest)
     write_rows(root / "test.jsonl", 20, seed=9)

@@ -13,6 +13,7 @@ from broker_server.experiments.run.progress import PlainDisplay
 from broker_server.experiments.run.resolve import resolve
 from broker_server.experiments.run.settings import RunSettings
 from broker_server.options import changed
+from tests.e2e.boards import export_artifact
 from tests.e2e.rows import Copy, write_rows
 
 
@@ -84,6 +85,14 @@ def prepared_generator(tmp_path_factory: pytest.TempPathFactory, generate_settin
     root = tmp_path_factory.mktemp("prepared") / "generate"
     prepare_run(generate_settings, root, PlainDisplay(io.StringIO()))
     return root
+
+
+@pytest.fixture(scope="session")
+def rows_artifact(tiny_bert_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Artifact of the tiny BERT for the classes of rows.py, from ``fedspine export``."""
+    out = tmp_path_factory.mktemp("exported") / "artifact"
+    export_artifact(tiny_bert_model, out)
+    return out
 
 
 @pytest.fixture

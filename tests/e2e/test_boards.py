@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from broker_server.methods.training import TrainingConfig
-from tests.e2e.boards import export_artifact, make_run_dir, play, records_of, said
+from tests.e2e.boards import make_run_dir, play, records_of, said
 
 pytestmark = pytest.mark.e2e
 
@@ -17,11 +17,10 @@ EDGE = [os.environ["FEDSPINE_EDGE"]] if "FEDSPINE_EDGE" in os.environ else [sys.
 
 
 @pytest.fixture
-def run_dir(tiny_bert_model: Path, tmp_path: Path) -> Path:
+def run_dir(rows_artifact: Path, tmp_path: Path) -> Path:
     """One round for two devices."""
-    digest = export_artifact(tiny_bert_model, tmp_path / "artifact")
     training = TrainingConfig(num_rounds=1, num_local_steps=2, batch_size=4, max_length=16)
-    return make_run_dir(tmp_path / "my-run", tmp_path / "artifact", digest, training=training)
+    return make_run_dir(tmp_path / "my-run", rows_artifact, training=training)
 
 
 def test_two_boards_and_a_server_finish_a_round(run_dir: Path, tmp_path: Path) -> None:

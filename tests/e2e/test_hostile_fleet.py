@@ -19,7 +19,7 @@ from broker_server.methods.training import TrainingConfig
 from broker_server.serving.services.broker import find_mosquitto
 from edge_runtime.system.interpreter import module_command
 from tests.e2e import hostile
-from tests.e2e.boards import export_artifact, make_run_dir, port_of, records_of, running, said, wait_until_listening
+from tests.e2e.boards import make_run_dir, port_of, records_of, running, said, wait_until_listening
 from tests.e2e.rows import write_rows
 
 pytestmark = [
@@ -88,12 +88,10 @@ def attacked(config: CoordinatorConfig, port: int) -> Iterator[list[hostile.Atta
                 attacker.stop()
 
 
-def test_honest_boards_count_in_every_round_among_attackers(tiny_bert_model: Path, tmp_path: Path) -> None:
-    digest = export_artifact(tiny_bert_model, tmp_path / "artifact")
+def test_honest_boards_count_in_every_round_among_attackers(rows_artifact: Path, tmp_path: Path) -> None:
     run_dir = make_run_dir(
         tmp_path / "run",
-        tmp_path / "artifact",
-        digest,
+        rows_artifact,
         training=TrainingConfig(num_rounds=NUM_ROUNDS, num_local_steps=2, batch_size=4, max_length=16),
         round_deadline_s=10.0,
         registration_timeout_s=10.0,  # all that come within ten seconds take part in the first round

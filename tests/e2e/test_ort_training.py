@@ -13,7 +13,7 @@ from broker_server.cli import call
 from broker_server.methods.pruning.config import PruningConfig
 from broker_server.methods.training import TrainingConfig
 from edge_runtime.wire.arms import parse_arms
-from tests.e2e.boards import export_artifact, make_run_dir, play, records_of, said
+from tests.e2e.boards import make_run_dir, play, records_of, said
 
 pytestmark = pytest.mark.e2e
 
@@ -25,27 +25,24 @@ class Case:
     """An artifact, and what a device of onnxruntime-training is started with: models of its arm 0.5:2."""
 
     artifact: Path
-    digest: str
     device: tuple[list[str], list[str]]
 
     def run_dir(self, root: Path, arms: str, num_rounds: int) -> Path:
         training = TrainingConfig(num_rounds=num_rounds, num_local_steps=2, batch_size=4, max_length=16)
         pruning = PruningConfig(importance="lora")
         changes = {"training": training, "arms": parse_arms(arms), "pruning": pruning}
-        return make_run_dir(root / "my-run", self.artifact, self.digest, **changes)
+        return make_run_dir(root / "my-run", self.artifact, **changes)
 
 
 @pytest.fixture(scope="module")
-def case(tiny_bert_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
+def case(rows_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
     if "FEDSPINE_ORT_TRAINING_PYTHON" not in os.environ:
         pytest.skip("needs onnxruntime-training: scripts/test-ort-training makes its environment")
-    folder = tmp_path_factory.mktemp("ort-training")
-    artifact, models = folder / "artifact", folder / "models"
-    digest = export_artifact(tiny_bert_model, artifact)
-    assert call(["export", str(artifact), "--format", "ort-training", "--arm", "0.5:2", "-o", str(models)]) == 0
+    models = tmp_path_factory.mktemp("ort-training") / "models"
+    assert call(["export", str(rows_artifact), "--format", "ort-training", "--arm", "0.5:2", "-o", str(models)]) == 0
     command = [os.environ["FEDSPINE_ORT_TRAINING_PYTHON"], "-m", "edge_runtime"]
     options = ["--engine", "ort-training", "--ort-models", str(models)]
-    return Case(artifact=artifact, digest=digest, device=(command, options))
+    return Case(artifact=rows_artifact, device=(command, options))
 
 
 def test_it_is_given_the_arm_that_it_has_models_of(case: Case, tmp_path: Path) -> None:

@@ -219,16 +219,16 @@ def _methods(file: ComparisonFile, names: tuple[str, ...], shared: Settings) -> 
         settings = resolve({"method": "", **shared})
     except (ConfigError, ArmError) as error:
         raise as_key(error, "[run] ") from error
-    facts = Shared(
+    common = Shared(
         rounds=settings.training.num_rounds,
         sparsity=settings.sparsity or 0.0,
         arms=settings.arms,
     )
-    methods = {name: _method(name, file.method.get(name), facts) for name in names}
+    methods = {name: _method(name, file.method.get(name), common) for name in names}
     return (*methods.values(), *_under_scenarios(file, methods))
 
 
-def _method(name: str, table: dict[str, Any] | None, facts: Shared) -> Method:
+def _method(name: str, table: dict[str, Any] | None, common: Shared) -> Method:
     _check_name(name, "method")
     known = METHODS.names()
     if table is None and name not in known:
@@ -240,8 +240,8 @@ def _method(name: str, table: dict[str, Any] | None, facts: Shared) -> Method:
     base = head.preset or (name if name in known else None)
     preset = None if base is None else _preset(name, base)
     if isinstance(own_rounds := given.get("rounds"), int):
-        facts = dataclasses.replace(facts, rounds=own_rounds)
-    own_settings = preset.settings(facts) if preset else {}
+        common = dataclasses.replace(common, rounds=own_rounds)
+    own_settings = preset.settings(common) if preset else {}
     _check_comparable(name, {**own_settings, **given}, SAME_FOR_ALL | SET_HERE)
     return Method(
         name=name,

@@ -35,19 +35,19 @@ _INDIGESTIBLE: Final = (ArithmeticError, ValueError, TypeError, LookupError, Att
 class GuardedScheduler:
     """Stands before a scheduler, with the same methods."""
 
-    def __init__(self, make: Callable[[], Scheduler], learnt: dict[str, Any] | None = None) -> None:
+    def __init__(self, make: Callable[[], Scheduler], saved: dict[str, Any] | None = None) -> None:
         """Make a scheduler, and let it go on from what it had learnt, if that can be used.
 
         Args:
             make: a new scheduler, which knows nothing.
-            learnt: a :meth:`to_json`; None = nothing was learnt yet.
+            saved: a :meth:`to_json`; None = nothing was learnt yet.
         """
         self._make = make
         self._scheduler = make()
-        if learnt is not None:
+        if saved is not None:
             try:
-                check_state(learnt)
-                self._scheduler.load_json(learnt)
+                check_state(saved)
+                self._scheduler.load_json(saved)
             except _INDIGESTIBLE as error:
                 self._begin_again("what it had learnt cannot be read", error)
         self._before: dict[str, Any] | None = None

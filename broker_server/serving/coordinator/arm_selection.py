@@ -54,7 +54,7 @@ class ArmSelection:
         self.has_news = True
         self._refusers.add(participant.device_id)
         self._run.scheduler.observe(
-            arm_outcome(round_number, participant, self._facts(round_number, participant, None), None)
+            arm_outcome(round_number, participant, self._played_by(round_number, participant, None), None)
         )
         rng = self._run.generator(ARMS, round_number)
         arm = self._run.scheduler.choose_again(round_number, participant.device_id, rng)
@@ -89,9 +89,9 @@ class ArmSelection:
         records, outcomes = [], []
         for participant in participants:
             update = self._ledger.accepted(participant)
-            facts = self._facts(round_number, participant, deltas.get(participant.device_id))
-            records.append(device_record(participant, facts, update))
-            outcomes.append(arm_outcome(round_number, participant, facts, update))
+            played = self._played_by(round_number, participant, deltas.get(participant.device_id))
+            records.append(device_record(participant, played, update))
+            outcomes.append(arm_outcome(round_number, participant, played, update))
         if round_number > 0:
             for participant, outcome in zip(participants, outcomes, strict=True):
                 is_infeasible = participant.reason is FailureReason.ARM_INFEASIBLE
@@ -112,7 +112,7 @@ class ArmSelection:
             return arm
         return Arm(pruning_ratio=sparsity, rank=arm.rank)
 
-    def _facts(self, round_number: int, participant: Participant, delta: float | None) -> PlayedArm:
+    def _played_by(self, round_number: int, participant: Participant, delta: float | None) -> PlayedArm:
         run = self._run
         key = AssignmentKey(
             run_id=run.config.run_id,

@@ -48,7 +48,7 @@ class _Done:
     """What a background job brings back."""
 
     event: AggregationDone | EvaluationDone
-    knowledge: GlobalState | None = None
+    global_state: GlobalState | None = None
     quality: Quality | None = None
 
 
@@ -66,7 +66,7 @@ class CommandExecutor:
         self._background: Background[_Done] = Background()
         self._arms = ArmSelection(run, ledger, store.load_refusers())
         model = run.adapters.read(ledger.last_finished or 0)
-        self._knowledge = GlobalState(model=model, importance=run.importance)
+        self._global_state = GlobalState(model=model, importance=run.importance)
         self._quality = Quality()
 
     @property
@@ -110,11 +110,11 @@ class CommandExecutor:
             raise
         if done is None:
             return []
-        if done.knowledge is not None:
-            self._knowledge = done.knowledge
-            if done.knowledge.discarded:
-                self._ledger.updates_discarded(done.event.round_number, done.knowledge.discarded)
-            self._run.plans.use(done.knowledge.importance)
+        if done.global_state is not None:
+            self._global_state = done.global_state
+            if done.global_state.discarded:
+                self._ledger.updates_discarded(done.event.round_number, done.global_state.discarded)
+            self._run.plans.use(done.global_state.importance)
         if done.quality is not None:
             self._quality = done.quality
         return [done.event]
@@ -146,7 +146,7 @@ class CommandExecutor:
         assigner, key = self._run.assigner, command.key
         at_once = self._arms.plays_at_once(key.device_id)
         is_known = assigner.work(key) is not None
-        assignment, blob = assigner.assign(command, self._knowledge.model, at_once=at_once)
+        assignment, blob = assigner.assign(command, self._global_state.model, at_once=at_once)
         if assignment.payload is not None:
             self._channel.offer(assignment.payload, blob)
         num_bytes = self._channel.to(key.device_id, assignment)
@@ -164,12 +164,12 @@ class CommandExecutor:
         if len(accepted) != len(command.keys):
             msg = f"round {command.round_number}: {len(command.keys)} updates count, {len(accepted)} are on disk"
             raise StoreError(msg, round_number=command.round_number)
-        before = self._knowledge
+        before = self._global_state
 
         def job() -> _Done:
-            knowledge = combine_round(self._run, self._store, command.round_number, before, accepted)
-            event = AggregationDone(round_number=command.round_number, discarded=knowledge.discarded)
-            return _Done(event=event, knowledge=knowledge)
+            global_state = combine_round(self._run, self._store, command.round_number, before, accepted)
+            event = AggregationDone(round_number=command.round_number, discarded=global_state.discarded)
+            return _Done(event=event, global_state=global_state)
 
         self._background.start(job)
 
@@ -178,7 +178,7 @@ class CommandExecutor:
         held_out, event = self._run.held_out, EvaluationDone(round_number=command.round_number)
         if held_out is None:
             return [event]
-        config, adapters, model = self._run.config, self._run.adapters, self._knowledge.model
+        config, adapters, model = self._run.config, self._run.adapters, self._global_state.model
         manifest = self._run.manifest
         sub_model = None
         if config.sparsity is not None and (command.is_last or config.eval_sparse):
@@ -210,7 +210,7 @@ class CommandExecutor:
 
     def _finish_round(self, command: FinishRound) -> None:
         number = command.round_number
-        devices, emulated_s = self._arms.finish(number, command.participants, self._knowledge.deltas)
+        devices, emulated_s = self._arms.finish(number, command.participants, self._global_state.deltas)
         self._ledger.finish_round(
             number,
             devices,
@@ -220,8 +220,8 @@ class CommandExecutor:
                 files=FileDigests(
                     adapter=self._run.adapters.digest(number), importance=self._run.importance_files.digest
                 ),
-                discarded=self._knowledge.discarded,
-                is_unchanged=self._knowledge.is_unchanged,
+                discarded=self._global_state.discarded,
+                is_unchanged=self._global_state.is_unchanged,
             ),
             emulated_s=emulated_s,
             is_deploy=number > 0 and self._arms.is_deploy(number),

@@ -51,7 +51,7 @@ PULLS: Final = 4
 
 
 class Other(enum.Enum):
-    """What came that is no letter."""
+    """What came that is not a message."""
 
     BLOBS = enum.auto()
     """Chunks, or a request for some: dealt with."""
@@ -70,7 +70,8 @@ _ABOUT_BLOBS: Final = (Chunk.__name__.lower(), ChunkRequest.__name__.lower())
 class DeviceChannel:
     """Sends and receives for one fleet. Belongs to the thread of the event loop.
 
-    Letters wait for :meth:`post`, so that none tells of what is not on disk yet; chunks and requests for them do not.
+    Messages wait for :meth:`post`, so that none tells of what is not on disk yet; chunks and requests for them go at
+    once.
     """
 
     def __init__(self, fleet: str, link: Link, clock: Callable[[], float], *, max_devices: int) -> None:
@@ -103,8 +104,8 @@ class DeviceChannel:
 
     def post(self) -> None:
         """Publish what was written."""
-        letters, self._messages = self._messages, []
-        for topic, payload in letters:
+        waiting, self._messages = self._messages, []
+        for topic, payload in waiting:
             self._link.publish(topic, payload)
 
     def open(self, topic: str, payload: bytes) -> tuple[str, DeviceMessage | Other] | None:

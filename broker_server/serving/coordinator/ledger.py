@@ -135,13 +135,13 @@ class Ledger:
             elif 0 <= wall_now - work.sent_at <= limits.LONGEST_S:
                 self._sent_at[key] = now - (wall_now - work.sent_at)
 
-    def save(self, before: RunState, after: RunState, learnt: Callable[[], SchedulerState | None]) -> None:
+    def save(self, before: RunState, after: RunState, scheduler_state: Callable[[], SchedulerState | None]) -> None:
         """Write what a step changed, before anything is sent that depends on it.
 
         Args:
             before: the state before the step.
             after: the state after it.
-            learnt: what the scheduler knows, where it learnt something since it was last asked; else None.
+            scheduler_state: what the scheduler knows, where it learnt something since it was last asked; else None.
         """
         if after.participants is before.participants or after.phase is Phase.WAITING:
             return
@@ -149,11 +149,11 @@ class Ledger:
         round_number = after.round_number
         if before.phase is Phase.CHOOSING:
             self._began_at, self._earlier_s, self._accepted = self._clock(), 0.0, {}
-            self._store.begin_round(round_number, changed, learnt(), self._wall_clock())
+            self._store.begin_round(round_number, changed, scheduler_state(), self._wall_clock())
             arms = {participant.device_id: format_arms((participant.arm,)) for participant in changed}
             self._log(RoundStarted(at=self._wall_clock(), round_number=round_number, arms=arms))
         elif changed:
-            self._store.save_participants(round_number, changed, learnt(), self._active_s)
+            self._store.save_participants(round_number, changed, scheduler_state(), self._active_s)
         for participant in changed:
             if participant.outcome is Outcome.ACCEPTED:
                 self._log(
@@ -195,7 +195,7 @@ class Ledger:
         round_number: int,
         devices: tuple[DeviceRecord, ...],
         quality: Quality,
-        learnt: SchedulerState | None,
+        scheduler_state: SchedulerState | None,
         made: Made,
         *,
         emulated_s: float | None = None,
@@ -207,7 +207,7 @@ class Ledger:
             round_number: 0 = before training.
             devices: what became of its assignments.
             quality: of its adapter.
-            learnt: what the scheduler knows by now; None: nothing that is not on disk.
+            scheduler_state: what the scheduler knows by now; None: nothing that is not on disk.
             made: what came of its updates.
             emulated_s: length of the round on the virtual clock; None = nothing is emulated.
             is_deploy: whether all trained the plan that is deployed.
@@ -230,7 +230,7 @@ class Ledger:
             discarded=made.discarded,
             is_unchanged=made.is_unchanged,
         )
-        self._store.finish_round(record, learnt, self._wall_clock())
+        self._store.finish_round(record, scheduler_state, self._wall_clock())
         self._log(RoundFinished(at=self._wall_clock(), record=record))
         self.last_finished = round_number
         self.num_used_rounds += record.was_used

@@ -29,14 +29,14 @@ class PlayedArm:
     """Frobenius norm of the change of B A."""
 
 
-def device_record(participant: Participant, facts: PlayedArm, update: Update | None) -> DeviceRecord:
+def device_record(participant: Participant, played: PlayedArm, update: Update | None) -> DeviceRecord:
     """One device's part in a round; ``update`` is the accepted one, or None."""
     return DeviceRecord(
         device_id=participant.device_id,
         attempt=participant.attempt,
         pruning_ratio=participant.arm.pruning_ratio,
         rank=participant.arm.rank,
-        sparsity=facts.sparsity,
+        sparsity=played.sparsity,
         outcome=(participant.outcome or Outcome.FAILED).value,
         detail=participant.detail,
         num_examples=None if update is None else update.num_examples,
@@ -44,28 +44,28 @@ def device_record(participant: Participant, facts: PlayedArm, update: Update | N
         measurements=None if update is None else update.measurements,
         evaluation=None if update is None else update.evaluation,
         reason=None if participant.reason is None else participant.reason.value,
-        num_steps=facts.num_steps,
-        completion_s=facts.completion_s,
-        device_class=facts.device_class,
-        emulated_s=facts.emulated_s,
-        adapter_delta=facts.adapter_delta,
+        num_steps=played.num_steps,
+        completion_s=played.completion_s,
+        device_class=played.device_class,
+        emulated_s=played.emulated_s,
+        adapter_delta=played.adapter_delta,
     )
 
 
-def arm_outcome(round_number: int, participant: Participant, facts: PlayedArm, update: Update | None) -> ArmOutcome:
+def arm_outcome(round_number: int, participant: Participant, played: PlayedArm, update: Update | None) -> ArmOutcome:
     """What a scheduler observes of one assignment."""
     return ArmOutcome(
         round_number=round_number,
         device_id=participant.device_id,
-        arm=facts.arm,
-        sparsity=facts.sparsity,
+        arm=played.arm,
+        sparsity=played.sparsity,
         outcome=participant.outcome or Outcome.FAILED,
         reason=participant.reason,
         num_examples=None if update is None else update.num_examples,
         train_loss=None if update is None else update.train_loss,
         measurements=None if update is None else update.measurements,
         evaluation=None if update is None else update.evaluation,
-        completion_s=facts.completion_s,
-        adapter_delta=facts.adapter_delta,
-        num_local_steps=facts.num_steps,
+        completion_s=played.completion_s,
+        adapter_delta=played.adapter_delta,
+        num_local_steps=played.num_steps,
     )

@@ -81,7 +81,7 @@ class Registry:
         return True
 
     def may_write(self, device_id: str, now: float) -> bool:
-        """Whether a letter of a device is read; those beyond :data:`MESSAGES` are not."""
+        """Whether a message of a device is read; those beyond :data:`MESSAGES` are not."""
         session = self._sessions.get(device_id)
         return session is not None and session.messages.take(MESSAGES, now)
 

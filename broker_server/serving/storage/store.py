@@ -146,26 +146,26 @@ class Store:
     # ---- rounds ------------------------------------------------------------------------------------------------------
 
     def begin_round(
-        self, round_number: int, participants: Iterable[Participant], learnt: SchedulerState | None, at: float
+        self, round_number: int, participants: Iterable[Participant], scheduler: SchedulerState | None, at: float
     ) -> None:
         """Write a round with its first assignments and what its scheduler learnt (None: nothing), all or nothing."""
         row = {"round_number": round_number, "started_at": at, "active_s": 0.0}
         with self._transaction() as connection:
             connection.execute(insert(schema.rounds).values(row).on_conflict_do_nothing())
             rows.save_participants(connection, round_number, participants)
-            rows.save_scheduler(connection, learnt)
+            rows.save_scheduler(connection, scheduler)
 
     def save_participants(
-        self, round_number: int, participants: Iterable[Participant], learnt: SchedulerState | None, active_s: float
+        self, round_number: int, participants: Iterable[Participant], scheduler: SchedulerState | None, active_s: float
     ) -> None:
         """Write how assignments of a round stand by now, and what the scheduler learnt (None: nothing)."""
         with self._transaction() as connection:
             rows.save_participants(connection, round_number, participants)
-            rows.save_scheduler(connection, learnt)
+            rows.save_scheduler(connection, scheduler)
             this = schema.rounds.c.round_number == round_number
             connection.execute(sa.update(schema.rounds).where(this).values(active_s=active_s))
 
-    def finish_round(self, record: RoundRecord, learnt: SchedulerState | None, at: float) -> None:
+    def finish_round(self, record: RoundRecord, scheduler: SchedulerState | None, at: float) -> None:
         """Write the record of a round; it is over with this."""
         row = {
             "round_number": record.round_number,
@@ -176,7 +176,7 @@ class Store:
         changed = {"active_s": row["active_s"], "record": row["record"]}
         with self._transaction() as connection:
             connection.execute(insert(schema.rounds).values(row).on_conflict_do_update(set_=changed))
-            rows.save_scheduler(connection, learnt)
+            rows.save_scheduler(connection, scheduler)
 
     def forget_round(self, round_number: int) -> None:
         """Undo a round that has no record yet: it begins again, with assignments and updates of its own. Settles."""

@@ -122,7 +122,7 @@ OTHER = AssignmentKey(run_id="run", round_number=1, device_id="b", attempt=1)
 def stopped(tmp_path: Path) -> Path:
     """A run whose coordinator ended in round 1: two assignments went out, one update came."""
     store = Store.open(tmp_path)
-    store.begin_round(1, test_store.open_participants("a", "b"), test_store.LEARNT, 999.0)
+    store.begin_round(1, test_store.open_participants("a", "b"), test_store.SCHEDULER_STATE, 999.0)
     for key in (KEY, OTHER):
         store.save_work(key, WORK)
     store.accept_update(test_store.update(), test_store.BLOB, 1007.0)

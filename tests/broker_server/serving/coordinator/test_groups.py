@@ -32,7 +32,7 @@ from tests.broker_server.conftest import Coordination
 from tests.broker_server.fleet import Device
 from tests.broker_server.links import InProcess
 from tests.broker_server.round_desk import Desk, key
-from tests.broker_server.serving.storage.test_store import BLOB, LEARNT, open_participants, reopen, update
+from tests.broker_server.serving.storage.test_store import BLOB, SCHEDULER_STATE, open_participants, reopen, update
 
 FULL = "disk full"
 Coordinate = Callable[[Path], Coordination]
@@ -41,7 +41,7 @@ Coordinate = Callable[[Path], Coordination]
 def holding(run_dir: Path) -> Store:
     store = Store.open(run_dir)
     store.hold()
-    store.begin_round(1, open_participants("a", "b"), LEARNT, 100.0)
+    store.begin_round(1, open_participants("a", "b"), SCHEDULER_STATE, 100.0)
     store.settle()
     return store
 
@@ -154,7 +154,7 @@ def crowd(tmp_path: Path) -> Iterator[tuple[Desk, Ledger]]:
         contextlib.closing(Store.open(tmp_path)) as store,
         contextlib.closing(EventLog(tmp_path / "events.jsonl")) as events,
     ):
-        store.begin_round(1, desk.state.participants.values(), LEARNT, 100.0)
+        store.begin_round(1, desk.state.participants.values(), SCHEDULER_STATE, 100.0)
         books = Ledger(store, events, run_id="run", clock=time.monotonic, wall_clock=time.monotonic, max_devices=300)
         books.hold()
         yield desk, books
@@ -185,10 +185,10 @@ def test_scheduler_is_written_only_where_it_learnt(
     written: list[SchedulerState] = []
     save = rows.save_scheduler
 
-    def spy(connection: sa.Connection, learnt: SchedulerState | None) -> None:
-        if learnt is not None:
-            written.append(learnt)
-        save(connection, learnt)
+    def spy(connection: sa.Connection, scheduler_state: SchedulerState | None) -> None:
+        if scheduler_state is not None:
+            written.append(scheduler_state)
+        save(connection, scheduler_state)
 
     monkeypatch.setattr(rows, "save_scheduler", spy)
     running = coordinate(tmp_path)

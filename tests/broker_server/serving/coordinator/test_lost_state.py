@@ -46,7 +46,7 @@ def play(run_dir: Path, num_rounds: int, *, notes_digests: bool = True) -> Coord
         files = FileDigests(adapter=run.adapters.digest(number), importance=run.importance_files.digest)
         assert files.adapter
         assert files.importance
-        store.finish_round(record(number, files if notes_digests else FileDigests()), test_store.LEARNT, 1.0)
+        store.finish_round(record(number, files if notes_digests else FileDigests()), test_store.SCHEDULER_STATE, 1.0)
     store.close()
     return config
 
@@ -214,7 +214,7 @@ def test_what_sqlite_says_has_its_cure() -> None:
 
 def test_an_outcome_that_there_is_not_is_asked_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = Store.open(tmp_path)
-    store.begin_round(1, test_store.open_participants("a", "b"), test_store.LEARNT, 1.0)
+    store.begin_round(1, test_store.open_participants("a", "b"), test_store.SCHEDULER_STATE, 1.0)
     store.close()
     with sqlite3.connect(tmp_path / "state.sqlite") as connection:
         connection.execute("UPDATE assignments SET outcome = 'vanished', reason = 'why not' WHERE device_id = 'a'")

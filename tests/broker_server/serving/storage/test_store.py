@@ -20,7 +20,7 @@ from edge_runtime.wire.messages import AssignmentKey, FailureReason, Register, U
 from tests.broker_server import tiny
 
 LARGE, SMALL = parse_arms("0.0:8,0.5:4")
-LEARNT = SchedulerState(scheduler="uniform", state={"counts": {"a": [1, 0]}})
+SCHEDULER_STATE = SchedulerState(scheduler="uniform", state={"counts": {"a": [1, 0]}})
 BLOB = b"an adapter" * 100
 
 
@@ -69,17 +69,17 @@ def test_nothing_begun(tmp_path: Path) -> None:
 
 
 def test_after_assignments_were_written(tmp_path: Path) -> None:
-    reopen(tmp_path).begin_round(1, open_participants("a", "b"), LEARNT, 100.0)
+    reopen(tmp_path).begin_round(1, open_participants("a", "b"), SCHEDULER_STATE, 100.0)
     opened = reopen(tmp_path).load_open_round()
     assert opened is not None
     assert (opened.round_number, opened.active_s) == (1, 0.0)
     assert opened.participants == {p.device_id: p for p in open_participants("a", "b")}
-    assert reopen(tmp_path).load_scheduler("uniform") == LEARNT.state
+    assert reopen(tmp_path).load_scheduler("uniform") == SCHEDULER_STATE.state
 
 
 def test_after_the_file_of_an_update_but_before_its_row(tmp_path: Path) -> None:
     store = reopen(tmp_path)
-    store.begin_round(1, open_participants("a"), LEARNT, 100.0)
+    store.begin_round(1, open_participants("a"), SCHEDULER_STATE, 100.0)
     path = store.update_path(AssignmentKey(run_id="run", round_number=1, device_id="a", attempt=1))
     path.parent.mkdir(parents=True)
     path.write_bytes(BLOB)
@@ -94,7 +94,7 @@ def test_after_the_file_of_an_update_but_before_its_row(tmp_path: Path) -> None:
 
 def test_after_the_row_of_an_update_but_before_the_verdict(tmp_path: Path) -> None:
     store = reopen(tmp_path)
-    store.begin_round(1, open_participants("a", "b"), LEARNT, 100.0)
+    store.begin_round(1, open_participants("a", "b"), SCHEDULER_STATE, 100.0)
     store.accept_update(update(), BLOB, 101.0)
     again = reopen(tmp_path)
     opened = again.load_open_round()
@@ -107,10 +107,10 @@ def test_after_the_row_of_an_update_but_before_the_verdict(tmp_path: Path) -> No
 
 def test_after_the_verdict(tmp_path: Path) -> None:
     store = reopen(tmp_path)
-    store.begin_round(1, open_participants("a"), LEARNT, 100.0)
+    store.begin_round(1, open_participants("a"), SCHEDULER_STATE, 100.0)
     store.accept_update(update(), BLOB, 101.0)
     accepted = Participant(device_id="a", attempt=1, arm=LARGE, outcome=Outcome.ACCEPTED)
-    store.save_participants(1, [accepted], LEARNT, 7.5)
+    store.save_participants(1, [accepted], SCHEDULER_STATE, 7.5)
     opened = reopen(tmp_path).load_open_round()
     assert opened is not None
     assert opened.participants == {"a": accepted}
@@ -119,8 +119,8 @@ def test_after_the_verdict(tmp_path: Path) -> None:
 
 def test_after_the_record_the_round_is_over(tmp_path: Path) -> None:
     store = reopen(tmp_path)
-    store.begin_round(1, open_participants("a"), LEARNT, 100.0)
-    store.finish_round(record(1), LEARNT, 110.0)
+    store.begin_round(1, open_participants("a"), SCHEDULER_STATE, 100.0)
+    store.finish_round(record(1), SCHEDULER_STATE, 110.0)
     again = reopen(tmp_path)
     assert again.load_open_round() is None
     assert again.load_round_records() == [record(1)]
@@ -129,9 +129,9 @@ def test_after_the_record_the_round_is_over(tmp_path: Path) -> None:
 def test_round_is_begun_and_finished_twice_without_harm(tmp_path: Path) -> None:
     for _ in range(2):
         store = reopen(tmp_path)
-        store.begin_round(1, open_participants("a"), LEARNT, 100.0)
+        store.begin_round(1, open_participants("a"), SCHEDULER_STATE, 100.0)
         store.accept_update(update(), BLOB, 101.0)
-        store.finish_round(record(1), LEARNT, 110.0)
+        store.finish_round(record(1), SCHEDULER_STATE, 110.0)
     assert reopen(tmp_path).load_round_records() == [record(1)]
 
 
@@ -143,12 +143,12 @@ def test_last_attempt_counts(tmp_path: Path) -> None:
     reason = FailureReason.ARM_INFEASIBLE
     first = Participant(device_id="a", attempt=1, arm=LARGE, awaits_arm=True, reason=reason, detail="needs more")
     second = Participant(device_id="a", attempt=2, arm=SMALL)
-    store.begin_round(1, open_participants("a"), LEARNT, 100.0)
-    store.save_participants(1, [first], LEARNT, 1.0)
+    store.begin_round(1, open_participants("a"), SCHEDULER_STATE, 100.0)
+    store.save_participants(1, [first], SCHEDULER_STATE, 1.0)
     before = reopen(tmp_path).load_open_round()
     assert before is not None
     assert before.participants["a"].outcome is Outcome.FAILED
-    store.save_participants(1, [second], LEARNT, 1.0)
+    store.save_participants(1, [second], SCHEDULER_STATE, 1.0)
     after = reopen(tmp_path).load_open_round()
     assert after is not None
     assert after.participants == {"a": second}
@@ -156,7 +156,7 @@ def test_last_attempt_counts(tmp_path: Path) -> None:
 
 def test_update_of_an_earlier_attempt_does_not_count(tmp_path: Path) -> None:
     store = reopen(tmp_path)
-    store.begin_round(1, [Participant(device_id="a", attempt=2, arm=SMALL)], LEARNT, 100.0)
+    store.begin_round(1, [Participant(device_id="a", attempt=2, arm=SMALL)], SCHEDULER_STATE, 100.0)
     store.accept_update(update(attempt=1), BLOB, 101.0)
     opened = reopen(tmp_path).load_open_round()
     assert opened is not None
@@ -166,10 +166,10 @@ def test_update_of_an_earlier_attempt_does_not_count(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", [b"", b"something else"])
 def test_damaged_update_is_asked_for_again(tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture) -> None:
     store = reopen(tmp_path)
-    store.begin_round(1, open_participants("a"), LEARNT, 100.0)
+    store.begin_round(1, open_participants("a"), SCHEDULER_STATE, 100.0)
     store.accept_update(update(), BLOB, 101.0)
     accepted = Participant(device_id="a", attempt=1, arm=LARGE, outcome=Outcome.ACCEPTED)
-    store.save_participants(1, [accepted], LEARNT, 1.0)
+    store.save_participants(1, [accepted], SCHEDULER_STATE, 1.0)
     store.update_path(AssignmentKey(run_id="run", round_number=1, device_id="a", attempt=1)).write_bytes(damage)
     opened = reopen(tmp_path).load_open_round()
     assert opened is not None

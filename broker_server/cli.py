@@ -85,6 +85,18 @@ def coordinate(
 
 
 @app.command()
+def report(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory that a coordinator or a run wrote.")],
+) -> None:
+    """Write report.json and report.html of a run again, from what it left; also while it goes on."""
+    from broker_server.experiments.run.finishing import report_again  # noqa: PLC0415 - `fedspine --help` needs none of it
+    from broker_server.serving.report.from_run import REPORT_PAGE  # noqa: PLC0415 - as above
+
+    report_again(run_dir)
+    print(f"report: {run_dir / REPORT_PAGE}")
+
+
+@app.command()
 def broker(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 1883,

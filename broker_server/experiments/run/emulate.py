@@ -1,4 +1,4 @@
-"""What a run with an emulated fleet needs before its first round, and what it reports of the fleet."""
+"""What a run with an emulated fleet needs before its first round."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from broker_server.experiments.run.calibration import Workload, calibrated
 from broker_server.experiments.run.layout import RunDirectory
 from broker_server.experiments.run.preparation import read_summary
 from broker_server.experiments.run.settings import RunSettings
-from broker_server.serving.report.schema import FleetClass, FleetDrift, FleetEntry
 from edge_runtime.system.files import write_atomically
 
 
@@ -41,23 +40,3 @@ def read_fleet(settings: RunSettings, directory: RunDirectory) -> Fleet | None:
         ConfigError: its file cannot be used.
     """
     return load_fleet(directory.fleet_file) if settings.is_emulated else None
-
-
-def fleet_entry(fleet: Fleet | None) -> FleetEntry | None:
-    """A fleet as the report shows it."""
-    if fleet is None:
-        return None
-    classes = tuple(
-        FleetClass(
-            name=one.name,
-            device_ids=tuple(device_id for device_id, name in fleet.members.items() if name == one.name),
-            compute_factor=one.compute_factor,
-            memory_mb=one.memory_mb,
-            uplink_mbit_s=one.uplink_mbit_s,
-            downlink_mbit_s=one.downlink_mbit_s,
-            availability=one.availability,
-            drift=tuple(FleetDrift(from_round=d.from_round, factor=d.factor) for d in one.drift),
-        )
-        for one in fleet.classes
-    )
-    return FleetEntry(classes=classes, jitter=fleet.jitter, deadline_s=fleet.deadline_s)

@@ -11,17 +11,19 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from broker_server.experiments.run.emulate import fleet_entry, read_fleet
+from broker_server.experiments.run.emulate import read_fleet
 from broker_server.experiments.run.layout import JobState, RunDirectory
 from broker_server.experiments.run.preparation import model_name, read_summary
+from broker_server.experiments.run.resolve import resolve
+from broker_server.experiments.run.resume import MEASURE
 from broker_server.experiments.run.settings import EMBEDDED_BROKERS, RunSettings
 from broker_server.options import flat
 from broker_server.serving.evaluation.parallel import evaluate_in_parts
 from broker_server.serving.report.arms import MOST_SHOWN, arm_text, arms_by_device
 from broker_server.serving.report.build import RunSummary, build_report, quality_fields
-from broker_server.serving.report.page import render_page
+from broker_server.serving.report.from_run import COMPACT_RESULT, fleet_entry, report_run, write_report
 from broker_server.serving.report.quality import bytes_text, duration_text, metric_name, metric_text, plural
-from broker_server.serving.report.schema import Compact, Report, encode_report
+from broker_server.serving.report.schema import Compact, Report
 from broker_server.serving.storage.store import Store
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.data import load_examples
@@ -29,9 +31,6 @@ from edge_runtime.engine.evaluator import EvaluationResult
 from edge_runtime.inference import CompactModel
 from edge_runtime.link.address import BrokerAddress
 from edge_runtime.system.files import write_atomically
-
-COMPACT_RESULT: Final = "compact.json"
-"""What was measured of the compact model; in the run directory, so that a resumed job need not measure again."""
 
 MIN_ARMS: Final = 2
 """Arms from which on they are told at the end."""
@@ -83,7 +82,7 @@ def _evaluate(settings: RunSettings, directory: RunDirectory, num_threads: int) 
     return evaluate_in_parts(dataset, [evaluate] * num_threads)
 
 
-def write_report(settings: RunSettings, directory: RunDirectory, state: JobState) -> Report:
+def report_job(settings: RunSettings, directory: RunDirectory, state: JobState) -> Report:
     """Put ``report.json`` and ``report.html`` together from what lies in the run directory.
 
     Raises:
@@ -95,6 +94,7 @@ def write_report(settings: RunSettings, directory: RunDirectory, state: JobState
         rounds = store.load_round_records()
     finally:
         store.close()
+    fleet = read_fleet(settings, directory)
     facts = RunSummary(
         run_id=state.run_id,
         task=settings.task,
@@ -104,14 +104,27 @@ def write_report(settings: RunSettings, directory: RunDirectory, state: JobState
         steps=state.steps,
         data=read_summary(directory),
         config=shown_settings(settings),
-        fleet=fleet_entry(read_fleet(settings, directory)),
+        fleet=None if fleet is None else fleet_entry(fleet),
     )
+    is_measured = settings.compact and MEASURE in state.done
     measured = directory.root / COMPACT_RESULT
-    compact = msgspec.json.decode(measured.read_bytes(), type=Compact) if settings.compact else None
+    compact = msgspec.json.decode(measured.read_bytes(), type=Compact) if is_measured else None
     report = build_report(facts, rounds, compact)
-    write_atomically(directory.report_json, encode_report(report))
-    write_atomically(directory.report_html, render_page(report).encode())
+    write_report(directory.root, report)
     return report
+
+
+def report_again(run_dir: Path) -> Report:
+    """The report of a run that this machine or boards played, in whatever state it is.
+
+    Raises:
+        FedSpineError: the run's files cannot be used, or no round is finished.
+    """
+    directory = RunDirectory(run_dir)
+    if not directory.job_file.exists():
+        return report_run(run_dir)
+    settings = resolve({}, directory.settings_file, called="settings")
+    return report_job(settings, directory, directory.load_state())
 
 
 def summary_lines(report: Report, root: Path) -> list[str]:

@@ -18,7 +18,7 @@ from broker_server.errors import ChildFailedError
 from broker_server.experiments.run import layout, preparation
 from broker_server.experiments.run.emulate import read_fleet, settle_fleet
 from broker_server.experiments.run.examples import DataSet
-from broker_server.experiments.run.finishing import measure_compact, shown_settings, write_report
+from broker_server.experiments.run.finishing import measure_compact, report_job, shown_settings
 from broker_server.experiments.run.layout import JobState, RunDirectory
 from broker_server.experiments.run.processes import (
     NUM_HOLDOUT,
@@ -230,7 +230,7 @@ class Job:
         """Compact model and its figures, where wanted, and the report."""
         if self._settings.compact:
             self._make_compact()
-        report = write_report(self._settings, self._directory, self.state)
+        report = report_job(self._settings, self._directory, self.state)
         self._callbacks.run_finished(report)
         return report
 

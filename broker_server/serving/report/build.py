@@ -45,19 +45,20 @@ def build_report(facts: RunSummary, rounds: Sequence[RoundRecord], compact: Comp
         compact: the compact model, or None.
 
     Raises:
-        RunFailedError: no round was ever evaluated.
+        RunFailedError: no round is finished.
     """
-    evaluated = [record for record in rounds if record.evaluation is not None]
-    if not evaluated or evaluated[-1].evaluation is None:
-        msg = "the run has no evaluated round: nothing to report; continue it with --resume"
+    if not rounds:
+        msg = "the run has no finished round: nothing to report; go on with it"
         raise RunFailedError(msg)
     kept = rounds[-1].kept
-    number = evaluated[-1].round_number if kept is None else kept.round_number
-    last = (evaluated[-1].evaluation if kept is None else kept.evaluation).best_known
+    evaluated = next((record for record in reversed(rounds) if record.evaluation is not None), rounds[-1])
+    number = evaluated.round_number if kept is None else kept.round_number
+    evaluation = evaluated.evaluation if kept is None else kept.evaluation
+    last = None if evaluation is None else evaluation.best_known
     devices = [device for record in rounds for device in record.devices]
     training_s = max(facts.steps.get(TRAINING_STEP, 0.0), rounds[-1].elapsed_s)  # the latter survives kill -9
     steps = {**facts.steps, TRAINING_STEP: training_s}
-    accuracy, ppl = quality_fields(facts.task, last.loss, last.accuracy)
+    accuracy, ppl = _optional_quality(facts.task, last)
     sparse = next((record.sparse.best_known for record in reversed(rounds) if record.sparse is not None), None)
     if kept is not None:
         sparse = kept.sparse
@@ -72,7 +73,7 @@ def build_report(facts: RunSummary, rounds: Sequence[RoundRecord], compact: Comp
         final=Outcome(
             accuracy=accuracy,
             perplexity=ppl,
-            loss=last.loss,
+            loss=None if last is None else last.loss,
             seconds=sum(steps.values()),
             bytes_up=sum(device.measurements.bytes_up for device in devices if device.measurements),
             bytes_down=sum(device.measurements.bytes_down for device in devices if device.measurements),
@@ -81,7 +82,7 @@ def build_report(facts: RunSummary, rounds: Sequence[RoundRecord], compact: Comp
             loss_at_sparsity=None if sparse is None else sparse.loss,
             emulated_s=rounds[-1].elapsed_emulated_s,
             round_number=number,
-            num_targets=last.num_targets,
+            num_targets=0 if last is None else last.num_targets,
         ),
         rounds=entries,
         compact=compact,

@@ -180,6 +180,9 @@ def _quality_line(report: Report, axes: Axes, places: Mapping[int, float]) -> No
         label = f"compact model{_on(report, count)}, {report.compact.sparsity:.0%} removed"
         axes.axhline(value, color=COLOURS[1], linestyle="--", linewidth=1.5, label=label)
     drawn = [value for line in axes.get_lines() for value in np.asarray(line.get_ydata(), float)]
+    if not drawn:
+        axes.text(0.5, 0.5, "not measured: the server has no held-out examples", ha="center", transform=axes.transAxes)
+        return
     quality_axis(axes, report.task, is_log=max(drawn) > WIDE * min(drawn))
     axes.legend(loc="best")
 

@@ -56,7 +56,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
     accuracy: float | UnsetType = UNSET
     perplexity: float | UnsetType = UNSET
-    loss: float
+    loss: float | None
+    """Null where the server has no held-out examples."""
     seconds: float
     """Wall time of the whole job, all its sessions and steps."""
     bytes_up: int

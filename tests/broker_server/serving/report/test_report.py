@@ -118,7 +118,7 @@ def test_a_run_without_an_evaluated_round_has_no_report() -> None:
         data=sample_report().data, config={},
     )  # fmt: skip
 
-    with pytest.raises(RunFailedError, match="no evaluated round"):
+    with pytest.raises(RunFailedError, match="no finished round"):
         build_report(facts, [], None)
 
 

@@ -23,7 +23,7 @@ from broker_server.methods.pruning.plans import Plans
 from broker_server.methods.pruning.schedule import Segment
 from broker_server.methods.pruning.scores import Scores
 from broker_server.methods.training import TrainingConfig
-from edge_runtime.formats.adapter import Array, Tensors
+from edge_runtime.formats.adapter import Array, Tensors, initial
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.payload import Payload
 from edge_runtime.wire.messages import AssignmentKey
@@ -72,7 +72,9 @@ class Reply:
     num_examples: int
     """Weight of the device, 0 or more."""
     tensors: Tensors
-    """By name, each read from disk when it is asked for; checked when it arrived."""
+    """Those of floats by name, each read from disk when it is asked for; checked when it arrived."""
+    read: Callable[[], bytes]
+    """The whole blob, read from disk."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,18 +114,21 @@ class Method(abc.ABC):
     """Whether replies are models that are averaged by their examples: then one device's share is limited, and update
     transforms apply to its change. Otherwise replies are sums that are added as they are."""
 
+    has_step_times: ClassVar[bool] = True
+    """Whether its steps take the time that calibration measures, so that devices can be emulated."""
+
     def __init__(self, context: MethodContext) -> None:
         self._context = context
         self._manifest = context.manifest
 
-    @abc.abstractmethod
     def initial(self, dense: Tensors, rng: np.random.Generator) -> Aggregated:
-        """The model before training.
+        """The model before training: A at random, B zero, so that nothing is changed.
 
         Args:
             dense: trained tensors without factors (heads), as the artifact has them.
-            rng: values of everything else.
+            rng: values of A.
         """
+        return Aggregated(adapter=initial(self._manifest, dense, self._context.max_rank, rng))
 
     @abc.abstractmethod
     def ask(self, key: AssignmentKey, arm: Arm, *, at_once: bool) -> AssignedWork:

@@ -17,7 +17,7 @@ from broker_server.methods.pruning.schedule import Segment, is_deploy, segments
 from broker_server.methods.pruning.scores import DeviceScores, Scores, combine
 from edge_runtime.errors import MessageError
 from edge_runtime.formats import names
-from edge_runtime.formats.adapter import AdapterLayout, Array, Tensors, initial, target_indices
+from edge_runtime.formats.adapter import AdapterLayout, Array, target_indices
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.payload import Payload, check_payload, decode_payload
 from edge_runtime.formats.plan import Plan
@@ -50,10 +50,6 @@ class Lora(Method):
             for name in (names.lora_a(target.module), names.lora_b(target.module))
         }
         self._layout = functools.lru_cache(maxsize=NUM_LAYOUTS)(self._layout_of)
-
-    def initial(self, dense: Tensors, rng: np.random.Generator) -> Aggregated:
-        """A at random, B zero; see :meth:`Method.initial`."""
-        return Aggregated(adapter=initial(self._manifest, dense, self._context.max_rank, rng))
 
     # ---- what is asked -----------------------------------------------------------------------------------------------
 

@@ -144,4 +144,5 @@ def _reply(run: RunContext, store: Store, update: Update) -> Reply:
         work=assigned.work,
         num_examples=update.num_examples,
         tensors=StoredTensors.of(path, blob),
+        read=path.read_bytes,
     )

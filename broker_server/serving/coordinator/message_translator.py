@@ -26,7 +26,7 @@ from broker_server.serving.coordinator.claims import most_examples
 from broker_server.serving.coordinator.device_channel import HEARTBEAT_S, DeviceChannel, DeviceMessage, Other
 from broker_server.serving.coordinator.ledger import Ledger
 from broker_server.serving.coordinator.run_context import RunContext
-from edge_runtime.errors import WireError
+from edge_runtime.errors import TensorError, WireError
 from edge_runtime.link.complaints import Complaints
 from edge_runtime.wire.messages import (
     AssignmentKey,
@@ -260,11 +260,15 @@ class MessageTranslator:
             return UpdateRejected(key=key, detail=content)
         try:
             self._assigner.check_update(content, key, update.num_examples)
+            weighed = self._weighed(update)
+            if weighed is not update and not self._run.method.averages:
+                msg = f"sums over {update.num_examples} examples, its device registered {weighed.num_examples}"
+                raise TensorError(msg)
         except WireError as error:
             return UpdateRejected(key=key, detail=str(error)[:MAX_DETAIL])
         except AggregationError as error:
             return UpdateRejected(key=key, detail=str(error)[:MAX_DETAIL], reason=FailureReason.DIVERGED)
-        self._ledger.accept_update(self._weighed(update), content)
+        self._ledger.accept_update(weighed, content)
         return UpdateStored(key=key)
 
     def _weighed(self, update: Update) -> Update:

@@ -157,7 +157,11 @@ def _make_method(config: CoordinatorConfig, manifest: Manifest, plans: Plans) ->
         seed=config.seed,
     )
     work = METHODS.find_or_import(config.method).work if config.method else "lora"
-    return make_method(work, context)
+    method = make_method(work, context)
+    if config.emulation_file is not None and not method.has_step_times:
+        msg = f"method {config.method} cannot be emulated: step times are those of training; take `emulate = none`"
+        raise ConfigError(msg)
+    return method
 
 
 def _open_scheduler(

@@ -28,7 +28,7 @@ class StoredTensors(Mapping[str, npt.NDArray[np.float32]]):
 
     @classmethod
     def of(cls, path: Path, blob: bytes) -> Self:
-        """The tensors of a file.
+        """The tensors of a file that hold floats.
 
         Args:
             path: the file.
@@ -39,8 +39,9 @@ class StoredTensors(Mapping[str, npt.NDArray[np.float32]]):
         begin = 8 + size
         places: dict[str, Place] = {}
         header = json.loads(blob[8:begin])
-        header.pop("__metadata__", None)
         for name, entry in header.items():
+            if entry.get("dtype") not in _DTYPES:  # metadata, or what is read whole
+                continue
             places[name] = _DTYPES[entry["dtype"]], tuple(entry["shape"]), begin + int(entry["data_offsets"][0])
         return cls(path, places)
 

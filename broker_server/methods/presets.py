@@ -150,6 +150,33 @@ def _fedlps(shared: Shared) -> Settings:
     return {"scheduler": "fedlps", "arms": shared.ratios, "aggregation": "fedit", "importance": "magnitude"}
 
 
+PROBE_ARM: Final = Arm(pruning_ratio=0.0, rank=1)
+"""Nothing is pruned; the factors, which stay as they begin, are as small as they can be."""
+
+
+def _probe(shared: Shared) -> Settings:
+    del shared
+    return {
+        "scheduler": "fixed",
+        "arms": format_arms((PROBE_ARM,)),
+        "importance": "magnitude",
+        "rounds": 1,
+        "weight_decay": 1e-5,
+    }
+
+
+def _probe_softmax(shared: Shared) -> Settings:
+    del shared
+    return {
+        "scheduler": "fixed",
+        "arms": format_arms((PROBE_ARM,)),
+        "importance": "magnitude",
+        "local_steps": 20,
+        "learning_rate": 30.0,
+        "weight_decay": 0.0,
+    }
+
+
 def _fedara(shared: Shared) -> Settings:
     return {"scheduler": "fedara", "arms": shared.ranks, "aggregation": "flexlora"}
 
@@ -226,6 +253,20 @@ PRESETS: Final[Mapping[str, Preset]] = {
         about="ranks by class, nothing pruned, stacked",
         source="arXiv 2409.05976",
         settings=_by_rank("flora"),
+    ),
+    "probe": Preset(
+        label="Probe",
+        about="a linear head on frozen features: exact sums, added in any order, one ridge regression; one round",
+        source="ridge regression from sufficient statistics",
+        work="probe",
+        settings=_probe,
+    ),
+    "probe_softmax": Preset(
+        label="Softmax probe",
+        about="a linear head on frozen features: gradient steps on each device, heads averaged",
+        source="FedAvg (arXiv 1602.05629) of softmax regression",
+        work="probe_softmax",
+        settings=_probe_softmax,
     ),
     "fedex_lora": Preset(
         label="FedEx-LoRA",

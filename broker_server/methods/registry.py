@@ -8,8 +8,9 @@ from typing import Final
 from broker_server.errors import ConfigError
 from broker_server.methods.lora.method import Lora
 from broker_server.methods.method import Method, MethodContext
+from broker_server.methods.probe.method import SoftmaxProbe, StatisticsProbe
 
-WORKS: Final[Mapping[str, type[Method]]] = {"lora": Lora}
+WORKS: Final[Mapping[str, type[Method]]] = {"lora": Lora, "probe": StatisticsProbe, "probe_softmax": SoftmaxProbe}
 
 
 def make_method(work: str | type[Method], context: MethodContext) -> Method:

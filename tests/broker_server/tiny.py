@@ -81,7 +81,7 @@ def targets() -> tuple[TargetSpec, ...]:
     return tuple(out)
 
 
-def manifest(files: dict[str, FileRef] | None = None) -> Manifest:
+def manifest(files: dict[str, FileRef] | None = None, *, has_bias: bool = False) -> Manifest:
     return Manifest(
         format_version=FORMAT_VERSION,
         family="bert",
@@ -101,24 +101,30 @@ def manifest(files: dict[str, FileRef] | None = None) -> Manifest:
         ),
         tensors=tensors(),
         targets=targets(),
-        dense=(DenseSpec(name="classifier.weight", shape=(2, HIDDEN)),),
+        dense=(
+            DenseSpec(name="classifier.weight", shape=(2, HIDDEN)),
+            *([DenseSpec(name="classifier.bias", shape=(2,))] if has_bias else []),
+        ),
         files=files or {},
         producer={},
     )
 
 
-def write_artifact(folder: Path) -> Artifact:
+def write_artifact(folder: Path, *, has_bias: bool = False) -> Artifact:
     """An artifact without graphs in ``folder/<digest>/``: all that a coordinator needs that does not evaluate."""
     aside = folder / "aside"
     aside.mkdir(parents=True)
     rng = np.random.default_rng(0)
     save_file({t.name: rng.normal(size=t.shape).astype(t.dtype) for t in tensors()}, aside / names.BASE_FILE)
-    save_file({"classifier.weight": np.ones((2, HIDDEN), np.float32)}, aside / names.INITIAL_FILE)
+    head: Adapter = {"classifier.weight": np.ones((2, HIDDEN), np.float32)}
+    if has_bias:
+        head["classifier.bias"] = np.zeros(2, np.float32)
+    save_file(head, aside / names.INITIAL_FILE)
     files = {}
     for path in sorted(aside.iterdir()):
         data = path.read_bytes()
         files[path.name] = FileRef(digest=digest_of(data), size_bytes=len(data), on_device=True)
-    encoded = encode_manifest(manifest(files))
+    encoded = encode_manifest(manifest(files, has_bias=has_bias))
     (aside / names.MANIFEST_FILE).write_bytes(encoded)
     directory = folder / digest_of(encoded)
     aside.rename(directory)

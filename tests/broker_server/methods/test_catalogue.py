@@ -64,8 +64,8 @@ def test_methods_of_packages_are_listed_and_a_broken_one_is_a_line(
     assert (found["mine"].package, found["mine"].about, found["mine"].error) == ("outside", "of my own", "")
     assert found["broken"].error.startswith("method 'broken' of the package outside cannot be imported (AttributeError")
     text = catalogue.as_text([*found.values()], 200)
-    assert "mine        Mine: of my own. Work: lora. Package: outside." in text
-    assert "broken      cannot be used: method 'broken'" in text
+    assert "mine           Mine: of my own. Work: lora. Package: outside." in text
+    assert "broken         cannot be used: method 'broken'" in text
 
 
 def test_docs_compare_names_every_method() -> None:

@@ -1,0 +1,177 @@
+"""Federated linear probes: a head averaged over rounds, or solved at once from sums that are added exactly.
+
+What is trained is the last linear layer alone. The LoRA factors of the global adapter stay as they begin (B is
+zero), so its file, its folder in PEFT's format and the compact model hold the pretrained model with another head.
+"""
+
+from __future__ import annotations
+
+import abc
+import functools
+import operator
+from collections.abc import Hashable, Mapping, Sequence
+from typing import ClassVar, Final, Literal
+
+import numpy as np
+
+from broker_server.errors import AggregationError, ConfigError
+from broker_server.methods.aggregation import Aggregated, check_bounds
+from broker_server.methods.method import AssignedWork, Combined, Method, MethodContext, Reply
+from broker_server.methods.probe.ridge import solve_ridge
+from broker_server.methods.pruning.schedule import Segment
+from broker_server.methods.pruning.scores import Scores
+from edge_runtime.errors import MessageError, TensorError
+from edge_runtime.formats import probe
+from edge_runtime.formats.adapter import Array
+from edge_runtime.formats.payload import Payload
+from edge_runtime.wire.messages import AssignmentKey
+from edge_runtime.wire.work import Arm, ProbeWork, Work
+
+HEADER_BYTES: Final = 4096
+"""Allowance for the safetensors header of a reply, which has three tensors at most."""
+
+
+class Probe(Method):
+    """What both forms have in common: the work, and the head that it starts from."""
+
+    form: ClassVar[Literal["softmax", "statistics"]]
+    has_step_times = False
+
+    def __init__(self, context: MethodContext) -> None:
+        super().__init__(context)
+        try:
+            self._head = probe.Head.of(context.manifest)
+        except TensorError as error:
+            raise ConfigError(str(error)) from error
+        num_classes, num_features = self._head.num_classes, self._head.num_features
+        self._shapes = {self._head.weight: (num_classes, num_features), self._head.bias: (num_classes,)}
+
+    def ask(self, key: AssignmentKey, arm: Arm, *, at_once: bool) -> AssignedWork:
+        """One pass over the features of the arm's plan, which is played at once; see :meth:`Method.ask`."""
+        del at_once
+        training, plans, ratio = self._context.training, self._context.plans, arm.pruning_ratio
+        num_steps = training.num_local_steps if self.form == "softmax" else 1
+        return AssignedWork(
+            work=ProbeWork(
+                plan=plans.at(ratio),
+                form=self.form,
+                batch_size=training.batch_size,
+                max_length=training.max_length,
+                num_steps=num_steps,
+                learning_rate=self._context.learning_rate_at(key.round_number),
+                l2=training.weight_decay,
+            ),
+            rank=arm.rank,
+            segments=(Segment(at_step=1, pruning_ratio=ratio),),
+            start_sparsity=plans.sparsity(ratio),
+            sparsity=plans.sparsity(ratio),
+            num_steps=num_steps,
+        )
+
+    def start_kind(self, work: Work) -> Hashable:
+        """All devices start from the same; see :meth:`Method.start_kind`."""
+        return _probe(work).form
+
+    def start(self, model: Aggregated, work: Work) -> Payload:
+        """The tensors without factors, the head among them; see :meth:`Method.start`."""
+        del work
+        return Payload(adapter={dense.name: model.adapter[dense.name] for dense in self._manifest.dense})
+
+    def trained(self, work: Work) -> Mapping[str, tuple[int, ...]]:
+        """The head; see :meth:`Method.trained`."""
+        del work
+        return self._shapes
+
+    def before(self, model: Aggregated, work: Work, name: str) -> Array:
+        """The head that all start from; see :meth:`Method.before`."""
+        del work
+        return model.adapter[name]
+
+    def combine(
+        self,
+        round_number: int,
+        before: Aggregated,
+        importance: Scores,
+        replies: Sequence[Reply],
+        rng: np.random.Generator,
+    ) -> Combined:
+        """Another head, all else as it was; see :meth:`Method.combine`."""
+        del round_number, rng
+        head = self._next_head(sorted(replies, key=lambda reply: reply.device_id))
+        check_bounds(self._manifest, head)
+        model = Aggregated(adapter={**before.adapter, **head}, merged=before.merged)
+        return Combined(model=model, importance=importance)
+
+    @abc.abstractmethod
+    def _next_head(self, replies: Sequence[Reply]) -> dict[str, Array]:
+        """Float32 tensors of the next head."""
+
+
+class SoftmaxProbe(Probe):
+    """Devices take full gradient steps of softmax regression from the global head; heads are averaged by examples."""
+
+    form = "softmax"
+    asks = "one forward pass for each example, and gradient steps of the head on its features"
+
+    def most_bytes(self, work: Work) -> int:
+        """The head in float32; see :meth:`Method.most_bytes`."""
+        del work
+        return 4 * sum(int(np.prod(shape)) for shape in self._shapes.values()) + HEADER_BYTES
+
+    def check(self, work: Work, blob: bytes, num_examples: int) -> None:
+        """Refuse what is no head of this model; see :meth:`Method.check`."""
+        del work, num_examples
+        check_bounds(self._manifest, probe.decode_head(blob, self._head))
+
+    def _next_head(self, replies: Sequence[Reply]) -> dict[str, Array]:
+        counted = [reply for reply in replies if reply.num_examples > 0]
+        weights = np.array([reply.num_examples for reply in counted], np.float64)
+        return {
+            name: np.average(
+                np.stack([np.asarray(reply.tensors[name], np.float64) for reply in counted]), axis=0, weights=weights
+            ).astype(np.float32)
+            for name in self._shapes
+        }
+
+
+class StatisticsProbe(Probe):
+    """Devices send sums over their examples, which are added exactly in any order; the server solves for the head.
+
+    One round is all it takes. The penalty is the ``weight_decay`` of the run, for each example.
+    """
+
+    form = "statistics"
+    asks = "one forward pass for each example, and sums of the products of its features"
+    averages = False
+
+    def most_bytes(self, work: Work) -> int:
+        """Sums in 64-bit integers; see :meth:`Method.most_bytes`."""
+        del work
+        extended, num_classes = self._head.num_features + 1, self._head.num_classes
+        return 8 * (extended**2 + num_classes * extended + num_classes) + HEADER_BYTES
+
+    def check(self, work: Work, blob: bytes, num_examples: int) -> None:
+        """Refuse what are no sums over as many examples as the device says; see :meth:`Method.check`."""
+        del work
+        counted = probe.decode_statistics(blob, self._head).num_examples
+        if counted != num_examples:
+            msg = f"sums are over {counted} examples, the update says {num_examples}"
+            raise TensorError(msg)
+
+    def _next_head(self, replies: Sequence[Reply]) -> dict[str, Array]:
+        """One device's sums are in memory at a time, beside the total."""
+        each = (probe.decode_statistics(reply.read(), self._head) for reply in replies)
+        try:
+            gram, cross = functools.reduce(operator.add, each).as_float()
+        except TensorError as error:
+            msg = f"sums cannot be added: {error}"
+            raise AggregationError(msg) from error
+        weight, bias = solve_ridge(gram, cross, self._context.training.weight_decay)
+        return {self._head.weight: weight.astype(np.float32), self._head.bias: bias.astype(np.float32)}
+
+
+def _probe(work: Work) -> ProbeWork:
+    if not isinstance(work, ProbeWork):
+        msg = f"assignment asks for {type(work).__name__}, this run's method is a probe: start a new run"
+        raise MessageError(msg)
+    return work

@@ -13,29 +13,9 @@ from typing import Any
 
 import pytest
 
+from tests.models.checkpoints.seeded import WORDS
+
 SHARED = Path(os.environ.get("FEDSPINE_SHARED", Path(__file__).parents[2] / "shared"))
-WORDS = [
-    "the",
-    "a",
-    "cat",
-    "dog",
-    "sun",
-    "moon",
-    "sea",
-    "wind",
-    "runs",
-    "sleeps",
-    "shines",
-    "rises",
-    "falls",
-    "sings",
-    "red",
-    "blue",
-    "old",
-    "new",
-    "and",
-    "or",
-]
 NEEDED_IN_CI = ("mosquitto", "openssl", "systemd-analyze")
 """Programs that ``.ci/run`` provides: a test that skips for want of one fails where ``CI`` is set."""
 

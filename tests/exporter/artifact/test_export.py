@@ -25,8 +25,9 @@ from exporter.artifact.files import describe, write_model_files
 from exporter.errors import OutputExistsError
 from models.errors import ModelNotFoundError
 from models.loading import load_model
-from tests.conftest import WORDS, save_bert, save_llama, save_tokenizer
+from tests.conftest import save_bert, save_llama, save_tokenizer
 from tests.exporter.reference import arms, graph_gradients, manifest_of, random_adapter, random_batch
+from tests.models.checkpoints.seeded import WORDS
 
 GRAPHS = [names.TRAINING_GRAPH, names.EVALUATION_GRAPH, names.OPTIMIZER_GRAPH]
 

@@ -203,7 +203,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
     "one_shot": Preset(
         label="One-shot",
         about="pruned once by magnitude before training, then federated LoRA",
-        source="LLM-Pruner-like",
+        source="LLM-Pruner, arXiv 2305.11627, like",
         settings=_one_shot,
     ),
     "loraprune": Preset(
@@ -215,13 +215,13 @@ PRESETS: Final[Mapping[str, Preset]] = {
     "fedara": Preset(
         label="FedARA-like",
         about="ranks allocated as training goes on, nothing pruned, combined by SVD",
-        source="FedARA, like",
+        source="FedARA, arXiv 2501.14406, like",
         settings=_fedara,
     ),
     "fedlps": Preset(
         label="FedLPS-like",
         about="bandit over the pruning ratio alone, one rank, magnitude",
-        source="FedLPS, like",
+        source="FedLPS, arXiv 2412.07216, like",
         settings=_fedlps,
     ),
     "random": Preset(label="Random arm", about="as FedSpine, each arm drawn at random", settings=_adaptive("random")),

@@ -96,6 +96,7 @@ def test_no_architecture_has_two_families() -> None:
     ("model_type", "task", "message"),
     [
         ("gpt2", "causal-lm", "'gpt2' is not supported; known architectures: bert, llama, mistral, qwen2"),
+        ("antigravity:Family", "causal-lm", "'antigravity:Family' is not supported"),  # of a file: imports nothing
         ("bert", "causal-lm", "'bert' cannot do causal-lm; it can do text-classification"),
         ("llama", "text-classification", "'llama' cannot do text-classification; it can do causal-lm"),
         ("bert", "translation", "'translation' is not known; choose one of text-classification, causal-lm"),

@@ -255,9 +255,10 @@ def _add_log_level(command: argparse.ArgumentParser, default: str) -> None:
 
 def _start(arguments: argparse.Namespace) -> int:
     be_nice(arguments.nice)  # before threads are there, which inherit it
-    from edge_runtime.agent import capabilities, engines, precheck  # noqa: PLC0415 - see the module's docstring
+    from edge_runtime.agent import capabilities, precheck  # noqa: PLC0415 - see the module's docstring
     from edge_runtime.agent.agent import Agent  # noqa: PLC0415
     from edge_runtime.agent.identity import StateDirectory, check_name  # noqa: PLC0415
+    from edge_runtime.agent.methods.lora import engines  # noqa: PLC0415
     from edge_runtime.agent.pins import Pins  # noqa: PLC0415
     from edge_runtime.agent.settings import AgentSettings, WorkSettings  # noqa: PLC0415
     from edge_runtime.link.mqtt import MqttLink  # noqa: PLC0415
@@ -283,6 +284,7 @@ def _start(arguments: argparse.Namespace) -> int:
                 num_threads=num_threads,
                 memory_limit_bytes=memory_limit_bytes,
                 modes=modes,
+                features=state.features,
                 ort_models=arguments.ort_models,
                 checkpoint_every=arguments.checkpoint_every,
                 pausing=pausing,

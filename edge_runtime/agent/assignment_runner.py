@@ -1,4 +1,4 @@
-"""The work itself: get ready for a run, then one assignment after another. Runs in the background thread."""
+"""What all work has in common: get ready for a run, then one assignment after another, in the background thread."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import numpy as np
 
 from edge_runtime.agent.cache import ArtifactCache
 from edge_runtime.agent.checkpoints import Checkpoints
-from edge_runtime.agent.engines import Engines
 from edge_runtime.agent.errors import StoppedError, UnfitDataError
-from edge_runtime.agent.local_training import LocalTraining
+from edge_runtime.agent.methods.protocol import Before, Execution, Surroundings
+from edge_runtime.agent.methods.registry import Methods
 from edge_runtime.agent.pauses import Pauses
 from edge_runtime.agent.precheck import count_examples
 from edge_runtime.agent.settings import MIN_TRAINING_RATIO, WorkSettings
@@ -24,20 +24,15 @@ from edge_runtime.agent.traffic import Traffic
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.data import load_examples
 from edge_runtime.engine.dataset import Dataset
-from edge_runtime.engine.errors import DataError, InsufficientMemoryError
+from edge_runtime.engine.errors import DataError
 from edge_runtime.engine.evaluator import EvaluationResult
-from edge_runtime.engine.model import Mode
-from edge_runtime.engine.run import Engine, Run
 from edge_runtime.engine.trainer import TrainingResult
-from edge_runtime.errors import MessageError
-from edge_runtime.formats.manifest import Manifest, Task
-from edge_runtime.formats.payload import Payload, check_payload, decode_payload, encode_payload
-from edge_runtime.formats.plan import Plan, uniform_num_kept
+from edge_runtime.formats.manifest import Task
 from edge_runtime.system.resident import peak_rss_bytes
 from edge_runtime.wire import chunks
 from edge_runtime.wire.measures import LocalEvaluation, Measurements
 from edge_runtime.wire.messages import Assignment, Update, Welcome
-from edge_runtime.wire.work import Arm, HyperParameters, LoraWork
+from edge_runtime.wire.work import type_of
 
 logger = logging.getLogger(__name__)
 
@@ -59,28 +54,28 @@ class Progress:
 
 
 class AssignmentRunner:
-    """An artifact with its graphs loaded and this device's examples: ready for assignments. Made by :func:`prepare`."""
+    """An artifact, its methods and this device's examples: ready for assignments. Made by :func:`prepare`."""
 
     def __init__(self, artifact: Artifact, settings: WorkSettings, fetch_s: float) -> None:
         self.artifact = artifact
+        self.methods = Methods(artifact, settings)
         self._settings = settings
         self._fetch_s = fetch_s
         self._prepare_s = 0.0
         self._max_length = 0
         self._training: Dataset | None = None
         self._holdout: Dataset | None = None
-        self.engines = Engines(
-            artifact,
-            num_threads=settings.num_threads,
-            memory_limit_bytes=settings.memory_limit_bytes,
-            modes=settings.modes,
-            ort_models=settings.ort_models,
-        )
 
     @property
     def digest(self) -> str:
         """The artifact that this is for."""
         return self.artifact.digest
+
+    def check_run(self, welcome: Welcome) -> None:
+        """Refuse a run of which this device can do nothing; raises as the method of the run's work."""
+        started = time.perf_counter()
+        self.methods.of(type_of(welcome.work)).check_run(welcome)
+        self._prepare_s += time.perf_counter() - started
 
     def load(self, max_length: int) -> Dataset:
         """Examples to train on, cut at ``max_length``; read again only when it changes.
@@ -99,13 +94,6 @@ class AssignmentRunner:
             self._prepare_s += time.perf_counter() - started
         return self._training
 
-    def trainer(self, mode: Mode) -> Engine:
-        """The graphs, loaded for a mode; those of another mode are given up."""
-        started = time.perf_counter()
-        engine = self.engines.load(mode)
-        self._prepare_s += time.perf_counter() - started
-        return engine
-
     def run(self, assignment: Assignment, blob: bytes, context: WorkContext) -> tuple[Update, bytes]:
         """Work on one assignment.
 
@@ -115,91 +103,57 @@ class AssignmentRunner:
             context: see :class:`WorkContext`.
 
         Returns:
-            The update and its payload's bytes.
+            The update and its blob's bytes, empty where it has none.
 
         Raises:
             StoppedError: it was asked to stop.
-            InsufficientMemoryError: the arm does not fit this device.
+            InsufficientMemoryError: the work does not fit this device.
             DivergedError: training left the finite numbers.
             FedSpineError: anything else that is known to go wrong.
         """
         work = assignment.work
-        if not isinstance(work, LoraWork):
-            msg = f"this device has no way to do {type(work).__name__}: upgrade fedspine on it"
-            raise MessageError(msg)
-        hyper = work.hyper_parameters
-        course = LocalTraining(assignment, work, self.digest, context.checkpoints, context.pauses)
-        given, mode = self._check(work, blob)
+        execution = self.methods.of(type(work)).begin(assignment, work, blob, context.surroundings)
         context.check()
-        dataset = self.load(hyper.max_length)
-        rank = work.arm.rank
-        logger.info("round %d: %s mode, rank %d", assignment.key.round_number, mode, rank)
-        trainer = self.trainer(mode)
-        started = time.perf_counter()
-        run = trainer.start(work.plan, rank, given.adapter, hyper, given.merged)
-        del given
-        prepare_s = time.perf_counter() - started + self._take_prepare_s()
+        dataset = self.load(execution.max_length)
+        started = context.pauses.working_s()
+        execution.start(dataset)
+        prepare_s = context.pauses.working_s() - started + self._take_prepare_s()
         context.check()
-
-        before = course.resume(run, dataset) or self._evaluate(trainer, run, work, context)
-        trained = course.train(run, dataset, before, context.on_step, context.check)
+        before = execution.resume(dataset) or self._evaluate(execution, context)
+        trained = execution.train(dataset, before, context.on_step)
         context.check()
-        after = self._evaluate(trainer, run, work, context)
-        made = _encode(run, hyper, context.welcome)
-        up, down = context.traffic.settle(len(made))
+        after = self._evaluate(execution, context)
+        made = execution.encode(context.welcome.wire_dtype)
+        up, down = context.traffic.settle(0 if made is None else len(made))
         update = Update(
             key=assignment.key,
-            blob=chunks.describe(made),
+            blob=None if made is None else chunks.describe(made),
             num_examples=len(dataset),
             train_loss=trained.mean_loss,
             measurements=Measurements(
-                **_times(trained),
+                train_s=sum(trained.step_times_s),
+                step_s_p50=_percentile(trained, 50),
+                step_s_p95=_percentile(trained, 95),
+                importance_s=trained.importance_s,
                 fetch_s=context.fetch_s + self._take_fetch_s(),
                 prepare_s=prepare_s,
                 evaluate_s=before[1] + after[1],
                 peak_rss_bytes=peak_rss_bytes(),
                 bytes_up=up,
                 bytes_down=down,
-                paused_s=course.paused_s,
+                paused_s=execution.paused_s,
             ),
             evaluation=_evaluation(before[0], after[0]),
         )
-        return update, made
+        return update, made or b""
 
-    def _check(self, work: LoraWork, blob: bytes) -> tuple[Payload, Mode]:
-        """Look at everything that was sent before any work is done; memory is that of the first, the largest plan.
-
-        Returns:
-            What the blob holds, and the mode to train in.
-
-        Raises:
-            PlanError: a plan is for another model, or a pruning brings units back.
-            TensorError: the payload does not fit.
-            InsufficientMemoryError: the arm does not fit this device.
-            OrtTrainingError: this device's ort-training models cannot do it.
-        """
-        manifest, hyper, plan = self.artifact.manifest, work.hyper_parameters, work.plan
-        plan.check(manifest)
-        for pruning in work.prunings:
-            pruning.plan.check_within(manifest, plan)
-            plan = pruning.plan
-        self.engines.check(work)
-        mode = self.engines.mode_for(work.plan, work.arm.rank, hyper.batch_size, hyper.max_length)
-        payload = decode_payload(blob)
-        check_payload(manifest, work.plan, work.arm.rank, payload, is_update=False, trainable=hyper.trainable)
-        return payload, mode
-
-    def _evaluate(
-        self, trainer: Engine, run: Run, work: LoraWork, context: WorkContext
-    ) -> tuple[EvaluationResult | None, float]:
+    def _evaluate(self, execution: Execution, context: WorkContext) -> Before:
         """Quality on the device's own held-out examples, None where it has none; and the seconds that took."""
         if self._holdout is None or len(self._holdout) == 0:
             return None, 0.0
-        hyper, clock = work.hyper_parameters, context.pauses.working_s
+        clock = context.pauses.working_s
         began = clock()
-        result = trainer.evaluator(run).evaluate(
-            run.adapter(), work.arm.rank, hyper.lora_scaling, self._holdout, hyper.batch_size, context.check
-        )
+        result = execution.evaluate(self._holdout)
         return result, clock() - began
 
     def _take_fetch_s(self) -> float:
@@ -236,6 +190,15 @@ class WorkContext:
             msg = "stopped half-way"
             raise StoppedError(msg)
 
+    @property
+    def surroundings(self) -> Surroundings:
+        """What a method sees of this."""
+
+        def say(detail: str) -> None:
+            self.progress.detail = detail
+
+        return Surroundings(checkpoints=self.checkpoints, pauses=self.pauses, say=say, check=self.check)
+
     def on_step(self, step: int, loss: float) -> None:
         """Note an optimizer step."""
         self.progress.step, self.progress.loss = step, loss
@@ -249,7 +212,7 @@ def prepare(
     progress: Progress,
     on_bytes: Callable[[int], None],
 ) -> AssignmentRunner:
-    """Get ready for a run: fetch the artifact, check that the cheapest arm fits, read the examples, load the graphs.
+    """Get ready for a run: fetch the artifact, check that its work fits, load the graphs, read the examples.
 
     Args:
         welcome: what the coordinator said.
@@ -278,13 +241,12 @@ def prepare(
     fetch_s = time.perf_counter() - started if num_fetched else 0.0
     progress.detail = "preparing"
     runner = AssignmentRunner(artifact, settings, fetch_s)
-    mode = check_arms(runner, welcome)
+    runner.check_run(welcome)
     try:
         runner.load(welcome.max_length)
     except DataError as error:
         count_examples(settings.data)  # raises what is wrong with the file itself
         raise UnfitDataError(str(error)) from error
-    runner.trainer(mode)
     cache.used(artifact.digest)
     progress.detail = ""
     return runner
@@ -297,48 +259,8 @@ def holdout_text(num_training: int, num_holdout: int, task: Task) -> str:
     return f"{num_training} {unit} to train on, {num_holdout} held back to evaluate on (--holdout, {share})"
 
 
-def check_arms(runner: AssignmentRunner, welcome: Welcome) -> Mode:
-    """Refuse a run of which this device cannot afford any arm; returns the mode of the first that it can.
-
-    Raises:
-        ArmNotExportedError: see :meth:`Engines.check_arms`.
-        InsufficientMemoryError: not even the cheapest one fits.
-    """
-    runner.engines.check_arms(welcome.arms)
-    refusals: list[InsufficientMemoryError] = []
-    for arm in welcome.arms:
-        plan = stand_in_plan(runner.artifact.manifest, arm)
-        try:
-            return runner.engines.mode_for(plan, arm.rank, welcome.batch_size, welcome.max_length)
-        except InsufficientMemoryError as error:
-            refusals.append(error)
-    if not refusals:
-        return runner.engines.first_mode
-    msg = f"even the cheapest of {len(refusals)} arms does not fit: {refusals[-1]}"
-    raise InsufficientMemoryError(msg) from refusals[-1]
-
-
-def stand_in_plan(manifest: Manifest, arm: Arm) -> Plan:
-    """A plan of the size that ``arm`` will have; which units stay does not matter for memory."""
-    kept = {(spec.layer, spec.group): np.arange(uniform_num_kept(spec, arm.pruning_ratio)) for spec in manifest.groups}
-    return Plan.from_kept(manifest, kept)
-
-
-def _encode(run: Run, hyper: HyperParameters, welcome: Welcome) -> bytes:
-    """What goes up: the tensors that were trained, and the scores where they were asked for."""
-    adapter = run.adapter()
-    trained = {name: adapter[name] for name in run.layout.trained(hyper.trainable).shapes}
-    return encode_payload(Payload(adapter=trained, importance=run.importance()), welcome.wire_dtype)
-
-
-def _times(trained: TrainingResult) -> dict[str, float]:
-    steps = np.array(trained.step_times_s or (0.0,))
-    return {
-        "train_s": float(steps.sum()),
-        "step_s_p50": float(np.percentile(steps, 50)),
-        "step_s_p95": float(np.percentile(steps, 95)),
-        "importance_s": trained.importance_s,
-    }
+def _percentile(trained: TrainingResult, percent: float) -> float:
+    return float(np.percentile(trained.step_times_s or (0.0,), percent))
 
 
 def _evaluation(before: EvaluationResult | None, after: EvaluationResult | None) -> LocalEvaluation | None:

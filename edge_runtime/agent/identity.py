@@ -32,6 +32,7 @@ CAPABILITIES_FILE: Final = "capabilities.json"
 ARTIFACTS: Final = "artifacts"
 OUTBOX: Final = "outbox"
 CHECKPOINT: Final = "checkpoint"
+FEATURES: Final = "features"
 
 
 class StateDirectory:
@@ -62,7 +63,7 @@ class StateDirectory:
             path.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
             if (path / ID_FILE).exists():  # of an earlier release, which let others read it
                 keep_private(path, PRIVATE_FOLDER)
-            for directory in (path / ARTIFACTS, path / OUTBOX, path / CHECKPOINT):
+            for directory in (path / ARTIFACTS, path / OUTBOX, path / CHECKPOINT, path / FEATURES):
                 directory.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
                 keep_private(directory, PRIVATE_FOLDER)
             lock = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE)
@@ -91,6 +92,11 @@ class StateDirectory:
     def outbox(self) -> Path:
         """Folder of the updates that wait for an answer."""
         return self.path / OUTBOX
+
+    @property
+    def features(self) -> Path:
+        """Folder of the features that were computed of examples."""
+        return self.path / FEATURES
 
     @property
     def checkpoint(self) -> Path:

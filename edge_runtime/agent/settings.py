@@ -36,6 +36,8 @@ class WorkSettings:
     """What makes work pause."""
     sensors: Path = SYS
     """Where the kernel's files are that say so."""
+    features: Path | None = None
+    """Folder where features are kept, see :mod:`edge_runtime.agent.methods.probe.feature_store`; None = nowhere."""
     ort_models: Path | None = None
     """Folder of ort-training models, to train with these; None = the portable engine."""
 

@@ -92,6 +92,20 @@ def estimate_training_bytes(
     return parts.process + parts.weights + max(int(stored), parts.state + parts.activations)
 
 
+def estimate_features_bytes(manifest: Manifest, plan: Plan, batch_size: int, max_length: int) -> int:
+    """Peak resident memory of a device process that computes features of a frozen model, bytes.
+
+    An upper bound: of a block's forward it takes what staged training takes of its forward and backward.
+
+    Raises:
+        PlanError: the plan is for another model.
+    """
+    parts = training_memory(manifest, plan, 1, batch_size, max_length, "staged")
+    stored = sum(math.prod(tensor.shape) * _STORED_BYTES[tensor.dtype] for tensor in manifest.tensors)
+    hidden = _FLOAT_BYTES * 3 * batch_size * max_length * manifest.hidden_size
+    return parts.process + parts.weights + max(int(stored), hidden + parts.linear + parts.attention)
+
+
 def training_memory(
     manifest: Manifest, plan: Plan, rank: int, batch_size: int, max_length: int, mode: Mode
 ) -> TrainingMemory:

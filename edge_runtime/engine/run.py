@@ -13,10 +13,23 @@ from edge_runtime.engine.frozen import Array
 from edge_runtime.engine.importance import Scores
 from edge_runtime.engine.model import Mode, Scorer
 from edge_runtime.engine.slicing import NOTHING_MERGED
+from edge_runtime.engine.training_state import TrainingState
 from edge_runtime.formats.adapter import AdapterLayout
 from edge_runtime.formats.payload import Merged
 from edge_runtime.formats.plan import Plan
 from edge_runtime.wire.work import HyperParameters
+
+
+class Resumable(Protocol):
+    """A run whose state can be kept, and taken up by another process."""
+
+    num_steps: int
+
+    def state(self) -> TrainingState:
+        """See :meth:`edge_runtime.engine.trainer.TrainingRun.state`."""
+
+    def restore(self, state: TrainingState) -> None:
+        """See :meth:`edge_runtime.engine.trainer.TrainingRun.restore`."""
 
 
 class Run(Protocol):
@@ -46,6 +59,10 @@ class Run(Protocol):
 
     def adapter(self) -> dict[str, Array]:
         """The adapter as it is now: float32 copies by name."""
+
+    @property
+    def resumable(self) -> Resumable | None:
+        """The run itself, if its state can be kept."""
 
     def scorer(self) -> Scorer:
         """A model of the plan and its weights, to evaluate with."""

@@ -23,6 +23,7 @@ from edge_runtime.engine.frozen import Array, FrozenWeights
 from edge_runtime.engine.session import Binding, Graph
 from edge_runtime.formats import names
 from edge_runtime.formats.adapter import AdapterLayout, BlockSlices
+from edge_runtime.formats.probe import Head
 
 SCORE_BYTES: Final = 4 * 2**20
 """Size of the scores that are computed at a time; several arrays of that size are alive."""
@@ -162,14 +163,7 @@ class StagedModel:
         rows, targets = batch.scored()
         if targets.size == 0:
             return 0.0, 0
-        kept = self._manifest.residual_layers
-        hidden, spare, *unused = self._hidden(3 if kept else 2, batch)
-        context = self._embed(batch, hidden)
-        for layer in range(self._manifest.num_layers):
-            self._forward(layer, hidden, spare, context, params, _flat(*unused) if layer in kept else None)
-            hidden, spare = spare, hidden
-        scored = self._given(self._manifest.num_layers - 1, hidden).reshape(-1, self._manifest.hidden_size)
-        scored = scored[self._among_given(rows)]
+        scored = self._scored(batch, rows, params)
         binding = self._stage(names.SCORE_STAGE, None)
         loss_sum, num_correct, total, correct = np.zeros((), np.float32), np.zeros((), np.int64), 0.0, 0
         self._bind_dense(binding, params)
@@ -181,6 +175,45 @@ class StagedModel:
             binding.run()
             total, correct = total + float(loss_sum), correct + int(num_correct)
         return total, correct
+
+    def features(self, batch: Batch) -> Array:
+        """What enters the classifier's last linear layer, float32 ``[B, H]``; with no adapter, on the frozen weights.
+
+        The head's graph gives scores ``W p + b``. With rows of the identity for W and zero for b these are features,
+        as many at a time as there are classes; so every artifact will do.
+
+        Raises:
+            GraphError: onnxruntime failed.
+            InsufficientMemoryError: it could not allocate.
+        """
+        rows, targets = batch.scored()
+        params = np.zeros(self._layout.num_elements, np.float32)
+        scored = np.ascontiguousarray(self._scored(batch, rows, params))
+        head = Head.of(self._manifest)
+        weight = self._layout.unflatten(params)[head.weight]
+        binding = self._stage(names.SCORE_STAGE, None)
+        binding.bind(names.HIDDEN, scored)
+        binding.bind(names.TARGETS, np.zeros_like(targets))
+        binding.bind_output(names.LOSS_SUM, np.zeros((), np.float32))
+        binding.bind_output(names.NUM_CORRECT, np.zeros((), np.int64))
+        self._bind_dense(binding, params)
+        features = np.empty((targets.size, head.num_features), np.float32)
+        for begin in range(0, head.num_features, head.num_classes):
+            end = min(begin + head.num_classes, head.num_features)
+            weight[...] = np.eye(head.num_classes, head.num_features, begin)
+            features[:, begin:end] = binding.run_for([names.LOGITS])[names.LOGITS].numpy()[:, : end - begin]
+        return features
+
+    def _scored(self, batch: Batch, rows: Int64, params: Array) -> Array:
+        """Hidden states of the scored positions after the last block, ``[T, H]``."""
+        kept = self._manifest.residual_layers
+        hidden, spare, *unused = self._hidden(3 if kept else 2, batch)
+        context = self._embed(batch, hidden)
+        for layer in range(self._manifest.num_layers):
+            self._forward(layer, hidden, spare, context, params, _flat(*unused) if layer in kept else None)
+            hidden, spare = spare, hidden
+        scored = self._given(self._manifest.num_layers - 1, hidden).reshape(-1, self._manifest.hidden_size)
+        return scored[self._among_given(rows)]
 
     def _embed(self, batch: Batch, out: Array) -> dict[str, Any]:
         """Write hidden states ``[B, L, H]``; returns the context tensors, as onnxruntime has them."""

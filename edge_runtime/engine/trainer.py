@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -205,6 +206,11 @@ class TrainingRun:
     def importance(self) -> Scores:
         """Smoothed scores of the units that stay; empty before the first that were finite for every group."""
         return self._importance.scores()
+
+    @property
+    def resumable(self) -> Self:
+        """The run itself: its state can be kept."""
+        return self
 
     def state(self) -> TrainingState:
         """What another run of the same assignment goes on from; its arrays are whole until the next step."""

@@ -209,6 +209,10 @@ class OrtRun:
         """The adapter as it is now: float32 copies by name."""
         return self.layout.unflatten(self._module.params())
 
+    @property
+    def resumable(self) -> None:
+        """Moments live inside ``Optimizer``: nothing can be kept."""
+
     def scorer(self) -> Scorer:
         """The evaluation model, which shares the parameters of the training model."""
         return self._module

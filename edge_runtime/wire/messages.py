@@ -28,7 +28,7 @@ from edge_runtime.errors import MessageError
 from edge_runtime.formats.tensors import WireDtype
 from edge_runtime.wire.measures import Capabilities, LocalEvaluation, Measurements
 from edge_runtime.wire.versions import check_version
-from edge_runtime.wire.work import Arm, Work
+from edge_runtime.wire.work import Arm, Work, WorkType
 
 SCHEMA_VERSION: Final = 2
 
@@ -178,6 +178,8 @@ class Welcome(Message, frozen=True, kw_only=True):
     """Arms that may be assigned; a device that cannot afford the cheapest says so, and refuses what it is assigned."""
     batch_size: Positive
     max_length: Positive
+    work: WorkType = "lora"
+    """What assignments will ask for: a device gets ready for it, and loads no graph that it does not need."""
     wire_dtype: WireDtype = "float32"
     heartbeat_s: Seconds = 15.0
 

@@ -143,5 +143,14 @@ class ProbeWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag
     """Penalty of the weights, not of the bias: loss + l2 / 2 * sum of squares (``softmax``)."""
 
 
+WorkType = Literal["lora", "probe"]
+"""Tags of :data:`Work`."""
+
 Work = LoraWork | ProbeWork
 """What a device may be asked to do, by the tag ``type``: one member for each method."""
+
+
+def type_of(tag: WorkType) -> type[Work]:
+    """The member of the union that has a tag."""
+    members: dict[WorkType, type[Work]] = {"lora": LoraWork, "probe": ProbeWork}
+    return members[tag]

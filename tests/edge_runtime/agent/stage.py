@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from edge_runtime.agent.agent import Agent
-from edge_runtime.agent.assignment_runner import stand_in_plan
 from edge_runtime.agent.identity import StateDirectory
+from edge_runtime.agent.methods.lora.method import stand_in_plan
 from edge_runtime.agent.settings import AgentSettings, WorkSettings
 from edge_runtime.bounds import limits
 from edge_runtime.engine.artifact import Artifact

@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edge_runtime.agent.assignment_runner import AssignmentRunner, Progress, WorkContext, stand_in_plan
+from edge_runtime.agent.assignment_runner import AssignmentRunner, Progress, WorkContext
 from edge_runtime.agent.checkpoints import Checkpoints
 from edge_runtime.agent.errors import StoppedError
+from edge_runtime.agent.methods.lora.method import stand_in_plan
 from edge_runtime.agent.pauses import Pauses
 from edge_runtime.agent.settings import WorkSettings
 from edge_runtime.agent.traffic import Traffic
@@ -227,7 +228,7 @@ def test_short_of_memory_an_assignment_is_trained_block_by_block(
     with caplog.at_level("INFO"):
         update, made = run(tight, start(manifest, full), full)
         run(tight, start(manifest, small), small)
-    lines = [record.message for record in caplog.records if record.name == "edge_runtime.agent.assignment_runner"]
+    lines = [record.message for record in caplog.records if record.name == "edge_runtime.agent.methods.lora.method"]
     said = [line for line in lines if "mode," in line]
     assert [message.split(",")[0] for message in said] == ["round 1: staged mode", "round 1: fused mode"]
     expected, roomy = run(runner, start(manifest, full), full)

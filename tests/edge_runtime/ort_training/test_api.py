@@ -8,8 +8,8 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
-from edge_runtime.agent.engines import choose_modes
 from edge_runtime.agent.errors import EngineChoiceError
+from edge_runtime.agent.methods.lora.engines import choose_modes
 from edge_runtime.errors import ExitCode
 from edge_runtime.ort_training import api
 from edge_runtime.ort_training.errors import OrtMissingError

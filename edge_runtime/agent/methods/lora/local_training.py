@@ -10,21 +10,18 @@ from collections.abc import Callable
 import numpy as np
 
 from edge_runtime.agent.checkpoints import Checkpoints, identity_of
+from edge_runtime.agent.methods.protocol import Before
 from edge_runtime.agent.pauses import Pauses
 from edge_runtime.engine.checkpoint import Checkpoint
 from edge_runtime.engine.dataset import Dataset, batches
-from edge_runtime.engine.evaluator import EvaluationResult
-from edge_runtime.engine.run import Run
-from edge_runtime.engine.trainer import TrainingResult, TrainingRun, train
+from edge_runtime.engine.run import Resumable, Run
+from edge_runtime.engine.trainer import TrainingResult, train
 from edge_runtime.engine.training_state import History
 from edge_runtime.errors import PlanError, TensorError
 from edge_runtime.wire.messages import Assignment
 from edge_runtime.wire.work import LoraWork
 
 logger = logging.getLogger(__name__)
-
-Before = tuple[EvaluationResult | None, float]
-"""The evaluation before training, None where nothing is held out, and the seconds that it took."""
 
 
 class LocalTraining:
@@ -65,14 +62,15 @@ class LocalTraining:
         Returns:
             The evaluation that was made before training; None = there is nothing to go on from, the run is as it was.
         """
-        if not self._checkpoints.every or not isinstance(run, TrainingRun):
+        resumable = run.resumable
+        if not self._checkpoints.every or resumable is None:
             return None
         self._identity = identity_of(self._assignment, self._work, self._artifact_digest, dataset)
         checkpoint = self._checkpoints.load(self._identity)
         if checkpoint is None:
             return None
         try:
-            run.restore(checkpoint.state)
+            resumable.restore(checkpoint.state)
         except (PlanError, TensorError) as error:
             logger.warning("dropping a checkpoint that does not fit, work begins anew: %s", error)
             self._checkpoints.remove()
@@ -112,15 +110,17 @@ class LocalTraining:
         num_drawn = run.num_steps * hyper.num_accumulation_steps
         collections.deque(itertools.islice(drawn, num_drawn), maxlen=0)
 
+        resumable = run.resumable
+
         def after(step: int, loss: float) -> None:
             on_step(step, loss)
-            if isinstance(run, TrainingRun) and self._checkpoints.is_due(step, hyper.num_local_steps):
-                self._save(run, before)
+            if resumable is not None and self._checkpoints.is_due(step, hyper.num_local_steps):
+                self._save(resumable, before)
 
         clock = self._pauses.working_s
         return train(run, drawn, hyper, after, on_batch, self._work.prunings, self._history, clock)
 
-    def _save(self, run: TrainingRun, before: Before) -> None:
+    def _save(self, run: Resumable, before: Before) -> None:
         result, seconds = before
         self._checkpoints.save(
             Checkpoint(

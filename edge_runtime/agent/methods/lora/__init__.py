@@ -1,0 +1,1 @@
+"""First-order training of LoRA factors on a slice of the model."""

@@ -1,0 +1,158 @@
+"""The device's side of first-order LoRA: what it needs, does and sends."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+
+from edge_runtime.agent.methods.lora.engines import Engines
+from edge_runtime.agent.methods.lora.local_training import LocalTraining
+from edge_runtime.agent.methods.protocol import Before, Surroundings
+from edge_runtime.agent.settings import WorkSettings
+from edge_runtime.engine.artifact import Artifact
+from edge_runtime.engine.dataset import Dataset
+from edge_runtime.engine.errors import InsufficientMemoryError
+from edge_runtime.engine.evaluator import EvaluationResult
+from edge_runtime.engine.model import Mode
+from edge_runtime.engine.run import Engine, Run
+from edge_runtime.engine.trainer import TrainingResult
+from edge_runtime.formats.manifest import Manifest
+from edge_runtime.formats.payload import Payload, check_payload, decode_payload, encode_payload
+from edge_runtime.formats.plan import Plan, uniform_num_kept
+from edge_runtime.formats.tensors import WireDtype
+from edge_runtime.wire.messages import Assignment, Welcome
+from edge_runtime.wire.work import Arm, LoraWork
+
+logger = logging.getLogger(__name__)
+
+
+class Lora:
+    """See :class:`edge_runtime.agent.methods.protocol.Method`."""
+
+    def __init__(self, artifact: Artifact, settings: WorkSettings) -> None:
+        self.artifact = artifact
+        self.engines = Engines(
+            artifact,
+            num_threads=settings.num_threads,
+            memory_limit_bytes=settings.memory_limit_bytes,
+            modes=settings.modes,
+            ort_models=settings.ort_models,
+        )
+
+    def check_run(self, welcome: Welcome) -> None:
+        """Refuse a run of which this device cannot afford any arm; load the graphs of the first that it can.
+
+        Raises:
+            ArmNotExportedError: see :meth:`Engines.check_arms`.
+            InsufficientMemoryError: not even the cheapest one fits.
+        """
+        self.engines.load(self._first_mode(welcome))
+
+    def _first_mode(self, welcome: Welcome) -> Mode:
+        self.engines.check_arms(welcome.arms)
+        refusals: list[InsufficientMemoryError] = []
+        for arm in welcome.arms:
+            plan = stand_in_plan(self.artifact.manifest, arm)
+            try:
+                return self.engines.mode_for(plan, arm.rank, welcome.batch_size, welcome.max_length)
+            except InsufficientMemoryError as error:
+                refusals.append(error)
+        if not refusals:
+            return self.engines.first_mode
+        msg = f"even the cheapest of {len(refusals)} arms does not fit: {refusals[-1]}"
+        raise InsufficientMemoryError(msg) from refusals[-1]
+
+    def begin(self, assignment: Assignment, work: LoraWork, blob: bytes, around: Surroundings) -> LoraExecution:
+        """Look at everything that was sent; memory is that of the first, the largest plan.
+
+        Raises:
+            PlanError: a plan is for another model, or a pruning brings units back.
+            TensorError: the payload does not fit.
+            InsufficientMemoryError: the arm does not fit this device.
+            OrtTrainingError: this device's ort-training models cannot do it.
+        """
+        manifest, hyper, plan = self.artifact.manifest, work.hyper_parameters, work.plan
+        plan.check(manifest)
+        for pruning in work.prunings:
+            pruning.plan.check_within(manifest, plan)
+            plan = pruning.plan
+        self.engines.check(work)
+        mode = self.engines.mode_for(work.plan, work.arm.rank, hyper.batch_size, hyper.max_length)
+        given = decode_payload(blob)
+        check_payload(manifest, work.plan, work.arm.rank, given, is_update=False, trainable=hyper.trainable)
+        logger.info("round %d: %s mode, rank %d", assignment.key.round_number, mode, work.arm.rank)
+        return LoraExecution(self, assignment, work, given, mode, around)
+
+
+class LoraExecution:
+    """See :class:`edge_runtime.agent.methods.protocol.Execution`."""
+
+    _engine: Engine
+    _run: Run
+
+    def __init__(
+        self,
+        method: Lora,
+        assignment: Assignment,
+        work: LoraWork,
+        given: Payload,
+        mode: Mode,
+        around: Surroundings,
+    ) -> None:
+        self._method = method
+        self._work = work
+        self._given: Payload | None = given
+        self._mode = mode
+        self._around = around
+        digest = method.artifact.digest
+        self._training = LocalTraining(assignment, work, digest, around.checkpoints, around.pauses)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that examples are cut at."""
+        return self._work.hyper_parameters.max_length
+
+    @property
+    def paused_s(self) -> float:
+        """Seconds that the training was paused so far, by earlier processes too."""
+        return self._training.paused_s
+
+    def start(self, dataset: Dataset) -> None:
+        """Load the engine, and begin a run at the adapter that was sent."""
+        del dataset
+        work, given, self._given = self._work, self._given, None
+        if given is None:
+            msg = "a task is started once"
+            raise RuntimeError(msg)
+        self._engine = self._method.engines.load(self._mode)
+        self._run = self._engine.start(work.plan, work.arm.rank, given.adapter, work.hyper_parameters, given.merged)
+
+    def resume(self, dataset: Dataset) -> Before | None:
+        """See :meth:`LocalTraining.resume`."""
+        return self._training.resume(self._run, dataset)
+
+    def evaluate(self, holdout: Dataset) -> EvaluationResult:
+        """Quality of the adapter as it is."""
+        run, hyper = self._run, self._work.hyper_parameters
+        return self._engine.evaluator(run).evaluate(
+            run.adapter(), self._work.arm.rank, hyper.lora_scaling, holdout, hyper.batch_size, self._around.check
+        )
+
+    def train(self, dataset: Dataset, before: Before, on_step: Callable[[int, float], None]) -> TrainingResult:
+        """See :meth:`LocalTraining.train`."""
+        return self._training.train(self._run, dataset, before, on_step, self._around.check)
+
+    def encode(self, dtype: WireDtype) -> bytes:
+        """The tensors that were trained, and the scores where they were asked for."""
+        run = self._run
+        adapter = run.adapter()
+        trained = {name: adapter[name] for name in run.layout.trained(self._work.hyper_parameters.trainable).shapes}
+        return encode_payload(Payload(adapter=trained, importance=run.importance()), dtype)
+
+
+def stand_in_plan(manifest: Manifest, arm: Arm) -> Plan:
+    """A plan of the size that ``arm`` will have; which units stay does not matter for memory."""
+    kept = {(spec.layer, spec.group): np.arange(uniform_num_kept(spec, arm.pruning_ratio)) for spec in manifest.groups}
+    return Plan.from_kept(manifest, kept)

@@ -1,0 +1,1 @@
+"""A linear head on features of the frozen model: forward passes only."""

@@ -1,0 +1,105 @@
+"""Features on the device's disk: each example's are computed once for an artifact, a plan and a truncation.
+
+A file holds all examples of one of these: their digests, and float32 features ``[N, H]``, with a digest of the whole at
+its end. It is written whole. One that is damaged is dropped, and its features are computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_runtime.engine.dataset import Dataset
+from edge_runtime.formats.manifest import digest_of
+from edge_runtime.system.files import DiskFullError, write_atomically
+
+logger = logging.getLogger(__name__)
+
+Array = npt.NDArray[np.float32]
+Known = dict[bytes, Array]
+"""Features ``[H]`` by the digest of the example."""
+
+MAX_FILES: Final = 4
+"""Artifacts, plans and truncations that are kept; the oldest make room."""
+MAX_BYTES: Final = 2**30
+"""Size of all files together; what would make them larger is not kept."""
+
+_DIGEST_BYTES: Final = 32
+_SUFFIX: Final = ".features"
+
+
+class FeatureStore:
+    """The features of one artifact, plan and truncation.
+
+    Args:
+        directory: where the files lie; None = nothing is kept.
+        artifact_digest: SHA-256 of the artifact's manifest.
+        plan_digest: of the plan.
+        max_length: tokens that examples are cut at.
+        num_features: H.
+    """
+
+    def __init__(
+        self, directory: Path | None, artifact_digest: str, plan_digest: str, max_length: int, num_features: int
+    ) -> None:
+        key = f"{artifact_digest} {plan_digest} {max_length} {num_features}"
+        self._path = None if directory is None else directory / (digest_of(key.encode())[:32] + _SUFFIX)
+        self._num_features = num_features
+
+    def load(self) -> Known:
+        """What is known; nothing where there is no file, or a damaged one, which is removed."""
+        if self._path is None or not self._path.is_file():
+            return {}
+        try:
+            data = self._path.read_bytes()
+        except OSError as error:
+            logger.warning("%s cannot be read, its features are computed again: %s", self._path, error)
+            return {}
+        size = _DIGEST_BYTES + 4 * self._num_features
+        body, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
+        if len(body) % size or hashlib.sha256(body).digest() != digest:
+            logger.warning("%s is damaged, its features are computed again", self._path)
+            self._path.unlink(missing_ok=True)
+            return {}
+        count = len(body) // size
+        features = np.frombuffer(body, np.float32, offset=count * _DIGEST_BYTES).reshape(count, -1)
+        return {body[i * _DIGEST_BYTES : (i + 1) * _DIGEST_BYTES]: features[i] for i in range(count)}
+
+    def save(self, known: Mapping[bytes, Array]) -> None:
+        """Keep these in place of what was there; where there is no room nothing is kept, and work goes on."""
+        if self._path is None or not known:
+            return
+        body = b"".join(known) + np.stack(list(known.values())).astype(np.float32).tobytes()
+        if not self._make_room(len(body) + _DIGEST_BYTES):
+            logger.warning("features of %d examples are not kept: more than %d bytes", len(known), MAX_BYTES)
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._path, body, hashlib.sha256(body).digest())
+        except (DiskFullError, OSError) as error:
+            logger.warning("features are not kept, and will be computed again: %s", error)
+
+    def _make_room(self, num_bytes: int) -> bool:
+        """Remove the oldest other files until so many bytes fit; False where they never do."""
+        if self._path is None or num_bytes > MAX_BYTES:
+            return False
+        others = [path for path in self._path.parent.glob(f"*{_SUFFIX}") if path != self._path]
+        others.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        total = num_bytes
+        for place, path in enumerate(others, start=1):
+            total += path.stat().st_size
+            if place >= MAX_FILES or total > MAX_BYTES:
+                path.unlink(missing_ok=True)
+        return True
+
+
+def digests_of(dataset: Dataset) -> list[bytes]:
+    """SHA-256 of the tokens of each example, which are cut already."""
+    cut = (dataset.tokens[a:b] for a, b in zip(dataset.offsets[:-1], dataset.offsets[1:], strict=True))
+    return [hashlib.sha256(np.ascontiguousarray(tokens).tobytes()).digest() for tokens in cut]

@@ -1,0 +1,95 @@
+"""What all work has in common, as the runner sees it: a method makes a :class:`Execution` of each assignment."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from edge_runtime.agent.checkpoints import Checkpoints
+from edge_runtime.agent.pauses import Pauses
+from edge_runtime.engine.dataset import Dataset
+from edge_runtime.engine.evaluator import EvaluationResult
+from edge_runtime.engine.trainer import TrainingResult
+from edge_runtime.formats.tensors import WireDtype
+from edge_runtime.wire.messages import Assignment, Welcome
+from edge_runtime.wire.work import Work
+
+Before = tuple[EvaluationResult | None, float]
+"""The evaluation before training, None where nothing is held out, and the seconds that it took."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What surrounds one assignment."""
+
+    checkpoints: Checkpoints
+    pauses: Pauses
+    say: Callable[[str], None]
+    """Shows people what is done now."""
+    check: Callable[[], None]
+    """Call between pieces of work: waits while the work should pause, raises if it should end."""
+
+
+class Execution(Protocol):
+    """One assignment under way, which fits this device: start, resume, evaluate, train, evaluate, encode."""
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that examples are cut at."""
+
+    @property
+    def paused_s(self) -> float:
+        """Seconds that it was paused so far, by earlier processes too."""
+
+    def start(self, dataset: Dataset) -> None:
+        """Load graphs, slice weights, and compute what the device's examples need beforehand."""
+
+    def resume(self, dataset: Dataset) -> Before | None:
+        """Go on from a checkpoint, if there is one.
+
+        Returns:
+            The evaluation that was made before training; None = nothing was done before.
+        """
+
+    def evaluate(self, holdout: Dataset) -> EvaluationResult:
+        """Quality on held-out examples as the work stands; called before training and after it."""
+
+    def train(self, dataset: Dataset, before: Before, on_step: Callable[[int, float], None]) -> TrainingResult:
+        """Do the work.
+
+        Args:
+            dataset: the device's examples.
+            before: the evaluation before training, for a checkpoint.
+            on_step: call after each step with its number and loss.
+        """
+
+    def encode(self, dtype: WireDtype) -> bytes | None:
+        """The blob that goes up; None = there is none."""
+
+
+W_contra = TypeVar("W_contra", bound=Work, contravariant=True)
+
+
+class Method(Protocol[W_contra]):
+    """A method's device side for one artifact; keeps between assignments what is worth it."""
+
+    def check_run(self, welcome: Welcome) -> None:
+        """Refuse a run of which this device can do nothing, before its first assignment; and get ready for it.
+
+        Raises:
+            FedSpineError: it can do nothing of it.
+        """
+
+    def begin(self, assignment: Assignment, work: W_contra, blob: bytes, around: Surroundings) -> Execution:
+        """Look at everything that was sent, before any work is done.
+
+        Args:
+            assignment: what to do.
+            work: its work.
+            blob: its payload, empty where it has none.
+            around: see :class:`Surroundings`.
+
+        Raises:
+            FedSpineError: it does not fit the artifact, or this device.
+        """

@@ -34,4 +34,6 @@ def what(work: LoraWork | ProbeWork) -> str:
 
 def num_steps_of(work: LoraWork | ProbeWork) -> int:
     """Steps that the work will count."""
-    return work.hyper_parameters.num_local_steps if isinstance(work, LoraWork) else work.num_steps
+    if isinstance(work, LoraWork):
+        return work.hyper_parameters.num_local_steps
+    return work.num_steps if work.form == "softmax" else 1

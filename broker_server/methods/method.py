@@ -35,7 +35,8 @@ class AssignedWork(msgspec.Struct, frozen=True, kw_only=True):
 
     work: Work
     """As it is sent: an update is read under what was *sent*, also by a coordinator that was restarted in between."""
-    rank: int
+    arm: Arm
+    """What the scheduler chose."""
     segments: tuple[Segment, ...]
     """Ratios of its steps, the first at step 1."""
     start_sparsity: float
@@ -54,12 +55,12 @@ class AssignedWork(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def start_arm(self) -> Arm:
         """The arm that its first step plays: what must fit the device's memory."""
-        return Arm(pruning_ratio=self.segments[0].pruning_ratio, rank=self.rank)
+        return msgspec.structs.replace(self.arm, pruning_ratio=self.segments[0].pruning_ratio)
 
     @property
     def played_arm(self) -> Arm:
         """The arm that its last step plays: that of the scheduler, as far as the ramp went."""
-        return Arm(pruning_ratio=self.segments[-1].pruning_ratio, rank=self.rank)
+        return msgspec.structs.replace(self.arm, pruning_ratio=self.segments[-1].pruning_ratio)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

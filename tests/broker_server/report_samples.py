@@ -12,6 +12,7 @@ from broker_server.serving.report.schema import Compact, DataEntry, DeviceData, 
 from broker_server.serving.storage.records import DeviceRecord, EvaluationRecord, RoundRecord
 from edge_runtime.formats.manifest import Task
 from edge_runtime.wire.measures import Measurements
+from edge_runtime.wire.work import Arm
 
 ARMS = ((0.0, 8), (0.25, 8), (0.5, 4))
 
@@ -39,8 +40,7 @@ def device_record(number: int, round_number: int, outcome: str = "accepted") -> 
     return DeviceRecord(
         device_id=f"device-{number}",
         attempt=1,
-        pruning_ratio=ratio,
-        rank=rank,
+        arm=Arm(pruning_ratio=ratio, rank=rank),
         sparsity=ratio,
         outcome=outcome,
         detail="" if there else "went offline",

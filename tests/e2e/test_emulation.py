@@ -87,7 +87,7 @@ def test_a_fleet_learns_what_to_prune_and_time_is_emulated(
     sparsities = [max(d.sparsity for d in entry.devices) for entry in trained]
     assert sparsities[0] < sparsities[2]
     assert trained[3].is_deploy
-    assert {d.pruning_ratio for d in trained[3].devices} == {0.5}
+    assert {d.arm.pruning_ratio for d in trained[3].devices} == {0.5}
     assert all((d.adapter_delta or 0) > 0 for entry in trained for d in entry.devices)
     # The sub-model, and importance that came from devices, changed every round, and no more in the deploy round.
     assert isinstance(report.final.accuracy_at_sparsity, float)

@@ -56,7 +56,7 @@ def test_it_is_given_the_arm_that_it_has_models_of(case: Case, tmp_path: Path) -
     for round_number in (1, 2):
         devices = records_of(run_dir, round_number)
         assert {name: device.outcome for name, device in devices.items()} == {"attic": "accepted", "cellar": "accepted"}
-        assert (devices["cellar"].pruning_ratio, devices["cellar"].rank) == (0.5, 2)
+        assert (devices["cellar"].arm.pruning_ratio, devices["cellar"].arm.rank) == (0.5, 2)
 
 
 def test_a_run_without_an_arm_that_it_has_goes_on_without_it_and_it_says_why(case: Case, tmp_path: Path) -> None:

@@ -36,7 +36,11 @@ def test_a_classifier_is_tuned_pruned_and_reported(kind: str, prepared_classifie
     report = decode_report((root / "report.json").read_bytes())
     assert [entry.round_number for entry in report.rounds] == [0, 1, 2]
     assert all(device.outcome == "accepted" for entry in report.rounds for device in entry.devices)
-    assert {(d.pruning_ratio, d.rank) for e in report.rounds for d in e.devices} == {(0.0, 4), (0.25, 4), (0.5, 2)}
+    assert {(d.arm.pruning_ratio, d.arm.rank) for e in report.rounds for d in e.devices} == {
+        (0.0, 4),
+        (0.25, 4),
+        (0.5, 2),
+    }
     assert report.compact is not None
     assert 0.3 < report.compact.sparsity < 0.7
     assert CompactModel.open(root / report.compact.path).classify(["sea wind"])[0].label in {"land", "sea"}

@@ -18,6 +18,8 @@ from msgspec import UNSET
 from broker_server.experiments.compare.config import RunKey
 from broker_server.serving.report.schema import Report, RoundEntry
 from broker_server.serving.storage.records import DeviceRecord
+from edge_runtime.wire.arms import LORA_AXES, Axes
+from edge_runtime.wire.work import Arm
 
 ROUND: Final = "round_"
 """Before the names of columns that are of the round, not of the device."""
@@ -28,41 +30,47 @@ Path = tuple[str, ...]
 """Names of fields, one inside the other."""
 
 
-def to_csv(reports: Mapping[RunKey, Report]) -> str:
+def to_csv(reports: Mapping[RunKey, Report], axes: Axes = LORA_AXES) -> str:
     """All finished runs with a header, in the order of the mapping, then by round and device.
 
     The evaluation of a round is on the row of each of its devices. A round without devices, as that before training, is
     one row without a device.
     """
-    of_device, of_round = paths(DeviceRecord), [path for path in paths(RoundEntry) if path != ("devices",)]
+    of_device = paths(DeviceRecord, axes)
+    of_round = [path for path in paths(RoundEntry, axes) if path != ("devices",)]
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     names = [path[-1] for path in of_device] + [f"{ROUND}{path[-1].removeprefix(ROUND)}" for path in of_round]
     writer.writerow(["method", "seed", *names])
     for key, report in reports.items():
         for entry in report.rounds:
-            shared = [cell(entry, path) for path in of_round]
+            shared = [cell(entry, path, axes) for path in of_round]
             for device in entry.devices or (None,):
-                writer.writerow([key.method, key.seed, *(cell(device, path) for path in of_device), *shared])
+                writer.writerow([key.method, key.seed, *(cell(device, path, axes) for path in of_device), *shared])
     return table.getvalue()
 
 
-def paths(kind: type[msgspec.Struct]) -> list[Path]:
-    """Every field of a struct, those of structs inside it in their place."""
+def paths(kind: type[msgspec.Struct], axes: Axes) -> list[Path]:
+    """Every field of a struct, those of structs inside it in their place; of an arm, every axis."""
+    if issubclass(kind, Arm):
+        return [(axis.name,) for axis in axes]
     found: list[Path] = []
     for field in msgspec.structs.fields(kind):
         types = [field.type, *typing.get_args(field.type)]
         inside = next((one for one in types if isinstance(one, type) and issubclass(one, msgspec.Struct)), None)
         is_many = typing.get_origin(field.type) is tuple
-        deeper = paths(inside) if inside is not None and not is_many else [()]
+        deeper = paths(inside, axes) if inside is not None and not is_many else [()]
         found += [(field.name, *path) for path in deeper]
     return found
 
 
-def cell(value: object, path: Path) -> str:
+def cell(value: object, path: Path, axes: Axes) -> str:
     """A field of a struct as text; empty where it, or a struct on the way, is not there."""
     for name in path:
-        value = None if value is None else getattr(value, name)
+        if isinstance(value, Arm):
+            value = axes[name].of(value)
+        elif value is not None:
+            value = getattr(value, name)
     if value is None or value is UNSET:
         return ""
     if isinstance(value, str):

@@ -166,7 +166,7 @@ def _play(device: DeviceRecord, round_s: float) -> Play:
     is_infeasible = device.outcome == Outcome.TIMED_OUT or device.reason == FailureReason.ARM_INFEASIBLE
     return Play(
         device_class=device.device_class or NO_CLASS,
-        arm=Arm(pruning_ratio=device.pruning_ratio, rank=device.rank),
+        arm=device.arm,
         outcome=device.outcome,
         completion_s=None if device.completion_s is None else min(device.completion_s, round_s),
         num_attempts=device.attempt,

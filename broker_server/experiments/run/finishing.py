@@ -31,6 +31,7 @@ from edge_runtime.engine.evaluator import EvaluationResult
 from edge_runtime.inference import CompactModel
 from edge_runtime.link.address import BrokerAddress
 from edge_runtime.system.files import write_atomically
+from edge_runtime.wire.arms import LORA_AXES
 
 MIN_ARMS: Final = 2
 """Arms from which on they are told at the end."""
@@ -174,13 +175,13 @@ def summary_lines(report: Report, root: Path) -> list[str]:
 def arm_lines(report: Report) -> list[str]:
     """The arms of each device over the rounds, a line each, where they are not all the same."""
     devices = arms_by_device(report)
-    if len({(d.pruning_ratio, d.rank) for one in devices for d in one.played if d is not None}) < MIN_ARMS:
+    if len({d.arm for one in devices for d in one.played if d is not None}) < MIN_ARMS:
         return []
     lines = [
-        f"  {one.name}: {' '.join('-' if d is None else arm_text(d.pruning_ratio, d.rank) for d in one.played)}"
+        f"  {one.name}: {' '.join('-' if d is None else arm_text(d.arm) for d in one.played)}"
         for one in devices[:MOST_SHOWN]
     ]
-    return ["arms (pruning ratio:rank) over the rounds:", *lines]
+    return [f"arms ({':'.join(axis.label for axis in LORA_AXES)}) over the rounds:", *lines]
 
 
 def _prompt(test_file: Path) -> str:

@@ -68,7 +68,7 @@ class Lora(Method):
                 hyper_parameters=self._hyper_parameters(number, key.device_id),
                 prunings=tuple(Pruning(at_step=part.at_step, plan=plans.at(part.pruning_ratio)) for part in parts[1:]),
             ),
-            rank=arm.rank,
+            arm=arm,
             segments=parts,
             start_sparsity=plans.sparsity(parts[0].pruning_ratio),
             sparsity=plans.sparsity(parts[-1].pruning_ratio),

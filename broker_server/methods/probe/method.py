@@ -61,7 +61,7 @@ class Probe(Method):
                 learning_rate=self._context.learning_rate_at(key.round_number),
                 l2=training.weight_decay,
             ),
-            rank=arm.rank,
+            arm=arm,
             segments=(Segment(at_step=1, pruning_ratio=ratio),),
             start_sparsity=plans.sparsity(ratio),
             sparsity=plans.sparsity(ratio),

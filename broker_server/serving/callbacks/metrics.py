@@ -10,6 +10,7 @@ from broker_server.serving.report.build import quality_fields
 from broker_server.serving.report.schema import Report
 from broker_server.serving.storage.records import DeviceRecord, EvaluationRecord, RoundRecord
 from edge_runtime.formats.manifest import Task
+from edge_runtime.wire.arms import LORA_AXES
 
 
 def round_metrics(record: RoundRecord, task: Task) -> dict[str, float]:
@@ -54,8 +55,8 @@ def _quality(where: str, evaluation: EvaluationRecord | None, task: Task) -> dic
 
 
 def _of_device(device: DeviceRecord) -> Iterator[tuple[str, float]]:
-    yield "pruning_ratio", device.pruning_ratio
-    yield "rank", float(device.rank)
+    for axis in LORA_AXES:
+        yield axis.name, float(axis.of(device.arm))
     for name, value in (("train_loss", device.train_loss), ("completion_seconds", device.completion_s)):
         if value is not None:
             yield name, value

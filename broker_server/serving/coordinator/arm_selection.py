@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+import msgspec
+
 from broker_server.emulation.clock import round_s
 from broker_server.methods.pruning.schedule import is_deploy
 from broker_server.methods.rounds.machine import MAX_ATTEMPTS
@@ -62,7 +64,8 @@ class ArmSelection:
             return arm
         largest = participant.arm.rank // 2
         rank = largest if arm is None else min(arm.rank, largest)
-        return self._deployed(round_number, Arm(pruning_ratio=0.0, rank=rank)) if rank else None
+        cheaper = msgspec.structs.replace(arm or participant.arm, rank=rank) if rank else None
+        return None if cheaper is None else self._deployed(round_number, cheaper)
 
     def plays_at_once(self, device_id: str) -> bool:
         """Whether a device plays its arms without a ramp."""
@@ -110,7 +113,7 @@ class ArmSelection:
         sparsity = self._run.config.sparsity
         if sparsity is None or not self.is_deploy(round_number):
             return arm
-        return Arm(pruning_ratio=sparsity, rank=arm.rank)
+        return msgspec.structs.replace(arm, pruning_ratio=sparsity)
 
     def _played_by(self, round_number: int, participant: Participant, delta: float | None) -> PlayedArm:
         run = self._run

@@ -34,8 +34,7 @@ def device_record(participant: Participant, played: PlayedArm, update: Update | 
     return DeviceRecord(
         device_id=participant.device_id,
         attempt=participant.attempt,
-        pruning_ratio=participant.arm.pruning_ratio,
-        rank=participant.arm.rank,
+        arm=participant.arm,
         sparsity=played.sparsity,
         outcome=(participant.outcome or Outcome.FAILED).value,
         detail=participant.detail,

@@ -9,7 +9,7 @@ from typing import Final
 
 from broker_server.serving.report.schema import Report
 from broker_server.serving.storage.records import DeviceRecord
-from edge_runtime.wire.arms import format_arms
+from edge_runtime.wire.arms import LORA_AXES, Axes
 from edge_runtime.wire.work import Arm
 
 MOST_SHOWN: Final = 20
@@ -48,13 +48,13 @@ def arms_by_device(report: Report) -> list[DeviceArms]:
     ]
 
 
-def arm_text(ratio: float, rank: int) -> str:
-    """An arm as people write it, its ratio to two digits.
+def arm_text(arm: Arm, axes: Axes = LORA_AXES) -> str:
+    """An arm as people write it, numbers that are not whole to two digits.
 
-    >>> arm_text(0.421875, 6)
+    >>> arm_text(Arm(pruning_ratio=0.421875, rank=6))
     '0.42:6'
     """
-    return format_arms((Arm(pruning_ratio=round(ratio, 2), rank=rank),))
+    return axes.format((axes.arm([round(value, 2) for value in axes.row(arm)]),))
 
 
 def natural(device_id: str) -> list[tuple[int, str]]:

@@ -19,6 +19,7 @@ from broker_server.serving.report.quality import bytes_text, metric_name
 from broker_server.serving.report.schema import Report
 from broker_server.serving.storage.records import DeviceRecord
 from edge_runtime.formats.manifest import Task
+from edge_runtime.wire.arms import LORA_AXES
 
 COLOURS: Final = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#0891b2", "#ca8a04", "#4b5563")
 """Told apart by most colour-blind readers in this order."""
@@ -86,11 +87,11 @@ def pruning_per_device(report: Report, axes: Axes) -> None:
     """Pruning ratio of each device's arm, by round; the rank stands beside each point."""
     for colour, one in zip(itertools.cycle(COLOURS), arms_by_device(report)[: len(COLOURS)], strict=False):
         points = [(number, entry) for number, entry in enumerate(one.played, start=1) if entry is not None]
-        ratios = [entry.pruning_ratio for _, entry in points]
+        ratios = [entry.arm.pruning_ratio for _, entry in points]
         axes.plot([number for number, _ in points], ratios, color=colour, marker="o", markersize=4, label=one.name)
         for number, entry in points:
             axes.annotate(
-                f"{entry.rank}", (number, entry.pruning_ratio), (4, 4), textcoords="offset points", fontsize=7
+                f"{entry.arm.rank}", (number, entry.arm.pruning_ratio), (4, 4), textcoords="offset points", fontsize=7
             )
     axes.set(title="Arms by round: pruning ratio, and rank beside it", xlabel="round", ylabel="pruning ratio")
     axes.set_ylim(bottom=-0.03)
@@ -249,12 +250,12 @@ def _train_s(device: DeviceRecord) -> float:
 
 
 def _arm(device: DeviceRecord) -> str:
-    return f"{device.pruning_ratio:.0%} pruned, rank {device.rank}"
+    return LORA_AXES.words(device.arm)
 
 
 def _arms(report: Report) -> list[str]:
-    keyed = {(d.pruning_ratio, -d.rank): _arm(d) for d in _trained(report)}
-    return [keyed[key] for key in sorted(keyed)]
+    keyed = {LORA_AXES.costs(device.arm): _arm(device) for device in _trained(report)}
+    return [keyed[key] for key in sorted(keyed, reverse=True)]
 
 
 def _arm_legend(axes: Axes) -> None:

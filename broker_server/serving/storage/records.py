@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from edge_runtime.wire.measures import LocalEvaluation, Measurements
+from edge_runtime.wire.work import Arm
 
 
 class EvaluationRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,8 +34,8 @@ class DeviceRecord(msgspec.Struct, frozen=True, kw_only=True):
     device_id: str
     attempt: int
     """Assignments that it got in this round; all but the last were refused as infeasible."""
-    pruning_ratio: float
-    rank: int
+    arm: Arm
+    """Of the last of them: what the scheduler chose."""
     sparsity: float
     outcome: str
     """``accepted``, ``rejected``, ``failed``, ``lost`` or ``timed_out``."""

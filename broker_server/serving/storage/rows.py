@@ -80,7 +80,7 @@ def participant_of(row: sa.Row[Any]) -> Participant:
     return Participant(
         device_id=row.device_id,
         attempt=row.attempt,
-        arm=Arm(pruning_ratio=row.pruning_ratio, rank=row.rank),
+        arm=msgspec.json.decode(row.arm, type=Arm),
         outcome=outcome,
         reason=reason,
         detail=row.detail,
@@ -100,8 +100,7 @@ def _row(round_number: int, participant: Participant) -> dict[str, Any]:
         "round_number": round_number,
         "device_id": participant.device_id,
         "attempt": participant.attempt,
-        "pruning_ratio": participant.arm.pruning_ratio,
-        "rank": participant.arm.rank,
+        "arm": msgspec.json.encode(participant.arm).decode(),
         "outcome": None if outcome is None else outcome.value,
         "reason": None if participant.reason is None else participant.reason.value,
         "detail": participant.detail,

@@ -41,8 +41,7 @@ assignments = sa.Table(
     sa.Column("round_number", sa.Integer, primary_key=True),
     sa.Column("device_id", sa.Text, primary_key=True),
     sa.Column("attempt", sa.Integer, primary_key=True),
-    sa.Column("pruning_ratio", sa.Float, nullable=False),
-    sa.Column("rank", sa.Integer, nullable=False),
+    sa.Column("arm", sa.Text, nullable=False),  # JSON of an Arm
     sa.Column("outcome", sa.Text),  # null while it is open
     sa.Column("reason", sa.Text),
     sa.Column("detail", sa.Text, nullable=False),

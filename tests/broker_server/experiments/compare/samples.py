@@ -12,6 +12,7 @@ from broker_server.experiments.compare.config import Comparison, ComparisonFile,
 from broker_server.experiments.compare.trace import Trace, trace_of
 from broker_server.serving.report.schema import Report, RoundEntry
 from broker_server.serving.storage.records import DeviceRecord
+from edge_runtime.wire.work import Arm
 from tests.broker_server.report_samples import measurements, sample_report
 
 ARTIFACT_BYTES = 1000
@@ -34,8 +35,7 @@ def device(
         device_id=f"device-{number}",
         outcome=outcome,
         detail="",
-        pruning_ratio=arm[0],
-        rank=arm[1],
+        arm=Arm(pruning_ratio=arm[0], rank=arm[1]),
         sparsity=arm[0],
         num_examples=100,
         train_loss=1.0,

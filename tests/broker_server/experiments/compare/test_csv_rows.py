@@ -14,6 +14,7 @@ from broker_server.errors import ConfigError
 from broker_server.experiments.compare.config import RunKey
 from broker_server.experiments.compare.csv_rows import to_csv
 from tests.broker_server.experiments.compare.samples import DOCS, device, report
+from tests.three_axes import AXES
 
 SOME = report([0.2, 0.7, 0.85], sparse=[0.2, 0.6, 0.8])
 
@@ -57,6 +58,13 @@ def test_text_from_a_device_is_no_formula_and_breaks_no_row() -> None:
     (_, row) = csv.DictReader(text.splitlines(keepends=True))
     assert row["detail"] == '\'=HYPERLINK("http://x"),\n"ü'
     assert row["round_accuracy"] == "0.7"
+
+
+def test_an_arm_has_a_column_for_each_axis() -> None:
+    wide = msgspec.structs.replace(device(1, 5.0), arm=AXES.parse("0.25:4:batch_size=2")[0])
+    runs = {RunKey(method="fedspine", seed=0): report([0.2, 0.7], devices={1: (wide,)})}
+    (_, row) = rows(to_csv(runs, AXES))
+    assert (row["pruning_ratio"], row["rank"], row["batch_size"]) == ("0.25", "4", "2")
 
 
 @pytest.mark.parametrize("name", ["missing/rows.csv", "."])

@@ -23,7 +23,7 @@ from broker_server.serving.storage.store import Store
 from edge_runtime.engine.data import _windows
 from edge_runtime.formats.plan import Plan
 from edge_runtime.wire.messages import Assignment, AssignmentKey, Register
-from edge_runtime.wire.work import ProbeWork
+from edge_runtime.wire.work import Arm, ProbeWork
 from tests.broker_server import fleet, tiny
 from tests.broker_server.conftest import Coordination
 from tests.broker_server.fleet import Device
@@ -105,7 +105,7 @@ def test_an_update_counts_with_what_was_registered(
 
 WORK = AssignedWork(
     work=ProbeWork(plan=Plan(groups=()), form="softmax", batch_size=1, max_length=8),
-    rank=8,
+    arm=Arm(pruning_ratio=0.0, rank=8),
     segments=(Segment(at_step=1, pruning_ratio=0.0),),
     start_sparsity=0.0,
     sparsity=0.0,

@@ -67,7 +67,7 @@ def test_a_report_has_every_field_that_was_promised() -> None:
     assert [entry["round_number"] for entry in data["rounds"]] == [0, 1, 2, 3]
     assert {"accuracy", "seconds", "devices"} <= set(data["rounds"][1])
     device = data["rounds"][1]["devices"][0]
-    assert {"device_id", "pruning_ratio", "rank", "sparsity", "measurements", "evaluation"} <= set(device)
+    assert {"device_id", "arm", "sparsity", "measurements", "evaluation"} <= set(device)
     assert set(device["measurements"]) == {field.name for field in msgspec.structs.fields(Measurements)}
     assert data["schema_version"] == 2
 

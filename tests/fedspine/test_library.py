@@ -190,7 +190,7 @@ def test_the_script_of_the_documentation_runs_as_it_stands(tmp_path: Path) -> No
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "curve.png").stat().st_size > 5_000

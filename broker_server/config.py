@@ -21,6 +21,7 @@ from edge_runtime.bounds import limits
 from edge_runtime.bounds.fields import Count, Name, Positive, Seconds, Seed
 from edge_runtime.errors import FedSpineError
 from edge_runtime.formats.tensors import WireDtype
+from edge_runtime.formats.transforms import TransformError, parse_transforms
 from edge_runtime.wire.arms import LORA_AXES, MAX_PRUNING_RATIO, ArmError, format_arms, parse_arms
 from edge_runtime.wire.work import Arm
 
@@ -100,6 +101,11 @@ class FederationConfig:
             raise ArmError(msg)
         for arm in self.arms:
             LORA_AXES.check(arm)
+        try:
+            parse_transforms(self.update_transforms)
+        except TransformError as error:
+            msg = f"update_transforms is {self.update_transforms[:100]!r}: {error}"
+            raise ConfigError(msg) from error
         if self.pruning.deploy_rounds and self.sparsity is None:
             msg = f"deploy_rounds is {self.pruning.deploy_rounds}, but no sparsity is given to deploy"
             raise ConfigError(msg)

@@ -24,6 +24,7 @@ from edge_runtime.bounds.fields import Count
 from edge_runtime.engine.examples import Fields
 from edge_runtime.errors import MessageError
 from edge_runtime.formats.manifest import BaseDtype, Task
+from edge_runtime.formats.transforms import parse_transforms
 from edge_runtime.link.address import BrokerAddress
 from edge_runtime.wire.topics import check_name
 
@@ -106,6 +107,8 @@ class RunSettings(FederationConfig):
     def __post_init__(self) -> None:
         with said_of("sparsity"):
             check_sparsity(self.sparsity or 0.0)
+        with said_of("update_transforms"):
+            parse_transforms(self.update_transforms)
         FederationConfig.__post_init__(self)
         if self.broker not in EMBEDDED_BROKERS:
             if "://" not in self.broker:

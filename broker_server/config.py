@@ -27,7 +27,7 @@ from edge_runtime.wire.work import Arm
 
 Duration = Annotated[float, msgspec.Meta(gt=0, le=limits.LONGEST_S)]
 
-DEFAULT_ARMS: Final = "0.0:8,0.25:8"
+DEFAULT_ARMS: Final = "0.0:8,0.25:8,0.5:4"
 """Grid of arms where a method is given and no arms are."""
 
 ARMS: Final = Written(str, parse_arms, format_arms)
@@ -51,7 +51,9 @@ class FederationConfig:
         "lists them)",
         "",
     )
-    scheduler: str = option(Panel.TRAINING, "who gets which arm: fedspine, uniform, ... (docs/scheduler.md)", "uniform")
+    scheduler: str = option(
+        Panel.TRAINING, "who gets which arm: fedspine, uniform, ... (docs/scheduler.md)", "uniform", by="method"
+    )
     aggregation: str = option(
         Panel.TRAINING,
         "fedspine, fedspine_holders, fedit, ... (docs/aggregation.md) (default: fedspine_holders, and fedspine where "

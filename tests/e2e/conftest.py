@@ -10,7 +10,7 @@ import pytest
 
 from broker_server.experiments.run.job import prepare_run
 from broker_server.experiments.run.progress import PlainDisplay
-from broker_server.experiments.run.resolve import resolve
+from broker_server.experiments.run.resolve import kept_settings, resolve
 from broker_server.experiments.run.settings import RunSettings
 from broker_server.options import changed
 from tests.e2e.boards import export_artifact
@@ -45,6 +45,8 @@ def classify_settings(tiny_bert_model: Path, train_file: Path, held_out_file: Pa
             "learning_rate": 5e-3,
             "sparsity": 0.5,
             "threads": 1,
+            "method": "",
+            "emulate": "none",
         }
     )
 
@@ -67,6 +69,8 @@ def generate_settings(tiny_llama_model: Path, train_file: Path) -> RunSettings:
             "learning_rate": 5e-3,
             "sparsity": 0.5,
             "threads": 1,
+            "method": "",
+            "emulate": "none",
         }
     )
 
@@ -102,7 +106,7 @@ def copy_of(tmp_path: Path) -> Copy:
     def copy(prepared: Path, **changes: object) -> Path:
         root = tmp_path / "run"
         shutil.copytree(prepared, root)
-        settings = resolve({}, root / "run.toml")
+        settings = kept_settings(root / "run.toml")
         (root / "run.toml").write_text(changed(settings, changes).to_toml())
         return root
 

@@ -34,6 +34,10 @@ SET_HERE: Final = frozenset({"method", "seed", "artifact", "calibration", "broke
 """Settings that the comparison gives to each run itself."""
 
 
+UNSAID: Final[Mapping[str, object]] = {"method": "", "emulate": "none"}
+"""What a comparison takes where its file says nothing: methods say all that they are."""
+
+
 class MethodTable(msgspec.Struct, frozen=True, kw_only=True):
     """``[method.NAME]``, less the settings of ``fedspine run`` in it."""
 
@@ -198,11 +202,18 @@ class Comparison:
             ArmError: an arm outside its range.
         """
         shared = {
-            "sparsity": resolve({"method": "", **self.shared}).sparsity,
+            "sparsity": resolve({**UNSAID, **self.shared}).sparsity,
             **self.shared,
         }  # one for all, whatever a method's arms
         method = self.method(key.method)
-        given: Settings = {"compact": False, "method": method.preset, **shared, **method.settings, "seed": key.seed}
+        given: Settings = {
+            **UNSAID,
+            "compact": False,
+            "method": method.preset,
+            **shared,
+            **method.settings,
+            "seed": key.seed,
+        }
         if artifact is not None:
             given |= {"artifact": str(artifact), "new_head": False}  # it was made by the export
         if calibration is not None:
@@ -216,7 +227,7 @@ class Comparison:
 
 def _methods(file: ComparisonFile, names: tuple[str, ...], shared: Settings) -> tuple[Method, ...]:
     try:
-        settings = resolve({"method": "", **shared})
+        settings = resolve({**UNSAID, **shared})
     except (ConfigError, ArmError) as error:
         raise as_key(error, "[run] ") from error
     common = Shared(

@@ -11,7 +11,7 @@ from broker_server.errors import RunExistsError
 from broker_server.experiments.compare.config import RunKey
 from broker_server.experiments.compare.trace import Trace, trace_of
 from broker_server.experiments.run.layout import RunDirectory
-from broker_server.experiments.run.resolve import resolve
+from broker_server.experiments.run.resolve import kept_settings
 from broker_server.experiments.run.settings import RunSettings
 from broker_server.options import flat
 from broker_server.serving.report.schema import Report, decode_report
@@ -66,7 +66,7 @@ class ComparisonDirectory:
                 msg = f"{directory.root} is not an empty directory, and no run: remove it, or give another --out"
                 raise RunExistsError(msg)
             return Progress.NEW
-        made = flat(resolve({}, directory.settings_file))
+        made = flat(kept_settings(directory.settings_file))
         for name, value in flat(wanted).items():
             if name not in NO_MATTER and made[name] != value:
                 msg = (

@@ -14,7 +14,7 @@ import numpy as np
 from broker_server.experiments.run.emulate import read_fleet
 from broker_server.experiments.run.layout import JobState, RunDirectory
 from broker_server.experiments.run.preparation import model_name, read_summary
-from broker_server.experiments.run.resolve import resolve
+from broker_server.experiments.run.resolve import kept_settings
 from broker_server.experiments.run.resume import MEASURE
 from broker_server.experiments.run.settings import EMBEDDED_BROKERS, RunSettings
 from broker_server.options import flat
@@ -124,7 +124,7 @@ def report_again(run_dir: Path) -> Report:
     directory = RunDirectory(run_dir)
     if not directory.job_file.exists():
         return report_run(run_dir)
-    settings = resolve({}, directory.settings_file, called="settings")
+    settings = kept_settings(directory.settings_file)
     return report_job(settings, directory, directory.load_state())
 
 

@@ -201,7 +201,8 @@ def start_fleet(
     for device_id in settings.device_ids:
         (directory.devices / device_id).mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
         cap_mb = emulated.class_of(device_id).memory_mb if emulated is not None else 0
-        command = device_command(settings, directory, device_id, place, cap_mb or settings.device_memory_mb)
+        memory_mb = min(filter(None, (cap_mb, settings.device_memory_mb)), default=0)
+        command = device_command(settings, directory, device_id, place, memory_mb)
         devices[device_id] = supervisor.start(device_id, command)
     return Fleet(servers=servers, coordinator=coordinator, devices=devices)
 

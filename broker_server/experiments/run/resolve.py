@@ -19,6 +19,12 @@ from edge_runtime.errors import FedSpineError
 from edge_runtime.system.registry import nearest
 from edge_runtime.wire.arms import ArmError, parse_arms
 
+METHOD: Final = "fedspine"
+"""What ``fedspine run`` plays where nothing is said."""
+
+EMULATED: Final = "jetson"
+"""Classes of its devices, so that they are unequal on one machine."""
+
 TASK_DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {
     "text-classification": {
         "devices": 4,
@@ -29,17 +35,19 @@ TASK_DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {
         "split": "iid",
         "arms": DEFAULT_ARMS,
         "learning_rate": 2e-3,
+        "emulate": EMULATED,
         "eval_examples": 500,
     },
     "causal-lm": {
         "devices": 4,
-        "rounds": 4,
-        "local_steps": 20,
+        "rounds": 8,
+        "local_steps": 10,
         "batch_size": 8,
         "max_length": 128,
         "split": "iid",
         "arms": DEFAULT_ARMS,
         "learning_rate": 3e-3,
+        "emulate": EMULATED,
         "eval_examples": 96,
     },
 }
@@ -65,6 +73,20 @@ def resolve(options: Mapping[str, object], config: Path | None = None, *, called
         return _settings({**in_file, **given})
 
 
+def kept_settings(path: Path, *, called: str = "settings") -> RunSettings:
+    """Settings that a run keeps; earlier releases kept no method.
+
+    Args:
+        path: ``run.toml`` of its directory.
+        called: what the file is in messages.
+
+    Raises:
+        ConfigError: see :func:`resolve`.
+        ArmError: an arm outside its range.
+    """
+    return _settings({"method": "", **_read_toml(path, called)})
+
+
 @contextlib.contextmanager
 def said_of_file(given: Collection[str], config: Path | None) -> Iterator[None]:
     """Let an error that begins with an option begin with the file and its key, where the value is from there.
@@ -86,6 +108,10 @@ def said_of_file(given: Collection[str], config: Path | None) -> Iterator[None]:
 
 def _settings(given: Mapping[str, object]) -> RunSettings:
     given = renamed(given, RunSettings)
+    if "method" not in given:
+        # What has no LoRA factors cannot be scored by their gradients.
+        narrow = {"importance": "magnitude"} if given.get("targets") or given.get("top_blocks") else {}
+        given = {"method": METHOD, **narrow, **given}
     check_values(given, RunSettings)
     defaults = _defaults(given)
     if method := str(given.get("method", "")):

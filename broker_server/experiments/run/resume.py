@@ -13,7 +13,7 @@ import msgspec
 from broker_server.errors import ConfigError
 from broker_server.experiments.run.layout import JobState, RunDirectory
 from broker_server.experiments.run.processes import check_broker, take_password
-from broker_server.experiments.run.resolve import resolve
+from broker_server.experiments.run.resolve import kept_settings
 from broker_server.experiments.run.settings import EMBEDDED_BROKERS, RunSettings
 from broker_server.naming import as_key, option_name
 from broker_server.options import changed, flat, renamed
@@ -67,7 +67,7 @@ def reopened(directory: RunDirectory, changes: Mapping[str, object]) -> tuple[Ru
         ConfigError: a setting that the run keeps was changed, or fewer rounds are wanted than are done.
         FedSpineError: the run's files cannot be used.
     """
-    state, kept = directory.load_state(), resolve({}, directory.settings_file, called="settings")
+    state, kept = directory.load_state(), kept_settings(directory.settings_file)
     settings = changed(kept, changes)
     if "broker" in changes:
         settings = take_password(settings, os.environ)

@@ -93,8 +93,8 @@ class RunSettings(FederationConfig):
     device_memory_mb: Count = option(Panel.PROCESSES, "memory a device allows itself, MiB; 0 = its own choice", 0)
     emulate: str = option(
         Panel.EMULATION,
-        "TOML file of device classes, or jetson for the built-in ones: time is then emulated; none: it is this "
-        "machine's",
+        "TOML file of device classes, or jetson for the built-in ones: speed and time are then emulated; none: they "
+        "are this machine's (default: jetson)",
         NOT_EMULATED[0],
         formerly="fleet",
     )

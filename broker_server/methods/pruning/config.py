@@ -25,26 +25,38 @@ class PruningConfig:
         "what ranks heads and channels: magnitude of the base weights, fixed; or lora gradients on devices, aggregated "
         "each round, beginning with magnitude",
         "magnitude",
+        by="method",
     )
     importance_every_steps: Positive = option(Panel.PRUNING, "steps between two scores on a device, with lora", 5)
     importance_smoothing: Beta = option(
         Panel.PRUNING, "weight of the last round's global scores in the new ones, in [0, 1)", 0.5
     )
     scope: Literal["layer", "global"] = option(
-        Panel.PRUNING, "layer: rank units in each layer; global: over all layers", "layer", name="prune_scope"
+        Panel.PRUNING,
+        "layer: rank units in each layer; global: over all layers",
+        "layer",
+        name="prune_scope",
+        by="method",
     )
     """See :class:`edge_runtime.formats.ranking.PlanPolicy`."""
-    protect_first: Layers = option(Panel.PRUNING, "first layers that stay whole; -1 = a tenth of all", AUTOMATIC)
-    protect_last: Layers = option(Panel.PRUNING, "last layers that stay whole; -1 = one, of five or more", AUTOMATIC)
+    protect_first: Layers = option(
+        Panel.PRUNING, "first layers that stay whole; -1 = a tenth of all", AUTOMATIC, by="method"
+    )
+    protect_last: Layers = option(
+        Panel.PRUNING, "last layers that stay whole; -1 = one, of five or more", AUTOMATIC, by="method"
+    )
     warmup_rounds: Count = option(
         Panel.PRUNING, "rounds without pruning, before the ramp", 0, name="ramp_warmup_rounds"
     )
-    ramp_rounds: Count = option(Panel.PRUNING, "rounds of the cubic ramp to an arm's ratio; 0 = at once", 0)
+    ramp_rounds: Count = option(
+        Panel.PRUNING, "rounds of the cubic ramp to an arm's ratio; 0 = at once", 0, by="method"
+    )
     recovery_steps: Positive = option(Panel.PRUNING, "least steps between two prunings inside an assignment", 20)
     deploy_rounds: Count = option(
         Panel.PRUNING,
         "last rounds, in which all devices train the plan of --sparsity, under importance that no longer changes",
         0,
+        by="method",
     )
     deploy_learning_rate_ratio: Ratio = option(
         Panel.PRUNING, "the first deploy round's share of the learning rate; cosine from there", 0.5

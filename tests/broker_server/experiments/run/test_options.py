@@ -69,11 +69,11 @@ BAD: dict[str, tuple[str, ExitCode]] = {
     "broker_port": ("65536", USAGE),
     "artifact_port": ("-1", USAGE),
     "fleet_name": ("lab/+", USAGE),
-    "update_transforms": ("blur:1.0", USAGE),
     "wire_dtype": ("int8", USAGE),
     "threads": ("-1", USAGE),
     "device_memory_mb": ("-1", USAGE),
     "max_grad_norm": ("-1", USAGE),
+    "update_transforms": ("nonsense", USAGE),
     "emulate": ("none.toml", USAGE),
     "calibration": (".", USAGE),
 }

@@ -27,7 +27,7 @@ def a_run(
     root: Path, *, rounds: int, finished: int, done: tuple[str, ...] = ALL_DONE, **options: object
 ) -> RunDirectory:
     """A run of so many rounds, of which some are finished."""
-    settings = resolve({"rounds": rounds, "devices": 2, **options})
+    settings = resolve({"rounds": rounds, "devices": 2, "method": "", "emulate": "none", **options})
     directory = RunDirectory(root)
     directory.settings_file.write_text(settings.to_toml())
     directory.save_state(begun(settings, JobState(run_id="run-1", created_at=0.0, done=done)))

@@ -10,6 +10,7 @@ import typer.main
 
 from broker_server import cli
 from broker_server.cli import app
+from broker_server.emulation.fleet import load_fleet
 from broker_server.errors import ConfigError
 from broker_server.experiments.run import preparation
 from broker_server.experiments.run.processes import take_password
@@ -28,6 +29,24 @@ def test_without_options_the_built_in_model_learns_docstrings_split_by_package()
 
     assert (settings.task, settings.model, settings.data) == ("causal-lm", "", "")
     assert (settings.num_devices, settings.split) == (4, "by-key")
+
+
+def test_without_options_the_bandit_chooses_on_unequal_devices_and_all_of_the_method_is_on() -> None:
+    settings = resolve({})
+
+    assert (settings.method, settings.scheduler, settings.pruning.importance) == ("fedspine", "fedspine", "lora")
+    assert settings.pruning.ramp_rounds
+    assert 0 < settings.pruning.deploy_rounds < settings.training.num_rounds
+    assert (settings.is_emulated, settings.sparsity) == (True, 0.25)
+    fleet = load_fleet(settings.emulate).dealt(settings.device_ids)
+    assert len({fleet.class_of(device_id).compute_factor for device_id in settings.device_ids}) > 1
+    assert not resolve({"emulate": "none"}).is_emulated
+
+
+@pytest.mark.parametrize("given", [{"targets": "q_proj"}, {"top_blocks": 1}])
+def test_units_without_factors_are_not_scored_by_them_unless_told_so(given: dict[str, object]) -> None:
+    assert resolve(given).pruning.importance == "magnitude"
+    assert resolve({**given, "importance": "lora"}).pruning.importance == "lora"
 
 
 def test_a_file_overrides_defaults_and_options_override_the_file(tmp_path: Path) -> None:

@@ -7,14 +7,21 @@ counts from the moment when its round began to that when the last one of the rou
 - ``updates_per_s``: accepted updates a second, median of the rounds, without aggregation;
 - ``coordinator_s_per_update``: processor time of the coordinator process for an update, all of the rounds included;
 - ``coordinator_rss_bytes``: its largest resident set;
+- ``num_devices``, ``num_rounds``, ``num_accepted``: what was played;
 - ``round_s``: wall time of each round with its aggregation; ``register_s``: until the first round began.
 
 The devices take processor time too, of another core where there is one.
+
+With ``--in-process`` there is no broker and no other process: coordinator and devices share this one, over
+:mod:`edge_runtime.link.in_process`. Then ``coordinator_s_per_update`` is the time of all threads but that of the
+devices, and ``coordinator_rss_bytes`` is that of the whole process, devices included. Set ``OMP_NUM_THREADS=1`` there,
+or idle threads of the matrix products count as work.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -25,20 +32,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import psutil
 
 from benchmarks.step import environment
-from benchmarks.thin_devices import Crowd
+from benchmarks.thin_devices import Crowd, InProcessCrowd, MqttCrowd
 from broker_server.config import CoordinatorConfig
 from broker_server.experiments.run.preparation import BUILT_IN_MODEL
 from broker_server.methods.training import TrainingConfig
-from broker_server.serving.coordinator.process import unix_now
+from broker_server.serving.coordinator.process import run_coordinator, unix_now
 from broker_server.serving.storage.events import EventReader, RoundFinished, RoundStarted, UpdateAccepted
 from edge_runtime.engine.artifact import Artifact
+from edge_runtime.link.in_process import InProcessBroker
 from edge_runtime.system.interpreter import module_command
 from edge_runtime.wire.arms import parse_arms
 
@@ -51,16 +59,7 @@ NUM_FILES_BESIDE: Final = 200
 
 def main() -> None:
     """Parse, play, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--devices", type=int, default=1000, help="thin devices, default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of the run, default: %(default)s")
-    parser.add_argument("--scheduler", default="uniform", help="who plays which arm, default: %(default)s")
-    parser.add_argument("--aggregation", default="fedspine", help="how updates are combined, default: %(default)s")
-    parser.add_argument("--arms", default="0.0:2,0.5:1", help="default: %(default)s")
-    parser.add_argument("--deadline", type=float, default=600.0, help="of a round, seconds, default: %(default)s")
-    parser.add_argument("--artifact", type=Path, help="default: the small Llama shipped, exported for this")
-    parser.add_argument("--json", type=Path, help="file for the result, default: stdout")
-    options = parser.parse_args()
+    options = parser().parse_args()
     with tempfile.TemporaryDirectory(prefix="fedspine-fleet-") as folder:
         result = play(options, Path(folder))
     text = json.dumps({"environment": environment() | {"processor": processor()}, **result}, indent=2) + "\n"
@@ -70,33 +69,87 @@ def main() -> None:
         options.json.write_text(text, encoding="utf-8")
 
 
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--devices", type=int, default=1000, help="thin devices, default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of the run, default: %(default)s")
+    parser.add_argument("--scheduler", default="uniform", help="who plays which arm, default: %(default)s")
+    parser.add_argument("--aggregation", default="fedspine", help="how updates are combined, default: %(default)s")
+    parser.add_argument("--arms", default="0.0:2,0.5:1", help="default: %(default)s")
+    parser.add_argument("--deadline", type=float, default=600.0, help="of a round, seconds, default: %(default)s")
+    parser.add_argument("--artifact", type=Path, help="default: the small Llama shipped, exported for this")
+    parser.add_argument("--in-process", action="store_true", help="no broker: all in this process")
+    parser.add_argument("--json", type=Path, help="file for the result, default: stdout")
+    return parser
+
+
 def play(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Bring up broker, coordinator and devices, and measure until the run is over."""
-    raise_file_limit(options.devices)
+    """Bring up coordinator and devices, and measure until the run is over."""
     run_dir = folder / "run"
     artifact = Artifact.open(place_artifact(options.artifact, run_dir / "artifacts"))
-    port = free_port()
+    play_them = play_in_process if options.in_process else play_over_mqtt
+    watch, crowd = play_them(options, folder, artifact)
+    return {"num_devices": options.devices, **watch.result(), "devices": dict(sorted(crowd.counts.items()))}
+
+
+def play_over_mqtt(options: argparse.Namespace, folder: Path, artifact: Artifact) -> tuple[Watch, Crowd]:
+    """The coordinator in a process of its own, and a broker."""
+    raise_file_limit(options.devices)
+    run_dir, port = folder / "run", free_port()
     write_config(options, run_dir, artifact.digest, port)
     with contextlib.ExitStack() as stack:
         stack.enter_context(child("broker", folder, "broker", "--port", str(port), "--kind", "mosquitto"))
         wait_for_port(port)
         coordinator = stack.enter_context(child("coordinator", folder, "coordinate", str(run_dir)))
-        crowd = Crowd(options.devices, FLEET, port, artifact.manifest)
+        process = psutil.Process(coordinator.pid)
+
+        def used() -> tuple[float, int]:
+            times = process.cpu_times()
+            return times.user + times.system, process.memory_info().rss
+
+        crowd = MqttCrowd(options.devices, FLEET, port, artifact.manifest)
         stack.callback(crowd.close)
-        watch = Watch(coordinator, run_dir)
+        watch = Watch(run_dir, lambda: coordinator.poll() is None, used)
         while watch.look():
             crowd.serve(0.25)
         if coordinator.wait() != 0:
             sys.exit(f"the coordinator failed: {(folder / 'coordinator.log').read_text(errors='replace')[-1000:]}")
-    return {"num_devices": options.devices, **watch.result(), "devices": dict(sorted(crowd.counts.items()))}
+    return watch, crowd
+
+
+def play_in_process(options: argparse.Namespace, folder: Path, artifact: Artifact) -> tuple[Watch, Crowd]:
+    """The coordinator in a thread beside the devices, which are in this one."""
+    run_dir, broker = folder / "run", InProcessBroker()
+    write_config(options, run_dir, artifact.digest, 1)
+    with concurrent.futures.ThreadPoolExecutor(1) as threads:
+        running = threads.submit(run_coordinator, run_dir, broker.open_link)
+        crowd = InProcessCrowd(options.devices, FLEET, broker, artifact.manifest)
+
+        def used() -> tuple[float, int]:
+            return time.process_time() - time.thread_time(), psutil.Process().memory_info().rss
+
+        watch = Watch(run_dir, lambda: not running.done(), used)
+        while watch.look():
+            crowd.serve(0.25)
+        crowd.close()
+        running.result()
+    return watch, crowd
 
 
 class Watch:
     """What the coordinator did, by its events, and what it took."""
 
-    def __init__(self, coordinator: subprocess.Popen[bytes], run_dir: Path) -> None:
-        self._process = psutil.Process(coordinator.pid)
-        self._coordinator = coordinator
+    def __init__(self, run_dir: Path, is_running: Callable[[], bool], used: Callable[[], tuple[float, int]]) -> None:
+        """Begin.
+
+        Args:
+            run_dir: of the run.
+            is_running: whether the coordinator is still there.
+            used: its processor time so far, seconds, and its resident set, bytes.
+        """
+        self._is_running = is_running
+        self._used = used
         self._events = EventReader(run_dir / "events.jsonl")
         self._began_at = unix_now()
         self._started: dict[int, float] = {}
@@ -106,15 +159,15 @@ class Watch:
         self._rss_bytes = 0
 
     def look(self) -> bool:
-        """Read on; False when the process has ended."""
-        is_running = self._coordinator.poll() is None
+        """Read on; False when the coordinator has ended."""
+        is_running = self._is_running()
         with contextlib.suppress(psutil.Error):
-            times = self._process.cpu_times()
-            self._rss_bytes = max(self._rss_bytes, self._process.memory_info().rss)
+            cpu_s, rss_bytes = self._used()
+            self._rss_bytes = max(self._rss_bytes, rss_bytes)
             if self._started or not self._cpu_s:
-                self._cpu_s.append(times.user + times.system)
+                self._cpu_s.append(cpu_s)
             else:
-                self._cpu_s[0] = times.user + times.system
+                self._cpu_s[0] = cpu_s
         for event in self._events.new_events():
             match event:
                 case RoundStarted():

@@ -1,24 +1,32 @@
-"""Devices that train nothing: the real protocol over real connections, many in one process, for ``benchmarks.fleet``.
+"""Devices that train nothing: the real protocol, thousands of devices in one thread, for ``benchmarks.fleet``.
 
-Each has a connection of its own to the broker. It registers, sends heartbeats, pulls what an assignment starts from,
-announces an update that was made beforehand, answers requests for its chunks, and says again what nobody answered.
+Each has a connection of its own, to a broker (:class:`MqttCrowd`) or inside this process (:class:`InProcessCrowd`). It
+registers, sends heartbeats, pulls what an assignment starts from, announces an update that was made beforehand, answers
+requests for its chunks, and says again what nobody answered. A device costs time only when something happens to it.
 """
 
 from __future__ import annotations
 
+import abc
+import contextlib
+import heapq
+import queue
 import random
 import selectors
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
-import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 
+from benchmarks.mqtt_client import MqttClient
+from edge_runtime.bounds import limits
 from edge_runtime.formats.adapter import AdapterLayout
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.payload import Payload, encode_payload
+from edge_runtime.link.in_process import InProcessBroker, InProcessLink
+from edge_runtime.link.inbox import Connected, Received
 from edge_runtime.link.transfers import WINDOW
 from edge_runtime.wire import chunks, topics
 from edge_runtime.wire.messages import (
@@ -48,6 +56,8 @@ SAY_AGAIN_S: Final = 5.0
 """As a device's outbox: silence after which an update is announced again; doubles up to the next."""
 LONGEST_SAY_AGAIN_S: Final = 60.0
 KEEPALIVE_S: Final = 60
+LOOK_S: Final = 2.0
+"""Longest time from one look at what a device has to say to the next."""
 SCALE: Final = 1e-3
 """Standard deviation of the elements of an update."""
 
@@ -77,19 +87,20 @@ class Updates:
 
 
 class ThinDevice:
-    """One of them."""
+    """One of them; it waits for nothing."""
 
-    def __init__(self, device_id: str, fleet: str, port: int, updates: Updates, counts: Counter[str]) -> None:
-        """Connect.
+    def __init__(self, device_id: str, fleet: str, updates: Updates, counts: Counter[str]) -> None:
+        """Prepare.
 
         Args:
             device_id: its name.
             fleet: of the coordinator.
-            port: of the broker, on this machine.
             updates: where updates come from.
             counts: of messages and verdicts, of all devices together.
         """
         self.device_id = device_id
+        self.publish: Callable[[str, bytes], None] = lambda _topic, _payload: None
+        """To the broker; set by whoever connects it."""
         self._fleet = fleet
         self._updates = updates
         self._counts = counts
@@ -103,21 +114,24 @@ class ThinDevice:
         self._is_ready = False
         self.accepted: list[tuple[int, int]] = []
         """Rounds and attempts of the updates that the coordinator says it has."""
-        client = paho.Client(CallbackAPIVersion.VERSION2, client_id=device_id, protocol=MQTTProtocolVersion.MQTTv5)
-        client.max_queued_messages_set(0)
-        client.on_connect = lambda *_: client.subscribe([(t, 1) for t in topics.device_subscriptions(fleet, device_id)])
-        client.on_subscribe = lambda *_: self._register()
-        client.on_message = lambda _client, _data, message: self._take(decode_message(message.payload))
-        will = Presence(device_id=device_id, session_id=self._session_id, online=False)
-        client.will_set(topics.up(fleet, device_id, kind_of(will)), encode_message(will), qos=1)
-        client.connect("127.0.0.1", port, KEEPALIVE_S)
-        self.client = client
+
+    @property
+    def subscriptions(self) -> list[str]:
+        """Topic filters of it."""
+        return topics.device_subscriptions(self._fleet, self.device_id)
+
+    @property
+    def will(self) -> tuple[str, bytes]:
+        """What the broker publishes when its connection breaks."""
+        will = Presence(device_id=self.device_id, session_id=self._session_id, online=False)
+        return topics.up(self._fleet, self.device_id, kind_of(will)), encode_message(will)
+
+    def take(self, payload: bytes) -> None:
+        """Deal with a message."""
+        self._take(decode_message(payload))
 
     def keep_up(self, now: float) -> None:
-        """Write what waits, and say what is due."""
-        while self.client.want_write():
-            if self.client.loop_write() != MQTTErrorCode.MQTT_ERR_SUCCESS:
-                break
+        """Say what is due."""
         if not self._is_ready:
             return
         if now > self._beat_at:
@@ -133,9 +147,10 @@ class ThinDevice:
     def _say(self, message: AnyMessage) -> None:
         self._counts["messages"] += 1
         topic = topics.up(self._fleet, self.device_id, kind_of(message))
-        self.client.publish(topic, encode_message(message), qos=1)
+        self.publish(topic, encode_message(message))
 
-    def _register(self) -> None:
+    def register(self) -> None:
+        """Say what it is."""
         self._is_ready = True
         capabilities = Capabilities(
             architecture="x86_64",
@@ -156,7 +171,7 @@ class ThinDevice:
         self._counts["messages"] += 1
         match message:
             case Hello():
-                self._register()
+                self.register()
                 self._patience_s, self._say_again_at = SAY_AGAIN_S, 0.0
             case Assignment():
                 self._begin(message)
@@ -215,43 +230,151 @@ class ThinDevice:
                 self._say(chunk)
 
 
-class Crowd:
-    """Many thin devices, served in one thread."""
+class Crowd(abc.ABC):
+    """Many thin devices, served in the thread that calls :meth:`serve`."""
 
-    def __init__(self, num_devices: int, fleet: str, port: int, manifest: Manifest) -> None:
+    def __init__(self, num_devices: int, fleet: str, manifest: Manifest) -> None:
         self.counts: Counter[str] = Counter()
-        self._selector = selectors.DefaultSelector()
-        self.devices: list[ThinDevice] = []
-        self._looked_at = 0.0
         updates = Updates(manifest)
-        for number in range(num_devices):
-            device = ThinDevice(f"thin-{number:05}", fleet, port, updates, self.counts)
-            self.devices.append(device)
-            self._selector.register(device.client.socket(), selectors.EVENT_READ, device)
-            if number % 50 == 49:
-                self.serve(0.02)
+        self.devices = [ThinDevice(f"thin-{n:05}", fleet, updates, self.counts) for n in range(num_devices)]
+        now = time.monotonic()
+        self._looks = [(now + LOOK_S * n / num_devices, n) for n in range(num_devices)]
+        """When to look at what a device has to say, and its number; a heap."""
 
     def serve(self, seconds: float) -> None:
         """Read, answer and say what is due, for some time."""
         until = time.monotonic() + seconds
         while (now := time.monotonic()) < until:
-            for key, _ in self._selector.select(0.02):
-                key.data.client.loop_read()
-                if key.data.client.socket() is None:
-                    self.counts["connections_lost"] += 1
-                    self._selector.unregister(key.fileobj)
-            for device in self.devices:
-                if device.client.socket() is not None:
-                    device.keep_up(now)
-            if now > self._looked_at + KEEPALIVE_S / 4:
-                self._looked_at = now
-                for device in self.devices:
-                    device.client.loop_misc()
+            self._wait(min(0.02, until - now))
+            now = time.monotonic()
+            while self._looks[0][0] <= now:
+                number = self._looks[0][1]
+                heapq.heapreplace(self._looks, (now + LOOK_S, number))
+                self._keep_up(number, now)
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """End all connections."""
+
+    @abc.abstractmethod
+    def _wait(self, timeout_s: float) -> None:
+        """Wait for something to arrive, and deal with it."""
+
+    @abc.abstractmethod
+    def _keep_up(self, number: int, now: float) -> None:
+        """Let a device say what is due."""
+
+
+class MqttCrowd(Crowd):
+    """Each with a connection of its own to a broker on this machine."""
+
+    def __init__(self, num_devices: int, fleet: str, port: int, manifest: Manifest) -> None:
+        super().__init__(num_devices, fleet, manifest)
+        self._selector = selectors.DefaultSelector()
+        self._clients: list[MqttClient | None] = [None] * num_devices
+        self._stuck: set[int] = set()
+        """Devices whose socket took less than they had to write."""
+        self._ping_at = [0.0] * num_devices
+        for number, device in enumerate(self.devices):
+            client = MqttClient(
+                ("127.0.0.1", port),
+                device.device_id,
+                device.subscriptions,
+                device.will,
+                KEEPALIVE_S,
+                on_connected=device.register,
+                on_message=device.take,
+            )
+            device.publish = client.publish
+            self._clients[number] = client
+            self._selector.register(client.socket, selectors.EVENT_READ, number)
+            if number % 50 == 49:
+                self.serve(0.02)
 
     def close(self) -> None:
         """End all connections."""
-        for device in self.devices:
-            device.client.disconnect()
+        for client in self._clients:
+            if client is not None:
+                client.close()
+        self._selector.close()
+
+    def _wait(self, timeout_s: float) -> None:
+        for key, _ in self._selector.select(timeout_s):
+            self._read(key.data)
+        self._stuck = {number for number in self._stuck if not self._write(number)}
+
+    def _read(self, number: int) -> None:
+        client = self._clients[number]
+        if client is None:
+            return
+        sock = client.socket
+        if not client.read():
+            self.counts["connections_lost"] += 1
+            self._clients[number] = None
+            self._selector.unregister(sock)
+        elif not client.write():
+            self._stuck.add(number)
+
+    def _write(self, number: int) -> bool:
+        client = self._clients[number]
+        return client is None or client.write()
+
+    def _keep_up(self, number: int, now: float) -> None:
+        client = self._clients[number]
+        if client is None:
+            return
+        self.devices[number].keep_up(now)
+        if now > self._ping_at[number]:
+            self._ping_at[number] = now + KEEPALIVE_S / 2
+            client.ping()
+        if not client.write():
+            self._stuck.add(number)
+
+
+class InProcessCrowd(Crowd):
+    """Each with a link to a broker inside this process; the coordinator runs in another thread."""
+
+    def __init__(self, num_devices: int, fleet: str, broker: InProcessBroker, manifest: Manifest) -> None:
+        super().__init__(num_devices, fleet, manifest)
+        self._arrived: queue.SimpleQueue[int] = queue.SimpleQueue()
+        """Devices that have an event to read, once for each event."""
+        self._links: list[InProcessLink] = []
+        for number, device in enumerate(self.devices):
+            link = broker.open_link(
+                client_id=device.device_id,
+                subscriptions=device.subscriptions,
+                will=device.will,
+                max_message_bytes=limits.MAX_MESSAGE_BYTES,
+                on_event=lambda number=number: self._arrived.put(number),
+            )
+            device.publish = link.publish
+            self._links.append(link)
+            link.connect()
+
+    def close(self) -> None:
+        """End all connections."""
+        for link in self._links:
+            link.close()
+
+    def _wait(self, timeout_s: float) -> None:
+        with contextlib.suppress(queue.Empty):
+            number = self._arrived.get(timeout=timeout_s)
+            while True:
+                with contextlib.suppress(queue.Empty):
+                    self._take(number)
+                number = self._arrived.get_nowait()
+
+    def _take(self, number: int) -> None:
+        match self._links[number].events.get_nowait():
+            case Connected():
+                self.devices[number].register()
+            case Received(payload=payload):
+                self.devices[number].take(payload)
+            case _:
+                self.counts["connections_lost"] += 1
+
+    def _keep_up(self, number: int, now: float) -> None:
+        self.devices[number].keep_up(now)
 
 
 def _update(assignment: Assignment, ref: BlobRef) -> Update:

@@ -6,6 +6,7 @@ device needs to slice its own base weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Self
 
@@ -156,10 +157,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             if tensor.layer is None or not tensor.prune:
                 continue
             shape = list(tensor.shape)
-            total += int(np.prod(shape))
+            total += math.prod(shape)
             for prune in tensor.prune:
                 shape[prune.axis] = kept[tensor.layer, prune.group] * prune.unit_size
-            stay += int(np.prod(shape))
+            stay += math.prod(shape)
         return stay, total
 
     def sparsity(self, manifest: Manifest) -> float:

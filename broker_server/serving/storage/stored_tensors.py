@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -53,15 +55,17 @@ class StoredTensors(Mapping[str, npt.NDArray[np.float32]]):
             StoreError: the file is no longer what it was.
         """
         dtype, shape, offset = self._places[name]
-        count = int(np.prod(shape, dtype=np.int64))
+        num_bytes = math.prod(shape) * dtype.itemsize
         try:
-            with self._path.open("rb") as file:
-                file.seek(offset)
-                data = file.read(count * dtype.itemsize)
+            descriptor = os.open(self._path, os.O_RDONLY)  # a round reads every tensor of every update several times
+            try:
+                data = os.pread(descriptor, num_bytes, offset)
+            finally:
+                os.close(descriptor)
         except OSError as error:
             msg = f"accepted update {self._path} cannot be read ({error}): resume"
             raise StoreError(msg) from error
-        if len(data) != count * dtype.itemsize:
+        if len(data) != num_bytes:
             msg = f"accepted update {self._path} is damaged: resume"
             raise StoreError(msg)
         return np.frombuffer(data, dtype).reshape(shape).astype(np.float32)

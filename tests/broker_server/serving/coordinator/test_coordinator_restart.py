@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.thin_devices import Crowd
+from benchmarks.thin_devices import MqttCrowd
 from broker_server.serving.storage.events import AnyEvent, EventReader
 from broker_server.serving.storage.store import Store
 from edge_runtime.formats.manifest import digest_of
@@ -171,7 +171,7 @@ def test_killed_while_a_crowd_sends_updates(tmp_path: Path, process: Process) ->
         )
         longer = dataclasses.replace(config, training=dataclasses.replace(config.training, num_rounds=3))
         (tmp_path / "config.toml").write_text(longer.to_toml())
-        crowd = Crowd(60, fleet.FLEET, broker.port, tiny.manifest())
+        crowd = MqttCrowd(60, fleet.FLEET, broker.port, tiny.manifest())
         for num_verdicts in (20, 90):
             process.start()
             while crowd.counts["accepted"] < num_verdicts:

@@ -194,14 +194,20 @@ class CommandExecutor:
                 plan=plan,
             )
 
+        def cut(number: int, measured: Aggregated, whole: EvaluationRecord) -> EvaluationRecord | None:
+            """Quality of the sub-model; where nothing is cut it is the whole model, which is not measured twice."""
+            if sub_model is None or config.sparsity == 0.0:
+                return None if sub_model is None else whole
+            return _known(number, measure(measured, sub_model))
+
         def job() -> _Done:
             full = finite(command.round_number, measure(model, None))
-            sparse = None if sub_model is None else _known(command.round_number, measure(model, sub_model))
+            sparse = cut(command.round_number, model, full)
             kept, best = None, self._ledger.best_round(command.round_number, full, manifest.task)
             if command.is_last and config.keep == "best" and best != command.round_number:
                 state_of_best = adapters.keep(best)
-                sparse_of_best = None if sub_model is None else _known(best, measure(state_of_best, sub_model))
                 whole = measure(state_of_best, None)
+                sparse_of_best = cut(best, state_of_best, whole)
                 kept = KeptRecord(round_number=best, evaluation=whole.best_known, sparse=sparse_of_best)
             return _Done(event=event, quality=Quality(full=full, sparse=sparse, kept=kept))
 

@@ -27,7 +27,7 @@ from edge_runtime.formats.adapter import Array, Tensors, initial
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.payload import Payload
 from edge_runtime.wire.messages import AssignmentKey
-from edge_runtime.wire.work import Arm, Work
+from edge_runtime.wire.work import Arm, Work, WorkType
 
 
 class AssignedWork(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,6 +109,8 @@ class MethodContext:
 class Method(abc.ABC):
     """One method. Stateless between rounds: what it must remember is in the model and in the assignments."""
 
+    work_type: ClassVar[WorkType] = "lora"
+    """Tag of the work that devices are asked for: they get ready for it before the first assignment."""
     asks: ClassVar[str] = ""
     """What devices are asked for, in a line, for people."""
     averages: ClassVar[bool] = True

@@ -35,6 +35,7 @@ class Probe(Method):
     """What both forms have in common: the work, and the head that it starts from."""
 
     form: ClassVar[Literal["softmax", "statistics"]]
+    work_type = "probe"
     has_step_times = False
 
     def __init__(self, context: MethodContext) -> None:

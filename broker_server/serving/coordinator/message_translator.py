@@ -188,6 +188,7 @@ class MessageTranslator:
             arms=config.arms,
             batch_size=config.training.batch_size,
             max_length=config.training.max_length,
+            work=self._run.method.work_type,
             wire_dtype=config.wire_dtype,
             heartbeat_s=HEARTBEAT_S,
         )

@@ -19,8 +19,8 @@ from broker_server.serving.storage.store import Store
 from edge_runtime.formats.probe import encode_statistics, sum_features
 from edge_runtime.formats.tensors import decode_tensors
 from edge_runtime.wire.arms import parse_arms
-from edge_runtime.wire.messages import Assignment
-from edge_runtime.wire.work import ProbeWork
+from edge_runtime.wire.messages import Assignment, Welcome
+from edge_runtime.wire.work import ProbeWork, type_of
 from tests.broker_server import fleet, tiny
 from tests.broker_server.conftest import Coordination
 from tests.broker_server.fleet import Device
@@ -65,6 +65,21 @@ def play(broker: InProcess, run_dir: Path, coordinate: Coordinate, method: str) 
     running = coordinate(run_dir)
     with Device(broker.url, "a", SCRIPTS[method]), Device(broker.url, "b", SCRIPTS[method]):
         running.finish()
+
+
+@pytest.mark.parametrize(("method", "work"), [("fedit", "lora"), ("probe", "probe"), ("probe_softmax", "probe")])
+def test_a_welcome_says_what_work_will_be_asked_for(
+    broker: InProcess, tmp_path: Path, coordinate: Coordinate, method: str, work: str
+) -> None:
+    prepare(tmp_path, broker.url, method)
+    running = coordinate(tmp_path)
+    with Device(broker.url, "a", SCRIPTS[method]) as a, Device(broker.url, "b", SCRIPTS[method]):
+        running.finish()
+    (welcome, *_), (assignment, *_) = a.heard(Welcome), a.heard(Assignment)
+    assert isinstance(welcome, Welcome)
+    assert isinstance(assignment, Assignment)
+    assert welcome.work == work
+    assert isinstance(assignment.work, type_of(welcome.work))
 
 
 @pytest.mark.parametrize(

@@ -23,5 +23,5 @@ def call(command: str, arguments: Sequence[str]) -> None:
 
 
 def process(module: str) -> list[str]:
-    """Command line that runs a module of the exporter in a process of its own."""
-    return module_command(f"exporter.{module}")
+    """Command line that runs a module of the exporter's benchmark in a process of its own."""
+    return module_command(f"exporter.benchmark.{module}")

@@ -55,7 +55,7 @@ def test_a_fleet_learns_what_to_prune_and_time_is_emulated(
 ) -> None:
     root = copy_of(
         prepared_classifier,
-        fleet=str(fleet_file),
+        emulate=str(fleet_file),
         calibration=str(tmp_path / "calibration.json"),
         importance="lora",
         importance_every_steps=1,
@@ -105,7 +105,7 @@ def test_a_device_with_little_memory_refuses_for_real(
 ) -> None:
     # Interpreter and packages alone are estimated at 90 MiB, so nothing fits the slow class.
     fleet_file.write_text(FLEET.replace('name = "slow"', 'name = "slow"\nmemory_mb = 20'))
-    root = copy_of(prepared_classifier, fleet=str(fleet_file), rounds=1, compact=False)
+    root = copy_of(prepared_classifier, emulate=str(fleet_file), rounds=1, compact=False)
     run = fedspine_run("--resume", "--out", str(root))
 
     assert run.process.returncode == 0, run.errors

@@ -47,7 +47,7 @@ def test_a_run_plays_a_method_of_an_installed_package(
     report = json.loads((run / "report.json").read_text())
     assert report["config"]["method"] == "equal_voices"
     assert (report["config"]["scheduler"], report["config"]["aggregation"]) == ("largest_first", "equal_voices")
-    played = {device["rank"] for entry in report["rounds"] for device in entry["devices"]}
+    played = {device["arm"]["rank"] for entry in report["rounds"] for device in entry["devices"]}
     assert played == {8}
     config = tomllib.loads((run / "config.toml").read_text())
     assert (config["method"], config["scheduler"], config["pruning"]["ramp_rounds"]) == (

@@ -21,7 +21,7 @@ from edge_runtime.wire.arms import parse_arms
 from edge_runtime.wire.messages import Assignment, FailureReason, Verdict
 from exporter.compact.source import read_plan
 from tests.broker_server import fleet, tiny
-from tests.broker_server.conftest import Coordination
+from tests.broker_server.conftest import Broker, Coordination
 from tests.broker_server.fleet import Device
 from tests.broker_server.links import InProcess
 from tests.broker_server.serving.coordinator.test_coordinator_restart import Process, wait_until
@@ -181,7 +181,7 @@ def process(tmp_path: Path) -> Iterator[Process]:
 
 @pytest.mark.e2e
 def test_a_run_that_was_killed_ends_as_one_that_was_not(
-    broker: InProcess, tmp_path: Path, coordinate: Coordinate, process: Process
+    real_broker: Broker, tmp_path: Path, coordinate: Coordinate, process: Process
 ) -> None:
     """Importance, prunings inside assignments, the virtual clock: kill -9 in the middle of a round changes nothing."""
     pruning = dataclasses.replace(LORA, ramp_rounds=2, recovery_steps=2)
@@ -189,11 +189,21 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
         fleet.config(
-            tmp_path / name, broker.url, training=TRAINING, pruning=pruning, emulation_file="fleet.toml", rejoin_s=20.0
+            tmp_path / name,
+            real_broker.url,
+            training=TRAINING,
+            pruning=pruning,
+            emulation_file="fleet.toml",
+            rejoin_s=20.0,
+            real_broker.url,
+            training=TRAINING,
+            pruning=pruning,
+            emulation_file="fleet.toml",
+            rejoin_s=20.0,
         )
         fleet.emulate(tmp_path / name, emulated)
     running = coordinate(tmp_path / "whole")
-    with Device(broker.url, "a", fleet.train_and_score), Device(broker.url, "b", fleet.train_and_score):
+    with Device(real_broker.url, "a", fleet.train_and_score), Device(real_broker.url, "b", fleet.train_and_score):
         running.finish()
 
     may_go_on = threading.Event()
@@ -204,7 +214,7 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(
         return fleet.train_and_score(assignment, blob)
 
     process.start()
-    with Device(broker.url, "a", fleet.train_and_score) as a, Device(broker.url, "b", slow):
+    with Device(real_broker.url, "a", fleet.train_and_score) as a, Device(real_broker.url, "b", slow):
         wait_until(lambda: sum(isinstance(m, Verdict) for m in a.received) == 2)
         process.kill()
         process.start()

@@ -195,11 +195,6 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(
             pruning=pruning,
             emulation_file="fleet.toml",
             rejoin_s=20.0,
-            real_broker.url,
-            training=TRAINING,
-            pruning=pruning,
-            emulation_file="fleet.toml",
-            rejoin_s=20.0,
         )
         fleet.emulate(tmp_path / name, emulated)
     running = coordinate(tmp_path / "whole")

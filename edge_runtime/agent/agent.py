@@ -184,6 +184,8 @@ class Agent:
             self._drop_work(f"run {welcome.run_id} began")
             if self._runner is not None:
                 self._reporter.change(DeviceState.IDLE)
+            elif self._reporter.state is not DeviceState.FETCHING:  # an assignment ended before it was ready
+                self._reporter.change(DeviceState.FETCHING)
         if previous is not None and previous.artifact_digest != welcome.artifact_digest:
             self._drop_work("the run has another artifact now")
             self._jobs.stop()

@@ -7,12 +7,15 @@ import json
 import logging
 import shutil
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edge_runtime.agent import jobs
+from edge_runtime.agent.assignment_runner import AssignmentRunner, prepare
 from edge_runtime.engine.errors import DataInvalidError, MissingDependencyError
 from edge_runtime.errors import ExitCode
 from edge_runtime.formats.manifest import digest_of
@@ -95,6 +98,31 @@ def assert_trains(coordinator: Coordinator) -> None:
     coordinator.wait(Status, state=DeviceState.IDLE, detail="")
     coordinator.assign(7, run_id="good")
     assert coordinator.wait(Update, round_number=7).key.run_id == "good"
+
+
+def test_what_ended_an_assignment_of_another_run_is_not_said_of_this_one(
+    coordinator: Coordinator, start_device: StartDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device still gets ready when the assignment ends, and when the next run begins."""
+    may_be_ready = threading.Event()
+
+    def slow(*arguments: Any) -> AssignmentRunner:
+        may_be_ready.wait(30)
+        return prepare(*arguments)
+
+    monkeypatch.setattr(jobs, "prepare", slow)
+    start_device()
+    coordinator.wait(Register)
+    coordinator.welcome(run_id="other")
+    coordinator.wait(Status, state=DeviceState.FETCHING)
+    coordinator.assign(run_id="other", deadline_s=0.05)
+    coordinator.wait(Failure)
+    coordinator.welcome(run_id="good")
+    assert coordinator.wait(Status, detail="").state is DeviceState.FETCHING
+    may_be_ready.set()
+    coordinator.wait(Status, state=DeviceState.IDLE, detail="")
+    coordinator.assign(7, run_id="good")
+    coordinator.wait(Update, round_number=7)
 
 
 def test_artifacts_that_cannot_be_used_are_reported_one_after_the_other_and_a_good_one_is_taken(

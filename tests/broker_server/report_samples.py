@@ -105,7 +105,7 @@ def sample_report(task: Task = "causal-lm", rounds: Sequence[RoundRecord] | None
         labels=() if is_causal else ("a", "b"),
         devices=tuple(DeviceData(device_id=f"device-{d}", num_examples=100, classes={"a": 60}) for d in (1, 2, 3)),
     )
-    facts = RunSummary(
+    summary = RunSummary(
         run_id="run-1",
         task=task,
         model_name="tiny",
@@ -115,4 +115,4 @@ def sample_report(task: Task = "causal-lm", rounds: Sequence[RoundRecord] | None
         data=data,
         config={"rounds": 3, "model": "", "sparsity": 0.25},
     )
-    return build_report(facts, round_records() if rounds is None else rounds, compact)
+    return build_report(summary, round_records() if rounds is None else rounds, compact)

@@ -96,7 +96,7 @@ def report_job(settings: RunSettings, directory: RunDirectory, state: JobState) 
     finally:
         store.close()
     fleet = read_fleet(settings, directory)
-    facts = RunSummary(
+    summary = RunSummary(
         run_id=state.run_id,
         task=settings.task,
         model_name=model_name(settings),
@@ -110,7 +110,7 @@ def report_job(settings: RunSettings, directory: RunDirectory, state: JobState) 
     is_measured = settings.compact and MEASURE in state.done
     measured = directory.root / COMPACT_RESULT
     compact = msgspec.json.decode(measured.read_bytes(), type=Compact) if is_measured else None
-    report = build_report(facts, rounds, compact)
+    report = build_report(summary, rounds, compact)
     write_report(directory.root, report)
     return report
 

@@ -117,7 +117,8 @@ def _still_done(settings: RunSettings, state: JobState, directory: RunDirectory,
         if num_rounds > num_done and any(record.is_deploy for record in records):
             msg = (
                 f"--rounds is {num_rounds}, but the last of {plural(num_done, 'round')} was a deploy round, which "
-                "ends a run: start a new one"
+                f"ends a run: train on in a new one with --adapter {directory.root}, or begin a "
+                "run with --deploy-rounds 0 if rounds are to be added"
             )
             raise ConfigError(msg)
     if num_rounds > num_done:

@@ -36,11 +36,11 @@ class RunSummary:
     """Classes of emulated devices."""
 
 
-def build_report(facts: RunSummary, rounds: Sequence[RoundRecord], compact: Compact | None) -> Report:
+def build_report(summary: RunSummary, rounds: Sequence[RoundRecord], compact: Compact | None) -> Report:
     """Put a report together.
 
     Args:
-        facts: see there.
+        summary: see there.
         rounds: finished rounds, in order, 0 first.
         compact: the compact model, or None.
 
@@ -56,20 +56,20 @@ def build_report(facts: RunSummary, rounds: Sequence[RoundRecord], compact: Comp
     evaluation = evaluated.evaluation if kept is None else kept.evaluation
     last = None if evaluation is None else evaluation.best_known
     devices = [device for record in rounds for device in record.devices]
-    training_s = max(facts.steps.get(TRAINING_STEP, 0.0), rounds[-1].elapsed_s)  # the latter survives kill -9
-    steps = {**facts.steps, TRAINING_STEP: training_s}
-    accuracy, ppl = _optional_quality(facts.task, last)
+    training_s = max(summary.steps.get(TRAINING_STEP, 0.0), rounds[-1].elapsed_s)  # the latter survives kill -9
+    steps = {**summary.steps, TRAINING_STEP: training_s}
+    accuracy, ppl = _optional_quality(summary.task, last)
     sparse = next((record.sparse.best_known for record in reversed(rounds) if record.sparse is not None), None)
     if kept is not None:
         sparse = kept.sparse
-    sparse_accuracy, sparse_ppl = _optional_quality(facts.task, sparse)
-    entries = tuple(_round(record, facts.task) for record in rounds)
+    sparse_accuracy, sparse_ppl = _optional_quality(summary.task, sparse)
+    entries = tuple(_round(record, summary.task) for record in rounds)
     return Report(
-        run_id=facts.run_id,
-        task=facts.task,
-        model_name=facts.model_name,
-        artifact_digest=facts.artifact_digest,
-        created_at=facts.created_at,
+        run_id=summary.run_id,
+        task=summary.task,
+        model_name=summary.model_name,
+        artifact_digest=summary.artifact_digest,
+        created_at=summary.created_at,
         final=Outcome(
             accuracy=accuracy,
             perplexity=ppl,
@@ -87,11 +87,11 @@ def build_report(facts: RunSummary, rounds: Sequence[RoundRecord], compact: Comp
         rounds=entries,
         compact=compact,
         steps=steps,
-        data=facts.data,
-        config=dict(facts.config),
+        data=summary.data,
+        config=dict(summary.config),
         environment=environment(),
-        fleet=facts.fleet,
-        warnings=find_warnings(facts.task, entries, number, compact, facts.config),
+        fleet=summary.fleet,
+        warnings=find_warnings(summary.task, entries, number, compact, summary.config),
     )
 
 

@@ -43,7 +43,7 @@ NO_CHECKPOINTS = Checkpoints(Path("nowhere"), 0)
 
 
 @pytest.fixture
-def make_workbench(tiny_bert_artifact: Path, tmp_path: Path) -> Any:
+def make_runner(tiny_bert_artifact: Path, tmp_path: Path) -> Any:
     data = tmp_path / "data.jsonl"
     data.write_text("\n".join(EXAMPLES))
 
@@ -59,8 +59,8 @@ def make_workbench(tiny_bert_artifact: Path, tmp_path: Path) -> Any:
 
 
 @pytest.fixture
-def runner(make_workbench: Any) -> AssignmentRunner:
-    runner: AssignmentRunner = make_workbench()
+def runner(make_runner: Any) -> AssignmentRunner:
+    runner: AssignmentRunner = make_runner()
     return runner
 
 
@@ -164,10 +164,10 @@ def test_factors_that_are_not_trained_do_not_go_up(runner: AssignmentRunner) -> 
     assert all(value.any() for name, value in made.adapter.items() if name.endswith("lora_B.weight"))
 
 
-def test_class_balance_leaves_a_rare_class_its_say(make_workbench: Any, tmp_path: Path) -> None:
+def test_class_balance_leaves_a_rare_class_its_say(make_runner: Any, tmp_path: Path) -> None:
     """One red example in forty: trained as they come, red is unlearned; in turns with blue it is not."""
     rows = [f'{{"text": "the blue cat {verb}", "label": "blue"}}' for verb in ("runs", "sings", "sleeps")] * 13
-    runner: AssignmentRunner = make_workbench()  # its file is read at the first assignment
+    runner: AssignmentRunner = make_runner()  # its file is read at the first assignment
     (tmp_path / "data.jsonl").write_text("\n".join([*rows, '{"text": "the red cat runs", "label": "red"}']))
     manifest = runner.artifact.manifest
     plan, red = plan_of(manifest, 0.0), manifest.labels.index("red")
@@ -201,30 +201,30 @@ def test_merged_factors_change_what_is_trained(runner: AssignmentRunner) -> None
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_memory_is_that_of_the_first_plan(make_workbench: Any, runner: AssignmentRunner, mode: Mode) -> None:
+def test_memory_is_that_of_the_first_plan(make_runner: Any, runner: AssignmentRunner, mode: Mode) -> None:
     """The peak is before the first pruning."""
     manifest = runner.artifact.manifest
     full, small = Plan.full(manifest), plan_of(manifest, 0.75)
     limit = memory.estimate_training_bytes(manifest, full, RANK, 4, 16, mode) - 1
     assert memory.estimate_training_bytes(manifest, small, RANK, 4, 16, mode) < limit
-    tight = make_workbench(memory_limit_bytes=limit, modes=(mode,))
+    tight = make_runner(memory_limit_bytes=limit, modes=(mode,))
     run(tight, start(manifest, small), small)
     with pytest.raises(InsufficientMemoryError):
         run(tight, start(manifest, full), full, (Pruning(at_step=1, plan=small),))
 
 
 def test_short_of_memory_an_assignment_is_trained_block_by_block(
-    make_workbench: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make_runner: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Of two blocks the last computes first tokens alone, and staged mode saves nothing: here are four."""
     source, deep = save_bert(tmp_path / "deep", num_hidden_layers=4), tmp_path / "artifact"
     export_model(source, "text-classification", deep, labels=["red", "green", "blue"])
-    runner = make_workbench(artifact=deep)
+    runner = make_runner(artifact=deep)
     manifest = runner.artifact.manifest
     full, small = Plan.full(manifest), plan_of(manifest, 0.75)
     limit = memory.estimate_training_bytes(manifest, full, RANK, 4, 16, "fused") - 1
     assert memory.estimate_training_bytes(manifest, full, RANK, 4, 16, "staged") <= limit
-    tight = make_workbench(memory_limit_bytes=limit, artifact=deep)
+    tight = make_runner(memory_limit_bytes=limit, artifact=deep)
     with caplog.at_level("INFO"):
         update, made = run(tight, start(manifest, full), full)
         run(tight, start(manifest, small), small)
@@ -290,18 +290,18 @@ def held_out(runner: AssignmentRunner, max_length: int) -> set[tuple[int, ...]]:
     return {tuple(dataset.subset(np.array([i])).tokens.tolist()) for i in range(len(dataset))}
 
 
-def test_the_same_file_gives_the_same_held_out_examples(make_workbench: Any, tmp_path: Path) -> None:
+def test_the_same_file_gives_the_same_held_out_examples(make_runner: Any, tmp_path: Path) -> None:
     lines = [f'{{"input_ids": [{i}], "label": 0}}' for i in range(4, 24)]
     (tmp_path / "data.jsonl").write_text("\n".join(lines))
-    first = make_workbench()
+    first = make_runner()
     once = held_out(first, 16)
     assert len(once) == 4
     assert held_out(first, 8) == once
-    assert held_out(make_workbench(), 16) == once
+    assert held_out(make_runner(), 16) == once
 
 
-def test_what_is_held_back_is_said(make_workbench: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_held_back_is_said(make_runner: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "data.jsonl").write_text("\n".join(f'{{"input_ids": [{i}], "label": 0}}' for i in range(4, 15)))
     with caplog.at_level("INFO", "edge_runtime.agent.assignment_runner"):
-        make_workbench().load(16)
+        make_runner().load(16)
     assert "9 examples to train on, 2 held back to evaluate on (--holdout, at most 1 in 5)" in caplog.text

@@ -133,7 +133,10 @@ def test_another_form_of_the_compact_model_is_made_anew(tmp_path: Path) -> None:
 
 def test_deploy_rounds_end_a_run(tmp_path: Path) -> None:
     directory = a_run(tmp_path, rounds=3, finished=3, deploy_rounds=1)
-    with pytest.raises(ConfigError, match=r"^--rounds is 4, but the last of 3 rounds was a deploy round"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^--rounds is 4, but the last of 3 rounds was a deploy round, .*--adapter .*--deploy-rounds 0",
+    ):
         reopened(directory, {"rounds": 4})
 
 

@@ -113,13 +113,13 @@ def test_a_round_that_was_not_measured_is_passed_over() -> None:
 
 
 def test_a_run_without_an_evaluated_round_has_no_report() -> None:
-    facts = RunSummary(
+    summary = RunSummary(
         run_id="r", task="causal-lm", model_name="m", artifact_digest="", created_at=0.0, steps={},
         data=sample_report().data, config={},
     )  # fmt: skip
 
     with pytest.raises(RunFailedError, match="no finished round"):
-        build_report(facts, [], None)
+        build_report(summary, [], None)
 
 
 @pytest.mark.parametrize("data", MALFORMED_REPORTS, ids=range(len(MALFORMED_REPORTS)))
@@ -264,12 +264,12 @@ def test_every_figure_on_a_card_has_a_unit(task: Task) -> None:
 
 def test_charts_of_a_run_that_lost_every_update_can_be_drawn() -> None:
     report = sample_report()
-    facts = RunSummary(
+    summary = RunSummary(
         run_id="r", task="causal-lm", model_name="m", artifact_digest="", created_at=0.0, steps={},
         data=report.data, config={},
     )  # fmt: skip
 
-    assert len(all_charts(build_report(facts, round_records(0), None))) == 7
+    assert len(all_charts(build_report(summary, round_records(0), None))) == 7
 
 
 def test_figures_for_people() -> None:
@@ -300,12 +300,12 @@ def emulated_report() -> Report:
         availability=0.9,
         drift=(FleetDrift(from_round=2, factor=3.0),),
     )
-    facts = RunSummary(
+    summary = RunSummary(
         run_id="r", task="text-classification", model_name="m", artifact_digest="", created_at=0.0, steps={},
         data=sample_report().data, config={"sparsity": 0.5},
         fleet=FleetEntry(classes=(tx2,), jitter=0.05, deadline_s=0.0),
     )  # fmt: skip
-    return build_report(facts, rounds, None)
+    return build_report(summary, rounds, None)
 
 
 def test_emulated_time_is_reported_and_called_so() -> None:

@@ -33,8 +33,6 @@ from edge_runtime.engine.trainer import Trainer
 from edge_runtime.formats import adapter, names
 
 PRODUCTS: Final = {"Gemm", "FusedGemm", "MatMul", "FusedMatMul"}
-MIN_SHARE: Final = 0.02
-"""Products that take less of the operators' time are not timed by themselves."""
 NUM_COLD: Final = 24
 """Sets of matrices that come in turn: more than a cache holds."""
 Sizes = tuple[int, int, int]
@@ -53,8 +51,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12, help="steps that count, default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of tokens, ranking and adapter, default: %(default)s")
     parser.add_argument("--matmul-seconds", type=float, default=0.5, help="of each MatMul, default: %(default)s")
+    parser.add_argument(
+        "--min-share",
+        type=float,
+        default=0.02,
+        help="products that take less of the operators' time are not timed by themselves, default: %(default)s",
+    )
     options = vars(parser.parse_args())
-    matmul_s = options.pop("matmul_seconds")
+    matmul_s, min_share = options.pop("matmul_seconds"), options.pop("min_share")
     setting = Setting(mode="fused", **options)
     steps_s, nodes = profile(setting)
     total_s = sum(node["s"] for node in nodes)
@@ -64,7 +68,7 @@ def main() -> None:
     ]
     products = []
     for (name, sizes), group in largest_first(grouped(nodes, lambda node: (node["operator"], node["sizes"]))):
-        if sizes is not None and total(group) >= MIN_SHARE * total_s:
+        if sizes is not None and total(group) >= min_share * total_s:
             products.append(product(name, sizes, group, setting.threads, matmul_s))
     for row in operators:
         print(f"{row['operator']:28} {row['count']:5} {1e3 * row['s']:9.2f} ms {row['share']:7.1%}", file=sys.stderr)

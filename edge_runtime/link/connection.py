@@ -117,6 +117,11 @@ class Connection:
         return not self._unconfirmed and self._handed is None
 
     @property
+    def has_room(self) -> bool:
+        """Whether it is open, and at most half of what may be unconfirmed is."""
+        return self._is_open and self._unconfirmed_bytes <= MAX_QUEUED_BYTES // 2
+
+    @property
     def _topics(self) -> tuple[str, ...]:
         return (*self._settings.subscriptions, *self._settings.optional_subscriptions)
 

@@ -196,6 +196,11 @@ class InProcessLink(CountingLink):
         """Whether the broker has answered to everything that was published: it does so at once."""
         return self.is_connected
 
+    @property
+    def has_room(self) -> bool:
+        """Whether there is a connection: nothing is ever under way to the broker."""
+        return self.is_connected
+
     def connect(self, *, wait_for_broker: bool = False) -> None:
         """Connect for the first time.
 

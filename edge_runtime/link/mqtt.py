@@ -110,6 +110,12 @@ class MqttLink(CountingLink):
         connection = self._connection
         return connection is not None and connection.is_all_confirmed
 
+    @property
+    def has_room(self) -> bool:
+        """Whether at most half of what may be unconfirmed is, so that a large answer is not dropped."""
+        connection = self._connection
+        return connection is not None and connection.has_room
+
     def connect(self, *, wait_for_broker: bool = False) -> None:
         """Connect for the first time, then keep the connection up until :meth:`close`.
 

@@ -32,6 +32,11 @@ class Link(Protocol):
         """Whether the broker has answered to everything that was published."""
         ...
 
+    @property
+    def has_room(self) -> bool:
+        """Whether a large answer published now would not be dropped: there is a connection, and it is not full."""
+        ...
+
     def connect(self, *, wait_for_broker: bool = False) -> None:
         """Connect for the first time, then keep the connection up until :meth:`close`.
 

@@ -132,3 +132,59 @@ def test_a_lane_that_is_killed_fails_the_whole(root: Path) -> None:
     assert done.returncode == 1
     assert "FAILED in a lane that was killed" in done.stderr
     assert "passed" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "words"),
+    [
+        (
+            [
+                "import os, pathlib",
+                "mark = pathlib.Path(__file__).with_suffix('.seen')",
+                "seen = mark.exists(); mark.touch()",
+                "assert seen",
+            ],
+            0,
+            "1 passed",
+        ),
+        (["assert False"], 1, "FAILED in t-alone with status 1"),
+        (["pass"], 0, "passed"),
+    ],
+)
+def test_a_test_that_fails_beside_other_work_is_judged_alone(
+    root: Path, tmp_path: Path, lines: list[str], code: int, words: str
+) -> None:
+    body = "\n    ".join(lines)
+    (tmp_path / "test_a.py").write_text(f"def test_it():\n    {body}\n\ndef test_other():\n    pass\n")
+    command = shlex.join([sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", str(tmp_path), str(tmp_path)])
+
+    done = run_stages(
+        root, f"a() {{ stage t beside_others t {command}; }}; lane a; join; alone t {command}; echo passed"
+    )
+
+    assert done.returncode == code, done.stdout + done.stderr
+    assert words in done.stdout + done.stderr
+    assert ("left for a run alone" in done.stdout) == (lines != ["pass"])
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (
+            "import pytest\n@pytest.mark.parametrize('n', range(4))\ndef test_it(n):\n    assert False\n",
+            "four are many",
+        ),
+        ("import nothing_of_this_name\ndef test_it():\n    pass\n", "it could not be read"),
+        ("", "there is none"),
+    ],
+)
+def test_what_is_no_matter_of_timing_fails_at_once(root: Path, tmp_path: Path, text: str, why: str) -> None:
+    (tmp_path / "test_a.py").write_text(text)
+    command = shlex.join([sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", str(tmp_path), str(tmp_path)])
+
+    done = run_stages(
+        root, f"a() {{ stage t beside_others t {command}; }}; lane a; join; alone t {command}; echo passed"
+    )
+
+    assert done.returncode == 1, why
+    assert "FAILED in t with status" in done.stderr

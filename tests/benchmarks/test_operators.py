@@ -12,7 +12,7 @@ from tests.benchmarks.script import run_script
 
 
 def test_operators_of_a_step_are_timed(tiny_bert_artifact: Path) -> None:
-    options = ["--steps", "2", "--batch-size", "4", "--length", "16", "--matmul-seconds", "0.01"]
+    options = ["--steps", "2", "--batch-size", "4", "--length", "16", "--matmul-seconds", "0.01", "--min-share", "0"]
     done = run_script("operators", tiny_bert_artifact, *options)
 
     assert done.returncode == 0, done.stderr

@@ -70,8 +70,9 @@ _ABOUT_BLOBS: Final = (Chunk.__name__.lower(), ChunkRequest.__name__.lower())
 class DeviceChannel:
     """Sends and receives for one fleet. Belongs to the thread of the event loop.
 
-    Messages wait for :meth:`post`, so that none tells of what is not on disk yet; chunks and requests for them go at
-    once.
+    Messages wait for :meth:`post`, so that none tells of what is not on disk yet. Requests for chunks go out at once.
+    Devices that ask for chunks are served in turn while the link has room: what a full connection would drop, a device
+    would ask for again only seconds later.
     """
 
     def __init__(self, fleet: str, link: Link, clock: Callable[[], float], *, max_devices: int) -> None:
@@ -80,6 +81,8 @@ class DeviceChannel:
         self._clock = clock
         self._transfers = Transfers(self._send, clock)
         self._messages: list[tuple[str, bytes]] = []
+        self._asked: dict[tuple[str, str], ChunkRequest] = {}
+        """Requests that wait for room on the link, by device and digest: one for each blob that is offered."""
         self._hellos = Bucket()
         self._num_chunks: dict[str, int] = {}
         """Of the blobs that are offered, by digest."""
@@ -107,6 +110,7 @@ class DeviceChannel:
         waiting, self._messages = self._messages, []
         for topic, payload in waiting:
             self._link.publish(topic, payload)
+        self._serve()
 
     def open(self, topic: str, payload: bytes) -> tuple[str, DeviceMessage | Other] | None:
         """Sender of a payload, and its message or what else it is; None if it was refused.
@@ -178,7 +182,13 @@ class DeviceChannel:
                     f"device {device_id}", now, "it asks for the same chunks again and again: it waits for them"
                 )
                 return
-            message = msgspec.structs.replace(message, missing=wanted)
+            if message.digest in self._num_chunks:
+                key = (device_id, message.digest)
+                before = self._asked[key].missing if key in self._asked else ()
+                missing = tuple(dict.fromkeys((*before, *wanted)))[:WINDOW]
+                self._asked[key] = msgspec.structs.replace(message, missing=missing)  # keeps its place
+                self._serve()
+                return
         if not self._transfers.handle(device_id, message):
             self._refuse(topic, f"a device does not send {kind_of(message)}")
 
@@ -190,6 +200,7 @@ class DeviceChannel:
     def withdraw(self, digest: str) -> None:
         """Let nobody pull a blob any more."""
         self._num_chunks.pop(digest, None)
+        self._asked = {key: request for key, request in self._asked.items() if key[1] != digest}
         self._transfers.withdraw(digest)
         if not self._num_chunks:
             self.registry.renew_pulls()  # a round is over: the next one has blobs of its own
@@ -214,8 +225,15 @@ class DeviceChannel:
         self._transfers.ask_again()
 
     def tick(self) -> None:
-        """Repeat requests that were not answered."""
+        """Repeat requests that were not answered, and serve those of devices."""
         self._transfers.tick()
+        self._serve()
+
+    def _serve(self) -> None:
+        """Answer devices that asked for chunks, those that waited longest first, while there is room."""
+        while self._asked and self._link.has_room:
+            key = next(iter(self._asked))
+            self._transfers.handle(key[0], self._asked.pop(key))
 
     def _send(self, device_id: str, message: AnyMessage) -> None:
         self._link.publish(topics.down(self._fleet, device_id, kind_of(message)), encode_message(message))

@@ -92,6 +92,27 @@ def test_more_than_the_limit_under_way_is_dropped(
     assert link.bytes_sent == (200 - link.num_dropped_out) * 1000
 
 
+def test_a_link_says_that_it_has_room_before_it_drops(
+    mosquitto: Any, make_link: MakeLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "MAX_QUEUED_BYTES", 100_000)
+    link = make_link(mosquitto.url, subscriptions=("other",))
+    assert not link.has_room, "there is no connection"
+    link.connect()
+    num_sent, deadline = 0, time.monotonic() + 30
+    while num_sent < 2000 and time.monotonic() < deadline:
+        if link.has_room:
+            link.publish("t/x", bytes(4000))
+            num_sent += 1
+        else:
+            time.sleep(0.001)
+    assert num_sent == 2000
+    assert link.num_dropped_out == 0
+    mosquitto.kill()
+    next_event(link, Disconnected)
+    assert not link.has_room
+
+
 def test_confirmed_messages_make_room_again(mosquitto: Any, make_link: MakeLink) -> None:
     link = make_link(mosquitto.url)
     link.connect()

@@ -51,8 +51,15 @@ class Link:
 
     def __init__(self) -> None:
         self.published: list[AnyMessage] = []
+        self.topics: list[str] = []
         self.words: list[tuple[str, bytes]] = []
         """To devices of other releases."""
+        self.room = 1 << 30
+        """Messages until it is full."""
+
+    @property
+    def has_room(self) -> bool:
+        return len(self.published) < self.room
 
     def publish(self, topic: str, payload: bytes) -> None:
         assert topic.startswith("fedspine/")
@@ -60,6 +67,7 @@ class Link:
             self.words.append((topic, payload))
         else:
             self.published.append(decode_message(payload))
+            self.topics.append(topic)
 
 
 class Post:
@@ -219,6 +227,41 @@ def test_device_of_short_rounds_gets_the_adapter_of_each(post: Post) -> None:
         assert len(post.link.published) == ref.num_chunks, f"round {number}"
         post.channel.withdraw(ref.digest)
         post.now += 1
+
+
+def test_devices_wait_their_turn_while_the_link_is_full(post: Post) -> None:
+    """None of what they asked for is dropped, and who asks again neither loses its place nor gets a chunk twice."""
+    blob = b"x" * 3000
+    ref = chunks.describe(blob, 1024)
+    post.channel.offer(ref, blob)
+    post.link.room = 0
+    for device_id, missing in (("a", (0, 1)), ("b", (2,)), ("a", (1, 2))):
+        post.open(device_id, ChunkRequest(digest=ref.digest, missing=missing))
+    assert post.link.published == []
+
+    post.link.room = 1  # full again after the first device was served
+    post.channel.tick()
+    assert post.link.topics == [topics.down(FLEET, "a", "chunk")] * 3
+    post.link.room = 4
+    post.channel.post()
+    assert post.link.topics[3:] == [topics.down(FLEET, "b", "chunk")]
+    post.link.room = 100
+    post.channel.tick()
+    assert [chunk.index for chunk in post.link.published if isinstance(chunk, Chunk)] == [0, 1, 2, 2]
+
+
+def test_nothing_of_a_blob_that_is_offered_no_more_is_sent(post: Post) -> None:
+    old, new = b"x" * 1000, b"y" * 1000
+    first, second = chunks.describe(old, 1024), chunks.describe(new, 1024)
+    post.channel.offer(first, old)
+    post.channel.offer(second, new)
+    post.link.room = 0
+    for ref in (first, second):
+        post.open("a", ChunkRequest(digest=ref.digest, missing=(0,)))
+    post.channel.withdraw(first.digest)
+    post.link.room = 100
+    post.channel.tick()
+    assert [chunk.digest for chunk in post.link.published if isinstance(chunk, Chunk)] == [second.digest]
 
 
 # ---- what is written -------------------------------------------------------------------------------------------------

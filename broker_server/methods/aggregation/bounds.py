@@ -41,14 +41,20 @@ def check_bounds(manifest: Manifest, adapter: Mapping[str, Float32], merged: Mer
     factors = {} if merged is None else merged
     pairs = [(names.merged_a(m), a) for m, (a, _) in factors.items()]
     pairs += [(names.merged_b(m), b) for m, (_, b) in factors.items()]
+    squares = {name: float(np.vdot(value, value)) for name, value in adapter.items()}  # cheap, and mostly enough
     for name, value in [*adapter.items(), *pairs]:
+        if squares.get(name, np.inf) <= LARGEST**2:
+            continue
         largest = float(np.abs(value).max(initial=0.0))
         if not largest <= LARGEST:  # NaN is not
             msg = f"{name} is too large: an element has the magnitude {largest:g}, at most {LARGEST:g} is accepted"
             raise AggregationError(msg)
     for target in manifest.targets:
-        a, b = adapter.get(names.lora_a(target.module)), adapter.get(names.lora_b(target.module))
+        name_a, name_b = names.lora_a(target.module), names.lora_b(target.module)
+        a, b = adapter.get(name_a), adapter.get(name_b)
         if a is None or b is None:
+            continue
+        if squares[name_a] * squares[name_b] <= (LARGEST / 2) ** 2:  # ||B A|| <= ||B|| ||A||, with room for rounding
             continue
         norm = product_norm(a.astype(np.float64), b.astype(np.float64))
         if not norm <= LARGEST:

@@ -77,6 +77,9 @@ MAX_AXES: Final = 16
 MAX_PRUNINGS: Final = 1_024
 """Most prunings inside one assignment."""
 
+MAX_LOGGED_ROUNDS: Final = 256
+"""Rounds of zero-order tuning in an assignment."""
+
 MAX_GROUPS: Final = 16 * MAX_LAYERS
 """Most prune groups of one model."""
 

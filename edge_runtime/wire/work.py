@@ -143,14 +143,74 @@ class ProbeWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag
     """Penalty of the weights, not of the bias: loss + l2 / 2 * sum of squares (``softmax``)."""
 
 
-WorkType = Literal["lora", "probe"]
+class LoggedRound(msgspec.Struct, frozen=True, kw_only=True):
+    """What a round of zero-order tuning did to the tuned tensors: enough to do it again, bit for bit."""
+
+    round_number: Positive
+    cut: Count
+    """Blocks below it are the lower part; so is the embedding, which is not tuned."""
+    lower_learning_rate: Decay
+    """Of the lower part's tensors; 0 = they were neither perturbed nor changed."""
+    learning_rate: Factor
+    """Of the upper part's tensors."""
+    num_outer: Positive
+    """Perturbations of the lower part in a step."""
+    num_inner: Positive
+    """Perturbations of the upper part for each of those."""
+    scalars: Annotated[bytes, msgspec.Meta(max_length=limits.MAX_MESSAGE_BYTES)]
+    """Averages over the devices, float32, little-endian, ``[steps, num_outer, num_inner]``."""
+
+
+class ZeroOrderWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="zero_order"):
+    """Tuning of B factors and head by forward passes alone, on the whole model; a scalar for each perturbation goes up.
+
+    One form serves all of its methods. MeZO and DeComFL are ``num_inner`` 1: both parts are perturbed together, and have
+    one learning rate. FedSPZO has ``num_inner`` above 1: the lower part's activations serve that many perturbations of
+    the upper part. With a ``lower_learning_rate`` of 0 the lower part runs once for a batch (top-k).
+    """
+
+    arm: Arm
+    """Its rank is that of the tuned adapter; nothing is pruned."""
+    seed: Seed
+    """Key of the noise, the same for all devices in all rounds."""
+    cut: Count
+    """See :class:`LoggedRound`; 0 = all blocks are the upper part."""
+    lower_learning_rate: Decay
+    learning_rate: Factor
+    num_outer: Positive
+    num_inner: Positive
+    num_local_steps: Positive
+    epsilon: Factor
+    """Size of a perturbation."""
+    largest_scalar: Factor | None = None
+    """Beyond it a scalar is cut to it; None = none is."""
+    batch_size: Positive
+    max_length: Positive
+    """Tokens; longer examples are truncated (text-classification) or cut into windows (causal-lm)."""
+    lora_scaling: Factor
+    log: Annotated[tuple[LoggedRound, ...], msgspec.Meta(max_length=limits.MAX_LOGGED_ROUNDS)] = ()
+    """Rounds by which a device may bring itself up to date instead of pulling the payload; by ascending number."""
+
+    def __post_init__(self) -> None:
+        """Refuse a log out of order.
+
+        Raises:
+            ValueError: it is.
+        """
+        numbers = [logged.round_number for logged in self.log]
+        if sorted(set(numbers)) != numbers:
+            msg = f"rounds of the log {numbers} must ascend"
+            raise ValueError(msg)
+
+
+WorkType = Literal["lora", "probe", "zero_order"]
 """Tags of :data:`Work`."""
 
-Work = LoraWork | ProbeWork
+Work = LoraWork | ProbeWork | ZeroOrderWork
 """What a device may be asked to do, by the tag ``type``: one member for each method."""
 
 
 def type_of(tag: WorkType) -> type[Work]:
     """The member of the union that has a tag."""
-    members: dict[WorkType, type[Work]] = {"lora": LoraWork, "probe": ProbeWork}
+    members: dict[WorkType, type[Work]] = {"lora": LoraWork, "probe": ProbeWork, "zero_order": ZeroOrderWork}
     return members[tag]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from edge_runtime.wire.messages import Assignment, AssignmentKey
-from edge_runtime.wire.work import LoraWork, ProbeWork
+from edge_runtime.wire.work import LoraWork, ProbeWork, ZeroOrderWork
 
 
 @dataclasses.dataclass(slots=True)
@@ -25,15 +25,23 @@ class Work:
         return self.assignment.key
 
 
-def what(work: LoraWork | ProbeWork) -> str:
+def what(work: LoraWork | ProbeWork | ZeroOrderWork) -> str:
     """A few words on what is asked."""
-    if isinstance(work, LoraWork):
-        return f"pruning ratio {work.arm.pruning_ratio:g}, rank {work.arm.rank}"
-    return f"probe, {work.form}"
+    match work:
+        case LoraWork():
+            return f"pruning ratio {work.arm.pruning_ratio:g}, rank {work.arm.rank}"
+        case ProbeWork():
+            return f"probe, {work.form}"
+        case ZeroOrderWork():
+            return f"zero order, {work.num_outer} x {work.num_inner} perturbations, rank {work.arm.rank}"
 
 
-def num_steps_of(work: LoraWork | ProbeWork) -> int:
+def num_steps_of(work: LoraWork | ProbeWork | ZeroOrderWork) -> int:
     """Steps that the work will count."""
-    if isinstance(work, LoraWork):
-        return work.hyper_parameters.num_local_steps
-    return work.num_steps if work.form == "softmax" else 1
+    match work:
+        case LoraWork():
+            return work.hyper_parameters.num_local_steps
+        case ProbeWork():
+            return work.num_steps if work.form == "softmax" else 1
+        case ZeroOrderWork():
+            return work.num_local_steps

@@ -164,9 +164,9 @@ class LoggedRound(msgspec.Struct, frozen=True, kw_only=True):
 class ZeroOrderWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="zero_order"):
     """Tuning of B factors and head by forward passes alone, on the whole model; a scalar for each perturbation goes up.
 
-    One form serves all of its methods. MeZO and DeComFL are ``num_inner`` 1: both parts are perturbed together, and have
-    one learning rate. FedSPZO has ``num_inner`` above 1: the lower part's activations serve that many perturbations of
-    the upper part. With a ``lower_learning_rate`` of 0 the lower part runs once for a batch (top-k).
+    One form serves all of its methods. MeZO and DeComFL are ``num_inner`` 1: both parts are perturbed together, and
+    have one learning rate. FedSPZO has ``num_inner`` above 1: the lower part's activations serve that many
+    perturbations of the upper part. With a ``lower_learning_rate`` of 0 the lower part runs once for a batch (top-k).
     """
 
     arm: Arm

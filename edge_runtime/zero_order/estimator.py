@@ -1,0 +1,83 @@
+"""From losses to scalars, and what scalars say of the gradient's share in either part.
+
+Shape legend: ``P1`` outer and ``P2`` inner perturbations.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_runtime.errors import TensorError
+
+Array = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+
+
+def central_differences(
+    plus: Float64, minus: Float64, epsilon: float, largest: float | None = None
+) -> tuple[Array, int]:
+    """Derivatives along the perturbations: ``rho = (L(theta + eps z) - L(theta - eps z)) / (2 eps)``.
+
+    SPSA (Spall 1992) as MeZO has it (arXiv 2305.17333). A scalar that is not finite counts as 0, one that is too large
+    is cut, not left out: to leave out the large ones would bias the mean.
+
+    Args:
+        plus: mean losses at theta + eps z, float64, any shape.
+        minus: the same at theta - eps z.
+        epsilon: size of the perturbation.
+        largest: magnitude that scalars are cut to; None = none is.
+
+    Returns:
+        Rho, float32 of the losses' shape, all finite, and how many were not.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        scalars = ((np.asarray(plus, np.float64) - minus) / (2 * epsilon)).astype(np.float32)
+    is_finite = np.isfinite(scalars)
+    scalars = np.where(is_finite, scalars, np.float32(0))
+    if largest is not None:
+        scalars = np.clip(scalars, np.float32(-largest), np.float32(largest))
+    return scalars, int(scalars.size - np.count_nonzero(is_finite))
+
+
+def gradient_energies(scalars: Array) -> tuple[float, float]:
+    """Squared norms of the gradient in the lower and the upper part, estimated without a further pass.
+
+    Ours, exact for a locally linear loss: ``rho_pj = z1_p . g1 + z2_pj . g2`` with +-1 noise, so that ``Var_j(rho_pj)``
+    within an outer perturbation is ``|g2|^2`` on average, and the mean over j has the second moment ``|g1|^2 + |g2|^2 /
+    P2``.
+
+    Args:
+        scalars: rho, float32 ``[..., P1, P2]`` with P2 of at least 2.
+
+    Returns:
+        ``|g1|^2`` and ``|g2|^2``. Unbiased, so that the first may come out below 0 where it is small.
+
+    Raises:
+        TensorError: one inner perturbation says nothing of the parts.
+    """
+    num_inner = scalars.shape[-1]
+    if num_inner < 2:
+        msg = f"the parts' shares of the gradient need 2 inner perturbations or more, got {num_inner}"
+        raise TensorError(msg)
+    values = scalars.astype(np.float64)
+    upper = float(values.var(axis=-1, ddof=1).mean())
+    lower = float(np.square(values.mean(axis=-1)).mean()) - upper / num_inner
+    return lower, upper
+
+
+def check_epsilon(values: Array, epsilon: float) -> None:
+    """Refuse a perturbation that float32 cannot tell from the values it is added to.
+
+    Args:
+        values: what is perturbed, float32, any shape.
+        epsilon: size of the perturbation.
+
+    Raises:
+        TensorError: beside the largest value the spacing of float32 is more than an eighth of epsilon (ours).
+    """
+    largest = np.float32(np.abs(values).max(initial=0))
+    least = 8 * float(np.spacing(largest))
+    if not epsilon >= least:
+        msg = f"epsilon {epsilon:g} is lost in float32 beside values of {largest:g}: choose {least:.1g} or more"
+        raise TensorError(msg)

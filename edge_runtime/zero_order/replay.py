@@ -1,0 +1,162 @@
+"""Perturbations and steps of zero-order tuning, in float32 and in one order of operations, the same on both sides.
+
+Whoever has the seed and the scalars does the same steps: a device in its assignment, the server on the averages, and a
+device that brings itself up to date. Each operation is a single one of IEEE 754 on arrays, and nothing is summed by
+anything but element-wise additions in the order that is said here; so results are the same bits on every platform.
+
+Shape legend: ``N`` elements of the flat vector, ``K`` steps, ``P1`` outer and ``P2`` inner perturbations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_runtime.errors import TensorError
+from edge_runtime.wire.work import LoggedRound, ZeroOrderWork
+from edge_runtime.zero_order.noise import signs
+from edge_runtime.zero_order.parts import TunedParts, TunedTensor, Which
+
+Array = npt.NDArray[np.float32]
+
+
+def perturb(  # noqa: PLR0913, PLR0917 - what to write where, and the four numbers that name the noise
+    flat: Array,
+    parts: TunedParts,
+    which: Which,
+    epsilon: float,
+    seed: int,
+    round_number: int,
+    step: int,
+    perturbation: int,
+    out: Array,
+) -> None:
+    """Write theta + epsilon * z of one part.
+
+    Always from theta into another buffer: what is added and taken away in place does not come back to the last bit.
+
+    Args:
+        flat: theta, float32 ``[N]``.
+        parts: what is tuned.
+        which: the part that is written.
+        epsilon: size of the perturbation with its sign; taken as float32.
+        seed: see :func:`edge_runtime.zero_order.noise.signs`, as are the next three.
+        round_number: of the assignment.
+        step: within the assignment, 1-based.
+        perturbation: p of the lower part, p * num_inner + j of the upper part.
+        out: float32 ``[N]``; elements of other tensors stay as they are.
+    """
+    size = np.float32(epsilon)
+    for tensor in parts.part(which):
+        noise = signs(seed, round_number, step, perturbation, tensor.index, tensor.size)
+        noise *= size  # exact: +-1
+        np.add(flat[tensor.place], noise, out=out[tensor.place])
+
+
+def apply_step(
+    flat: Array,
+    parts: TunedParts,
+    numbers: LoggedRound | ZeroOrderWork,
+    seed: int,
+    round_number: int,
+    step: int,
+    scalars: Array,
+) -> None:
+    """Do one step, in place.
+
+    Upper part: ``g = sum over (p, j) of rho_pj * z2_pj`` in that order, ``theta -= float32(lr / (P1 P2)) * g``. Lower
+    part: ``m_p = (sum over j of rho_pj) / P2``, ``g = sum over p of m_p * z1_p``, ``theta -= float32(lower_lr / P1) *
+    g``. All in float32, but for the rates' divisions, which are in float64 before they are rounded. These are MeZO
+    (arXiv 2305.17333) with more than one perturbation where ``P2`` is 1, and two blocks in the form of FedSPZO (arXiv
+    2502.10239) where it is not; a rate for each part is ours.
+
+    Args:
+        flat: theta, float32 ``[N]``.
+        parts: what is tuned, at the numbers' cut.
+        numbers: rates and counts.
+        seed: of the noise.
+        round_number: of the assignment.
+        step: within the assignment, 1-based.
+        scalars: rho, float32 ``[P1, P2]``.
+    """
+    num_outer, num_inner = numbers.num_outer, numbers.num_inner
+    with np.errstate(over="ignore", invalid="ignore"):  # a model that diverges is looked at where it is evaluated
+        inner = [(number, value) for number, value in enumerate(scalars.reshape(-1))]
+        rate = np.float32(numbers.learning_rate / (num_outer * num_inner))
+        _descend(flat, parts.upper, rate, inner, (seed, round_number, step))
+        if numbers.lower_learning_rate > 0:
+            outer = [(number, _sum(row) / np.float32(num_inner)) for number, row in enumerate(scalars)]
+            rate = np.float32(numbers.lower_learning_rate / num_outer)
+            _descend(flat, parts.lower, rate, outer, (seed, round_number, step))
+
+
+def apply_round(flat: Array, parts: TunedParts, seed: int, logged: LoggedRound) -> None:
+    """Do the steps of a round again, in place.
+
+    Args:
+        flat: theta at the round's start, float32 ``[N]``.
+        parts: what is tuned, at the round's cut: ``TunedParts.of(manifest, rank, logged.cut)``.
+        seed: of the noise.
+        logged: the round.
+
+    Raises:
+        TensorError: the parts are at another cut, or the scalars are not what a round has.
+    """
+    if parts.cut != logged.cut:
+        msg = f"round {logged.round_number} was at a cut of {logged.cut}, not at {parts.cut}"
+        raise TensorError(msg)
+    for step, scalars in enumerate(scalars_of(logged), start=1):
+        apply_step(flat, parts, logged, seed, logged.round_number, step, scalars)
+
+
+def scalars_of(logged: LoggedRound) -> Array:
+    """The scalars of a round, float32 ``[K, P1, P2]``.
+
+    Raises:
+        TensorError: they are not whole steps, none, or not all finite.
+    """
+    size = 4 * logged.num_outer * logged.num_inner
+    if not logged.scalars or len(logged.scalars) % size:
+        msg = f"round {logged.round_number} has {len(logged.scalars)} bytes of scalars, expected steps of {size} bytes"
+        raise TensorError(msg)
+    scalars = np.frombuffer(logged.scalars, "<f4").astype(np.float32)
+    if not np.isfinite(scalars).all():
+        msg = f"round {logged.round_number} has scalars that are not finite"
+        raise TensorError(msg)
+    return scalars.reshape(-1, logged.num_outer, logged.num_inner)
+
+
+def _descend(
+    flat: Array,
+    tensors: Iterable[TunedTensor],
+    rate: np.float32,
+    weights: list[tuple[int, np.float32]],
+    key: tuple[int, int, int],
+) -> None:
+    """Against the weighted sum of noise vectors, one tensor after the other: no more than one tensor's noise is held.
+
+    Args:
+        flat: theta, float32 ``[N]``, changed.
+        tensors: of the part.
+        rate: learning rate.
+        weights: number of each perturbation, and its weight.
+        key: seed, round and step.
+    """
+    for tensor in tensors:
+        total = np.zeros(tensor.size, np.float32)
+        for perturbation, weight in weights:
+            noise = signs(*key, perturbation, tensor.index, tensor.size)
+            noise *= weight
+            total += noise
+        total *= rate
+        flat[tensor.place] -= total
+
+
+def _sum(row: Array) -> np.float32:
+    """From left to right: numpy's own sum takes the order that is fastest."""
+    total = np.float32(0)
+    for value in row:
+        total += value
+    return total

@@ -63,8 +63,17 @@ def decode_payload(blob: bytes) -> Payload:
     Raises:
         TensorError: malformed, over a limit, a malformed name, or one of two merged factors alone.
     """
+    return payload_of(decode_tensors(blob))
+
+
+def payload_of(tensors: Mapping[str, Array]) -> Payload:
+    """The tensors of a blob, by what their names say.
+
+    Raises:
+        TensorError: a malformed name, or one of two merged factors alone.
+    """
     payload, halves = Payload(adapter={}), dict[str, dict[str, Array]]()
-    for name, value in decode_tensors(blob).items():
+    for name, value in tensors.items():
         if name.startswith(names.IMPORTANCE_PREFIX):
             match = _IMPORTANCE.fullmatch(name)
             if match is None:

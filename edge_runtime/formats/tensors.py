@@ -24,15 +24,18 @@ def encode_tensors(
     dtype: WireDtype = "float32",
     metadata: Mapping[str, str] | None = None,
     exact: Collection[str] = (),
+    octets: Mapping[str, npt.NDArray[np.uint8]] | None = None,
 ) -> bytes:
     """Safetensors bytes of named arrays, stored as ``dtype``; those named in ``exact`` as float32 in any case.
+
+    ``octets`` are stored beside them as they are: see :func:`decode_with_octets`.
 
     The same tensors and metadata always give the same bytes.
 
     Raises:
         TensorError: a value does not fit ``dtype`` (float16 overflows beyond 65504).
     """
-    out: dict[str, npt.NDArray[np.floating]] = {}
+    out: dict[str, npt.NDArray[Any]] = dict(octets or {})
     for name, value in tensors.items():
         stored: WireDtype = "float32" if name in exact else dtype
         with np.errstate(over="ignore"):
@@ -54,6 +57,17 @@ def decode_tensors(data: bytes, max_bytes: int = limits.MAX_BLOB_BYTES) -> dict[
     """
     loaded = _load(data, ("F32", "F16"), max_bytes)
     return {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in loaded.items()}
+
+
+def decode_with_octets(data: bytes) -> tuple[dict[str, npt.NDArray[np.float32]], dict[str, npt.NDArray[np.uint8]]]:
+    """As :func:`decode_tensors`, and arrays of octets beside the floats: a file of one's own, nothing from a device.
+
+    Raises:
+        TensorError: malformed, over a limit, or of a type other than float32, float16 and uint8.
+    """
+    loaded = _load(data, ("F32", "F16", "U8"), limits.MAX_BLOB_BYTES)
+    floats = {n: np.ascontiguousarray(v, np.float32) for n, v in loaded.items() if v.dtype != np.uint8}
+    return floats, {name: value for name, value in loaded.items() if name not in floats}
 
 
 def encode_integers(tensors: Mapping[str, npt.NDArray[np.int64]]) -> bytes:

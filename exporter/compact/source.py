@@ -18,9 +18,9 @@ from edge_runtime.errors import PlanError, TensorError
 from edge_runtime.formats import names, ranking
 from edge_runtime.formats.adapter import Array
 from edge_runtime.formats.manifest import Manifest, decode_manifest, digest_of
-from edge_runtime.formats.payload import Merged, Payload, check_payload, decode_payload
+from edge_runtime.formats.payload import Merged, Payload, check_payload, payload_of
 from edge_runtime.formats.plan import Plan
-from edge_runtime.formats.tensors import check_digest, decode_tensors
+from edge_runtime.formats.tensors import check_digest, decode_tensors, decode_with_octets
 from edge_runtime.inference.description import file_ref
 from exporter.errors import CompactInputError, CompactRatioError
 
@@ -220,7 +220,8 @@ def _check_trained(path: Path, payload: Payload) -> None:
 
 def _read_adapter(path: Path) -> tuple[Payload, dict[str, str]]:
     try:
-        payload = decode_payload(path.read_bytes())
+        tensors, _ = decode_with_octets(path.read_bytes())
+        payload = payload_of(tensors)
         with safetensors.safe_open(path, framework="numpy") as file:
             return payload, file.metadata() or {}
     except OSError as error:

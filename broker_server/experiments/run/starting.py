@@ -269,6 +269,8 @@ def _decode(path: Path, data: bytes) -> dict[str, Array]:
         _refuse(path, f"is no safetensors file ({error}): save it again")
     found: dict[str, Array] = {}
     for name, entry in entries:
+        if name.startswith(names.MEMORY_PREFIX):
+            continue  # of the run that wrote it
         if entry["dtype"] == "BF16":
             wide = np.frombuffer(entry["data"], np.uint16).astype(np.uint32) << 16
             found[name] = wide.view(np.float32).reshape(entry["shape"])

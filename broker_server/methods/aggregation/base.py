@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from broker_server.errors import AggregationError
 from broker_server.methods.aggregation.factorise import compress
@@ -37,6 +38,8 @@ class Aggregated:
     """Full plan, rank ``R``; named as in :class:`edge_runtime.formats.adapter.AdapterLayout`."""
     merged: Merged = dataclasses.field(default_factory=dict)
     """Factors folded into the frozen weights so far, by target module; empty for rules that fold nothing."""
+    memory: Mapping[str, npt.NDArray[np.uint8]] = dataclasses.field(default_factory=dict)
+    """What the method remembers from round to round beside the model, by name: no device and no evaluation sees it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,6 @@
 """The global adapter of each round on disk: ``adapters/round-NNNN.safetensors`` and ``adapters/peft/``.
 
-Merged factors lie in the same file, under the names that they have on the wire.
+Merged factors lie in the same file, under the names that they have on the wire, and what the method remembers.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from broker_server.serving.storage.peft_folder import PeftFolder
 from edge_runtime.errors import TensorError
 from edge_runtime.formats import names
 from edge_runtime.formats.manifest import Manifest, digest_of
-from edge_runtime.formats.payload import check_payload, decode_payload
+from edge_runtime.formats.payload import check_payload, payload_of
 from edge_runtime.formats.plan import Plan
-from edge_runtime.formats.tensors import check_digest, encode_tensors
+from edge_runtime.formats.tensors import check_digest, decode_with_octets, encode_tensors
 from edge_runtime.system.files import make_directories, write_atomically
 
 Adapter = dict[str, npt.NDArray[np.float32]]
@@ -72,7 +72,7 @@ class GlobalAdapters:
         self.lora_scaling = lora_scaling
 
     def write(self, round_number: int, state: Aggregated) -> None:
-        """Write adapter and merged factors of a round, and the sum of both in PEFT's format.
+        """Write adapter, merged factors and memory of a round, and the sum of the first two in PEFT's format.
 
         Raises:
             StoreError: the round is finished, and its adapter was another.
@@ -89,7 +89,8 @@ class GlobalAdapters:
         tensors = dict(state.adapter)
         for module, (a, b) in state.merged.items():
             tensors[names.merged_a(module)], tensors[names.merged_b(module)] = a, b
-        data = encode_tensors(tensors, metadata=metadata)
+        octets = {names.MEMORY_PREFIX + name: value for name, value in state.memory.items()}
+        data = encode_tensors(tensors, metadata=metadata, octets=octets)
         if self._digests.get(round_number, digest_of(data)) != digest_of(data):
             msg = f"adapter {path} of a finished round cannot be made again: put it back from a copy"
             raise StoreError(msg, round_number=round_number)
@@ -127,7 +128,7 @@ class GlobalAdapters:
         return adapter_path(self._run_dir, round_number).is_file()
 
     def read(self, round_number: int) -> Aggregated:
-        """Adapter and merged factors of a round.
+        """Adapter, merged factors and memory of a round.
 
         Raises:
             StoreError: the file is missing, is not what was written, or is no adapter of this run.
@@ -136,13 +137,15 @@ class GlobalAdapters:
         try:
             data = path.read_bytes()
             check_digest(data, self._digests.get(round_number))
-            payload = decode_payload(data)
+            tensors, octets = decode_with_octets(data)
+            payload = payload_of(tensors)
             check_payload(self._manifest, Plan.full(self._manifest), self.rank, payload, is_update=False)
         except (OSError, TensorError) as error:
             msg = f"global adapter {path} cannot be used ({error}): start a new run, or put the file back"
             raise StoreError(msg, round_number=round_number) from error
         self._digests[round_number] = digest_of(data)
-        return Aggregated(adapter=payload.adapter, merged=payload.merged)
+        memory = {name.removeprefix(names.MEMORY_PREFIX): value for name, value in octets.items()}
+        return Aggregated(adapter=payload.adapter, merged=payload.merged, memory=memory)
 
     def digest(self, round_number: int) -> str | None:
         """SHA-256 of the file of a round that was read or written here; None = neither."""

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as npst
 
 from edge_runtime.bounds import limits
 from edge_runtime.errors import TensorError
-from edge_runtime.formats.tensors import decode_tensors, encode_tensors
+from edge_runtime.formats.tensors import decode_tensors, decode_with_octets, encode_tensors
 
 ARRAYS = npst.arrays(
     np.float32,
@@ -50,6 +50,16 @@ def test_the_same_tensors_and_metadata_give_the_same_bytes() -> None:
     assert size % 8 == 0
     assert json.loads(blob[8 : 8 + size])["__metadata__"] == metadata
     assert {name: value.shape for name, value in decode_tensors(blob).items()} == {"a": (5,), "b": (2, 3)}
+
+
+def test_octets_beside_floats_are_kept_in_a_file_and_refused_from_the_network() -> None:
+    floats, octets = {"a": np.ones((2, 3), np.float32)}, {"b": np.arange(5, dtype=np.uint8)}
+    blob = encode_tensors(floats, metadata={"rank": "2"}, octets=octets)
+    again, kept = decode_with_octets(blob)
+    np.testing.assert_array_equal(again["a"], floats["a"])
+    assert (list(again), list(kept), kept["b"].tolist()) == (["a"], ["b"], [0, 1, 2, 3, 4])
+    with pytest.raises(TensorError, match="type 'U8'"):
+        decode_tensors(blob)
 
 
 @given(ARRAYS)

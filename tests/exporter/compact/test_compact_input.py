@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors
 
 from edge_runtime.errors import ExitCode
 from edge_runtime.formats.manifest import digest_of
-from edge_runtime.formats.tensors import encode_tensors
+from edge_runtime.formats.tensors import decode_tensors, encode_tensors
 from edge_runtime.inference import CompactModel
 from edge_runtime.system.files import DiskFullError
 from exporter.compact.export import compact_run
@@ -117,6 +118,19 @@ def test_a_damaged_run_is_refused_and_nothing_is_written(bert_run: Path, tmp_pat
     assert "\n" not in str(refusal.value)
     assert refusal.value.exit_code is ExitCode.ARTIFACT_CORRUPTED
     assert list(out.iterdir()) == []
+
+
+def test_what_a_method_remembers_is_no_part_of_the_model(bert_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(bert_run, run)
+    path = run / "adapters" / "round-0010.safetensors"
+    with safetensors.safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+    octets = {"memory.log": np.arange(9, dtype=np.uint8)}
+    path.write_bytes(encode_tensors(decode_tensors(path.read_bytes()), metadata=metadata, octets=octets))
+    before, after = read_source(bert_run), read_source(run)
+    assert before.adapter.keys() == after.adapter.keys()
+    assert all(np.array_equal(value, after.adapter[name]) for name, value in before.adapter.items())
 
 
 def test_a_round_that_does_not_exist_is_refused(bert_run: Path, tmp_path: Path) -> None:

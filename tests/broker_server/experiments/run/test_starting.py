@@ -36,7 +36,7 @@ def trained(artifact: Artifact, root: Path, *, rank: int = 4, scaling: float = 2
     adapter = initial(artifact.manifest, artifact.initial(), rank, rng)
     adapter = {name: rng.normal(0, 0.1, value.shape).astype(np.float32) for name, value in adapter.items()}
     adapters = GlobalAdapters(root, artifact.manifest, artifact.digest, rank=rank, lora_scaling=scaling)
-    adapters.write(1, Aggregated(adapter=adapter))
+    adapters.write(1, Aggregated(adapter=adapter, memory={"log": np.arange(9, dtype=np.uint8)}))
     return adapters
 
 

@@ -21,6 +21,7 @@ from edge_runtime.agent.pauses import Pauses
 from edge_runtime.agent.precheck import count_examples
 from edge_runtime.agent.settings import MIN_TRAINING_RATIO, WorkSettings
 from edge_runtime.agent.traffic import Traffic
+from edge_runtime.bounds import limits
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.data import load_examples
 from edge_runtime.engine.dataset import Dataset
@@ -103,7 +104,7 @@ class AssignmentRunner:
             context: see :class:`WorkContext`.
 
         Returns:
-            The update and its blob's bytes, empty where it has none.
+            The update, and the bytes that were made, empty where there are none: inside it too, where they are few.
 
         Raises:
             StoppedError: it was asked to stop.
@@ -123,11 +124,13 @@ class AssignmentRunner:
         trained = execution.train(dataset, before, context.on_step)
         context.check()
         after = self._evaluate(execution, context)
-        made = execution.encode(context.welcome.wire_dtype)
-        up, down = context.traffic.settle(0 if made is None else len(made))
+        made = execution.encode(context.welcome.wire_dtype) or b""
+        up, down = context.traffic.settle(len(made))
+        is_inline = len(made) <= limits.MAX_INLINE_BYTES
         update = Update(
             key=assignment.key,
-            blob=None if made is None else chunks.describe(made),
+            blob=None if is_inline else chunks.describe(made),
+            inline=made if is_inline else b"",
             num_examples=len(dataset),
             train_loss=trained.mean_loss,
             measurements=Measurements(
@@ -145,7 +148,7 @@ class AssignmentRunner:
             ),
             evaluation=_evaluation(before[0], after[0]),
         )
-        return update, made or b""
+        return update, made
 
     def _evaluate(self, execution: Execution, context: WorkContext) -> Before:
         """Quality on the device's own held-out examples, None where it has none; and the seconds that took."""

@@ -1,7 +1,7 @@
 """Updates on disk until the coordinator has answered: they survive kill -9 and a power cut.
 
 Each entry is two files, the blob first: ``<key>.safetensors``, then ``<key>.update`` (the encoded message, which names
-the blob's digest). An entry exists when its second file does.
+the blob's digest). An entry exists when its second file does; it is alone where the message holds all that was made.
 """
 
 from __future__ import annotations

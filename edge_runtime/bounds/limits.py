@@ -17,6 +17,9 @@ CHUNK_BYTES: Final = 64 * 1024
 MIN_CHUNK_BYTES: Final = 1024
 """Smallest payload of a chunk that a header may announce, bytes: a blob has at most half a million chunks."""
 
+MAX_INLINE_BYTES: Final = 1024
+"""Most bytes that an update brings inside itself instead of in chunks."""
+
 MAX_BLOB_BYTES: Final = 512 * 1024 * 1024
 """Largest blob that travels through MQTT in chunks (an adapter), bytes."""
 

@@ -132,17 +132,29 @@ class Status(Message, frozen=True, kw_only=True):
 
 
 class Update(Message, frozen=True, kw_only=True):
-    """The device's reply to an assignment; what its work made follows in chunks."""
+    """The device's reply to an assignment; what its work made is inside, or follows in chunks where it is larger."""
 
     key: AssignmentKey
     blob: BlobRef | None = None
-    """None = the work makes nothing that would not fit this message."""
+    """None = what the work made is inside, or it made nothing."""
+    inline: Annotated[bytes, msgspec.Meta(max_length=limits.MAX_INLINE_BYTES)] = b""
+    """What the work made, where that is at most MAX_INLINE_BYTES; there is no ``blob`` then."""
     num_examples: Positive
     """Examples of the device (its weight in the aggregation)."""
     train_loss: Loss
     """Mean loss over the local steps."""
     measurements: Measurements
     evaluation: LocalEvaluation | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse an update that brings two things.
+
+        Raises:
+            ValueError: it does.
+        """
+        if self.inline and self.blob is not None:
+            msg = "update brings its bytes inside and announces a blob, expected one of the two"
+            raise ValueError(msg)
 
 
 class Failure(Message, frozen=True, kw_only=True):

@@ -50,7 +50,7 @@ from edge_runtime.wire.messages import (
 from tests.broker_server import tiny
 from tests.broker_server.links import open_link
 from tests.broker_server.step_times import step_times
-from tests.replies import blob_of, lora_of, payload_of
+from tests.replies import lora_of, payload_of
 
 FLEET, RUN = "test", "run-1"
 SAY_AGAIN_S = 0.3
@@ -138,6 +138,7 @@ class Device:
         self.device_id = device_id
         self.script = script
         self.changes = changes or {}
+        self.most_inline = limits.MAX_INLINE_BYTES
         self.received: list[AnyMessage] = []
         self._unanswered: dict[tuple[int, int], Update] = {}
         self._say_again_at = 0.0
@@ -242,16 +243,19 @@ class Device:
             )
             return
         update = self.update(assignment, made)
-        self._transfers.offer(blob_of(update).digest, lambda: made, chunk_bytes=blob_of(update).chunk_bytes)
+        if update.blob is not None:
+            self._transfers.offer(update.blob.digest, lambda: made, chunk_bytes=update.blob.chunk_bytes)
         self._unanswered[assignment.key.round_number, assignment.key.attempt] = update
         self._say_again_at = time.monotonic() + SAY_AGAIN_S
         self.say(update)
 
     def update(self, assignment: Assignment, blob: bytes) -> Update:
         """The message that announces an update, with this device's changes."""
+        is_inline = len(blob) <= self.most_inline
         update = Update(
             key=assignment.key,
-            blob=chunks.describe(blob),
+            blob=None if is_inline else chunks.describe(blob),
+            inline=blob if is_inline else b"",
             num_examples=10,
             train_loss=1.0,
             measurements=measurements(),

@@ -28,8 +28,10 @@ from broker_server.serving.coordinator.ledger import Ledger
 from broker_server.serving.coordinator.run_context import RunContext
 from edge_runtime.errors import TensorError, WireError
 from edge_runtime.link.complaints import Complaints
+from edge_runtime.wire import chunks
 from edge_runtime.wire.messages import (
     AssignmentKey,
+    BlobRef,
     DeviceState,
     Failure,
     FailureReason,
@@ -128,26 +130,22 @@ class MessageTranslator:
         return [DeviceOffline(device_id=device_id, detail=detail) for device_id in silent]
 
     def pull(self, state: RunState, key: AssignmentKey) -> list[Event]:
-        """Pull the update that was announced under ``key``, unless it cannot be right."""
-        update, participant = self._announced.get(key.device_id), open_participant(state, key)
-        if update is None or update.key != key or participant is None:
+        """Pull the update that was announced under ``key``, unless it cannot be right; one that is whole is decided."""
+        announced, participant = self._announced.get(key.device_id), open_participant(state, key)
+        if announced is None or announced.key != key or participant is None:
             return []
+        update = _with_header(announced)
         if update.blob is None:
-            return [UpdateRejected(key=key, detail="the update has no blob, and this work is answered with one")]
+            return [UpdateRejected(key=key, detail="the update brings nothing, and this work is answered with a blob")]
         if self._pulling.get(key.device_id) == update and self._channel.is_pulling(update.blob, key.device_id):
             return []  # said again while it is on its way
-        try:
-            self._assigner.check_size(update.blob, key)
-        except WireError as error:
-            return [UpdateRejected(key=key, detail=str(error))]
-        emulated_s = self._run.emulated_s(key, update.blob.size_bytes)
-        if emulated_s is not None and emulated_s > self._run.deadline_s:
-            self._ledger.late(key, emulated_s)
-            detail = f"{emulated_s:.1f} s on the virtual clock, the deadline is {self._run.deadline_s:g} s (emulated)"
-            return [UpdateLate(key=key, detail=detail)]
+        if (refusal := self._refusal(key, update.blob)) is not None:
+            return [refusal]
         before = self._pulling.get(key.device_id)
         if before is not None and before.blob is not None and before.blob.digest != update.blob.digest:
             self._channel.stop_pulling(before.blob, key.device_id)
+        if announced.inline:
+            return [self._decide(state, update, announced.inline)]
         self._pulling[key.device_id] = update
         self._channel.pull(
             update.blob,
@@ -156,6 +154,19 @@ class MessageTranslator:
             lambda why: self._arrived.append((update, why)),
         )
         return []
+
+    def _refusal(self, key: AssignmentKey, blob: BlobRef) -> Event | None:
+        """Why a blob is not taken, by its size alone: too large, or too late for the virtual clock."""
+        try:
+            self._assigner.check_size(blob, key)
+        except WireError as error:
+            return UpdateRejected(key=key, detail=str(error))
+        emulated_s = self._run.emulated_s(key, blob.size_bytes)
+        if emulated_s is None or emulated_s <= self._run.deadline_s:
+            return None
+        self._ledger.late(key, emulated_s)
+        detail = f"{emulated_s:.1f} s on the virtual clock, the deadline is {self._run.deadline_s:g} s (emulated)"
+        return UpdateLate(key=key, detail=detail)
 
     def forget(self, key: AssignmentKey) -> None:
         """Give up an update that no longer counts."""
@@ -283,3 +294,10 @@ class MessageTranslator:
         said, device_id = update.num_examples, key.device_id
         logger.warning("device %s says %d examples, but registered %d: it counts with these", device_id, said, most)
         return msgspec.structs.replace(update, num_examples=most)
+
+
+def _with_header(update: Update) -> Update:
+    """As an update whose bytes come in chunks: how it is kept."""
+    if not update.inline:
+        return update
+    return msgspec.structs.replace(update, blob=chunks.describe(update.inline), inline=b"")

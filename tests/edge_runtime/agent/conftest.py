@@ -22,10 +22,13 @@ MakeUpdate = Callable[..., Update]
 
 @pytest.fixture
 def make_update() -> MakeUpdate:
-    def make(blob: bytes, round_number: int = 1, attempt: int = 1, run_id: str = "run") -> Update:
+    def make(
+        blob: bytes, round_number: int = 1, attempt: int = 1, run_id: str = "run", *, is_inline: bool = False
+    ) -> Update:
         return Update(
             key=AssignmentKey(run_id=run_id, round_number=round_number, device_id="board-7", attempt=attempt),
-            blob=chunks.describe(blob, limits.MIN_CHUNK_BYTES),
+            blob=None if is_inline else chunks.describe(blob, limits.MIN_CHUNK_BYTES),
+            inline=blob if is_inline else b"",
             num_examples=5,
             train_loss=1.0,
             measurements=Measurements(

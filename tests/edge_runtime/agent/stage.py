@@ -32,6 +32,7 @@ from edge_runtime.wire.messages import (
     AnyMessage,
     Assignment,
     AssignmentKey,
+    BlobRef,
     Chunk,
     ChunkRequest,
     DeviceState,
@@ -141,12 +142,16 @@ class Coordinator:
         self.wait(Status, state=DeviceState.FETCHING)
         self.wait(Status, state=DeviceState.IDLE)
 
+    def offer(self, blob: bytes) -> BlobRef:
+        """Let the device pull a payload."""
+        ref = chunks.describe(blob)
+        self.transfers.offer(ref.digest, lambda: blob)
+        return ref
+
     def assign(self, round_number: int = 1, attempt: int = 1, **changes: Any) -> Assignment:
         arm = changes.get("arm", ARM)
         plan = stand_in_plan(self.artifact.manifest, arm)
-        blob = encode_tensors(adapter.restrict(self.artifact.manifest, self.full, plan, arm.rank))
-        ref = chunks.describe(blob)
-        self.transfers.offer(ref.digest, lambda: blob)
+        ref = self.offer(encode_tensors(adapter.restrict(self.artifact.manifest, self.full, plan, arm.rank)))
         hyper: dict[str, Any] = {
             "num_local_steps": 4,
             "learning_rate": 1e-2,
@@ -169,8 +174,7 @@ class Coordinator:
                 device_id=changes.pop("device_id", DEVICE),
                 attempt=attempt,
             ),
-            work=LoraWork(**work),
-            **{"payload": ref, "deadline_s": 60.0, **changes},
+            **{"payload": ref, "deadline_s": 60.0, "work": LoraWork(**work), **changes},
         )
         self.say(assignment)
         return assignment

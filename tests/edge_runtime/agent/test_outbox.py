@@ -23,6 +23,16 @@ def test_an_update_survives_the_process(tmp_path: Path, make_update: MakeUpdate)
     assert again.blob_file(update.key).read_bytes() == b"adapter"
 
 
+def test_an_update_that_holds_its_bytes_is_one_file(tmp_path: Path, make_update: MakeUpdate) -> None:
+    update = make_update(b"scalars", is_inline=True)
+    Outbox(tmp_path).add(update, b"scalars")
+    assert [path.suffix for path in tmp_path.iterdir()] == [".update"]
+    again = Outbox(tmp_path)
+    assert again.updates() == [update]
+    assert again.remove(update.key) == update
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_answered_update_is_gone(tmp_path: Path, make_update: MakeUpdate) -> None:
     outbox, update = Outbox(tmp_path), make_update(b"adapter")
     outbox.add(update, b"adapter")

@@ -11,6 +11,7 @@ from edge_runtime.agent.outbox import MAX_ENTRIES, Outbox
 from edge_runtime.agent.repeat import Repeat
 from edge_runtime.agent.uploads import Uploads
 from edge_runtime.link.transfers import Transfers
+from edge_runtime.wire import chunks
 from edge_runtime.wire.messages import AnyMessage, Chunk, ChunkRequest, Update
 from tests.replies import blob_of
 
@@ -88,6 +89,22 @@ def test_the_adapter_is_offered_until_the_verdict(desk: Desk, make_update: MakeU
     desk.uploads.close(update.key)
     desk.transfers.handle("coordinator", request)
     assert len(desk.sent) == 1
+
+
+def test_an_update_that_holds_its_bytes_is_announced_until_answered(tmp_path: Path, make_update: MakeUpdate) -> None:
+    """By a later process too; nobody can pull it."""
+    update = make_update(b"scalars", is_inline=True)
+    Desk(tmp_path).uploads.add(update, b"scalars")
+    desk = Desk(tmp_path)
+    desk.uploads.open("run")
+    assert desk.said_until(20) == [0, 5, 15]
+    assert desk.said == [update] * 3
+    digest = chunks.describe(b"scalars").digest
+    desk.uploads.heard(digest)
+    desk.transfers.handle("coordinator", ChunkRequest(digest=digest, missing=(0,)))
+    assert desk.sent == []
+    assert desk.uploads.close(update.key) == update
+    assert desk.said_until(100) == []
 
 
 def test_after_a_restart_only_updates_of_the_run_are_announced(tmp_path: Path, make_update: MakeUpdate) -> None:

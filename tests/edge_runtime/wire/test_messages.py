@@ -188,6 +188,23 @@ def test_an_update_of_a_device_that_cannot_pause_is_understood() -> None:
     assert decoded.measurements == msgspec.structs.replace(update.measurements, paused_s=0.0)
 
 
+def test_an_update_of_a_device_that_brings_nothing_inside_is_understood() -> None:
+    (update,) = [message for message in EXAMPLES if isinstance(message, Update)]
+    fields = msgspec.msgpack.decode(encode_message(update))
+    del fields["inline"]
+    assert decode_message(msgspec.msgpack.encode(fields)) == update
+
+
+def test_an_update_brings_its_bytes_inside_or_announces_them() -> None:
+    (update,) = [message for message in EXAMPLES if isinstance(message, Update)]
+    whole = msgspec.structs.replace(update, blob=None, inline=bytes(range(256)) * 4)
+    assert decode_message(encode_message(whole)) == whole
+    fields = msgspec.msgpack.decode(encode_message(update))
+    for changed in ({"inline": b"x"}, {"blob": None, "inline": bytes(limits.MAX_INLINE_BYTES + 1)}):
+        with pytest.raises(MessageError, match=r"expected one of the two|length"):
+            decode_message(msgspec.msgpack.encode(fields | changed))
+
+
 @by_kind
 def test_each_missing_field_is_refused(message: AnyMessage) -> None:
     fields = msgspec.msgpack.decode(encode_message(message))

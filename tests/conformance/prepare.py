@@ -2,8 +2,8 @@
 
 Runs where torch is. For each family, and once more with its base in eight bits: a tiny artifact, examples, an adapter
 to start from, and for several arms what PyTorch says of losses, gradients, the trained adapter and the evaluation
-(reference.py); a run that shrinks on its way and scores its units (shrinking.py); and, with the base as it is, a
-compact model with PyTorch's logits and greedy tokens.
+(reference.py); a run that shrinks on its way and scores its units (shrinking.py); rounds of zero-order tuning, and
+where they lead; and, with the base as it is, a compact model with PyTorch's logits and greedy tokens.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ from edge_runtime.engine.dataset import Dataset, batches
 from edge_runtime.formats import adapter as adapters
 from edge_runtime.formats.manifest import BaseDtype, Manifest, Task
 from edge_runtime.formats.plan import Plan
+from edge_runtime.wire.work import LoggedRound
+from edge_runtime.zero_order.parts import TunedParts
+from edge_runtime.zero_order.replay import apply_round
 from exporter.artifact.export import export_model
 from exporter.compact.export import compact_source
 from exporter.compact.merge import merged_model
@@ -67,6 +70,9 @@ PARTS: Final[dict[str, tuple[str, BaseDtype, tuple[str, ...]]]] = {
 }
 """Folders: the family, how its frozen weights are stored, and the arms."""
 COMPACT_ARM: Final = {"bert": "uneven", "llama": "half"}
+REPLAY_SEED: Final = 23
+REPLAYED: Final = ((0, 0.0, 1, 4), (1, 0.02, 2, 3), (1, 0.0, 1, 7), (0, 0.03, 5, 1), (1, 0.013, 1, 2))
+"""Rounds of zero-order tuning: cut, learning rate of the lower part, outer and inner perturbations."""
 
 
 def main(folder: Path) -> None:
@@ -107,6 +113,7 @@ def _prepare_part(directory: Path, family: str, base: BaseDtype, chosen: Sequenc
     if base == "stored":
         _prepare_compact(directory, artifact, plan, start)
     prepare_shrinking(directory / "shrinking", artifact, plan, start, data["train"])
+    _prepare_replay(directory / "replay", artifact.manifest, start)
 
 
 def _save_model(directory: Path, family: str) -> None:
@@ -178,6 +185,30 @@ def _expectations(reference: Reference, train: Dataset, test: Dataset, directory
         )
     after = reference.evaluate(test)
     return {"rank": reference.rank, "losses": losses, "before": before, "after": after}
+
+
+def _prepare_replay(directory: Path, manifest: Manifest, start: dict[str, Array]) -> None:
+    """Rounds of zero-order tuning, and where this machine's numpy gets to from them."""
+    directory.mkdir()
+    rng = np.random.default_rng(4)
+    rounds = [
+        LoggedRound(
+            round_number=number,
+            cut=cut,
+            lower_learning_rate=lower_learning_rate,
+            learning_rate=0.017,
+            num_outer=num_outer,
+            num_inner=num_inner,
+            scalars=rng.normal(0.0, 0.6, (6, num_outer, num_inner)).astype("<f4").tobytes(),
+        )
+        for number, (cut, lower_learning_rate, num_outer, num_inner) in enumerate(REPLAYED, start=2)
+    ]
+    flat = adapters.AdapterLayout.of(manifest, Plan.full(manifest), FULL_RANK).flatten(start)
+    expected = {"start": flat.copy()}
+    for logged in rounds:
+        apply_round(flat, TunedParts.of(manifest, FULL_RANK, logged.cut), REPLAY_SEED, logged)
+    save_file(expected | {"end": flat}, directory / "theta.safetensors")
+    (directory / "rounds.msgpack").write_bytes(msgspec.msgpack.encode((REPLAY_SEED, FULL_RANK, rounds)))
 
 
 def _prepare_compact(directory: Path, artifact: Artifact, plan: Plan, start: dict[str, Array]) -> None:

@@ -1,0 +1,43 @@
+"""Zero-order tuning on a device: golden bytes of the noise, and rounds done again to another machine's very bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from edge_runtime.engine.artifact import Artifact
+from edge_runtime.wire.work import LoggedRound
+from edge_runtime.zero_order.noise import signs
+from edge_runtime.zero_order.parts import TunedParts
+from edge_runtime.zero_order.replay import apply_round
+
+
+@pytest.mark.parametrize(
+    ("key", "golden"),
+    [
+        ((7, 3, 2, 5, 11), "4a4541c037a10efd01e1528444c91a11a47a121ab7f813395890521d1c5c61aa"),
+        ((2**63 - 1, 2**31 - 1, 2**31 - 1, 9, 3), "7d3b47d9be08962f83"),
+    ],
+)
+def test_noise_has_its_golden_bytes(key: tuple[int, int, int, int, int], golden: str) -> None:
+    noise = signs(*key, 4 * len(golden))
+    assert noise.dtype == np.float32
+    assert np.array_equal(np.abs(noise), np.ones(noise.size))
+    assert np.packbits(noise > 0, bitorder="little").tobytes().hex() == golden
+
+
+def test_rounds_done_again_end_at_the_same_bits(family_dir: Path) -> None:
+    seed, rank, rounds = msgspec.msgpack.decode(
+        (family_dir / "replay" / "rounds.msgpack").read_bytes(), type=tuple[int, int, list[LoggedRound]]
+    )
+    manifest = Artifact.open(family_dir / "artifact").manifest
+    expected = load_file(family_dir / "replay" / "theta.safetensors")
+    flat = expected["start"].copy()
+    for logged in rounds:
+        apply_round(flat, TunedParts.of(manifest, rank, logged.cut), seed, logged)
+    assert np.abs(flat - expected["start"]).max() > 0.01
+    assert flat.tobytes() == expected["end"].tobytes()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,51 @@ class FrozenWeights(Mapping[str, Array]):
     def put(self, name: str, value: Held) -> None:
         """Keep another array for a weight."""
         self._held[name] = value
+
+
+class BlockWeights:
+    """Weights as float32 for one block at a time: where they lie, if that is float32; else in memory that blocks share.
+
+    Args:
+        weights: of the model.
+        prefixes: of each block's names.
+    """
+
+    def __init__(self, weights: FrozenWeights, prefixes: Sequence[str]) -> None:
+        self._weights = weights
+        self._prefixes = prefixes
+        self._converted: dict[str, Array] = {}
+        self._loaded: int | None = None
+
+    def prefix(self, layer: int | None) -> str:
+        """Of a block's names; none for those of embedding and head, ``layer`` None."""
+        return "" if layer is None else self._prefixes[layer]
+
+    def readable(self, name: str, prefix: str) -> Array:
+        """Where a stage reads a weight: of the shared memory, after :meth:`load`."""
+        if not prefix or self._weights.is_float32(name):
+            return self._weights[name]
+        shape, local = self._weights.held(name).shape, name.removeprefix(prefix)
+        size = math.prod(shape)
+        if local not in self._converted:
+            largest = max(self._weights.held(p + local).size for p in self._prefixes)
+            self._converted[local] = np.empty(largest, np.float32)
+            self._loaded = None
+        return self._converted[local][:size].reshape(shape)
+
+    def load(self, layer: int) -> None:
+        """Convert the weights of a block that are not float32, unless they were the last to be converted."""
+        if self._loaded == layer:
+            return
+        prefix = self._prefixes[layer]
+        for local in self._converted:
+            if not self._weights.is_float32(prefix + local):
+                self._weights.write(prefix + local, self.readable(prefix + local, prefix))
+        self._loaded = layer
+
+    def reload(self) -> None:
+        """Convert anew: a weight is another array now."""
+        self._loaded = None
 
 
 def as_float32(held: Held) -> Array:

@@ -9,6 +9,7 @@ Shape legend: ``B`` examples, ``L`` length, ``H`` hidden size, ``T`` scored posi
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property
@@ -19,7 +20,7 @@ import numpy.typing as npt
 
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.dataset import Batch, Int64
-from edge_runtime.engine.frozen import Array, FrozenWeights
+from edge_runtime.engine.frozen import Array, BlockWeights, FrozenWeights
 from edge_runtime.engine.session import Binding, Graph
 from edge_runtime.formats import names
 from edge_runtime.formats.adapter import AdapterLayout, BlockSlices
@@ -88,6 +89,16 @@ class StagedGraphs:
         return StagedModel(self, weights)
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Lowered:
+    """A batch after the lower blocks of a model; no later call writes over it."""
+
+    hidden: Array
+    """Float32 ``[B, L, H]``; ``[B, 1, H]`` after a last block that gives first tokens alone."""
+    context: Mapping[str, Any]
+    """What all blocks take beside it, as onnxruntime has it."""
+
+
 class StagedModel:
     """See :class:`edge_runtime.engine.model.Model`."""
 
@@ -98,8 +109,7 @@ class StagedModel:
         self._graphs = graphs
         self._manifest = graphs.manifest
         self._weights = weights
-        self._converted: dict[str, Array] = {}
-        self._loaded: int | None = None
+        self._blocks = BlockWeights(weights, graphs.manifest.block_prefixes)
         self._lora_scaling = np.zeros((), np.float32)
         self._loss_scale = np.zeros((), np.float32)
         self._bindings: dict[tuple[str, int | None], Binding] = {}
@@ -114,11 +124,11 @@ class StagedModel:
 
     def reload(self, name: str) -> None:
         """See :meth:`edge_runtime.engine.model.Model.reload`."""
-        self._loaded = None
+        self._blocks.reload()
         for (_, layer), binding in self._bindings.items():
-            prefix = self._prefix(layer)
+            prefix = self._blocks.prefix(layer)
             if name.startswith(prefix) and name.removeprefix(prefix) in binding.graph.inputs:
-                binding.bind(name.removeprefix(prefix), self._readable(name, prefix))
+                binding.bind(name.removeprefix(prefix), self._blocks.readable(name, prefix))
 
     def gradient(self, batch: Batch, params: Array, grads: Array, summed: Array, num_targets: int) -> float:
         """See :meth:`edge_runtime.engine.model.Model.gradient`."""
@@ -160,10 +170,45 @@ class StagedModel:
 
     def score(self, batch: Batch, params: Array) -> tuple[float, int]:
         """See :meth:`edge_runtime.engine.model.Model.score`."""
-        rows, targets = batch.scored()
-        if targets.size == 0:
+        if batch.num_targets == 0:
             return 0.0, 0
-        scored = self._scored(batch, rows, params)
+        hidden, context = self._embedded(batch)
+        return self._score(self._after(range(self._manifest.num_layers), hidden, batch, context, params), batch, params)
+
+    def lower(self, batch: Batch, params: Array, cut: int) -> Lowered:
+        """Run embedding and the blocks below ``cut``, 0 to the number of blocks; forward graphs alone.
+
+        Args:
+            batch: examples.
+            params: flat adapter, float32 ``[N]``; read only where those blocks' factors lie.
+            cut: number of blocks.
+
+        Raises:
+            GraphError: onnxruntime failed.
+            InsufficientMemoryError: it could not allocate.
+        """
+        hidden, context = self._embedded(batch)
+        return Lowered(hidden=self._after(range(cut), hidden, batch, context, params).copy(), context=context)
+
+    def upper(self, lowered: Lowered, batch: Batch, params: Array, cut: int) -> tuple[float, int]:
+        """Run the blocks from ``cut`` on, and score: with :meth:`lower`, the same as :meth:`score` to the last bit.
+
+        Args:
+            lowered: of the same batch at the same cut; not changed, so that it serves any number of adapters.
+            batch: examples.
+            params: flat adapter, float32 ``[N]``; read only where the factors of those blocks and dense tensors lie.
+            cut: number of blocks that ``lowered`` is after.
+
+        Returns:
+            As :meth:`score`; raises the same.
+        """
+        layers = range(cut, self._manifest.num_layers)
+        return self._score(self._after(layers, lowered.hidden, batch, lowered.context, params), batch, params)
+
+    def _score(self, hidden: Array, batch: Batch, params: Array) -> tuple[float, int]:
+        """Of what the last block gives."""
+        rows, targets = batch.scored()
+        scored = self._at(rows, hidden)
         binding = self._stage(names.SCORE_STAGE, None)
         loss_sum, num_correct, total, correct = np.zeros((), np.float32), np.zeros((), np.int64), 0.0, 0
         self._bind_dense(binding, params)
@@ -188,7 +233,9 @@ class StagedModel:
         """
         rows, targets = batch.scored()
         params = np.zeros(self._layout.num_elements, np.float32)
-        scored = np.ascontiguousarray(self._scored(batch, rows, params))
+        hidden, context = self._embedded(batch)
+        hidden = self._after(range(self._manifest.num_layers), hidden, batch, context, params)
+        scored = np.ascontiguousarray(self._at(rows, hidden))
         head = Head.of(self._manifest)
         weight = self._layout.unflatten(params)[head.weight]
         binding = self._stage(names.SCORE_STAGE, None)
@@ -204,16 +251,19 @@ class StagedModel:
             features[:, begin:end] = binding.run_for([names.LOGITS])[names.LOGITS].numpy()[:, : end - begin]
         return features
 
-    def _scored(self, batch: Batch, rows: Int64, params: Array) -> Array:
-        """Hidden states of the scored positions after the last block, ``[T, H]``."""
+    def _embedded(self, batch: Batch) -> tuple[Array, dict[str, Any]]:
+        """Hidden states before the first block, in the first buffer, and the context tensors."""
+        (hidden,) = self._hidden(1, batch)
+        return hidden, self._embed(batch, hidden)
+
+    def _after(self, layers: range, hidden: Array, batch: Batch, context: Mapping[str, Any], params: Array) -> Array:
+        """Hidden states after some blocks, in one of the first two buffers; those before, where there is no block."""
         kept = self._manifest.residual_layers
-        hidden, spare, *unused = self._hidden(3 if kept else 2, batch)
-        context = self._embed(batch, hidden)
-        for layer in range(self._manifest.num_layers):
-            self._forward(layer, hidden, spare, context, params, _flat(*unused) if layer in kept else None)
-            hidden, spare = spare, hidden
-        scored = self._given(self._manifest.num_layers - 1, hidden).reshape(-1, self._manifest.hidden_size)
-        return scored[self._among_given(rows)]
+        spare, out, *unused = self._hidden(3 if kept else 2, batch)
+        for layer in layers:
+            self._forward(layer, hidden, out, context, params, _flat(*unused) if layer in kept else None)
+            hidden, out, spare = out, spare, out
+        return self._given(layers[-1], hidden) if layers else hidden
 
     def _embed(self, batch: Batch, out: Array) -> dict[str, Any]:
         """Write hidden states ``[B, L, H]``; returns the context tensors, as onnxruntime has them."""
@@ -253,6 +303,10 @@ class StagedModel:
             return buffer
         batch, _, hidden_size = buffer.shape
         return buffer.reshape(-1)[: batch * hidden_size].reshape(batch, 1, hidden_size)
+
+    def _at(self, rows: Int64, hidden: Array) -> Array:
+        """Hidden states of the scored positions, ``[T, H]``, of what the last block gives."""
+        return hidden.reshape(-1, self._manifest.hidden_size)[self._among_given(rows)]
 
     def _among_given(self, rows: Int64) -> Int64 | slice:
         """Scored positions among those that the last block gives."""
@@ -303,7 +357,7 @@ class StagedModel:
     def _block(self, stage: str, layer: int, hidden: Array, context: Mapping[str, Any], params: Array) -> Binding:
         """A stage of a block with all but its outputs and gradients bound."""
         binding = self._stage(stage, layer)
-        self._load(layer)
+        self._blocks.load(layer)
         binding.bind(names.HIDDEN, hidden)
         if names.PARAMS in binding.graph.inputs:
             binding.bind(names.PARAMS, params[self._parts.blocks[layer]])
@@ -321,35 +375,10 @@ class StagedModel:
         return self._bindings[stage, layer]
 
     def _bind_weights(self, binding: Binding, layer: int | None) -> None:
-        prefix, looked_up = self._prefix(layer), names.INPUT_IDS in binding.graph.inputs
+        prefix, looked_up = self._blocks.prefix(layer), names.INPUT_IDS in binding.graph.inputs
         for name in binding.graph.inputs:
             if prefix + name in self._weights and not (looked_up and name == self._manifest.word_embedding):
-                binding.bind(name, self._readable(prefix + name, prefix))
-
-    def _prefix(self, layer: int | None) -> str:
-        return "" if layer is None else self._manifest.block_prefixes[layer]
-
-    def _readable(self, name: str, prefix: str) -> Array:
-        """Where a stage reads a weight: where it lies, if that is float32; else memory that blocks share."""
-        if not prefix or self._weights.is_float32(name):
-            return self._weights[name]
-        shape, local = self._weights.held(name).shape, name.removeprefix(prefix)
-        size = math.prod(shape)
-        if local not in self._converted:
-            largest = max(self._weights.held(p + local).size for p in self._manifest.block_prefixes)
-            self._converted[local] = np.empty(largest, np.float32)
-            self._loaded = None
-        return self._converted[local][:size].reshape(shape)
-
-    def _load(self, layer: int) -> None:
-        """Convert the weights of a block that are not float32, unless they were the last to be converted."""
-        if self._loaded == layer:
-            return
-        prefix = self._manifest.block_prefixes[layer]
-        for local in self._converted:
-            if not self._weights.is_float32(prefix + local):
-                self._weights.write(prefix + local, self._readable(prefix + local, prefix))
-        self._loaded = layer
+                binding.bind(name, self._blocks.readable(prefix + name, prefix))
 
     def _bind_sizes(self, binding: Binding, layer: int | None) -> None:
         sizes = self._parts.dense_sizes if layer is None else self._parts.block_sizes[layer]

@@ -11,11 +11,11 @@ from typing import Annotated, Final, Literal, Self
 import msgspec
 
 from broker_server.errors import ConfigError
-from broker_server.methods.presets import completed, trained_sparsity
+from broker_server.methods.presets import check_method, completed, trained_sparsity
 from broker_server.methods.pruning.config import PruningConfig
-from broker_server.methods.training import TrainingConfig
+from broker_server.methods.training import TrainingConfig, ZeroOrderConfig
 from broker_server.naming import as_key
-from broker_server.options import Panel, Scalar, Written, from_toml, option, to_toml, zero_for_none
+from broker_server.options import Panel, Scalar, Written, flat, from_toml, option, to_toml, zero_for_none
 from broker_server.ranges import check_fields
 from edge_runtime.bounds import limits
 from edge_runtime.bounds.fields import Count, Name, Positive, Seconds, Seed
@@ -78,6 +78,7 @@ class FederationConfig:
     )
     """See docs/aggregation.md; empty = nothing."""
     pruning: PruningConfig = dataclasses.field(default_factory=PruningConfig)
+    zero_order: ZeroOrderConfig = dataclasses.field(default_factory=ZeroOrderConfig)
     eval_sparse: bool = option(Panel.PRUNING, "measure the sub-model at --sparsity in every round", default=False)
     """Else only in the last."""
     sparsity: float | None = option(
@@ -111,6 +112,7 @@ class FederationConfig:
         if self.pruning.deploy_rounds and self.sparsity is None:
             msg = f"deploy_rounds is {self.pruning.deploy_rounds}, but no sparsity is given to deploy"
             raise ConfigError(msg)
+        check_method(self.method, flat(self))
 
     @property
     def max_rank(self) -> int:
@@ -176,7 +178,10 @@ class CoordinatorConfig(FederationConfig):
     """Devices that are known at a time; a new one takes the place of that which has been offline longest."""
 
     def __post_init__(self) -> None:
-        FederationConfig.__post_init__(self)
+        try:
+            FederationConfig.__post_init__(self)
+        except ConfigError as error:
+            raise as_key(error) from error
         if self.num_devices > self.max_devices:
             msg = f"num_devices is {self.num_devices}, but max_devices lets no more than {self.max_devices} register"
             raise ConfigError(msg)

@@ -33,6 +33,7 @@ class Panel(enum.StrEnum):
 
     MODEL = "Model and data"
     TRAINING = "Training"
+    ZERO_ORDER = "Zero-order tuning"
     PRUNING = "Pruning"
     RESULT = "Result"
     PROCESSES = "Processes"

@@ -22,7 +22,7 @@ from broker_server.methods.pruning.config import PruningConfig
 from broker_server.methods.pruning.plans import Plans
 from broker_server.methods.pruning.schedule import Segment
 from broker_server.methods.pruning.scores import Scores
-from broker_server.methods.training import TrainingConfig
+from broker_server.methods.training import TrainingConfig, ZeroOrderConfig
 from edge_runtime.formats.adapter import Array, Tensors, initial
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.payload import Payload
@@ -87,6 +87,8 @@ class Combined:
     """Scores that rank the units from now on."""
     deltas: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """By device, the Frobenius norm of the change of B A that its training made; empty where no factor is trained."""
+    not_finite: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """By device, how many of its measurements were not finite and count as 0; empty where none are counted."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +106,7 @@ class MethodContext:
     max_rank: int
     """Rank of the global adapter."""
     seed: int
+    zero_order: ZeroOrderConfig = dataclasses.field(default_factory=ZeroOrderConfig)
 
 
 class Method(abc.ABC):
@@ -116,6 +119,8 @@ class Method(abc.ABC):
     averages: ClassVar[bool] = True
     """Whether replies are models that are averaged by their examples: then one device's share is limited, and update
     transforms apply to its change. Otherwise replies are sums that are added as they are."""
+    is_start_exact: ClassVar[bool] = False
+    """Whether devices start from float32 whatever the run's ``wire_dtype``: they do again what the server does."""
 
     has_step_times: ClassVar[bool] = True
     """Whether its steps take the time that calibration measures, so that devices can be emulated."""
@@ -133,15 +138,34 @@ class Method(abc.ABC):
         """
         return Aggregated(adapter=initial(self._manifest, dense, self._context.max_rank, rng))
 
+    @classmethod
+    def check_settings(cls, settings: Mapping[str, object], manifest: Manifest | None = None) -> None:
+        """Refuse settings that this method cannot keep to.
+
+        Args:
+            settings: values of all options, by name, as they are written.
+            manifest: of the artifact; None = it is not known yet.
+
+        Raises:
+            ConfigError: begins with the option.
+        """
+        del settings, manifest
+
     @abc.abstractmethod
-    def ask(self, key: AssignmentKey, arm: Arm, *, at_once: bool) -> AssignedWork:
+    def ask(self, key: AssignmentKey, arm: Arm, *, at_once: bool, model: Aggregated) -> AssignedWork:
         """What a device is asked to do.
 
         Args:
             key: of the assignment.
             arm: that the scheduler chose.
             at_once: whether the arm's ratio is played in full from the first step on, without a ramp.
+            model: that devices start from.
         """
+
+    def is_averaged(self, work: Work) -> bool:
+        """Whether replies to a piece of work are averaged: see :attr:`averages`."""
+        del work
+        return self.averages
 
     @abc.abstractmethod
     def start_kind(self, work: Work) -> Hashable:

@@ -14,8 +14,10 @@ from typing import Final, TypeGuard
 
 from broker_server.errors import ConfigError
 from broker_server.methods.method import Method
+from broker_server.methods.probe.ridge import PENALTY
 from broker_server.methods.registry import WORKS
 from broker_server.naming import said_of
+from edge_runtime.formats.manifest import Manifest
 from edge_runtime.system.registry import Registry
 from edge_runtime.wire.arms import format_arms, parse_arms
 from edge_runtime.wire.work import Arm
@@ -161,7 +163,7 @@ def _probe(shared: Shared) -> Settings:
         "arms": format_arms((PROBE_ARM,)),
         "importance": "magnitude",
         "rounds": 1,
-        "weight_decay": 1e-5,
+        "weight_decay": PENALTY,
     }
 
 
@@ -175,6 +177,22 @@ def _probe_softmax(shared: Shared) -> Settings:
         "learning_rate": 30.0,
         "weight_decay": 0.0,
     }
+
+
+def _zero_order(learning_rate: float, **own: object) -> Callable[[Shared], Settings]:
+    """One arm, nothing pruned, a constant learning rate."""
+
+    def settings(shared: Shared) -> Settings:
+        return {
+            "scheduler": "fixed",
+            "arms": shared.unpruned,
+            "importance": "magnitude",
+            "learning_rate": learning_rate,
+            "final_learning_rate_ratio": 1.0,
+            **own,
+        }
+
+    return settings
 
 
 def _fedara(shared: Shared) -> Settings:
@@ -268,6 +286,33 @@ PRESETS: Final[Mapping[str, Preset]] = {
         work="probe_softmax",
         settings=_probe_softmax,
     ),
+    "mezo": Preset(
+        label="MeZO",
+        about="tuning by forward passes alone: one perturbation a step, scalars averaged",
+        source="MeZO, arXiv 2305.17333, like",
+        work="zero_order",
+        settings=_zero_order(1e-2, zo_cut=0, zo_outer=1, zo_inner=1),
+    ),
+    "decomfl": Preset(
+        label="DeComFL-like",
+        about="tuning by forward passes alone: several perturbations a step, shared seeds, scalars averaged",
+        source="DeComFL, arXiv 2405.15861, like",
+        work="zero_order",
+        settings=_zero_order(2e-2, zo_cut=0, zo_outer=4, zo_inner=1),
+    ),
+    "fedspzo": Preset(
+        label="FedSPZO-like",
+        about="tuning by forward passes alone: the lower half's activations serve several perturbations of the upper",
+        source="FedSPZO, arXiv 2502.10239, in the form of",
+        work="zero_order",
+        settings=_zero_order(2e-2, zo_outer=1, zo_inner=4),
+    ),
+    "topzo": Preset(
+        label="Top-half ZO",
+        about="as FedSPZO, the lower half is not tuned, and runs once for a batch",
+        work="zero_order",
+        settings=_zero_order(2e-2, zo_lower_learning_rate=0.0, zo_outer=1, zo_inner=4),
+    ),
     "fedex_lora": Preset(
         label="FedEx-LoRA",
         about="one rank, nothing pruned, averages plus residual",
@@ -276,6 +321,23 @@ PRESETS: Final[Mapping[str, Preset]] = {
     ),
 }
 """FedSpine's own methods by name."""
+
+
+def check_method(name: str, settings: Mapping[str, object], manifest: Manifest | None = None) -> None:
+    """Refuse settings that a method cannot keep to: see :meth:`broker_server.methods.method.Method.check_settings`.
+
+    Args:
+        name: of the method; empty = none was chosen, and anything goes.
+        settings: values of all options, by name, as they are written.
+        manifest: of the artifact; None = it is not known yet.
+
+    Raises:
+        ConfigError: begins with the option; or the method is not known.
+    """
+    if name:
+        with said_of("method"):
+            method = METHODS.find_or_import(name).method
+        method.check_settings(settings, manifest)
 
 
 def trained_sparsity(arms: Sequence[Arm]) -> float:

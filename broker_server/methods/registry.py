@@ -9,8 +9,14 @@ from broker_server.errors import ConfigError
 from broker_server.methods.lora.method import Lora
 from broker_server.methods.method import Method, MethodContext
 from broker_server.methods.probe.method import SoftmaxProbe, StatisticsProbe
+from broker_server.methods.zero_order.method import ZeroOrder
 
-WORKS: Final[Mapping[str, type[Method]]] = {"lora": Lora, "probe": StatisticsProbe, "probe_softmax": SoftmaxProbe}
+WORKS: Final[Mapping[str, type[Method]]] = {
+    "lora": Lora,
+    "probe": StatisticsProbe,
+    "probe_softmax": SoftmaxProbe,
+    "zero_order": ZeroOrder,
+}
 
 
 def make_method(work: str | type[Method], context: MethodContext) -> Method:

@@ -1,12 +1,14 @@
-"""Settings of training on devices: what they do in a round, whatever the method."""
+"""Settings of training on devices: what they do in a round, and how zero-order methods do it."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from typing import Annotated, Final, Literal
 
 import msgspec
 
+from broker_server.errors import ConfigError
+from broker_server.naming import option_name
 from broker_server.options import Panel, option, zero_for_none
 from broker_server.ranges import Ratio, check_fields
 from edge_runtime.bounds import limits
@@ -40,3 +42,59 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+
+AUTOMATIC: Final = -1
+"""Of a cut: half of the blocks. Of a learning rate: half of the other part's."""
+
+SMALLEST_EPSILON: Final = 1e-6
+"""Eight times the spacing of float32 at 1: below it a perturbation is lost in the rounding of weights and losses."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ZeroOrderConfig:
+    """Table ``[zero_order]`` of ``config.toml``: tuning by forward passes alone (docs/zero-order.md)."""
+
+    cut: Annotated[int, msgspec.Meta(ge=AUTOMATIC, le=limits.MAX_LAYERS)] = option(
+        Panel.ZERO_ORDER,
+        "blocks below it are the lower part, the others and the head the upper; -1 = half of them",
+        AUTOMATIC,
+        name="zo_cut",
+        by="method",
+    )
+    num_outer: Positive = option(
+        Panel.ZERO_ORDER, "perturbations of the lower part in a step", 1, name="zo_outer", by="method"
+    )
+    num_inner: Positive = option(
+        Panel.ZERO_ORDER, "perturbations of the upper part for each of those", 4, name="zo_inner", by="method"
+    )
+    epsilon: Annotated[float, msgspec.Meta(ge=SMALLEST_EPSILON, le=1)] = option(
+        Panel.ZERO_ORDER, "size of a perturbation", 1e-2, name="zo_epsilon"
+    )
+    lower_learning_rate: Annotated[float, msgspec.Meta(ge=AUTOMATIC, le=limits.MAX_FACTOR)] = option(
+        Panel.ZERO_ORDER,
+        "learning rate of the lower part; 0 = it is neither perturbed nor changed, -1 = half of --learning-rate",
+        float(AUTOMATIC),
+        name="zo_lower_learning_rate",
+        by="method",
+    )
+    combine: Literal["mean", "median", "trimmed"] = option(
+        Panel.ZERO_ORDER,
+        "how the devices' scalars are combined: mean, weighted by examples; median; or trimmed, the mean without the "
+        "tenth at either end",
+        "mean",
+        name="zo_combine",
+    )
+    head: Literal["probe", "as-it-is"] = option(
+        Panel.ZERO_ORDER,
+        "what a classifier's head starts from: probe, solved from the devices' features in a round before; or as-it-is",
+        "probe",
+        name="zo_head",
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if AUTOMATIC < self.lower_learning_rate < 0:
+            name = option_name("zo_lower_learning_rate")
+            msg = f"{name} is {self.lower_learning_rate}, expected {AUTOMATIC}, or 0 or more"
+            raise ConfigError(msg)

@@ -199,7 +199,7 @@ class Job:
             for line in data_lines(data, self._settings.num_devices):
                 self._display.step(line)
             self._finish_export(export)
-            preparation.check_length(self._settings.training.max_length, decode_manifest(self._manifest_bytes()))
+            preparation.check_model(self._settings, decode_manifest(self._manifest_bytes()))
             self._name_artifact()
             if self._settings.adapter:
                 self._start_from(Path(self._settings.adapter))

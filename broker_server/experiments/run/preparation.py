@@ -21,8 +21,10 @@ from broker_server.experiments.run.reuse import check_artifact
 from broker_server.experiments.run.settings import EMBEDDED_BROKERS, RunSettings
 from broker_server.experiments.run.split import parse_split, split
 from broker_server.experiments.run.starting import check_rank, read_adapter
+from broker_server.methods.presets import check_method
 from broker_server.methods.scheduler import make_scheduler
 from broker_server.naming import said_of
+from broker_server.options import flat
 from broker_server.serving.report.schema import DataEntry, DeviceData
 from broker_server.serving.services.broker import find_broker
 from broker_server.serving.services.ports import check_port
@@ -143,12 +145,14 @@ def may_be_indices(labels: tuple[str, ...]) -> bool:
     return bool(labels) and all(label.isdecimal() for label in labels)
 
 
-def check_length(max_length: int, manifest: Manifest) -> None:
-    """Refuse examples that are longer than the model's positions, before a device does.
+def check_model(settings: RunSettings, manifest: Manifest) -> None:
+    """Refuse what does not fit the model, before a device does: examples longer than its positions, and the method.
 
     Raises:
-        ConfigError: they are.
+        ConfigError: they do not.
     """
+    check_method(settings.method, flat(settings), manifest)
+    max_length = settings.training.max_length
     if max_length > manifest.text.max_length:
         most = manifest.text.max_length
         msg = f"--max-length is {max_length}, {manifest.model_name} takes {most} tokens at most: give {most} or fewer"

@@ -11,8 +11,8 @@ from typing import Final
 
 from broker_server.config import DEFAULT_ARMS
 from broker_server.errors import ConfigError
-from broker_server.experiments.run.settings import RunSettings
-from broker_server.methods.presets import completed, trained_sparsity
+from broker_server.experiments.run.settings import NOT_EMULATED, RunSettings
+from broker_server.methods.presets import METHODS, completed, trained_sparsity
 from broker_server.naming import as_key, option_of, said_of
 from broker_server.options import build, check_values, options_of, renamed
 from edge_runtime.errors import FedSpineError
@@ -23,7 +23,7 @@ METHOD: Final = "fedspine"
 """What ``fedspine run`` plays where nothing is said."""
 
 EMULATED: Final = "jetson"
-"""Classes of its devices, so that they are unequal on one machine."""
+"""Classes of its devices, so that they are unequal on one machine; not of methods whose time is not modelled."""
 
 TASK_DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {
     "text-classification": {
@@ -136,6 +136,10 @@ def _defaults(given: Mapping[str, object]) -> dict[str, object]:
     may_be_skewed = task == "text-classification" and not given.get("class_balance")
     aggregation = "fedspine" if may_be_skewed else "fedspine_holders"  # docs/aggregation.md
     defaults = {**TASK_DEFAULTS[str(task)], **split, "aggregation": aggregation, "task": task}
+    if method := str(given.get("method", "")):
+        with said_of("method"):
+            if not METHODS.find_or_import(method).method.has_step_times:
+                defaults["emulate"] = NOT_EMULATED[0]
     return {**defaults, "sparsity": _trained_sparsity(given.get("arms", defaults["arms"]))}
 
 

@@ -53,8 +53,9 @@ class Lora(Method):
 
     # ---- what is asked -----------------------------------------------------------------------------------------------
 
-    def ask(self, key: AssignmentKey, arm: Arm, *, at_once: bool) -> AssignedWork:
+    def ask(self, key: AssignmentKey, arm: Arm, *, at_once: bool, model: Aggregated) -> AssignedWork:
         """Plans along the ramp, and hyper-parameters; see :meth:`Method.ask`."""
+        del model
         training, pruning, plans = self._context.training, self._context.pruning, self._context.plans
         number, num_steps = key.round_number, training.num_local_steps
         if at_once or is_deploy(pruning, number, training.num_rounds):

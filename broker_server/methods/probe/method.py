@@ -47,9 +47,9 @@ class Probe(Method):
         num_classes, num_features = self._head.num_classes, self._head.num_features
         self._shapes = {self._head.weight: (num_classes, num_features), self._head.bias: (num_classes,)}
 
-    def ask(self, key: AssignmentKey, arm: Arm, *, at_once: bool) -> AssignedWork:
+    def ask(self, key: AssignmentKey, arm: Arm, *, at_once: bool, model: Aggregated) -> AssignedWork:
         """One pass over the features of the arm's plan, which is played at once; see :meth:`Method.ask`."""
-        del at_once
+        del at_once, model
         training, plans, ratio = self._context.training, self._context.plans, arm.pruning_ratio
         num_steps = training.num_local_steps if self.form == "softmax" else 1
         return AssignedWork(

@@ -52,11 +52,12 @@ class Assigner:
         """
         key = command.key
         if key not in self._works:
-            self._works[key] = self._method.ask(key, command.arm, at_once=at_once)
+            self._works[key] = self._method.ask(key, command.arm, at_once=at_once, model=model)
         work = self._works[key].work
         kind = self._method.start_kind(work)
         if kind not in self._blobs:
-            data = encode_payload(self._method.start(model, work), self._wire_dtype)
+            dtype = "float32" if self._method.is_start_exact else self._wire_dtype
+            data = encode_payload(self._method.start(model, work), dtype)
             self._blobs[kind] = chunks.describe(data), data
         ref, blob = self._blobs[kind]
         return Assignment(key=key, deadline_s=command.deadline_s, payload=ref, work=work), blob

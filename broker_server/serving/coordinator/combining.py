@@ -54,7 +54,7 @@ def combine_round(
     after = GlobalState(model=before.model, importance=before.importance)
     if accepted:
         replies = [_reply(run, store, update) for update in accepted]
-        if run.method.averages:
+        if run.method.is_averaged(replies[0].work):
             replies = _weighed(round_number, replies, run.config.max_share)
         replies = [_transformed(run, round_number, before.model, reply) for reply in replies]
         try:

@@ -273,7 +273,7 @@ class MessageTranslator:
         try:
             self._assigner.check_update(content, key, update.num_examples)
             weighed = self._weighed(update)
-            if weighed is not update and not self._run.method.averages:
+            if weighed is not update and not self._run.method.is_averaged(self._assigner.assigned(key).work):
                 msg = f"sums over {update.num_examples} examples, its device registered {weighed.num_examples}"
                 raise TensorError(msg)
         except WireError as error:

@@ -15,12 +15,14 @@ from broker_server.emulation.fleet import load_fleet
 from broker_server.emulation.step_times import STEP_TIMES_FILE, read_step_times
 from broker_server.errors import ConfigError, StoreError
 from broker_server.methods.method import Method, MethodContext
-from broker_server.methods.presets import METHODS
+from broker_server.methods.presets import METHODS, check_method
 from broker_server.methods.pruning.files import ImportanceFiles
 from broker_server.methods.pruning.plans import Plans
 from broker_server.methods.pruning.scores import Scores, check_scorable
 from broker_server.methods.registry import make_method
 from broker_server.methods.scheduler import GuardedScheduler, make_scheduler
+from broker_server.naming import as_key
+from broker_server.options import flat
 from broker_server.serving.coordinator.assignments import Assigner
 from broker_server.serving.evaluation.held_out import HeldOut
 from broker_server.serving.storage.adapters import GlobalAdapters, peft_directory
@@ -155,7 +157,12 @@ def _make_method(config: CoordinatorConfig, manifest: Manifest, plans: Plans) ->
         aggregation=config.aggregation,
         max_rank=config.max_rank,
         seed=config.seed,
+        zero_order=config.zero_order,
     )
+    try:
+        check_method(config.method, flat(config), manifest)
+    except ConfigError as error:
+        raise as_key(error) from error
     work = METHODS.find_or_import(config.method).work if config.method else "lora"
     method = make_method(work, context)
     if config.emulation_file is not None and not method.has_step_times:

@@ -53,7 +53,7 @@ def method(kind: type[Method], made: Manifest | None = None, penalty: float = PE
 
 def work_of(made: Method, round_number: int = 1) -> ProbeWork:
     key = AssignmentKey(run_id="run", round_number=round_number, device_id="a", attempt=1)
-    work = made.ask(key, Arm(pruning_ratio=0.0, rank=1), at_once=False).work
+    work = made.ask(key, Arm(pruning_ratio=0.0, rank=1), at_once=False, model=start(made)).work
     assert isinstance(work, ProbeWork)
     return work
 

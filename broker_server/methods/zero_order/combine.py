@@ -1,0 +1,56 @@
+"""The devices' scalars as one: all belong to the same perturbations, so they are combined one by one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+
+TRIMMED_SHARE: Final = 0.1
+"""Of the devices, left out at either end."""
+
+
+def mean(values: Float64, weights: Float64) -> Float64:
+    """Weighted by examples (FedAvg, arXiv 1602.05629): the scalar of all examples together."""
+    return np.asarray(np.average(values, axis=0, weights=weights), np.float64)
+
+
+def median(values: Float64, weights: Float64) -> Float64:
+    """Each device counts once: fewer than half of them cannot move it beyond what the others said."""
+    del weights
+    return np.asarray(np.median(values, axis=0), np.float64)
+
+
+def trimmed_mean(values: Float64, weights: Float64) -> Float64:
+    """The mean without the largest and the smallest tenth, at least one of each where there are three or more.
+
+    Each device counts once (coordinate-wise trimmed mean, Yin et al., arXiv 1803.01498).
+    """
+    del weights
+    num_devices = len(values)
+    num_left_out = min(math.ceil(TRIMMED_SHARE * num_devices), (num_devices - 1) // 2)
+    kept = np.sort(values, axis=0)[num_left_out : num_devices - num_left_out]
+    return np.asarray(kept.mean(axis=0), np.float64)
+
+
+RULES: Final[Mapping[str, Callable[[Float64, Float64], Float64]]] = {
+    "mean": mean,
+    "median": median,
+    "trimmed": trimmed_mean,
+}
+"""By the setting ``zo_combine``: values ``[devices, ...]`` and weights ``[devices]`` above 0."""
+
+
+def typical_magnitude(values: Float64) -> float:
+    """Median of the magnitudes of all scalars of all devices.
+
+    Of single devices and not of what they are combined to: that is smaller the more devices there are, and a bound by
+    it would cut what is ordinary, which would make it smaller still.
+    """
+    return float(np.median(np.abs(values)))

@@ -1,0 +1,100 @@
+"""The log of the last rounds, by which a device brings itself up to date; it lies in the memory of the model.
+
+It is bounded, and the model of each round is a checkpoint: a device that was away for longer than the log reaches pulls
+the model. So nobody who is away holds anything here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, Self
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from broker_server.errors import AggregationError
+from edge_runtime.bounds.limits import MAX_FACTOR, MAX_MESSAGE_BYTES
+from edge_runtime.wire.work import LoggedRound
+
+Octets = npt.NDArray[np.uint8]
+
+NAME: Final = "zero_order.log"
+"""In the memory of the model."""
+MAX_ROUNDS: Final = 64
+"""Rounds that are kept."""
+MAX_BYTES: Final = MAX_MESSAGE_BYTES // 2
+"""Of the rounds that are kept, as they are sent: they are a part of one message."""
+
+MEDIAN_ROUNDS: Final = 8
+"""Last rounds whose magnitudes bound the scalars of the next."""
+LARGEST: Final = 5.0
+"""Scalars are cut to so many times the median of magnitudes."""
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """A round, and what the server alone needs of it."""
+
+    logged: LoggedRound
+    magnitude: float
+    """Median of the magnitudes of the devices' scalars."""
+
+
+class Log(msgspec.Struct, frozen=True, kw_only=True):
+    """Rounds by ascending number. A round without a usable update changed nothing, and has no entry."""
+
+    complete_from: int = 1
+    """All rounds from this one on that changed the model by scalars are here."""
+    entries: tuple[Entry, ...] = ()
+
+    @classmethod
+    def of(cls, memory: Mapping[str, Octets]) -> Self | None:
+        """The log in the memory of a model; None where zero-order tuning has not begun.
+
+        Raises:
+            AggregationError: it is damaged.
+        """
+        if NAME not in memory:
+            return None
+        try:
+            return msgspec.msgpack.decode(memory[NAME].tobytes(), type=cls)
+        except msgspec.DecodeError as error:
+            msg = f"the log of zero-order rounds is damaged ({error}): put the round's adapter back from a copy"
+            raise AggregationError(msg) from error
+
+    def in_memory(self) -> dict[str, Octets]:
+        """As it is kept."""
+        return {NAME: np.frombuffer(_encode(self), np.uint8)}
+
+    def after(self, logged: LoggedRound, magnitude: float) -> Log:
+        """With another round; the oldest go where it would be beyond its bounds."""
+        entries = (*self.entries, Entry(logged=logged, magnitude=magnitude))
+        sizes = [len(_encode(entry.logged)) for entry in entries]
+        first = max(0, len(entries) - MAX_ROUNDS)
+        while sum(sizes[first:]) > MAX_BYTES:
+            first += 1
+        complete_from = entries[first - 1].logged.round_number + 1 if first else self.complete_from
+        return Log(complete_from=complete_from, entries=entries[first:])
+
+    def since(self, round_number: int | None) -> tuple[LoggedRound, ...]:
+        """For a device that has the model of the beginning of a round, or of a later round.
+
+        Args:
+            round_number: of the round; None = it is not known what the device has.
+
+        Returns:
+            Rounds from that one on; none where they are not all there.
+        """
+        first = self.complete_from if round_number is None else round_number
+        if first < self.complete_from:
+            return ()
+        return tuple(entry.logged for entry in self.entries if entry.logged.round_number >= first)
+
+    @property
+    def largest_scalar(self) -> float | None:
+        """What scalars of the next round are cut to; None while nothing is known."""
+        magnitudes = [entry.magnitude for entry in self.entries[-MEDIAN_ROUNDS:]]
+        bound = LARGEST * float(np.median(magnitudes)) if magnitudes else 0.0
+        return min(bound, MAX_FACTOR) if bound > 0 else None

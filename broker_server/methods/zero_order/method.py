@@ -1,0 +1,319 @@
+"""Zero-order tuning on the server: MeZO, DeComFL, FedSPZO and top-k are settings of one form (docs/zero-order.md).
+
+Devices send a scalar for each perturbation. All of a round share perturbations, so the server combines scalars, does
+the steps that they stand for to its own model, and keeps them in a log, by which devices do the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Mapping, Sequence
+from typing import ClassVar, Final
+
+import msgspec
+import numpy as np
+
+from broker_server.errors import AggregationError, ConfigError
+from broker_server.methods.aggregation import Aggregated, check_bounds
+from broker_server.methods.method import AssignedWork, Combined, Method, MethodContext, Reply
+from broker_server.methods.probe.method import StatisticsProbe
+from broker_server.methods.probe.ridge import PENALTY
+from broker_server.methods.pruning.schedule import Segment
+from broker_server.methods.pruning.scores import Scores
+from broker_server.methods.training import AUTOMATIC
+from broker_server.methods.zero_order.combine import RULES, typical_magnitude
+from broker_server.methods.zero_order.log import LARGEST, MAX_BYTES, Log
+from broker_server.naming import option_name
+from edge_runtime.errors import MessageError, TensorError
+from edge_runtime.formats.adapter import AdapterLayout, Array, restrict
+from edge_runtime.formats.manifest import Manifest
+from edge_runtime.formats.payload import Payload
+from edge_runtime.formats.plan import Plan
+from edge_runtime.formats.probe import Head
+from edge_runtime.formats.zero_order import NOT_FINITE, SCALARS, decode_reply
+from edge_runtime.wire.arms import ArmError, parse_arms
+from edge_runtime.wire.messages import AssignmentKey
+from edge_runtime.wire.work import Arm, LoggedRound, ProbeWork, Work, ZeroOrderWork
+from edge_runtime.zero_order.estimator import check_epsilon
+from edge_runtime.zero_order.parts import TunedParts
+from edge_runtime.zero_order.replay import apply_round
+
+HEADER_BYTES: Final = 4096
+"""Allowance for the safetensors header of a reply, which has two tensors."""
+
+MAX_SCALARS: Final = (MAX_BYTES - 1024) // 4
+"""Of a round: what the log must hold."""
+
+ELSEWHERE: Final[Mapping[str, object]] = {
+    "weight_decay": 0.0,
+    "accumulation_steps": 1,
+    "class_balance": 0.0,
+    "deploy_rounds": 0,
+    "importance": "magnitude",
+}
+"""Settings of other methods, and the value that says that they are not used."""
+
+
+class ZeroOrder(Method):
+    """B factors and the head of the whole model, tuned by differences of losses."""
+
+    work_type = "zero_order"
+    asks: ClassVar[str] = "forward passes over the whole model at perturbed parameters; a scalar for each perturbation"
+    has_step_times = False
+    is_start_exact = True
+
+    def __init__(self, context: MethodContext) -> None:
+        super().__init__(context)
+        settings, manifest = context.zero_order, context.manifest
+        self._cut = _cut(settings.cut, manifest)
+        self._parts = TunedParts.of(manifest, context.max_rank, self._cut)
+        self._layout = AdapterLayout.of(manifest, Plan.full(manifest), context.max_rank)
+        self._probe = None
+        if settings.head == "probe" and manifest.task == "text-classification":
+            training = dataclasses.replace(context.training, weight_decay=PENALTY)
+            self._probe = StatisticsProbe(dataclasses.replace(context, training=training))
+        self._checked: Aggregated | None = None
+        self._accepted: dict[str, int] = {}
+        """The last round that a device's scalars counted in, as far as this process knows: it has the model that it
+        began that round with, or a later one."""
+
+    @classmethod
+    def check_settings(cls, settings: Mapping[str, object], manifest: Manifest | None = None) -> None:
+        """Refuse what zero-order tuning has not, and what does not fit the model; see :meth:`Method.check_settings`."""
+        for name, unused in ELSEWHERE.items():
+            if settings[name] != unused:
+                msg = f"{option_name(name)} is {settings[name]}, but zero-order tuning has none: leave it out"
+                raise ConfigError(msg)
+        _check_arms(str(settings["arms"]))
+        numbers = [int(str(settings[name])) for name in ("local_steps", "zo_outer", "zo_inner")]
+        if (num_scalars := int(np.prod(numbers))) > MAX_SCALARS:
+            msg = (
+                f"--local-steps {numbers[0]}, with {numbers[1]} x {numbers[2]} perturbations each, gives {num_scalars} "
+                f"scalars a round, and the log of rounds holds {MAX_SCALARS}: give fewer steps, and more rounds"
+            )
+            raise ConfigError(msg)
+        if manifest is not None:
+            _check_model(settings, manifest)
+
+    # ---- what is asked -----------------------------------------------------------------------------------------------
+
+    def ask(self, key: AssignmentKey, arm: Arm, *, at_once: bool, model: Aggregated) -> AssignedWork:
+        """The probe's sums where the head is to come from them and has not yet, then steps; see :meth:`Method.ask`.
+
+        Raises:
+            ConfigError: the perturbation is lost in the rounding of the values that it is added to.
+        """
+        log = Log.of(model.memory)
+        if log is None and self._probe is not None:
+            return self._probe.ask(key, arm, at_once=at_once, model=model)
+        log = log or Log()
+        training, settings = self._context.training, self._context.zero_order
+        self._check_epsilon(model)
+        rate = self._context.learning_rate_at(key.round_number)
+        work = ZeroOrderWork(
+            arm=arm,
+            seed=self._context.seed,
+            cut=self._cut,
+            lower_learning_rate=self._lower_rate(rate),
+            learning_rate=rate,
+            num_outer=settings.num_outer,
+            num_inner=settings.num_inner,
+            num_local_steps=training.num_local_steps,
+            epsilon=settings.epsilon,
+            largest_scalar=log.largest_scalar,
+            batch_size=training.batch_size,
+            max_length=training.max_length,
+            lora_scaling=training.lora_scaling,
+            log=log.since(self._accepted.get(key.device_id)),
+        )
+        return AssignedWork(
+            work=work,
+            arm=arm,
+            segments=(Segment(at_step=1, pruning_ratio=0.0),),
+            start_sparsity=0.0,
+            sparsity=0.0,
+            num_steps=training.num_local_steps,
+        )
+
+    def _lower_rate(self, rate: float) -> float:
+        """Learning rate of the lower part; 0 where nothing is tuned there, so that nothing is perturbed."""
+        given = self._context.zero_order.lower_learning_rate
+        if not self._parts.lower:
+            return 0.0
+        return rate / 2 if given == AUTOMATIC else given
+
+    def _check_epsilon(self, model: Aggregated) -> None:
+        if model is self._checked:
+            return
+        self._checked = model
+        for tensor in (*self._parts.lower, *self._parts.upper):
+            try:
+                check_epsilon(model.adapter[tensor.name], self._context.zero_order.epsilon)
+            except TensorError as error:
+                msg = f"zo_epsilon is too small for {tensor.name}: {error}"
+                raise ConfigError(msg) from error
+
+    def start_kind(self, work: Work) -> Hashable:
+        """The rank, or that it is the probe's; see :meth:`Method.start_kind`."""
+        return self._probe_of(work).start_kind(work) if isinstance(work, ProbeWork) else _asked(work).arm.rank
+
+    def start(self, model: Aggregated, work: Work) -> Payload:
+        """The whole adapter, or the probe's head; see :meth:`Method.start`."""
+        if isinstance(work, ProbeWork):
+            return self._probe_of(work).start(model, work)
+        plan, rank = Plan.full(self._manifest), _asked(work).arm.rank
+        return Payload(adapter=restrict(self._manifest, model.adapter, plan, rank))
+
+    def trained(self, work: Work) -> Mapping[str, tuple[int, ...]]:
+        """The scalars: transforms apply to them as to a change; not to sums. See :meth:`Method.trained`."""
+        return {} if isinstance(work, ProbeWork) else {SCALARS: _shape(_asked(work))}
+
+    def before(self, model: Aggregated, work: Work, name: str) -> Array:
+        """Zeros: no scalar, no change; see :meth:`Method.before`."""
+        del model, name
+        return np.zeros(_shape(_asked(work)), np.float32)
+
+    # ---- what comes back ---------------------------------------------------------------------------------------------
+
+    def is_averaged(self, work: Work) -> bool:
+        """Scalars are, the probe's sums are not; see :meth:`Method.is_averaged`."""
+        return not isinstance(work, ProbeWork)
+
+    def most_bytes(self, work: Work) -> int:
+        """A float32 for each perturbation; see :meth:`Method.most_bytes`."""
+        if isinstance(work, ProbeWork):
+            return self._probe_of(work).most_bytes(work)
+        return 4 * (int(np.prod(_shape(_asked(work)))) + 1) + HEADER_BYTES
+
+    def check(self, work: Work, blob: bytes, num_examples: int) -> None:
+        """Refuse what are not the scalars that were asked for, within their bound; see :meth:`Method.check`."""
+        if isinstance(work, ProbeWork):
+            self._probe_of(work).check(work, blob, num_examples)
+            return
+        asked = _asked(work)
+        reply = decode_reply(blob, _shape(asked))
+        largest = float(np.abs(reply.scalars).max())
+        if asked.largest_scalar is not None and largest > np.float32(asked.largest_scalar):
+            msg = f"a scalar has the magnitude {largest:g}, and was to be cut to {asked.largest_scalar:g}"
+            raise TensorError(msg)
+
+    def combine(
+        self,
+        round_number: int,
+        before: Aggregated,
+        importance: Scores,
+        replies: Sequence[Reply],
+        rng: np.random.Generator,
+    ) -> Combined:
+        """Scalars as one, and the steps that they stand for; see :meth:`Method.combine`."""
+        if all(isinstance(reply.work, ProbeWork) for reply in replies):
+            combined = self._probe_of(replies[0].work).combine(round_number, before, importance, replies, rng)
+            memory = {**before.memory, **Log(complete_from=round_number + 1).in_memory()}
+            return dataclasses.replace(combined, model=dataclasses.replace(combined.model, memory=memory))
+        log, asked = Log.of(before.memory) or Log(complete_from=round_number), _same_work(replies)
+        ordered = sorted((reply for reply in replies if reply.num_examples > 0), key=lambda reply: reply.device_id)
+        if not ordered:
+            msg = f"{len(replies)} updates have no examples together: their total weight is zero"
+            raise AggregationError(msg)
+        values = np.stack([np.asarray(reply.tensors[SCALARS], np.float64) for reply in ordered])
+        magnitude = typical_magnitude(values)
+        if asked.largest_scalar is None and magnitude > 0:  # nothing was known that devices could have cut them to
+            values = np.clip(values, -LARGEST * magnitude, LARGEST * magnitude)
+        weights = np.array([reply.num_examples for reply in ordered], np.float64)
+        scalars = RULES[self._context.zero_order.combine](values, weights)
+        logged = LoggedRound(
+            round_number=round_number,
+            cut=asked.cut,
+            lower_learning_rate=asked.lower_learning_rate,
+            learning_rate=asked.learning_rate,
+            num_outer=asked.num_outer,
+            num_inner=asked.num_inner,
+            scalars=scalars.astype("<f4").tobytes(),
+        )
+        adapter = self._applied(before, logged, asked)
+        log = log.after(logged, magnitude)
+        self._accepted |= {reply.device_id: round_number for reply in replies}
+        self._accepted = {name: last for name, last in self._accepted.items() if last >= log.complete_from}
+        return Combined(
+            model=Aggregated(adapter=adapter, merged=before.merged, memory={**before.memory, **log.in_memory()}),
+            importance=importance,
+            not_finite={reply.device_id: int(reply.tensors[NOT_FINITE][0]) for reply in replies},
+        )
+
+    def _applied(self, before: Aggregated, logged: LoggedRound, asked: ZeroOrderWork) -> dict[str, Array]:
+        """The adapter after a round's steps.
+
+        Raises:
+            AggregationError: it is beyond every bound.
+        """
+        flat = self._layout.flatten(before.adapter)
+        parts = self._parts if asked.cut == self._cut else TunedParts.of(self._manifest, asked.arm.rank, asked.cut)
+        apply_round(flat, parts, asked.seed, logged)
+        adapter = self._layout.unflatten(flat)
+        check_bounds(self._manifest, adapter)
+        return adapter
+
+    def _probe_of(self, work: Work) -> StatisticsProbe:
+        if self._probe is None:
+            msg = f"assignment asks for {type(work).__name__}, and this run's head is not the probe's: start a new run"
+            raise MessageError(msg)
+        return self._probe
+
+
+def _asked(work: Work) -> ZeroOrderWork:
+    if not isinstance(work, ZeroOrderWork):
+        msg = f"assignment asks for {type(work).__name__}, this run's method is zero-order: start a new run"
+        raise MessageError(msg)
+    return work
+
+
+def _shape(work: ZeroOrderWork) -> tuple[int, int]:
+    """Of the scalars in a reply."""
+    return work.num_local_steps, work.num_outer * work.num_inner
+
+
+def _same_work(replies: Sequence[Reply]) -> ZeroOrderWork:
+    """What all devices of a round were asked for, but for the log.
+
+    Raises:
+        AggregationError: not all were asked for the same, so that their scalars are of different perturbations.
+    """
+    first, *others = (reply.work for reply in replies)
+    asked = msgspec.structs.replace(_asked(first), log=())
+    for work in others:
+        if not isinstance(work, ZeroOrderWork) or msgspec.structs.replace(work, log=()) != asked:
+            msg = "devices of this round were asked for different steps: settings changed within it"
+            raise AggregationError(msg)
+    return asked
+
+
+def _cut(given: int, manifest: Manifest) -> int:
+    return manifest.num_layers // 2 if given == AUTOMATIC else given
+
+
+def _check_arms(text: str) -> None:
+    try:
+        arms = parse_arms(text)
+    except ArmError:
+        return  # refused in its own words
+    if len(arms) != 1 or arms[0].pruning_ratio > 0:
+        msg = f"--arms is {text!r}, but zero-order tuning takes one arm and prunes nothing: give one such as 0.0:8"
+        raise ConfigError(msg)
+
+
+def _check_model(settings: Mapping[str, object], manifest: Manifest) -> None:
+    cut = int(str(settings["zo_cut"]))
+    try:
+        TunedParts.of(manifest, 1, _cut(cut, manifest))
+    except TensorError as error:
+        msg = f"--zo-cut is {cut}: {error}"
+        raise ConfigError(msg) from error
+    if settings["zo_head"] == "probe" and manifest.task == "text-classification":
+        try:
+            Head.of(manifest)
+        except TensorError as error:
+            msg = f"--zo-head is probe, but {error}; or give --zo-head as-it-is"
+            raise ConfigError(msg) from error
+        if settings["update_transforms"]:
+            msg = "--update-transforms do not apply to the sums of --zo-head probe: give --zo-head as-it-is with them"
+            raise ConfigError(msg)

@@ -23,7 +23,7 @@ from broker_server.serving.report.arms import MOST_SHOWN, arm_text, arms_by_devi
 from broker_server.serving.report.build import RunSummary, build_report, quality_fields
 from broker_server.serving.report.from_run import COMPACT_RESULT, fleet_entry, report_run, write_report
 from broker_server.serving.report.quality import bytes_text, duration_text, metric_name, metric_text, plural
-from broker_server.serving.report.schema import Compact, Report
+from broker_server.serving.report.schema import Compact, OverProbe, Report
 from broker_server.serving.storage.store import Store
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.data import load_examples
@@ -159,6 +159,8 @@ def summary_lines(report: Report, root: Path) -> list[str]:
         )
     elif is_sampled:
         lines.append(on_all)
+    if report.over_probe is not None:
+        lines.append(over_probe_line(report.over_probe, final.round_number))
     lines += arm_lines(report)
     if final.emulated_s is not None:
         lines.append(f"emulated time: {duration_text(final.emulated_s)} on the virtual clock of the fleet")
@@ -170,6 +172,16 @@ def summary_lines(report: Report, root: Path) -> list[str]:
     if report.compact is not None:
         lines.append(f"compact model: {root / 'compact'} (use it: fedspine-edge {verb} {root / 'compact'})")
     return [*lines, f"adapter:       {root / 'adapters' / 'peft'} (PEFT's format)"]
+
+
+def over_probe_line(probe: OverProbe, kept_round: int) -> str:
+    """What was gained over the probe's head, or lost, on the same examples."""
+    verb = "gained" if probe.accuracy_gain >= 0 else "lost"
+    return (
+        f"over the probe: {verb} {100 * abs(probe.accuracy_gain):.1f} points after round {kept_round} on the "
+        f"{metric_text('text-classification', probe.accuracy)} of the head of round {probe.round_number}, loss "
+        f"{probe.loss:.4f} -> {probe.loss - probe.loss_fall:.4f}"
+    )
 
 
 def arm_lines(report: Report) -> list[str]:

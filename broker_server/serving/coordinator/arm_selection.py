@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -11,6 +11,7 @@ from broker_server.emulation.clock import round_s
 from broker_server.methods.pruning.schedule import is_deploy
 from broker_server.methods.rounds.machine import MAX_ATTEMPTS
 from broker_server.methods.rounds.types import Outcome, Participant
+from broker_server.serving.coordinator.combining import GlobalState
 from broker_server.serving.coordinator.ledger import Ledger
 from broker_server.serving.coordinator.outcomes import PlayedArm, arm_outcome, device_record
 from broker_server.serving.coordinator.run_context import ARMS, RunContext
@@ -77,14 +78,14 @@ class ArmSelection:
         return is_deploy(config.pruning, round_number, config.training.num_rounds)
 
     def finish(
-        self, round_number: int, participants: Sequence[Participant], deltas: Mapping[str, float]
+        self, round_number: int, participants: Sequence[Participant], made: GlobalState
     ) -> tuple[tuple[DeviceRecord, ...], float | None]:
         """Tell the scheduler what became of a round.
 
         Args:
             round_number: 0 = before training, without participants.
             participants: of the round.
-            deltas: by device, how far training moved its adapter.
+            made: what came of its updates.
 
         Returns:
             The devices' records, and the length of the round on the virtual clock (None: nothing is emulated).
@@ -92,7 +93,7 @@ class ArmSelection:
         records, outcomes = [], []
         for participant in participants:
             update = self._ledger.accepted(participant)
-            played = self._played_by(round_number, participant, deltas.get(participant.device_id))
+            played = self._played_by(round_number, participant, made)
             records.append(device_record(participant, played, update))
             outcomes.append(arm_outcome(round_number, participant, played, update))
         if round_number > 0:
@@ -115,7 +116,7 @@ class ArmSelection:
             return arm
         return msgspec.structs.replace(arm, pruning_ratio=sparsity)
 
-    def _played_by(self, round_number: int, participant: Participant, delta: float | None) -> PlayedArm:
+    def _played_by(self, round_number: int, participant: Participant, made: GlobalState | None) -> PlayedArm:
         run = self._run
         key = AssignmentKey(
             run_id=run.config.run_id,
@@ -143,5 +144,7 @@ class ArmSelection:
             completion_s=completion_s,
             device_class=None if run.clock is None else run.clock.fleet.members.get(participant.device_id),
             emulated_s=emulated_s,
-            adapter_delta=delta,
+            adapter_delta=None if made is None else made.deltas.get(participant.device_id),
+            work="" if work is None else str(work.work.__struct_config__.tag),
+            not_finite=None if made is None else made.not_finite.get(participant.device_id),
         )

@@ -30,6 +30,8 @@ class GlobalState:
     importance: Scores
     deltas: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """By device, the Frobenius norm of the change of B A that its training made."""
+    not_finite: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """By device, how many of its measurements were not finite."""
     discarded: str = ""
     """Why the updates of the round were not used, so that all else is as it was before; empty = they were."""
     is_unchanged: bool = False
@@ -114,6 +116,7 @@ def _combine(run: RunContext, round_number: int, before: GlobalState, replies: S
         model=combined.model,
         importance=combined.importance,
         deltas=combined.deltas,
+        not_finite=combined.not_finite,
         is_unchanged=_is_same(before.model, combined.model),
     )
 

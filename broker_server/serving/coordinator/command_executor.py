@@ -216,7 +216,7 @@ class CommandExecutor:
 
     def _finish_round(self, command: FinishRound) -> None:
         number = command.round_number
-        devices, emulated_s = self._arms.finish(number, command.participants, self._global_state.deltas)
+        devices, emulated_s = self._arms.finish(number, command.participants, self._global_state)
         self._ledger.finish_round(
             number,
             devices,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+import msgspec
+
 from broker_server.methods.rounds.types import Outcome, Participant
 from broker_server.methods.scheduler import ArmOutcome
 from broker_server.serving.storage.records import DeviceRecord
-from edge_runtime.wire.messages import Update
+from edge_runtime.bounds import limits
+from edge_runtime.wire.messages import Chunk, Update, encode_message
 from edge_runtime.wire.work import Arm
 
 
@@ -27,6 +30,10 @@ class PlayedArm:
     """On the virtual clock, at most the deadline; None = nothing is emulated, or nothing was trained."""
     adapter_delta: float | None = None
     """Frobenius norm of the change of B A."""
+    work: str = ""
+    """Kind of work that it was asked for; empty = nothing was sent."""
+    not_finite: int | None = None
+    """Measurements that were not finite; None = none are counted."""
 
 
 def device_record(participant: Participant, played: PlayedArm, update: Update | None) -> DeviceRecord:
@@ -48,7 +55,27 @@ def device_record(participant: Participant, played: PlayedArm, update: Update | 
         device_class=played.device_class,
         emulated_s=played.emulated_s,
         adapter_delta=played.adapter_delta,
+        work=played.work,
+        bytes_up=None if update is None else reply_bytes(update),
+        not_finite=played.not_finite,
     )
+
+
+def reply_bytes(update: Update) -> int:
+    """Payload bytes of a reply as its device sent it: the message and what is inside, or the message and its chunks.
+
+    Args:
+        update: as it is kept, with the header of what was inside.
+    """
+    blob = update.blob
+    if blob is None:
+        return len(encode_message(update))
+    if blob.size_bytes <= limits.MAX_INLINE_BYTES:
+        return len(encode_message(msgspec.structs.replace(update, blob=None, inline=bytes(blob.size_bytes))))
+    envelope = (
+        len(encode_message(Chunk(digest=blob.digest, index=0, payload=bytes(blob.chunk_bytes)))) - blob.chunk_bytes
+    )
+    return len(encode_message(update)) + blob.size_bytes + blob.num_chunks * envelope
 
 
 def arm_outcome(round_number: int, participant: Participant, played: PlayedArm, update: Update | None) -> ArmOutcome:

@@ -10,7 +10,15 @@ from msgspec import UNSET, UnsetType
 from broker_server.errors import RunFailedError
 from broker_server.serving.report.findings import find_warnings
 from broker_server.serving.report.quality import perplexity
-from broker_server.serving.report.schema import Compact, DataEntry, FleetEntry, Outcome, Report, RoundEntry
+from broker_server.serving.report.schema import (
+    Compact,
+    DataEntry,
+    FleetEntry,
+    Outcome,
+    OverProbe,
+    Report,
+    RoundEntry,
+)
 from broker_server.serving.storage.records import EvaluationRecord, RoundRecord
 from broker_server.versions import environment
 from edge_runtime.formats.manifest import Task
@@ -92,6 +100,7 @@ def build_report(summary: RunSummary, rounds: Sequence[RoundRecord], compact: Co
         environment=environment(),
         fleet=summary.fleet,
         warnings=find_warnings(summary.task, entries, number, compact, summary.config),
+        over_probe=_over_probe(entries, number),
     )
 
 
@@ -105,6 +114,26 @@ def quality_fields(task: Task, loss: float | None, accuracy: float) -> tuple[flo
 def _optional_quality(task: Task, evaluation: EvaluationRecord | None) -> tuple[float | UnsetType, float | UnsetType]:
     """As :func:`quality_fields`; both absent where nothing was measured."""
     return (UNSET, UNSET) if evaluation is None else quality_fields(task, evaluation.loss, evaluation.accuracy)
+
+
+def _over_probe(rounds: Sequence[RoundEntry], final_round: int) -> OverProbe | None:
+    used = [entry for entry in rounds if entry.was_used]
+    works = [{device.work for device in entry.devices} - {""} for entry in used]
+    kept = next((entry for entry in used if entry.round_number == final_round), None)
+    if kept is None or {"probe"} not in works or all(work == {"probe"} for work in works):
+        return None
+    first = used[works.index({"probe"})]
+    if not isinstance(first.accuracy, float) or not isinstance(kept.accuracy, float) or kept.loss is None:
+        return None
+    if first.loss is None or first.num_targets != kept.num_targets:
+        return None
+    return OverProbe(
+        round_number=first.round_number,
+        accuracy=first.accuracy,
+        loss=first.loss,
+        accuracy_gain=kept.accuracy - first.accuracy,
+        loss_fall=first.loss - kept.loss,
+    )
 
 
 def _round(record: RoundRecord, task: Task) -> RoundEntry:

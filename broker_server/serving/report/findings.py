@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from broker_server.serving.report.quality import metric_name, metric_text
+from broker_server.serving.report.quality import metric_name, metric_text, plural
 from broker_server.serving.report.schema import Compact, RoundEntry
 from edge_runtime.formats.manifest import Task
 from edge_runtime.wire.arms import ArmError, parse_arms
@@ -43,6 +43,7 @@ def find_warnings(
         *_rising_loss(task, rounds, final_round, config),
         *_better_round(task, rounds, final_round),
         *_untrained_ratio(compact, config),
+        *_not_finite(rounds),
     )
 
 
@@ -129,6 +130,16 @@ def _untrained_ratio(compact: Compact | None, config: Config) -> Iterator[str]:
         yield (
             f"the compact model is cut by {compact.pruning_ratio:g}, which no device trained: the arms prune at most "
             f"{largest:g}; lower --sparsity, or add an arm of that ratio to --arms"
+        )
+
+
+def _not_finite(rounds: Sequence[RoundEntry]) -> Iterator[str]:
+    counts = {entry.round_number: sum(d.not_finite or 0 for d in entry.devices) for entry in rounds}
+    if total := sum(counts.values()):
+        having = [entry for entry in rounds if counts[entry.round_number]]
+        yield (
+            f"{plural(total, 'scalar')} of {_named(having)} counted as 0, because a loss was not finite: lower "
+            "--learning-rate or --zo-epsilon"
         )
 
 

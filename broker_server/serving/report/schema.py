@@ -153,6 +153,20 @@ class FleetEntry(msgspec.Struct, frozen=True, kw_only=True):
     """Longest round on the virtual clock; 0 = none."""
 
 
+class OverProbe(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run that began with the probe's head gained over it, on the same held-out examples."""
+
+    round_number: int
+    """The round that the head came from."""
+    accuracy: float
+    """After that round."""
+    loss: float
+    accuracy_gain: float
+    """Accuracy of the kept round less this one; below 0 = it lost."""
+    loss_fall: float
+    """This loss less that of the kept round."""
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """The whole of ``report.json``."""
 
@@ -177,6 +191,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Classes of the emulated devices; null where nothing is emulated."""
     warnings: tuple[str, ...] = ()
     """What a person should know of this run, a line each; empty where it went well."""
+    over_probe: OverProbe | None = None
+    """Of a run whose head is the probe's; null for others, and where either was not measured."""
 
     @property
     def kept(self) -> RoundEntry:

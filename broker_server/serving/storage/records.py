@@ -60,6 +60,13 @@ class DeviceRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What its part in the round took on the virtual clock; None where nothing is emulated, or nothing was trained."""
     adapter_delta: float | None = None
     """Frobenius norm of the change of B A, over all targets."""
+    work: str = ""
+    """Kind of work that it was asked for: ``lora``, ``probe`` or ``zero_order``; empty where nothing was sent."""
+    bytes_up: int | None = None
+    """Payload bytes of its reply: the update, and what came in chunks. Status messages and requests are apart (they are
+    in its ``measurements``); None as in ``num_examples``."""
+    not_finite: int | None = None
+    """Scalars that counted as 0, because what it measured was not finite; None where none are counted."""
 
 
 class KeptRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -67,7 +67,7 @@ def test_a_round_does_the_steps_of_the_averages(tmp_path: Path) -> None:
     replies = [scripted(tmp_path, made, work, f"d{n}", n, num_examples=n) for n in (1, 2, 5)]
     combined = made.combine(1, before, {}, replies, RNG)
 
-    weighted = sum(n * scalars(n).astype(np.float64) for n in (1, 2, 5)) / 8
+    weighted = np.sum([n * scalars(n).astype(np.float64) for n in (1, 2, 5)], axis=0) / 8
     flat = AdapterLayout.of(MANIFEST, Plan.full(MANIFEST), RANK).flatten(before.adapter)
     parts = TunedParts.of(MANIFEST, RANK, 1)
     for step, rho in enumerate(weighted.astype(np.float32), start=1):

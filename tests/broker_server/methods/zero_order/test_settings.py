@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -20,8 +21,8 @@ METHODS = ("mezo", "decomfl", "fedspzo", "topzo")
 GIVEN = {"model": "m", "task": "text-classification", "data": "d.jsonl"}
 
 
-def settings(method: str = "fedspzo", **given: object) -> RunSettings:
-    return resolve({**GIVEN, "method": method, **given})
+def settings(method: str, given: Mapping[str, object] | None = None) -> RunSettings:
+    return resolve({**GIVEN, "method": method, **(given or {})})
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -62,7 +63,7 @@ def test_presets_differ_in_what_they_perturb() -> None:
 )
 def test_what_cannot_be_is_refused_with_its_option(given: dict[str, object], line: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        settings(**given)
+        settings("fedspzo", given)
     assert str(caught.value).startswith(line)
     assert "\n" not in str(caught.value)
 
@@ -80,7 +81,7 @@ def test_what_does_not_fit_the_model_is_refused_once_that_is_known(
     given: dict[str, object], changes: dict[str, object], line: str
 ) -> None:
     manifest: Manifest = msgspec.structs.replace(tiny.manifest(has_bias=True), **changes)
-    made = settings(**given)
+    made = settings("fedspzo", given)
     with pytest.raises(ConfigError) as caught:
         check_method("fedspzo", flat(made), manifest)
     assert str(caught.value).startswith(line)
@@ -89,7 +90,7 @@ def test_what_does_not_fit_the_model_is_refused_once_that_is_known(
 
 def test_language_models_have_no_such_head_and_need_none() -> None:
     manifest = msgspec.structs.replace(tiny.manifest(), task="causal-lm", dense=())
-    check_method("fedspzo", flat(settings()), manifest)
+    check_method("fedspzo", flat(settings("fedspzo")), manifest)
 
 
 def test_a_file_of_a_coordinator_is_told_of_its_key(tmp_path: Path) -> None:

@@ -1,0 +1,216 @@
+"""Zero-order tuning through the coordinator: head, log, restarts; scripted devices that hold their own model."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from broker_server.errors import StoreError
+from broker_server.methods.method import Combined, Method
+from broker_server.methods.training import TrainingConfig, ZeroOrderConfig
+from broker_server.methods.zero_order.method import ZeroOrder
+from broker_server.serving.storage.adapters import adapter_path
+from broker_server.serving.storage.records import DeviceRecord
+from broker_server.serving.storage.store import Store
+from edge_runtime.formats.adapter import AdapterLayout
+from edge_runtime.formats.payload import Payload, decode_payload, encode_payload
+from edge_runtime.formats.plan import Plan
+from edge_runtime.formats.probe import encode_statistics, sum_features
+from edge_runtime.formats.tensors import decode_with_octets
+from edge_runtime.formats.zero_order import encode_reply
+from edge_runtime.wire.arms import parse_arms
+from edge_runtime.wire.messages import Assignment, FailureReason, Update, Welcome, encode_message
+from edge_runtime.wire.work import ProbeWork, ZeroOrderWork
+from edge_runtime.zero_order.parts import TunedParts
+from edge_runtime.zero_order.replay import apply_round
+from tests.broker_server import fleet, tiny
+from tests.broker_server.conftest import Coordination
+from tests.broker_server.fleet import Device
+from tests.broker_server.links import InProcess
+from tests.replies import payload_of
+
+Coordinate = Callable[[Path], Coordination]
+RANK, STEPS, ROUNDS = 3, 10, 4
+LAYOUT = AdapterLayout.of(tiny.manifest(has_bias=True), Plan.full(tiny.manifest()), RANK)
+
+
+@pytest.fixture(autouse=True)
+def _model_with_a_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny, "write_artifact", functools.partial(tiny.write_artifact, has_bias=True))
+
+
+class Board:
+    """A device by script: sums in the first round, then scalars by round; it does logged rounds to the model it had."""
+
+    def __init__(self, absent: tuple[int, ...] = (), not_finite: int = 0) -> None:
+        self.absent = absent
+        self.not_finite = not_finite
+        self.held: tuple[int, bytes] | None = None
+        """Round, and the model that it began."""
+        self.num_rebuilt = 0
+        self.logged: list[list[int]] = []
+
+    def __call__(self, assignment: Assignment, blob: bytes) -> bytes | FailureReason:
+        rng = np.random.default_rng([ord(assignment.key.device_id), assignment.key.round_number])
+        if isinstance(assignment.work, ProbeWork):
+            features = rng.normal(size=(10, tiny.HIDDEN)).astype(np.float32)
+            return encode_statistics(sum_features(features, (features[:, 0] > 0).astype(np.int64), 2))
+        work = assignment.work
+        assert isinstance(work, ZeroOrderWork)
+        if assignment.key.round_number in self.absent:
+            return FailureReason.INTERNAL
+        self.logged.append([one.round_number for one in work.log])
+        self._rebuild(work, blob)
+        self.held = assignment.key.round_number, blob
+        scalars = rng.normal(size=(STEPS, 4)).astype(np.float32)
+        if work.largest_scalar is not None:
+            scalars = scalars.clip(-np.float32(work.largest_scalar), np.float32(work.largest_scalar))
+        return encode_reply(scalars, self.not_finite)
+
+    def _rebuild(self, work: ZeroOrderWork, blob: bytes) -> None:
+        """What it makes of its own model by the log is what it was sent, to the last bit."""
+        if self.held is None or not work.log:
+            return
+        number, before = self.held
+        flat = LAYOUT.flatten(decode_payload(before).adapter)
+        for one in work.log:
+            if one.round_number >= number:
+                parts = TunedParts.of(tiny.manifest(has_bias=True), RANK, one.cut)
+                apply_round(flat, parts, work.seed, one)
+        assert encode_payload(Payload(adapter=LAYOUT.unflatten(flat))) == blob
+        self.num_rebuilt += 1
+
+
+def prepare(run_dir: Path, url: str, head: str = "probe", **changes: object) -> None:
+    training = TrainingConfig(num_rounds=ROUNDS, num_local_steps=STEPS, batch_size=2, max_length=8, learning_rate=0.02)
+    fleet.config(
+        run_dir,
+        url,
+        **{
+            "method": "fedspzo",
+            "arms": parse_arms(f"0.0:{RANK}"),
+            "training": training,
+            "zero_order": ZeroOrderConfig(head=head),  # type: ignore[arg-type]
+            **changes,
+        },
+    )
+
+
+def play(broker: InProcess, run_dir: Path, coordinate: Coordinate, a: Board, b: Board) -> list[Device]:
+    running = coordinate(run_dir)
+    with Device(broker.url, "a", a) as first, Device(broker.url, "b", b) as second:
+        running.finish()
+    return [first, second]
+
+
+def records(run_dir: Path) -> list[dict[str, DeviceRecord]]:
+    return [{d.device_id: d for d in record.devices} for record in Store.open(run_dir).load_round_records()]
+
+
+def test_a_head_of_the_probe_then_scalars_of_few_bytes(
+    broker: InProcess, tmp_path: Path, coordinate: Coordinate
+) -> None:
+    prepare(tmp_path, broker.url, wire_dtype="float16")
+    a, b = Board(), Board(not_finite=2)
+    first, _ = play(broker, tmp_path, coordinate, a, b)
+
+    (welcome,) = first.heard(Welcome)
+    assert isinstance(welcome, Welcome)
+    assert welcome.work == "zero_order"
+    rounds = records(tmp_path)
+    assert [{d.work for d in one.values()} for one in rounds[1:]] == [{"probe"}, *[{"zero_order"}] * 3]
+    assert [one["b"].not_finite for one in rounds[1:]] == [None, 2, 2, 2]
+    assert all(d.outcome == "accepted" and d.adapter_delta is None for one in rounds for d in one.values())
+    sent = [d.bytes_up for one in rounds[2:] for d in one.values()]
+    assert all(160 < number < 1000 for number in sent if number is not None), "40 scalars, and what is said of them"
+    assert None not in sent
+    assert a.logged == [[], [2], [3]]
+    assert (a.num_rebuilt, b.num_rebuilt) == (2, 2)
+    files = [adapter_path(tmp_path, number) for number in range(ROUNDS + 1)]
+    models = [decode_with_octets(file.read_bytes())[0] for file in files]
+    moved = [
+        {name for name, value in one.items() if not np.array_equal(value, other[name])}
+        for one, other in itertools.pairwise(models)
+    ]
+    assert moved[0] == {"classifier.weight", "classifier.bias"}
+    assert moved[1:] == [{name for name in LAYOUT.shapes if "lora_A" not in name}] * 3
+
+
+def test_bytes_of_a_reply_are_those_of_its_message(broker: InProcess, tmp_path: Path, coordinate: Coordinate) -> None:
+    prepare(tmp_path, broker.url, "as-it-is")
+    board, sizes = Board(), []
+    running = coordinate(tmp_path)
+    with Device(broker.url, "a", board) as a, Device(broker.url, "b", Board()):
+        say = a.say
+
+        def counted(message: object, **given: object) -> None:
+            if isinstance(message, Update):
+                sizes.append((message.key.round_number, len(encode_message(message))))
+            say(message, **given)  # type: ignore[arg-type]
+
+        a.say = counted  # type: ignore[method-assign]
+        running.finish()
+    told = [(number, one["a"].bytes_up) for number, one in enumerate(records(tmp_path)) if one]
+    assert told == sorted(set(sizes))
+
+
+def test_a_device_that_missed_rounds_gets_them_and_ends_with_the_same_bits(
+    broker: InProcess, tmp_path: Path, coordinate: Coordinate
+) -> None:
+    prepare(tmp_path, broker.url, "as-it-is")
+    a, b = Board(), Board(absent=(2, 3))
+    play(broker, tmp_path, coordinate, a, b)
+    assert [one["b"].outcome for one in records(tmp_path)[1:]] == ["accepted", "failed", "failed", "accepted"]
+    assert a.logged == [[], [1], [2], [3]]
+    assert b.logged == [[], [1, 2, 3]]
+    assert (a.num_rebuilt, b.num_rebuilt) == (3, 1)
+
+
+@pytest.mark.parametrize("head", ["probe", "as-it-is"])
+def test_a_restart_in_the_middle_of_a_round_gives_the_same_bits(
+    broker: InProcess, tmp_path: Path, coordinate: Coordinate, monkeypatch: pytest.MonkeyPatch, head: str
+) -> None:
+    """The coordinator ends when both updates of round 3 are accepted and none is combined; a new one goes on."""
+    for name in ("whole", "cut"):
+        prepare(tmp_path / name, broker.url, head)
+    play(broker, tmp_path / "whole", coordinate, Board(), Board())
+    combine = ZeroOrder.combine
+
+    def fail(made: Method, round_number: int, *rest: object) -> Combined:
+        if round_number == 3:
+            msg = "cut"
+            raise StoreError(msg)
+        return combine(made, round_number, *rest)  # type: ignore[arg-type]
+
+    boards = Board(), Board()
+    with monkeypatch.context() as patched:
+        patched.setattr(ZeroOrder, "combine", fail)
+        with pytest.raises(StoreError, match="cut"):
+            play(broker, tmp_path / "cut", coordinate, *boards)
+    play(broker, tmp_path / "cut", coordinate, *boards)
+    for number in range(ROUNDS + 1):
+        whole, cut = (adapter_path(tmp_path / name, number).read_bytes() for name in ("whole", "cut"))
+        assert whole == cut, "the log beside the model too"
+    assert boards[0].logged[-1] == [3], "it combined round 3 itself, so that it knows who was in it"
+    assert boards[0].num_rebuilt == (2 if head == "probe" else 3)
+
+
+def test_a_new_process_sends_all_of_the_log_to_devices_that_it_does_not_know(
+    broker: InProcess, tmp_path: Path, coordinate: Coordinate
+) -> None:
+    prepare(tmp_path, broker.url, "as-it-is")
+    boards = Board(), Board()
+    play(broker, tmp_path, coordinate, *boards)
+    config = tmp_path / "config.toml"
+    config.write_text(config.read_text().replace(f"num_rounds = {ROUNDS}", f"num_rounds = {ROUNDS + 1}"))
+    devices = play(broker, tmp_path, coordinate, *boards)
+    assert boards[0].logged == [[], [1], [2], [3], [1, 2, 3, 4]]
+    assert boards[0].num_rebuilt == 4
+    (assignment,) = devices[0].heard(Assignment)
+    assert isinstance(assignment, Assignment)
+    assert payload_of(assignment).size_bytes > 0, "whoever has nothing pulls the model"

@@ -159,6 +159,8 @@ class LoggedRound(msgspec.Struct, frozen=True, kw_only=True):
     """Perturbations of the upper part for each of those."""
     scalars: Annotated[bytes, msgspec.Meta(max_length=limits.MAX_MESSAGE_BYTES)]
     """Averages over the devices, float32, little-endian, ``[steps, num_outer, num_inner]``."""
+    is_normalised: bool = False
+    """See :class:`ZeroOrderWork`."""
 
 
 class ZeroOrderWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="zero_order"):
@@ -188,15 +190,20 @@ class ZeroOrderWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type",
     max_length: Positive
     """Tokens; longer examples are truncated (text-classification) or cut into windows (causal-lm)."""
     lora_scaling: Factor
+    is_normalised: bool = False
+    """Differences are one-sided, and a step is divided by the standard deviation of its scalars (FZOO)."""
     log: Annotated[tuple[LoggedRound, ...], msgspec.Meta(max_length=limits.MAX_LOGGED_ROUNDS)] = ()
     """Rounds by which a device may bring itself up to date instead of pulling the payload; by ascending number."""
 
     def __post_init__(self) -> None:
-        """Refuse a log out of order.
+        """Refuse a log out of order, and to normalise by a single scalar.
 
         Raises:
-            ValueError: it is.
+            ValueError: it is, or that is asked.
         """
+        if self.is_normalised and self.num_outer * self.num_inner < 2:
+            msg = "one scalar has no standard deviation to normalise by: 2 perturbations or more are needed"
+            raise ValueError(msg)
         numbers = [logged.round_number for logged in self.log]
         if sorted(set(numbers)) != numbers:
             msg = f"rounds of the log {numbers} must ascend"

@@ -9,7 +9,9 @@ Shape legend: ``N`` elements of the flat vector, ``K`` steps, ``P1`` outer and `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,9 @@ from edge_runtime.zero_order.noise import signs
 from edge_runtime.zero_order.parts import TunedParts, TunedTensor, Which
 
 Array = npt.NDArray[np.float32]
+
+LEAST_DEVIATION: Final = 1e-10
+"""Of a step's scalars, to normalise by (ours): far below what losses in float32 tell apart."""
 
 
 def perturb(  # noqa: PLR0913, PLR0917 - what to write where, and the four numbers that name the noise
@@ -70,7 +75,9 @@ def apply_step(
     part: ``m_p = (sum over j of rho_pj) / P2``, ``g = sum over p of m_p * z1_p``, ``theta -= float32(lower_lr / P1) *
     g``. All in float32, but for the rates' divisions, which are in float64 before they are rounded. These are MeZO
     (arXiv 2305.17333) with more than one perturbation where ``P2`` is 1, and two blocks in the form of FedSPZO (arXiv
-    2502.10239) where it is not; a rate for each part is ours.
+    2502.10239) where it is not; a rate for each part is ours. Where the numbers say ``is_normalised``, both rates are
+    divided by the standard deviation of the step's scalars, as in FZOO (arXiv 2506.09034), in float64 and before they
+    are rounded; where that is below ``LEAST_DEVIATION``, nothing moves.
 
     Args:
         flat: theta, float32 ``[N]``.
@@ -82,13 +89,16 @@ def apply_step(
         scalars: rho, float32 ``[P1, P2]``.
     """
     num_outer, num_inner = numbers.num_outer, numbers.num_inner
+    divisor = _deviation(scalars) if numbers.is_normalised else 1.0
+    if divisor < LEAST_DEVIATION:
+        return
     with np.errstate(over="ignore", invalid="ignore"):  # a model that diverges is looked at where it is evaluated
         inner = [(number, value) for number, value in enumerate(scalars.reshape(-1))]
-        rate = np.float32(numbers.learning_rate / (num_outer * num_inner))
+        rate = np.float32(numbers.learning_rate / (num_outer * num_inner) / divisor)
         _descend(flat, parts.upper, rate, inner, (seed, round_number, step))
         if numbers.lower_learning_rate > 0:
             outer = [(number, _sum(row) / np.float32(num_inner)) for number, row in enumerate(scalars)]
-            rate = np.float32(numbers.lower_learning_rate / num_outer)
+            rate = np.float32(numbers.lower_learning_rate / num_outer / divisor)
             _descend(flat, parts.lower, rate, outer, (seed, round_number, step))
 
 
@@ -160,3 +170,10 @@ def _sum(row: Array) -> np.float32:
     for value in row:
         total += value
     return total
+
+
+def _deviation(scalars: Array) -> float:
+    """Of all scalars of a step, over their number; sums are exact until they are rounded, whatever the Python."""
+    values = [float(value) for value in scalars.reshape(-1)]
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((value - mean) * (value - mean) for value in values) / len(values))

@@ -7,7 +7,12 @@ import numpy.typing as npt
 import pytest
 
 from edge_runtime.errors import TensorError
-from edge_runtime.zero_order.estimator import central_differences, check_epsilon, gradient_energies
+from edge_runtime.zero_order.estimator import (
+    central_differences,
+    check_epsilon,
+    gradient_energies,
+    one_sided_differences,
+)
 from edge_runtime.zero_order.noise import signs
 
 
@@ -33,6 +38,15 @@ def test_what_is_not_finite_counts_as_nothing_and_is_counted() -> None:
 def test_large_scalars_are_cut_on_either_side() -> None:
     scalars, _ = central_differences(losses(3.0, 0.0, 0.1), losses(0.0, 3.0, 0.0), 0.5, largest=1.0)
     assert scalars.tolist() == [[1, -1, pytest.approx(0.1)]]
+
+
+def test_one_sided_scalars_are_from_the_loss_where_nothing_is_perturbed() -> None:
+    scalars, num_not_finite = one_sided_differences(losses(1.5, 0.5, np.nan, 9.0), 1.0, 0.25, largest=4.0)
+    assert scalars.dtype == np.float32
+    assert scalars.tolist() == [[2, -2, 0, 4]]
+    assert num_not_finite == 1
+    _, num_not_finite = one_sided_differences(losses(1.5, np.inf), np.inf, 0.25)
+    assert num_not_finite == 2
 
 
 def test_shares_of_the_parts_are_found_from_scalars() -> None:

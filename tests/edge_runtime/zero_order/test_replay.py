@@ -127,6 +127,33 @@ def test_a_step_descends_along_the_noise(manifest: Manifest) -> None:
         assert np.array_equal(np.sign(theta(manifest)[tensor.place] - flat[tensor.place]), noise)
 
 
+def test_a_normalised_step_is_over_the_deviation_of_its_scalars(manifest: Manifest) -> None:
+    one, parts = logged(2), TunedParts.of(manifest, RANK, 1)
+    scalars = scalars_of(one)[0]
+    deviation = float(np.std(scalars.astype(np.float64)))
+    rates = {"learning_rate": one.learning_rate / deviation, "lower_learning_rate": one.lower_learning_rate / deviation}
+    flat, expected = theta(manifest), theta(manifest)
+    apply_step(flat, parts, structs.replace(one, is_normalised=True), SEED, 2, 1, scalars)
+    apply_step(expected, parts, structs.replace(one, **rates), SEED, 2, 1, scalars)
+    np.testing.assert_allclose(flat, expected, rtol=1e-6)
+
+
+@given(st.integers(-20, 20))
+def test_a_normalised_round_does_not_depend_on_the_losses_scale(manifest: Manifest, exponent: int) -> None:
+    """To the last bit, where the scale is a power of two: one learning rate serves models whose losses differ."""
+    one = logged(5, is_normalised=True)
+    scaled = structs.replace(one, scalars=(scalars_of(one) * np.float32(2.0**exponent)).astype("<f4").tobytes())
+    flat = replay(theta(manifest), manifest, [one])
+    assert flat.tobytes() == replay(theta(manifest), manifest, [scaled]).tobytes()
+    assert flat.tobytes() != replay(theta(manifest), manifest, [structs.replace(one, is_normalised=False)]).tobytes()
+
+
+def test_scalars_that_do_not_differ_move_nothing_where_they_are_normalised(manifest: Manifest) -> None:
+    scalars = np.full((2, 2, 3), 0.7, "<f4").tobytes()
+    flat = replay(theta(manifest), manifest, [logged(2, is_normalised=True, scalars=scalars)])
+    assert flat.tobytes() == theta(manifest).tobytes()
+
+
 @pytest.mark.parametrize("sign", [1, -1])
 def test_perturbing_writes_one_part_and_leaves_theta(manifest: Manifest, sign: int) -> None:
     parts, flat = TunedParts.of(manifest, RANK, 1), theta(manifest)

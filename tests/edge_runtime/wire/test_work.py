@@ -1,0 +1,63 @@
+"""Work that contradicts itself is refused when it is decoded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from edge_runtime.wire.work import Arm, LoggedRound, Work, ZeroOrderWork
+
+LOGGED = LoggedRound(
+    round_number=2, cut=1, lower_learning_rate=0.1, learning_rate=0.1, num_outer=1, num_inner=1, scalars=bytes(4)
+)
+WORK = ZeroOrderWork(
+    arm=Arm(pruning_ratio=0.0, rank=4),
+    seed=1,
+    cut=1,
+    lower_learning_rate=0.1,
+    learning_rate=0.1,
+    num_outer=1,
+    num_inner=4,
+    num_local_steps=10,
+    epsilon=0.01,
+    batch_size=8,
+    max_length=32,
+    lora_scaling=2.0,
+    log=(LOGGED, msgspec.structs.replace(LOGGED, round_number=5)),
+)
+
+
+def plain(value: Any) -> dict[str, Any]:
+    """As it is on the wire."""
+    fields: dict[str, Any] = msgspec.msgpack.decode(msgspec.msgpack.encode(value))
+    return fields
+
+
+def decoded(**changes: Any) -> Work:
+    work: Work = msgspec.msgpack.decode(msgspec.msgpack.encode(plain(WORK) | changes), type=Work)
+    return work
+
+
+def test_zero_order_work_survives_the_wire() -> None:
+    assert decoded() == WORK
+    assert decoded(is_normalised=True) == msgspec.structs.replace(WORK, is_normalised=True)
+
+
+@pytest.mark.parametrize("numbers", [(5, 2), (2, 2)])
+def test_a_log_that_does_not_ascend_is_refused(numbers: tuple[int, ...]) -> None:
+    rounds = [plain(LOGGED) | {"round_number": number} for number in numbers]
+    with pytest.raises(msgspec.ValidationError, match="must ascend"):
+        decoded(log=rounds)
+
+
+def test_one_scalar_cannot_be_normalised() -> None:
+    with pytest.raises(msgspec.ValidationError, match="2 perturbations or more are needed"):
+        decoded(is_normalised=True, num_inner=1)
+
+
+@pytest.mark.parametrize("name", ["num_outer", "num_inner", "num_local_steps", "epsilon", "learning_rate"])
+def test_nothing_of_it_is_zero(name: str) -> None:
+    with pytest.raises(msgspec.ValidationError, match=name):
+        decoded(**{name: 0})

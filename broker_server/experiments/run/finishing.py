@@ -176,11 +176,10 @@ def summary_lines(report: Report, root: Path) -> list[str]:
 
 def over_probe_line(probe: OverProbe, kept_round: int) -> str:
     """What was gained over the probe's head, or lost, on the same examples."""
-    verb = "gained" if probe.accuracy_gain >= 0 else "lost"
+    before, gain = 100 * probe.accuracy, 100 * probe.accuracy_gain
     return (
-        f"over the probe: {verb} {100 * abs(probe.accuracy_gain):.1f} points after round {kept_round} on the "
-        f"{metric_text('text-classification', probe.accuracy)} of the head of round {probe.round_number}, loss "
-        f"{probe.loss:.4f} -> {probe.loss - probe.loss_fall:.4f}"
+        f"over the probe's head: {before:.1f} % after round {probe.round_number}, {before + gain:.1f} % after round "
+        f"{kept_round} ({gain:+.1f} points), loss {probe.loss:.4f} -> {probe.loss - probe.loss_fall:.4f}"
     )
 
 

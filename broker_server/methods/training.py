@@ -78,6 +78,12 @@ class ZeroOrderConfig:
         name="zo_lower_learning_rate",
         by="method",
     )
+    normalise: bool = option(
+        Panel.ZERO_ORDER,
+        "differences on one side alone, and a step over the standard deviation of its scalars (FZOO)",
+        default=False,
+        name="zo_normalise",
+    )
     combine: Literal["mean", "median", "trimmed"] = option(
         Panel.ZERO_ORDER,
         "how the devices' scalars are combined: mean, weighted by examples; median; or trimmed, the mean without the "

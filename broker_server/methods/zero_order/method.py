@@ -86,6 +86,9 @@ class ZeroOrder(Method):
                 raise ConfigError(msg)
         _check_arms(str(settings["arms"]))
         numbers = [int(str(settings[name])) for name in ("local_steps", "zo_outer", "zo_inner")]
+        if settings["zo_normalise"] and numbers[1] * numbers[2] == 1:
+            msg = "--zo-normalise divides by the standard deviation of a step's scalars: give --zo-inner 2 or more"
+            raise ConfigError(msg)
         if (num_scalars := int(np.prod(numbers))) > MAX_SCALARS:
             msg = (
                 f"--local-steps {numbers[0]}, with {numbers[1]} x {numbers[2]} perturbations each, gives {num_scalars} "
@@ -124,6 +127,7 @@ class ZeroOrder(Method):
             batch_size=training.batch_size,
             max_length=training.max_length,
             lora_scaling=training.lora_scaling,
+            is_normalised=settings.normalise,
             log=log.since(self._accepted.get(key.device_id)),
         )
         return AssignedWork(
@@ -228,6 +232,7 @@ class ZeroOrder(Method):
             learning_rate=asked.learning_rate,
             num_outer=asked.num_outer,
             num_inner=asked.num_inner,
+            is_normalised=asked.is_normalised,
             scalars=scalars.astype("<f4").tobytes(),
         )
         adapter = self._applied(before, logged, asked)

@@ -51,6 +51,7 @@ def test_presets_differ_in_what_they_perturb() -> None:
         ({"zo_lower_learning_rate": -0.5}, "--zo-lower-learning-rate is -0.5, expected -1, or 0 or more"),
         ({"arms": "0.25:8"}, "--arms is '0.25:8', but zero-order tuning takes one arm and prunes nothing"),
         ({"arms": "0.0:8,0.0:4"}, "--arms is '0.0:8,0.0:4', but zero-order tuning takes one arm"),
+        ({"zo_inner": 1, "zo_normalise": True}, "--zo-normalise divides by the standard deviation of a step's scalars"),
         ({"weight_decay": 0.1}, "--weight-decay is 0.1, but zero-order tuning has none: leave it out"),
         ({"accumulation_steps": 2}, "--accumulation-steps is 2, but zero-order tuning has none"),
         ({"importance": "lora"}, "--importance is lora, but zero-order tuning has none"),

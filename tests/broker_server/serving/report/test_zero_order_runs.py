@@ -18,9 +18,9 @@ def records(works: str, not_finite: int = 0) -> list[RoundRecord]:
     """Rounds of sample devices, asked for the probe (``p``), for steps (``z``) or for LoRA (``l``)."""
     kinds = {"p": "probe", "z": "zero_order", "l": "lora"}
     made = round_records(len(works))
-    for number, letter in enumerate(works, start=1):
+    for number, kind in enumerate(works, start=1):
         devices = [
-            msgspec.structs.replace(d, work=kinds[letter], not_finite=not_finite if letter == "z" else None)
+            msgspec.structs.replace(d, work=kinds[kind], not_finite=not_finite if kind == "z" else None)
             for d in made[number].devices
         ]
         made[number] = msgspec.structs.replace(made[number], devices=tuple(devices))

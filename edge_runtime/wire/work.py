@@ -143,6 +143,15 @@ class ProbeWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag
     """Penalty of the weights, not of the bias: loss + l2 / 2 * sum of squares (``softmax``)."""
 
 
+class PreconditionerStart(msgspec.Struct, frozen=True, kw_only=True):
+    """Where HiSo's diagonal H began; rounds from there on in the log say what became of it."""
+
+    round_number: Positive
+    """Before its steps."""
+    diagonal: Factor
+    """Every element of H."""
+
+
 class LoggedRound(msgspec.Struct, frozen=True, kw_only=True):
     """What a round of zero-order tuning did to the tuned tensors: enough to do it again, bit for bit."""
 
@@ -160,7 +169,8 @@ class LoggedRound(msgspec.Struct, frozen=True, kw_only=True):
     scalars: Annotated[bytes, msgspec.Meta(max_length=limits.MAX_MESSAGE_BYTES)]
     """Averages over the devices, float32, little-endian, ``[steps, num_outer, num_inner]``."""
     is_normalised: bool = False
-    """See :class:`ZeroOrderWork`."""
+    """See :class:`ZeroOrderWork`, as for the next."""
+    preconditioner: PreconditionerStart | None = None
 
 
 class ZeroOrderWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="zero_order"):
@@ -192,6 +202,8 @@ class ZeroOrderWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type",
     lora_scaling: Factor
     is_normalised: bool = False
     """Differences are one-sided, and a step is divided by the standard deviation of its scalars (FZOO)."""
+    preconditioner: PreconditionerStart | None = None
+    """Noise is multiplied by H^-1/2 (HiSo); the log has the rounds since then. None = it is not."""
     log: Annotated[tuple[LoggedRound, ...], msgspec.Meta(max_length=limits.MAX_LOGGED_ROUNDS)] = ()
     """Rounds by which a device may bring itself up to date instead of pulling the payload; by ascending number."""
 

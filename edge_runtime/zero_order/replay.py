@@ -10,7 +10,7 @@ Shape legend: ``N`` elements of the flat vector, ``K`` steps, ``P1`` outer and `
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -37,6 +37,7 @@ def perturb(  # noqa: PLR0913, PLR0917 - what to write where, and the four numbe
     step: int,
     perturbation: int,
     out: Array,
+    scale: Array | None = None,
 ) -> None:
     """Write theta + epsilon * z of one part.
 
@@ -52,11 +53,15 @@ def perturb(  # noqa: PLR0913, PLR0917 - what to write where, and the four numbe
         step: within the assignment, 1-based.
         perturbation: p of the lower part, p * num_inner + j of the upper part.
         out: float32 ``[N]``; elements of other tensors stay as they are.
+        scale: what the noise is multiplied by, float32 ``[N]``
+            (:class:`edge_runtime.zero_order.preconditioner.Preconditioner`); None = nothing.
     """
     size = np.float32(epsilon)
     for tensor in parts.part(which):
         noise = signs(seed, round_number, step, perturbation, tensor.index, tensor.size)
-        noise *= size  # exact: +-1
+        if scale is not None:
+            noise *= scale[tensor.place]
+        noise *= size
         np.add(flat[tensor.place], noise, out=out[tensor.place])
 
 
@@ -68,6 +73,7 @@ def apply_step(
     round_number: int,
     step: int,
     scalars: Array,
+    scale: Array | None = None,
 ) -> None:
     """Do one step, in place.
 
@@ -87,22 +93,67 @@ def apply_step(
         round_number: of the assignment.
         step: within the assignment, 1-based.
         scalars: rho, float32 ``[P1, P2]``.
+        scale: what the noise is multiplied by, float32 ``[N]``; None = nothing.
     """
-    num_outer, num_inner = numbers.num_outer, numbers.num_inner
     divisor = _deviation(scalars) if numbers.is_normalised else 1.0
     if divisor < LEAST_DEVIATION:
         return
+    key = (seed, round_number, step)
     with np.errstate(over="ignore", invalid="ignore"):  # a model that diverges is looked at where it is evaluated
-        inner = [(number, value) for number, value in enumerate(scalars.reshape(-1))]
-        rate = np.float32(numbers.learning_rate / (num_outer * num_inner) / divisor)
-        _descend(flat, parts.upper, rate, inner, (seed, round_number, step))
-        if numbers.lower_learning_rate > 0:
-            outer = [(number, _sum(row) / np.float32(num_inner)) for number, row in enumerate(scalars)]
-            rate = np.float32(numbers.lower_learning_rate / num_outer / divisor)
-            _descend(flat, parts.lower, rate, outer, (seed, round_number, step))
+        for tensors, rate, weights in step_weights(parts, numbers, scalars):
+            size = np.float32(rate / len(weights) / divisor)
+            for tensor in tensors:
+                direction = weighted_noise(tensor, weights, key, scale)
+                direction *= size
+                flat[tensor.place] -= direction
 
 
-def apply_round(flat: Array, parts: TunedParts, seed: int, logged: LoggedRound) -> None:
+Weights = list[tuple[int, np.float32]]
+"""Numbers of perturbations, ascending, and what their noise counts."""
+
+
+def step_weights(
+    parts: TunedParts, numbers: LoggedRound | ZeroOrderWork, scalars: Array
+) -> Iterator[tuple[tuple[TunedTensor, ...], float, Weights]]:
+    """What a step's noise counts in either part.
+
+    Args:
+        parts: what is tuned, at the numbers' cut.
+        numbers: rates and counts.
+        scalars: rho, float32 ``[P1, P2]``.
+
+    Yields:
+        Tensors of a part, its learning rate, and its weights; no lower part where its rate is 0.
+    """
+    yield parts.upper, numbers.learning_rate, list(enumerate(scalars.reshape(-1)))
+    if numbers.lower_learning_rate > 0:
+        means = [_sum(row) / np.float32(numbers.num_inner) for row in scalars]
+        yield parts.lower, numbers.lower_learning_rate, list(enumerate(means))
+
+
+def weighted_noise(tensor: TunedTensor, weights: Weights, key: tuple[int, int, int], scale: Array | None) -> Array:
+    """Sum of a tensor's noise, from left to right: no more than one tensor's noise is held.
+
+    Args:
+        tensor: of either part.
+        weights: of that part.
+        key: seed, round and step.
+        scale: what the sum is multiplied by, float32 ``[N]``; None = nothing.
+
+    Returns:
+        Float32 ``[size]``.
+    """
+    total = np.zeros(tensor.size, np.float32)
+    for perturbation, weight in weights:
+        noise = signs(*key, perturbation, tensor.index, tensor.size)
+        noise *= weight
+        total += noise
+    if scale is not None:
+        total *= scale[tensor.place]
+    return total
+
+
+def apply_round(flat: Array, parts: TunedParts, seed: int, logged: LoggedRound, scale: Array | None = None) -> None:
     """Do the steps of a round again, in place.
 
     Args:
@@ -110,15 +161,21 @@ def apply_round(flat: Array, parts: TunedParts, seed: int, logged: LoggedRound) 
         parts: what is tuned, at the round's cut: ``TunedParts.of(manifest, rank, logged.cut)``.
         seed: of the noise.
         logged: the round.
+        scale: what the noise was multiplied by, float32 ``[N]``; None = nothing.
 
     Raises:
-        TensorError: the parts are at another cut, or the scalars are not what a round has.
+        TensorError: the parts are at another cut, a scale is missing or too many, or the scalars are not what a round
+            has.
     """
+    if (scale is None) != (logged.preconditioner is None):
+        missing = "none is given" if scale is None else "one is given"
+        msg = f"a scale belongs to the noise of a round with a preconditioner: round {logged.round_number}, {missing}"
+        raise TensorError(msg)
     if parts.cut != logged.cut:
         msg = f"round {logged.round_number} was at a cut of {logged.cut}, not at {parts.cut}"
         raise TensorError(msg)
     for step, scalars in enumerate(scalars_of(logged), start=1):
-        apply_step(flat, parts, logged, seed, logged.round_number, step, scalars)
+        apply_step(flat, parts, logged, seed, logged.round_number, step, scalars, scale)
 
 
 def scalars_of(logged: LoggedRound) -> Array:
@@ -136,32 +193,6 @@ def scalars_of(logged: LoggedRound) -> Array:
         msg = f"round {logged.round_number} has scalars that are not finite"
         raise TensorError(msg)
     return scalars.reshape(-1, logged.num_outer, logged.num_inner)
-
-
-def _descend(
-    flat: Array,
-    tensors: Iterable[TunedTensor],
-    rate: np.float32,
-    weights: list[tuple[int, np.float32]],
-    key: tuple[int, int, int],
-) -> None:
-    """Against the weighted sum of noise vectors, one tensor after the other: no more than one tensor's noise is held.
-
-    Args:
-        flat: theta, float32 ``[N]``, changed.
-        tensors: of the part.
-        rate: learning rate.
-        weights: number of each perturbation, and its weight.
-        key: seed, round and step.
-    """
-    for tensor in tensors:
-        total = np.zeros(tensor.size, np.float32)
-        for perturbation, weight in weights:
-            noise = signs(*key, perturbation, tensor.index, tensor.size)
-            noise *= weight
-            total += noise
-        total *= rate
-        flat[tensor.place] -= total
 
 
 def _sum(row: Array) -> np.float32:

@@ -8,6 +8,7 @@ where they lead; and, with the base as it is, a compact model with PyTorch's log
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import tempfile
@@ -29,9 +30,8 @@ from edge_runtime.engine.dataset import Dataset, batches
 from edge_runtime.formats import adapter as adapters
 from edge_runtime.formats.manifest import BaseDtype, Manifest, Task
 from edge_runtime.formats.plan import Plan
-from edge_runtime.wire.work import LoggedRound
-from edge_runtime.zero_order.parts import TunedParts
-from edge_runtime.zero_order.replay import apply_round
+from edge_runtime.wire.work import LoggedRound, PreconditionerStart
+from edge_runtime.zero_order.preconditioner import apply_log
 from exporter.artifact.export import export_model
 from exporter.compact.export import compact_source
 from exporter.compact.merge import merged_model
@@ -73,6 +73,12 @@ COMPACT_ARM: Final = {"bert": "uneven", "llama": "half"}
 REPLAY_SEED: Final = 23
 REPLAYED: Final = ((0, 0.0, 1, 4), (1, 0.02, 2, 3), (1, 0.0, 1, 7), (0, 0.03, 5, 1), (1, 0.013, 1, 2))
 """Rounds of zero-order tuning: cut, learning rate of the lower part, outer and inner perturbations."""
+OPTIONS: Final[tuple[dict[str, Any], ...]] = (
+    {},
+    {"is_normalised": True},
+    {"preconditioner": PreconditionerStart(round_number=12, diagonal=0.7)},
+)
+"""The rounds are done with each of them, one after the other."""
 
 
 def main(folder: Path) -> None:
@@ -200,13 +206,15 @@ def _prepare_replay(directory: Path, manifest: Manifest, start: dict[str, Array]
             num_outer=num_outer,
             num_inner=num_inner,
             scalars=rng.normal(0.0, 0.6, (6, num_outer, num_inner)).astype("<f4").tobytes(),
+            **options,
         )
-        for number, (cut, lower_learning_rate, num_outer, num_inner) in enumerate(REPLAYED, start=2)
+        for number, (options, (cut, lower_learning_rate, num_outer, num_inner)) in enumerate(
+            itertools.product(OPTIONS, REPLAYED), start=2
+        )
     ]
     flat = adapters.AdapterLayout.of(manifest, Plan.full(manifest), FULL_RANK).flatten(start)
     expected = {"start": flat.copy()}
-    for logged in rounds:
-        apply_round(flat, TunedParts.of(manifest, FULL_RANK, logged.cut), REPLAY_SEED, logged)
+    apply_log(flat, manifest, FULL_RANK, REPLAY_SEED, rounds)
     save_file(expected | {"end": flat}, directory / "theta.safetensors")
     (directory / "rounds.msgpack").write_bytes(msgspec.msgpack.encode((REPLAY_SEED, FULL_RANK, rounds)))
 

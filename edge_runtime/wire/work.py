@@ -144,12 +144,14 @@ class ProbeWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag
 
 
 class PreconditionerStart(msgspec.Struct, frozen=True, kw_only=True):
-    """Where HiSo's diagonal H began; rounds from there on in the log say what became of it."""
+    """Where HiSo's diagonal H began; rounds from there on in the log, all at one cut, say what became of it."""
 
     round_number: Positive
     """Before its steps."""
-    diagonal: Factor
-    """Every element of H."""
+    lower: Factor
+    """Every element of H of the lower part."""
+    upper: Factor
+    """Every element of H of the upper part."""
 
 
 class LoggedRound(msgspec.Struct, frozen=True, kw_only=True):

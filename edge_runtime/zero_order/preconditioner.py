@@ -2,8 +2,9 @@
 
 HiSo (arXiv 2506.02370) and its public code: noise is ``z = H^-1/2 u``, and after a round, for each of its steps, ``H <-
 0.95 H + 0.05 e^2`` with the step's estimate ``e``, the mean of ``rho z`` over the perturbations. Ours: +-1 for its
-Gaussian; H begins anew at one number after some rounds, so that a log of bounded length has all of it; bounds, so that
-H^-1/2 stays finite where nothing is learnt for long. What H knows of single elements is little: docs/zero-order.md.
+Gaussian; H begins anew at a number for each part after some rounds, so that a log of bounded length has all of it;
+bounds, so that H^-1/2 stays finite where nothing is learnt for long. What H knows of single elements is little:
+docs/zero-order.md.
 
 Shape legend: ``N`` elements of the flat vector.
 """
@@ -18,8 +19,8 @@ import numpy.typing as npt
 
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.wire.work import LoggedRound, PreconditionerStart
-from edge_runtime.zero_order.parts import TunedParts
-from edge_runtime.zero_order.replay import apply_round, scalars_of, step_weights, weighted_noise
+from edge_runtime.zero_order.parts import TunedParts, Which
+from edge_runtime.zero_order.replay import apply_round, check_cut, scalars_of, step_weights, weighted_noise
 
 Array = npt.NDArray[np.float32]
 
@@ -37,58 +38,63 @@ class Preconditioner:
     """H before some round, and what the noise of that round is multiplied by.
 
     Args:
-        num_elements: N, the length of the flat vector.
-        start: every element of H.
+        parts: what is tuned, at the cut of all rounds since the start.
+        start: where H began.
     """
 
-    def __init__(self, num_elements: int, start: float) -> None:
-        self.diagonal: Array = np.full(num_elements, np.clip(np.float32(start), LEAST, MOST), np.float32)
+    def __init__(self, parts: TunedParts, start: PreconditionerStart) -> None:
+        self._parts = parts
+        self.diagonal: Array = np.ones(parts.num_elements, np.float32)
+        """H, float32 ``[N]``; 1 where nothing is tuned."""
+        for tensors, value in ((parts.lower, start.lower), (parts.upper, start.upper)):
+            for tensor in tensors:
+                self.diagonal[tensor.place] = np.clip(np.float32(value), LEAST, MOST)
 
     @classmethod
-    def after(
-        cls, manifest: Manifest, rank: int, seed: int, log: Iterable[LoggedRound], start: PreconditionerStart
-    ) -> Self:
+    def after(cls, parts: TunedParts, seed: int, log: Iterable[LoggedRound], start: PreconditionerStart) -> Self:
         """H after the rounds of a log.
 
         Args:
-            manifest: of the artifact.
-            rank: of the adapter.
+            parts: what is tuned, at the cut of all rounds since the start.
             seed: of the noise.
             log: rounds by ascending number; those of another start are passed over.
             start: where H began.
 
         Raises:
-            TensorError: a round does not fit the artifact, or its scalars are not what a round has.
+            TensorError: a round is at another cut, or its scalars are not what a round has.
         """
-        made: Self | None = None
+        made = cls(parts, start)
         for logged in log:
             if logged.preconditioner == start:
-                parts = TunedParts.of(manifest, rank, logged.cut)
-                made = made or cls(parts.num_elements, start.diagonal)
-                made.add(parts, seed, logged)
-        return made or cls(TunedParts.of(manifest, rank, 0).num_elements, start.diagonal)
+                made.add(seed, logged)
+        return made
+
+    def mean(self, which: Which) -> float:
+        """Of H, over the elements of a part; 1 where it has none."""
+        values = [self.diagonal[tensor.place] for tensor in self._parts.part(which)]
+        return float(np.concatenate(values).mean(dtype=np.float64)) if values else 1.0
 
     @property
     def scale(self) -> Array:
         """H^-1/2, float32 ``[N]``; the same for all steps of a round."""
         return np.divide(np.float32(1), np.sqrt(self.diagonal), dtype=np.float32)
 
-    def add(self, parts: TunedParts, seed: int, logged: LoggedRound) -> None:
+    def add(self, seed: int, logged: LoggedRound) -> None:
         """Take the steps of a round into H.
 
         Args:
-            parts: what is tuned, at the round's cut.
             seed: of the noise.
             logged: the round that H is that of before.
 
         Raises:
-            TensorError: the scalars are not what a round has.
+            TensorError: it is at another cut, or its scalars are not what a round has.
         """
+        check_cut(self._parts, logged)
         scale = self.scale
         with np.errstate(over="ignore"):
             for step, scalars in enumerate(scalars_of(logged), start=1):
                 key = (seed, logged.round_number, step)
-                for tensors, _, weights in step_weights(parts, logged, scalars):
+                for tensors, _, weights in step_weights(self._parts, logged, scalars):
                     for tensor in tensors:
                         estimate = weighted_noise(tensor, weights, key, scale)
                         estimate /= np.float32(len(weights))
@@ -122,8 +128,8 @@ def apply_log(
         parts = TunedParts.of(manifest, rank, logged.cut)
         if logged.preconditioner != start:
             start = logged.preconditioner
-            preconditioner = None if start is None else Preconditioner(parts.num_elements, start.diagonal)
+            preconditioner = None if start is None else Preconditioner(parts, start)
         if logged.round_number >= first:
             apply_round(flat, parts, seed, logged, None if preconditioner is None else preconditioner.scale)
         if preconditioner is not None:
-            preconditioner.add(parts, seed, logged)
+            preconditioner.add(seed, logged)

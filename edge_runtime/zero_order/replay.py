@@ -171,11 +171,20 @@ def apply_round(flat: Array, parts: TunedParts, seed: int, logged: LoggedRound, 
         missing = "none is given" if scale is None else "one is given"
         msg = f"a scale belongs to the noise of a round with a preconditioner: round {logged.round_number}, {missing}"
         raise TensorError(msg)
+    check_cut(parts, logged)
+    for step, scalars in enumerate(scalars_of(logged), start=1):
+        apply_step(flat, parts, logged, seed, logged.round_number, step, scalars, scale)
+
+
+def check_cut(parts: TunedParts, logged: LoggedRound) -> None:
+    """Refuse parts that are not those of a round.
+
+    Raises:
+        TensorError: they are at another cut.
+    """
     if parts.cut != logged.cut:
         msg = f"round {logged.round_number} was at a cut of {logged.cut}, not at {parts.cut}"
         raise TensorError(msg)
-    for step, scalars in enumerate(scalars_of(logged), start=1):
-        apply_step(flat, parts, logged, seed, logged.round_number, step, scalars, scale)
 
 
 def scalars_of(logged: LoggedRound) -> Array:

@@ -76,7 +76,7 @@ REPLAYED: Final = ((0, 0.0, 1, 4), (1, 0.02, 2, 3), (1, 0.0, 1, 7), (0, 0.03, 5,
 OPTIONS: Final[tuple[dict[str, Any], ...]] = (
     {},
     {"is_normalised": True},
-    {"preconditioner": PreconditionerStart(round_number=12, diagonal=0.7)},
+    {"cut": 1, "preconditioner": PreconditionerStart(round_number=12, lower=0.7, upper=0.3)},
 )
 """The rounds are done with each of them, one after the other."""
 
@@ -200,13 +200,12 @@ def _prepare_replay(directory: Path, manifest: Manifest, start: dict[str, Array]
     rounds = [
         LoggedRound(
             round_number=number,
-            cut=cut,
             lower_learning_rate=lower_learning_rate,
             learning_rate=0.017,
             num_outer=num_outer,
             num_inner=num_inner,
             scalars=rng.normal(0.0, 0.6, (6, num_outer, num_inner)).astype("<f4").tobytes(),
-            **options,
+            **{"cut": cut, **options},
         )
         for number, (options, (cut, lower_learning_rate, num_outer, num_inner)) in enumerate(
             itertools.product(OPTIONS, REPLAYED), start=2

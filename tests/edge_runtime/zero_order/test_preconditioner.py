@@ -20,8 +20,8 @@ from edge_runtime.zero_order.replay import apply_round, perturb, scalars_of
 Array = npt.NDArray[np.float32]
 RANK, SEED = 2, 29
 START, AGAIN = (
-    PreconditionerStart(round_number=1, diagonal=1.0),
-    PreconditionerStart(round_number=4, diagonal=0.25),
+    PreconditionerStart(round_number=1, lower=1.0, upper=1.0),
+    PreconditionerStart(round_number=4, lower=0.25, upper=0.5),
 )
 
 
@@ -48,9 +48,14 @@ def theta(manifest: Manifest) -> Array:
 
 
 def test_h_is_a_moving_mean_of_squared_estimates(manifest: Manifest) -> None:
-    parts, made = TunedParts.of(manifest, RANK, 1), Preconditioner(theta(manifest).size, 2.0)
-    made.add(parts, SEED, logged(1))
-    expected = np.full(theta(manifest).size, 2.0)
+    parts = TunedParts.of(manifest, RANK, 1)
+    made = Preconditioner(parts, PreconditionerStart(round_number=1, lower=3.0, upper=2.0))
+    made.add(SEED, logged(1))
+    expected = np.ones(theta(manifest).size)
+    for tensor in parts.upper:
+        expected[tensor.place] = 2
+    for tensor in parts.lower:
+        expected[tensor.place] = 3
     for step, rho in enumerate(scalars_of(logged(1)).astype(np.float64), start=1):
         for tensor in parts.upper:
             noise = np.array([signs(SEED, 1, step, number, tensor.index, tensor.size) for number in range(6)])
@@ -58,16 +63,19 @@ def test_h_is_a_moving_mean_of_squared_estimates(manifest: Manifest) -> None:
             expected[tensor.place] = 0.95 * expected[tensor.place] + 0.05 * estimate**2
         for tensor in parts.lower:
             noise = np.array([signs(SEED, 1, step, number, tensor.index, tensor.size) for number in range(2)])
-            estimate = rho.mean(axis=1) @ noise / np.sqrt(2.0) / 2
+            estimate = rho.mean(axis=1) @ noise / np.sqrt(3.0) / 2
             expected[tensor.place] = 0.95 * expected[tensor.place] + 0.05 * estimate**2
     np.testing.assert_allclose(made.diagonal, expected, rtol=1e-5)
     np.testing.assert_allclose(made.scale, expected**-0.5, rtol=1e-5)
+    elements = np.concatenate([expected[tensor.place] for tensor in parts.upper])
+    assert made.mean("upper") == pytest.approx(elements.mean())
 
 
 def test_with_one_perturbation_h_is_one_number(manifest: Manifest) -> None:
     """A squared sign is 1: H then says how large scalars are, and nothing of single elements."""
-    parts, made = TunedParts.of(manifest, RANK, 0), Preconditioner(theta(manifest).size, 1.0)
-    made.add(parts, SEED, structs.replace(logged(1, shape=(1, 1)), cut=0))
+    parts = TunedParts.of(manifest, RANK, 0)
+    made = Preconditioner(parts, START)
+    made.add(SEED, structs.replace(logged(1, shape=(1, 1)), cut=0))
     tuned = np.concatenate([made.diagonal[tensor.place] for tensor in parts.upper])
     assert np.unique(tuned).size == 1
     assert tuned[0] != 1
@@ -75,7 +83,7 @@ def test_with_one_perturbation_h_is_one_number(manifest: Manifest) -> None:
 
 def test_noise_is_scaled(manifest: Manifest) -> None:
     parts, flat = TunedParts.of(manifest, RANK, 1), theta(manifest)
-    made = Preconditioner.after(manifest, RANK, SEED, ROUNDS[:3], START)
+    made = Preconditioner.after(parts, SEED, ROUNDS[:3], START)
     out = flat.copy()
     perturb(flat, parts, "upper", -0.01, SEED, 4, 3, 2, out, made.scale)
     for tensor in parts.upper:
@@ -103,18 +111,23 @@ def test_a_device_that_was_away_ends_at_the_same_bits(manifest: Manifest, first:
 
 
 def test_h_after_a_log_is_that_of_its_own_start(manifest: Manifest) -> None:
-    whole = Preconditioner.after(manifest, RANK, SEED, ROUNDS, AGAIN)
-    alone = Preconditioner.after(manifest, RANK, SEED, ROUNDS[3:5], AGAIN)
+    parts = TunedParts.of(manifest, RANK, 1)
+    whole = Preconditioner.after(parts, SEED, ROUNDS, AGAIN)
+    alone = Preconditioner.after(parts, SEED, ROUNDS[3:5], AGAIN)
     assert whole.diagonal.tobytes() == alone.diagonal.tobytes()
-    fresh = Preconditioner.after(manifest, RANK, SEED, ROUNDS, PreconditionerStart(round_number=9, diagonal=0.5))
-    assert np.array_equal(fresh.diagonal, np.full(theta(manifest).size, 0.5, np.float32))
+    fresh = Preconditioner.after(parts, SEED, ROUNDS, PreconditionerStart(round_number=9, lower=0.5, upper=0.7))
+    assert fresh.mean("lower") == pytest.approx(0.5)
+    assert fresh.mean("upper") == pytest.approx(0.7)
+    with pytest.raises(TensorError, match="round 4 was at a cut of 1, not at 2"):
+        Preconditioner.after(TunedParts.of(manifest, RANK, 2), SEED, ROUNDS, AGAIN)
 
 
 @pytest.mark.parametrize(("scalar", "bound"), [(0.0, LEAST), (3e38, MOST)])
 def test_h_stays_within_bounds(manifest: Manifest, scalar: float, bound: np.float32) -> None:
-    parts, made = TunedParts.of(manifest, RANK, 0), Preconditioner(theta(manifest).size, 1.0)
+    parts = TunedParts.of(manifest, RANK, 0)
+    made = Preconditioner(parts, START)
     changes: dict[str, Any] = {"cut": 0, "scalars": np.full(500, scalar, "<f4").tobytes()}
-    made.add(parts, SEED, structs.replace(logged(1, shape=(1, 1)), **changes))
+    made.add(SEED, structs.replace(logged(1, shape=(1, 1)), **changes))
     for tensor in parts.upper:
         assert (made.diagonal[tensor.place] == bound).all()
     assert np.isfinite(made.scale).all()

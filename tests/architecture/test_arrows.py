@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "edge_runtime.bounds": {"msgspec"},
     "edge_runtime.formats": {"numpy", "msgspec", "safetensors"},
     "edge_runtime.wire": {"msgspec"},
+    "edge_runtime.zero_order": {"numpy"},
     "edge_runtime.benchmark": {"numpy", "msgspec"},
     "edge_runtime.engine": {"numpy", "msgspec", "safetensors", "onnxruntime", "tokenizers"},
     "edge_runtime.ort_training": {"numpy", "msgspec", "onnxruntime"},

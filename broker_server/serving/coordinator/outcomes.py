@@ -56,7 +56,7 @@ def device_record(participant: Participant, played: PlayedArm, update: Update | 
         emulated_s=played.emulated_s,
         adapter_delta=played.adapter_delta,
         work=played.work,
-        bytes_up=None if update is None else reply_bytes(update),
+        method_bytes_up=None if update is None else reply_bytes(update),
         not_finite=played.not_finite,
     )
 

@@ -62,7 +62,7 @@ class DeviceRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Frobenius norm of the change of B A, over all targets."""
     work: str = ""
     """Kind of work that it was asked for: ``lora``, ``probe`` or ``zero_order``; empty where nothing was sent."""
-    bytes_up: int | None = None
+    method_bytes_up: int | None = None
     """Payload bytes of its reply: the update, and what came in chunks. Status messages and requests are apart (they are
     in its ``measurements``); None as in ``num_examples``."""
     not_finite: int | None = None

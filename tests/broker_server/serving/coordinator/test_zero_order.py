@@ -126,7 +126,7 @@ def test_a_head_of_the_probe_then_scalars_of_few_bytes(
     assert [{d.work for d in one.values()} for one in rounds[1:]] == [{"probe"}, *[{"zero_order"}] * 3]
     assert [one["b"].not_finite for one in rounds[1:]] == [None, 2, 2, 2]
     assert all(d.outcome == "accepted" and d.adapter_delta is None for one in rounds for d in one.values())
-    sent = [d.bytes_up for one in rounds[2:] for d in one.values()]
+    sent = [d.method_bytes_up for one in rounds[2:] for d in one.values()]
     assert all(160 < number < 1000 for number in sent if number is not None), "40 scalars, and what is said of them"
     assert None not in sent
     assert a.logged == [[], [2], [3]]
@@ -155,7 +155,7 @@ def test_bytes_of_a_reply_are_those_of_its_message(broker: InProcess, tmp_path: 
 
         a.say = counted  # type: ignore[method-assign]
         running.finish()
-    told = [(number, one["a"].bytes_up) for number, one in enumerate(records(tmp_path)) if one]
+    told = [(number, one["a"].method_bytes_up) for number, one in enumerate(records(tmp_path)) if one]
     assert told == sorted(set(sizes))
 
 

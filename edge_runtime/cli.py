@@ -285,6 +285,7 @@ def _start(arguments: argparse.Namespace) -> int:
                 memory_limit_bytes=memory_limit_bytes,
                 modes=modes,
                 features=state.features,
+                zero_order=state.zero_order,
                 ort_models=arguments.ort_models,
                 checkpoint_every=arguments.checkpoint_every,
                 pausing=pausing,

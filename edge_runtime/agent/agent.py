@@ -7,7 +7,6 @@ background thread; all decisions are taken here, in one thread.
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import queue
 import random
@@ -21,6 +20,7 @@ from edge_runtime.agent.errors import StoppedError
 from edge_runtime.agent.identity import StateDirectory
 from edge_runtime.agent.jobs import Jobs
 from edge_runtime.agent.outbox import Outbox
+from edge_runtime.agent.payloads import COORDINATOR, Payloads, Rebuilt
 from edge_runtime.agent.refusals import is_final, largest_delay_s, reason_of, too_large
 from edge_runtime.agent.refused import Refused
 from edge_runtime.agent.reporter import Reporter
@@ -52,9 +52,6 @@ from edge_runtime.wire.messages import (
 
 logger = logging.getLogger(__name__)
 
-COORDINATOR: Final = "coordinator"
-"""The only peer of a device."""
-
 POLL_S: Final = 0.1
 """How long the loop waits for the link before it looks at the background thread."""
 
@@ -76,6 +73,9 @@ class Agent:
         self._clock = self._channel.clock
         self._reporter = Reporter(state.device_id, self._channel.session_id, self._channel.say, self._clock)
         self._transfers = Transfers(lambda _, message: self._channel.say(message), self._clock)
+        self._payloads = Payloads(
+            self._transfers, self._clock, lambda work, detail: self._refuse(work, FailureReason.INTERNAL, detail)
+        )
         self._uploads = Uploads(Outbox(state.outbox), self._transfers, self._channel.say, self._channel.new_repeat)
         traffic = Traffic(lambda: (self._link.bytes_sent, self._link.bytes_received))
         self._checkpoints = Checkpoints(state.checkpoint, settings.work.checkpoint_every)
@@ -237,23 +237,12 @@ class Agent:
             self._refuse(work, FailureReason.ARM_INFEASIBLE, detail)
 
     def _begin(self, work: Work) -> None:
-        """Pull what the work starts from, if it starts from anything."""
+        """Ask for what the work starts from."""
         assignment = work.assignment
         logger.info("round %d, attempt %d: %s", work.key.round_number, work.key.attempt, what(assignment.work))
         self._work = work
         self._reporter.change(DeviceState.FETCHING, work.key)
-        if assignment.payload is None:
-            self._on_payload(work, b"")
-        else:
-            self._transfers.expect(
-                assignment.payload,
-                COORDINATOR,
-                functools.partial(self._on_payload, work),
-                lambda detail: self._refuse(work, FailureReason.INTERNAL, detail),
-            )
-
-    def _on_payload(self, work: Work, blob: bytes) -> None:
-        work.payload = (blob, self._clock() - work.received_at)
+        self._payloads.ask(work)
 
     def _on_verdict(self, verdict: Verdict) -> None:
         if self._welcome is None or verdict.key.run_id != self._welcome.run_id:
@@ -302,11 +291,15 @@ class Agent:
                 if work is None:
                     self._reporter.change(DeviceState.FETCHING)
                 self._jobs.prepare(welcome, self._reporter.progress)
+        elif work is not None and work.is_to_rebuild:
+            work.is_running = True
+            self._jobs.rebuild(self._runner, work.assignment, self._payloads.rate, welcome, self._reporter.progress)
         elif work is not None and work.payload is not None:
             work.is_running = True
             num_steps = num_steps_of(work.assignment.work)
             self._reporter.change(DeviceState.TRAINING, work.key, num_steps=num_steps)
-            self._jobs.work(self._runner, work.assignment, work.payload, welcome, self._reporter.progress)
+            payload, rate = work.payload, self._payloads.rate
+            self._jobs.work(self._runner, work.assignment, payload, rate, welcome, self._reporter.progress)
 
     def _collect(self) -> None:
         """Take what the background thread has finished."""
@@ -325,6 +318,8 @@ class Agent:
             if not isinstance(outcome, FedSpineError):
                 logger.error("work failed unexpectedly", exc_info=outcome)
             self._refuse(work, reason_of(outcome), str(outcome) or type(outcome).__name__)
+        elif isinstance(outcome, Rebuilt):
+            self._payloads.rebuilt(work, outcome)
         else:
             self._on_worked(work, *outcome)
 
@@ -371,14 +366,10 @@ class Agent:
         if self._work is None:
             return
         logger.info("round %d, attempt %d: %s", self._work.key.round_number, self._work.key.attempt, why)
-        self._stop_pulling(self._work)
+        self._payloads.stop(self._work)
         if self._work.is_running:
             self._jobs.stop()
         self._work = None
-
-    def _stop_pulling(self, work: Work) -> None:
-        if work.assignment.payload is not None:
-            self._transfers.cancel(work.assignment.payload.digest, COORDINATOR)
 
     def _refuse(self, work: Work, reason: FailureReason, detail: str) -> None:
         """Give an assignment up, and tell."""
@@ -386,7 +377,7 @@ class Agent:
             "round %d, attempt %d given up: %s (%s)", work.key.round_number, work.key.attempt, detail, reason
         )
         if self._work is work:
-            self._stop_pulling(work)
+            self._payloads.stop(work)
             self._work = None
         failure = self._channel.failure(work.assignment, reason, detail)
         self._refused.remember(work.key, failure)

@@ -28,6 +28,7 @@ from edge_runtime.engine.dataset import Dataset
 from edge_runtime.engine.errors import DataError
 from edge_runtime.engine.evaluator import EvaluationResult
 from edge_runtime.engine.trainer import TrainingResult
+from edge_runtime.errors import FedSpineError
 from edge_runtime.formats.manifest import Task
 from edge_runtime.system.resident import peak_rss_bytes
 from edge_runtime.wire import chunks
@@ -94,6 +95,21 @@ class AssignmentRunner:
             self._max_length = max_length
             self._prepare_s += time.perf_counter() - started
         return self._training
+
+    def rebuild(self, assignment: Assignment, context: WorkContext) -> bytes | None:
+        """The payload of an assignment, of what this device has; None = it must be pulled, which is always right.
+
+        Raises:
+            StoppedError: it was asked to stop.
+        """
+        work = assignment.work
+        try:
+            return self.methods.of(type(work)).rebuild(assignment, work, context.surroundings)
+        except StoppedError:
+            raise
+        except (FedSpineError, OSError, MemoryError) as error:
+            logger.warning("round %d: its payload is pulled: %s", assignment.key.round_number, error)
+            return None
 
     def run(self, assignment: Assignment, blob: bytes, context: WorkContext) -> tuple[Update, bytes]:
         """Work on one assignment.
@@ -179,6 +195,8 @@ class WorkContext:
     traffic: Traffic
     fetch_s: float
     """How long the adapter took to arrive, seconds."""
+    pull_rate: float | None = None
+    """How fast the last payload was pulled, bytes a second; None = none was."""
     checkpoints: Checkpoints
     pauses: Pauses
 
@@ -200,7 +218,9 @@ class WorkContext:
         def say(detail: str) -> None:
             self.progress.detail = detail
 
-        return Surroundings(checkpoints=self.checkpoints, pauses=self.pauses, say=say, check=self.check)
+        return Surroundings(
+            checkpoints=self.checkpoints, pauses=self.pauses, say=say, check=self.check, pull_rate=self.pull_rate
+        )
 
     def on_step(self, step: int, loss: float) -> None:
         """Note an optimizer step."""

@@ -19,7 +19,7 @@ from edge_runtime.engine.errors import CheckpointError
 from edge_runtime.formats.manifest import digest_of
 from edge_runtime.system.files import DiskFullError, write_atomically
 from edge_runtime.wire.messages import Assignment
-from edge_runtime.wire.work import LoraWork
+from edge_runtime.wire.work import Work
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class Checkpoints:
         self._path.unlink(missing_ok=True)
 
 
-def identity_of(assignment: Assignment, work: LoraWork, artifact_digest: str, dataset: Dataset) -> str:
+def identity_of(assignment: Assignment, work: Work, artifact_digest: str, dataset: Dataset) -> str:
     """Digest of all that the training of an assignment depends on; not of its deadline, nor of how it is run.
 
     Args:

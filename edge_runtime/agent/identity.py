@@ -6,6 +6,8 @@ STATE/capabilities.json  measured once per machine and version
 STATE/artifacts/         files by digest of their artifact
 STATE/outbox/            updates that the coordinator has not yet answered
 STATE/checkpoint/        training under way, every so many steps
+STATE/features/          features of examples (probe)
+STATE/zero-order/        the adapter that the last round began at, and scalars so far
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ ARTIFACTS: Final = "artifacts"
 OUTBOX: Final = "outbox"
 CHECKPOINT: Final = "checkpoint"
 FEATURES: Final = "features"
+ZERO_ORDER: Final = "zero-order"
 
 
 class StateDirectory:
@@ -63,7 +66,7 @@ class StateDirectory:
             path.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
             if (path / ID_FILE).exists():  # of an earlier release, which let others read it
                 keep_private(path, PRIVATE_FOLDER)
-            for directory in (path / ARTIFACTS, path / OUTBOX, path / CHECKPOINT, path / FEATURES):
+            for directory in (path / name for name in (ARTIFACTS, OUTBOX, CHECKPOINT, FEATURES, ZERO_ORDER)):
                 directory.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
                 keep_private(directory, PRIVATE_FOLDER)
             lock = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE)
@@ -97,6 +100,11 @@ class StateDirectory:
     def features(self) -> Path:
         """Folder of the features that were computed of examples."""
         return self.path / FEATURES
+
+    @property
+    def zero_order(self) -> Path:
+        """Folder of what zero-order tuning keeps between rounds, and within one."""
+        return self.path / ZERO_ORDER
 
     @property
     def checkpoint(self) -> Path:

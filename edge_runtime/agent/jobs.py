@@ -12,14 +12,15 @@ from edge_runtime.agent.cache import ArtifactCache
 from edge_runtime.agent.checkpoints import Checkpoints
 from edge_runtime.agent.errors import StoppedError
 from edge_runtime.agent.pauses import Pauses
+from edge_runtime.agent.payloads import Rebuilt
 from edge_runtime.agent.settings import WorkSettings
 from edge_runtime.agent.traffic import Traffic
 from edge_runtime.board.sensors import Sensors
 from edge_runtime.engine.session import Interrupt
 from edge_runtime.wire.messages import Assignment, Update, Welcome
 
-Job = AssignmentRunner | tuple[Update, bytes]
-"""What a job returns: ready for a run, or an update and its blob."""
+Job = AssignmentRunner | Rebuilt | tuple[Update, bytes]
+"""What a job returns: ready for a run, a payload or that it must be pulled, or an update and what was made."""
 
 
 class Jobs(Background[Job]):
@@ -64,11 +65,27 @@ class Jobs(Background[Job]):
 
         self.start(welcome, job)
 
+    def rebuild(
+        self,
+        runner: AssignmentRunner,
+        assignment: Assignment,
+        pull_rate: float | None,
+        welcome: Welcome,
+        progress: Progress,
+    ) -> None:
+        """Start making a payload of what is here; the tag is the assignment's key. See :meth:`work` for the rest."""
+
+        def job(stop: threading.Event) -> Rebuilt:
+            return Rebuilt(runner.rebuild(assignment, self._context(welcome, stop, progress, 0.0, pull_rate)))
+
+        self.start(assignment.key, job)
+
     def work(
         self,
         runner: AssignmentRunner,
         assignment: Assignment,
         payload: tuple[bytes, float],
+        pull_rate: float | None,
         welcome: Welcome,
         progress: Progress,
     ) -> None:
@@ -78,6 +95,7 @@ class Jobs(Background[Job]):
             runner: ready for the run.
             assignment: what to do.
             payload: safetensors bytes to start from, and how long they took to arrive, seconds.
+            pull_rate: how fast the last payload was pulled, bytes a second; None = none was.
             welcome: what the coordinator said.
             progress: where to note how far it is.
         """
@@ -85,19 +103,24 @@ class Jobs(Background[Job]):
         self._interrupt = interrupt = Interrupt()
 
         def job(stop: threading.Event) -> tuple[Update, bytes]:
-            context = WorkContext(
-                welcome=welcome,
-                stop=stop,
-                progress=progress,
-                traffic=self._traffic,
-                fetch_s=fetch_s,
-                checkpoints=self._checkpoints,
-                pauses=self._pauses,
-            )
             with interrupt:
-                return runner.run(assignment, blob, context)
+                return runner.run(assignment, blob, self._context(welcome, stop, progress, fetch_s, pull_rate))
 
         self.start(assignment.key, job)
+
+    def _context(
+        self, welcome: Welcome, stop: threading.Event, progress: Progress, fetch_s: float, pull_rate: float | None
+    ) -> WorkContext:
+        return WorkContext(
+            welcome=welcome,
+            stop=stop,
+            progress=progress,
+            traffic=self._traffic,
+            fetch_s=fetch_s,
+            pull_rate=pull_rate,
+            checkpoints=self._checkpoints,
+            pauses=self._pauses,
+        )
 
 
 def _raise_if(is_stopped: Callable[[], bool]) -> None:

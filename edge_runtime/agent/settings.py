@@ -38,6 +38,8 @@ class WorkSettings:
     """Where the kernel's files are that say so."""
     features: Path | None = None
     """Folder where features are kept, see :mod:`edge_runtime.agent.methods.probe.feature_store`; None = nowhere."""
+    zero_order: Path | None = None
+    """Folder of :mod:`edge_runtime.agent.methods.zero_order.kept`; None = nothing is kept."""
     ort_models: Path | None = None
     """Folder of ort-training models, to train with these; None = the portable engine."""
 

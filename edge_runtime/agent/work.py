@@ -17,6 +17,10 @@ class Work:
     deadline_at: float
     payload: tuple[bytes, float] | None = None
     """Safetensors bytes to start from, and how long they took to arrive, seconds; None until they are here."""
+    asked_at: float = 0.0
+    """When it was asked for what the work starts from."""
+    is_to_rebuild: bool = False
+    """Whether the payload is to be made of what is here, before it is pulled."""
     is_running: bool = False
 
     @property
@@ -33,7 +37,9 @@ def what(work: LoraWork | ProbeWork | ZeroOrderWork) -> str:
         case ProbeWork():
             return f"probe, {work.form}"
         case ZeroOrderWork():
-            return f"zero order, {work.num_outer} x {work.num_inner} perturbations, rank {work.arm.rank}"
+            return (
+                f"zero order, {work.num_outer} x {work.num_inner} perturbations, cut {work.cut}, rank {work.arm.rank}"
+            )
 
 
 def num_steps_of(work: LoraWork | ProbeWork | ZeroOrderWork) -> int:
@@ -45,3 +51,8 @@ def num_steps_of(work: LoraWork | ProbeWork | ZeroOrderWork) -> int:
             return work.num_steps if work.form == "softmax" else 1
         case ZeroOrderWork():
             return work.num_local_steps
+
+
+def may_rebuild(work: LoraWork | ProbeWork | ZeroOrderWork) -> bool:
+    """Whether the payload may come of what the device has: then it is not pulled before that was tried."""
+    return isinstance(work, ZeroOrderWork) and bool(work.log)

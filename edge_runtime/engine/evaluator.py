@@ -108,13 +108,32 @@ class Evaluator:
         layout = AdapterLayout.of(self._artifact.manifest, self._plan, rank)
         params = layout.flatten(adapter)
         self._model.hold(layout, lora_scaling)
-        losses: list[float] = []
-        num_targets = num_correct = 0
-        for batch in eval_batches(dataset, batch_size):
-            if on_batch is not None:
-                on_batch()
-            loss_sum, correct = self._model.score(batch, params)
-            losses.append(loss_sum)
-            num_targets += batch.num_targets
-            num_correct += correct
-        return EvaluationResult(loss_sum=math.fsum(losses), num_targets=num_targets, num_correct=num_correct)
+        return score_all(self._model, params, dataset, batch_size, on_batch)
+
+
+def score_all(
+    model: Scorer,
+    params: npt.NDArray[np.float32],
+    dataset: Dataset,
+    batch_size: int,
+    on_batch: Callable[[], None] | None = None,
+) -> EvaluationResult:
+    """Score every example once.
+
+    Args:
+        model: holds the layout of ``params``.
+        params: flat adapter, float32 ``[N]``.
+        dataset: see :meth:`Evaluator.evaluate`, as the next two; raises the same.
+        batch_size: examples at a time, 1 or more.
+        on_batch: called before each batch; raises to stop.
+    """
+    losses: list[float] = []
+    num_targets = num_correct = 0
+    for batch in eval_batches(dataset, batch_size):
+        if on_batch is not None:
+            on_batch()
+        loss_sum, correct = model.score(batch, params)
+        losses.append(loss_sum)
+        num_targets += batch.num_targets
+        num_correct += correct
+    return EvaluationResult(loss_sum=math.fsum(losses), num_targets=num_targets, num_correct=num_correct)

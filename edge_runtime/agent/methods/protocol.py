@@ -29,6 +29,8 @@ class Surroundings:
     """Shows people what is done now."""
     check: Callable[[], None]
     """Call between pieces of work: waits while the work should pause, raises if it should end."""
+    pull_rate: float | None = None
+    """How fast the last payload came, bytes a second; None = none was pulled by this process."""
 
 
 class Execution(Protocol):
@@ -79,6 +81,18 @@ class Method(Protocol[W_contra]):
 
         Raises:
             FedSpineError: it can do nothing of it.
+        """
+
+    def rebuild(self, assignment: Assignment, work: W_contra, around: Surroundings) -> bytes | None:
+        """The payload of an assignment, of what this device has: then it is not pulled.
+
+        Args:
+            assignment: what came, with a payload.
+            work: its work.
+            around: see :class:`Surroundings`.
+
+        Returns:
+            Its bytes, to the last one; None = it must be pulled, or that is faster.
         """
 
     def begin(self, assignment: Assignment, work: W_contra, blob: bytes, around: Surroundings) -> Execution:

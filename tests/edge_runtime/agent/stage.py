@@ -70,6 +70,8 @@ class Coordinator:
         self.artifact = artifact
         self.site_url = site_url
         self.heard: list[AnyMessage] = []
+        self.asked: list[str] = []
+        """Digests of what the device asked chunks of."""
         self.link = MqttLink(
             BrokerAddress.parse(broker_url),
             client_id="coordinator",
@@ -117,6 +119,7 @@ class Coordinator:
         if isinstance(event, Received):
             message = decode_message(event.payload)
             if isinstance(message, Chunk | ChunkRequest):
+                self.asked += [message.digest] if isinstance(message, ChunkRequest) else []
                 self.transfers.handle(DEVICE, message)
             else:
                 self.heard.append(message)
@@ -227,6 +230,8 @@ class Device:
             num_holdout=settings.pop("num_holdout", 4),
             num_threads=1,
             memory_limit_bytes=settings.pop("memory_limit_bytes", 10**12),
+            checkpoint_every=20,
+            zero_order=self._state.zero_order,
         )
         capabilities = Capabilities(
             architecture="x",

@@ -64,6 +64,9 @@ class Lora:
         msg = f"even the cheapest of {len(refusals)} arms does not fit: {refusals[-1]}"
         raise InsufficientMemoryError(msg) from refusals[-1]
 
+    def rebuild(self, assignment: Assignment, work: LoraWork, around: Surroundings) -> None:
+        """Every payload is pulled."""
+
     def begin(self, assignment: Assignment, work: LoraWork, blob: bytes, around: Surroundings) -> LoraExecution:
         """Look at everything that was sent; memory is that of the first, the largest plan.
 

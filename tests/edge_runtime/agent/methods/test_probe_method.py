@@ -18,67 +18,22 @@ from edge_runtime.agent.errors import StoppedError
 from edge_runtime.agent.methods.probe import feature_store
 from edge_runtime.agent.methods.probe.softmax import Examples, Regression, evaluate
 from edge_runtime.agent.pauses import Pauses
-from edge_runtime.agent.settings import WorkSettings
 from edge_runtime.agent.traffic import Traffic
 from edge_runtime.board.guard import PauseLimits
 from edge_runtime.board.sensors import Sensors
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.errors import DivergedError, InsufficientMemoryError
-from edge_runtime.engine.session import Graph
 from edge_runtime.engine.slicing import slice_weights
 from edge_runtime.engine.staged import StagedGraphs, StagedModel
 from edge_runtime.errors import PlanError, TensorError
-from edge_runtime.formats import names
 from edge_runtime.formats.adapter import AdapterLayout
 from edge_runtime.formats.plan import KeptUnits, Plan
 from edge_runtime.formats.probe import Head, decode_head, decode_statistics, encode_head, sum_features
 from edge_runtime.wire import chunks
 from edge_runtime.wire.messages import Assignment, AssignmentKey, Update, Welcome
 from edge_runtime.wire.work import ProbeWork
+from tests.edge_runtime.agent.methods.runners import BACKWARD, Make
 from tests.edge_runtime.agent.stage import EXAMPLES
-
-Make = Callable[..., AssignmentRunner]
-BACKWARD = {
-    names.TRAINING_GRAPH,
-    names.OPTIMIZER_GRAPH,
-    names.HEAD_STAGE,
-    names.BLOCK_BACKWARD_STAGE,
-    names.FIRST_BACKWARD_STAGE,
-    names.LAST_BACKWARD_STAGE,
-}
-
-
-@pytest.fixture
-def make_runner(tiny_bert_artifact: Path, tmp_path: Path) -> Make:
-    data = tmp_path / "data.jsonl"
-    data.write_text("\n".join(EXAMPLES))
-
-    def make(artifact: Path = tiny_bert_artifact, **changes: Any) -> AssignmentRunner:
-        settings: dict[str, Any] = {
-            "data": data,
-            "num_holdout": 4,
-            "num_threads": 1,
-            "memory_limit_bytes": 10**12,
-            "features": tmp_path / "features",
-            **changes,
-        }
-        return AssignmentRunner(Artifact.open(artifact), WorkSettings(**settings), 0.0)
-
-    return make
-
-
-@pytest.fixture
-def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the graphs that are loaded from now on."""
-    found: list[str] = []
-    original = Graph.__init__
-
-    def spy(self: Graph, path: Path, **options: Any) -> None:
-        found.append(path.name)
-        original(self, path, **options)
-
-    monkeypatch.setattr(Graph, "__init__", spy)
-    return found
 
 
 def welcome_of(runner: AssignmentRunner) -> Welcome:

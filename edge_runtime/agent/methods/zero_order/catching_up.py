@@ -1,0 +1,63 @@
+"""Whether a device brings itself up to date by the log, or pulls: what either takes, by what was measured here."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Iterable
+from typing import Final, Self
+
+import numpy as np
+
+from edge_runtime.formats.manifest import Manifest
+from edge_runtime.wire.work import LoggedRound
+from edge_runtime.zero_order.noise import signs
+from edge_runtime.zero_order.parts import TunedParts, count_elements
+
+_SMALL: Final = 64
+_LARGE: Final = 1 << 16
+_REPEATS: Final = 5
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class NoiseRate:
+    """What noise costs on this device: drawn, weighted and added."""
+
+    vector_s: float
+    """For each vector, whatever its size, seconds."""
+    element_s: float
+    """For each element, seconds."""
+
+    @classmethod
+    def measure(cls) -> Self:
+        """In about a millisecond."""
+        small, large = _seconds(_SMALL), _seconds(_LARGE)
+        return cls(vector_s=small, element_s=max(0.0, large - small) / _LARGE)
+
+    def replay_s(self, manifest: Manifest, rank: int, rounds: Iterable[LoggedRound]) -> float:
+        """Time to do rounds again, seconds.
+
+        Raises:
+            TensorError: a round is at a cut that the model does not have.
+        """
+        total = 0.0
+        for logged in rounds:
+            parts = TunedParts.of(manifest, rank, logged.cut)
+            num_upper = len(logged.scalars) // np.dtype(np.float32).itemsize
+            num_lower = num_upper // logged.num_inner if logged.lower_learning_rate > 0 else 0
+            for count, tensors in ((num_lower, parts.lower), (num_upper, parts.upper)):
+                total += count * (len(tensors) * self.vector_s + count_elements(tensors) * self.element_s)
+        return total
+
+
+def _seconds(size: int) -> float:
+    """For one vector; the middle of some, the first of which loads what is lacking."""
+    total, times = np.zeros(size, np.float32), []
+    for number in range(_REPEATS):
+        began = time.perf_counter()
+        noise = signs(0, 1, 1, number, 0, size)
+        noise *= np.float32(0.5)
+        total += noise
+        times.append(time.perf_counter() - began)
+    return statistics.median(times)

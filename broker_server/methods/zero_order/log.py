@@ -16,6 +16,8 @@ import numpy.typing as npt
 from broker_server.errors import AggregationError
 from edge_runtime.bounds.limits import MAX_FACTOR, MAX_MESSAGE_BYTES
 from edge_runtime.wire.work import LoggedRound
+from edge_runtime.zero_order.estimator import gradient_energies
+from edge_runtime.zero_order.replay import scalars_of
 
 Octets = npt.NDArray[np.uint8]
 
@@ -98,3 +100,20 @@ class Log(msgspec.Struct, frozen=True, kw_only=True):
         magnitudes = [entry.magnitude for entry in self.entries[-MEDIAN_ROUNDS:]]
         bound = LARGEST * float(np.median(magnitudes)) if magnitudes else 0.0
         return min(bound, MAX_FACTOR) if bound > 0 else None
+
+    @property
+    def lower_share(self) -> float | None:
+        """Of the gradient's squared norm, what is in the lower part, estimated from the last rounds, 0 to 1.
+
+        None where the last round does not tell the parts apart: one inner perturbation, or none of the lower part.
+        """
+        if not self.entries:
+            return None
+        last = self.entries[-1].logged
+        if last.num_inner < 2 or last.lower_learning_rate == 0:
+            return None
+        counts = (last.cut, last.num_outer, last.num_inner)
+        rounds = [entry.logged for entry in self.entries[-MEDIAN_ROUNDS:]]
+        alike = [one for one in rounds if (one.cut, one.num_outer, one.num_inner) == counts]
+        lower, upper = gradient_energies(np.concatenate([scalars_of(one) for one in alike]))
+        return max(lower, 0.0) / (max(lower, 0.0) + upper) if upper > 0 else None

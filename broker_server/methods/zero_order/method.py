@@ -7,6 +7,7 @@ the steps that they stand for to its own model, and keeps them in a log, by whic
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Hashable, Mapping, Sequence
 from typing import ClassVar, Final
 
@@ -37,6 +38,8 @@ from edge_runtime.wire.work import Arm, LoggedRound, ProbeWork, Work, ZeroOrderW
 from edge_runtime.zero_order.estimator import check_epsilon
 from edge_runtime.zero_order.parts import TunedParts
 from edge_runtime.zero_order.replay import apply_round
+
+logger = logging.getLogger(__name__)
 
 HEADER_BYTES: Final = 4096
 """Allowance for the safetensors header of a reply, which has two tensors."""
@@ -237,6 +240,10 @@ class ZeroOrder(Method):
         )
         adapter = self._applied(before, logged, asked)
         log = log.after(logged, magnitude)
+        if (share := log.lower_share) is not None:
+            logger.info(
+                "round %d: of the gradient %.0f %% are below the cut of %d", round_number, 100 * share, asked.cut
+            )
         self._accepted |= {reply.device_id: round_number for reply in replies}
         self._accepted = {name: last for name, last in self._accepted.items() if last >= log.complete_from}
         return Combined(

@@ -76,3 +76,27 @@ def test_scalars_are_bounded_by_the_last_rounds_magnitudes() -> None:
         log = log.after(logged(number), 2.0)
     assert log.largest_scalar == 10.0, "older rounds are forgotten"
     assert log_of(1, magnitude=1e30).largest_scalar == 1e6, "what fits an assignment"
+
+
+def linear(number: int, lower: float, upper: float, **changes: object) -> LoggedRound:
+    """Scalars of a linear loss whose gradient has one element in either part."""
+    rng = np.random.default_rng(number)
+    outer, inner = rng.choice([-1.0, 1.0], (40, 2, 1)), rng.choice([-1.0, 1.0], (40, 2, 3))
+    scalars = (lower * outer + upper * inner).astype("<f4").tobytes()
+    made = msgspec.structs.replace(logged(number), num_outer=2, num_inner=3, lower_learning_rate=0.1, scalars=scalars)
+    return msgspec.structs.replace(made, **changes)
+
+
+def test_the_lower_parts_share_of_the_gradient_is_told_from_the_last_rounds() -> None:
+    log = Log()
+    for number in range(1, 20):
+        log = log.after(linear(number, 1.0, 2.0) if number > 9 else linear(number, 5.0, 1.0), 1.0)
+    assert log.lower_share == pytest.approx(1 / 5, abs=0.02)
+    assert log.after(linear(20, 0.0, 1.0, cut=0), 1.0).lower_share == pytest.approx(0, abs=0.05)
+
+
+def test_where_rounds_do_not_tell_parts_apart_no_share_is_told() -> None:
+    assert Log().lower_share is None
+    assert log_of(1, 2).lower_share is None
+    assert Log().after(linear(1, 1.0, 2.0, lower_learning_rate=0.0), 1.0).lower_share is None
+    assert Log().after(linear(1, 0.0, 0.0), 1.0).lower_share is None

@@ -1,4 +1,4 @@
-"""A wire-tap: subscribes to everything on a broker, and keeps the sizes of the messages."""
+"""A wire-tap: subscribes to everything on a broker, and keeps what devices say, and the sizes of all messages."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ class Tap:
     Attributes:
         largest_bytes: largest payload seen.
         kinds: messages seen, by kind.
+        up: topics and payloads of the messages from devices, in order, but for chunks.
     """
 
     def __init__(self, port: int) -> None:
         self.largest_bytes = 0
         self.kinds: Counter[str] = Counter()
+        self.up: list[tuple[str, bytes]] = []
         self._port = port
         self._client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id="wire-tap")
         self._client.on_connect = self._subscribe
@@ -56,4 +58,7 @@ class Tap:
 
     def _take(self, _client: mqtt.Client, _data: Any, message: mqtt.MQTTMessage) -> None:
         self.largest_bytes = max(self.largest_bytes, len(message.payload))
-        self.kinds[message.topic.rpartition("/")[2]] += 1
+        kind = message.topic.rpartition("/")[2]
+        self.kinds[kind] += 1
+        if "/up/" in message.topic and kind != "chunk":
+            self.up.append((message.topic, bytes(message.payload)))

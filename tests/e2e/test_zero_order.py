@@ -1,0 +1,136 @@
+"""``fedspine run --method fedspzo`` as a whole: what goes over the wire, and kill -9 on either side."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from broker_server.experiments.run.preparation import free_port
+from broker_server.serving.storage.events import RoundStarted, UpdateAccepted
+from edge_runtime.errors import ExitCode
+from edge_runtime.wire import topics
+from edge_runtime.wire.messages import Update, decode_message
+from tests.e2e.processes import Run, fedspine_run, report_of, wait_for_event
+from tests.e2e.rows import Copy
+from tests.e2e.tap import Tap
+
+pytestmark = pytest.mark.e2e
+
+ROUNDS, STEPS = 3, 10
+FEDSPZO: dict[str, Any] = {
+    "method": "fedspzo",
+    "arms": "0.0:4",
+    "scheduler": "fixed",
+    "sparsity": 0.0,
+    "learning_rate": 2e-2,
+    "final_learning_rate_ratio": 1.0,
+    "rounds": ROUNDS,
+    "local_steps": STEPS,
+    "compact": False,
+}
+MOST_BYTES = 1024
+
+
+@pytest.fixture(scope="module")
+def whole(prepared_classifier: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tap, Run]:
+    """A run that nothing happened to, and what was heard of it."""
+    from broker_server.experiments.run.resolve import kept_settings
+    from broker_server.options import changed
+
+    root = tmp_path_factory.mktemp("zero-order") / "run"
+    shutil.copytree(prepared_classifier, root)
+    port = free_port()
+    settings = changed(kept_settings(root / "run.toml"), {**FEDSPZO, "broker_port": port})
+    (root / "run.toml").write_text(settings.to_toml())
+    with Tap(port) as tap:
+        run = fedspine_run("--resume", "--out", str(root))
+    assert run.process.returncode == 0, run.errors
+    return root, tap, run
+
+
+def packet_bytes(topic: str, payload: bytes) -> int:
+    """Of MQTT 3.1.1's PUBLISH at QoS 1: fixed header, topic with its length, packet identifier, payload."""
+    remaining = 2 + len(topic.encode()) + 2 + len(payload)
+    length = 1
+    while remaining >= 128**length:
+        length += 1
+    return 1 + length + remaining
+
+
+def sent(tap: Tap) -> dict[tuple[str, int], Counter[str]]:
+    """Bytes on the wire by device and round, and by kind of message; what comes before an update is of its round."""
+    since: dict[str, Counter[str]] = {}
+    found: dict[tuple[str, int], Counter[str]] = {}
+    for topic, payload in tap.up:
+        device_id, kind = topics.sender(topic), topic.rpartition("/")[2]
+        counter = since.setdefault(device_id, Counter())
+        counter[kind] += packet_bytes(topic, payload)
+        message = decode_message(payload)
+        if isinstance(message, Update):
+            found.setdefault((device_id, message.key.round_number), Counter()).update(counter)
+            counter.clear()
+    return found
+
+
+def test_a_round_takes_a_device_less_than_a_kilobyte(whole: tuple[Path, Tap, Run]) -> None:
+    """All that it publishes but for status: ten steps of four scalars, their message, and what it asks for."""
+    root, tap, _ = whole
+    heard = sent(tap)
+    assert len(heard) == 3 * ROUNDS
+    for (device_id, number), by_kind in heard.items():
+        if number > 1:
+            own = {kind: size for kind, size in by_kind.items() if kind not in {"status", "register", "presence"}}
+            assert sum(own.values()) < MOST_BYTES, (device_id, number, own)
+            assert own["update"] < 900, own
+    report = report_of(root)
+    for entry in report["rounds"][2:]:
+        for device in entry["devices"]:
+            told, on_wire = device["method_bytes_up"], heard[device["device_id"], entry["round_number"]]["update"]
+            assert 4 * 4 * STEPS < told < on_wire < told + 120, "the difference is the topic and MQTT's header"
+
+
+def test_devices_bring_their_model_up_to_date_by_the_log(whole: tuple[Path, Tap, Run]) -> None:
+    """The first round of scalars is begun with the server's model; later ones without, where that is quicker."""
+    _, tap, _ = whole
+    pulled = {(device_id, number) for (device_id, number), by_kind in sent(tap).items() if by_kind["chunkrequest"]}
+    assert {device_id for device_id, number in pulled if number == 2} == {"device-1", "device-2", "device-3"}
+    assert sum(number > 2 for _, number in pulled) < 3
+
+
+def test_it_tells_its_gain_over_the_probe(whole: tuple[Path, Tap, Run]) -> None:
+    root, _, run = whole
+    report = report_of(root)
+    works = [{device["work"] for device in entry["devices"]} for entry in report["rounds"][1:]]
+    assert works == [{"probe"}, *[{"zero_order"}] * (ROUNDS - 1)]
+    over = report["over_probe"]
+    first, last = report["rounds"][1], report["rounds"][-1]
+    assert (over["round_number"], over["accuracy"], over["loss"]) == (1, first["accuracy"], first["loss"])
+    assert over["loss_fall"] == pytest.approx(first["loss"] - last["loss"])
+    assert over["loss_fall"] > 0
+    assert "over the probe's head: " in run.output
+    assert {device["not_finite"] for entry in report["rounds"][2:] for device in entry["devices"]} == {0}
+
+
+def test_killed_on_both_sides_it_ends_with_the_same_bits(
+    whole: tuple[Path, Tap, Run], prepared_classifier: Path, copy_of: Copy
+) -> None:
+    root = copy_of(prepared_classifier, **FEDSPZO)
+    with Run("--resume", "--out", str(root)) as run:
+        wait_for_event(root, lambda event: isinstance(event, RoundStarted) and event.round_number == 3, run)
+        run.child("start", "device-2").kill()
+        wait_for_event(root, lambda event: isinstance(event, UpdateAccepted) and event.round_number == 3, run)
+        run.child("coordinate").kill()
+        assert run.wait() == ExitCode.RUN_FAILED
+
+    resumed = fedspine_run("--resume", "--out", str(root))
+
+    assert resumed.process.returncode == 0, resumed.errors
+    outcomes = {device["outcome"] for entry in report_of(root)["rounds"] for device in entry["devices"]}
+    assert outcomes == {"accepted"}
+    for number in range(ROUNDS + 1):
+        name = f"adapters/round-{number:04d}.safetensors"
+        assert (root / name).read_bytes() == (whole[0] / name).read_bytes()

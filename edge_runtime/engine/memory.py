@@ -110,7 +110,7 @@ def estimate_forward_bytes(manifest: Manifest, rank: int, batch_size: int, max_l
     """Peak resident memory of a device process that tunes an adapter by forward passes alone, bytes.
 
     An upper bound, as :func:`estimate_features_bytes`. Beside activations it counts the adapter, where it is perturbed,
-    what came with it, and hidden states: three at work, one that is held.
+    what came with it, a preconditioner, and hidden states: three at work, one that is held.
 
     Raises:
         TensorError: the rank is out of range.
@@ -118,7 +118,7 @@ def estimate_forward_bytes(manifest: Manifest, rank: int, batch_size: int, max_l
     plan = Plan.full(manifest)
     parts = training_memory(manifest, plan, rank, batch_size, max_length, "staged")
     stored = sum(math.prod(tensor.shape) * _STORED_BYTES[tensor.dtype] for tensor in manifest.tensors)
-    vectors = _FLOAT_BYTES * 3 * AdapterLayout.of(manifest, plan, rank).num_elements
+    vectors = _FLOAT_BYTES * 4 * AdapterLayout.of(manifest, plan, rank).num_elements
     hidden = _FLOAT_BYTES * 4 * batch_size * max_length * manifest.hidden_size
     activations = hidden + parts.linear + parts.attention + parts.scores
     return parts.process + parts.weights + max(int(stored), vectors + activations)

@@ -35,19 +35,26 @@ class NoiseRate:
         small, large = _seconds(_SMALL), _seconds(_LARGE)
         return cls(vector_s=small, element_s=max(0.0, large - small) / _LARGE)
 
-    def replay_s(self, manifest: Manifest, rank: int, rounds: Iterable[LoggedRound]) -> float:
-        """Time to do rounds again, seconds.
+    def replay_s(self, manifest: Manifest, rank: int, log: Iterable[LoggedRound], first: int) -> float:
+        """Time to do the rounds of a log again, seconds.
+
+        Args:
+            manifest: of the artifact.
+            rank: of the adapter.
+            log: rounds by ascending number.
+            first: rounds below it count for the preconditioner alone, which takes as long as theta does.
 
         Raises:
             TensorError: a round is at a cut that the model does not have.
         """
         total = 0.0
-        for logged in rounds:
+        for logged in log:
+            num_times = (logged.round_number >= first) + (logged.preconditioner is not None)
             parts = TunedParts.of(manifest, rank, logged.cut)
             num_upper = len(logged.scalars) // np.dtype(np.float32).itemsize
             num_lower = num_upper // logged.num_inner if logged.lower_learning_rate > 0 else 0
             for count, tensors in ((num_lower, parts.lower), (num_upper, parts.upper)):
-                total += count * (len(tensors) * self.vector_s + count_elements(tensors) * self.element_s)
+                total += num_times * count * (len(tensors) * self.vector_s + count_elements(tensors) * self.element_s)
         return total
 
 

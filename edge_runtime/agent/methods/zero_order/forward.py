@@ -1,18 +1,21 @@
-"""Losses on both sides of perturbations: the forward passes of one step.
+"""From a batch to scalars: the forward passes of one step.
 
 Shape legend: ``P1`` outer and ``P2`` inner perturbations, ``N`` elements of the flat vector.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
 from edge_runtime.engine.dataset import Batch
-from edge_runtime.engine.staged import StagedModel
+from edge_runtime.engine.staged import Lowered, StagedModel
 from edge_runtime.wire.work import ZeroOrderWork
+from edge_runtime.zero_order.estimator import central_differences, one_sided_differences
 from edge_runtime.zero_order.parts import TunedParts, Which
 from edge_runtime.zero_order.replay import perturb
 
@@ -20,8 +23,20 @@ Array = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
 
-class Losses:
-    """Mean losses of a model at theta +- epsilon z.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What the passes of a step say."""
+
+    scalars: Array
+    """Rho, float32 ``[P1, P2]``, all finite."""
+    num_not_finite: int
+    """Of them, those that are 0 because what was measured was not finite."""
+    loss: float
+    """Mean of the losses that are finite, nats; NaN where none is."""
+
+
+class Estimator:
+    """Differences of a model's losses along perturbations of theta.
 
     What the lower blocks give is held for one sign at a time, and serves all inner perturbations; where the lower part
     is not perturbed, it serves all of a batch.
@@ -31,21 +46,30 @@ class Losses:
         parts: what is tuned.
         work: counts, epsilon and seed.
         round_number: of the assignment.
+        scale: what the noise is multiplied by, float32 ``[N]``; None = nothing.
         check: called before each forward pass; raises to stop.
     """
 
     def __init__(
-        self, model: StagedModel, parts: TunedParts, work: ZeroOrderWork, round_number: int, check: Callable[[], None]
+        self,
+        model: StagedModel,
+        parts: TunedParts,
+        work: ZeroOrderWork,
+        round_number: int,
+        *,
+        scale: Array | None,
+        check: Callable[[], None],
     ) -> None:
         self._model = model
         self._parts = parts
         self._work = work
         self._round_number = round_number
+        self._scale = scale
         self._check = check
         self._is_lower_perturbed = work.lower_learning_rate > 0 and bool(parts.lower)
 
-    def measure(self, theta: Array, out: Array, batch: Batch, step: int) -> tuple[Float64, Float64]:
-        """Losses of one step.
+    def measure(self, theta: Array, out: Array, batch: Batch, step: int) -> Measured:
+        """Scalars of one step: from both sides, or from one side where steps are normalised.
 
         Args:
             theta: float32 ``[N]``, only read.
@@ -53,32 +77,53 @@ class Losses:
             batch: examples.
             step: within the assignment, 1-based.
 
-        Returns:
-            Mean negative log-likelihoods of the batch's targets, nats, at theta + epsilon z and at theta - epsilon z,
-            float64 ``[P1, P2]`` each.
-
         Raises:
             GraphError: onnxruntime failed.
             InsufficientMemoryError: it could not allocate.
         """
-        work, cut = self._work, self._work.cut
-        losses = np.empty((2, work.num_outer, work.num_inner), np.float64)
-        num_targets = max(1, batch.num_targets)
-        if not self._is_lower_perturbed:
-            self._check()
-            lowered = self._model.lower(batch, theta, cut)
-        for outer in range(work.num_outer):
-            for side, epsilon in enumerate((work.epsilon, -work.epsilon)):
-                if self._is_lower_perturbed:
-                    self._check()
-                    self._write("lower", epsilon, theta, step, outer, out)
-                    lowered = self._model.lower(batch, out, cut)
-                for inner in range(work.num_inner):
-                    self._check()
-                    self._write("upper", epsilon, theta, step, outer * work.num_inner + inner, out)
-                    losses[side, outer, inner] = self._model.upper(lowered, batch, out, cut)[0] / num_targets
-        return losses[0], losses[1]
+        work = self._work
+        below = None if self._is_lower_perturbed else self._lower(batch, theta)
+        if work.is_normalised:
+            clean = self._loss(below or self._lower(batch, theta), batch, theta)
+            plus = self._losses(work.epsilon, below, theta, out, batch, step)
+            scalars, num_bad = one_sided_differences(plus, clean, work.epsilon, work.largest_scalar)
+            return Measured(scalars=scalars, num_not_finite=num_bad, loss=mean_of(plus, np.array([clean])))
+        plus, minus = (self._losses(sign * work.epsilon, below, theta, out, batch, step) for sign in (1, -1))
+        scalars, num_bad = central_differences(plus, minus, work.epsilon, work.largest_scalar)
+        return Measured(scalars=scalars, num_not_finite=num_bad, loss=mean_of(plus, minus))
+
+    def _losses(
+        self, epsilon: float, below: Lowered | None, theta: Array, out: Array, batch: Batch, step: int
+    ) -> Float64:
+        """Mean losses at theta + epsilon z, float64 ``[P1, P2]``; ``below`` where the lower part is not perturbed."""
+        num_outer, num_inner = self._work.num_outer, self._work.num_inner
+        losses = np.empty((num_outer, num_inner), np.float64)
+        for outer in range(num_outer):
+            lowered = below
+            if lowered is None:
+                self._write("lower", epsilon, theta, step, outer, out)
+                lowered = self._lower(batch, out)
+            for inner in range(num_inner):
+                self._write("upper", epsilon, theta, step, outer * num_inner + inner, out)
+                losses[outer, inner] = self._loss(lowered, batch, out)
+        return losses
+
+    def _lower(self, batch: Batch, params: Array) -> Lowered:
+        self._check()
+        return self._model.lower(batch, params, self._work.cut)
+
+    def _loss(self, lowered: Lowered, batch: Batch, params: Array) -> float:
+        self._check()
+        loss_sum, _ = self._model.upper(lowered, batch, params, self._work.cut)
+        return loss_sum / max(1, batch.num_targets)
 
     def _write(self, which: Which, epsilon: float, theta: Array, step: int, perturbation: int, out: Array) -> None:
         seed = self._work.seed
-        perturb(theta, self._parts, which, epsilon, seed, self._round_number, step, perturbation, out)
+        perturb(theta, self._parts, which, epsilon, seed, self._round_number, step, perturbation, out, self._scale)
+
+
+def mean_of(*losses: Float64) -> float:
+    """Of those that are finite; NaN where none is."""
+    values = np.concatenate([one.ravel() for one in losses])
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else math.nan

@@ -6,7 +6,7 @@ import collections
 import itertools
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
 import msgspec
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from edge_runtime.agent.checkpoints import identity_of
 from edge_runtime.agent.methods.protocol import Before, Surroundings
 from edge_runtime.agent.methods.zero_order.catching_up import NoiseRate
-from edge_runtime.agent.methods.zero_order.forward import Losses
+from edge_runtime.agent.methods.zero_order.forward import Estimator, mean_of
 from edge_runtime.agent.methods.zero_order.kept import Kept, Start, Steps
 from edge_runtime.agent.settings import WorkSettings
 from edge_runtime.bounds import limits
@@ -38,10 +38,11 @@ from edge_runtime.formats.plan import Plan
 from edge_runtime.formats.tensors import WireDtype
 from edge_runtime.formats.zero_order import encode_reply
 from edge_runtime.wire.messages import Assignment, Welcome
-from edge_runtime.wire.work import ZeroOrderWork
-from edge_runtime.zero_order.estimator import central_differences, check_epsilon
+from edge_runtime.wire.work import LoggedRound, ZeroOrderWork
+from edge_runtime.zero_order.estimator import check_epsilon
 from edge_runtime.zero_order.parts import TunedParts
-from edge_runtime.zero_order.replay import apply_round, apply_step
+from edge_runtime.zero_order.preconditioner import Preconditioner, apply_log
+from edge_runtime.zero_order.replay import apply_step
 
 logger = logging.getLogger(__name__)
 
@@ -83,29 +84,26 @@ class ZeroOrder:
         self._pull_rate = start.pull_rate
         if start.digest == assignment.payload.digest:
             return start.payload
-        rounds = [logged for logged in work.log if logged.round_number >= start.round_number]
-        if not rounds or work.log[0].round_number > start.round_number:
-            logger.info("the log begins after round %d, the last one here: pulling", start.round_number)
+        log, first = work.log, start.round_number
+        if not log or log[0].round_number > first:
+            logger.info("the log begins after round %d, the last one here: pulling", first)
             return None
         manifest, rank = self.artifact.manifest, work.arm.rank
         rate = around.pull_rate or start.pull_rate
         pull_s = 0.0 if rate is None else assignment.payload.size_bytes / rate
         self._noise_rate = self._noise_rate or NoiseRate.measure()
-        replay_s = self._noise_rate.replay_s(manifest, rank, rounds)
+        replay_s = self._noise_rate.replay_s(manifest, rank, log, first)
         if replay_s >= pull_s:
-            logger.info("%d rounds again take %.2f s, the payload %.2f s: pulling", len(rounds), replay_s, pull_s)
+            logger.info("rounds since %d again take %.2f s, the payload %.2f s: pulling", first, replay_s, pull_s)
             return None
         theta = self._theta_of(start.payload, rank)
-        for number, logged in enumerate(rounds, start=1):
-            around.check()
-            around.say(f"round {number} of {len(rounds)} again")
-            apply_round(theta, TunedParts.of(manifest, rank, logged.cut), work.seed, logged)
+        apply_log(theta, manifest, rank, work.seed, _watched(log, around), first)
         layout = AdapterLayout.of(manifest, Plan.full(manifest), rank)
         made = encode_payload(Payload(adapter=layout.unflatten(theta)))
         if digest_of(made) != assignment.payload.digest:
-            logger.warning("%d rounds again did not lead to the payload: pulling", len(rounds))
+            logger.warning("rounds since %d again did not lead to the payload: pulling", first)
             return None
-        logger.info("payload rebuilt from that of round %d, nothing is pulled", start.round_number)
+        logger.info("payload rebuilt from that of round %d, nothing is pulled", first)
         return made
 
     def begin(
@@ -114,8 +112,8 @@ class ZeroOrder:
         """Look at everything that was sent; what it starts from is kept, for :meth:`rebuild`.
 
         Raises:
-            TensorError: the payload does not fit, the cut is outside the model, there are too many perturbations, or
-                float32 does not resolve epsilon.
+            TensorError: the payload does not fit, the cut is outside the model, there are too many perturbations,
+                float32 does not resolve epsilon, or the log does not give the preconditioner.
             InsufficientMemoryError: it does not fit this device.
         """
         num_scalars = work.num_local_steps * work.num_outer * work.num_inner
@@ -124,9 +122,12 @@ class ZeroOrder:
             raise TensorError(msg)
         parts = TunedParts.of(self.artifact.manifest, work.arm.rank, work.cut)
         self._check_memory(work.arm.rank, work.batch_size, work.max_length)
-        theta = self._theta_of(blob, work.arm.rank)
+        theta, scale = self._theta_of(blob, work.arm.rank), None
+        if work.preconditioner is not None:
+            scale = Preconditioner.after(parts, work.seed, work.log, work.preconditioner).scale
         for tensor in (*parts.lower, *parts.upper):
-            check_epsilon(theta[tensor.place], work.epsilon)
+            least = 1.0 if scale is None else float(scale[tensor.place].min())
+            check_epsilon(theta[tensor.place], least * work.epsilon)
         key = assignment.key
         start = Start(
             run_id=key.run_id,
@@ -136,7 +137,7 @@ class ZeroOrder:
             payload=blob,
         )
         self.kept.save_start(start)
-        return ZeroOrderExecution(self, assignment, work, theta, parts, around)
+        return ZeroOrderExecution(self, assignment, work, parts, (theta, scale), around)
 
     def _theta_of(self, blob: bytes, rank: int) -> Array:
         """The flat vector of a payload, float32 ``[N]``.
@@ -176,15 +177,15 @@ class ZeroOrderExecution:
         method: ZeroOrder,
         assignment: Assignment,
         work: ZeroOrderWork,
-        theta: Array,
         parts: TunedParts,
+        vectors: tuple[Array, Array | None],
         around: Surroundings,
     ) -> None:
         self._method = method
         self._assignment = assignment
         self._round_number = assignment.key.round_number
         self._work = work
-        self._theta = theta
+        self._theta, self._scale = vectors
         self._parts = parts
         self._around = around
         self._begun_s = around.pauses.paused_s
@@ -216,14 +217,15 @@ class ZeroOrderExecution:
             return None
         work = self._work
         without_log = msgspec.structs.replace(work, log=())  # it may have been cut since
-        self._identity = identity_of(self._assignment, without_log, self._method.artifact.digest, dataset)
+        scaled = "" if self._scale is None else digest_of(self._scale.tobytes())
+        self._identity = scaled + identity_of(self._assignment, without_log, self._method.artifact.digest, dataset)
         steps = self._method.kept.load_steps(self._identity)
         if steps is None:
             return None
         done = np.frombuffer(steps.scalars, "<f4").astype(np.float32).reshape(-1, work.num_outer, work.num_inner)
         self._scalars[: len(done)] = done
         for step, scalars in enumerate(done, start=1):
-            apply_step(self._theta, self._parts, work, work.seed, self._round_number, step, scalars)
+            self._apply(step, scalars)
         self._num_not_finite = steps.num_not_finite
         self._history = History(losses=steps.losses, step_times_s=steps.step_times_s)
         self._begun_s -= steps.paused_s
@@ -244,22 +246,23 @@ class ZeroOrderExecution:
         rng = np.random.default_rng([work.seed, self._round_number])
         drawn, num_done = batches(dataset, work.batch_size, rng), len(history.losses)
         collections.deque(itertools.islice(drawn, num_done), maxlen=0)
-        losses = Losses(self._model, self._parts, work, self._round_number, self._around.check)
+        estimator = Estimator(
+            self._model, self._parts, work, self._round_number, scale=self._scale, check=self._around.check
+        )
         perturbed = self._theta.copy()
         for step in range(num_done + 1, work.num_local_steps + 1):
             began = clock()
-            plus, minus = losses.measure(self._theta, perturbed, next(drawn), step)
-            scalars, num_bad = central_differences(plus, minus, work.epsilon, work.largest_scalar)
-            apply_step(self._theta, self._parts, work, work.seed, self._round_number, step, scalars)
-            self._scalars[step - 1] = scalars
-            self._num_not_finite += num_bad
-            history.losses.append(_mean(plus, minus))
+            measured = estimator.measure(self._theta, perturbed, next(drawn), step)
+            self._apply(step, measured.scalars)
+            self._scalars[step - 1] = measured.scalars
+            self._num_not_finite += measured.num_not_finite
+            history.losses.append(measured.loss)
             history.step_times_s.append(clock() - began)
             if math.isfinite(history.losses[-1]):
                 on_step(step, history.losses[-1])
             if self._around.checkpoints.every and step < work.num_local_steps:
                 self._save(step, before)
-        mean_loss = _mean(np.array(history.losses))
+        mean_loss = mean_of(np.array(history.losses))
         check_finite("loss", mean_loss, step=work.num_local_steps, learning_rate=work.learning_rate)
         return TrainingResult(mean_loss=mean_loss, step_times_s=tuple(history.step_times_s), importance_s=0.0)
 
@@ -267,6 +270,11 @@ class ZeroOrderExecution:
         """The scalars, float32 whatever the run's type is."""
         del dtype
         return encode_reply(self._scalars.reshape(len(self._scalars), -1), self._num_not_finite)
+
+    def _apply(self, step: int, scalars: Array) -> None:
+        apply_step(
+            self._theta, self._parts, self._work, self._work.seed, self._round_number, step, scalars, self._scale
+        )
 
     def _save(self, num_steps: int, before: Before) -> None:
         result, seconds = before
@@ -284,8 +292,9 @@ class ZeroOrderExecution:
         )
 
 
-def _mean(*losses: npt.NDArray[np.float64]) -> float:
-    """Of those that are finite; NaN where none is."""
-    values = np.concatenate([one.ravel() for one in losses])
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if finite.size else math.nan
+def _watched(log: Iterable[LoggedRound], around: Surroundings) -> Iterator[LoggedRound]:
+    """Rounds of a log, with a chance to stop before each."""
+    for logged in log:
+        around.check()
+        around.say(f"round {logged.round_number} again")
+        yield logged

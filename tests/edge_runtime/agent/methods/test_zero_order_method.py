@@ -23,7 +23,9 @@ from edge_runtime.formats import names
 from edge_runtime.formats.adapter import AdapterLayout
 from edge_runtime.formats.payload import Payload, decode_payload, encode_payload
 from edge_runtime.formats.plan import Plan
-from edge_runtime.wire.work import Arm, ZeroOrderWork
+from edge_runtime.wire.work import Arm, PreconditionerStart, ZeroOrderWork
+from edge_runtime.zero_order.parts import TunedParts
+from edge_runtime.zero_order.preconditioner import Preconditioner
 from tests.edge_runtime.agent.methods.runners import BACKWARD, Make
 from tests.edge_runtime.agent.methods.zero_order_work import (
     assignment_of,
@@ -38,6 +40,7 @@ from tests.edge_runtime.agent.test_assignment_runner import StopAfter
 
 Array = npt.NDArray[np.float32]
 
+H = PreconditionerStart(round_number=2, lower=4.0, upper=0.5)
 FORMS: dict[str, dict[str, Any]] = {
     "mezo": {"num_outer": 1, "num_inner": 1, "lower_learning_rate": 5e-3},
     "decomfl": {"num_outer": 3, "num_inner": 1, "lower_learning_rate": 5e-3},
@@ -46,13 +49,21 @@ FORMS: dict[str, dict[str, Any]] = {
     "all above": {"cut": 0},
     "head alone above": {"cut": 2},
     "cut off": {"largest_scalar": 0.05},
+    "normalised": {"is_normalised": True, "learning_rate": 1e-3},
+    "normalised topzo": {
+        "is_normalised": True,
+        "lower_learning_rate": 0.0,
+        "num_outer": 1,
+        "num_inner": 4,
+    },
+    "preconditioned": {"preconditioner": H, "log": rounds_of(work_of(), (2, 3), cut=1, preconditioner=H)},
 }
 
 
 class Reference:
     """Steps computed from the formulas, tensor by tensor, with whole passes through a model of its own.
 
-    Noise is taken bit by bit from the generator; nothing here is of ``zero_order``.
+    Noise is taken bit by bit from the generator; nothing here is of ``zero_order`` but a preconditioner's diagonal.
     """
 
     def __init__(self, runner: AssignmentRunner, work: ZeroOrderWork, blob: bytes) -> None:
@@ -67,6 +78,12 @@ class Reference:
         tuned = [name for name in self.layout.shapes if not names.is_lora_a(name)]
         self.lower = [name for name in tuned if layers.get(name, work.cut) < work.cut]
         self.upper = [name for name in tuned if name not in self.lower]
+        scale = np.ones(self.layout.num_elements, np.float32)
+        if work.preconditioner is not None:
+            parts = TunedParts.of(artifact.manifest, work.arm.rank, work.cut)
+            scale = Preconditioner.after(parts, work.seed, work.log, work.preconditioner).scale
+            assert np.unique(scale).size > 2
+        self.scale = self.layout.unflatten(scale)
 
     def noise(self, name: str, step: int, perturbation: int) -> Array:
         tensor, shape = list(self.layout.shapes).index(name), self.layout.shapes[name]
@@ -79,10 +96,10 @@ class Reference:
 
     def loss(self, batch: Any, sign: int, outer: int, inner: int, step: int) -> float:
         eps, moved = np.float32(sign * self.work.epsilon), dict(self.theta)
-        if self.work.lower_learning_rate:
-            moved |= {name: self.theta[name] + eps * self.noise(name, step, outer) for name in self.lower}
-        number = outer * self.work.num_inner + inner
-        moved |= {name: self.theta[name] + eps * self.noise(name, step, number) for name in self.upper}
+        numbers = dict.fromkeys(self.upper, outer * self.work.num_inner + inner)
+        numbers |= dict.fromkeys(self.lower if self.work.lower_learning_rate else [], outer)
+        for name, number in numbers.items():
+            moved[name] = self.theta[name] + eps * (self.noise(name, step, number) * self.scale[name])
         loss_sum, _ = self.model.score(batch, self.layout.flatten(moved))
         return loss_sum / int(batch.num_targets)
 
@@ -90,14 +107,16 @@ class Reference:
         work = self.work
         rho = np.zeros((work.num_outer, work.num_inner), np.float32)
         for p, j in np.ndindex(rho.shape):
-            rho[p, j] = (self.loss(batch, 1, p, j, step) - self.loss(batch, -1, p, j, step)) / (2 * work.epsilon)
+            other = self.loss(batch, 0 if work.is_normalised else -1, p, j, step)
+            rho[p, j] = (self.loss(batch, 1, p, j, step) - other) / ((1 if work.is_normalised else 2) * work.epsilon)
         if work.largest_scalar is not None:
             rho = np.clip(rho, np.float32(-work.largest_scalar), np.float32(work.largest_scalar))
+        spread = float(rho.astype(np.float64).std()) if work.is_normalised else 1.0
         for name in self.upper:
             total = np.zeros(self.layout.shapes[name], np.float32)
             for p, j in np.ndindex(rho.shape):
                 total += rho[p, j] * self.noise(name, step, p * work.num_inner + j)
-            self.theta[name] -= np.float32(work.learning_rate / rho.size) * total
+            self.theta[name] -= np.float32(work.learning_rate / rho.size / spread) * (total * self.scale[name])
         for name in self.lower if work.lower_learning_rate else []:
             total = np.zeros(self.layout.shapes[name], np.float32)
             for p in range(work.num_outer):
@@ -105,7 +124,9 @@ class Reference:
                 for j in range(work.num_inner):
                     mean += rho[p, j]
                 total += mean / np.float32(work.num_inner) * self.noise(name, step, p)
-            self.theta[name] -= np.float32(work.lower_learning_rate / work.num_outer) * total
+            self.theta[name] -= np.float32(work.lower_learning_rate / work.num_outer / spread) * (
+                total * self.scale[name]
+            )
         return rho
 
 
@@ -266,6 +287,13 @@ def test_steps_of_anything_else_are_not_gone_on_from(
     assert len(passes) - 1 == 36
 
 
+@pytest.mark.parametrize(("fields", "expected"), [({}, 12), ({"is_normalised": True}, 7)], ids=str)
+def test_passes_of_a_step(make_runner: Make, passes: list[int], fields: dict[str, Any], expected: int) -> None:
+    blob = payload(make_runner().artifact.manifest)
+    run(make_runner(), assignment_of(blob, work_of(num_local_steps=1, **fields)), blob)
+    assert len(passes) - 1 == expected
+
+
 def test_a_log_that_was_cut_since_is_no_other_work(make_runner: Make, passes: list[int]) -> None:
     blob = payload(make_runner().artifact.manifest)
     kill_at(passes, 30)
@@ -300,7 +328,7 @@ def test_a_scalar_that_is_not_finite_is_zero_and_counted(make_runner: Make, monk
     def upper(self: StagedModel, *arguments: Any) -> tuple[float, int]:
         calls[0] += 1
         loss, correct = original(self, *arguments)
-        return (np.inf if calls[0] == 2 else np.nan if calls[0] == 6 else loss), correct
+        return (np.inf if calls[0] == 2 else np.nan if calls[0] == 9 else loss), correct
 
     monkeypatch.setattr(StagedModel, "upper", upper)  # plus of (0, 1), minus of (0, 2)
     update, reply = run(runner, assignment_of(blob, work), blob)

@@ -13,10 +13,14 @@ from edge_runtime.agent.assignment_runner import AssignmentRunner
 from edge_runtime.agent.errors import StoppedError
 from edge_runtime.agent.methods.zero_order.catching_up import NoiseRate
 from edge_runtime.agent.methods.zero_order.kept import Kept, Start
+from edge_runtime.formats.adapter import AdapterLayout
 from edge_runtime.formats.manifest import digest_of
+from edge_runtime.formats.payload import Payload, decode_payload, encode_payload
+from edge_runtime.formats.plan import Plan
 from edge_runtime.wire.messages import Assignment
-from edge_runtime.wire.work import LoggedRound
+from edge_runtime.wire.work import LoggedRound, PreconditionerStart
 from edge_runtime.zero_order.parts import TunedParts, count_elements
+from edge_runtime.zero_order.preconditioner import apply_log
 from tests.edge_runtime.agent.methods.runners import Make
 from tests.edge_runtime.agent.methods.zero_order_work import (
     after,
@@ -68,6 +72,22 @@ def rebuild(runner: AssignmentRunner, assignment: Assignment, pull_rate: float |
 def test_a_device_that_missed_rounds_does_them_again(make_runner: Make, num_missed: int) -> None:
     runner = make_runner()
     assert rebuild(runner, late(runner, num_missed))
+
+
+@pytest.mark.usefixtures("kept")
+@pytest.mark.parametrize("is_normalised", [False, True])
+def test_a_preconditioner_is_made_of_the_rounds_before(make_runner: Make, *, is_normalised: bool) -> None:
+    """It began two rounds before the last one of the device: those count for it, and not for theta."""
+    runner, work = make_runner(), work_of()
+    manifest, blob = runner.artifact.manifest, payload(make_runner().artifact.manifest)
+    start = PreconditionerStart(round_number=FIRST - 2, lower=2.0, upper=0.5)
+    changes: dict[str, Any] = {"cut": 1, "preconditioner": start, "is_normalised": is_normalised}
+    rounds = rounds_of(work, range(FIRST - 2, FIRST + 3), **changes)
+    layout = AdapterLayout.of(manifest, Plan.full(manifest), 2)
+    flat = layout.flatten(decode_payload(blob).adapter)
+    apply_log(flat, manifest, 2, work.seed, rounds, FIRST)
+    later = encode_payload(Payload(adapter=layout.unflatten(flat)))
+    assert rebuild(runner, assignment_of(later, work_of(log=rounds, preconditioner=start), FIRST + 3))
 
 
 @pytest.mark.usefixtures("kept")
@@ -185,10 +205,15 @@ def test_the_time_of_a_replay_is_that_of_its_vectors_and_elements(make_runner: M
     vectors = sum(18 * len(parts.upper) + 6 * len(parts.lower) for parts in tuned)
     elements = sum(18 * count_elements(parts.upper) + 6 * count_elements(parts.lower) for parts in tuned)
     assert tuned[0].lower
-    assert NoiseRate(1.0, 0.0).replay_s(manifest, 2, rounds) == vectors
-    assert NoiseRate(0.0, 1.0).replay_s(manifest, 2, rounds) == elements
+    assert NoiseRate(1.0, 0.0).replay_s(manifest, 2, rounds, 1) == vectors
+    assert NoiseRate(0.0, 1.0).replay_s(manifest, 2, rounds, 1) == elements
     still = [msgspec.structs.replace(logged, lower_learning_rate=0.0) for logged in rounds]
-    assert NoiseRate(1.0, 0.0).replay_s(manifest, 2, still) == sum(18 * len(parts.upper) for parts in tuned)
+    assert NoiseRate(1.0, 0.0).replay_s(manifest, 2, still, 1) == sum(18 * len(parts.upper) for parts in tuned)
+    start = PreconditionerStart(round_number=1, lower=1.0, upper=1.0)
+    scaled = [msgspec.structs.replace(logged, preconditioner=start) for logged in rounds]
+    assert NoiseRate(1.0, 0.0).replay_s(manifest, 2, scaled, 1) == 2 * vectors
+    assert NoiseRate(1.0, 0.0).replay_s(manifest, 2, scaled, 3) == vectors
+    assert NoiseRate(1.0, 0.0).replay_s(manifest, 2, rounds, 3) == 0
     measured = NoiseRate.measure()
     assert 0 < measured.vector_s < 0.1
     assert 0 <= measured.element_s < 1e-5

@@ -24,8 +24,7 @@ from edge_runtime.formats.zero_order import Reply, decode_reply
 from edge_runtime.wire import chunks
 from edge_runtime.wire.messages import Assignment, AssignmentKey, Update, Welcome
 from edge_runtime.wire.work import Arm, LoggedRound, ZeroOrderWork
-from edge_runtime.zero_order.parts import TunedParts
-from edge_runtime.zero_order.replay import apply_round
+from edge_runtime.zero_order.preconditioner import apply_log
 
 Array = npt.NDArray[np.float32]
 RANK = 2
@@ -109,14 +108,16 @@ def run(runner: AssignmentRunner, assignment: Assignment, blob: bytes, **context
     return update, decode_reply(made, (work.num_local_steps, work.num_outer * work.num_inner))
 
 
-def rounds_of(work: ZeroOrderWork, numbers: Sequence[int], seed: int = 3) -> tuple[LoggedRound, ...]:
-    """What rounds did, with scalars drawn at random; every other one at another cut."""
+def rounds_of(work: ZeroOrderWork, numbers: Sequence[int], seed: int = 3, **changes: Any) -> tuple[LoggedRound, ...]:
+    """What rounds did, with scalars drawn at random; every other one at another cut, unless they have one."""
     rng = np.random.default_rng(seed)
     shape = (work.num_local_steps, work.num_outer, work.num_inner)
     return tuple(
         LoggedRound(
             round_number=number,
-            cut=number % 2,
+            cut=changes.get("cut", number % 2),
+            is_normalised=changes.get("is_normalised", False),
+            preconditioner=changes.get("preconditioner"),
             lower_learning_rate=work.lower_learning_rate,
             learning_rate=work.learning_rate,
             num_outer=work.num_outer,
@@ -131,6 +132,5 @@ def after(manifest: Manifest, blob: bytes, work: ZeroOrderWork, rounds: Sequence
     """The payload of the round after these, as the server makes it of its own model."""
     layout = AdapterLayout.of(manifest, Plan.full(manifest), work.arm.rank)
     flat = layout.flatten(decode_payload(blob).adapter)
-    for logged in rounds:
-        apply_round(flat, TunedParts.of(manifest, work.arm.rank, logged.cut), work.seed, logged)
+    apply_log(flat, manifest, work.arm.rank, work.seed, rounds)
     return encode_payload(Payload(adapter=layout.unflatten(flat)))

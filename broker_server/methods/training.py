@@ -84,6 +84,12 @@ class ZeroOrderConfig:
         default=False,
         name="zo_normalise",
     )
+    precondition: bool = option(
+        Panel.ZERO_ORDER,
+        "noise is divided by the root of a diagonal that follows from the scalars of the rounds before (HiSo)",
+        default=False,
+        name="zo_precondition",
+    )
     combine: Literal["mean", "median", "trimmed"] = option(
         Panel.ZERO_ORDER,
         "how the devices' scalars are combined: mean, weighted by examples; median; or trimmed, the mean without the "

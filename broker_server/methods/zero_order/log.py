@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from broker_server.errors import AggregationError
 from edge_runtime.bounds.limits import MAX_FACTOR, MAX_MESSAGE_BYTES
-from edge_runtime.wire.work import LoggedRound
+from edge_runtime.wire.work import LoggedRound, PreconditionerStart
 from edge_runtime.zero_order.estimator import gradient_energies
 from edge_runtime.zero_order.replay import scalars_of
 
@@ -80,19 +80,24 @@ class Log(msgspec.Struct, frozen=True, kw_only=True):
         complete_from = entries[first - 1].logged.round_number + 1 if first else self.complete_from
         return Log(complete_from=complete_from, entries=entries[first:])
 
-    def since(self, round_number: int | None) -> tuple[LoggedRound, ...]:
+    def since(self, round_number: int | None, start: PreconditionerStart | None = None) -> tuple[LoggedRound, ...]:
         """For a device that has the model of the beginning of a round, or of a later round.
 
         Args:
             round_number: of the round; None = it is not known what the device has.
+            start: where the preconditioner of the device's next round began; None = it has none.
 
         Returns:
-            Rounds from that one on; none where they are not all there.
+            Rounds from that one on, and those before it that their preconditioners and the next round's follow from.
+            Without the former where they are not all there.
         """
+        rounds = [entry.logged for entry in self.entries]
         first = self.complete_from if round_number is None else round_number
-        if first < self.complete_from:
-            return ()
-        return tuple(entry.logged for entry in self.entries if entry.logged.round_number >= first)
+        begun = [one.preconditioner.round_number for one in rounds if one.round_number >= first and one.preconditioner]
+        first = min([first, *begun])
+        needed = [first] if first >= self.complete_from else []
+        needed += [] if start is None else [start.round_number]
+        return tuple(one for one in rounds if needed and one.round_number >= min(needed))
 
     @property
     def largest_scalar(self) -> float | None:

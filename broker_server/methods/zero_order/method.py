@@ -24,6 +24,7 @@ from broker_server.methods.pruning.scores import Scores
 from broker_server.methods.training import AUTOMATIC
 from broker_server.methods.zero_order.combine import RULES, typical_magnitude
 from broker_server.methods.zero_order.log import LARGEST, MAX_BYTES, Log
+from broker_server.methods.zero_order.preconditioning import start_of
 from broker_server.naming import option_name
 from edge_runtime.errors import MessageError, TensorError
 from edge_runtime.formats.adapter import AdapterLayout, Array, restrict
@@ -34,9 +35,10 @@ from edge_runtime.formats.probe import Head
 from edge_runtime.formats.zero_order import NOT_FINITE, SCALARS, decode_reply
 from edge_runtime.wire.arms import ArmError, parse_arms
 from edge_runtime.wire.messages import AssignmentKey
-from edge_runtime.wire.work import Arm, LoggedRound, ProbeWork, Work, ZeroOrderWork
+from edge_runtime.wire.work import Arm, LoggedRound, PreconditionerStart, ProbeWork, Work, ZeroOrderWork
 from edge_runtime.zero_order.estimator import check_epsilon
 from edge_runtime.zero_order.parts import TunedParts
+from edge_runtime.zero_order.preconditioner import Preconditioner
 from edge_runtime.zero_order.replay import apply_round
 
 logger = logging.getLogger(__name__)
@@ -76,6 +78,7 @@ class ZeroOrder(Method):
             training = dataclasses.replace(context.training, weight_decay=PENALTY)
             self._probe = StatisticsProbe(dataclasses.replace(context, training=training))
         self._checked: Aggregated | None = None
+        self._begun: tuple[Aggregated, int, PreconditionerStart] | None = None
         self._accepted: dict[str, int] = {}
         """The last round that a device's scalars counted in, as far as this process knows: it has the model that it
         began that round with, or a later one."""
@@ -116,6 +119,7 @@ class ZeroOrder(Method):
         training, settings = self._context.training, self._context.zero_order
         self._check_epsilon(model)
         rate = self._context.learning_rate_at(key.round_number)
+        preconditioner = self._preconditioner(log, model, key.round_number)
         work = ZeroOrderWork(
             arm=arm,
             seed=self._context.seed,
@@ -131,7 +135,8 @@ class ZeroOrder(Method):
             max_length=training.max_length,
             lora_scaling=training.lora_scaling,
             is_normalised=settings.normalise,
-            log=log.since(self._accepted.get(key.device_id)),
+            preconditioner=preconditioner,
+            log=log.since(self._accepted.get(key.device_id), preconditioner),
         )
         return AssignedWork(
             work=work,
@@ -141,6 +146,14 @@ class ZeroOrder(Method):
             sparsity=0.0,
             num_steps=training.num_local_steps,
         )
+
+    def _preconditioner(self, log: Log, model: Aggregated, round_number: int) -> PreconditionerStart | None:
+        """The same for all devices of a round."""
+        if not self._context.zero_order.precondition:
+            return None
+        if self._begun is None or self._begun[0] is not model or self._begun[1] != round_number:
+            self._begun = (model, round_number, start_of(log, self._parts, self._context.seed, round_number))
+        return self._begun[2]
 
     def _lower_rate(self, rate: float) -> float:
         """Learning rate of the lower part; 0 where nothing is tuned there, so that nothing is perturbed."""
@@ -236,9 +249,10 @@ class ZeroOrder(Method):
             num_outer=asked.num_outer,
             num_inner=asked.num_inner,
             is_normalised=asked.is_normalised,
+            preconditioner=asked.preconditioner,
             scalars=scalars.astype("<f4").tobytes(),
         )
-        adapter = self._applied(before, logged, asked)
+        adapter = self._applied(before, log, logged, asked)
         log = log.after(logged, magnitude)
         if (share := log.lower_share) is not None:
             logger.info(
@@ -252,7 +266,7 @@ class ZeroOrder(Method):
             not_finite={reply.device_id: int(reply.tensors[NOT_FINITE][0]) for reply in replies},
         )
 
-    def _applied(self, before: Aggregated, logged: LoggedRound, asked: ZeroOrderWork) -> dict[str, Array]:
+    def _applied(self, before: Aggregated, log: Log, logged: LoggedRound, asked: ZeroOrderWork) -> dict[str, Array]:
         """The adapter after a round's steps.
 
         Raises:
@@ -260,7 +274,11 @@ class ZeroOrder(Method):
         """
         flat = self._layout.flatten(before.adapter)
         parts = self._parts if asked.cut == self._cut else TunedParts.of(self._manifest, asked.arm.rank, asked.cut)
-        apply_round(flat, parts, asked.seed, logged)
+        scale = None
+        if logged.preconditioner is not None:
+            rounds = (entry.logged for entry in log.entries)
+            scale = Preconditioner.after(parts, asked.seed, rounds, logged.preconditioner).scale
+        apply_round(flat, parts, asked.seed, logged, scale)
         adapter = self._layout.unflatten(flat)
         check_bounds(self._manifest, adapter)
         return adapter

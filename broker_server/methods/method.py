@@ -167,6 +167,10 @@ class Method(abc.ABC):
         del work
         return self.averages
 
+    def kept(self, work: Work) -> Work:
+        """What must be known of a piece of work to read its reply, or to send it again after a restart."""
+        return work
+
     @abc.abstractmethod
     def start_kind(self, work: Work) -> Hashable:
         """Equal for two pieces of work of one round exactly if both start from the same."""

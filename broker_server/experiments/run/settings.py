@@ -13,6 +13,7 @@ from broker_server.errors import ConfigError
 from broker_server.experiments.run.examples import LABEL, needed_fields
 from broker_server.experiments.run.split import parse_split
 from broker_server.methods.aggregation import make_aggregation
+from broker_server.methods.presets import METHODS
 from broker_server.methods.scheduler import scheduler_class
 from broker_server.naming import option_name, said_of
 from broker_server.options import Panel, flat_toml, option
@@ -136,6 +137,9 @@ class RunSettings(FederationConfig):
                 raise ConfigError(msg)
         if self.num_devices > MOST_DEVICES:
             msg = f"--devices is {self.num_devices}, expected a whole number from 1 to {MOST_DEVICES}"
+            raise ConfigError(msg)
+        if self.method and self.is_emulated and not METHODS.find_or_import(self.method).method.has_step_times:
+            msg = f"--emulate is {self.emulate}, but step times are those of first-order training: leave it out"
             raise ConfigError(msg)
         if self.new_head and self.artifact:
             msg = "--new-head is for an export, and --artifact names one that is done: leave one of them out"

@@ -173,6 +173,12 @@ class ZeroOrder(Method):
                 msg = f"zo_epsilon is too small for {tensor.name}: {error}"
                 raise ConfigError(msg) from error
 
+    def kept(self, work: Work) -> Work:
+        """Without a log of tens of kilobytes that only saves a pull; see :meth:`Method.kept`."""
+        if not isinstance(work, ZeroOrderWork) or work.preconditioner is not None:
+            return work
+        return msgspec.structs.replace(work, log=())
+
     def start_kind(self, work: Work) -> Hashable:
         """The rank, or that it is the probe's; see :meth:`Method.start_kind`."""
         return self._probe_of(work).start_kind(work) if isinstance(work, ProbeWork) else _asked(work).arm.rank

@@ -63,12 +63,16 @@ class Assigner:
         return Assignment(key=key, deadline_s=command.deadline_s, payload=ref, work=work), blob
 
     def sent(self, key: AssignmentKey, sent_at: float, *, bytes_down: int, most_examples: int | None) -> AssignedWork:
-        """Note when an assignment goes out, its bytes, and how many examples its device has by then."""
+        """Note when an assignment goes out, its bytes, and how many examples its device has by then.
+
+        Returns:
+            What is kept of it.
+        """
         work = msgspec.structs.replace(
             self.assigned(key), sent_at=sent_at, bytes_down=bytes_down, most_examples=most_examples
         )
         self._works[key] = work
-        return work
+        return msgspec.structs.replace(work, work=self._method.kept(work.work))
 
     def clear(self) -> tuple[str, ...]:
         """Forget the assignments and blobs of a round that is over; returns the blobs' digests."""

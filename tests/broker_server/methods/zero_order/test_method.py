@@ -17,7 +17,7 @@ from edge_runtime.formats.adapter import AdapterLayout
 from edge_runtime.formats.plan import Plan
 from edge_runtime.formats.probe import encode_statistics, sum_features
 from edge_runtime.formats.zero_order import encode_reply
-from edge_runtime.wire.work import LoggedRound, ProbeWork
+from edge_runtime.wire.work import LoggedRound, ProbeWork, ZeroOrderWork
 from edge_runtime.zero_order.parts import TunedParts
 from edge_runtime.zero_order.replay import apply_round, apply_step
 from tests.broker_server import tiny
@@ -269,3 +269,17 @@ def test_a_logged_round_has_the_rates_of_its_round(tmp_path: Path) -> None:
     assert log is not None
     logged: LoggedRound = log.entries[0].logged
     assert (logged.round_number, logged.learning_rate, logged.lower_learning_rate) == (2, 0.02, 0.01)
+
+
+@pytest.mark.parametrize(("precondition", "is_kept"), [(False, False), (True, True)])
+def test_a_log_is_kept_with_the_work_only_where_its_steps_need_it(
+    tmp_path: Path, *, precondition: bool, is_kept: bool
+) -> None:
+    made = method(precondition=precondition)
+    model = start(made)
+    model = made.combine(1, model, {}, [scripted(tmp_path, made, steps(made, model), "a", 1)], RNG).model
+    work = steps(made, model, 2)
+    assert work.log
+    kept = made.kept(work)
+    assert isinstance(kept, ZeroOrderWork)
+    assert kept == (work if is_kept else msgspec.structs.replace(work, log=()))

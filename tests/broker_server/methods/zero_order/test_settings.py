@@ -54,6 +54,7 @@ def test_presets_differ_in_what_they_perturb() -> None:
         ({"zo_inner": 1, "zo_normalise": True}, "--zo-normalise divides by the standard deviation of a step's scalars"),
         ({"weight_decay": 0.1}, "--weight-decay is 0.1, but zero-order tuning has none: leave it out"),
         ({"accumulation_steps": 2}, "--accumulation-steps is 2, but zero-order tuning has none"),
+        ({"emulate": "jetson"}, "--emulate is jetson, but step times are those of first-order training"),
         ({"importance": "lora"}, "--importance is lora, but zero-order tuning has none"),
         ({"deploy_rounds": 1}, "--deploy-rounds is 1, but zero-order tuning has none"),
         (

@@ -169,6 +169,8 @@ def test_a_device_that_missed_rounds_gets_them_and_ends_with_the_same_bits(
     assert a.logged == [[], [1], [2], [3]]
     assert b.logged == [[], [1, 2, 3]]
     assert (a.num_rebuilt, b.num_rebuilt) == (3, 1)
+    works = [work.work for work in Store.open(tmp_path).load_works(fleet.RUN, 4).values()]
+    assert [work.log for work in works if isinstance(work, ZeroOrderWork)] == [(), ()], "tens of kilobytes are not kept"
 
 
 @pytest.mark.parametrize("head", ["probe", "as-it-is"])

@@ -110,12 +110,13 @@ class Log(msgspec.Struct, frozen=True, kw_only=True):
     def lower_share(self) -> float | None:
         """Of the gradient's squared norm, what is in the lower part, estimated from the last rounds, 0 to 1.
 
-        None where the last round does not tell the parts apart: one inner perturbation, or none of the lower part.
+        None where the last round does not tell the parts apart: one inner perturbation, none of the lower part, or
+        differences from one side, whose curvature would count for the lower part.
         """
         if not self.entries:
             return None
         last = self.entries[-1].logged
-        if last.num_inner < 2 or last.lower_learning_rate == 0:
+        if last.num_inner < 2 or last.lower_learning_rate == 0 or last.is_normalised:
             return None
         counts = (last.cut, last.num_outer, last.num_inner)
         rounds = [entry.logged for entry in self.entries[-MEDIAN_ROUNDS:]]

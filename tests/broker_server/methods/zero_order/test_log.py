@@ -99,4 +99,5 @@ def test_where_rounds_do_not_tell_parts_apart_no_share_is_told() -> None:
     assert Log().lower_share is None
     assert log_of(1, 2).lower_share is None
     assert Log().after(linear(1, 1.0, 2.0, lower_learning_rate=0.0), 1.0).lower_share is None
+    assert Log().after(linear(1, 1.0, 2.0, is_normalised=True), 1.0).lower_share is None
     assert Log().after(linear(1, 0.0, 0.0), 1.0).lower_share is None

@@ -38,32 +38,35 @@ ARMS: Final = Written(str, parse_arms, format_arms)
 class FederationConfig:
     """What is trained and how: the settings that ``fedspine run`` and ``config.toml`` have in common."""
 
-    num_devices: Positive = option(Panel.TRAINING, "number of devices", name="devices")
+    num_devices: Positive = option(Panel.TRAINING, "devices that take part", name="devices")
     """Devices that the first round waits for (at most ``registration_timeout_s``); later ones: see ``rejoin_s``."""
     training: TrainingConfig
     arms: tuple[Arm, ...] = option(
-        Panel.TRAINING, "pruning ratios and ranks, RATIO:RANK,..., such as 0.0:8,0.25:8,0.5:4", written=ARMS
+        Panel.TRAINING, "arms, a pruning ratio and a rank each, such as 0.0:8,0.25:8,0.5:4", written=ARMS
     )
     """Arms that the scheduler may play; for one that plays between them, the corners of what it may play."""
     method: str = option(
         Panel.TRAINING,
-        "a method by name, such as fedspine or fedit: its settings, below those that are given (`fedspine methods` "
-        "lists them)",
+        "method by name, such as fedspine or fedit (`fedspine methods` lists them). It brings settings; the options "
+        "that are given win",
         "",
     )
     scheduler: str = option(
-        Panel.TRAINING, "who gets which arm: fedspine, uniform, ... (docs/scheduler.md)", "uniform", by="method"
+        Panel.TRAINING,
+        "what chooses each device's arm: fedspine, uniform, ... (docs/scheduler.md)",
+        "uniform",
+        by="method",
     )
     aggregation: str = option(
         Panel.TRAINING,
-        "fedspine, fedspine_holders, fedit, ... (docs/aggregation.md) (default: fedspine_holders, and fedspine where "
-        "classes come as they are)",
+        "rule that combines updates: fedspine, fedspine_holders, fedit, ... (docs/aggregation.md) (default: by method, "
+        "task and class balance)",
         "fedspine",
     )
-    seed: Seed = option(Panel.TRAINING, "seed of everything random", 0)
+    seed: Seed = option(Panel.TRAINING, "seed of all random choices", 0)
     num_evaluation_examples: Positive | None = option(
         Panel.TRAINING,
-        "held-out examples measured after each round, the last one also on all; 0 = always all",
+        "held-out examples to evaluate on after each round; 0 = all. The last round is evaluated on all of them too",
         1000,
         name="eval_examples",
         by="task",
@@ -71,28 +74,34 @@ class FederationConfig:
     )
     """A seeded sample; None = always all."""
     round_deadline_s: Duration = option(
-        Panel.TRAINING, "longest time of a round, seconds", 600.0, name="round_deadline"
+        Panel.TRAINING, "most seconds that a round may take", 600.0, name="round_deadline"
     )
     update_transforms: str = option(
-        Panel.TRAINING, "what is done to each update before it is combined, such as clip:1.0,noise:0.001", ""
+        Panel.TRAINING,
+        "transforms of each update before it is combined, such as clip:1.0,noise:0.001 (default: none)",
+        "",
     )
     """See docs/aggregation.md; empty = nothing."""
     pruning: PruningConfig = dataclasses.field(default_factory=PruningConfig)
-    eval_sparse: bool = option(Panel.PRUNING, "measure the sub-model at --sparsity in every round", default=False)
+    eval_sparse: bool = option(
+        Panel.PRUNING, "evaluate the sub-model at --sparsity after every round, not only after the last", default=False
+    )
     """Else only in the last."""
     sparsity: float | None = option(
         Panel.RESULT,
-        "pruning ratio of the compact model (default: the smallest above 0 of --arms, or 0 if none prunes)",
+        "pruning ratio of the compact model (default: the smallest above 0 in --arms, or 0 where no arm prunes)",
         None,
     )
     """That of the deploy rounds and of the evaluation of the sub-model; None = neither."""
     keep: Literal["last", "best"] = option(
         Panel.RESULT,
-        "last or best: the round whose adapter is the result; best is chosen on the held-out examples, so its figure "
-        "on them is a little too good",
+        "round whose adapter is the result: last, or best (chosen on the held-out examples, so its figure on them is a "
+        "little too good)",
         "last",
     )
-    wire_dtype: WireDtype = option(Panel.PROCESSES, "float32 or float16: type of adapters on the wire", "float32")
+    wire_dtype: WireDtype = option(
+        Panel.PROCESSES, "type of the numbers that devices and server exchange: float32 or float16", "float32"
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from edge_runtime.formats.manifest import BaseDtype, Task
 
 bench = typer.Typer(
-    help="Benchmarks of this installation on this machine.", no_args_is_help=True, pretty_exceptions_enable=False
+    help="Benchmark this installation on this machine.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 
 
 @bench.callback()
 def root() -> None:
-    """Benchmarks of this installation on this machine."""
+    """Benchmark this installation on this machine."""
 
 
 def engine(  # noqa: PLR0913, PLR0917 - each is an option
@@ -44,9 +44,9 @@ def engine(  # noqa: PLR0913, PLR0917 - each is an option
     ort_python: options.OrtPython = ".venv-ort-training/bin/python",
     json: options.JsonFile = None,
 ) -> None:
-    """Measure the device engine against its peers: time, memory, cold start, and that all do the same work.
+    """Measure the device engine against its peers: step time, memory and cold start, on the same work.
 
-    Contenders take turns, each in a process of its own; figures are medians over runs. See docs/engine.md.
+    Contenders take turns, each in a process of its own. Figures are medians over runs. See docs/engine.md.
 
     Raises:
         FedSpineError: see docs/exit-codes.md.

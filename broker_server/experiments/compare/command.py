@@ -21,21 +21,25 @@ if TYPE_CHECKING:
 
 
 def compare(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="What to compare; see docs/compare.md.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Directory of the runs and of what came of them.")],
-    quick: Annotated[bool, typer.Option("--quick", help="The smaller form: as the quick table says.")] = False,  # noqa: FBT002 - a flag
-    jobs: Annotated[int, typer.Option(min=0, help="Runs at a time; 0 = as cores and memory allow.")] = 0,
-    method: Annotated[list[str] | None, typer.Option(help="Only runs of this method; repeat it.")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="Only runs with this seed; repeat it.")] = None,
-    report_only: Annotated[bool, typer.Option("--report-only", help="Run nothing, write what is finished.")] = False,  # noqa: FBT002 - a flag
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG.toml", help="Comparison: methods, seeds and settings (docs/compare.md).")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Directory for the runs, the tables and the charts.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Play the smaller form (table quick).")] = False,  # noqa: FBT002 - a flag
+    jobs: Annotated[
+        int, typer.Option(min=0, help="Number of runs at a time; 0 = as many as cores and memory allow.")
+    ] = 0,
+    method: Annotated[list[str] | None, typer.Option(help="Play only runs of this method. May be repeated.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Play only runs with this seed. May be repeated.")] = None,
+    report_only: Annotated[bool, typer.Option("--report-only", help="Only write tables of finished runs.")] = False,  # noqa: FBT002 - a flag
     csv: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Also write a row for each method, seed, round and device, as CSV."),
     ] = None,
 ) -> None:
-    """Run methods x seeds as runs of their own, and set what came of them side by side.
+    """Compare methods: play each method with each seed as a run of its own, and tabulate the results.
 
-    The same command goes on where it was interrupted: finished runs are kept, an interrupted one is resumed.
+    After an interruption the same command goes on: it keeps finished runs and resumes an interrupted one.
 
     Raises:
         FedSpineError: see docs/exit-codes.md.

@@ -25,24 +25,28 @@ from edge_runtime.link.address import PASSWORD_VARIABLE, read_password
 _OWN = {
     "out": Annotated[
         Path | None,
-        typer.Option(help="run directory (default: fedspine-run, or the next free).", rich_help_panel=Panel.RESULT),
+        typer.Option(
+            help="run directory (default: fedspine-run, or the next free name).", rich_help_panel=Panel.RESULT
+        ),
     ],
     "resume": Annotated[
         bool | None,
         typer.Option(
             "--resume",
-            help="go on with the run in --out; with more --rounds also one that ended.",
+            help="go on with the run in --out. With more --rounds, a run that ended goes on too.",
             rich_help_panel=Panel.RESULT,
         ),
     ],
     "config": Annotated[
         Path | None,
-        typer.Option(help="TOML file of these options, with underscores, as run.toml.", rich_help_panel=Panel.RESULT),
+        typer.Option(
+            help="TOML file of these options, written with underscores, as in run.toml.", rich_help_panel=Panel.RESULT
+        ),
     ],
     "password_file": Annotated[
         Path | None,
         typer.Option(
-            help=f"holds the password of --broker, one line (else: {PASSWORD_VARIABLE}).",
+            help=f"file with the password of --broker, one line (default: the variable {PASSWORD_VARIABLE}).",
             rich_help_panel=Panel.PROCESSES,
         ),
     ],
@@ -51,9 +55,9 @@ _OWN = {
 
 
 def run(**options: object) -> None:
-    """Tune a model on devices played by this machine, and leave a compact model and a report.
+    """Fine-tune a model on devices that this machine plays. The result is a compact model and a report.
 
-    Without options: the small Llama that ships with the package, on the docstrings of Python's standard library.
+    Without options, it tunes the small Llama in the package on the docstrings of Python's standard library.
 
     Raises:
         FedSpineError: see docs/exit-codes.md.

@@ -172,6 +172,7 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str | bytes, fault: str) -> N
         ("a b.jsonl.gz", gzip.compress(MANY.encode(), mtime=0), "packed with gzip: .*gunzip -k 'a b.jsonl.gz'`"),
         ("d.parquet", b"PAR1\x15\x04PAR1", 'Parquet .*read_parquet."d.parquet"..to_json."d.jsonl"'),
         ("d.xlsx", b"PK\x03\x04\x14\x00", "a spreadsheet.*read_excel"),
+        ("d.xls", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Excel or Word file of the old kind.*as JSON lines"),
         ("d.zip", b"PK\x03\x04\x14\x00", "packed with zip: .*unzip d.zip"),
         ("d.tar", bytes(257) + b"ustar\x0000", "tar archive"),
         ("d.bin", b"\x01\x02\x03\x04abc\n", "the file is binary"),

@@ -124,7 +124,7 @@ class Agent:
         self._collect()
         self._channel.register_if_due(self._capabilities, self._settings.num_examples, self._settings.data_bytes)
         self._check_deadline()
-        if self._jobs.is_idle:
+        if not self._jobs.is_busy:
             self._start_job()
         self._transfers.tick()
         if self._channel.is_registered:
@@ -310,18 +310,16 @@ class Agent:
 
     def _collect(self) -> None:
         """Take what the background thread has finished."""
-        try:
-            tag, outcome = self._jobs.outcomes.get_nowait()
-        except queue.Empty:
+        if (ended := self._jobs.poll()) is None:
             return
-        work = self._work
+        tag, outcome, work = ended.tag, ended.outcome, self._work
         if isinstance(outcome, AssignmentRunner):
             self._on_prepared(outcome)
-        elif isinstance(tag, Welcome) and isinstance(outcome, Exception):
+        elif isinstance(tag, Welcome) and isinstance(outcome, BaseException):
             self._on_prepare_failed(tag, outcome)
         elif work is None or work.key != tag:
             logger.debug("work on %s ended, which nobody waits for any more", tag)
-        elif isinstance(outcome, Exception):
+        elif isinstance(outcome, BaseException):
             if not isinstance(outcome, FedSpineError):
                 logger.error("work failed unexpectedly", exc_info=outcome)
             self._refuse(work, reason_of(outcome), str(outcome) or type(outcome).__name__)
@@ -337,7 +335,7 @@ class Agent:
         if self._work is None and self._reporter.state is DeviceState.FETCHING:
             self._reporter.change(DeviceState.IDLE)
 
-    def _on_prepare_failed(self, welcome: Welcome, error: Exception) -> None:
+    def _on_prepare_failed(self, welcome: Welcome, error: BaseException) -> None:
         if welcome != self._welcome:
             return
         if is_final(error):

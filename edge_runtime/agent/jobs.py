@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edge_runtime.agent.assignment_runner import AssignmentRunner, Progress, WorkContext, prepare
-from edge_runtime.agent.background import Background
 from edge_runtime.agent.cache import ArtifactCache
 from edge_runtime.agent.checkpoints import Checkpoints
 from edge_runtime.agent.errors import StoppedError
@@ -16,6 +15,7 @@ from edge_runtime.agent.settings import WorkSettings
 from edge_runtime.agent.traffic import Traffic
 from edge_runtime.board.sensors import Sensors
 from edge_runtime.engine.session import Interrupt
+from edge_runtime.system.background import Background
 from edge_runtime.wire.messages import Assignment, Update, Welcome
 
 Job = AssignmentRunner | tuple[Update, bytes]
@@ -40,11 +40,6 @@ class Jobs(Background[Job]):
         self._checkpoints = checkpoints
         self._pauses = Pauses(settings.pausing, Sensors(settings.sensors))
         self._interrupt = Interrupt()
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether a job can be started and none has ended unnoticed."""
-        return not self.is_busy and self.outcomes.empty()
 
     def stop(self) -> None:
         """Ask the job to stop, and end the graph that it is running."""

@@ -17,7 +17,8 @@ import pytest
 
 import fedspine
 from broker_server.errors import ConfigError, RunExistsError
-from broker_server.experiments.run.progress import PlainDisplay, QuietDisplay, make_display
+from broker_server.experiments.run.display import PlainDisplay, QuietDisplay, make_display
+from broker_server.experiments.run.progress import render
 from broker_server.experiments.run.settings import RunSettings
 from broker_server.options import options_of
 from broker_server.serving.report.schema import decode_report, encode_report
@@ -161,7 +162,7 @@ def test_a_notebook_without_widgets_gets_plain_lines(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    assert isinstance(make_display(sys.stdout), PlainDisplay)
+    assert isinstance(make_display(sys.stdout, render), PlainDisplay)
 
 
 def test_the_result_of_a_run_that_ended_is_read_from_its_directory(tmp_path: Path) -> None:

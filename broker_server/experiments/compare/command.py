@@ -47,8 +47,9 @@ def compare(
     # Imported here, so that `fedspine --help` needs none of it.
     from broker_server.experiments.compare import play  # noqa: PLC0415
     from broker_server.experiments.compare.config import Comparison  # noqa: PLC0415
-    from broker_server.experiments.compare.display import make_display  # noqa: PLC0415
     from broker_server.experiments.compare.layout import ComparisonDirectory  # noqa: PLC0415
+    from broker_server.experiments.compare.progress import render  # noqa: PLC0415
+    from broker_server.experiments.run.display import make_display  # noqa: PLC0415
     from broker_server.serving.storage import run_lock  # noqa: PLC0415
 
     comparison = Comparison.load(config, quick=quick)
@@ -64,7 +65,7 @@ def compare(
         signal.signal(number, _interrupt)
     _make(out)
     try:
-        with run_lock.hold(out, owner="comparison"), make_display(sys.stdout) as display:
+        with run_lock.hold(out, owner="comparison"), make_display(sys.stdout, render, standing=str) as display:
             if report_only:
                 results = play.Results(finished=play.load_finished(comparison, directory))
             else:

@@ -92,14 +92,15 @@ def _check_resumed(given: list[str]) -> None:
 
 def _execute(settings: RunSettings | None, changes: Mapping[str, object], root: Path) -> None:
     # Imported here, so that `fedspine --help` needs none of it.
+    from broker_server.experiments.run.display import make_display  # noqa: PLC0415
     from broker_server.experiments.run.finishing import summary_lines  # noqa: PLC0415
     from broker_server.experiments.run.job import resume_run, start_run  # noqa: PLC0415
-    from broker_server.experiments.run.progress import make_display  # noqa: PLC0415
+    from broker_server.experiments.run.progress import render  # noqa: PLC0415
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:
-        with make_display(sys.stdout) as display:
+        with make_display(sys.stdout, render) as display:
             display.step(f"run directory: {root}")
             report = resume_run(root, display, changes) if settings is None else start_run(settings, root, display)
     except KeyboardInterrupt as error:

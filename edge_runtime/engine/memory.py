@@ -42,6 +42,8 @@ _SHORT_LINEAR_SHARE: Final = 0.3
 """Of a last block that gives first tokens alone: about what its keys and values are of all its linear layers."""
 _LOGIT_FLOATS: Final = 4.65
 """Floats per score of a causal-lm (tokens x vocabulary, or what staged mode computes of them at a time)."""
+FEATURE_BATCHES: Final = 4
+"""Features are computed of as many tokens at a time as so many full batches have: a block is loaded once for them."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +104,7 @@ def estimate_features_bytes(manifest: Manifest, plan: Plan, batch_size: int, max
     """
     parts = training_memory(manifest, plan, 1, batch_size, max_length, "staged")
     stored = sum(math.prod(tensor.shape) * _STORED_BYTES[tensor.dtype] for tensor in manifest.tensors)
-    hidden = _FLOAT_BYTES * 3 * batch_size * max_length * manifest.hidden_size
+    hidden = _FLOAT_BYTES * (2 * FEATURE_BATCHES + 1) * batch_size * max_length * manifest.hidden_size
     return parts.process + parts.weights + max(int(stored), hidden + parts.linear + parts.attention)
 
 

@@ -10,7 +10,7 @@ Shape legend: ``B`` examples, ``L`` length, ``H`` hidden size, ``T`` scored posi
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Final
 
@@ -163,7 +163,8 @@ class StagedModel:
         rows, targets = batch.scored()
         if targets.size == 0:
             return 0.0, 0
-        scored = self._scored(batch, rows, params)
+        (given,) = self._last_hidden([batch], params)
+        scored = given[self._among_given(rows)]
         binding = self._stage(names.SCORE_STAGE, None)
         loss_sum, num_correct, total, correct = np.zeros((), np.float32), np.zeros((), np.int64), 0.0, 0
         self._bind_dense(binding, params)
@@ -176,44 +177,57 @@ class StagedModel:
             total, correct = total + float(loss_sum), correct + int(num_correct)
         return total, correct
 
-    def features(self, batch: Batch) -> Array:
-        """What enters the classifier's last linear layer, float32 ``[B, H]``; with no adapter, on the frozen weights.
+    def features(self, batches: Sequence[Batch], before_block: Callable[[], None] | None = None) -> list[Array]:
+        """What enters the classifier's last linear layer, float32 ``[B, H]`` of each batch; with no adapter.
 
+        All batches pass a block before the next block is loaded, so its weights are converted once for all of them.
         The head's graph gives scores ``W p + b``. With rows of the identity for W and zero for b these are features,
         as many at a time as there are classes; so every artifact will do.
+
+        Args:
+            batches: one or more; their hidden states are in memory together, twice.
+            before_block: called before a batch passes a block; raises to stop.
 
         Raises:
             GraphError: onnxruntime failed.
             InsufficientMemoryError: it could not allocate.
         """
-        rows, targets = batch.scored()
         params = np.zeros(self._layout.num_elements, np.float32)
-        scored = np.ascontiguousarray(self._scored(batch, rows, params))
+        given = self._last_hidden(batches, params, before_block)
+        scored = np.concatenate(
+            [one[self._among_given(batch.scored()[0])] for one, batch in zip(given, batches, strict=True)]
+        )
         head = Head.of(self._manifest)
         weight = self._layout.unflatten(params)[head.weight]
         binding = self._stage(names.SCORE_STAGE, None)
         binding.bind(names.HIDDEN, scored)
-        binding.bind(names.TARGETS, np.zeros_like(targets))
+        binding.bind(names.TARGETS, np.zeros(len(scored), np.int64))
         binding.bind_output(names.LOSS_SUM, np.zeros((), np.float32))
         binding.bind_output(names.NUM_CORRECT, np.zeros((), np.int64))
         self._bind_dense(binding, params)
-        features = np.empty((targets.size, head.num_features), np.float32)
+        features = np.empty((len(scored), head.num_features), np.float32)
         for begin in range(0, head.num_features, head.num_classes):
             end = min(begin + head.num_classes, head.num_features)
             weight[...] = np.eye(head.num_classes, head.num_features, begin)
             features[:, begin:end] = binding.run_for([names.LOGITS])[names.LOGITS].numpy()[:, : end - begin]
-        return features
+        return np.split(features, np.cumsum([batch.num_targets for batch in batches])[:-1])
 
-    def _scored(self, batch: Batch, rows: Int64, params: Array) -> Array:
-        """Hidden states of the scored positions after the last block, ``[T, H]``."""
+    def _last_hidden(
+        self, batches: Sequence[Batch], params: Array, before_block: Callable[[], None] | None = None
+    ) -> list[Array]:
+        """What the last block gives for each batch: hidden states ``[B * L, H]``, or of the first tokens ``[B, H]``."""
         kept = self._manifest.residual_layers
-        hidden, spare, *unused = self._hidden(3 if kept else 2, batch)
-        context = self._embed(batch, hidden)
+        states, spare = self._buffer(0, batches), self._buffer(1, batches)
+        contexts = [self._embed(batch, state) for batch, state in zip(batches, states, strict=True)]
         for layer in range(self._manifest.num_layers):
-            self._forward(layer, hidden, spare, context, params, _flat(*unused) if layer in kept else None)
-            hidden, spare = spare, hidden
-        scored = self._given(self._manifest.num_layers - 1, hidden).reshape(-1, self._manifest.hidden_size)
-        return scored[self._among_given(rows)]
+            for batch, state, out, context in zip(batches, states, spare, contexts, strict=True):
+                if before_block is not None:
+                    before_block()
+                residual = _flat(*self._buffer(2, [batch])) if layer in kept else None
+                self._forward(layer, state, out, context, params, residual)
+            states, spare = spare, states
+        last, hidden_size = self._manifest.num_layers - 1, self._manifest.hidden_size
+        return [self._given(last, state).reshape(-1, hidden_size) for state in states]
 
     def _embed(self, batch: Batch, out: Array) -> dict[str, Any]:
         """Write hidden states ``[B, L, H]``; returns the context tensors, as onnxruntime has them."""
@@ -283,14 +297,16 @@ class StagedModel:
 
     def _hidden(self, count: int, batch: Batch) -> list[Array]:
         """Arrays ``[B, L, H]`` for hidden states and residual sums, the same memory for every batch."""
-        return [self._buffer(index, batch) for index in range(count)]
+        return [self._buffer(index, [batch])[0] for index in range(count)]
 
-    def _buffer(self, index: int, batch: Batch) -> Array:
-        shape = (*batch.input_ids.shape, self._manifest.hidden_size)
-        size = math.prod(shape)
-        if index not in self._buffers or self._buffers[index].size < size:
-            self._buffers[index] = np.empty(size, np.float32)
-        return self._buffers[index][:size].reshape(shape)
+    def _buffer(self, index: int, batches: Sequence[Batch]) -> list[Array]:
+        """An array ``[B, L, H]`` for each batch, one behind the other."""
+        shapes = [(*batch.input_ids.shape, self._manifest.hidden_size) for batch in batches]
+        ends = np.cumsum([math.prod(shape) for shape in shapes])
+        if index not in self._buffers or self._buffers[index].size < ends[-1]:
+            self._buffers[index] = np.empty(ends[-1], np.float32)
+        parts = np.split(self._buffers[index][: ends[-1]], ends[:-1])
+        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def _pieces(self, num_targets: int) -> Iterator[slice]:
         """Cut the scored positions; not where a trained head sums its gradient over them."""

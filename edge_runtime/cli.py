@@ -12,7 +12,6 @@ import functools
 import json
 import logging
 import os
-import random
 import signal
 import sys
 from collections.abc import Sequence
@@ -41,9 +40,7 @@ from edge_runtime.arguments import (
     tls_files,
 )
 from edge_runtime.board.niceness import be_nice
-from edge_runtime.board.sensors import Sensors
 from edge_runtime.board.service import unit, unreadable
-from edge_runtime.bounds import limits
 from edge_runtime.bounds.plain import log_plainly, plain
 from edge_runtime.errors import ExitCode, FedSpineError
 from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress
@@ -244,49 +241,33 @@ def _add_log_level(command: argparse.ArgumentParser, default: str) -> None:
 
 def _start(arguments: argparse.Namespace) -> int:
     be_nice(arguments.nice)  # before threads are there, which inherit it
-    from edge_runtime.agent import capabilities, precheck  # noqa: PLC0415 - see the module's docstring
-    from edge_runtime.agent.agent import Agent  # noqa: PLC0415
-    from edge_runtime.agent.identity import StateDirectory, check_name  # noqa: PLC0415
+    from edge_runtime.agent import capabilities  # noqa: PLC0415 - see the module's docstring
     from edge_runtime.agent.methods.lora import engines  # noqa: PLC0415
+    from edge_runtime.agent.opening import open_agent  # noqa: PLC0415
     from edge_runtime.agent.pins import Pins  # noqa: PLC0415
     from edge_runtime.agent.settings import AgentSettings, WorkSettings  # noqa: PLC0415
     from edge_runtime.link.mqtt import MqttLink  # noqa: PLC0415
 
     modes = engines.choose_modes(arguments.engine, arguments.mode, arguments.ort_models)
-    check_name(arguments.fleet, "fleet")
-    broker = broker_of(arguments)
-    pausing = pause_limits(arguments)
-    pausing.check(Sensors(arguments.sensors).read())
-    num_threads = arguments.threads or capabilities.usable_cores()
-    memory_limit_bytes = arguments.memory_limit or capabilities.default_memory_limit()
-    found = precheck.look_at_examples(arguments.data)
-    for warning in found.warnings:
-        logger.warning("%s", warning)
-    with StateDirectory(arguments.state, arguments.device_id) as state:
-        logger.info("device %s, %d examples, broker %s", state.device_id, found.num_examples, broker)
-        settings = AgentSettings(
-            open_link=functools.partial(MqttLink, broker, tls=tls_files(arguments)),
-            fleet=arguments.fleet,
-            work=WorkSettings(
-                data=arguments.data,
-                num_holdout=arguments.holdout,
-                num_threads=num_threads,
-                memory_limit_bytes=memory_limit_bytes,
-                modes=modes,
-                features=state.features,
-                ort_models=arguments.ort_models,
-                checkpoint_every=arguments.checkpoint_every,
-                pausing=pausing,
-                sensors=arguments.sensors,
-            ),
-            num_examples=found.num_examples,
-            data_bytes=min(found.num_bytes, limits.MAX_FILE_BYTES),
-            pins=Pins.of(arguments.artifact_digest, arguments.artifact_host),
-            exit_when_finished=arguments.exit_when_finished,
-            wait_for_broker=arguments.wait_for_broker,
-        )
-        measured = capabilities.find_capabilities(state.capabilities_file, num_threads, memory_limit_bytes)
-        agent = Agent(settings, state, measured, random.Random())  # noqa: S311 - jitter, guards nothing
+    settings = AgentSettings(
+        open_link=functools.partial(MqttLink, broker_of(arguments), tls=tls_files(arguments)),
+        fleet=arguments.fleet,
+        work=WorkSettings(
+            data=arguments.data,
+            num_holdout=arguments.holdout,
+            num_threads=arguments.threads or capabilities.usable_cores(),
+            memory_limit_bytes=arguments.memory_limit or capabilities.default_memory_limit(),
+            modes=modes,
+            ort_models=arguments.ort_models,
+            checkpoint_every=arguments.checkpoint_every,
+            pausing=pause_limits(arguments),
+            sensors=arguments.sensors,
+        ),
+        pins=Pins.of(arguments.artifact_digest, arguments.artifact_host),
+        exit_when_finished=arguments.exit_when_finished,
+        wait_for_broker=arguments.wait_for_broker,
+    )
+    with open_agent(settings, arguments.state, arguments.device_id) as agent:
 
         def end(number: int, _frame: FrameType | None) -> None:
             signal.signal(number, signal.default_int_handler)  # a second one does not wait

@@ -31,7 +31,6 @@ from edge_runtime.agent.work import Work, num_steps_of, what
 from edge_runtime.errors import ExitCode, FedSpineError, MessageError
 from edge_runtime.link.inbox import Connected, Disconnected, LinkEvent
 from edge_runtime.link.transfers import Transfers
-from edge_runtime.wire.measures import Capabilities
 from edge_runtime.wire.messages import (
     AnyMessage,
     Assignment,
@@ -66,17 +65,16 @@ class Agent:
     """One device. Call :meth:`run` once; :meth:`stop` may be called from a signal handler."""
 
     def __init__(
-        self, settings: AgentSettings, state: StateDirectory, capabilities: Capabilities, rng: random.Random
+        self, settings: AgentSettings, state: StateDirectory, channel: CoordinatorChannel, rng: random.Random
     ) -> None:
         self._settings = settings
         self._device_id = state.device_id
-        self._capabilities = capabilities
-        self._channel = CoordinatorChannel(settings.open_link, settings.fleet, state.device_id, rng)
-        self._link = self._channel.link
-        self._clock = self._channel.clock
-        self._reporter = Reporter(state.device_id, self._channel.session_id, self._channel.say, self._clock)
-        self._transfers = Transfers(lambda _, message: self._channel.say(message), self._clock)
-        self._uploads = Uploads(Outbox(state.outbox), self._transfers, self._channel.say, self._channel.new_repeat)
+        self._channel = channel
+        self._link = channel.link
+        self._clock = channel.clock
+        self._reporter = Reporter(state.device_id, channel.session_id, channel.say, self._clock)
+        self._transfers = Transfers(lambda _, message: channel.say(message), self._clock)
+        self._uploads = Uploads(Outbox(state.outbox), self._transfers, channel.say, channel.new_repeat)
         traffic = Traffic(lambda: (self._link.bytes_sent, self._link.bytes_received))
         self._checkpoints = Checkpoints(state.checkpoint, settings.work.checkpoint_every)
         self._jobs = Jobs(state.artifacts, settings.work, traffic, self._checkpoints)
@@ -122,7 +120,7 @@ class Agent:
         with contextlib.suppress(queue.Empty):
             self._on_link(self._link.events.get(timeout=POLL_S))
         self._collect()
-        self._channel.register_if_due(self._capabilities, self._settings.num_examples, self._settings.data_bytes)
+        self._channel.register_if_due()
         self._check_deadline()
         if not self._jobs.is_busy:
             self._start_job()

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from edge_runtime.agent.precheck import Examples
 from edge_runtime.agent.repeat import Repeat
 from edge_runtime.bounds import limits
 from edge_runtime.bounds.plain import plain
@@ -46,7 +47,15 @@ class CoordinatorChannel:
         is_registered: whether the coordinator has answered the registration since the last connect.
     """
 
-    def __init__(self, open_link: OpenLink, fleet: str, device_id: str, rng: random.Random) -> None:
+    def __init__(
+        self,
+        open_link: OpenLink,
+        fleet: str,
+        device_id: str,
+        capabilities: Capabilities,
+        examples: Examples,
+        rng: random.Random,
+    ) -> None:
         """Prepare the link.
 
         Raises:
@@ -58,6 +67,13 @@ class CoordinatorChannel:
         self._fleet = fleet
         self._device_id = device_id
         self._rng = rng
+        self._register = Register(
+            device_id=device_id,
+            session_id=self.session_id,
+            capabilities=capabilities,
+            num_examples=examples.num_examples,
+            data_bytes=min(examples.num_bytes, limits.MAX_FILE_BYTES),
+        )
         self._registration = self.new_repeat()
         self._asked_at: float | None = None
         """Since when a coordinator owes an answer; None: it does not, or there is no connection."""
@@ -101,7 +117,7 @@ class CoordinatorChannel:
         self.is_registered = False
         self._registration.restart()
 
-    def register_if_due(self, capabilities: Capabilities, num_examples: int, data_bytes: int) -> None:
+    def register_if_due(self) -> None:
         """Register if there is no answer yet and it is time to say it (again); call it often."""
         if self.is_registered or not self.link.is_connected:
             self._asked_at, self._num_silences = None, 0
@@ -109,15 +125,7 @@ class CoordinatorChannel:
         self._tell_of_silence()
         if not self._registration.is_due:
             return
-        self.say(
-            Register(
-                device_id=self._device_id,
-                session_id=self.session_id,
-                capabilities=capabilities,
-                num_examples=num_examples,
-                data_bytes=data_bytes,
-            )
-        )
+        self.say(self._register)
         self._registration.said()
 
     def _tell_of_silence(self) -> None:

@@ -50,10 +50,6 @@ class AgentSettings:
     fleet: str
     """Fleet on that broker."""
     work: WorkSettings
-    num_examples: int
-    """Lines of the data file: what an update may count with at most (text-classification)."""
-    data_bytes: int = 0
-    """Size of the data file, the same for causal-lm; 0 = not said."""
     pins: Pins = dataclasses.field(default_factory=Pins)
     """What it may run."""
     exit_when_finished: bool = False

@@ -52,10 +52,10 @@ def engine(  # noqa: PLR0913, PLR0917 - each is an option
         FedSpineError: see docs/exit-codes.md.
     """
     # Imported here, so that `fedspine --help` needs none of it.
-    from broker_server.benchmark.schema import encode_bench  # noqa: PLC0415
     from broker_server.benchmark.settings import BenchSettings, check_json, parse_arm  # noqa: PLC0415
     from broker_server.benchmark.table import differing, render  # noqa: PLC0415
     from broker_server.experiments.run.processes import num_cores  # noqa: PLC0415
+    from broker_server.serving.report.encoding import encode  # noqa: PLC0415
     from edge_runtime.system.files import write_atomically  # noqa: PLC0415
 
     settings = BenchSettings(
@@ -79,7 +79,7 @@ def engine(  # noqa: PLR0913, PLR0917 - each is an option
     report = _measure(settings)
     sys.stdout.write(render(report))
     if json is not None:
-        write_atomically(json, encode_bench(report))
+        write_atomically(json, encode(report))
     if wrong := differing(report):
         raise RunFailedError("; ".join(wrong))
 

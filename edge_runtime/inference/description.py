@@ -11,7 +11,6 @@ import msgspec
 from edge_runtime.bounds import limits
 from edge_runtime.bounds.fields import Count, Digest, Label, Name, Positive, PruningRatio, Short, Version
 from edge_runtime.bounds.plain import escaped, plain
-from edge_runtime.bounds.versioned import encode_description
 from edge_runtime.errors import ManifestError
 from edge_runtime.formats.manifest import FileRef, Task, TextSpec
 from edge_runtime.formats.plan import Plan
@@ -60,11 +59,6 @@ class CompactInfo(msgspec.Struct, frozen=True, kw_only=True):
     def num_bytes(self) -> int:
         """Bytes that a device needs: all files marked ``on_device``."""
         return sum(ref.size_bytes for ref in self.files.values() if ref.on_device)
-
-
-def encode_info(info: CompactInfo) -> bytes:
-    """Deterministic UTF-8 JSON of a description."""
-    return encode_description(info)
 
 
 def read_info(directory: Path, *, verify: bool = True) -> CompactInfo:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import json
 import shutil
 import stat
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +13,7 @@ import onnx
 import safetensors.torch
 import tokenizers
 
+from edge_runtime.bounds.versioned import encode_description
 from edge_runtime.formats import names
 from edge_runtime.formats.manifest import (
     FORMAT_VERSION,
@@ -23,11 +22,10 @@ from edge_runtime.formats.manifest import (
     TensorSpec,
     TextSpec,
     digest_of,
-    encode_manifest,
 )
 from edge_runtime.inference.description import file_ref
 from edge_runtime.system.files import write_atomically
-from exporter.output import Kind, foreign_writer
+from exporter.output import Kind, config_bytes, foreign_writer
 
 if TYPE_CHECKING:
     from exporter.artifact.base import Base
@@ -127,9 +125,9 @@ def write_model_files(directory: Path, model: PretrainedModel, base: Base) -> No
         (directory / name).chmod((directory.stat().st_mode & 0o666) | stat.S_IWUSR)  # it is made for its owner alone
     config: dict[str, Any] = model.config.to_dict()
     config.pop("_name_or_path", None)
-    write_atomically(directory / names.CONFIG_FILE, _json(config))
+    write_atomically(directory / names.CONFIG_FILE, config_bytes(config))
     if model.generation:
-        write_atomically(directory / names.GENERATION_FILE, _json(model.generation))
+        write_atomically(directory / names.GENERATION_FILE, config_bytes(model.generation))
     saved = directory / ".tokenizer"
     model.tokenizer.save_pretrained(saved)
     for name in _TOKENIZER_EXTRAS:
@@ -143,13 +141,9 @@ def write_model_files(directory: Path, model: PretrainedModel, base: Base) -> No
     write_atomically(directory / names.TOKENIZER_FILE, tokenizer.to_str(pretty=True).encode())
 
 
-def _json(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, indent=2, sort_keys=True).encode() + b"\n"
-
-
 def write_manifest(directory: Path, manifest: Manifest) -> str:
     """Write the manifest; returns its SHA-256, the artifact's digest."""
-    data = encode_manifest(manifest)
+    data = encode_description(manifest)
     write_atomically(directory / names.MANIFEST_FILE, data)
     return digest_of(data)
 

@@ -106,14 +106,14 @@ def _write(comparison: Comparison, directory: ComparisonDirectory, results: Resu
     from broker_server.experiments.compare.csv_rows import to_csv  # noqa: PLC0415
     from broker_server.experiments.compare.page import render_page  # noqa: PLC0415
     from broker_server.experiments.compare.summarise import summarise  # noqa: PLC0415
-    from broker_server.experiments.compare.summary_schema import encode_summary  # noqa: PLC0415
     from broker_server.experiments.compare.tables import to_markdown  # noqa: PLC0415
+    from broker_server.serving.report.encoding import encode  # noqa: PLC0415
     from edge_runtime.system.files import write_atomically  # noqa: PLC0415
 
     if not results.finished and results.failed:
         raise RunFailedError(_failures(results))
     summary = summarise(comparison, results.finished, results.failed, datetime.now(UTC).timestamp())
-    write_atomically(directory.summary_json, encode_summary(summary))
+    write_atomically(directory.summary_json, encode(summary))
     write_atomically(directory.tables, to_markdown(summary, level=1).encode())
     write_atomically(directory.page, render_page(summary).encode())
     if csv is not None:

@@ -12,6 +12,7 @@ import msgspec
 from broker_server.emulation.step_times import STEP_TIMES_FILE
 from broker_server.errors import ChildFailedError, RunExistsError, StoreError
 from broker_server.experiments.run.settings import EMULATION_FILE
+from broker_server.serving.report.encoding import encode
 from broker_server.serving.storage import run_lock
 from edge_runtime.system.files import PRIVATE_FOLDER, raise_if_disk_full, write_atomically
 
@@ -91,7 +92,7 @@ class RunDirectory:
         Raises:
             DiskFullError: there is no space.
         """
-        write_atomically(self.job_file, msgspec.json.format(msgspec.json.encode(state)) + b"\n")
+        write_atomically(self.job_file, encode(state))
 
 
 def default_root(parent: Path, *, resume: bool) -> Path:

@@ -23,6 +23,7 @@ from broker_server.experiments.run.split import parse_split, split
 from broker_server.experiments.run.starting import check_rank, read_adapter
 from broker_server.methods.scheduler import make_scheduler
 from broker_server.naming import said_of
+from broker_server.serving.report.encoding import encode
 from broker_server.serving.report.schema import DataEntry, DeviceData
 from broker_server.serving.services.broker import find_broker
 from broker_server.serving.services.ports import check_port
@@ -194,7 +195,7 @@ def write_split(settings: RunSettings, data: DataSet, directory: RunDirectory) -
         labels=data.labels,
         devices=tuple(devices),
     )
-    write_atomically(directory.data_summary, msgspec.json.format(msgspec.json.encode(summary)) + b"\n")
+    write_atomically(directory.data_summary, encode(summary))
 
 
 def read_summary(directory: RunDirectory) -> DataEntry:

@@ -14,6 +14,7 @@ from broker_server.emulation.fleet import Fleet, load_fleet
 from broker_server.errors import RunFailedError
 from broker_server.options import Scalar, flat
 from broker_server.serving.report.build import RunSummary, build_report
+from broker_server.serving.report.encoding import encode
 from broker_server.serving.report.page import render_page
 from broker_server.serving.report.schema import (
     Compact,
@@ -23,7 +24,6 @@ from broker_server.serving.report.schema import (
     FleetDrift,
     FleetEntry,
     Report,
-    encode_report,
 )
 from broker_server.serving.storage.beginning import check_not_lost
 from broker_server.serving.storage.events import EventReader
@@ -87,7 +87,7 @@ def write_report(run_dir: Path, report: Report) -> None:
     Raises:
         DiskFullError: there is no space.
     """
-    write_atomically(run_dir / REPORT_JSON, encode_report(report))
+    write_atomically(run_dir / REPORT_JSON, encode(report))
     write_atomically(run_dir / REPORT_PAGE, render_page(report).encode())
 
 

@@ -6,15 +6,13 @@ of the mean loss of a held-out token). The other field is absent.
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from broker_server.serving.report.encoding import decode, encode
+from broker_server.serving.report.encoding import decode
 from broker_server.serving.storage.records import DeviceRecord
-
-SCHEMA_VERSION: Final = 2
 
 
 class RoundEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,7 +154,7 @@ class FleetEntry(msgspec.Struct, frozen=True, kw_only=True):
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """The whole of ``report.json``."""
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[2] = 2
     run_id: str
     task: Literal["text-classification", "causal-lm"]
     model_name: str
@@ -189,20 +187,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         return "tokens" if self.task == "causal-lm" else "examples"
 
 
-def encode_report(report: Report) -> bytes:
-    """Indented UTF-8 JSON."""
-    return encode(report)
-
-
 def decode_report(data: bytes) -> Report:
     """Read a report.
 
     Raises:
         ReportError: not a report of this schema version.
     """
-    return decode(data, Report, what="report", version=SCHEMA_VERSION)
-
-
-def json_schema() -> dict[str, Any]:
-    """JSON schema of a report; docs/report.schema.json is this, by test."""
-    return msgspec.json.schema(Report)
+    return decode(data, Report, what="report")

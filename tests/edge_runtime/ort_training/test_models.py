@@ -10,6 +10,7 @@ import pytest
 from msgspec import structs
 
 from edge_runtime.agent.refusals import reason_of
+from edge_runtime.bounds.versioned import encode_description
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.errors import ArtifactVersionError, ExitCode, ManifestError
 from edge_runtime.formats import ranking
@@ -22,7 +23,6 @@ from edge_runtime.ort_training.description import (
     ArmModels,
     OptimizerSettings,
     OrtModels,
-    encode_ort_models,
     widths_of,
 )
 from edge_runtime.ort_training.errors import ArmNotExportedError, FixedHyperParametersError, OrtModelsError
@@ -59,7 +59,7 @@ def write(folder: Path, artifact: Artifact, **changes: Any) -> Path:
         arms=tuple(arms),
         producer={},
     )
-    (folder / DESCRIPTION_FILE).write_bytes(encode_ort_models(structs.replace(models, **changes)))
+    (folder / DESCRIPTION_FILE).write_bytes(encode_description(structs.replace(models, **changes)))
     return folder
 
 

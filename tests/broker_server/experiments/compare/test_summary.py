@@ -7,6 +7,7 @@ import json
 import re
 import xml.etree.ElementTree as ET
 
+import msgspec
 import pytest
 
 from broker_server.errors import ReportError, RunFailedError
@@ -18,11 +19,10 @@ from broker_server.experiments.compare.summary_schema import (
     Figure,
     Summary,
     decode_summary,
-    encode_summary,
-    json_schema,
 )
 from broker_server.experiments.compare.tables import all_tables, to_markdown
 from broker_server.experiments.compare.trace import Trace
+from broker_server.serving.report.encoding import encode
 from tests.broker_server.experiments.compare.samples import DOCS, comparison, device, finished, trace
 from tests.broker_server.malformed import MALFORMED_REPORTS
 from tests.three_axes import AXES
@@ -62,11 +62,11 @@ def sample(*, is_causal: bool = False) -> Summary:
 
 def test_a_summary_survives_its_file() -> None:
     for summary in (sample(), sample(is_causal=True)):
-        assert decode_summary(encode_summary(summary)) == summary
+        assert decode_summary(encode(summary)) == summary
 
 
 def test_a_summary_has_every_figure_that_was_promised_with_median_and_spread() -> None:
-    data = json.loads(encode_summary(sample()))
+    data = json.loads(encode(sample()))
 
     promised = "time_to_target_s bytes_to_target final_accuracy accuracy_at_sparsity regret infeasible_plays_ratio"
     for method in data["methods"].values():
@@ -77,7 +77,7 @@ def test_a_summary_has_every_figure_that_was_promised_with_median_and_spread() -
 
 
 def test_perplexity_takes_the_place_of_accuracy() -> None:
-    method = json.loads(encode_summary(sample(is_causal=True)))["methods"]["fedspine"]
+    method = json.loads(encode(sample(is_causal=True)))["methods"]["fedspine"]
 
     assert {"final_perplexity", "perplexity_at_sparsity"} <= set(method)
     assert not {"final_accuracy", "accuracy_at_sparsity"} & set(method)
@@ -135,14 +135,17 @@ def test_what_is_no_summary_is_refused(data: bytes) -> None:
 def test_the_documented_schema_is_the_code_s() -> None:
     documented = json.loads((DOCS / "summary.schema.json").read_text(encoding="utf-8"))
 
-    assert documented == json.loads(json.dumps(json_schema()))
+    assert documented == json.loads(json.dumps(msgspec.json.schema(Summary)))
 
 
 def test_every_field_is_documented() -> None:
     text = (DOCS / "compare.md").read_text(encoding="utf-8")
 
     missing = {
-        name for part in json_schema()["$defs"].values() for name in part["properties"] if f"`{name}`" not in text
+        name
+        for part in msgspec.json.schema(Summary)["$defs"].values()
+        for name in part["properties"]
+        if f"`{name}`" not in text
     }
 
     assert missing == set()
@@ -176,7 +179,7 @@ def test_tables_and_charts_have_every_axis_that_arms_have() -> None:
     titles = "".join(all_charts(summary))
     assert "FedSpine: batch size by class of device" in titles
     assert "by class of device" not in "".join(all_charts(plain)), "only one arm was played"
-    assert decode_summary(encode_summary(summary)) == summary
+    assert decode_summary(encode(summary)) == summary
 
 
 def with_third_axis(run: Trace, first: int) -> Trace:

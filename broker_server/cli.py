@@ -92,7 +92,7 @@ def report(
 ) -> None:
     """Write report.json and report.html of a run, also while it goes on."""
     from broker_server.experiments.run.finishing import report_again  # noqa: PLC0415 - `fedspine --help` needs none of it
-    from broker_server.serving.report.from_run import REPORT_PAGE  # noqa: PLC0415 - as above
+    from broker_server.serving.report.schema import REPORT_PAGE  # noqa: PLC0415 - as above
 
     report_again(run_dir)
     print(f"report: {run_dir / REPORT_PAGE}")

@@ -27,6 +27,9 @@ from edge_runtime.wire.work import Arm
 
 Duration = Annotated[float, msgspec.Meta(gt=0, le=limits.LONGEST_S)]
 
+CONFIG_FILE: Final = "config.toml"
+"""In a run's directory."""
+
 DEFAULT_ARMS: Final = "0.0:8,0.25:8,0.5:4"
 """Grid of arms where a method is given and no arms are."""
 

@@ -26,7 +26,7 @@ from broker_server.options import options_of
 from broker_server.serving.callbacks import Callback
 from broker_server.serving.report.quality import metric_name
 from broker_server.serving.report.schema import Report, decode_report
-from broker_server.serving.storage.adapters import ADAPTERS_FOLDER, PEFT_FOLDER
+from broker_server.serving.storage.adapters import peft_directory
 from edge_runtime.errors import FedSpineError
 
 __all__ = ["Callback", "Curve", "RunResult", "run"]
@@ -89,7 +89,7 @@ class RunResult:
         return cls(
             directory=root,
             report=report,
-            adapter=root / ADAPTERS_FOLDER / PEFT_FOLDER,
+            adapter=peft_directory(root),
             compact=RunDirectory(root).compact if report.compact is not None else None,
         )
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from models.lora import Weights
 
-HEADS = "heads"
-"""Group of a block's attention heads; with grouped-query attention a unit is a key/value head and its query heads."""
 CHANNELS = "channels"
 """Group of the feed-forward channels of a block."""
 

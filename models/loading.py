@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from edge_runtime.formats.manifest import Task
     from models.family import Family
 
-_AUTO: Final[dict[Task, Any]] = {
+AUTO_CLASSES: Final[dict[Task, Any]] = {
     "text-classification": transformers.AutoModelForSequenceClassification,
     "causal-lm": transformers.AutoModelForCausalLM,
 }
@@ -203,7 +203,7 @@ def _source_model(model: str | Path, task: Task, seed: int, reference: Any | Non
     options = {} if reference is None else {"config": reference}
     with _translated(model, "weights"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        source, info = _AUTO[task].from_pretrained(
+        source, info = AUTO_CLASSES[task].from_pretrained(
             str(model), dtype="auto", attn_implementation="eager", output_loading_info=True, **options
         )
     return source, info

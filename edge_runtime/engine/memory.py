@@ -18,12 +18,11 @@ from edge_runtime.engine.staged import SCORE_BYTES
 from edge_runtime.formats.adapter import AdapterLayout
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.plan import Plan
+from edge_runtime.formats.ranking import HEADS
 
 _FLOAT_BYTES: Final = 4
 _STORED_BYTES: Final = {"float32": 4.0, "float16": 2.0, "int8": 1.02, "nf4": 0.54}
 """Bytes of an element, scales included."""
-_HEADS: Final = "heads"
-"""Group of attention heads, see :class:`edge_runtime.formats.manifest.PruneAxis`."""
 _PROCESS_BYTES: Final = 90 * 1024 * 1024
 """Interpreter, packages, loaded graphs (76 MB measured), tokenizer and examples."""
 _STATE_VECTORS: Final = 13.7
@@ -169,9 +168,9 @@ def _num_query_heads(manifest: Manifest, plan: Plan) -> dict[int, int]:
     widths: dict[int, list[int]] = {}
     for tensor in manifest.tensors:
         for prune in tensor.prune:
-            if tensor.layer is not None and prune.group == _HEADS and prune.axis == 0:
+            if tensor.layer is not None and prune.group == HEADS and prune.axis == 0:
                 widths.setdefault(tensor.layer, []).append(prune.unit_size)
-    return {layer: plan.kept(layer, _HEADS).size * (max(sizes) // min(sizes)) for layer, sizes in widths.items()}
+    return {layer: plan.kept(layer, HEADS).size * (max(sizes) // min(sizes)) for layer, sizes in widths.items()}
 
 
 def _weight_bytes(manifest: Manifest, plan: Plan, mode: Mode) -> int:

@@ -32,7 +32,7 @@ from edge_runtime.engine.modes import graphs_of
 from edge_runtime.engine.run import Run, check_finite
 from edge_runtime.engine.session import Binding, Graph
 from edge_runtime.engine.slicing import NOTHING_MERGED, shrink_weights, slice_weights
-from edge_runtime.engine.training_state import History, TrainingState
+from edge_runtime.engine.training_state import VECTORS, History, TrainingState
 from edge_runtime.formats import names
 from edge_runtime.formats.adapter import AdapterLayout, shrink
 from edge_runtime.formats.payload import Merged
@@ -40,8 +40,6 @@ from edge_runtime.formats.plan import Plan
 from edge_runtime.wire.work import HyperParameters, Pruning
 
 Array = npt.NDArray[np.float32]
-
-_STATE = (names.PARAMS, names.EXP_AVG, names.EXP_AVG_SQ)
 
 
 class Trainer:
@@ -231,13 +229,13 @@ class TrainingRun:
         """
         state.plan.check_within(self._manifest, self.plan)
         layout = AdapterLayout.of(self._manifest, state.plan, self.layout.rank)
-        for name in _STATE:
+        for name in VECTORS:
             layout.check(layout.unflatten(state.vectors[name]))
         check_scores(state.plan, state.scores)
         if state.plan != self.plan:
             self.prune(state.plan)
         self._importance.take_up(state.scores)
-        self._hold({name: state.vectors[name].copy() for name in _STATE}, np.zeros(layout.num_elements, np.float32))
+        self._hold({name: state.vectors[name].copy() for name in VECTORS}, np.zeros(layout.num_elements, np.float32))
         self.num_steps, self.grad_norm = state.num_steps, state.grad_norm
 
     def adapter(self) -> dict[str, Array]:
@@ -266,7 +264,7 @@ class TrainingRun:
         self._scalars[names.BIAS_CORRECTION2][...] = 1.0 - float(self._scalars[names.BETA2]) ** step
         self._last_grads = grads
         self._optimizer.bind(names.GRADS, grads)
-        for name in _STATE:
+        for name in VECTORS:
             self._optimizer.bind(name, self._state[name])
             self._optimizer.bind_output(name + names.OUT_SUFFIX, self._next[name])
         self._optimizer.run()

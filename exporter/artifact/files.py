@@ -26,6 +26,7 @@ from edge_runtime.formats.manifest import (
 from edge_runtime.inference.description import file_ref
 from edge_runtime.system.files import write_atomically
 from exporter.output import Kind, config_bytes, foreign_writer
+from models.tokenizer import TOKENIZER_CONFIG
 
 if TYPE_CHECKING:
     from exporter.artifact.base import Base
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 ARTIFACT: Final = Kind("artifact", names.MANIFEST_FILE)
 _PRODUCERS: Final = ("fedspine", "onnx", "torch", "transformers")
 _TOKENIZER_EXTRAS: Final = (
-    "tokenizer_config.json",
+    TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.txt",

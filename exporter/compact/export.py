@@ -27,11 +27,10 @@ from exporter.compact.source import CompactSource, check_ratio, read_plan, read_
 from exporter.output import Kind, check_output, config_bytes, foreign_writer, written_aside
 from models.registry import family_for
 from models.surgery import prune_model
+from models.tokenizer import TOKENIZER_CONFIG
 
 Quantization = Literal["int8"]
 COMPACT: Final = Kind("compact model", DESCRIPTION_FILE)
-
-_TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 
 
 def compact_run(
@@ -150,7 +149,7 @@ def _write_tokenizer(directory: Path, source: CompactSource) -> None:
     for name in TOKENIZER_FILES:
         if name in source.manifest.files:
             shutil.copyfile(source.artifact_dir / name, directory / name)
-    path = directory / _TOKENIZER_CONFIG
+    path = directory / TOKENIZER_CONFIG
     if path.exists():
         config = {**json.loads(path.read_bytes()), "model_max_length": source.manifest.text.max_length}
         if source.manifest.task == "causal-lm":

@@ -23,7 +23,7 @@ from broker_server.serving.report.arms import MOST_SHOWN, arm_text, arms_by_devi
 from broker_server.serving.report.build import RunSummary, build_report, quality_fields
 from broker_server.serving.report.from_run import COMPACT_RESULT, fleet_entry, report_run, write_report
 from broker_server.serving.report.quality import bytes_text, duration_text, metric_name, metric_text, plural
-from broker_server.serving.report.schema import Compact, Report
+from broker_server.serving.report.schema import REPORT_JSON, REPORT_PAGE, Compact, Report
 from broker_server.serving.storage.store import Store
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.data import load_examples
@@ -166,7 +166,7 @@ def summary_lines(report: Report, root: Path) -> list[str]:
         lines.append(f"it writes: {json.dumps(f'{report.compact.sample_prompt}{report.compact.sample}')}")
     lines += [f"warning: {warning}" for warning in report.warnings]
     verb = "generate" if report.task == "causal-lm" else "infer"
-    lines.append(f"report:        {root / 'report.html'} and {root / 'report.json'}")
+    lines.append(f"report:        {root / REPORT_PAGE} and {root / REPORT_JSON}")
     if report.compact is not None:
         lines.append(f"compact model: {root / 'compact'} (use it: fedspine-edge {verb} {root / 'compact'})")
     return [*lines, f"adapter:       {root / 'adapters' / 'peft'} (PEFT's format)"]

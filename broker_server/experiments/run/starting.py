@@ -21,17 +21,17 @@ import safetensors
 from broker_server.errors import ConfigError
 from broker_server.methods.aggregation import Aggregated
 from broker_server.serving.report.quality import plural
-from broker_server.serving.storage.adapters import ADAPTERS_FOLDER, PEFT_FOLDER, GlobalAdapters
+from broker_server.serving.storage.adapters import PEFT_FOLDER, GlobalAdapters, peft_directory
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.formats import names
 from edge_runtime.formats.adapter import initial
 from edge_runtime.formats.manifest import Manifest, TargetSpec, decode_manifest
 from edge_runtime.formats.peft_format import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE
+from edge_runtime.formats.run_directory import ARTIFACTS_FOLDER
 
 Array = npt.NDArray[np.float32]
 
 _A, _B = names.lora_a(""), names.lora_b("")
-_ARTIFACTS_FOLDER: Final = "artifacts"
 _PICKLE: Final = "adapter_model.bin"
 _SUPPORTED: Final[Mapping[str, tuple[object, ...]]] = {
     "peft_type": ("LORA",),
@@ -71,7 +71,7 @@ def read_adapter(path: Path) -> Given:
         ConfigError: it is none of these, damaged, or holds what a run cannot go on with.
     """
     if path.is_dir() and not (path / CONFIG_FILE).is_file():
-        path = path / ADAPTERS_FOLDER / PEFT_FOLDER
+        path = peft_directory(path)
     if path.is_dir() and (path / CONFIG_FILE).is_file():
         return _read_peft(path)
     if not path.is_file():
@@ -202,7 +202,7 @@ def _read_round(path: Path) -> Given:
 
 def _labels_of_run(path: Path, metadata: Mapping[str, str]) -> tuple[str, ...]:
     """Classes of the artifact that a file's run trained, where it lies beside it."""
-    artifact = path.absolute().parent.parent / _ARTIFACTS_FOLDER / metadata.get("artifact_digest", "")
+    artifact = path.absolute().parent.parent / ARTIFACTS_FOLDER / metadata.get("artifact_digest", "")
     manifest = artifact / names.MANIFEST_FILE
     return decode_manifest(manifest.read_bytes()).labels if manifest.is_file() else ()
 

@@ -28,10 +28,9 @@ from broker_server.serving.storage.peft_folder import PeftFolder, base_model
 from broker_server.serving.storage.store import Store
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.formats.manifest import Manifest
+from edge_runtime.formats.run_directory import ARTIFACTS_FOLDER
 from edge_runtime.formats.transforms import Transform, parse_transforms
 from edge_runtime.wire.messages import AssignmentKey
-
-ARTIFACTS_FOLDER = "artifacts"
 
 INITIAL_ADAPTER, ARMS, AGGREGATION, TRANSFORMS = range(4)
 """What a generator is for: with the run's seed and a round it gives the same numbers after a restart."""

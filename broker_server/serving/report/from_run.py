@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from broker_server.config import CoordinatorConfig
+from broker_server.config import CONFIG_FILE, CoordinatorConfig
 from broker_server.emulation.fleet import Fleet, load_fleet
 from broker_server.errors import RunFailedError
 from broker_server.options import Scalar, flat
@@ -17,6 +17,8 @@ from broker_server.serving.report.build import RunSummary, build_report
 from broker_server.serving.report.encoding import encode
 from broker_server.serving.report.page import render_page
 from broker_server.serving.report.schema import (
+    REPORT_JSON,
+    REPORT_PAGE,
     Compact,
     DataEntry,
     DeviceData,
@@ -26,18 +28,15 @@ from broker_server.serving.report.schema import (
     Report,
 )
 from broker_server.serving.storage.beginning import check_not_lost
-from broker_server.serving.storage.events import EventReader
+from broker_server.serving.storage.events import EVENTS_FILE, EventReader
 from broker_server.serving.storage.records import RoundRecord
-from broker_server.serving.storage.store import STATE_FILE, Store
+from broker_server.serving.storage.store import Store
 from edge_runtime.formats.manifest import Manifest, decode_manifest
 from edge_runtime.formats.names import MANIFEST_FILE
+from edge_runtime.formats.run_directory import STATE_FILE
 from edge_runtime.link.address import BrokerAddress
 from edge_runtime.system.files import write_atomically
 
-CONFIG_FILE: Final = "config.toml"
-EVENTS_FILE: Final = "events.jsonl"
-REPORT_JSON: Final = "report.json"
-REPORT_PAGE: Final = "report.html"
 COMPACT_RESULT: Final = "compact.json"
 """What was measured of the compact model, where there is one."""
 

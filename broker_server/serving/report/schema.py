@@ -6,13 +6,17 @@ of the mean loss of a held-out token). The other field is absent.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from broker_server.serving.report.encoding import decode
 from broker_server.serving.storage.records import DeviceRecord
+
+REPORT_JSON: Final = "report.json"
+REPORT_PAGE: Final = "report.html"
+"""In a run's directory."""
 
 
 class RoundEntry(msgspec.Struct, frozen=True, kw_only=True):

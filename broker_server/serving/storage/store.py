@@ -35,12 +35,12 @@ from broker_server.serving.storage.records import RoundRecord
 from broker_server.serving.storage.rows import OpenRound, SchedulerState
 from edge_runtime.errors import MessageError
 from edge_runtime.formats.manifest import digest_of
+from edge_runtime.formats.run_directory import STATE_FILE
 from edge_runtime.system.files import DiskFullError
 from edge_runtime.wire.messages import AssignmentKey, FailureReason, Register, Update, decode_message, encode_message
 
 logger = logging.getLogger(__name__)
 
-STATE_FILE = "state.sqlite"
 UPDATES_FOLDER = "updates"
 
 

@@ -56,6 +56,11 @@ class CompactInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Every other file of the directory."""
 
     @property
+    def is_whole(self) -> bool:
+        """Whether it is the model that was trained: nothing was removed, nothing is quantised."""
+        return not self.sparsity and self.quantization is None
+
+    @property
     def num_bytes(self) -> int:
         """Bytes that a device needs: all files marked ``on_device``."""
         return sum(ref.size_bytes for ref in self.files.values() if ref.on_device)

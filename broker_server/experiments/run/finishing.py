@@ -18,6 +18,7 @@ from broker_server.experiments.run.resolve import kept_settings
 from broker_server.experiments.run.resume import MEASURE
 from broker_server.experiments.run.settings import EMBEDDED_BROKERS, RunSettings
 from broker_server.options import flat
+from broker_server.serving.evaluation.held_out import shared_sample
 from broker_server.serving.evaluation.parallel import evaluate_in_parts
 from broker_server.serving.report.arms import MOST_SHOWN, arm_text, arms_by_device
 from broker_server.serving.report.build import RunSummary, build_report, quality_fields
@@ -42,7 +43,7 @@ _SAMPLE_TOKENS = 64
 
 
 def measure_compact(settings: RunSettings, directory: RunDirectory, num_threads: int) -> None:
-    """Evaluate the compact model on all held-out examples, time it, let it write; kept as ``compact.json``.
+    """Evaluate the compact model on held-out examples, time it, let it write; kept as ``compact.json``.
 
     Raises:
         FedSpineError: the model cannot be used.
@@ -75,10 +76,16 @@ def measure_compact(settings: RunSettings, directory: RunDirectory, num_threads:
 
 
 def _evaluate(settings: RunSettings, directory: RunDirectory, num_threads: int) -> EvaluationResult:
-    """Quality on all held-out examples; read with the artifact, whose tokenizer is the compact model's."""
+    """Quality on all held-out examples; read with the artifact, whose tokenizer is the compact model's.
+
+    A model of which nothing was removed is the whole model, which was measured on all of them. It is measured on the
+    sample that rounds share, which shows that it is that model.
+    """
     artifact = Artifact.open(next(directory.artifacts.glob("[!.]*")), verify=False)
     dataset = load_examples(directory.test_file, artifact, settings.training.max_length)
     model = CompactModel.open(directory.compact, num_threads=1)
+    if model.info.is_whole:
+        dataset, _ = shared_sample(dataset, settings.num_evaluation_examples, settings.seed)
     evaluate = partial(model.evaluate, max_length=settings.training.max_length, batch_size=settings.training.batch_size)
     return evaluate_in_parts(dataset, [evaluate] * num_threads)
 
@@ -152,7 +159,11 @@ def summary_lines(report: Report, root: Path) -> list[str]:
     on_all = f"{name} on all {final.num_targets:,} held-out {unit}: {text(final)}"
     if report.compact is not None:
         compact = report.compact
-        lines.append(f"{on_all} whole model, {text(compact)} compact model")
+        if report.beside_compact is final:
+            lines.append(f"{on_all} whole model, {text(compact)} compact model")
+        else:
+            lines[0] += f", {text(compact)} compact model"
+            lines.append(on_all)
         lines.append(
             f"compact model: {compact.sparsity:.0%} of the prunable weights removed, {bytes_text(compact.bytes)}, "
             f"{compact.latency_ms:.1f} ms per {compact.latency_unit}"

@@ -250,7 +250,7 @@ class Job:
                 self._supervisor.finish(self._supervisor.start("compact", command))
         if MEASURE not in self.state.done:
             with self._step(MEASURE):
-                self._display.step("measuring the compact model on all held-out examples")
+                self._display.step("measuring the compact model")
                 measure_compact(self._settings, self._directory, num_cores())
 
     def _kept_round(self) -> int | None:

@@ -55,6 +55,20 @@ def finite(round_number: int, record: EvaluationRecord) -> EvaluationRecord:
     raise TrainingDivergedError(msg, round_number=round_number)
 
 
+def shared_sample(examples: Dataset, num_examples: int | None, seed: int) -> tuple[Dataset, Dataset]:
+    """The sample that all rounds are measured on, and the other examples; all and none where it is no smaller.
+
+    Args:
+        examples: all held-out examples.
+        num_examples: size of the sample; None = everything.
+        seed: the same seed draws the same sample.
+    """
+    if num_examples is None or num_examples >= len(examples):
+        return examples, examples.subset(np.arange(0))
+    order = np.random.default_rng(seed).permutation(len(examples))
+    return examples.subset(np.sort(order[:num_examples])), examples.subset(np.sort(order[num_examples:]))
+
+
 class HeldOut:
     """Held-out examples and the graph that evaluates on them; one thread at a time.
 
@@ -80,12 +94,7 @@ class HeldOut:
         """
         self._artifact = artifact
         examples = load_examples(path, artifact, max_length)
-        self._sample, self._rest = examples, examples.subset(np.arange(0))
-        if num_examples is not None and num_examples < len(examples):
-            order = np.random.default_rng(seed).permutation(len(examples))
-            self._sample, self._rest = (
-                examples.subset(np.sort(part)) for part in (order[:num_examples], order[num_examples:])
-            )
+        self._sample, self._rest = shared_sample(examples, num_examples, seed)
         is_classifier = artifact.manifest.task == "text-classification"
         self._batch_size = MAX_BATCH_SIZE if is_classifier else min(MAX_BATCH_SIZE, batch_size)
         self._graphs = FusedGraphs(artifact, num_threads=1)

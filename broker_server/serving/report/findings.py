@@ -18,6 +18,8 @@ MIN_ACCURACY_GAP: Final = 0.01
 """Accuracies that differ by less, or by less than the standard error of their sample, are not called different."""
 MIN_PERPLEXITY_RATIO: Final = 1.02
 """Perplexities whose ratio is smaller are not called different."""
+MAX_LOSS_GAP: Final = 1e-3
+"""Losses of one model in two graphs that differ by more, relative to losses beyond 1, are called different."""
 MAX_DETAIL: Final = 160
 """Characters of a device's reason in a finding."""
 
@@ -43,6 +45,7 @@ def find_warnings(
         *_rising_loss(task, rounds, final_round, config),
         *_better_round(task, rounds, final_round),
         *_untrained_ratio(compact, config),
+        *_unlike_whole(_entry(rounds, final_round), compact),
     )
 
 
@@ -129,6 +132,20 @@ def _untrained_ratio(compact: Compact | None, config: Config) -> Iterator[str]:
         yield (
             f"the compact model is cut by {compact.pruning_ratio:g}, which no device trained: the arms prune at most "
             f"{largest:g}; lower --sparsity, or add an arm of that ratio to --arms"
+        )
+
+
+def _unlike_whole(whole: RoundEntry | None, compact: Compact | None) -> Iterator[str]:
+    """A model of which nothing was removed, measured on the sample of the rounds, is to be the one that was trained."""
+    if whole is None or whole.loss is None or compact is None or compact.loss is None:
+        return
+    is_whole = not compact.sparsity and compact.quantization is None
+    if not is_whole or compact.num_targets != whole.num_targets:
+        return
+    if abs(compact.loss - whole.loss) > MAX_LOSS_GAP * max(1.0, whole.loss):
+        yield (
+            f"nothing was removed from the compact model, but its held-out loss is {compact.loss:.4g} and that of the "
+            f"whole model {whole.loss:.4g}: do not deploy it, and please report the model's architecture"
         )
 
 

@@ -100,7 +100,8 @@ class Compact(msgspec.Struct, frozen=True, kw_only=True):
     """Text that it generated (language modelling)."""
     sample_prompt: str | UnsetType = UNSET
     num_targets: int = 0
-    """Held-out examples or tokens behind the figures; 0 in older reports."""
+    """Held-out examples or tokens behind the figures; those of the rounds where nothing was removed or quantised; 0 in
+    older reports."""
 
 
 class DeviceData(msgspec.Struct, frozen=True, kw_only=True):
@@ -184,6 +185,13 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     def kept(self) -> RoundEntry:
         """The round whose adapter is kept, on the same examples as round 0: what may be compared with that."""
         return next(entry for entry in self.rounds if entry.round_number == self.final.round_number)
+
+    @property
+    def beside_compact(self) -> Outcome | RoundEntry:
+        """The whole model's figures on the examples that the compact model was measured on."""
+        is_sampled = self.kept.num_targets != self.final.num_targets
+        is_on_sample = is_sampled and self.compact is not None and self.compact.num_targets == self.kept.num_targets
+        return self.kept if is_on_sample else self.final
 
     @property
     def target_unit(self) -> str:

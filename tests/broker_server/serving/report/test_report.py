@@ -101,6 +101,19 @@ def test_rounds_are_compared_on_one_sample_and_the_end_is_on_all(task: Task) -> 
     assert second == f"{name} on all 5,000 held-out {unit}: {on_all} whole model, {compact} compact model"
 
 
+def test_a_compact_model_that_was_measured_on_the_sample_stands_beside_figures_of_the_sample() -> None:
+    report = sample_report("text-classification", sampled_records())
+    assert report.compact is not None
+    compact = msgspec.structs.replace(report.compact, num_targets=500)
+    report = msgspec.structs.replace(report, compact=compact)
+
+    first, second = summary_lines(report, Path())[:2]
+    assert first.endswith("85.0 % after 3 rounds on 3 devices (31.0 s in all), 80.0 % compact model")
+    assert second == "accuracy on all 5,000 held-out examples: 75.0 %"
+    page = " ".join(render_page(report).split())
+    assert "on the 500 examples that rounds share, where the whole model has 85.0 %" in page
+
+
 def test_a_round_that_was_not_measured_is_passed_over() -> None:
     records = round_records()
     records[-1] = msgspec.structs.replace(records[-1], evaluation=None)

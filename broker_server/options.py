@@ -243,7 +243,7 @@ def from_toml(
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        msg = f"configuration is no TOML: {error}"
+        msg = f"configuration is not TOML: {error}"
         raise ConfigError(msg) from error
     if complete is not None:
         _complete(table, kind, complete)

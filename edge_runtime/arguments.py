@@ -292,7 +292,7 @@ def setup_of(arguments: argparse.Namespace, now: float) -> Setup:
 
 def digests(text: str) -> str:
     """SHA-256 digests, with commas between them."""
-    fault = "no SHA-256 digest: expected 64 hexadecimal digits, see 'sha256sum manifest.json'"
+    fault = "not a SHA-256 digest: expected 64 hexadecimal digits, see 'sha256sum manifest.json'"
     return _list(text, r"[0-9a-f]{64}", fault)
 
 
@@ -303,7 +303,7 @@ def hosts(text: str) -> str:
     'artifacts.example,[::1]:8080'
     """
     pattern = r"([a-z0-9_]([a-z0-9._-]*[a-z0-9_])?|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?"
-    return _list(text, pattern, "no host: expected a name or an address without scheme and path, such as host:8080")
+    return _list(text, pattern, "not a host: expected a name or an address without scheme and path, such as host:8080")
 
 
 def _list(text: str, pattern: str, fault: str) -> str:
@@ -327,7 +327,7 @@ def positive(text: str) -> int:
     """A whole number of 1 or more."""
     value = count(text)
     if value == 0:
-        msg = f"{text!r} is no whole number of 1 or more"
+        msg = f"{text!r} is not a whole number of 1 or more"
         raise argparse.ArgumentTypeError(msg)
     return value
 
@@ -335,7 +335,7 @@ def positive(text: str) -> int:
 def count(text: str) -> int:
     """A whole number of 0 or more."""
     if not text.isdecimal() or len(text) > MAX_DIGITS:
-        msg = f"{text[:50]!r} is no whole number of 0 or more, of at most {MAX_DIGITS} digits"
+        msg = f"{text[:50]!r} is not a whole number of 0 or more, of at most {MAX_DIGITS} digits"
         raise argparse.ArgumentTypeError(msg)
     return int(text)
 
@@ -362,7 +362,7 @@ def number(least: float, most: float) -> Callable[[str], float]:
         except ValueError:
             value = float("nan")
         if not least <= value <= most:
-            msg = f"{text!r} is no number from {least:g} to {most:g}"
+            msg = f"{text!r} is not a number from {least:g} to {most:g}"
             raise argparse.ArgumentTypeError(msg)
         return value
 
@@ -378,6 +378,6 @@ def size(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMG]I?)?B?)", text.strip().upper())
     value = 0.0 if match is None else float(match[1]) * _UNITS[match[2] or ""]
     if not 1 <= value <= limits.MAX_BYTES:
-        msg = f"{text[:50]!r} is no size: expected a number with B, KB, MB, GB, KiB, MiB or GiB"
+        msg = f"{text[:50]!r} is not a size: expected a number with B, KB, MB, GB, KiB, MiB or GiB"
         raise argparse.ArgumentTypeError(msg)
     return int(value)

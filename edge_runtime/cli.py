@@ -302,16 +302,19 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _service(arguments: argparse.Namespace) -> int:
     broker = BrokerAddress.parse(arguments.broker)
     if broker.password is not None:
-        _complain("a unit would show the password in the broker's URL: put it into a file, give --password-file")
+        _complain("a unit would show the password in the broker's URL: put it into a file and give --password-file")
         return int(ExitCode.USAGE)
     service = service_of(arguments, arguments.parser)
     sys.stdout.flush()
     sys.stdout.buffer.write(os.fsencode(unit(service)))  # paths byte by byte as they are, whatever the terminal shows
     sys.stdout.flush()
     closed = [] if service.user is not None else unreadable(service.readable)
-    notes = [f"{path} cannot be read by every user: allow that, or give --user with one who may" for path in closed]
+    notes = [
+        f"{path} cannot be read by every user: allow that, or give --user NAME of a user who may read it"
+        for path in closed
+    ]
     if broker.username is not None and not service.credentials:
-        notes.append(f"without --password-file the broker must let {broker.username!r} in by itself")
+        notes.append(f"without --password-file, the broker must let {broker.username!r} in without a password")
     notes.append(
         f"save it as /etc/systemd/system/{service.name}.service, then: "
         f"sudo systemctl daemon-reload && sudo systemctl enable --now {service.name}"

@@ -37,7 +37,7 @@ _TORCH_WEIGHTS: Final = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 
 
 def check_source(model: str | Path) -> None:
-    """Refuse what is no checkpoint; the id of a model on the hub is looked at when it is loaded.
+    """Refuse what is not a checkpoint; the id of a model on the hub is looked at when it is loaded.
 
     Raises:
         ModelNotFoundError: there is nothing, or no model.
@@ -137,5 +137,5 @@ def _refuse_file(path: Path) -> None:
     if path.suffix in _WEIGHT_SUFFIXES or path.name == CONFIG_FILE:
         msg = f"model {path} is one file of a model: give the directory that holds it, with {CONFIG_FILE}"
         raise ModelNotFoundError(msg)
-    msg = f"model {path} is a file, no directory: {_EXPECTED}"
+    msg = f"model {path} is a file, not a directory: {_EXPECTED}"
     raise ModelNotFoundError(msg)

@@ -100,7 +100,7 @@ def _measure(settings: BenchSettings) -> BenchReport:
     try:
         return measure(settings, _say, lambda: datetime.now(UTC).timestamp())
     except KeyboardInterrupt as error:
-        msg = "interrupted, all processes ended; nothing was written"
+        msg = "interrupted; all processes ended, nothing was written"
         raise InterruptedRunError(msg) from error
 
 

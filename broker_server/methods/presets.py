@@ -309,7 +309,7 @@ def completed(name: str, given: Mapping[str, object], *, rounds: int, arms: str)
     try:
         own = dict(preset.settings(shared))
     except Exception as error:
-        msg = f"--method {name!r} cannot say its settings ({type(error).__name__}: {error}): mend it, or take another"
+        msg = f"--method {name!r} cannot say its settings ({type(error).__name__}: {error}): fix it, or choose another"
         raise ConfigError(msg) from error
     return {**own, **given}
 

@@ -111,7 +111,7 @@ class Agent:
         finally:
             self._jobs.stop()
             if not self._jobs.join(STOP_S):
-                logger.warning("work did not stop within %g s; leaving all the same", STOP_S)
+                logger.warning("work did not stop within %g s; the process ends all the same", STOP_S)
             self._link.close(self._channel.goodbye(farewell))
         return code
 
@@ -144,7 +144,7 @@ class Agent:
                 except MessageError as error:
                     logger.warning("on %r: %s", event.topic, error)
                 except Exception:  # whatever a message may do, it does not end a device
-                    logger.exception("a message on %r could not be dealt with; it is passed over", event.topic)
+                    logger.exception("a message on %r could not be handled; it is ignored", event.topic)
 
     def _on_message(self, message: AnyMessage) -> None:
         if device_of(message, self._device_id) != self._device_id:

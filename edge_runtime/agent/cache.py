@@ -96,7 +96,7 @@ class ArtifactCache:
             data = path.read_bytes()
             if digest_of(data) == digest:
                 return decode_manifest(data)
-            logger.warning("%s is not the manifest that it was; fetching it again", path)
+            logger.warning("manifest %s was changed; fetching it again", path)
         url = _url_of(base_url, names.MANIFEST_FILE)
         data = http.fetch_small(
             url, limits.MAX_MANIFEST_BYTES, on_progress=lambda num_bytes: on_progress(num_bytes, 0), pause=self._pause
@@ -145,8 +145,8 @@ def _check_space(folder: Path, lacking: Mapping[str, FileRef]) -> None:
     free = shutil.disk_usage(folder).free
     if lacking and needed + RESERVE_BYTES > free:
         msg = (
-            f"disk full: the artifact needs {needed / 1e6:.1f} MB more in {folder.parent} and leaves "
-            f"{RESERVE_BYTES / 1e6:.0f} MB free, {free / 1e6:.1f} MB are: free some space"
+            f"disk full: the artifact needs {needed / 1e6:.1f} MB more in {folder.parent}, and "
+            f"{RESERVE_BYTES / 1e6:.0f} MB must stay free, but only {free / 1e6:.1f} MB are free: free some space"
         )
         raise DiskFullError(msg)
 

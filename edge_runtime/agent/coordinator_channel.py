@@ -129,7 +129,7 @@ class CoordinatorChannel:
         self._registration.said()
 
     def _tell_of_silence(self) -> None:
-        """Say that nobody answers: a fleet that was mistyped is no error of anybody who could say so."""
+        """Log that nobody answers: only this device can notice that its fleet was mistyped."""
         now = self.clock()
         self._asked_at = now if self._asked_at is None else self._asked_at
         longest_s = SILENCES_S[-1] * max(1, self._num_silences - len(SILENCES_S) + 2)

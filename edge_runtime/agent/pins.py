@@ -36,8 +36,8 @@ class Pins:
         if self.digests and digest not in self.digests:
             allowed = ", ".join(sorted(digest[:12] for digest in self.digests))
             return (
-                f"run {run_id} is refused: its artifact is {digest[:12]}..., "
-                f"--artifact-digest allows {allowed}: ask who runs the coordinator, or allow it on the board"
+                f"run {run_id} is refused: its artifact is {digest[:12]}..., but --artifact-digest allows only "
+                f"{allowed}; ask whoever runs the coordinator, or allow it on the board"
             )
         if not self.hosts:
             return None
@@ -48,7 +48,7 @@ class Pins:
         name = f"[{host}]" if ":" in host else host
         if self.hosts.isdisjoint({name, f"{name}:{port}"}):
             return (
-                f"run {run_id} is refused: its artifact is at {name}:{port}, --artifact-host allows "
-                f"{', '.join(sorted(self.hosts))}: ask who runs the coordinator, or allow it on the board"
+                f"run {run_id} is refused: its artifact is at {name}:{port}, but --artifact-host allows only "
+                f"{', '.join(sorted(self.hosts))}; ask whoever runs the coordinator, or allow it on the board"
             )
         return None

@@ -33,7 +33,7 @@ def look_at_examples(path: Path) -> Examples:
     vocabulary and lengths are checked when the artifact is known.
 
     Raises:
-        DataInvalidError: the file cannot be read, or a line is no example; names file and line.
+        DataInvalidError: the file cannot be read, or a line is not an example; names file and line.
         DataEmptyError: there is none.
     """
     reader = ExampleReader(path, Fields(label="label"), is_label_optional=True)

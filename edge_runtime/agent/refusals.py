@@ -43,7 +43,7 @@ def too_large(assignment: Assignment, memory_limit_bytes: int) -> str | None:
     if 2 * num_bytes <= memory_limit_bytes:
         return None
     return (
-        f"the payload is {num_bytes / 1e6:.0f} MB, this device may use "
+        f"the payload is {num_bytes / 1e6:.0f} MB, but this device may use only "
         f"{memory_limit_bytes / 1e6:.0f} MB: assign a cheaper arm, or raise --memory-limit"
     )
 

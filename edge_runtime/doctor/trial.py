@@ -39,7 +39,7 @@ def session() -> Finding:
         name = signal.Signals(-done.returncode).name
         step = "install another version of onnxruntime: this build does not run on this processor"
         return error("session", f"onnxruntime crashes with {name}", step, ExitCode.UNEXPECTED)
-    detail = (done.stderr.strip().splitlines() or ["no word of why"])[-1]
+    detail = (done.stderr.strip().splitlines() or ["it gave no reason"])[-1]
     code = ExitCode.MISSING_DEPENDENCY if done.returncode == ExitCode.MISSING_DEPENDENCY else ExitCode.UNEXPECTED
     return error("session", detail, "pip install --force-reinstall onnxruntime numpy", code)
 

@@ -114,7 +114,7 @@ def not_utf8(line: bytes, place: int, path: PurePath, *, is_utf8_before: bool) -
 
 
 def not_json(line: str, path: PurePath) -> str | None:
-    """What a file is whose first line is no JSON object: what follows "FILE is"; None = not known.
+    """What a file is whose first line is not a JSON object: what follows "FILE is"; None = not known.
 
     Args:
         line: the first line that is not blank.

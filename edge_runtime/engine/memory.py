@@ -176,8 +176,8 @@ def _num_query_heads(manifest: Manifest, plan: Plan) -> dict[int, int]:
 def _weight_bytes(manifest: Manifest, plan: Plan, mode: Mode) -> int:
     """Bytes of the sliced weights.
 
-    A word embedding that is no output matrix stays as it is stored; in staged mode matrices of blocks do too, and those
-    of one block are there as float32 beside that.
+    A word embedding that is not an output matrix stays as it is stored. In staged mode matrices of blocks do too, and
+    those of one block are there as float32 beside that.
     """
     weights = 0.0
     converted: dict[int, int] = {}

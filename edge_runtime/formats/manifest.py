@@ -149,7 +149,7 @@ class TextSpec(msgspec.Struct, frozen=True, kw_only=True):
         return frozenset(self.end_token_ids if self.eos_token_id is None else (*self.end_token_ids, self.eos_token_id))
 
     def check(self) -> None:
-        """Refuse ids that are no token's, before they are looked up.
+        """Refuse ids that are not those of tokens, before they are looked up.
 
         Raises:
             ManifestError: names the first.

@@ -102,7 +102,7 @@ MERGED_A_SUFFIX: Final = ".merged_A.weight"
 MERGED_B_SUFFIX: Final = ".merged_B.weight"
 
 IGNORE_LABEL: Final = -100
-"""Label of a position that is no target (PyTorch's ``ignore_index``)."""
+"""Label of a position that is not a target (PyTorch's ``ignore_index``)."""
 
 
 def lora_a(module: str) -> str:

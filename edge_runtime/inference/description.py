@@ -82,13 +82,14 @@ def read_info(directory: Path, *, verify: bool = True) -> CompactInfo:
         with path.open("rb") as file:
             data = file.read(limits.MAX_MANIFEST_BYTES)
     except OSError as error:
-        msg = f"{directory} is no compact model, {DESCRIPTION_FILE}: {error.strerror}; make one with `fedspine compact`"
+        found = f"{DESCRIPTION_FILE}: {error.strerror}"
+        msg = f"{directory} is not a compact model ({found}): make one with `fedspine compact`"
         raise CompactModelError(msg) from error
     try:
         version = msgspec.json.decode(data, type=_VersionOnly).schema_version
         if version != SCHEMA_VERSION:
             msg = (
-                f"compact model {directory} has schema version {version}, this release reads {SCHEMA_VERSION}: "
+                f"compact model {directory} has schema version {version}, but this release reads {SCHEMA_VERSION}: "
                 "make it again with `fedspine compact`"
             )
             raise CompactVersionError(msg)

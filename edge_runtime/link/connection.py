@@ -264,7 +264,7 @@ class Connection:
         needed = self._settings.max_message_bytes + TOPIC_ALLOWANCE_BYTES
         if largest is not None and largest < needed:
             msg = (
-                f"broker {self._settings.address} accepts packets of at most {largest} bytes, this needs {needed}: "
+                f"broker {self._settings.address} accepts packets of at most {largest} bytes, but this needs {needed}: "
                 "raise the broker's limit (mosquitto: max_packet_size), or use another broker"
             )
             self._outcome.put(BrokerRefusedError(msg))

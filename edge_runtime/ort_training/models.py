@@ -75,7 +75,7 @@ class ModelFolder:
         missing = tuple(arm for arm in arms if arm not in known)
         if arms and len(missing) == len(arms):
             msg = (
-                f"{self.directory} has models of {self.models.names}, this run plays {format_arms(arms)}: "
+                f"{self.directory} has models of {self.models.names}, but this run plays {format_arms(arms)}: "
                 "export those with --format ort-training, or start with --engine portable"
             )
             raise ArmNotExportedError(msg)

@@ -153,7 +153,8 @@ def _adapter_path(run_dir: Path, round_number: int | None) -> Path:
     try:
         found = {number: path for path in directory.iterdir() if (number := round_of(path.name)) is not None}
     except OSError as error:
-        msg = f"{run_dir} is no run directory, {ADAPTERS_FOLDER}/: {error.strerror}; give the --out of a `fedspine run`"
+        fault = f"{ADAPTERS_FOLDER}: {error.strerror}"
+        msg = f"{run_dir} is not a run directory ({fault}): give the --out of a `fedspine run`"
         raise CompactInputError(msg) from error
     if not found:
         msg = f"{directory} holds no adapter (round-NNNN.safetensors): let the run finish a round first"

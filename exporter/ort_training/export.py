@@ -201,7 +201,7 @@ def _child(python: Path, folder: Path) -> dict[str, str]:
     if done.returncode != 0 or not said:
         last = said[-1] if said else f"no word (status {done.returncode})"
         if "ModuleNotFoundError" in last or "OrtMissingError" in last:
-            msg = f"{python} is no environment of scripts/setup-ort-training ({last}): make it again"
+            msg = f"{python} is not an environment of scripts/setup-ort-training ({last}): make it again"
             raise MissingPackageError(msg)
         msg = f"onnxruntime-training could not make the models: {last}"
         raise OrtGenerateError(msg)

@@ -72,7 +72,7 @@ def compare(
                 results = play.play(comparison, directory, keys, jobs, display)
             _write(comparison, directory, results, csv)
     except KeyboardInterrupt as error:
-        msg = "interrupted, all processes ended; the same command goes on"
+        msg = "interrupted; all processes ended, the same command goes on"
         raise InterruptedRunError(msg) from error
     _conclude(directory, results, keys)
 
@@ -97,7 +97,7 @@ def _make(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        msg = f"{out} is no directory: give another --out"
+        msg = f"{out} is not a directory: give another --out"
         raise RunExistsError(msg) from error
 
 
@@ -137,7 +137,7 @@ def _failures(results: Results) -> str:
     """What failed, and what to do."""
     texts = [f"{key}: {error}" for key, error in results.failed.items()]
     more = f"; and {len(texts) - 3} more" if len(texts) > 3 else ""
-    return f"{'; '.join(texts[:3])}{more}; the others are kept, the same command tries these again"
+    return f"{'; '.join(texts[:3])}{more}; the others are kept; the same command runs these again"
 
 
 def _interrupt(_number: int, _frame: object) -> None:

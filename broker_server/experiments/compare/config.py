@@ -138,7 +138,7 @@ class Comparison:
             file = msgspec.convert(tomllib.loads(text), ComparisonFile)
             return cls.of(file, quick=quick)
         except tomllib.TOMLDecodeError as error:
-            msg = f"comparison {path} is no TOML: {error}"
+            msg = f"comparison {path} is not TOML: {error}"
             raise ConfigError(msg) from error
         except msgspec.ValidationError as error:
             msg = f"comparison {path}: {malformed(error, ComparisonFile)}"

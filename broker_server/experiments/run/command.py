@@ -51,7 +51,7 @@ _OWN = {
         ),
     ],
 }
-"""Options that are no settings."""
+"""Options that are not settings."""
 
 
 def run(**options: object) -> None:
@@ -106,7 +106,7 @@ def _execute(settings: RunSettings | None, changes: Mapping[str, object], root: 
     except KeyboardInterrupt as error:
         left = RunDirectory(root).job_file.exists()
         then = f"go on with `fedspine run --resume --out {root}`" if left else "nothing was left behind"
-        msg = f"interrupted, all processes ended; {then}"
+        msg = f"interrupted; all processes ended, {then}"
         raise InterruptedRunError(msg) from error
     sys.stdout.write("\n".join(["", *summary_lines(report, root), ""]))
 

@@ -226,7 +226,9 @@ class Job:
         self._save(begun(self._settings, self.state))
         if self._settings.is_emulated and CALIBRATE not in self.state.done:
             with self._step(CALIBRATE):
-                self._display.step("the devices' speed is emulated: measuring step times, where no run has yet")
+                self._display.step(
+                    "the devices' speed is emulated: measuring the step times that no run has measured yet"
+                )
                 settle_fleet(self._settings, self._directory, self.state.artifact_digest or "")
         with self._step(TRAINING_STEP):
             self._play_rounds()

@@ -46,7 +46,7 @@ def check_settings(settings: RunSettings) -> None:
 
     Raises:
         ModelError: the model is a path without a model.
-        DataInvalidError: a data file does not exist, or is no file.
+        DataInvalidError: a data file does not exist, or is not a file.
         PortTakenError: a port that was asked for is in use.
         ConfigError: an unknown scheduler or aggregation, one that needs an emulated fleet, a fleet that cannot be used,
             or an artifact that is for another task, stored otherwise or with other LoRA targets.
@@ -87,7 +87,7 @@ def check_settings(settings: RunSettings) -> None:
 
 def _check_calibration(path: Path) -> None:
     if path.is_dir() or not path.absolute().parent.is_dir():
-        problem = "is a directory" if path.is_dir() else "lies in no folder that exists"
+        problem = "is a directory" if path.is_dir() else "lies in a folder that does not exist"
         msg = f"--calibration {path} {problem}: give a JSON file, which may be there or not"
         raise ConfigError(msg)
 
@@ -99,7 +99,7 @@ def model_source(model: str) -> str:
         model: what a person gave; empty = the small Llama that comes with the package.
 
     Raises:
-        ModelError: a path that is no model; see :func:`models.sources.check_source`.
+        ModelError: a path that is not a model; see :func:`models.sources.check_source`.
     """
     if not model:
         return str(importlib.resources.files("models") / "pretrained" / BUILT_IN_MODEL)
@@ -152,7 +152,7 @@ def check_length(max_length: int, manifest: Manifest) -> None:
     """
     if max_length > manifest.text.max_length:
         most = manifest.text.max_length
-        msg = f"--max-length is {max_length}, {manifest.model_name} takes {most} tokens at most: give {most} or fewer"
+        msg = f"--max-length is {max_length}, {manifest.model_name} takes up to {most} tokens: give {most} or fewer"
         raise ConfigError(msg)
 
 

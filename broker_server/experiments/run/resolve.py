@@ -153,7 +153,7 @@ def _read_toml(path: Path, called: str = "--config") -> dict[str, object]:
         msg = f"{called} {path} cannot be read: {error.strerror or error}"
         raise ConfigError(msg) from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        msg = f"{called} {path} cannot be read: it is no TOML ({error})"
+        msg = f"{called} {path} cannot be read: it is not TOML ({error})"
         raise ConfigError(msg) from error
     found, known = renamed(found, RunSettings), options_of(RunSettings)
     if unknown := sorted(set(found) - set(known)):

@@ -139,13 +139,13 @@ class RunSettings(FederationConfig):
     def _check_combinations(self) -> None:
         for name, is_given in (("class_balance", self.training.class_balance), ("new_head", self.new_head)):
             if is_given and self.task != "text-classification":
-                msg = f"{option_name(name)} is for text-classification, the task is {self.task}: leave it out"
+                msg = f"{option_name(name)} is for text-classification, but the task is {self.task}: leave it out"
                 raise ConfigError(msg)
         if self.num_devices > MOST_DEVICES:
             msg = f"--devices is {self.num_devices}, expected a whole number from 1 to {MOST_DEVICES}"
             raise ConfigError(msg)
         if self.new_head and self.artifact:
-            msg = "--new-head is for an export, and --artifact names one that is done: leave one of them out"
+            msg = "--new-head needs an export, but --artifact names one that is done: leave one of them out"
             raise ConfigError(msg)
 
     @property
@@ -172,7 +172,7 @@ class RunSettings(FederationConfig):
         """Fleet on the broker: the one that was given, else one that no other run has.
 
         Raises:
-            ConfigError: it is no name of a fleet.
+            ConfigError: it is not a name of a fleet.
         """
         try:
             return check_name(self.fleet_name or run_id, "--fleet-name")

@@ -128,7 +128,7 @@ class Lora(Method):
         return self._layout(asked.final_plan, asked.arm.rank)[1]
 
     def check(self, work: Work, blob: bytes, num_examples: int) -> None:
-        """Refuse what is no adapter under the last plan that was sent; see :meth:`Method.check`."""
+        """Refuse what is not an adapter under the last plan that was sent; see :meth:`Method.check`."""
         del num_examples
         asked, payload = _lora(work), decode_payload(blob)
         check_payload(
@@ -210,7 +210,7 @@ class Lora(Method):
 
 def _lora(work: Work) -> LoraWork:
     if not isinstance(work, LoraWork):
-        msg = f"assignment asks for {type(work).__name__}, this run's method is lora: start a new run"
+        msg = f"assignment asks for {type(work).__name__}, but this run's method is lora: start a new run"
         raise MessageError(msg)
     return work
 

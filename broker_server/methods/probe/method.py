@@ -120,7 +120,7 @@ class SoftmaxProbe(Probe):
         return 4 * sum(int(np.prod(shape)) for shape in self._shapes.values()) + HEADER_BYTES
 
     def check(self, work: Work, blob: bytes, num_examples: int) -> None:
-        """Refuse what is no head of this model; see :meth:`Method.check`."""
+        """Refuse what is not a head of this model; see :meth:`Method.check`."""
         del work, num_examples
         check_bounds(self._manifest, probe.decode_head(blob, self._head))
 
@@ -152,11 +152,11 @@ class StatisticsProbe(Probe):
         return 8 * (extended**2 + num_classes * extended + num_classes) + HEADER_BYTES
 
     def check(self, work: Work, blob: bytes, num_examples: int) -> None:
-        """Refuse what are no sums over as many examples as the device says; see :meth:`Method.check`."""
+        """Refuse what are not sums over as many examples as the device says; see :meth:`Method.check`."""
         del work
         counted = probe.decode_statistics(blob, self._head).num_examples
         if counted != num_examples:
-            msg = f"sums are over {counted} examples, the update says {num_examples}"
+            msg = f"sums are over {counted} examples, but the update says {num_examples}"
             raise TensorError(msg)
 
     def _next_head(self, replies: Sequence[Reply]) -> dict[str, Array]:
@@ -173,6 +173,6 @@ class StatisticsProbe(Probe):
 
 def _probe(work: Work) -> ProbeWork:
     if not isinstance(work, ProbeWork):
-        msg = f"assignment asks for {type(work).__name__}, this run's method is a probe: start a new run"
+        msg = f"assignment asks for {type(work).__name__}, but this run's method is a probe: start a new run"
         raise MessageError(msg)
     return work

@@ -117,7 +117,7 @@ class GuardedScheduler:
 
     def _begin_again(self, what: str, error: Exception) -> None:
         self._scheduler = self._make()
-        logger.warning("scheduler %s %s (%s: %s); it begins anew", self.name, what, type(error).__name__, error)
+        logger.warning("scheduler %s %s (%s: %s); it starts again", self.name, what, type(error).__name__, error)
 
 
 def believable(outcome: ArmOutcome) -> ArmOutcome:

@@ -89,7 +89,7 @@ class DeviceChannel:
         self.complaints = Complaints(logger)
         self.registry = Registry(SILENCE_S, max_devices)
         self.num_refused = 0
-        """Payloads that were no message of the protocol, or came from the wrong sender."""
+        """Payloads that were not messages of the protocol, or came from the wrong sender."""
 
     def to(self, device_id: str, message: AnyMessage) -> int:
         """Write a message to one device; lost without a connection, since the protocol repeats itself.
@@ -161,7 +161,7 @@ class DeviceChannel:
         """Whether a payload is read at all."""
         now = self._clock()
         if kind == _REGISTER and num_bytes > MAX_REGISTRATION_BYTES:
-            text = f"its registration of {num_bytes} bytes is not read: at most {MAX_REGISTRATION_BYTES} are"
+            text = f"its registration of {num_bytes} bytes is not read: at most {MAX_REGISTRATION_BYTES} bytes are"
             self.complaints.say(f"device {device_id}", now, text)
             return False
         if kind in _ABOUT_BLOBS or not self.registry.knows(device_id) or self.registry.may_write(device_id, now):

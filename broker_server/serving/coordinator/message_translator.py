@@ -143,7 +143,9 @@ class MessageTranslator:
         emulated_s = self._run.emulated_s(key, update.blob.size_bytes)
         if emulated_s is not None and emulated_s > self._run.deadline_s:
             self._ledger.late(key, emulated_s)
-            detail = f"{emulated_s:.1f} s on the virtual clock, the deadline is {self._run.deadline_s:g} s (emulated)"
+            detail = (
+                f"{emulated_s:.1f} s on the virtual clock, but the deadline is {self._run.deadline_s:g} s (emulated)"
+            )
             return [UpdateLate(key=key, detail=detail)]
         before = self._pulling.get(key.device_id)
         if before is not None and before.blob is not None and before.blob.digest != update.blob.digest:
@@ -230,7 +232,7 @@ class MessageTranslator:
     def _announce(self, state: RunState, update: Update) -> list[Event]:
         key = update.key
         if key.run_id != self._config.run_id:
-            detail = f"update is of run {key.run_id!r}, this is {self._config.run_id!r}"
+            detail = f"update is of run {key.run_id!r}, but this is run {self._config.run_id!r}"
             self._channel.to(key.device_id, Verdict(key=key, accepted=False, detail=detail))
             return []
         if open_participant(state, key) is not None:
@@ -263,7 +265,7 @@ class MessageTranslator:
             self._assigner.check_update(content, key, update.num_examples)
             weighed = self._weighed(update)
             if weighed is not update and not self._run.method.averages:
-                msg = f"sums over {update.num_examples} examples, its device registered {weighed.num_examples}"
+                msg = f"sums over {update.num_examples} examples, but its device registered {weighed.num_examples}"
                 raise TensorError(msg)
         except WireError as error:
             return UpdateRejected(key=key, detail=str(error)[:MAX_DETAIL])

@@ -88,7 +88,8 @@ def open_run(run_dir: Path, config: CoordinatorConfig, store: Store) -> RunConte
     """
     artifact = Artifact.open(run_dir / ARTIFACTS_FOLDER / config.artifact_digest)
     if artifact.digest != config.artifact_digest:
-        msg = f"artifact {artifact.directory} has digest {artifact.digest[:12]}..., the run is of another: put it back"
+        found = f"{artifact.directory} has digest {artifact.digest[:12]}..."
+        msg = f"artifact {found}, but the run trains {config.artifact_digest[:12]}...: put that one back"
         raise StoreError(msg, digest=artifact.digest)
     manifest, clock = artifact.manifest, open_clock(run_dir, config)
     check_scorable(manifest, config.pruning)

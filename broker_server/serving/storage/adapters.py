@@ -130,7 +130,7 @@ class GlobalAdapters:
         """Adapter and merged factors of a round.
 
         Raises:
-            StoreError: the file is missing, is not what was written, or is no adapter of this run.
+            StoreError: the file is missing, is not what was written, or is not an adapter of this run.
         """
         path = adapter_path(self._run_dir, round_number)
         try:

@@ -40,7 +40,7 @@ def report_of(artifact: Artifact, given: BenchSettings = SETTINGS, **changed: li
 
 def test_a_figure_is_the_median_over_runs_of_medians_over_steps(artifact: Artifact) -> None:
     fused = report_of(artifact).engines["fused"]
-    assert fused.step_s_p50 == pytest.approx(0.1)  # the step of 50 s is no run's median
+    assert fused.step_s_p50 == pytest.approx(0.1)  # the step of 50 s is not a run's median
     assert (fused.step_s_spread.least, fused.step_s_spread.most) == pytest.approx((0.09, 0.12))
     assert fused.tokens_per_s == pytest.approx(2 * 10 / 0.1)
     assert fused.cold_start_s == pytest.approx(1.5)

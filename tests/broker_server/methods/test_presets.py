@@ -110,7 +110,7 @@ def test_a_fleet_without_a_method_needs_its_arms_as_before() -> None:
     [
         ({"method": "fedti"}, r"^--method 'fedti' is not known; did you mean 'fedit'\?$"),
         ({"method": "gone_away:PRESET"}, r"^--method 'gone_away:PRESET' cannot be imported \(ModuleNotFoundError"),
-        ({"method": f"{__name__}:FAILS"}, r"cannot say its settings \(KeyError: 'ranks'\): mend it, or take another$"),
+        ({"method": f"{__name__}:FAILS"}, r"cannot say its settings \(KeyError: 'ranks'\): fix it, or choose another$"),
         ({"method": f"{__name__}:WRONG"}, "^--method.*colour"),
     ],
 )

@@ -80,7 +80,7 @@ def no_tokenizer(folder: Path) -> None:
 
 BENT: dict[str, tuple[Bend, FailureReason]] = {
     "a newer format": (change(format_version=99), FailureReason.ARTIFACT_CORRUPTED),
-    "a format that is no number": (change(format_version="x"), FailureReason.ARTIFACT_CORRUPTED),
+    "a format that is not a number": (change(format_version="x"), FailureReason.ARTIFACT_CORRUPTED),
     "no layers": (change(num_layers=0), FailureReason.ARTIFACT_CORRUPTED),
     "a field that is missing": (change(tensors=None), FailureReason.ARTIFACT_CORRUPTED),
     "other labels": (change(labels=["good", "bad"]), FailureReason.INTERNAL),

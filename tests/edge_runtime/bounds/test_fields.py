@@ -100,7 +100,7 @@ def test_a_field_without_limits_is_found() -> None:
 
 
 def leaves(value: object, path: Path = ()) -> Iterator[tuple[Path, object]]:
-    """Paths and values of everything that is no container."""
+    """Paths and values of everything that is not a container."""
     if isinstance(value, dict):
         for name, item in value.items():
             yield from leaves(item, (*path, name))

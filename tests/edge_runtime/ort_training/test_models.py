@@ -153,7 +153,7 @@ def test_a_run_of_which_some_arms_have_models(folder: ModelFolder) -> None:
     other = Arm(pruning_ratio=0.25, rank=4)
     assert folder.check_arms([FULL, other, HALF]) == (other,)
     assert folder.check_arms([]) == ()
-    with pytest.raises(ArmNotExportedError, match=r"models of 0\.0:4,0\.5:3, this run plays 0\.25:4") as caught:
+    with pytest.raises(ArmNotExportedError, match=r"models of 0\.0:4,0\.5:3, but this run plays 0\.25:4") as caught:
         folder.check_arms([other])
     assert caught.value.exit_code is ExitCode.ARM_OUT_OF_RANGE
 

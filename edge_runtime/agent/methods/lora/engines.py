@@ -131,7 +131,7 @@ class Engines:
                 return mode
         least = min(needed.values())
         msg = (
-            f"training needs about {least / 1e6:.0f} MB, this device may use {self._limit / 1e6:.0f} MB: "
+            f"training needs about {least / 1e6:.0f} MB, but this device may use only {self._limit / 1e6:.0f} MB: "
             "assign a cheaper arm, a smaller batch or shorter examples, or raise --memory-limit"
         )
         raise InsufficientMemoryError(msg)

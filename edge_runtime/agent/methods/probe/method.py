@@ -72,7 +72,7 @@ class Probe:
         needed = memory.estimate_features_bytes(self.artifact.manifest, plan, batch_size, max_length)
         if needed > self._limit:
             msg = (
-                f"features need about {needed / 1e6:.0f} MB, this device may use {self._limit / 1e6:.0f} MB: "
+                f"features need about {needed / 1e6:.0f} MB, but this device may use only {self._limit / 1e6:.0f} MB: "
                 "choose a smaller batch or shorter examples, or raise --memory-limit"
             )
             raise InsufficientMemoryError(msg)

@@ -186,4 +186,4 @@ def test_an_update_that_no_message_may_be_any_more_counts_no_more(
     participants = ledger.resume_round()
     assert participants is not None
     assert participants["a"].is_open
-    assert any("counts no more" in line for line in caplog.messages)
+    assert any("no longer counts" in line for line in caplog.messages)

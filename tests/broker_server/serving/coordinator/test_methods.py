@@ -165,4 +165,6 @@ def test_sums_over_more_examples_than_a_device_registered_are_refused(
         running.finish()
     devices = Store.open(tmp_path).load_round_records()[1].devices
     assert {d.device_id: d.outcome for d in devices} == {"a": "accepted", "b": "rejected"}
-    assert "sums over 11 examples, its device registered 10" in next(d.detail for d in devices if d.device_id == "b")
+    assert "sums over 11 examples, but its device registered 10" in next(
+        d.detail for d in devices if d.device_id == "b"
+    )

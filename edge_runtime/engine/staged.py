@@ -22,7 +22,7 @@ from edge_runtime.engine.dataset import Batch, Int64
 from edge_runtime.engine.frozen import Array, FrozenWeights
 from edge_runtime.engine.session import Binding, Graph
 from edge_runtime.formats import names
-from edge_runtime.formats.adapter import AdapterLayout, BlockSlices
+from edge_runtime.formats.adapter import AdapterLayout
 from edge_runtime.formats.probe import Head
 
 SCORE_BYTES: Final = 4 * 2**20
@@ -83,24 +83,24 @@ class StagedGraphs:
             if name in needed:
                 self.stage(name)
 
-    def model(self, weights: FrozenWeights) -> StagedModel:
+    def model(self, weights: FrozenWeights, layout: AdapterLayout, lora_scaling: float) -> StagedModel:
         """See :meth:`edge_runtime.engine.model.Graphs.model`."""
-        return StagedModel(self, weights)
+        return StagedModel(self, weights, layout, lora_scaling)
 
 
 class StagedModel:
     """See :class:`edge_runtime.engine.model.Model`."""
 
-    _layout: AdapterLayout
-    _parts: BlockSlices
-
-    def __init__(self, graphs: StagedGraphs, weights: FrozenWeights) -> None:
+    def __init__(
+        self, graphs: StagedGraphs, weights: FrozenWeights, layout: AdapterLayout, lora_scaling: float
+    ) -> None:
         self._graphs = graphs
         self._manifest = graphs.manifest
         self._weights = weights
+        self._layout, self._parts = layout, layout.parts(self._manifest)
         self._converted: dict[str, Array] = {}
         self._loaded: int | None = None
-        self._lora_scaling = np.zeros((), np.float32)
+        self._lora_scaling = np.array(lora_scaling, np.float32)
         self._loss_scale = np.zeros((), np.float32)
         self._bindings: dict[tuple[str, int | None], Binding] = {}
         self._buffers: dict[int, Array] = {}

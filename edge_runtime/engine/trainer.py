@@ -134,7 +134,7 @@ class TrainingRun:
         self.layout = AdapterLayout.of(self._manifest, plan, rank)
         params = self.layout.flatten(adapter)
         self._graphs = trainer.graphs
-        self._model = self._graphs.model(weights)
+        self._model = self._graphs.model(weights, self.layout, hyper_parameters.lora_scaling)
         self._scalars = self._bind_optimizer(trainer.optimizer)
         zeros = np.zeros_like(params)
         self._hold({names.PARAMS: params, names.EXP_AVG: zeros, names.EXP_AVG_SQ: zeros.copy()}, zeros.copy())
@@ -193,6 +193,7 @@ class TrainingRun:
         last_grads = shrunk(self._last_grads)
         self._importance.restrict(plan)
         self.plan, self.layout = plan, layout
+        self._model.hold(layout, self._hyper_parameters.lora_scaling)
         self._hold(state, last_grads)
 
     def score_units(self) -> None:
@@ -244,7 +245,7 @@ class TrainingRun:
 
     def scorer(self) -> Scorer:
         """A model of its own over the same weights, to evaluate with; of no use any more after :meth:`prune`."""
-        return self._graphs.model(self.weights)
+        return self._graphs.model(self.weights, self.layout, self._hyper_parameters.lora_scaling)
 
     def gradient(self) -> dict[str, Array]:
         """Mean gradient of the last step's micro-batches, before clipping, by name.
@@ -283,7 +284,6 @@ class TrainingRun:
         self._zeros = np.zeros_like(last_grads)
         self._grads = [np.empty_like(last_grads), np.empty_like(last_grads)]
         self._frozen = _frozen_parts(self.layout, self._hyper_parameters)
-        self._model.hold(self.layout, self._hyper_parameters.lora_scaling)
 
     def _bind_optimizer(self, graph: Graph) -> dict[str, Array]:
         """Bind the scalars, which later steps change in place; returns them by name."""

@@ -29,7 +29,8 @@ _DEVICE: Final = "cpu"
 class TrainingModule:
     """Training, evaluation and optimizer model of one arm, on one checkpoint.
 
-    Call :meth:`fill` or :meth:`take`, and :meth:`hold`, first.
+    It has the weights and the adapter that were exported until :meth:`fill` or :meth:`take`, and the scaling 1 until
+    :meth:`hold`.
 
     Args:
         api: ``onnxruntime.training.api``.

@@ -23,7 +23,7 @@ from edge_runtime.engine.dataset import Dataset
 from edge_runtime.engine.evaluator import EvaluationResult, Evaluator
 from edge_runtime.engine.fused import FusedGraphs
 from edge_runtime.engine.slicing import slice_weights
-from edge_runtime.formats.adapter import restrict
+from edge_runtime.formats.adapter import AdapterLayout, restrict
 from edge_runtime.formats.payload import Merged, restrict_merged
 from edge_runtime.formats.plan import Plan
 
@@ -127,7 +127,7 @@ class HeldOut:
         started = time.perf_counter()
         manifest, full = self._artifact.manifest, Plan.full(self._artifact.manifest)
         adapter = state.adapter if plan is None else restrict(manifest, state.adapter, plan, rank)
-        evaluators = self._evaluators(full if plan is None else plan, state.merged, lora_scaling, num_threads)
+        evaluators = self._evaluators(full if plan is None else plan, state.merged, rank, lora_scaling, num_threads)
         workers = [partial(self._run, evaluator, adapter, rank, lora_scaling) for evaluator in evaluators]
         result = evaluate_in_parts(self._sample, workers)
         record = _record(result, is_complete=not len(self._rest), since=started)
@@ -136,7 +136,9 @@ class HeldOut:
         everything = result + evaluate_in_parts(self._rest, workers)
         return msgspec.structs.replace(record, on_all=_record(everything, is_complete=True, since=started))
 
-    def _evaluators(self, plan: Plan, merged: Merged, lora_scaling: float, num_threads: int) -> list[Evaluator]:
+    def _evaluators(
+        self, plan: Plan, merged: Merged, rank: int, lora_scaling: float, num_threads: int
+    ) -> list[Evaluator]:
         """One evaluator for each thread; they share graph and weights. Those of the unchanged model are kept."""
         is_unchanged = not merged and plan == Plan.full(self._artifact.manifest)
         if is_unchanged and len(self._unpruned) == num_threads:
@@ -144,7 +146,9 @@ class HeldOut:
         _ = self._graphs.evaluation  # once, before threads share it
         held = restrict_merged(self._artifact.manifest, merged, plan)
         weights = slice_weights(self._artifact, plan, held, lora_scaling=lora_scaling)
-        evaluators = [Evaluator(self._artifact, plan, self._graphs.model(weights)) for _ in range(num_threads)]
+        layout = AdapterLayout.of(self._artifact.manifest, plan, rank)
+        models = [self._graphs.model(weights, layout, lora_scaling) for _ in range(num_threads)]
+        evaluators = [Evaluator(self._artifact, plan, model) for model in models]
         if is_unchanged:
             self._unpruned = evaluators
         return evaluators

@@ -194,8 +194,8 @@ class ProbeExecution:
     def _loaded(self) -> StagedModel:
         if self._model is None:
             artifact, plan, graphs = self._method.artifact, self._work.plan, self._method.graphs
-            self._model = graphs.model(slice_weights(artifact, plan, keep_stored=graphs.keeps_stored))
-            self._model.hold(AdapterLayout.of(artifact.manifest, plan, 1), 1.0)
+            weights = slice_weights(artifact, plan, keep_stored=graphs.keeps_stored)
+            self._model = graphs.model(weights, AdapterLayout.of(artifact.manifest, plan, 1), 1.0)
         return self._model
 
 

@@ -126,9 +126,8 @@ def run(runner: AssignmentRunner, *, stop: threading.Event | None = None, **fiel
 
 def model_of(artifact: Artifact, plan: Plan) -> StagedModel:
     graphs = StagedGraphs(artifact, num_threads=1)
-    model = graphs.model(slice_weights(artifact, plan, keep_stored=graphs.keeps_stored))
-    model.hold(AdapterLayout.of(artifact.manifest, plan, 1), 1.0)
-    return model
+    weights = slice_weights(artifact, plan, keep_stored=graphs.keeps_stored)
+    return graphs.model(weights, AdapterLayout.of(artifact.manifest, plan, 1), 1.0)
 
 
 def test_features_are_what_enters_the_classifier(make_runner: Make, tiny_bert_model: Path) -> None:
@@ -164,8 +163,8 @@ def test_batches_pass_each_block_together_and_it_is_converted_once(
     matrices = [t.name for t in manifest.tensors if t.layer is not None and len(t.shape) == 2]
     for name in matrices:
         weights.put(name, weights[name].astype(np.float16))
-    model = StagedGraphs(runner.artifact, num_threads=1).model(weights)
-    model.hold(AdapterLayout.of(manifest, Plan.full(manifest), 1), 1.0)
+    layout = AdapterLayout.of(manifest, Plan.full(manifest), 1)
+    model = StagedGraphs(runner.artifact, num_threads=1).model(weights, layout, 1.0)
     taken = [dataset.batch(np.array(rows)) for rows in ([0, 1], [2, 3, 4], [5, 6])]
     assert len({batch.input_ids.shape for batch in taken}) > 1
     alone = [model.features([batch])[0] for batch in taken]

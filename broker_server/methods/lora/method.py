@@ -76,23 +76,19 @@ class Lora(Method):
         )
 
     def _hyper_parameters(self, round_number: int, device_id: str) -> HyperParameters:
+        """Settings of training under the names that they have there; and what depends on more than one setting."""
         training, pruning = self._context.training, self._context.pruning
         entropy = (self._context.seed, round_number, zlib.crc32(device_id.encode()))
-        return HyperParameters(
-            learning_rate=self._context.learning_rate_at(round_number),
-            weight_decay=training.weight_decay,
-            lora_scaling=training.lora_scaling,
-            max_grad_norm=training.max_grad_norm,
-            num_warmup_steps=training.num_warmup_steps,
-            num_local_steps=training.num_local_steps,
-            batch_size=training.batch_size,
-            num_accumulation_steps=training.num_accumulation_steps,
-            max_length=training.max_length,
-            seed=int(np.random.SeedSequence(entropy).generate_state(1)[0]),
-            importance_every_steps=pruning.importance_every_steps if pruning.importance == "lora" else 0,
-            class_balance=training.class_balance,
-            trainable=self._aggregation.trainable,
-        )
+        shared = {
+            name: getattr(training, name) for name in HyperParameters.__struct_fields__ if hasattr(training, name)
+        }
+        made = {
+            "learning_rate": self._context.learning_rate_at(round_number),
+            "seed": int(np.random.SeedSequence(entropy).generate_state(1)[0]),
+            "importance_every_steps": pruning.importance_every_steps if pruning.importance == "lora" else 0,
+            "trainable": self._aggregation.trainable,
+        }
+        return HyperParameters(**(shared | made))
 
     def start_kind(self, work: Work) -> Hashable:
         """Plan and rank; see :meth:`Method.start_kind`."""

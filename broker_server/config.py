@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal, Self
 import msgspec
 
 from broker_server.errors import ConfigError
-from broker_server.methods.presets import completed, trained_sparsity
+from broker_server.methods.presets import completed, method_of, trained_sparsity
 from broker_server.methods.pruning.config import PruningConfig
 from broker_server.methods.training import TrainingConfig
 from broker_server.naming import as_key
@@ -22,7 +22,7 @@ from edge_runtime.bounds.fields import Count, Name, Positive, Seconds, Seed
 from edge_runtime.errors import FedSpineError
 from edge_runtime.formats.tensors import WireDtype
 from edge_runtime.formats.transforms import TransformError, parse_transforms
-from edge_runtime.wire.arms import LORA_AXES, MAX_PRUNING_RATIO, ArmError, format_arms, parse_arms
+from edge_runtime.wire.arms import MAX_PRUNING_RATIO, PRUNING_RATIO, ArmError, Axes
 from edge_runtime.wire.work import Arm
 
 Duration = Annotated[float, msgspec.Meta(gt=0, le=limits.LONGEST_S)]
@@ -30,11 +30,13 @@ Duration = Annotated[float, msgspec.Meta(gt=0, le=limits.LONGEST_S)]
 CONFIG_FILE: Final = "config.toml"
 """In a run's directory."""
 
-DEFAULT_ARMS: Final = "0.0:8,0.25:8,0.5:4"
-"""Grid of arms where a method is given and no arms are."""
-
-ARMS: Final = Written(str, parse_arms, format_arms)
-"""Arms are written ``RATIO:RANK,...``."""
+ARMS: Final = Written(
+    str,
+    lambda text, method: method_of(method).axes.parse(text),
+    lambda arms, method: method_of(method).axes.format(arms),
+    by="method",
+)
+"""Arms are written as the method's axes are: those of LoRA ``RATIO:RANK,...``."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +47,10 @@ class FederationConfig:
     """Devices that the first round waits for (at most ``registration_timeout_s``); later ones: see ``rejoin_s``."""
     training: TrainingConfig
     arms: tuple[Arm, ...] = option(
-        Panel.TRAINING, "arms, a pruning ratio and a rank each, such as 0.0:8,0.25:8,0.5:4", written=ARMS
+        Panel.TRAINING,
+        "arms, with LoRA a pruning ratio and a rank each, such as 0.0:8,0.25:8,0.5:4",
+        by="method",
+        written=ARMS,
     )
     """Arms that the scheduler may play; for one that plays between them, the corners of what it may play."""
     method: str = option(
@@ -110,11 +115,12 @@ class FederationConfig:
         check_fields(self)
         if self.sparsity is not None:
             check_sparsity(self.sparsity)
+        axes = self.axes
         if not self.arms:
-            msg = "no arms given: expected at least one RATIO:RANK, such as 0.25:8"
+            msg = f"no arms given: expected at least one {axes.form}, such as {axes.example}"
             raise ArmError(msg)
         for arm in self.arms:
-            LORA_AXES.check(arm)
+            axes.check(arm)
         try:
             parse_transforms(self.update_transforms)
         except TransformError as error:
@@ -123,6 +129,14 @@ class FederationConfig:
         if self.pruning.deploy_rounds and self.sparsity is None:
             msg = f"deploy_rounds is {self.pruning.deploy_rounds}, but no sparsity is given to deploy"
             raise ConfigError(msg)
+        if self.pruning.deploy_rounds and not axes.has(PRUNING_RATIO.name):
+            msg = f"deploy_rounds is {self.pruning.deploy_rounds}, but {self.method} does not prune: leave them out"
+            raise ConfigError(msg)
+
+    @property
+    def axes(self) -> Axes:
+        """What the arms of its method are points on."""
+        return method_of(self.method).axes
 
     @property
     def max_rank(self) -> int:
@@ -233,12 +247,13 @@ def _with_method(given: Mapping[str, Scalar]) -> Mapping[str, object]:
     if not isinstance(name, str) or not name or not isinstance(rounds, int):
         return given  # what is wrong with it, the reader says
     try:
-        found = completed(name, given, rounds=rounds, arms=DEFAULT_ARMS)
+        method = method_of(name)
+        found = {"arms": method.default_arms, **completed(name, given, rounds=rounds)}
     except FedSpineError as error:
         raise as_key(error) from error
     if found.get("deploy_rounds") and "sparsity" not in found:
-        found["sparsity"] = trained_sparsity(parse_arms(str(found.get("arms", DEFAULT_ARMS))))
-    return {"arms": DEFAULT_ARMS, **found}
+        found["sparsity"] = trained_sparsity(method.axes.parse(str(found["arms"])))
+    return found
 
 
 def check_sparsity(sparsity: float) -> None:

@@ -32,6 +32,8 @@ class MethodEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Kind of work that devices are asked for."""
     asks: str = ""
     """What that work is."""
+    arms: str = ""
+    """How its arms are written, such as ``RATIO:RANK``; empty = it has one arm."""
     error: str = ""
     """Why it cannot be used; all but name and package is empty then."""
 
@@ -56,7 +58,7 @@ def as_text(found: list[MethodEntry], columns: int) -> str:
     """
     indent = max(len(entry.name) for entry in found) + 2
     lines = [line for entry in found for line in _paragraph(entry, indent, max(columns, NARROWEST))]
-    works = {entry.work: entry.asks for entry in found if entry.work}
+    works = {entry.work: f"{entry.asks} (arms: {entry.arms or 'one'})" for entry in found if entry.work}
     lines += ["", "What devices are asked for:"]
     lines += [f"  {name}: {asks}" for name, asks in works.items()]
     lines += [
@@ -80,6 +82,7 @@ def _entry(name: str) -> MethodEntry:
         source=preset.source,
         work=preset.work if isinstance(preset.work, str) else preset.work.__name__,
         asks=preset.method.asks,
+        arms=preset.method.axes.form,
     )
 
 

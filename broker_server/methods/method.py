@@ -26,6 +26,7 @@ from broker_server.methods.training import TrainingConfig
 from edge_runtime.formats.adapter import Array, Tensors, initial
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.payload import Payload
+from edge_runtime.wire.arms import Axes
 from edge_runtime.wire.messages import AssignmentKey
 from edge_runtime.wire.work import Arm, Work, WorkType
 
@@ -113,6 +114,10 @@ class Method(abc.ABC):
     """Tag of the work that devices are asked for: they get ready for it before the first assignment."""
     asks: ClassVar[str] = ""
     """What devices are asked for, in a line, for people."""
+    axes: ClassVar[Axes] = Axes()
+    """What its arms are points on; none = it has one arm. Whatever reads, chooses or shows an arm goes by this."""
+    default_arms: ClassVar[str] = ""
+    """Arms where nothing is said, as they are written."""
     averages: ClassVar[bool] = True
     """Whether replies are models that are averaged by their examples: then one device's share is limited, and update
     transforms apply to its change. Otherwise replies are sums that are added as they are."""

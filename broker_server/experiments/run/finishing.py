@@ -20,7 +20,7 @@ from broker_server.experiments.run.settings import EMBEDDED_BROKERS, RunSettings
 from broker_server.options import flat
 from broker_server.serving.evaluation.held_out import shared_sample
 from broker_server.serving.evaluation.parallel import evaluate_in_parts
-from broker_server.serving.report.arms import MOST_SHOWN, arm_text, arms_by_device
+from broker_server.serving.report.arms import MOST_SHOWN, arm_text, arms_by_device, axes_of
 from broker_server.serving.report.build import RunSummary, build_report, quality_fields
 from broker_server.serving.report.from_run import COMPACT_RESULT, fleet_entry, report_run, write_report
 from broker_server.serving.report.quality import bytes_text, duration_text, metric_name, metric_text, plural
@@ -32,7 +32,6 @@ from edge_runtime.engine.evaluator import EvaluationResult
 from edge_runtime.inference import CompactModel
 from edge_runtime.link.address import BrokerAddress
 from edge_runtime.system.files import write_atomically
-from edge_runtime.wire.arms import LORA_AXES
 
 MIN_ARMS: Final = 2
 """Arms from which on they are told at the end."""
@@ -185,14 +184,14 @@ def summary_lines(report: Report, root: Path) -> list[str]:
 
 def arm_lines(report: Report) -> list[str]:
     """The arms of each device over the rounds, a line each, where they are not all the same."""
-    devices = arms_by_device(report)
+    devices, axes = arms_by_device(report), axes_of(report.config)
     if len({d.arm for one in devices for d in one.played if d is not None}) < MIN_ARMS:
         return []
     lines = [
-        f"  {one.name}: {' '.join('-' if d is None else arm_text(d.arm) for d in one.played)}"
+        f"  {one.name}: {' '.join('-' if d is None else arm_text(d.arm, axes) for d in one.played)}"
         for one in devices[:MOST_SHOWN]
     ]
-    return [f"arms ({':'.join(axis.label for axis in LORA_AXES)}) over the rounds:", *lines]
+    return [f"arms ({axes.labels}) over the rounds:", *lines]
 
 
 def _prompt(test_file: Path) -> str:

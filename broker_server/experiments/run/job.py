@@ -183,7 +183,7 @@ class Job:
         self._directory = directory
         self._supervisor = supervisor
         self._display = display
-        self._view = RunView(settings.task, settings.device_ids, settings.training.num_rounds)
+        self._view = RunView(settings.task, settings.device_ids, settings.training.num_rounds, settings.axes)
 
     def prepare(self) -> None:
         """Export the model and split the data, side by side where one does not need the other."""
@@ -217,6 +217,7 @@ class Job:
             directory=self._directory.root,
             task=settings.task,
             settings=shown_settings(settings),
+            axes=settings.axes,
         )
         self._callbacks.run_started(info)
         if TRAINING_STEP in self.state.done:

@@ -79,10 +79,11 @@ def check_settings(settings: RunSettings) -> None:
             find_broker(settings.broker)
     with said_of("emulate"):
         fleet = load_fleet(settings.emulate).dealt(settings.device_ids) if settings.is_emulated else None
+        context = fleet_context(fleet, settings.training.num_rounds, settings.axes)
     if settings.calibration:
         _check_calibration(Path(settings.calibration))
     with said_of("scheduler"):
-        make_scheduler(settings.scheduler, settings.arms, fleet_context(fleet, settings.training.num_rounds))
+        make_scheduler(settings.scheduler, settings.arms, context)
 
 
 def _check_calibration(path: Path) -> None:

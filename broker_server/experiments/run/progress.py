@@ -24,9 +24,10 @@ def render(view: RunView, elapsed_s: float) -> RenderableType:
 
 
 def _devices(view: RunView) -> RenderableType:
-    """A table with each device's state, arm and step."""
+    """A table with each device's state, arm and step; without arms where there is one."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for column in ("device", "state", "arm", "steps", "", "arms so far"):
+    arm, earlier = (("arm",), ("arms so far",)) if view.axes else ((), ())
+    for column in ("device", "state", *arm, "steps", "", *earlier):
         table.add_column(column, no_wrap=True)
     for device_id, device in view.devices.items():
         state = "update accepted" if device.has_updated and device.state == "idle" else device.state
@@ -34,10 +35,10 @@ def _devices(view: RunView) -> RenderableType:
         table.add_row(
             Text(view.name(device_id)),
             Text(state, style=_STYLES.get(device.state, "dim")),
-            Text(device.arm or "-"),
+            *(Text(device.arm or "-") for _ in arm),
             f"{done}/{device.num_steps}" if device.num_steps else "-",
             ProgressBar(total=max(1, device.num_steps), completed=done, width=16),
-            Text(" ".join(device.earlier[-EARLIER:]), style="dim"),
+            *(Text(" ".join(device.earlier[-EARLIER:]), style="dim") for _ in earlier),
         )
     return table
 

@@ -21,6 +21,7 @@ from edge_runtime.formats.adapter import AdapterLayout, Array, target_indices
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.payload import Payload, check_payload, decode_payload
 from edge_runtime.formats.plan import Plan
+from edge_runtime.wire.arms import LORA_AXES, Axes
 from edge_runtime.wire.messages import AssignmentKey
 from edge_runtime.wire.work import Arm, HyperParameters, LoraWork, Pruning, Work
 
@@ -40,6 +41,8 @@ class Lora(Method):
     asks: ClassVar[str] = (
         "forward and backward passes over the sliced model, AdamW on its LoRA factors and on a classifier's head"
     )
+    axes: ClassVar[Axes] = LORA_AXES
+    default_arms: ClassVar[str] = "0.0:8,0.25:8,0.5:4"
 
     def __init__(self, context: MethodContext) -> None:
         super().__init__(context)

@@ -24,6 +24,7 @@ from edge_runtime.errors import MessageError, TensorError
 from edge_runtime.formats import probe
 from edge_runtime.formats.adapter import Array
 from edge_runtime.formats.payload import Payload
+from edge_runtime.wire.arms import PRUNING_RATIO, Axes
 from edge_runtime.wire.messages import AssignmentKey
 from edge_runtime.wire.work import Arm, ProbeWork, Work
 
@@ -37,6 +38,8 @@ class Probe(Method):
     form: ClassVar[Literal["softmax", "statistics"]]
     work_type = "probe"
     has_step_times = False
+    axes = Axes((PRUNING_RATIO,))
+    default_arms = "0.0"
 
     def __init__(self, context: MethodContext) -> None:
         super().__init__(context)

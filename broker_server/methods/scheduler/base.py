@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 import msgspec
 import numpy as np
 
+from broker_server.errors import ConfigError
 from broker_server.methods.rounds.types import Outcome
 from broker_server.methods.scheduler.box import ArmBox
-from edge_runtime.wire.arms import LORA_AXES, Axes
+from edge_runtime.wire.arms import LORA_AXES, Axes, Axis
 from edge_runtime.wire.measures import LocalEvaluation, Measurements
 from edge_runtime.wire.messages import FailureReason
 from edge_runtime.wire.work import Arm
@@ -72,11 +73,21 @@ class Scheduler(abc.ABC):
     """
 
     name: ClassVar[str]
+    needs: ClassVar[tuple[Axis, ...]] = ()
+    """Axes that it chooses on by name; others it takes as they come."""
 
     def __init__(self, arms: tuple[Arm, ...], context: SchedulerContext | None = None) -> None:
+        """Start without having learnt anything.
+
+        Raises:
+            ConfigError: the method's arms lack an axis that it needs.
+        """
         self.arms = tuple(dict.fromkeys(arms))
         self.context = context or SchedulerContext()
         self.axes = self.context.axes
+        if lacking := [axis.label for axis in self.needs if not self.axes.has(axis.name)]:
+            msg = f"scheduler {self.name!r} chooses by {lacking[0]}, which this method's arms do not have: take another"
+            raise ConfigError(msg)
         self.box = ArmBox.of(self.arms, self.axes)
         self._infeasible: dict[str, list[Arm]] = {}
 

@@ -75,6 +75,8 @@ class ArmBox:
         Args:
             rows: values, [num_arms, num_axes].
         """
+        if not self.axes:
+            return rows
         columns = [
             np.log(column / low) / (float(np.log(high / low)) or 1.0)
             if axis.is_log
@@ -93,6 +95,8 @@ class ArmBox:
         Args:
             rows: values, [num_arms, num_axes].
         """
+        if not self.axes:
+            return rows
         columns = [
             1.0 - column if axis.removes else column / high
             for column, (axis, _, high) in zip(rows.T, self.sides(), strict=True)

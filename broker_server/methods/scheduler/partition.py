@@ -75,10 +75,11 @@ class Leaf:
         mean: where in the cell it was seen is kept by the centroid.
         """
         sides = [high - low for low, high in zip(self.low, self.high, strict=True)]
-        axis = sides.index(max(sides))
-        low, high = self.low[axis], self.high[axis]
-        if high - low < 2 * SMALLEST_SIDE:
+        longest = max(sides, default=0.0)
+        if longest < 2 * SMALLEST_SIDE:
             return [self]
+        axis = sides.index(longest)
+        low, high = self.low[axis], self.high[axis]
         cut = place[axis] if min(place[axis] - low, high - place[axis]) >= SMALLEST_SIDE else (low + high) / 2
         halves = []
         for ends in ((low, cut), (cut, high)):

@@ -114,7 +114,13 @@ def run_coordinator(run_dir: Path, open_link: OpenLink | None = None) -> None:
         if config.method:
             write_atomically(run_dir / RESOLVED_FILE, config.to_toml().encode(), is_private=True)
         worker.run_started(
-            RunInfo(run_id=config.run_id, directory=run_dir, task=run.manifest.task, settings=flat(config))
+            RunInfo(
+                run_id=config.run_id,
+                directory=run_dir,
+                task=run.manifest.task,
+                settings=flat(config),
+                axes=config.axes,
+            )
         )
         Coordinator(run, store, events, open_link or mqtt_of(config)).run()
         worker.run_finished(None)
@@ -156,6 +162,7 @@ class Coordinator:
             clock=clock,
             wall_clock=wall_clock,
             max_devices=run.config.max_devices,
+            axes=run.method.axes,
         )
         self._translator = MessageTranslator(run, self._channel, self._ledger, session_id=self._session_id, clock=clock)
         self._executor = CommandExecutor(run, store, self._ledger, self._channel, self._translator)

@@ -15,11 +15,10 @@ from broker_server.emulation.fleet import load_fleet
 from broker_server.emulation.step_times import STEP_TIMES_FILE, read_step_times
 from broker_server.errors import ConfigError, StoreError
 from broker_server.methods.method import Method, MethodContext
-from broker_server.methods.presets import METHODS
+from broker_server.methods.presets import method_of
 from broker_server.methods.pruning.files import ImportanceFiles
 from broker_server.methods.pruning.plans import Plans
 from broker_server.methods.pruning.scores import Scores, check_scorable
-from broker_server.methods.registry import make_method
 from broker_server.methods.scheduler import GuardedScheduler, make_scheduler
 from broker_server.serving.coordinator.assignments import Assigner
 from broker_server.serving.evaluation.held_out import HeldOut
@@ -156,8 +155,7 @@ def _make_method(config: CoordinatorConfig, manifest: Manifest, plans: Plans) ->
         max_rank=config.max_rank,
         seed=config.seed,
     )
-    work = METHODS.find_or_import(config.method).work if config.method else "lora"
-    method = make_method(work, context)
+    method = method_of(config.method)(context)
     if config.emulation_file is not None and not method.has_step_times:
         msg = f"method {config.method} cannot be emulated: step times are those of training; take `emulate = none`"
         raise ConfigError(msg)

@@ -9,10 +9,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
+from broker_server.serving.report.arms import axes_of
 from broker_server.serving.report.quality import metric_name, metric_text
 from broker_server.serving.report.schema import Compact, RoundEntry
 from edge_runtime.formats.manifest import Task
-from edge_runtime.wire.arms import ArmError, parse_arms
+from edge_runtime.wire.arms import PRUNING_RATIO, ArmError
 
 MIN_ACCURACY_GAP: Final = 0.01
 """Accuracies that differ by less, or by less than the standard error of their sample, are not called different."""
@@ -124,14 +125,16 @@ def _better_round(task: Task, rounds: Sequence[RoundEntry], final_round: int) ->
 def _untrained_ratio(compact: Compact | None, config: Config) -> Iterator[str]:
     if compact is None or config.get("deploy_rounds") or not compact.pruning_ratio:
         return
+    axes = axes_of(config)
     try:
-        largest = max(arm.pruning_ratio for arm in parse_arms(str(config.get("arms", ""))))
-    except (ArmError, ValueError):
+        largest = max(arm.pruning_ratio for arm in axes.parse(str(config.get("arms", ""))))
+    except ArmError:
         return
     if compact.pruning_ratio > largest:
+        or_add = ", or add an arm of that ratio to --arms" if axes.has(PRUNING_RATIO.name) else ""
         yield (
             f"the compact model is cut by {compact.pruning_ratio:g}, which no device trained: the arms prune at most "
-            f"{largest:g}; lower --sparsity, or add an arm of that ratio to --arms"
+            f"{largest:g}; lower --sparsity{or_add}"
         )
 
 

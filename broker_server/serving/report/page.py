@@ -9,10 +9,11 @@ from pathlib import Path
 import jinja2
 from msgspec import UnsetType
 
-from broker_server.serving.report.arms import MOST_SHOWN, arm_text, arms_by_device
+from broker_server.serving.report.arms import MOST_SHOWN, arm_text, arms_by_device, axes_of
 from broker_server.serving.report.charts import all_charts
 from broker_server.serving.report.quality import bytes_text, duration_text, metric_name, metric_text
 from broker_server.serving.report.schema import Report, RoundEntry
+from edge_runtime.wire.arms import PRUNING_RATIO
 
 
 def render_page(report: Report) -> str:
@@ -25,7 +26,7 @@ def render_page(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"bytes": bytes_text, "duration": duration_text, "percent": lambda value: f"{value:.1%}"}
-    kept = report.kept
+    kept, axes = report.kept, axes_of(report.config)
     before, after = _quality(report, report.rounds[0]), _quality(report, kept)
     return environment.get_template("report.html.j2").render(
         report=report,
@@ -41,9 +42,18 @@ def render_page(report: Report) -> str:
         sparse=_sparse_text(report),
         charts=all_charts(report),
         rounds=[(entry, _summary(entry)) for entry in report.rounds],
-        arms=arms_by_device(report)[:MOST_SHOWN],
-        arm_text=arm_text,
+        arms=arms_by_device(report)[:MOST_SHOWN] if axes else [],
+        arm_labels=_listed([axis.label for axis in axes]),
+        arm_form=axes.form,
+        arm_text=lambda arm: arm_text(arm, axes),
+        pruned=PRUNING_RATIO.of if axes.has(PRUNING_RATIO.name) else None,
     )
+
+
+def _listed(words: Sequence[str]) -> str:
+    """``pruning ratio, rank and batch size``."""
+    *others, last = words or [""]
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _quality(report: Report, entry: object) -> float | None:

@@ -41,7 +41,7 @@ class DeviceSeen(Event, frozen=True, kw_only=True):
 
 
 class RoundStarted(Event, frozen=True, kw_only=True):
-    """Assignments went out: ``arms`` maps device ids to ``RATIO:RANK``."""
+    """Assignments went out: ``arms`` maps device ids to arms as the method writes them."""
 
     round_number: int
     arms: dict[str, str]

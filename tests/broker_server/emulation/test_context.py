@@ -12,7 +12,7 @@ from broker_server.emulation.fleet import Fleet
 from broker_server.errors import ConfigError
 from broker_server.methods.scheduler import make_scheduler
 from broker_server.methods.training import TrainingConfig
-from edge_runtime.wire.arms import parse_arms
+from edge_runtime.wire.arms import LORA_AXES, parse_arms
 from edge_runtime.wire.work import Arm
 from tests.broker_server import tiny
 from tests.broker_server.emulation.test_fleet import make_fleet
@@ -62,13 +62,13 @@ def test_classes_have_the_arms_of_their_file() -> None:
     classes = tuple(
         msgspec.structs.replace(one, arm=arm) for one, arm in zip(a_fleet().classes, ("0.25:8", ""), strict=True)
     )
-    context = fleet_context(a_fleet(classes=classes), 3)
+    context = fleet_context(a_fleet(classes=classes), 3, LORA_AXES)
     assert context.class_arms == {"class-0": Arm(pruning_ratio=0.25, rank=8)}
     assert context.class_capability["class-0"] > context.class_capability["class-1"]
 
 
 @pytest.mark.parametrize("name", ["oracle", "by_class"])
 def test_a_scheduler_that_needs_a_fleet_can_be_made_with_one_only(name: str) -> None:
-    make_scheduler(name, ARMS, fleet_context(a_fleet(), 3))
+    make_scheduler(name, ARMS, fleet_context(a_fleet(), 3, LORA_AXES))
     with pytest.raises(ConfigError):
-        make_scheduler(name, ARMS, fleet_context(None, 3))
+        make_scheduler(name, ARMS, fleet_context(None, 3, LORA_AXES))

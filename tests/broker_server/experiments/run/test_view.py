@@ -19,6 +19,7 @@ from broker_server.serving.storage.events import (
     RoundStarted,
     UpdateAccepted,
 )
+from edge_runtime.wire.arms import LORA_AXES
 from tests.broker_server.report_samples import round_records
 
 
@@ -27,7 +28,7 @@ def _seen(device_id: str, state: str, step: int = 0, detail: str = "") -> Device
 
 
 def _view() -> RunView:
-    return RunView("causal-lm", ("device-1", "device-2", "device-3"), 3)
+    return RunView("causal-lm", ("device-1", "device-2", "device-3"), 3, LORA_AXES)
 
 
 def test_a_round_makes_one_line() -> None:
@@ -70,7 +71,7 @@ def test_the_arms_of_a_round_are_a_line_and_stay_in_sight() -> None:
 
 
 def test_the_arms_of_a_large_fleet_are_not_all_told() -> None:
-    view = RunView("causal-lm", (), 3)
+    view = RunView("causal-lm", (), 3, LORA_AXES)
     line = view.apply(RoundStarted(at=0.0, round_number=1, arms={f"device-{n}": "0.0:8" for n in range(30)}))
 
     assert line is not None

@@ -13,9 +13,10 @@ from broker_server.serving.callbacks import Callback, CallbackWorker, RunInfo, m
 from broker_server.serving.report.schema import Report
 from broker_server.serving.storage.events import EventLog, RoundFinished, UpdateAccepted
 from broker_server.serving.storage.records import RoundRecord
+from edge_runtime.wire.arms import LORA_AXES
 from tests.broker_server.report_samples import round_records, sample_report
 
-RUN = RunInfo(run_id="run-1", directory=Path(), task="causal-lm", settings={})
+RUN = RunInfo(run_id="run-1", directory=Path(), task="causal-lm", settings={}, axes=LORA_AXES)
 
 
 class Notes(Callback):

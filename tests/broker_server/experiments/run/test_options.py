@@ -223,6 +223,7 @@ def test_an_error_is_said_of_its_option_once() -> None:
             raise ConfigError(text)
         assert str(caught.value) == said
     assert str(as_key(ConfigError("--round-deadline is 0"), "a.toml: ")) == "a.toml: round_deadline is 0"
+    assert str(as_key(ConfigError("--beta2 is 1"), "a.toml: ")) == "a.toml: beta2 is 1"
     assert str(as_key(ConfigError("nothing of an option"))) == "nothing of an option"
 
 

@@ -31,6 +31,9 @@ from edge_runtime.wire.messages import (
 
 logger = logging.getLogger(__name__)
 
+COORDINATOR: Final = "coordinator"
+"""The only peer of a device."""
+
 SILENCES_S: Final = (10.0, 60.0, 600.0)
 """Times without an answer of a coordinator after which that is said; the last one again and again."""
 

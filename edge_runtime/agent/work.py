@@ -1,11 +1,19 @@
-"""The assignment that a device is on."""
+"""The assignment that a device is on: its payload is pulled, its deadline watched; it is done, given up or dropped."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 
-from edge_runtime.wire.messages import Assignment, AssignmentKey
-from edge_runtime.wire.work import LoraWork, ProbeWork
+from edge_runtime.agent.coordinator_channel import COORDINATOR, CoordinatorChannel
+from edge_runtime.agent.jobs import Jobs
+from edge_runtime.agent.refused import Refused
+from edge_runtime.agent.reporter import Reporter
+from edge_runtime.link.transfers import Transfers
+from edge_runtime.wire.messages import Assignment, AssignmentKey, DeviceState, FailureReason
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(slots=True)
@@ -25,15 +33,80 @@ class Work:
         return self.assignment.key
 
 
-def what(work: LoraWork | ProbeWork) -> str:
-    """A few words on what is asked."""
-    if isinstance(work, LoraWork):
-        return f"pruning ratio {work.arm.pruning_ratio:g}, rank {work.arm.rank}"
-    return f"probe, {work.form}"
+class CurrentWork:
+    """What a device is on.
 
+    Args:
+        channel: says what became of it.
+        transfers: pull its payload.
+        jobs: work on it.
+        reporter: says how far it is.
+        refused: remembers what was given up.
 
-def num_steps_of(work: LoraWork | ProbeWork) -> int:
-    """Steps that the work will count."""
-    if isinstance(work, LoraWork):
-        return work.hyper_parameters.num_local_steps
-    return work.num_steps if work.form == "softmax" else 1
+    Attributes:
+        work: the assignment; None = there is none.
+    """
+
+    def __init__(
+        self, channel: CoordinatorChannel, transfers: Transfers, jobs: Jobs, reporter: Reporter, refused: Refused
+    ) -> None:
+        self.work: Work | None = None
+        self._channel = channel
+        self._transfers = transfers
+        self._jobs = jobs
+        self._reporter = reporter
+        self._refused = refused
+
+    def begin(self, work: Work) -> None:
+        """Pull what the work starts from, if it starts from anything."""
+        assignment = work.assignment
+        logger.info("round %d, attempt %d: %s", work.key.round_number, work.key.attempt, assignment.work)
+        self.work = work
+        self._reporter.change(DeviceState.FETCHING, work.key)
+        if assignment.payload is None:
+            self._on_payload(work, b"")
+        else:
+            self._transfers.expect(
+                assignment.payload,
+                COORDINATOR,
+                functools.partial(self._on_payload, work),
+                lambda detail: self.refuse(work, FailureReason.INTERNAL, detail),
+            )
+
+    def check_deadline(self) -> None:
+        """Give the work up if its time has passed; call it often."""
+        work, now = self.work, self._channel.clock()
+        if work is not None and now > work.deadline_at:
+            detail = f"deadline passed, {now - work.received_at:.1f} s after the assignment came"
+            self.drop(detail)
+            self.refuse(work, FailureReason.CANCELLED, detail)
+
+    def drop(self, why: str) -> None:
+        """Stop the work, if any; what it may still produce is ignored."""
+        if self.work is None:
+            return
+        logger.info("round %d, attempt %d: %s", self.work.key.round_number, self.work.key.attempt, why)
+        self._stop_pulling(self.work)
+        if self.work.is_running:
+            self._jobs.stop()
+        self.work = None
+
+    def refuse(self, work: Work, reason: FailureReason, detail: str) -> None:
+        """Give an assignment up, and tell."""
+        logger.warning(
+            "round %d, attempt %d given up: %s (%s)", work.key.round_number, work.key.attempt, detail, reason
+        )
+        if self.work is work:
+            self._stop_pulling(work)
+            self.work = None
+        failure = self._channel.failure(work.assignment, reason, detail)
+        self._refused.remember(work.key, failure)
+        self._channel.say(failure)
+        self._reporter.change(DeviceState.IDLE, detail=detail)
+
+    def _on_payload(self, work: Work, blob: bytes) -> None:
+        work.payload = (blob, self._channel.clock() - work.received_at)
+
+    def _stop_pulling(self, work: Work) -> None:
+        if work.assignment.payload is not None:
+            self._transfers.cancel(work.assignment.payload.digest, COORDINATOR)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from typing import Annotated, Literal
 
 import msgspec
@@ -119,6 +120,15 @@ class LoraWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=
             msg = f"prunings at steps {steps} must ascend within {self.hyper_parameters.num_local_steps} local steps"
             raise ValueError(msg)
 
+    def __str__(self) -> str:
+        """A few words."""
+        return f"pruning ratio {self.arm.pruning_ratio:g}, rank {self.arm.rank}"
+
+    @property
+    def num_counted_steps(self) -> int:
+        """Steps that a device counts while it works."""
+        return self.hyper_parameters.num_local_steps
+
     @property
     def final_plan(self) -> Plan:
         """The plan that the update is under."""
@@ -142,6 +152,15 @@ class ProbeWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag
     l2: Decay = 0.0
     """Penalty of the weights, not of the bias: loss + l2 / 2 * sum of squares (``softmax``)."""
 
+    def __str__(self) -> str:
+        """A few words."""
+        return f"probe, {self.form}"
+
+    @property
+    def num_counted_steps(self) -> int:
+        """Steps that a device counts while it works."""
+        return self.num_steps if self.form == "softmax" else 1
+
 
 WorkType = Literal["lora", "probe"]
 """Tags of :data:`Work`."""
@@ -152,5 +171,5 @@ Work = LoraWork | ProbeWork
 
 def type_of(tag: WorkType) -> type[Work]:
     """The member of the union that has a tag."""
-    members: dict[WorkType, type[Work]] = {"lora": LoraWork, "probe": ProbeWork}
-    return members[tag]
+    members: tuple[type[Work], ...] = typing.get_args(Work)
+    return next(member for member in members if member.__struct_config__.tag == tag)

@@ -284,8 +284,8 @@ def test_a_message_that_nobody_foresaw_is_survived(
 def test_a_file_that_turned_bad_ends_the_device_with_a_reason(
     coordinator: Coordinator, start_device: StartDevice, tmp_path: Path
 ) -> None:
-    (tmp_path / "data.jsonl").write_text("no JSON\n")
     device = start_device()
+    (tmp_path / "data.jsonl").write_text("no JSON\n")
     coordinator.wait(Register)
     coordinator.welcome()
     assert "not JSON" in coordinator.wait(Presence, online=False).detail

@@ -20,22 +20,22 @@ class MethodEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """One method, as ``fedspine methods --json`` has it."""
 
     name: str
-    """What ``--method`` takes."""
+    """Value for ``--method``."""
     package: str
     """The package that offers it."""
     label: str = ""
     """Name in tables."""
     about: str = ""
     source: str = ""
-    """Where it is from; empty = from its package."""
+    """Source; empty = its package."""
     work: str = ""
     """Kind of work that devices are asked for."""
     asks: str = ""
-    """What that work is."""
+    """Description of that work."""
     arms: str = ""
-    """How its arms are written, such as ``RATIO:RANK``; empty = it has one arm."""
+    """Form of its arms, such as ``RATIO:RANK``; empty = it has one arm."""
     error: str = ""
-    """Why it cannot be used; all but name and package is empty then."""
+    """Reason why it cannot be used; only name and package are given then."""
 
 
 def entries() -> list[MethodEntry]:

@@ -26,7 +26,7 @@ Settings = dict[str, object]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Shared:
-    """What presets may ask of the settings that all methods share."""
+    """The settings that all methods of a comparison share, as presets read them."""
 
     rounds: int
     sparsity: float
@@ -73,13 +73,13 @@ class Preset:
     label: str
     """Name for tables."""
     about: str
-    """What it does, in a line."""
+    """Description, one line."""
     source: str = ""
-    """Where it is from, such as ``arXiv 2305.05644``; empty = from here."""
+    """Source, such as ``arXiv 2305.05644``; empty = FedSpine."""
     work: str | type[Method] = "lora"
-    """What devices are asked for, and how replies combine: a key of :data:`.registry.WORKS`, or a class."""
+    """Kind of work and of combination: a key of :data:`.registry.WORKS`, or a class."""
     settings: Callable[[Shared], Settings]
-    """What it sets; all else stays as the user or the defaults have it."""
+    """Returns its settings; all others stay as the user or the defaults have them."""
 
     @property
     def about_and_source(self) -> str:

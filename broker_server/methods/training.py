@@ -15,7 +15,7 @@ from edge_runtime.bounds.fields import Count, Decay, Factor, Positive, Share
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingConfig:
-    """How devices train."""
+    """Settings of training."""
 
     num_rounds: Positive = option(Panel.TRAINING, "rounds to train", name="rounds")
     num_local_steps: Positive = option(

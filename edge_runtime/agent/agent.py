@@ -51,10 +51,10 @@ from edge_runtime.wire.messages import (
 logger = logging.getLogger(__name__)
 
 POLL_S: Final = 0.1
-"""How long the loop waits for the link before it looks at the background thread."""
+"""Time that the loop waits for the link before it looks at the background thread, seconds."""
 
 STOP_S: Final = 10.0
-"""How long a stopping process waits for its background thread."""
+"""Time that a stopping process waits for its background thread, seconds."""
 
 
 class Agent:

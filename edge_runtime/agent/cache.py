@@ -133,7 +133,7 @@ def _url_of(base_url: str, name: str) -> str:
 
 
 def _last_use(folder: Path) -> tuple[bool, int]:
-    """Whether an artifact was ever ready for work, and when, or when it was fetched; greater = to be kept rather."""
+    """Return whether an artifact was ever ready for work, and when, or when it was fetched; the greatest is kept."""
     marker = folder / _USED_FILE
     is_used = marker.exists()
     return is_used, (marker if is_used else folder).stat().st_mtime_ns
@@ -152,7 +152,7 @@ def _check_space(folder: Path, lacking: Mapping[str, FileRef]) -> None:
 
 
 def _is_whole(path: Path, ref: FileRef) -> bool:
-    """Whether a cached file is what the manifest says; a wrong one is removed."""
+    """Return whether a cached file is what the manifest says; remove a wrong one."""
     if not path.exists():
         return False
     if path.stat().st_size == ref.size_bytes and http.digest_of_file(path) == ref.digest:

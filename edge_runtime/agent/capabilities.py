@@ -1,4 +1,4 @@
-"""What this machine is and can do, measured once and kept in the state directory."""
+"""The capabilities of this machine, measured once and kept in the state directory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DEFAULT_MEMORY_RATIO: Final = 0.8
 MATRIX_SIZE: Final = 512
 COPY_BYTES: Final = 32 * 1024 * 1024
 MEASURE_S: Final = 0.2
-"""How long each measurement takes."""
+"""Time that each measurement takes, seconds."""
 
 PACKAGES: Final = (
     "fedspine",
@@ -43,7 +43,7 @@ _CGROUP_FILES: Final = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memo
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """What the measured rates depend on; they are measured again when any of it changes."""
+    """The machine that rates were measured on; they are measured again when any of this changes."""
 
     architecture: str
     operating_system: str
@@ -53,7 +53,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rates(msgspec.Struct, frozen=True, kw_only=True):
-    """What is kept in the state directory."""
+    """The measurements that are kept in the state directory."""
 
     machine: Machine
     matmul_gflops: float
@@ -103,7 +103,7 @@ def total_memory() -> int:
 
 
 def default_memory_limit() -> int:
-    """What a device allows itself when it is not told: a share of what is available now, bytes."""
+    """Return the default memory limit: a share of what is available now, bytes."""
     return int(DEFAULT_MEMORY_RATIO * min([int(psutil.virtual_memory().available), *_container_limits()]))
 
 

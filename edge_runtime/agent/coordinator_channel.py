@@ -1,4 +1,4 @@
-"""What a device sends: every message to the coordinator goes through here, under the right topic."""
+"""Messages to the coordinator: every one goes through here, under the right topic."""
 
 from __future__ import annotations
 

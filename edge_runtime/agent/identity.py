@@ -105,7 +105,7 @@ class StateDirectory:
 
     @property
     def capabilities_file(self) -> Path:
-        """What was measured of this machine."""
+        """File of the measurements of this machine."""
         return self.path / CAPABILITIES_FILE
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""What the background thread does: get ready for a run, or work on an assignment."""
+"""Jobs of the background thread: get ready for a run, or work on an assignment."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edge_runtime.system.background import Background
 from edge_runtime.wire.messages import Assignment, Update, Welcome
 
 Job = AssignmentRunner | tuple[Update, bytes]
-"""What a job returns: ready for a run, or an update and its blob."""
+"""Result of a job: ready for a run, or an update and its blob."""
 
 
 class Jobs(Background[Job]):

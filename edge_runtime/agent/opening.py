@@ -1,4 +1,4 @@
-"""From what the owner of a board decided to an agent that can run: what ``fedspine-edge start`` does before its loop.
+"""Make an agent that can run from the owner's settings: the part of ``fedspine-edge start`` before its loop.
 
 Nothing here belongs to the process: no signals, no priority, no environment. So many agents can run in one process,
 each in a thread of its own. What is measured of a process (its resident set) is then that of all of them.

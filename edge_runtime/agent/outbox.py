@@ -84,7 +84,7 @@ class Outbox:
         return list(self._entries.values())
 
     def blob_file(self, key: AssignmentKey) -> Path:
-        """Where the blob of an update lies, if it waits here."""
+        """Return the file of an update's blob, if it waits here."""
         return self._file(key, _BLOB)
 
     def remove(self, key: AssignmentKey) -> Update | None:

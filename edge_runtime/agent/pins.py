@@ -1,4 +1,4 @@
-"""What the owner of a board lets it run: artifacts by digest, artifact servers by host."""
+"""The artifacts and artifact servers that the owner of a board allows, by digest and by host."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Pins:
         )
 
     def objection(self, run_id: str, digest: str, url: str) -> str | None:
-        """Why a run may not be taken part in, one line; None where it may.
+        """Return why this device may not take part in a run, one line; None if it may.
 
         Args:
             run_id: the run.

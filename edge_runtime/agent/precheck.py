@@ -1,4 +1,4 @@
-"""A look at the data file before the network is touched: what needs no artifact to be seen is said at once."""
+"""A first check of the data file, before the network is used: faults that need no artifact to be seen."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from edge_runtime.engine.examples import ExampleReader, Fields
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Examples:
-    """What a file holds."""
+    """The content of a file, in numbers."""
 
     num_examples: int
     num_bytes: int
     """Size of the file."""
     num_texts: int
-    """How many of them are raw text, which needs a tokenizer."""
+    """Number of them that are raw text, which needs a tokenizer."""
     warnings: tuple[str, ...] = ()
-    """What its owner should know, one line each."""
+    """Warnings for its owner, one line each."""
 
 
 def count_examples(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""What a device says of itself: every change of state at once, progress about once a second, a heartbeat when idle."""
+"""Status messages: every change of state at once, progress about once a second, a heartbeat when idle."""
 
 from __future__ import annotations
 

@@ -29,12 +29,12 @@ class Work:
 
     @property
     def key(self) -> AssignmentKey:
-        """What makes it effectively once."""
+        """Return the key under which it counts only once."""
         return self.assignment.key
 
 
 class CurrentWork:
-    """What a device is on.
+    """The work that a device is on.
 
     Args:
         channel: says what became of it.

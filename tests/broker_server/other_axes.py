@@ -31,4 +31,4 @@ THREE: Final = Preset(
 ONE: Final = Preset(label="One arm", about="no axis at all", work=OneArm, settings=lambda _: {"scheduler": "fixed"})
 THREE_AXES: Final = f"{__name__}:THREE"
 ONE_ARM: Final = f"{__name__}:ONE"
-"""What ``--method`` takes."""
+"""Value for ``--method``."""

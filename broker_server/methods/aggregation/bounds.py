@@ -1,4 +1,4 @@
-"""How large an adapter may be: what is refused of a device, and never written as the global adapter.
+"""Bounds on adapters: a device's adapter beyond them is refused, and no global adapter beyond them is written.
 
 One bound for every element of a factor or a dense tensor, and for the Frobenius norm of each target's product B A. Why
 10 000: the frozen weights that a product is added to have norms of tens to hundreds (4096 x 11008 elements of 0.02 have

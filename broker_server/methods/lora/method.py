@@ -127,7 +127,7 @@ class Lora(Method):
         return self._layout(asked.final_plan, asked.arm.rank)[1]
 
     def check(self, work: Work, blob: bytes, num_examples: int) -> None:
-        """Refuse what is not an adapter under the last plan that was sent; see :meth:`Method.check`."""
+        """Refuse a reply that is not an adapter under the last plan that was sent; see :meth:`Method.check`."""
         del num_examples
         asked, payload = _lora(work), decode_payload(blob)
         check_payload(

@@ -33,7 +33,7 @@ HEADER_BYTES: Final = 4096
 
 
 class Probe(Method):
-    """What both forms have in common: the work, and the head that it starts from."""
+    """Base of both forms: the work, and the head that it starts from."""
 
     form: ClassVar[Literal["softmax", "statistics"]]
     work_type = "probe"
@@ -123,7 +123,7 @@ class SoftmaxProbe(Probe):
         return 4 * sum(int(np.prod(shape)) for shape in self._shapes.values()) + HEADER_BYTES
 
     def check(self, work: Work, blob: bytes, num_examples: int) -> None:
-        """Refuse what is not a head of this model; see :meth:`Method.check`."""
+        """Refuse a reply that is not a head of this model; see :meth:`Method.check`."""
         del work, num_examples
         check_bounds(self._manifest, probe.decode_head(blob, self._head))
 
@@ -155,7 +155,7 @@ class StatisticsProbe(Probe):
         return 8 * (extended**2 + num_classes * extended + num_classes) + HEADER_BYTES
 
     def check(self, work: Work, blob: bytes, num_examples: int) -> None:
-        """Refuse what are not sums over as many examples as the device says; see :meth:`Method.check`."""
+        """Refuse a reply that does not hold sums over as many examples as the device says; see :meth:`Method.check`."""
         del work
         counted = probe.decode_statistics(blob, self._head).num_examples
         if counted != num_examples:

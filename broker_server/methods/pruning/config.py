@@ -75,5 +75,5 @@ class PruningConfig:
 
     @property
     def policy(self) -> PlanPolicy:
-        """How plans are made from importance."""
+        """Return the policy by which plans are made from importance."""
         return PlanPolicy(scope=self.scope, protect_first=self.protect_first, protect_last=self.protect_last)

@@ -1,4 +1,4 @@
-"""What a scheduler is: six typed methods, and the memory of arms that are infeasible on a device."""
+"""The base class of schedulers: six typed methods, and the memory of arms that are infeasible on a device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from edge_runtime.wire.work import Arm
 
 
 class ArmOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one assignment: all that a scheduler may learn from."""
+    """The outcome of one assignment: all that a scheduler may learn from."""
 
     round_number: int
     device_id: str
@@ -44,10 +44,10 @@ class ArmOutcome(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerContext:
-    """What only some schedulers may know; a bandit asks for none of it but the axes and the number of rounds."""
+    """Facts that only some schedulers may use; a bandit uses only the axes and the number of rounds."""
 
     axes: Axes = LORA_AXES
-    """What arms are points on; every scheduler reads it."""
+    """Axes of the arms; every scheduler reads them."""
     num_rounds: int = 0
     """Rounds of the run; 0 = not said."""
     device_classes: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -135,7 +135,7 @@ class Scheduler(abc.ABC):
         }
 
     def is_feasible(self, device_id: str, arm: Arm) -> bool:
-        """Whether an arm, of the list or not, is not known to be infeasible for a device."""
+        """Return whether an arm, listed or not, may be feasible for a device."""
         return not any(self.axes.costs_at_least(arm, known) for known in self._infeasible.get(device_id, ()))
 
     def feasible(self, device_id: str) -> list[int]:

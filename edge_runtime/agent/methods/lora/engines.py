@@ -1,4 +1,4 @@
-"""Which engine a device trains with, and in which mode: as its owner chose, and as its memory allows."""
+"""The choice of engine and mode that a device trains with: as its owner chose, and as its memory allows."""
 
 from __future__ import annotations
 

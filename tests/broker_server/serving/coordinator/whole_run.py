@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import shutil
 import socket
@@ -98,6 +99,11 @@ class WholeRun:
         return [event.record for event in self._events() if isinstance(event, RoundFinished)]
 
     @property
+    def accuracies(self) -> list[float]:
+        """On the server's examples, by round."""
+        return [record.evaluation.accuracy for record in self.records if record.evaluation is not None]
+
+    @property
     def losses(self) -> list[float]:
         """On the server's examples, by round."""
         return [record.evaluation.loss for record in self.records if record.evaluation is not None]
@@ -128,12 +134,12 @@ def write_examples(path: Path, name: str) -> Path:
     return path
 
 
-def write_run(run_dir: Path, artifact: Path, artifact_url: str, broker_url: str) -> None:
+def write_run(run_dir: Path, artifact: Path, artifact_url: str, broker_url: str, **changes: Any) -> None:
     """A run of two arms and of LoRA importance for three devices; each round is evaluated on the server."""
     digest = Artifact.open(artifact).digest
     shutil.copytree(artifact, run_dir / "artifacts" / digest)
     write_examples(run_dir / "test.jsonl", "server")
-    config = CoordinatorConfig(
+    base = CoordinatorConfig(
         run_id="whole",
         fleet=FLEET,
         broker_url=broker_url,
@@ -150,6 +156,7 @@ def write_run(run_dir: Path, artifact: Path, artifact_url: str, broker_url: str)
         rejoin_s=WAIT_S,
         num_threads=1,
     )
+    config = dataclasses.replace(base, **changes)
     (run_dir / "config.toml").write_text(config.to_toml(), encoding="utf-8")
 
 

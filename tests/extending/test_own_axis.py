@@ -64,6 +64,7 @@ def test_devices_do_what_the_arm_says_and_report_and_rows_show_it(
     for arm in asked.values():
         axes.check(arm)
         assert 4 <= axes["batch_size"].of(arm) <= 16
+    assert len({axes["batch_size"].of(arm) for arm in asked.values()}) > 1
     header, _, *rows = to_csv({RunKey(method="mine", seed=0): report_run(tmp_path)}).splitlines()
     place = {name: header.split(",").index(name) for name in ("device_id", "round_number", "batch_size")}
     cells = [row.split(",") for row in rows]

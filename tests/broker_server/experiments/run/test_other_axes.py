@@ -58,6 +58,7 @@ def test_a_page_of_a_method_with_an_axis_more_shows_it() -> None:
     for title in ("Arms by round: pruning ratio, and rank:batch size beside it", "Training time by device and arm"):
         assert f"<!-- {title} -->" in page
     assert "<!-- 50% pruned, rank 4, batches of 2 -->" in page
+    assert "<!-- rank 4, -->" in page, "names of arms under a chart are on several lines"
     assert arm_lines(report_of(THREE_AXES))[0] == "arms (pruning ratio:rank:batch size) over the rounds:"
 
 

@@ -17,7 +17,7 @@ from edge_runtime.formats import names
 from edge_runtime.formats.manifest import FileRef, Manifest, decode_manifest, digest_of
 from edge_runtime.link import http
 from edge_runtime.link.errors import ArtifactCorruptedError
-from edge_runtime.system.files import DiskFullError, write_atomically
+from edge_runtime.system.files import DiskFullError, measure, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ def _is_whole(path: Path, ref: FileRef) -> bool:
     """Return whether a cached file is what the manifest says; remove a wrong one."""
     if not path.exists():
         return False
-    if path.stat().st_size == ref.size_bytes and http.digest_of_file(path) == ref.digest:
+    if path.stat().st_size == ref.size_bytes and measure(path) == (ref.size_bytes, ref.digest):
         return True
     logger.warning("cached file %s is corrupted; fetching it again", path)
     path.unlink()

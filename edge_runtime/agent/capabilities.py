@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import os
 import platform
@@ -16,6 +15,7 @@ import numpy as np
 import psutil
 
 from edge_runtime.system.files import write_atomically
+from edge_runtime.system.versions import installed
 from edge_runtime.wire.measures import Capabilities
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def find_capabilities(cache: Path, num_threads: int, memory_limit_bytes: int) ->
         operating_system=f"{platform.system()} {platform.release()}",
         num_cores=usable_cores(),
         num_threads=num_threads,
-        versions={"python": platform.python_version(), **_versions()},
+        versions={"python": platform.python_version(), **installed(PACKAGES)},
     )
     rates = _cached(cache, machine)
     if rates is None:
@@ -144,16 +144,6 @@ def _cached(cache: Path, machine: Machine) -> Rates | None:
         logger.warning("%s is not readable (%s); measuring again", cache, error)
         return None
     return rates if rates.machine == machine else None
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _container_limits() -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -15,14 +14,13 @@ from edge_runtime.errors import ManifestError
 from edge_runtime.formats.manifest import FileRef, Task, TextSpec
 from edge_runtime.formats.plan import Plan
 from edge_runtime.inference.errors import CompactModelError, CompactVersionError
+from edge_runtime.system.files import measure
 
 SCHEMA_VERSION: Final = 1
 """Version of a compact model's directory; another one is refused."""
 
 DESCRIPTION_FILE: Final = "fedspine.json"
 MODEL_FILE: Final = "model.onnx"
-
-_READ_BYTES: Final = 1 << 20
 
 
 class CompactInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,12 +110,8 @@ def file_ref(path: Path, *, on_device: bool) -> FileRef:
     Raises:
         OSError: it cannot be read.
     """
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while piece := file.read(_READ_BYTES):
-            digest.update(piece)
-            size += len(piece)
-    return FileRef(digest=digest.hexdigest(), size_bytes=size, on_device=on_device)
+    size, digest = measure(path)
+    return FileRef(digest=digest, size_bytes=size, on_device=on_device)
 
 
 class _VersionOnly(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from edge_runtime.bounds import limits
-from edge_runtime.engine.artifact import Artifact, measure
+from edge_runtime.engine.artifact import Artifact
 from edge_runtime.formats.plan import Plan
 from edge_runtime.ort_training.description import (
     DESCRIPTION_FILE,
@@ -18,6 +18,7 @@ from edge_runtime.ort_training.description import (
     widths_of,
 )
 from edge_runtime.ort_training.errors import ArmNotExportedError, FixedHyperParametersError, OrtModelsError
+from edge_runtime.system.files import measure
 from edge_runtime.wire.arms import format_arms
 from edge_runtime.wire.work import Arm, HyperParameters, LoraWork
 

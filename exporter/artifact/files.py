@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
 import shutil
 import stat
 from pathlib import Path
@@ -25,6 +23,7 @@ from edge_runtime.formats.manifest import (
 )
 from edge_runtime.inference.description import file_ref
 from edge_runtime.system.files import write_atomically
+from edge_runtime.system.versions import installed
 from exporter.output import Kind, config_bytes, foreign_writer
 from models.tokenizer import TOKENIZER_CONFIG
 
@@ -87,7 +86,7 @@ def describe(model: PretrainedModel, base: Base) -> Manifest:
         targets=family.target_specs(),
         dense=tuple(DenseSpec(name=name, shape=shapes[name]) for name in family.dense),
         files={},
-        producer=_producer(),
+        producer=installed(_PRODUCERS),
     )
 
 
@@ -102,14 +101,6 @@ def _text_spec(model: PretrainedModel) -> TextSpec:
         max_length=model.family.max_length,
         vocab_size=model.family.vocab_size,
     )
-
-
-def _producer() -> dict[str, str]:
-    found = {}
-    for package in _PRODUCERS:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
 
 
 def write_graph(directory: Path, name: str, graph: onnx.ModelProto) -> None:

@@ -17,7 +17,7 @@ from edge_runtime.board.niceness import DEFAULT_NICE, MAX_NICE
 from edge_runtime.board.sensors import SYS
 from edge_runtime.board.service import CREDENTIALS, Service
 from edge_runtime.bounds import limits
-from edge_runtime.bounds.fields import NAME, NAME_RULE
+from edge_runtime.bounds.fields import DIGEST, NAME, NAME_RULE
 from edge_runtime.doctor.setup import Setup
 from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress, TlsFiles, password_shows, read_password
 from edge_runtime.link.errors import AddressError
@@ -293,7 +293,7 @@ def setup_of(arguments: argparse.Namespace, now: float) -> Setup:
 def digests(text: str) -> str:
     """SHA-256 digests, with commas between them."""
     fault = "not a SHA-256 digest: expected 64 hexadecimal digits, see 'sha256sum manifest.json'"
-    return _list(text, r"[0-9a-f]{64}", fault)
+    return _list(text, DIGEST, fault)
 
 
 def hosts(text: str) -> str:

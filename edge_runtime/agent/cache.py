@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from edge_runtime.bounds import limits
+from edge_runtime.bounds.fields import DIGEST
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.formats import names
 from edge_runtime.formats.manifest import FileRef, Manifest, decode_manifest, digest_of
@@ -24,7 +25,6 @@ logger = logging.getLogger(__name__)
 MAX_ARTIFACTS: Final = 2
 """Artifacts that stay on disk: the one in use and the one before."""
 
-_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 """Names of folders that this cache made; what else lies there is not its own."""
 
 RESERVE_BYTES: Final = 16_000_000
@@ -119,7 +119,7 @@ class ArtifactCache:
 
         What is longest ago is told by the clock, which may have been set back.
         """
-        found = (path for path in self._directory.iterdir() if _DIGEST.fullmatch(path.name) and path.is_dir())
+        found = (path for path in self._directory.iterdir() if re.fullmatch(DIGEST, path.name) and path.is_dir())
         others = [path for path in found if path != current]
         others.sort(key=_last_use, reverse=True)
         for folder in others[MAX_ARTIFACTS - 1 :]:

@@ -50,7 +50,9 @@ Beta = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 
 # ---- names -----------------------------------------------------------------------------------------------------------
 
-Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+DIGEST: Final = r"[0-9a-f]{64}"
+"""A SHA-256 in hexadecimal digits, as a regular expression."""
+Digest = Annotated[str, msgspec.Meta(pattern=rf"^{DIGEST}\Z")]
 Name = Annotated[str, msgspec.Meta(pattern=rf"^{NAME.pattern}\Z")]
 """Run, device, session, model family; and a file within a folder."""
 GroupName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_]{1,64}\Z")]

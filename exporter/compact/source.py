@@ -14,6 +14,7 @@ import numpy as np
 import safetensors
 
 from edge_runtime.bounds import limits
+from edge_runtime.bounds.fields import DIGEST
 from edge_runtime.errors import PlanError, TensorError
 from edge_runtime.formats import names, ranking
 from edge_runtime.formats.adapter import Array
@@ -32,7 +33,6 @@ from edge_runtime.formats.tensors import check_digest, decode_tensors
 from edge_runtime.inference.description import file_ref
 from exporter.errors import CompactInputError, CompactRatioError
 
-_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _NEEDED_FILES: Final = (names.BASE_FILE, names.CONFIG_FILE)
 
 
@@ -76,7 +76,7 @@ def read_source(run_dir: Path, *, adapter: Path | None = None, round_number: int
         _check_trained(path, payload)
     try:
         digest = metadata["artifact_digest"]
-        if _DIGEST.fullmatch(digest) is None:
+        if re.fullmatch(DIGEST, digest) is None:
             msg = f"artifact_digest is {digest[:80]!r}"
             raise ValueError(msg)  # noqa: TRY301 - as other values that are none
         rank, number = int(metadata["rank"]), int(metadata["round_number"])

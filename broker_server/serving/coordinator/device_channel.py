@@ -17,6 +17,7 @@ from edge_runtime.link.protocol import Link
 from edge_runtime.link.transfers import WINDOW, Transfers
 from edge_runtime.wire import topics
 from edge_runtime.wire.messages import (
+    HEARTBEAT_S,
     AnyMessage,
     BlobRef,
     Chunk,
@@ -36,8 +37,6 @@ from edge_runtime.wire.versions import SchemaVersionError, word_to
 
 logger = logging.getLogger(__name__)
 
-HEARTBEAT_S: Final = 15.0
-"""How often a device says that it is there."""
 SILENCE_S: Final = 3 * HEARTBEAT_S
 """A device that said nothing for this long counts as offline, also when the broker did not publish its will."""
 

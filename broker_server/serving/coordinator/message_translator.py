@@ -23,7 +23,7 @@ from broker_server.methods.rounds.types import (
     UpdateStored,
 )
 from broker_server.serving.coordinator.claims import most_examples
-from broker_server.serving.coordinator.device_channel import HEARTBEAT_S, DeviceChannel, DeviceMessage, Other
+from broker_server.serving.coordinator.device_channel import DeviceChannel, DeviceMessage, Other
 from broker_server.serving.coordinator.ledger import Ledger
 from broker_server.serving.coordinator.run_context import RunContext
 from edge_runtime.errors import TensorError, WireError
@@ -192,7 +192,6 @@ class MessageTranslator:
             max_length=config.training.max_length,
             work=self._run.method.work_type,
             wire_dtype=config.wire_dtype,
-            heartbeat_s=HEARTBEAT_S,
         )
         self._channel.to(message.device_id, welcome)
         has_stayed = self._earlier_sessions.get(message.device_id) == message.session_id

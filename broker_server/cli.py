@@ -182,7 +182,7 @@ def _fail_on_system(error: OSError) -> int:
         return _fail_unexpected(error)
     if os.environ.get("FEDSPINE_DEBUG"):
         traceback.print_exception(error)
-    fault = f"{error.filename}: {error.strerror}; check what lies there, and who may read and write it"
+    fault = f"{error.filename}: {error.strerror}; check what is there, and who may read and write it"
     return _fail(fault, ExitCode.UNEXPECTED)
 
 

@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         logger.debug("unexpected error", exc_info=True)
         if isinstance(error, OSError) and error.filename and error.strerror:
-            _complain(f"{error.filename}: {error.strerror}; check what lies there, and who may read and write it")
+            _complain(f"{error.filename}: {error.strerror}; check what is there, and who may read and write it")
             return int(ExitCode.UNEXPECTED)
         _complain(f"unexpected {type(error).__name__}: {error}; run with --log-level debug for the traceback")
         return int(ExitCode.UNEXPECTED)

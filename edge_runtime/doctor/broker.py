@@ -176,7 +176,7 @@ def fleet(trial: Trial) -> Finding:
     if trial.coordinator:
         return ok("fleet", f"a coordinator of fleet {trial.fleet!r} answers, of run {trial.coordinator!r}")
     if trial.problem is not None or trial.refusal or trial.cut:
-        return warning("fleet", "cannot be asked without the broker", "first fix what is reported of the broker")
+        return warning("fleet", "cannot be checked without the broker", "first fix what is reported of the broker")
     step = "check --fleet, and that 'fedspine coordinate' runs with that fleet; a device waits for it"
     return warning("fleet", f"no coordinator of fleet {trial.fleet!r} answered in {ANSWER_S:g} s", step)
 
@@ -188,7 +188,7 @@ def artifact(trial: Trial) -> Finding:
     if not trial.address:
         return skipped("artifact", "--broker")
     if not trial.coordinator:
-        return warning("artifact", "cannot be asked without a coordinator", "first fix what is reported of the fleet")
+        return warning("artifact", "cannot be checked without a coordinator", "first fix what is reported of the fleet")
     if trial.artifact_url is None or trial.artifact_digest is None:
         return warning("artifact", "the coordinator does not say where it is", "install the server's release there too")
     pins = Pins.of(trial.allowed_digests, trial.allowed_hosts)

@@ -32,7 +32,7 @@ def session() -> Finding:
         done = subprocess.run(code_command(_PROGRAM), capture_output=True, text=True, timeout=LONGEST_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as why:
         detail = " ".join(f"could not be tried: {why}".split())
-        return error("session", detail, "look whether the machine is overloaded", ExitCode.UNEXPECTED)
+        return error("session", detail, "check whether the machine is overloaded", ExitCode.UNEXPECTED)
     if done.returncode == ExitCode.OK:
         return ok("session", f"a product of {SIZE} x {SIZE} matrices is right")
     if done.returncode < 0:

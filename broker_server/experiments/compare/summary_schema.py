@@ -18,8 +18,8 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
     """One figure of a method over its seeds."""
 
     median: float | None
-    """Over the finished runs. Of a cost to a target, a run that never reached it counts as infinitely dear: null where
-    the median is that. Of other figures, over the runs that have it."""
+    """Over the finished runs. Of a cost to a target, a run that never reached it counts as infinitely expensive: null
+    where the median is that. Of other figures, over the runs that have it."""
     min: float | None
     """Smallest known value."""
     max: float | None

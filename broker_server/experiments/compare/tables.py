@@ -138,9 +138,9 @@ def cost_to_target(summary: Summary) -> Table:
     return Table(
         title="Cost to target",
         note=f"Until the end of the first evaluated round with a held-out {metric_name(summary.task)} of {target} or "
-        f"{'less' if summary.task == 'causal-lm' else 'more'}. A run that never got there counts as infinitely dear; "
-        "the spread is over those that did. Memory is the largest resident set of a device's "
-        "process on this machine.",
+        f"{'less' if summary.task == 'causal-lm' else 'more'}. A run that never got there counts as infinitely "
+        "expensive; the spread is over those that did. Memory is the largest resident set of a device's process on "
+        "this machine.",
         columns=(
             "method", "reached", f"{summary.clock} time", f"times {reference.label}'s", "rounds", "bytes",
             f"times {reference.label}'s", "time, model at sparsity", "memory",
@@ -196,7 +196,7 @@ def robustness(summary: Summary) -> Table:
         )
     return Table(
         title="Robustness",
-        note="What became of the devices' parts in rounds, and what the same method does under other conditions.",
+        note="Outcomes of the devices' assignments, and the same methods under other conditions.",
         columns=(
             "method", "conditions", "updates accepted", "others", f"final {metric_name(summary.task)}", "change",
             "time to target", "times",

@@ -84,7 +84,7 @@ class RunDirectory:
             msg = f"{self.root} holds no run to resume: start one with `fedspine run --out {self.root}`"
             raise RunExistsError(msg) from error
         except OSError as error:
-            msg = f"{self.job_file} cannot be read ({error.strerror}): check what lies there, and who may read it"
+            msg = f"{self.job_file} cannot be read ({error.strerror}): check what is there, and who may read it"
             raise StoreError(msg) from error
         except msgspec.DecodeError as error:
             msg = f"{self.job_file} is damaged ({error}): start the run again in another directory"

@@ -40,11 +40,11 @@ import psutil
 
 from benchmarks.step import environment
 from benchmarks.thin_devices import Crowd, InProcessCrowd, MqttCrowd
-from broker_server.config import CoordinatorConfig
+from broker_server.config import CONFIG_FILE, CoordinatorConfig
 from broker_server.experiments.run.preparation import BUILT_IN_MODEL
 from broker_server.methods.training import TrainingConfig
 from broker_server.serving.coordinator.process import run_coordinator, unix_now
-from broker_server.serving.storage.events import EventReader, RoundFinished, RoundStarted, UpdateAccepted
+from broker_server.serving.storage.events import EVENTS_FILE, EventReader, RoundFinished, RoundStarted, UpdateAccepted
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.link.in_process import InProcessBroker
 from edge_runtime.system.interpreter import module_command
@@ -150,7 +150,7 @@ class Watch:
         """
         self._is_running = is_running
         self._used = used
-        self._events = EventReader(run_dir / "events.jsonl")
+        self._events = EventReader(run_dir / EVENTS_FILE)
         self._began_at = unix_now()
         self._started: dict[int, float] = {}
         self._accepted: dict[int, list[float]] = {}
@@ -225,7 +225,7 @@ def write_config(options: argparse.Namespace, run_dir: Path, digest: str, port: 
         registration_timeout_s=options.deadline,
         num_threads=1,
     )
-    (run_dir / "config.toml").write_text(config.to_toml(), encoding="utf-8")
+    (run_dir / CONFIG_FILE).write_text(config.to_toml(), encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -192,7 +192,9 @@ def removals(run: TrainingRun, artifact: Artifact, case: Case, dataset: Dataset,
 
     def losses(plan: Plan) -> npt.NDArray[np.float64]:
         weights = FrozenWeights({**run.weights, **dict(shrink_weights(manifest, run.weights, full, plan))})
-        evaluator = Evaluator(artifact, plan, graphs.model(weights))
+        evaluator = Evaluator(
+            artifact, plan, graphs.model(weights, adapters.AdapterLayout.of(manifest, plan, RANK), 2.0)
+        )
         part = adapters.restrict(manifest, tuned, plan, RANK)
         return np.array([evaluator.evaluate(part, RANK, 2.0, half, EVALUATION_BATCH).loss for half in halves])
 

@@ -75,7 +75,7 @@ def quality(
     first = adapter.initial(manifest, artifact.initial() if manifest.dense else {}, options.rank, rng)
     trainer = Trainer(artifact, num_threads=options.threads)
     run = trainer.start(Plan.full(manifest), options.rank, first, given)
-    evaluator = trainer.evaluator(run)
+    evaluator = run.evaluator()
 
     def evaluate(now: dict[str, Any]) -> EvaluationResult:
         return evaluator.evaluate(now, options.rank, given.lora_scaling, held_out, options.batch_size)

@@ -30,6 +30,7 @@ from edge_runtime.link.inbox import Connected, Received
 from edge_runtime.link.transfers import WINDOW
 from edge_runtime.wire import chunks, topics
 from edge_runtime.wire.messages import (
+    HEARTBEAT_S,
     AnyMessage,
     Assignment,
     BlobRef,
@@ -51,7 +52,6 @@ from edge_runtime.wire.messages import (
 )
 from edge_runtime.wire.work import LoraWork
 
-HEARTBEAT_S: Final = 15.0
 SAY_AGAIN_S: Final = 5.0
 """As a device's outbox: silence after which an update is announced again; doubles up to the next."""
 LONGEST_SAY_AGAIN_S: Final = 60.0

@@ -25,12 +25,12 @@ from edge_runtime.system import streams
 from edge_runtime.system.files import raise_if_disk_full
 from edge_runtime.system.interpreter import keep_folder_out
 
-PASSWORD_FILE_HELP = f"Holds the broker's password, one line (else: {PASSWORD_VARIABLE})."
+PASSWORD_FILE_HELP = f"File with the broker's password, one line (default: the variable {PASSWORD_VARIABLE})."
 PASSED_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 app = typer.Typer(
     name="fedspine",
-    help="Federated LoRA on pruned slices of language models: export, tune, shrink.",
+    help="Federated LoRA on pruned slices of language models. Without options, `fedspine run` shows all of it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -50,21 +50,21 @@ def root(version: Annotated[bool, typer.Option("--version", help="Show the versi
 
 @app.command(context_settings=PASSED_THROUGH)
 def export(context: typer.Context) -> None:
-    """Turn a pretrained model into an artifact that devices train. See: fedspine export --help."""
+    """Turn a pretrained model into an artifact that devices can train."""
     export_door.call("export", context.args)
 
 
 @app.command(context_settings=PASSED_THROUGH)
 def compact(context: typer.Context) -> None:
-    """Make the compact inference model of a run. See: fedspine compact --help."""
+    """Make a compact inference model from a run."""
     export_door.call("compact", context.args)
 
 
 @app.command()
 def methods(
-    as_json: Annotated[bool, typer.Option("--json", help="Write a JSON array.")] = False,  # noqa: FBT002 - a flag
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array in place of a table.")] = False,  # noqa: FBT002 - a flag
 ) -> None:
-    """List the methods: what each does, where it is from, and what it asks of devices."""
+    """List the methods, with their sources and what each asks of devices."""
     from broker_server.methods import catalogue  # noqa: PLC0415 - `fedspine --help` needs none of it
 
     found = catalogue.entries()
@@ -73,10 +73,10 @@ def methods(
 
 @app.command()
 def coordinate(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory with config.toml.")],
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory that holds config.toml.")],
     password_file: Annotated[Path | None, typer.Option(metavar="FILE", help=PASSWORD_FILE_HELP)] = None,
 ) -> None:
-    """Coordinate a run until its last round, from wherever it stands."""
+    """Coordinate the rounds of a run. A run that was interrupted goes on where it stopped."""
     from broker_server.serving.coordinator.process import run_coordinator  # noqa: PLC0415 - `fedspine --help` needs none of it
 
     if password_file is not None:
@@ -86,11 +86,13 @@ def coordinate(
 
 @app.command()
 def report(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory that a coordinator or a run wrote.")],
+    run_dir: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run directory of `fedspine run` or `fedspine coordinate`.")
+    ],
 ) -> None:
-    """Write report.json and report.html of a run again, from what it left; also while it goes on."""
+    """Write report.json and report.html of a run, also while it goes on."""
     from broker_server.experiments.run.finishing import report_again  # noqa: PLC0415 - `fedspine --help` needs none of it
-    from broker_server.serving.report.from_run import REPORT_PAGE  # noqa: PLC0415 - as above
+    from broker_server.serving.report.schema import REPORT_PAGE  # noqa: PLC0415 - as above
 
     report_again(run_dir)
     print(f"report: {run_dir / REPORT_PAGE}")
@@ -100,9 +102,12 @@ def report(
 def broker(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 1883,
-    kind: Annotated[Literal["auto", "mosquitto", "amqtt"], typer.Option(help="Program to run.")] = "auto",
+    kind: Annotated[
+        Literal["auto", "mosquitto", "amqtt"],
+        typer.Option(help="Broker to run; auto = mosquitto if it is on the PATH, else amqtt."),
+    ] = "auto",
 ) -> None:
-    """Run an MQTT broker: mosquitto where it is on the PATH, else amqtt."""
+    """Run an MQTT broker: mosquitto if it is installed, else amqtt."""
     from broker_server.serving.services.broker import run_broker  # noqa: PLC0415 - `fedspine --help` needs none of it
 
     run_broker(host=host, port=port, kind=kind)
@@ -110,11 +115,13 @@ def broker(
 
 @app.command()
 def artifacts(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of artifacts, each named by its digest.")],
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Directory of artifacts, each in a directory named by its digest.")
+    ],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
 ) -> None:
-    """Serve artifacts over HTTP, with ranges."""
+    """Serve artifacts to devices over HTTP."""
     from broker_server.serving.services.artifacts import serve_artifacts  # noqa: PLC0415 - `fedspine --help` needs none of it
 
     serve_artifacts(directory, host, port)
@@ -175,7 +182,7 @@ def _fail_on_system(error: OSError) -> int:
         return _fail_unexpected(error)
     if os.environ.get("FEDSPINE_DEBUG"):
         traceback.print_exception(error)
-    fault = f"{error.filename}: {error.strerror}; check what lies there, and who may read and write it"
+    fault = f"{error.filename}: {error.strerror}; check what is there, and who may read and write it"
     return _fail(fault, ExitCode.UNEXPECTED)
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal, Self
 import msgspec
 
 from broker_server.errors import ConfigError
-from broker_server.methods.presets import check_method, completed, trained_sparsity
+from broker_server.methods.presets import check_method, completed, method_of, trained_sparsity
 from broker_server.methods.pruning.config import PruningConfig
 from broker_server.methods.training import TrainingConfig, ZeroOrderConfig
 from broker_server.naming import as_key
@@ -22,48 +22,59 @@ from edge_runtime.bounds.fields import Count, Name, Positive, Seconds, Seed
 from edge_runtime.errors import FedSpineError
 from edge_runtime.formats.tensors import WireDtype
 from edge_runtime.formats.transforms import TransformError, parse_transforms
-from edge_runtime.wire.arms import LORA_AXES, MAX_PRUNING_RATIO, ArmError, format_arms, parse_arms
+from edge_runtime.wire.arms import MAX_PRUNING_RATIO, PRUNING_RATIO, ArmError, Axes
 from edge_runtime.wire.work import Arm
 
 Duration = Annotated[float, msgspec.Meta(gt=0, le=limits.LONGEST_S)]
 
-DEFAULT_ARMS: Final = "0.0:8,0.25:8,0.5:4"
-"""Grid of arms where a method is given and no arms are."""
+CONFIG_FILE: Final = "config.toml"
+"""In a run's directory."""
 
-ARMS: Final = Written(str, parse_arms, format_arms)
-"""Arms are written ``RATIO:RANK,...``."""
+ARMS: Final = Written(
+    str,
+    lambda text, method: method_of(method).axes.parse(text),
+    lambda arms, method: method_of(method).axes.format(arms),
+    by="method",
+)
+"""Arms are written as the method's axes are: those of LoRA ``RATIO:RANK,...``."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FederationConfig:
     """What is trained and how: the settings that ``fedspine run`` and ``config.toml`` have in common."""
 
-    num_devices: Positive = option(Panel.TRAINING, "number of devices", name="devices")
+    num_devices: Positive = option(Panel.TRAINING, "devices that take part", name="devices")
     """Devices that the first round waits for (at most ``registration_timeout_s``); later ones: see ``rejoin_s``."""
     training: TrainingConfig
     arms: tuple[Arm, ...] = option(
-        Panel.TRAINING, "pruning ratios and ranks, RATIO:RANK,..., such as 0.0:8,0.25:8,0.5:4", written=ARMS
+        Panel.TRAINING,
+        "arms, with LoRA a pruning ratio and a rank each, such as 0.0:8,0.25:8,0.5:4",
+        by="method",
+        written=ARMS,
     )
     """Arms that the scheduler may play; for one that plays between them, the corners of what it may play."""
     method: str = option(
         Panel.TRAINING,
-        "a method by name, such as fedspine or fedit: its settings, below those that are given (`fedspine methods` "
-        "lists them)",
+        "method by name, such as fedspine or fedit (`fedspine methods` lists them). It brings settings; the options "
+        "that are given win",
         "",
     )
     scheduler: str = option(
-        Panel.TRAINING, "who gets which arm: fedspine, uniform, ... (docs/scheduler.md)", "uniform", by="method"
+        Panel.TRAINING,
+        "what chooses each device's arm: fedspine, uniform, ... (docs/scheduler.md)",
+        "uniform",
+        by="method",
     )
     aggregation: str = option(
         Panel.TRAINING,
-        "fedspine, fedspine_holders, fedit, ... (docs/aggregation.md) (default: fedspine_holders, and fedspine where "
-        "classes come as they are)",
+        "rule that combines updates: fedspine, fedspine_holders, fedit, ... (docs/aggregation.md) (default: by method, "
+        "task and class balance)",
         "fedspine",
     )
-    seed: Seed = option(Panel.TRAINING, "seed of everything random", 0)
+    seed: Seed = option(Panel.TRAINING, "seed of all random choices", 0)
     num_evaluation_examples: Positive | None = option(
         Panel.TRAINING,
-        "held-out examples measured after each round, the last one also on all; 0 = always all",
+        "held-out examples to evaluate on after each round; 0 = all. The last round is evaluated on all of them too",
         1000,
         name="eval_examples",
         by="task",
@@ -71,39 +82,46 @@ class FederationConfig:
     )
     """A seeded sample; None = always all."""
     round_deadline_s: Duration = option(
-        Panel.TRAINING, "longest time of a round, seconds", 600.0, name="round_deadline"
+        Panel.TRAINING, "most seconds that a round may take", 600.0, name="round_deadline"
     )
     update_transforms: str = option(
-        Panel.TRAINING, "what is done to each update before it is combined, such as clip:1.0,noise:0.001", ""
+        Panel.TRAINING,
+        "transforms of each update before it is combined, such as clip:1.0,noise:0.001 (default: none)",
+        "",
     )
     """See docs/aggregation.md; empty = nothing."""
     pruning: PruningConfig = dataclasses.field(default_factory=PruningConfig)
     zero_order: ZeroOrderConfig = dataclasses.field(default_factory=ZeroOrderConfig)
-    eval_sparse: bool = option(Panel.PRUNING, "measure the sub-model at --sparsity in every round", default=False)
+    eval_sparse: bool = option(
+        Panel.PRUNING, "evaluate the sub-model at --sparsity after every round, not only after the last", default=False
+    )
     """Else only in the last."""
     sparsity: float | None = option(
         Panel.RESULT,
-        "pruning ratio of the compact model (default: the smallest above 0 of --arms, or 0 if none prunes)",
+        "pruning ratio of the compact model (default: the smallest above 0 in --arms, or 0 where no arm prunes)",
         None,
     )
     """That of the deploy rounds and of the evaluation of the sub-model; None = neither."""
     keep: Literal["last", "best"] = option(
         Panel.RESULT,
-        "last or best: the round whose adapter is the result; best is chosen on the held-out examples, so its figure "
-        "on them is a little too good",
+        "round whose adapter is the result: last, or best (chosen on the held-out examples, so its figure on them is a "
+        "little too good)",
         "last",
     )
-    wire_dtype: WireDtype = option(Panel.PROCESSES, "float32 or float16: type of adapters on the wire", "float32")
+    wire_dtype: WireDtype = option(
+        Panel.PROCESSES, "type of the numbers that devices and server exchange: float32 or float16", "float32"
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
         if self.sparsity is not None:
             check_sparsity(self.sparsity)
+        axes = self.axes
         if not self.arms:
-            msg = "no arms given: expected at least one RATIO:RANK, such as 0.25:8"
+            msg = f"no arms given: expected at least one {axes.form}, such as {axes.example}"
             raise ArmError(msg)
         for arm in self.arms:
-            LORA_AXES.check(arm)
+            axes.check(arm)
         try:
             parse_transforms(self.update_transforms)
         except TransformError as error:
@@ -112,7 +130,15 @@ class FederationConfig:
         if self.pruning.deploy_rounds and self.sparsity is None:
             msg = f"deploy_rounds is {self.pruning.deploy_rounds}, but no sparsity is given to deploy"
             raise ConfigError(msg)
+        if self.pruning.deploy_rounds and not axes.has(PRUNING_RATIO.name):
+            msg = f"deploy_rounds is {self.pruning.deploy_rounds}, but {self.method} does not prune: leave them out"
+            raise ConfigError(msg)
         check_method(self.method, flat(self))
+
+    @property
+    def axes(self) -> Axes:
+        """What the arms of its method are points on."""
+        return method_of(self.method).axes
 
     @property
     def max_rank(self) -> int:
@@ -226,12 +252,13 @@ def _with_method(given: Mapping[str, Scalar]) -> Mapping[str, object]:
     if not isinstance(name, str) or not name or not isinstance(rounds, int):
         return given  # what is wrong with it, the reader says
     try:
-        found = completed(name, given, rounds=rounds, arms=DEFAULT_ARMS)
+        method = method_of(name)
+        found = {"arms": method.default_arms, **completed(name, given, rounds=rounds)}
     except FedSpineError as error:
         raise as_key(error) from error
     if found.get("deploy_rounds") and "sparsity" not in found:
-        found["sparsity"] = trained_sparsity(parse_arms(str(found.get("arms", DEFAULT_ARMS))))
-    return {"arms": DEFAULT_ARMS, **found}
+        found["sparsity"] = trained_sparsity(method.axes.parse(str(found["arms"])))
+    return found
 
 
 def check_sparsity(sparsity: float) -> None:

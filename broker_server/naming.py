@@ -15,7 +15,7 @@ from edge_runtime.system.registry import nearest
 
 E = TypeVar("E", bound=FedSpineError)
 
-_OPTION = re.compile(r"--[a-z][a-z-]*")
+_OPTION = re.compile(r"--[a-z][a-z0-9-]*")
 _UNKNOWN = re.compile(r"Object contains unknown field `(.*)`")
 _MISSING = re.compile(r"Object missing required field `(.*)`")
 

@@ -46,8 +46,10 @@ class Written:
 
     kind: Any
     """Annotation of what is written, with its range."""
-    read: Callable[[Any], Any]
-    write: Callable[[Any], Scalar]
+    read: Callable[..., Any]
+    write: Callable[..., Scalar]
+    by: str = ""
+    """Field of the same class that decides how: ``read`` and ``write`` are given its value too; empty = none."""
 
 
 def zero_for_none(kind: object, zero: Scalar) -> Written:
@@ -179,8 +181,7 @@ def build(kind: type[T], values: Mapping[str, object]) -> T:
         one = options[name]
         *tables, last = one.path
         table = functools.reduce(lambda table, key: table.setdefault(key, {}), tables, tree)
-        with said_of(name):
-            table[last] = _read(value, one.kind, one.written)
+        table[last] = value
     return _made(kind, tree)
 
 
@@ -198,9 +199,8 @@ def flat(settings: object) -> dict[str, Scalar]:
     """Values of all options, by name, as they are written; without those that are None."""
     found: dict[str, Scalar] = {}
     for name, one in options_of(type(settings)).items():
-        value: Any = functools.reduce(getattr, one.path, settings)
-        if one.written is not None:
-            value = one.written.write(value)
+        *owners, last = one.path
+        value = _write(functools.reduce(getattr, owners, settings), last, one.written)
         if value is not None:
             found[name] = value
     return found
@@ -219,9 +219,7 @@ def to_toml(settings: object) -> str:
         if dataclasses.is_dataclass(value):
             tables.append(f"\n[{field.name}]\n{to_toml(value)}")
             continue
-        written = field.metadata.get(_WRITTEN)
-        if written is not None:
-            value = written.write(value)
+        value = _write(settings, field.name, field.metadata.get(_WRITTEN))
         if value is not None:
             keys.append(f"{field.name} = {toml_value(value)}\n")
     return "".join([*keys, *tables])
@@ -244,7 +242,7 @@ def from_toml(
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        msg = f"configuration is no TOML: {error}"
+        msg = f"configuration is not TOML: {error}"
         raise ConfigError(msg) from error
     if complete is not None:
         _complete(table, kind, complete)
@@ -289,28 +287,55 @@ def _from_table(table: object, kind: type[T], where: str) -> T:
         msg = f"{place} lacks {', '.join(missing)}: expected a value for each"
         raise ConfigError(msg)
     hints = typing.get_type_hints(kind, include_extras=True)
-    values: dict[str, object] = {}
-    for name, value in table.items():
+    plain = [name for name in table if not dataclasses.is_dataclass(hints[name])]
+    for name in plain:
         written = fields[name].metadata.get(_WRITTEN)
-        if dataclasses.is_dataclass(hints[name]):
-            values[name] = _from_table(value, typing.cast("type", hints[name]), f"{where}.{name}" if where else name)
-        else:
-            wanted = hints[name] if written is None else written.kind
-            check_value(name, value, wanted)
-            values[name] = _read(value, wanted, written)
+        check_value(name, table[name], hints[name] if written is None else written.kind)
+    values = {name: _read(table, fields[name], hints[name], fields) for name in plain}
+    for name in table.keys() - values.keys():
+        values[name] = _from_table(table[name], typing.cast("type", hints[name]), f"{where}.{name}" if where else name)
     return kind(**values)
 
 
-def _read(value: object, kind: object, written: Written | None) -> object:
-    """What was written, checked already, as the value of a field."""
-    value = msgspec.convert(value, kind)
-    return value if written is None else written.read(value)
+def _read(
+    table: Mapping[str, object], field: dataclasses.Field[Any], hint: object, fields: Mapping[str, Any]
+) -> object:
+    """The value of a field.
+
+    Args:
+        table: what was written for the fields of its class, by name, checked already.
+        field: the field.
+        hint: its annotation.
+        fields: all of its class.
+    """
+    written: Written | None = field.metadata.get(_WRITTEN)
+    if written is None:
+        return msgspec.convert(table[field.name], hint)
+    beside = (table.get(written.by, fields[written.by].default),) if written.by else ()
+    return written.read(msgspec.convert(table[field.name], written.kind), *beside)
+
+
+def _write(settings: object, name: str, written: Written | None) -> Any:  # noqa: ANN401 - any value of a field
+    """The value of a field as it is written."""
+    value = getattr(settings, name)
+    if written is None:
+        return value
+    return written.write(value, *((getattr(settings, written.by),) if written.by else ()))
 
 
 def _made(kind: type[T], tree: Mapping[str, Any]) -> T:
-    hints = typing.get_type_hints(kind)
-    inner = {name: _made(hints[name], value) for name, value in tree.items() if dataclasses.is_dataclass(hints[name])}
-    return kind(**{**tree, **inner})
+    """Settings from what was written for their fields, and for those of the classes that they hold."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    values: dict[str, object] = {}
+    for name, value in tree.items():
+        if dataclasses.is_dataclass(hints[name]):
+            values[name] = _made(typing.cast("type", hints[name]), value)
+            continue
+        declared: _Declared = fields[name].metadata[_DECLARED]
+        with said_of(declared.name or name):
+            values[name] = _read(tree, fields[name], hints[name], fields)
+    return kind(**values)
 
 
 def toml_value(value: object) -> str:

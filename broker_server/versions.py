@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib import metadata
 from typing import Final
+
+from edge_runtime.system.versions import installed
 
 PACKAGES: Final = ("fedspine", "onnxruntime", "numpy", "torch", "transformers", "onnx", "paho-mqtt")
 """Packages whose versions are reported, where they are installed."""
@@ -15,9 +16,4 @@ def environment() -> dict[str, str]:
     """Versions, processor and cores of this machine."""
     found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
     found["cores"] = str(len(os.sched_getaffinity(0)))
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return found | installed(PACKAGES)

@@ -17,7 +17,7 @@ from edge_runtime.board.niceness import DEFAULT_NICE, MAX_NICE
 from edge_runtime.board.sensors import SYS
 from edge_runtime.board.service import CREDENTIALS, Service
 from edge_runtime.bounds import limits
-from edge_runtime.bounds.fields import NAME, NAME_RULE
+from edge_runtime.bounds.fields import DIGEST, NAME, NAME_RULE
 from edge_runtime.doctor.setup import Setup
 from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress, TlsFiles, password_shows, read_password
 from edge_runtime.link.errors import AddressError
@@ -68,50 +68,57 @@ def add_sharing(parser: argparse.ArgumentParser) -> None:
         type=whole(0, MAX_NICE),
         default=DEFAULT_NICE,
         metavar="N",
-        help=f"0 (like any process) to {MAX_NICE} (after all others); default %(default)s",
+        help=f"priority: from 0, like any process, to {MAX_NICE}, after all others (default %(default)s)",
     )
     sharing.add_argument(
         "--checkpoint-every",
         type=count,
         default=DEFAULT_CHECKPOINT_EVERY,
         metavar="N",
-        help="a power cut in training costs at most N steps; 0 = all of them (default %(default)s)",
+        help="keep a checkpoint every N steps, so that a power cut costs at most N; 0 keeps none (default %(default)s)",
     )
     sharing.add_argument(
         "--max-temperature",
         type=number(20, 120),
         metavar="C",
-        help=f"pause when the board is hotter; go on {COOLER_C:g} degrees below",
+        help=f"pause while the board is hotter than C degrees; training goes on {COOLER_C:g} degrees below",
     )
-    sharing.add_argument("--pause-on-throttling", action="store_true", help="pause while the cores are slowed down")
+    sharing.add_argument(
+        "--pause-on-throttling", action="store_true", help="pause while the board slows its cores down"
+    )
     sharing.add_argument(
         "--min-battery",
         type=number(1, 100),
         metavar="PERCENT",
-        help=f"pause on a battery with less; go on {FULLER_PERCENT:g} points above",
+        help=f"pause while the battery has less than PERCENT; training goes on {FULLER_PERCENT:g} points above",
     )
     sharing.add_argument("--pause-on-battery", action="store_true", help="pause whenever the board runs on its battery")
     sharing.add_argument(
-        "--sensors", type=Path, default=SYS, metavar="DIR", help="where the kernel's files are (default %(default)s)"
+        "--sensors",
+        type=Path,
+        default=SYS,
+        metavar="DIR",
+        help="read the kernel's sensors from here (default %(default)s)",
     )
 
 
 def add_pins(parser: argparse.ArgumentParser) -> None:
     """What this device may run, whatever a coordinator says."""
-    pins = parser.add_argument_group("what it runs")
+    pins = parser.add_argument_group("artifacts that are allowed")
     pins.add_argument(
         "--artifact-digest",
         type=digests,
         action=Joined,
         metavar="SHA256[,...]",
-        help="only these artifacts: 'sha256sum manifest.json' of each (default: what the coordinator names)",
+        help="train only these artifacts; 'sha256sum manifest.json' prints a digest (default: any that the coordinator "
+        "names)",
     )
     pins.add_argument(
         "--artifact-host",
         type=hosts,
         action=Joined,
         metavar="HOST[:PORT][,...]",
-        help="only from these artifact servers (default: what the coordinator names)",
+        help="fetch artifacts only from these servers (default: any that the coordinator names)",
     )
 
 
@@ -134,30 +141,65 @@ class Joined(argparse.Action):
 def add_trust(parser: argparse.ArgumentParser) -> None:
     """How this device and the broker know each other."""
     trust = parser.add_argument_group("passwords and encryption")
-    trust.add_argument("--password-file", type=Path, metavar="FILE", help="holds the broker's password, one line")
-    trust.add_argument("--ca-file", type=Path, metavar="PEM", help="authority of the broker (default: the system's)")
+    trust.add_argument("--password-file", type=Path, metavar="FILE", help="file with the broker's password, one line")
+    trust.add_argument(
+        "--ca-file", type=Path, metavar="PEM", help="certificate authority of the broker (default: the system's)"
+    )
     trust.add_argument("--cert-file", type=Path, metavar="PEM", help="certificate of this device")
-    trust.add_argument("--key-file", type=Path, metavar="PEM", help="its private key")
+    trust.add_argument("--key-file", type=Path, metavar="PEM", help="private key of that certificate")
 
 
 def add_resources(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
     """What of the board may be used."""
     add_threads(parser)
     parser.add_argument(
-        "--memory-limit", type=size, metavar="SIZE", help="such as 512MB (default: 80 %% of what is available)"
+        "--memory-limit",
+        type=size,
+        metavar="SIZE",
+        help="most memory to use, such as 512MB (default: 80 %% of what is free)",
     )
 
 
 def add_threads(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
-    """How many threads an operator may use."""
-    parser.add_argument("--threads", type=whole(1, MAX_THREADS), metavar="N", help="default: one for each core")
+    """Add the number of threads."""
+    parser.add_argument(
+        "--threads", type=whole(1, MAX_THREADS), metavar="N", help="threads to use (default: one for each core)"
+    )
+
+
+def add_engine(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
+    """Add the choice of engine, and how it runs the graphs."""
+    parser.add_argument(
+        "--mode",
+        choices=["auto", "fused", "staged"],
+        default="auto",
+        help="fused runs one graph a step and is fastest; staged runs one block at a time and needs least memory; auto "
+        "(default) takes fused where the memory limit allows it",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=["portable", "ort-training"],
+        default="portable",
+        help="portable (default) runs the artifact's graphs on onnxruntime; ort-training runs models for "
+        "onnxruntime-training, on 64-bit x86 only (docs/ort-training.md)",
+    )
+    parser.add_argument(
+        "--ort-models",
+        type=Path,
+        metavar="DIR",
+        help="directory that 'fedspine export --format ort-training' wrote; needed with --engine ort-training",
+    )
 
 
 def add_service(parser: argparse.ArgumentParser) -> None:
     """What a service needs beside the options of the device."""
     service = parser.add_argument_group("service")
-    service.add_argument("--name", default="fedspine-edge", metavar="NAME", help="of the unit (default: %(default)s)")
-    service.add_argument("--user", metavar="USER", help="who it runs as (default: one that systemd makes for it)")
+    service.add_argument(
+        "--name", default="fedspine-edge", metavar="NAME", help="name of the unit (default: %(default)s)"
+    )
+    service.add_argument(
+        "--user", metavar="USER", help="user that the unit runs as (default: one that systemd makes for it)"
+    )
 
 
 def service_of(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> Service:
@@ -250,8 +292,8 @@ def setup_of(arguments: argparse.Namespace, now: float) -> Setup:
 
 def digests(text: str) -> str:
     """SHA-256 digests, with commas between them."""
-    fault = "no SHA-256 digest: expected 64 hexadecimal digits, see 'sha256sum manifest.json'"
-    return _list(text, r"[0-9a-f]{64}", fault)
+    fault = "not a SHA-256 digest: expected 64 hexadecimal digits, see 'sha256sum manifest.json'"
+    return _list(text, DIGEST, fault)
 
 
 def hosts(text: str) -> str:
@@ -261,7 +303,7 @@ def hosts(text: str) -> str:
     'artifacts.example,[::1]:8080'
     """
     pattern = r"([a-z0-9_]([a-z0-9._-]*[a-z0-9_])?|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?"
-    return _list(text, pattern, "no host: expected a name or an address without scheme and path, such as host:8080")
+    return _list(text, pattern, "not a host: expected a name or an address without scheme and path, such as host:8080")
 
 
 def _list(text: str, pattern: str, fault: str) -> str:
@@ -285,7 +327,7 @@ def positive(text: str) -> int:
     """A whole number of 1 or more."""
     value = count(text)
     if value == 0:
-        msg = f"{text!r} is no whole number of 1 or more"
+        msg = f"{text!r} is not a whole number of 1 or more"
         raise argparse.ArgumentTypeError(msg)
     return value
 
@@ -293,7 +335,7 @@ def positive(text: str) -> int:
 def count(text: str) -> int:
     """A whole number of 0 or more."""
     if not text.isdecimal() or len(text) > MAX_DIGITS:
-        msg = f"{text[:50]!r} is no whole number of 0 or more, of at most {MAX_DIGITS} digits"
+        msg = f"{text[:50]!r} is not a whole number of 0 or more, of at most {MAX_DIGITS} digits"
         raise argparse.ArgumentTypeError(msg)
     return int(text)
 
@@ -320,7 +362,7 @@ def number(least: float, most: float) -> Callable[[str], float]:
         except ValueError:
             value = float("nan")
         if not least <= value <= most:
-            msg = f"{text!r} is no number from {least:g} to {most:g}"
+            msg = f"{text!r} is not a number from {least:g} to {most:g}"
             raise argparse.ArgumentTypeError(msg)
         return value
 
@@ -336,6 +378,6 @@ def size(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMG]I?)?B?)", text.strip().upper())
     value = 0.0 if match is None else float(match[1]) * _UNITS[match[2] or ""]
     if not 1 <= value <= limits.MAX_BYTES:
-        msg = f"{text[:50]!r} is no size: expected a number with B, KB, MB, GB, KiB, MiB or GiB"
+        msg = f"{text[:50]!r} is not a size: expected a number with B, KB, MB, GB, KiB, MiB or GiB"
         raise argparse.ArgumentTypeError(msg)
     return int(value)

@@ -12,7 +12,6 @@ import functools
 import json
 import logging
 import os
-import random
 import signal
 import sys
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from typing import Final
 
 from edge_runtime.arguments import (
     Parser,
+    add_engine,
     add_pins,
     add_resources,
     add_service,
@@ -40,9 +40,7 @@ from edge_runtime.arguments import (
     tls_files,
 )
 from edge_runtime.board.niceness import be_nice
-from edge_runtime.board.sensors import Sensors
 from edge_runtime.board.service import unit, unreadable
-from edge_runtime.bounds import limits
 from edge_runtime.bounds.plain import log_plainly, plain
 from edge_runtime.errors import ExitCode, FedSpineError
 from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress
@@ -83,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         logger.debug("unexpected error", exc_info=True)
         if isinstance(error, OSError) and error.filename and error.strerror:
-            _complain(f"{error.filename}: {error.strerror}; check what lies there, and who may read and write it")
+            _complain(f"{error.filename}: {error.strerror}; check what is there, and who may read and write it")
             return int(ExitCode.UNEXPECTED)
         _complain(f"unexpected {type(error).__name__}: {error}; run with --log-level debug for the traceback")
         return int(ExitCode.UNEXPECTED)
@@ -100,17 +98,17 @@ def _complain(message: str) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="fedspine-edge",
-        description="Train and use language models on this device. It sends no examples, but adapters that graphs "
-        "of the server compute from them: docs/devices.md says what that means.",
+        description="Train and use language models on this device. The examples stay here. What leaves are adapters, "
+        "which the server's graphs compute from them; docs/devices.md says what that means.",
         epilog="Every kind of failure has an exit code of its own: see docs/exit-codes.md.",
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_start(commands.add_parser("start", help="take part in runs", description=START, epilog=START_EXAMPLE))
-    doctor = commands.add_parser("doctor", help="is everything there?", description=DOCTOR, epilog=DOCTOR_EXAMPLE)
+    doctor = commands.add_parser("doctor", help="check this board", description=DOCTOR, epilog=DOCTOR_EXAMPLE)
     _add_device(doctor, is_needed=False, log_level="warning").add_argument(
-        "--state", type=Path, metavar="DIR", help="of this device"
+        "--state", type=Path, metavar="DIR", help="directory of this device's state"
     )
-    doctor.add_argument("--json", action="store_true", help="one JSON object in place of lines")
+    doctor.add_argument("--json", action="store_true", help="print one JSON object in place of lines")
     doctor.set_defaults(command=_doctor)
     service = commands.add_parser("service", help="print a systemd unit", description=SERVICE, epilog=SERVICE_EXAMPLE)
     _add_device(service)
@@ -119,27 +117,30 @@ def _parser() -> argparse.ArgumentParser:
     infer = commands.add_parser(
         "infer",
         help="classify texts with a compact model",
-        description='Classify texts; prints one JSON line {"label": ..., "score": ...} for each.',
+        description='Classify texts with a compact model. Prints one JSON line {"label": ..., "score": ...} for each. '
+        "Give exactly one of --text, --file and '-'.",
     )
     infer.add_argument("model", type=Path, metavar="DIR", help="compact model, made by 'fedspine compact' or 'run'")
-    infer.add_argument("input", nargs="?", choices=["-"], help="'-': JSON lines with 'text' from standard input")
-    infer.add_argument("--text", help="one text")
-    infer.add_argument("--file", type=Path, metavar="F.jsonl", help="JSON lines with 'text'")
+    infer.add_argument("input", nargs="?", choices=["-"], help="'-' reads JSON lines with 'text' from standard input")
+    infer.add_argument("--text", help="one text to classify")
+    infer.add_argument("--file", type=Path, metavar="F.jsonl", help="file of JSON lines with 'text'")
     infer.set_defaults(command=_infer)
     generate = commands.add_parser(
         "generate",
         help="continue a text with a compact model",
-        description="Continue a prompt; prints the text as it is generated.",
+        description="Continue a prompt with a compact model. Prints the text as it is generated.",
     )
     generate.add_argument("model", type=Path, metavar="DIR", help="compact model, made by 'fedspine compact' or 'run'")
-    generate.add_argument("--prompt", required=True, help="what to continue")
+    generate.add_argument("--prompt", required=True, help="text to continue")
     generate.add_argument(
-        "--max-new-tokens", type=positive, default=64, metavar="N", help="at most N tokens (default 64)"
+        "--max-new-tokens", type=positive, default=64, metavar="N", help="generate up to N tokens (default 64)"
     )
-    generate.add_argument("--temperature", type=number(0, 1e6), default=0.0, metavar="T", help="0 = greedy (default)")
-    generate.add_argument("--top-k", type=count, default=0, metavar="K", help="draw from the K likeliest; 0 = all")
+    generate.add_argument("--temperature", type=number(0, 1e6), default=0.0, metavar="T", help="0 is greedy (default)")
     generate.add_argument(
-        "--seed", type=count, default=0, metavar="N", help="of the drawing, with a temperature above 0 (default 0)"
+        "--top-k", type=count, default=0, metavar="K", help="draw from the K likeliest tokens; 0 is all (default)"
+    )
+    generate.add_argument(
+        "--seed", type=count, default=0, metavar="N", help="seed of the draws, with a temperature above 0 (default 0)"
     )
     generate.set_defaults(command=_generate)
     for command in (infer, generate):
@@ -149,28 +150,29 @@ def _parser() -> argparse.ArgumentParser:
 
 
 START: Final = (
-    "Register with a coordinator, take assignments, train on the examples of this device, send adapters back. "
-    "Survives lost connections, restarts of broker and coordinator, and power cuts. "
-    "Ctrl-C or SIGTERM says good-bye and ends it."
+    "Register with a coordinator, take assignments, train on the examples of this device and send adapters back. The "
+    "device survives lost connections, restarts of broker and coordinator, and power cuts. "
+    "Ctrl-C or SIGTERM ends it; it tells the coordinator that it leaves."
 )
 
 START_EXAMPLE: Final = (
     f"Example: fedspine-edge start --broker mqtts://lab@broker.example --data reviews.jsonl --state ~/fedspine. "
-    f"The broker's password may come from {PASSWORD_VARIABLE}. JSON lines have 'text' (or 'input_ids'), and 'label' "
-    "for classification."
+    f"The broker's password may also come from the variable {PASSWORD_VARIABLE}. Each JSON line has 'text' (or "
+    "'input_ids'), and 'label' for classification."
 )
 
 
 DOCTOR: Final = (
-    "Name what is missing or wrong on this board, one line each, and what to do about it. Takes the options of "
-    "'start'; what is not named is not looked at. Changes nothing. Ends with 0, or with the first error's exit code."
+    "Check this board: one line for each thing that is missing or wrong, with what to do about it. The command takes "
+    "the options of 'start', and checks only what they name. It changes nothing. It ends with 0, or with the exit code "
+    "of the first error."
 )
 
 DOCTOR_EXAMPLE: Final = "Example: fedspine-edge doctor --broker mqtts://b.example --data x.jsonl --state fedspine-state"
 
 SERVICE: Final = (
-    "Print a systemd unit that runs this device at every boot, in a sandbox, with these options of 'start'. Passwords "
-    "and keys stay in their files: systemd hands them over. Its state is in /var/lib/NAME."
+    "Print a systemd unit that runs this device at every boot, in a sandbox. The command takes the options of 'start'. "
+    "Passwords and keys stay in their files, and systemd hands them over. The unit keeps its state in /var/lib/NAME."
 )
 
 SERVICE_EXAMPLE: Final = (
@@ -181,7 +183,7 @@ SERVICE_EXAMPLE: Final = (
 
 def _add_start(start: argparse.ArgumentParser) -> None:
     needed = _add_device(start)
-    needed.add_argument("--state", required=True, type=Path, metavar="DIR", help="where this device keeps its state")
+    needed.add_argument("--state", required=True, type=Path, metavar="DIR", help="directory of this device's state")
     start.set_defaults(command=_start)
 
 
@@ -189,65 +191,49 @@ def _add_device(
     start: argparse.ArgumentParser, *, is_needed: bool = True, log_level: str = "info"
 ) -> argparse._ArgumentGroup:
     """All that is said of a device but where its state is; returns the group of what ``start`` needs."""
-    needed = start.add_argument_group("needed" if is_needed else "what is looked at")
-    urls = "mqtt://, mqtts://, ws:// or wss://host[:port]"
+    needed = start.add_argument_group("required" if is_needed else "what to check")
+    urls = "URL of the broker: mqtt://, mqtts://, ws:// or wss://[user@]host[:port]"
     needed.add_argument("--broker", required=is_needed, metavar="URL", help=urls)
     needed.add_argument(
-        "--data", required=is_needed, type=Path, metavar="FILE", help="this device's examples, JSON lines"
+        "--data", required=is_needed, type=Path, metavar="FILE", help="examples of this device, JSON lines"
     )
     identity = start.add_argument_group("identity")
     identity.add_argument(
-        "--device-id", type=named, metavar="ID", help="default: made once and kept in the state directory"
+        "--device-id",
+        type=named,
+        metavar="ID",
+        help="name of this device (default: made once and kept in the state directory)",
     )
     identity.add_argument(
         "--fleet",
         type=named,
         default="default",
         metavar="NAME",
-        help="devices that train together (default: %(default)s)",
+        help="name of the devices that train together (default: %(default)s)",
     )
     work = start.add_argument_group("work")
     add_resources(work)
-    work.add_argument(
-        "--mode",
-        choices=["auto", "fused", "staged"],
-        default="auto",
-        help="fused: one graph a step, fastest; staged: one block at a time, least memory; auto (default): fused where "
-        "the memory limit allows it",
-    )
-    work.add_argument(
-        "--engine",
-        choices=["portable", "ort-training"],
-        default="portable",
-        help="portable (default): the artifact's own graphs on onnxruntime; ort-training: models for "
-        "onnxruntime-training, which exists for 64-bit x86 (docs/ort-training.md)",
-    )
-    work.add_argument(
-        "--ort-models",
-        type=Path,
-        metavar="DIR",
-        help="with --engine ort-training: what 'fedspine export --format ort-training' wrote",
-    )
+    add_engine(work)
     work.add_argument(
         "--holdout",
         type=count,
         default=64,
         metavar="N",
-        help="examples of the file to evaluate on, not to train on (default 64, at most a fifth)",
+        help="examples to evaluate on instead of training on them: up to N, and at most a fifth (default 64)",
     )
     add_pins(start)
     add_sharing(start)
     add_trust(start)
     life = start.add_argument_group("when to end")
-    life.add_argument("--exit-when-finished", action="store_true", help="leave when the run is over")
-    life.add_argument("--wait-for-broker", action="store_true", help="go on trying when nobody answers at first")
+    life.add_argument("--exit-when-finished", action="store_true", help="end when the run is over")
+    life.add_argument("--wait-for-broker", action="store_true", help="keep trying when no broker answers at first")
     _add_log_level(start, log_level)
     return needed
 
 
 def _add_log_level(command: argparse.ArgumentParser, default: str) -> None:
     levels = ["debug", "info", "warning", "error"]
-    command.add_argument("--log-level", choices=levels, default=default, help=f"to standard error (default {default})")
+    command.add_argument("--log-level", choices=levels, default=default, help=f"least level to log (default {default})")
 
 
 # ---- commands --------------------------------------------------------------------------------------------------------
@@ -255,50 +241,33 @@ def _add_log_level(command: argparse.ArgumentParser, default: str) -> None:
 
 def _start(arguments: argparse.Namespace) -> int:
     be_nice(arguments.nice)  # before threads are there, which inherit it
-    from edge_runtime.agent import capabilities, precheck  # noqa: PLC0415 - see the module's docstring
-    from edge_runtime.agent.agent import Agent  # noqa: PLC0415
-    from edge_runtime.agent.identity import StateDirectory, check_name  # noqa: PLC0415
+    from edge_runtime.agent import capabilities  # noqa: PLC0415 - see the module's docstring
     from edge_runtime.agent.methods.lora import engines  # noqa: PLC0415
+    from edge_runtime.agent.opening import open_agent  # noqa: PLC0415
     from edge_runtime.agent.pins import Pins  # noqa: PLC0415
     from edge_runtime.agent.settings import AgentSettings, WorkSettings  # noqa: PLC0415
     from edge_runtime.link.mqtt import MqttLink  # noqa: PLC0415
 
     modes = engines.choose_modes(arguments.engine, arguments.mode, arguments.ort_models)
-    check_name(arguments.fleet, "fleet")
-    broker = broker_of(arguments)
-    pausing = pause_limits(arguments)
-    pausing.check(Sensors(arguments.sensors).read())
-    num_threads = arguments.threads or capabilities.usable_cores()
-    memory_limit_bytes = arguments.memory_limit or capabilities.default_memory_limit()
-    found = precheck.look_at_examples(arguments.data)
-    for warning in found.warnings:
-        logger.warning("%s", warning)
-    with StateDirectory(arguments.state, arguments.device_id) as state:
-        logger.info("device %s, %d examples, broker %s", state.device_id, found.num_examples, broker)
-        settings = AgentSettings(
-            open_link=functools.partial(MqttLink, broker, tls=tls_files(arguments)),
-            fleet=arguments.fleet,
-            work=WorkSettings(
-                data=arguments.data,
-                num_holdout=arguments.holdout,
-                num_threads=num_threads,
-                memory_limit_bytes=memory_limit_bytes,
-                modes=modes,
-                features=state.features,
-                zero_order=state.zero_order,
-                ort_models=arguments.ort_models,
-                checkpoint_every=arguments.checkpoint_every,
-                pausing=pausing,
-                sensors=arguments.sensors,
-            ),
-            num_examples=found.num_examples,
-            data_bytes=min(found.num_bytes, limits.MAX_FILE_BYTES),
-            pins=Pins.of(arguments.artifact_digest, arguments.artifact_host),
-            exit_when_finished=arguments.exit_when_finished,
-            wait_for_broker=arguments.wait_for_broker,
-        )
-        measured = capabilities.find_capabilities(state.capabilities_file, num_threads, memory_limit_bytes)
-        agent = Agent(settings, state, measured, random.Random())  # noqa: S311 - jitter, guards nothing
+    settings = AgentSettings(
+        open_link=functools.partial(MqttLink, broker_of(arguments), tls=tls_files(arguments)),
+        fleet=arguments.fleet,
+        work=WorkSettings(
+            data=arguments.data,
+            num_holdout=arguments.holdout,
+            num_threads=arguments.threads or capabilities.usable_cores(),
+            memory_limit_bytes=arguments.memory_limit or capabilities.default_memory_limit(),
+            modes=modes,
+            ort_models=arguments.ort_models,
+            checkpoint_every=arguments.checkpoint_every,
+            pausing=pause_limits(arguments),
+            sensors=arguments.sensors,
+        ),
+        pins=Pins.of(arguments.artifact_digest, arguments.artifact_host),
+        exit_when_finished=arguments.exit_when_finished,
+        wait_for_broker=arguments.wait_for_broker,
+    )
+    with open_agent(settings, arguments.state, arguments.device_id) as agent:
 
         def end(number: int, _frame: FrameType | None) -> None:
             signal.signal(number, signal.default_int_handler)  # a second one does not wait
@@ -333,16 +302,19 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _service(arguments: argparse.Namespace) -> int:
     broker = BrokerAddress.parse(arguments.broker)
     if broker.password is not None:
-        _complain("a unit would show the password in the broker's URL: put it into a file, give --password-file")
+        _complain("a unit would show the password in the broker's URL: put it into a file and give --password-file")
         return int(ExitCode.USAGE)
     service = service_of(arguments, arguments.parser)
     sys.stdout.flush()
     sys.stdout.buffer.write(os.fsencode(unit(service)))  # paths byte by byte as they are, whatever the terminal shows
     sys.stdout.flush()
     closed = [] if service.user is not None else unreadable(service.readable)
-    notes = [f"{path} cannot be read by every user: allow that, or give --user with one who may" for path in closed]
+    notes = [
+        f"{path} cannot be read by every user: allow that, or give --user NAME of a user who may read it"
+        for path in closed
+    ]
     if broker.username is not None and not service.credentials:
-        notes.append(f"without --password-file the broker must let {broker.username!r} in by itself")
+        notes.append(f"without --password-file, the broker must let {broker.username!r} in without a password")
     notes.append(
         f"save it as /etc/systemd/system/{service.name}.service, then: "
         f"sudo systemctl daemon-reload && sudo systemctl enable --now {service.name}"

@@ -59,7 +59,7 @@ def export(  # noqa: PLR0913, PLR0917 - each is an option
     protect_last: options.ProtectLast = 0,
     ort_python: options.OrtPython = options.ORT_PYTHON,
 ) -> None:
-    """Turn a pretrained model into an artifact that devices train, or an artifact into ort-training models."""
+    """Turn a pretrained model into an artifact that devices can train, or an artifact into ort-training models."""
     if form is options.Format.ORT_TRAINING:
         _refuse(context, options.OF_ARTIFACT, form)
         baked = OptimizerSettings(weight_decay=weight_decay, max_grad_norm=max_grad_norm or None)
@@ -137,11 +137,14 @@ def _refuse(context: typer.Context, parameters: Sequence[str], form: options.For
 
 @app.command()
 def compact(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory: the --out of fedspine run or coordinate.")],
-    sparsity: Annotated[float, typer.Option(help="Share of heads and channels to remove, 0 or more and less than 1.")],
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Directory of the compact model.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run directory of `fedspine run` or `fedspine coordinate`.")
+    ],
+    sparsity: Annotated[float, typer.Option(help="Share of heads and channels to remove, from 0 to below 1.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Directory to write.")],
     quantize: Annotated[
-        Quantization | None, typer.Option(help="int8: 8-bit weights, a quarter of the size, nearly the same quality.")
+        Quantization | None,
+        typer.Option(help="int8 stores weights in 8 bits: a quarter of the size, nearly the same quality."),
     ] = None,
     round_number: Annotated[
         int | None,
@@ -149,7 +152,7 @@ def compact(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a compact model that is there.")] = False,  # noqa: FBT002 - a flag
 ) -> None:
-    """Merge a run's adapter into its model, remove what the plan leaves out, write an inference model."""
+    """Make a compact inference model: merge a run's adapter into its model, and remove what is pruned."""
     with needed_packages("compact"):
         from exporter.compact.export import compact_run  # noqa: PLC0415 - torch takes seconds, --help needs none of it
     info = compact_run(

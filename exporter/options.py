@@ -40,33 +40,34 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="Local directory, or id on the Hugging Face hub; with --format ort-training, an artifact's directory.",
+        help="Directory or hub id of a pretrained model; with --format ort-training, directory of an artifact.",
     ),
 ]
 Out = Annotated[Path, typer.Option("-o", "--out", metavar="DIR", help="Directory to write.")]
 Form = Annotated[
     Format,
     typer.Option(
-        "--format", help="artifact, or models of some arms of an artifact for onnxruntime-training, which x86-64 has."
+        "--format", help="Write an artifact, or models for onnxruntime-training (x86-64 only) from an artifact."
     ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace what is there of this format.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there, if it is of this format.")]
 Seed = Annotated[
-    int, typer.Option(min=0, max=2**63 - 1, help="Of weights that the checkpoint lacks (a new classifier, an adapter).")
+    int,
+    typer.Option(min=0, max=2**63 - 1, help="Seed of weights that the checkpoint lacks: a new classifier, an adapter."),
 ]
 
 # Of an artifact.
-Task = Annotated[TaskName | None, typer.Option(help="text-classification or causal-lm.")]
+Task = Annotated[TaskName | None, typer.Option(help="What the model is trained for; required for an artifact.")]
 Labels = Annotated[
     str | None,
-    typer.Option(metavar="A,B,...", help="Names of the classes, where the checkpoint's classifier has others or none."),
+    typer.Option(metavar="A,B,...", help="Names of the classes, if the checkpoint's classifier has others or none."),
 ]
 Label = Annotated[
-    list[str] | None, typer.Option(metavar="NAME", help="One class; repeat it. For names that hold commas.")
+    list[str] | None, typer.Option(metavar="NAME", help="Name of one class, if names hold commas. May be repeated.")
 ]
-NumLabels = Annotated[int | None, typer.Option(min=2, help="Their number, where they have no names.")]
+NumLabels = Annotated[int | None, typer.Option(min=2, help="Number of classes, if they have no names.")]
 NewHead = Annotated[
-    bool, typer.Option("--new-head", help="Make a new classifier for these classes, even where the checkpoint has one.")
+    bool, typer.Option("--new-head", help="Make a new classifier for these classes, even if the checkpoint has one.")
 ]
 Targets = Annotated[
     str | None,
@@ -74,12 +75,12 @@ Targets = Annotated[
 ]
 TopBlocks = Annotated[
     int | None,
-    typer.Option(min=1, metavar="K", help="LoRA factors on the top K blocks alone, where the backward pass stops."),
+    typer.Option(min=1, metavar="K", help="Put LoRA factors on the top K blocks only; the backward pass stops there."),
 ]
 Base = Annotated[
     BaseType,
     typer.Option(
-        help="Type of frozen weights; stored: the checkpoint's; int8 and nf4 (4 bits) are smaller and lose some."
+        help="Type of the frozen weights. stored = as in the checkpoint. int8 and nf4 (4 bits): smaller, less exact."
     ),
 ]
 OF_ARTIFACT: Final = ("task", "labels", "label", "num_labels", "new_head", "targets", "top_blocks", "base")
@@ -87,22 +88,29 @@ OF_ARTIFACT: Final = ("task", "labels", "label", "num_labels", "new_head", "targ
 
 # Of models for onnxruntime-training.
 Arms = Annotated[
-    list[str] | None, typer.Option("--arm", metavar="P:R", help="ort-training: an arm, such as 0.5:8; repeat it.")
+    list[str] | None,
+    typer.Option(
+        "--arm", metavar="P:R", help="With ort-training: arm to make a model of, such as 0.5:8. May be repeated."
+    ),
 ]
-WeightDecay = Annotated[float, typer.Option(min=0, help="ort-training: decoupled weight decay, baked in.")]
-MaxGradNorm = Annotated[float, typer.Option(min=0, help="ort-training: clipping by global norm, baked in; 0 = off.")]
+WeightDecay = Annotated[
+    float, typer.Option(min=0, help="With ort-training: decoupled weight decay, fixed in the models.")
+]
+MaxGradNorm = Annotated[
+    float, typer.Option(min=0, help="With ort-training: global norm for clipping, fixed in the models; 0 = none.")
+]
 ProtectFirst = Annotated[
-    int, typer.Option(min=-1, help="ort-training: first layers that stay whole, as the run has them; -1 = its default.")
+    int, typer.Option(min=-1, help="With ort-training: the run's --protect-first; -1 = its default.")
 ]
 ProtectLast = Annotated[
-    int, typer.Option(min=-1, help="ort-training: last layers that stay whole, as the run has them; -1 = its default.")
+    int, typer.Option(min=-1, help="With ort-training: the run's --protect-last; -1 = its default.")
 ]
 OrtPython = Annotated[
     Path,
     typer.Option(
         envvar="FEDSPINE_ORT_TRAINING_PYTHON",
         metavar="FILE",
-        help="ort-training: interpreter of the environment that scripts/setup-ort-training made.",
+        help="With ort-training: Python of the environment that scripts/setup-ort-training made.",
     ),
 ]
 OF_ORT_TRAINING: Final = ("arm", "weight_decay", "max_grad_norm", "protect_first", "protect_last", "ort_python")

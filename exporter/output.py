@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from edge_runtime.system.files import raise_if_disk_full, sync_directory
 from exporter.errors import OutputExistsError
@@ -27,6 +28,11 @@ class Kind:
     """For people."""
     marker: str
     """File that makes a directory one of these: written last into it and taken first out of it."""
+
+
+def config_bytes(config: Mapping[str, Any]) -> bytes:
+    """A configuration as a file: indented JSON, keys sorted."""
+    return json.dumps(config, indent=2, sort_keys=True).encode() + b"\n"
 
 
 def check_output(out: Path, kind: Kind, *, force: bool) -> None:

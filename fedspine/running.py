@@ -14,9 +14,10 @@ from typing import Self
 
 from broker_server.errors import RunExistsError
 from broker_server.experiments.run import command
+from broker_server.experiments.run.display import QuietDisplay, make_display
 from broker_server.experiments.run.job import resume_run, start_run
 from broker_server.experiments.run.layout import RunDirectory, default_root
-from broker_server.experiments.run.progress import QuietDisplay, make_display
+from broker_server.experiments.run.progress import render
 from broker_server.experiments.run.resolve import resolve, said_of_file
 from broker_server.experiments.run.resume import check_changes
 from broker_server.experiments.run.settings import RunSettings
@@ -25,7 +26,7 @@ from broker_server.options import options_of
 from broker_server.serving.callbacks import Callback
 from broker_server.serving.report.quality import metric_name
 from broker_server.serving.report.schema import Report, decode_report
-from broker_server.serving.storage.adapters import ADAPTERS_FOLDER, PEFT_FOLDER
+from broker_server.serving.storage.adapters import peft_directory
 from edge_runtime.errors import FedSpineError
 
 __all__ = ["Callback", "Curve", "RunResult", "run"]
@@ -88,7 +89,7 @@ class RunResult:
         return cls(
             directory=root,
             report=report,
-            adapter=root / ADAPTERS_FOLDER / PEFT_FOLDER,
+            adapter=peft_directory(root),
             compact=RunDirectory(root).compact if report.compact is not None else None,
         )
 
@@ -134,7 +135,7 @@ def run(
         if resume:
             check_changes([*given, *(["config"] if config else [])])
         wanted = None if resume else resolve(given, file, called="config")
-        with said_of_file(given, file), QuietDisplay() if quiet else make_display(sys.stdout) as display:
+        with said_of_file(given, file), QuietDisplay() if quiet else make_display(sys.stdout, render) as display:
             display.step(f"run directory: {root}")
             if wanted is None:
                 resume_run(root, display, given, told)

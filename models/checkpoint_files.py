@@ -38,6 +38,6 @@ def json_of(model: str | Path, name: str) -> dict[str, Any] | None:
         msg = f"{name} of model {model} cannot be read ({error}): copy the model again"
         raise ModelNotFoundError(msg) from error
     if not isinstance(found, dict):
-        msg = f"{name} of model {model} is no JSON object: copy the model again"
+        msg = f"{name} of model {model} is not a JSON object: copy the model again"
         raise ModelNotFoundError(msg)
     return found

@@ -14,12 +14,13 @@ from typing import Any
 import transformers
 
 from edge_runtime.formats.manifest import Task
+from edge_runtime.formats.peft_format import CONFIG_FILE as ADAPTER_CONFIG
 from models import rotary
 from models.checkpoint_files import file_of
 from models.registry import family_class
 from models.settings import check_settings
 from models.sizes import check_sizes
-from models.sources import ADAPTER_CONFIG, CONFIG_FILE, adapter_error, check_quantization
+from models.sources import CONFIG_FILE, adapter_error, check_quantization
 from models.special_tokens import without_foreign_ids
 
 

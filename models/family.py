@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from models.lora import Weights
 
-HEADS = "heads"
-"""Group of a block's attention heads; with grouped-query attention a unit is a key/value head and its query heads."""
 CHANNELS = "channels"
 """Group of the feed-forward channels of a block."""
 
@@ -212,16 +210,18 @@ class Family(abc.ABC):
             top_blocks: only those of so many blocks, counted from the head, 1 or more; None for all.
 
         Raises:
-            ModelUnsupportedError: a name that is no linear layer's, or more blocks than there are.
+            ModelUnsupportedError: a name that is not a linear layer's, or more blocks than there are.
         """
         if top_blocks is not None:
             if not 1 <= top_blocks <= self.num_layers:
-                msg = f"--top-blocks is {top_blocks}, expected 1 to {self.num_layers}: so many blocks has this model"
+                msg = (
+                    f"--top-blocks is {top_blocks}, expected 1 to {self.num_layers}, the number of blocks of this model"
+                )
                 raise ModelUnsupportedError(msg)
             self.first_tuned = self.num_layers - top_blocks
         for name in names:
             if not any(_is_named(module, name) for module in self.linear_modules):
-                msg = f"--targets names {name!r}, which is no linear layer of a {self.name} block; there are: "
+                msg = f"--targets names {name!r}, which is not a linear layer of a {self.name} block; there are: "
                 raise ModelUnsupportedError(msg + ", ".join(self.linear_modules))
         self._targets = tuple(m for m in self.linear_modules if any(_is_named(m, name) for name in names))
 

@@ -69,7 +69,7 @@ def choose_head(own: Sequence[str] | None, wanted: tuple[str, ...] | None, *, is
     if own is None or is_new:
         if wanted is None:
             lack = "the checkpoint has no classifier" if own is None else "--new-head makes a new classifier"
-            msg = f"{lack}: say what its classes are, --labels NAME,NAME,... or --num-labels N"
+            msg = f"{lack}: name its classes with --labels NAME,NAME,..., or give --num-labels N"
             raise LabelsError(msg)
         had = "" if own is None else f" in place of the checkpoint's ({_shown(own)})"
         lacks = "the checkpoint has no classifier: " if own is None else ""

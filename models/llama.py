@@ -15,10 +15,11 @@ from torch.nn import functional
 from transformers.activations import ACT2FN
 
 from edge_runtime.formats.manifest import PruneAxis, Task
+from edge_runtime.formats.ranking import HEADS
 from models import rotary
 from models.attention import attend
 from models.errors import ModelUnsupportedError, ParityError
-from models.family import CHANNELS, HEADS, ContextSpec, Family, ParamSpec
+from models.family import CHANNELS, ContextSpec, Family, ParamSpec
 from models.lora import Weights, linear
 from models.settings import Settings
 

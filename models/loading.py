@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from edge_runtime.formats.manifest import Task
     from models.family import Family
 
-_AUTO: Final[dict[Task, Any]] = {
+AUTO_CLASSES: Final[dict[Task, Any]] = {
     "text-classification": transformers.AutoModelForSequenceClassification,
     "causal-lm": transformers.AutoModelForCausalLM,
 }
@@ -180,7 +180,7 @@ def _head(config: Any, wanted: tuple[str, ...] | None, *, has_classifier: bool, 
     elif config.problem_type in _OTHER_PROBLEMS or len(head.labels) == 1:
         msg = (
             f"the checkpoint's classifier was trained for {config.problem_type or 'regression'}, and one class of "
-            "several is trained here: make a new one, --new-head and --labels NAME,NAME,..."
+            "several is trained here: make a new one with --new-head and --labels NAME,NAME,..."
         )
         raise ModelUnsupportedError(msg)
     return head
@@ -192,7 +192,7 @@ def _own_labels(config: Any, *, are_needed: bool) -> list[str]:
     if are_needed and (not all(own) or len(set(own)) != len(own)):
         msg = (
             f"config.json says id2label = {config.id2label}, expected a name of its own for each class from 0 on: "
-            "correct it, or make a new classifier, --new-head and --labels NAME,NAME,..."
+            "correct it, or make a new classifier with --new-head and --labels NAME,NAME,..."
         )
         raise LabelsError(msg)
     return own
@@ -203,7 +203,7 @@ def _source_model(model: str | Path, task: Task, seed: int, reference: Any | Non
     options = {} if reference is None else {"config": reference}
     with _translated(model, "weights"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        source, info = _AUTO[task].from_pretrained(
+        source, info = AUTO_CLASSES[task].from_pretrained(
             str(model), dtype="auto", attn_implementation="eager", output_loading_info=True, **options
         )
     return source, info
@@ -253,7 +253,8 @@ def _translated(model: str | Path, what: str) -> Iterator[None]:
         if Path(model).is_dir():
             msg = f"{what} of the model in {model} cannot be loaded: {reason}"
         else:
-            msg = f"there is no directory {model}, and its {what} could not be had from the Hugging Face hub: {reason}"
+            source = "the Hugging Face hub"
+            msg = f"there is no directory {model}, and its {what} could not be fetched from {source}: {reason}"
         raise ModelNotFoundError(msg) from error
 
 

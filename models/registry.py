@@ -43,7 +43,7 @@ def family_class(model_type: str, task: str) -> type[Family]:
         raise ModelUnsupportedError(msg)
     family = _REGISTRY.find(model_type)
     if model_type not in family.model_types:
-        msg = f"architecture {model_type!r} is not one of {family.__name__}, whose package offers it: mend that package"
+        msg = f"architecture {model_type!r} is not one of {family.__name__}, whose package offers it: fix that package"
         raise ModelUnsupportedError(msg)
     if task not in family.tasks:
         msg = f"architecture {model_type!r} cannot do {task}; it can do {', '.join(family.tasks)}"

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from edge_runtime.formats.names import MANIFEST_FILE
+from edge_runtime.formats.peft_format import CONFIG_FILE as ADAPTER_CONFIG
 from models.errors import ModelNotFoundError, ModelUnsupportedError
 from models.hub import is_hub_id
 
 CONFIG_FILE: Final = "config.json"
-ADAPTER_CONFIG: Final = "adapter_config.json"
-"""File that makes a folder an adapter of PEFT."""
 
 _EXPECTED: Final = "give a directory that save_pretrained wrote, or the id of a model on the hub"
 _GGUF_MAGIC: Final = b"GGUF"
@@ -27,7 +27,7 @@ _WEIGHT_SUFFIXES: Final = frozenset({".safetensors", ".bin", ".pt", ".pth", ".ck
 _COMPACT: Final = "fedspine.json"
 _MARKERS: Final = (
     (_COMPACT, "is a compact model, made for inference: give the model that it was made from"),
-    ("manifest.json", "is an artifact, which is exported already: give the model that it was made from"),
+    (MANIFEST_FILE, "is an artifact, which is exported already: give the model that it was made from"),
     ("run.toml", "is a run directory: give the model that it tuned"),
     ("params.json", "holds weights in Meta's format: give the same model in Hugging Face's format (config.json)"),
     ("tf_model.h5", "holds TensorFlow weights alone: give the same model in PyTorch's format"),
@@ -37,7 +37,7 @@ _TORCH_WEIGHTS: Final = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 
 
 def check_source(model: str | Path) -> None:
-    """Refuse what is no checkpoint; the id of a model on the hub is looked at when it is loaded.
+    """Refuse what is not a checkpoint; the id of a model on the hub is looked at when it is loaded.
 
     Raises:
         ModelNotFoundError: there is nothing, or no model.
@@ -137,5 +137,5 @@ def _refuse_file(path: Path) -> None:
     if path.suffix in _WEIGHT_SUFFIXES or path.name == CONFIG_FILE:
         msg = f"model {path} is one file of a model: give the directory that holds it, with {CONFIG_FILE}"
         raise ModelNotFoundError(msg)
-    msg = f"model {path} is a file, no directory: {_EXPECTED}"
+    msg = f"model {path} is a file, not a directory: {_EXPECTED}"
     raise ModelNotFoundError(msg)

@@ -14,7 +14,7 @@ from edge_runtime.formats.names import TOKENIZER_FILE
 from models.checkpoint_files import file_of, json_of
 from models.errors import ModelNotFoundError, ModelPackageError, ModelUnsupportedError
 
-_CONFIG_FILE: Final = "tokenizer_config.json"
+TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 _SPECIAL_FILE: Final = "special_tokens_map.json"
 _CHAT_FILE: Final = "chat_template.jinja"
 _SENTENCEPIECE_FILES: Final = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
@@ -43,7 +43,7 @@ def load_tokenizer(model: str | Path) -> Any:
         tokenizer: Any = transformers.AutoTokenizer.from_pretrained(str(model), use_fast=True)
     except Exception:
         if (path := file_of(model, TOKENIZER_FILE)) is not None:
-            config = {**(json_of(model, _SPECIAL_FILE) or {}), **(json_of(model, _CONFIG_FILE) or {})}
+            config = {**(json_of(model, _SPECIAL_FILE) or {}), **(json_of(model, TOKENIZER_CONFIG) or {})}
             if (template := file_of(model, _CHAT_FILE)) is not None:
                 config["chat_template"] = template.read_text(encoding="utf-8")
             return _of_file(path, config)
@@ -109,7 +109,7 @@ def _explain(model: str | Path) -> None:
         )
         raise ModelPackageError(msg)
     if Path(model).is_dir() and source is None and not any(Path(model).glob("vocab.*")):
-        msg = f"model directory {model} holds no tokenizer: put {TOKENIZER_FILE} and {_CONFIG_FILE} into it"
+        msg = f"model directory {model} holds no tokenizer: put {TOKENIZER_FILE} and {TOKENIZER_CONFIG} into it"
         raise ModelNotFoundError(msg)
 
 

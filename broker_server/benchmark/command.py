@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from edge_runtime.formats.manifest import BaseDtype, Task
 
 bench = typer.Typer(
-    help="Benchmarks of this installation on this machine.", no_args_is_help=True, pretty_exceptions_enable=False
+    help="Benchmark this installation on this machine.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 
 
 @bench.callback()
 def root() -> None:
-    """Benchmarks of this installation on this machine."""
+    """Benchmark this installation on this machine."""
 
 
 def engine(  # noqa: PLR0913, PLR0917 - each is an option
@@ -44,18 +44,18 @@ def engine(  # noqa: PLR0913, PLR0917 - each is an option
     ort_python: options.OrtPython = ".venv-ort-training/bin/python",
     json: options.JsonFile = None,
 ) -> None:
-    """Measure the device engine against its peers: time, memory, cold start, and that all do the same work.
+    """Measure the device engine against its peers: step time, memory and cold start, on the same work.
 
-    Contenders take turns, each in a process of its own; figures are medians over runs. See docs/engine.md.
+    Contenders take turns, each in a process of its own. Figures are medians over runs. See docs/engine.md.
 
     Raises:
         FedSpineError: see docs/exit-codes.md.
     """
     # Imported here, so that `fedspine --help` needs none of it.
-    from broker_server.benchmark.schema import encode_bench  # noqa: PLC0415
     from broker_server.benchmark.settings import BenchSettings, check_json, parse_arm  # noqa: PLC0415
     from broker_server.benchmark.table import differing, render  # noqa: PLC0415
     from broker_server.experiments.run.processes import num_cores  # noqa: PLC0415
+    from broker_server.serving.report.encoding import encode  # noqa: PLC0415
     from edge_runtime.system.files import write_atomically  # noqa: PLC0415
 
     settings = BenchSettings(
@@ -79,7 +79,7 @@ def engine(  # noqa: PLR0913, PLR0917 - each is an option
     report = _measure(settings)
     sys.stdout.write(render(report))
     if json is not None:
-        write_atomically(json, encode_bench(report))
+        write_atomically(json, encode(report))
     if wrong := differing(report):
         raise RunFailedError("; ".join(wrong))
 
@@ -100,7 +100,7 @@ def _measure(settings: BenchSettings) -> BenchReport:
     try:
         return measure(settings, _say, lambda: datetime.now(UTC).timestamp())
     except KeyboardInterrupt as error:
-        msg = "interrupted, all processes ended; nothing was written"
+        msg = "interrupted; all processes ended, nothing was written"
         raise InterruptedRunError(msg) from error
 
 

@@ -110,7 +110,7 @@ def _ort_training(settings: BenchSettings) -> Contender:
     """
     if shutil.which(settings.ort_python) is None:
         msg = (
-            f"--against ort-training needs the environment of onnxruntime-training, and {settings.ort_python} is no "
+            f"--against ort-training needs the environment of onnxruntime-training, and {settings.ort_python} is not a "
             "program: run scripts/setup-ort-training, or name its interpreter with --ort-python"
         )
         raise MissingExtraError(msg)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Literal
 
 import msgspec
 
-from broker_server.serving.report.encoding import decode, encode
+from broker_server.serving.report.encoding import decode
 from edge_runtime.benchmark.protocol import ProductShape
-
-SCHEMA_VERSION: Final = 1
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True):
@@ -90,7 +88,7 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True):
 class BenchReport(msgspec.Struct, frozen=True, kw_only=True):
     """The whole file."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     created_at: float
     """Unix seconds, UTC."""
     date: str
@@ -110,15 +108,10 @@ class BenchReport(msgspec.Struct, frozen=True, kw_only=True):
     """System, processor, cores, memory, load before and after, versions of this process."""
 
 
-def encode_bench(report: BenchReport) -> bytes:
-    """Indented UTF-8 JSON."""
-    return encode(report)
-
-
 def decode_bench(data: bytes) -> BenchReport:
     """Read a report.
 
     Raises:
         ReportError: not a report of this schema version.
     """
-    return decode(data, BenchReport, what="benchmark report", version=SCHEMA_VERSION)
+    return decode(data, BenchReport, what="benchmark report")

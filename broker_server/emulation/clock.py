@@ -67,7 +67,7 @@ class VirtualClock:
             bytes_up: blob of the update.
 
         Raises:
-            ConfigError: the device is no member of the fleet.
+            ConfigError: the device is not a member of the fleet.
         """
         jitter = self.fleet.jitter * self._draw(_JITTER, key.round_number, key.device_id, key.attempt).standard_normal()
         mean_s = self._mean_s(key.device_id, key.round_number, arm, segments, num_local_steps)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from broker_server.config import CoordinatorConfig
 from broker_server.emulation.clock import VirtualClock
 from broker_server.emulation.fleet import Fleet
@@ -11,20 +13,21 @@ from edge_runtime.engine.memory import estimate_training_bytes
 from edge_runtime.formats.adapter import AdapterLayout
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.plan import Plan, uniform_num_kept
-from edge_runtime.wire.arms import parse_arms
+from edge_runtime.wire.arms import Axes
 from edge_runtime.wire.work import Arm
 
 _BYTES_OF = {"float32": 4, "float16": 2}
 
 
-def fleet_context(fleet: Fleet | None, num_rounds: int) -> SchedulerContext:
+def fleet_context(fleet: Fleet | None, num_rounds: int, axes: Axes) -> SchedulerContext:
     """What is known without the model: enough to see whether a scheduler can be made, but not true times."""
     if fleet is None:
-        return SchedulerContext(num_rounds=num_rounds)
+        return SchedulerContext(axes=axes, num_rounds=num_rounds)
     return SchedulerContext(
+        axes=axes,
         num_rounds=num_rounds,
         device_classes=fleet.members,
-        class_arms={one.name: parse_arms(one.arm)[0] for one in fleet.classes if one.arm},
+        class_arms={one.name: one.arm_on(axes) for one in fleet.classes if one.arm},
         class_capability={one.name: 1.0 / one.compute_factor for one in fleet.classes},
         completion_s=lambda device_id, _arm, round_number: fleet.class_of(device_id).compute_factor_at(round_number),
     )
@@ -33,9 +36,9 @@ def fleet_context(fleet: Fleet | None, num_rounds: int) -> SchedulerContext:
 def scheduler_context(config: CoordinatorConfig, manifest: Manifest, clock: VirtualClock | None) -> SchedulerContext:
     """Everything; without an emulated fleet only the number of rounds."""
     if clock is None:
-        return fleet_context(None, config.training.num_rounds)
+        return fleet_context(None, config.training.num_rounds, config.axes)
     training, fleet = config.training, clock.fleet
-    known = fleet_context(fleet, training.num_rounds)
+    known = fleet_context(fleet, training.num_rounds, config.axes)
     plans: dict[float, Plan] = {}
 
     def plan_of(arm: Arm) -> Plan:
@@ -55,14 +58,7 @@ def scheduler_context(config: CoordinatorConfig, manifest: Manifest, clock: Virt
         fits = not memory_mb or _needed_bytes(manifest, plan_of(arm), arm, training) <= memory_mb * 2**20
         return fits and completion_s(device_id, arm, 1) <= clock.deadline_s
 
-    return SchedulerContext(
-        num_rounds=known.num_rounds,
-        device_classes=known.device_classes,
-        class_arms=known.class_arms,
-        class_capability=known.class_capability,
-        completion_s=completion_s,
-        is_feasible=is_feasible,
-    )
+    return dataclasses.replace(known, completion_s=completion_s, is_feasible=is_feasible)
 
 
 def _needed_bytes(manifest: Manifest, plan: Plan, arm: Arm, training: TrainingConfig) -> int:

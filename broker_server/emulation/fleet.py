@@ -15,7 +15,8 @@ from broker_server.errors import ConfigError
 from broker_server.naming import malformed
 from edge_runtime.bounds.fields import Count, Name, Seconds, Share
 from edge_runtime.bounds.fields import Positive as Number
-from edge_runtime.wire.arms import ArmError, parse_arms
+from edge_runtime.wire.arms import ArmError, Axes
+from edge_runtime.wire.work import Arm
 
 BUILT_IN: Final = ("jetson",)
 """Fleets that ship with the package."""
@@ -50,12 +51,21 @@ class DeviceClass(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Probability that a device takes part in a round, drawn for each by itself."""
     drift: Annotated[tuple[Drift, ...], msgspec.Meta(max_length=1000)] = ()
     arm: Annotated[str, msgspec.Meta(max_length=100)] = ""
-    """``RATIO:RANK`` that the scheduler ``by_class`` plays on it; empty = dealt by speed."""
+    """What the scheduler ``by_class`` plays on it, as the method writes its arms; empty = dealt by speed."""
 
-    def __post_init__(self) -> None:
-        if self.arm and len(parse_arms(self.arm)) != 1:
-            msg = f"arm {self.arm!r} of class {self.name} is not one RATIO:RANK"
-            raise ValueError(msg)
+    def arm_on(self, axes: Axes) -> Arm:
+        """The arm of a class that has one.
+
+        Raises:
+            ConfigError: it is not one arm on these axes.
+        """
+        try:
+            (arm,) = axes.parse(self.arm)
+        except (ArmError, ValueError) as error:
+            why = error if isinstance(error, ArmError) else f"expected one arm, such as {axes.example}"
+            msg = f"class {self.name} of the fleet has arm = {self.arm!r}: {why}"
+            raise ConfigError(msg) from error
+        return arm
 
     def compute_factor_at(self, round_number: int) -> float:
         """Compute factor in a round, drift included."""
@@ -137,7 +147,7 @@ def parse_fleet(text: str, source: str) -> Fleet:
     except msgspec.ValidationError as error:
         msg = f"fleet {source}: {malformed(error, Fleet)}"
         raise ConfigError(msg) from error
-    except (tomllib.TOMLDecodeError, ArmError) as error:
+    except tomllib.TOMLDecodeError as error:
         msg = f"fleet {source} is malformed: {error}"
         raise ConfigError(msg) from error
 

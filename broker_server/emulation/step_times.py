@@ -91,7 +91,7 @@ def provide(path: Path, key: str, measure: Callable[[], StepTimes]) -> StepTimes
         known = _read(path)
         if key not in known:
             known[key] = measure()
-            write_atomically(path, msgspec.json.format(msgspec.json.encode(known)) + b"\n")
+            _write(path, known)
         return known[key]
 
 
@@ -114,7 +114,11 @@ def write_step_times(path: Path, times: StepTimes) -> None:
     Raises:
         DiskFullError: there is no space.
     """
-    write_atomically(path, msgspec.json.format(msgspec.json.encode(times)) + b"\n")
+    _write(path, times)
+
+
+def _write(path: Path, content: StepTimes | dict[str, StepTimes]) -> None:
+    write_atomically(path, msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
 
 
 def _read(path: Path) -> dict[str, StepTimes]:

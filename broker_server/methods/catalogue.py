@@ -20,20 +20,22 @@ class MethodEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """One method, as ``fedspine methods --json`` has it."""
 
     name: str
-    """What ``--method`` takes."""
+    """Value for ``--method``."""
     package: str
     """The package that offers it."""
     label: str = ""
     """Name in tables."""
     about: str = ""
     source: str = ""
-    """Where it is from; empty = from its package."""
+    """Source; empty = its package."""
     work: str = ""
     """Kind of work that devices are asked for."""
     asks: str = ""
-    """What that work is."""
+    """Description of that work."""
+    arms: str = ""
+    """Form of its arms, such as ``RATIO:RANK``; empty = it has one arm."""
     error: str = ""
-    """Why it cannot be used; all but name and package is empty then."""
+    """Reason why it cannot be used; only name and package are given then."""
 
 
 def entries() -> list[MethodEntry]:
@@ -56,7 +58,7 @@ def as_text(found: list[MethodEntry], columns: int) -> str:
     """
     indent = max(len(entry.name) for entry in found) + 2
     lines = [line for entry in found for line in _paragraph(entry, indent, max(columns, NARROWEST))]
-    works = {entry.work: entry.asks for entry in found if entry.work}
+    works = {entry.work: f"{entry.asks} (arms: {entry.arms or 'one'})" for entry in found if entry.work}
     lines += ["", "What devices are asked for:"]
     lines += [f"  {name}: {asks}" for name, asks in works.items()]
     lines += [
@@ -80,6 +82,7 @@ def _entry(name: str) -> MethodEntry:
         source=preset.source,
         work=preset.work if isinstance(preset.work, str) else preset.work.__name__,
         asks=preset.method.asks,
+        arms=preset.method.axes.form,
     )
 
 

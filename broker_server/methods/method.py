@@ -1,4 +1,4 @@
-"""What a method is on the server: what devices are asked for, what a reply must be, what replies make of the model.
+"""The server's side of a method: the work that devices get, the check of a reply, and the next model from replies.
 
 A method does arithmetic and opens no file. State machine, transfers, storage, report and emulation know none of them:
 they carry :class:`AssignedWork`, bytes and :class:`Reply`. Its other half is a room of the same name on the device.
@@ -26,17 +26,18 @@ from broker_server.methods.training import TrainingConfig, ZeroOrderConfig
 from edge_runtime.formats.adapter import Array, Tensors, initial
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.payload import Payload
+from edge_runtime.wire.arms import Axes
 from edge_runtime.wire.messages import AssignmentKey
 from edge_runtime.wire.work import Arm, Work, WorkType
 
 
 class AssignedWork(msgspec.Struct, frozen=True, kw_only=True):
-    """What one assignment asks for, and what its time and its update depend on."""
+    """The content of one assignment, with all that its time and its update depend on."""
 
     work: Work
     """As it is sent: an update is read under what was *sent*, also by a coordinator that was restarted in between."""
     arm: Arm
-    """What the scheduler chose."""
+    """Arm that the scheduler chose."""
     segments: tuple[Segment, ...]
     """Ratios of its steps, the first at step 1."""
     start_sparsity: float
@@ -48,9 +49,9 @@ class AssignedWork(msgspec.Struct, frozen=True, kw_only=True):
     bytes_down: int = 0
     """Assignment and blob, bytes."""
     sent_at: float | None = None
-    """When it first went out, Unix seconds; None = it has not."""
+    """Time when it was first sent, Unix seconds; None = not yet."""
     most_examples: int | None = None
-    """What its device had registered by then: the largest weight of its update. None as above."""
+    """Examples that its device had registered by then: the largest weight of its update. None as above."""
 
     @property
     def start_arm(self) -> Arm:
@@ -69,7 +70,7 @@ class Reply:
 
     device_id: str
     work: Work
-    """What was asked for."""
+    """Work that was asked for."""
     num_examples: int
     """Weight of the device, 0 or more."""
     tensors: Tensors
@@ -80,7 +81,7 @@ class Reply:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Combined:
-    """What replies made of the model."""
+    """The next model, made from replies."""
 
     model: Aggregated
     importance: Scores
@@ -93,7 +94,7 @@ class Combined:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class MethodContext:
-    """What a method may know of the run."""
+    """The settings and plans of the run that a method may use."""
 
     manifest: Manifest
     plans: Plans
@@ -115,7 +116,11 @@ class Method(abc.ABC):
     work_type: ClassVar[WorkType] = "lora"
     """Tag of the work that devices are asked for: they get ready for it before the first assignment."""
     asks: ClassVar[str] = ""
-    """What devices are asked for, in a line, for people."""
+    """Description of the work that devices get, one line, for people."""
+    axes: ClassVar[Axes] = Axes()
+    """Axes of its arms; none = it has one arm. All code that reads, chooses or shows an arm goes by this."""
+    default_arms: ClassVar[str] = ""
+    """Arms where nothing is said, as they are written."""
     averages: ClassVar[bool] = True
     """Whether replies are models that are averaged by their examples: then one device's share is limited, and update
     transforms apply to its change. Otherwise replies are sums that are added as they are."""
@@ -153,7 +158,7 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     def ask(self, key: AssignmentKey, arm: Arm, *, at_once: bool, model: Aggregated) -> AssignedWork:
-        """What a device is asked to do.
+        """Return the work for a device.
 
         Args:
             key: of the assignment.
@@ -177,7 +182,7 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     def start(self, model: Aggregated, work: Work) -> Payload:
-        """What a device starts from."""
+        """Return the tensors that a device starts from."""
 
     @abc.abstractmethod
     def trained(self, work: Work) -> Mapping[str, tuple[int, ...]]:
@@ -185,7 +190,7 @@ class Method(abc.ABC):
 
     @abc.abstractmethod
     def before(self, model: Aggregated, work: Work, name: str) -> Array:
-        """What a trained tensor of a reply was before training, float32, of its shape in the reply."""
+        """Return a trained tensor of a reply as it was before training, float32, of its shape in the reply."""
 
     @abc.abstractmethod
     def most_bytes(self, work: Work) -> int:

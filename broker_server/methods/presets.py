@@ -19,7 +19,7 @@ from broker_server.methods.registry import WORKS
 from broker_server.naming import said_of
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.system.registry import Registry
-from edge_runtime.wire.arms import format_arms, parse_arms
+from edge_runtime.wire.arms import format_arms
 from edge_runtime.wire.work import Arm
 
 Settings = dict[str, object]
@@ -28,13 +28,13 @@ Settings = dict[str, object]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Shared:
-    """What presets may ask of the settings that all methods share."""
+    """The settings that all methods of a comparison share, as presets read them."""
 
     rounds: int
     sparsity: float
     """Pruning ratio that is wanted in the end."""
     arms: tuple[Arm, ...]
-    """Grid of arms; its bounding box is the space of methods that are not bound to a grid."""
+    """Grid of arms of this method; its bounding box is the space of methods that are not bound to a grid."""
 
     @property
     def max_rank(self) -> int:
@@ -75,13 +75,13 @@ class Preset:
     label: str
     """Name for tables."""
     about: str
-    """What it does, in a line."""
+    """Description, one line."""
     source: str = ""
-    """Where it is from, such as ``arXiv 2305.05644``; empty = from here."""
+    """Source, such as ``arXiv 2305.05644``; empty = FedSpine."""
     work: str | type[Method] = "lora"
-    """What devices are asked for, and how replies combine: a key of :data:`.registry.WORKS`, or a class."""
+    """Kind of work and of combination: a key of :data:`.registry.WORKS`, or a class."""
     settings: Callable[[Shared], Settings]
-    """What it sets; all else stays as the user or the defaults have it."""
+    """Returns its settings; all others stay as the user or the defaults have them."""
 
     @property
     def about_and_source(self) -> str:
@@ -152,15 +152,10 @@ def _fedlps(shared: Shared) -> Settings:
     return {"scheduler": "fedlps", "arms": shared.ratios, "aggregation": "fedit", "importance": "magnitude"}
 
 
-PROBE_ARM: Final = Arm(pruning_ratio=0.0, rank=1)
-"""Nothing is pruned; the factors, which stay as they begin, are as small as they can be."""
-
-
 def _probe(shared: Shared) -> Settings:
     del shared
     return {
         "scheduler": "fixed",
-        "arms": format_arms((PROBE_ARM,)),
         "importance": "magnitude",
         "rounds": 1,
         "weight_decay": PENALTY,
@@ -171,7 +166,6 @@ def _probe_softmax(shared: Shared) -> Settings:
     del shared
     return {
         "scheduler": "fixed",
-        "arms": format_arms((PROBE_ARM,)),
         "importance": "magnitude",
         "local_steps": 20,
         "learning_rate": 30.0,
@@ -345,23 +339,31 @@ def trained_sparsity(arms: Sequence[Arm]) -> float:
     return min((arm.pruning_ratio for arm in arms if arm.pruning_ratio > 0), default=0.0)
 
 
-def completed(name: str, given: Mapping[str, object], *, rounds: int, arms: str) -> Settings:
+def method_of(name: str) -> type[Method]:
+    """The class of a method by name, which says what its arms are; that of LoRA where none is named.
+
+    Raises:
+        ConfigError: the method is not known.
+    """
+    return METHODS.find_or_import(name).method if name else WORKS["lora"]
+
+
+def completed(name: str, given: Mapping[str, object], *, rounds: int) -> Settings:
     """Settings that a person gave, and below them those of a method.
 
     Args:
         name: of the method, or ``pkg.mod:NAME``.
         given: settings by name, as they are written.
         rounds: of the run, where ``given`` does not say.
-        arms: the grid, where ``given`` does not say.
 
     Raises:
         ConfigError: the method is not known, or it fails.
-        ArmError: an arm of the grid is outside its range.
+        ArmError: an arm is none of the method's, or outside its range.
     """
     with said_of("method"):
         preset = METHODS.find_or_import(name)
     with said_of("arms"):
-        grid = parse_arms(str(given.get("arms", arms)))
+        grid = preset.method.axes.parse(str(given.get("arms", preset.method.default_arms)))
     sparsity, num_rounds = given.get("sparsity"), given.get("rounds", rounds)
     shared = Shared(
         rounds=num_rounds if isinstance(num_rounds, int) else rounds,
@@ -371,7 +373,7 @@ def completed(name: str, given: Mapping[str, object], *, rounds: int, arms: str)
     try:
         own = dict(preset.settings(shared))
     except Exception as error:
-        msg = f"--method {name!r} cannot say its settings ({type(error).__name__}: {error}): mend it, or take another"
+        msg = f"--method {name!r} cannot say its settings ({type(error).__name__}: {error}): fix it, or choose another"
         raise ConfigError(msg) from error
     return {**own, **given}
 

@@ -15,23 +15,21 @@ from typing import Final
 from edge_runtime.agent.assignment_runner import AssignmentRunner
 from edge_runtime.agent.attempts import Attempts
 from edge_runtime.agent.checkpoints import Checkpoints
-from edge_runtime.agent.coordinator_channel import CoordinatorChannel
+from edge_runtime.agent.coordinator_channel import COORDINATOR, CoordinatorChannel
 from edge_runtime.agent.errors import StoppedError
 from edge_runtime.agent.identity import StateDirectory
-from edge_runtime.agent.jobs import Jobs
+from edge_runtime.agent.jobs import Jobs, Rebuilt
 from edge_runtime.agent.outbox import Outbox
-from edge_runtime.agent.payloads import COORDINATOR, Payloads, Rebuilt
 from edge_runtime.agent.refusals import is_final, largest_delay_s, reason_of, too_large
 from edge_runtime.agent.refused import Refused
 from edge_runtime.agent.reporter import Reporter
 from edge_runtime.agent.settings import AgentSettings
 from edge_runtime.agent.traffic import Traffic
 from edge_runtime.agent.uploads import Uploads
-from edge_runtime.agent.work import Work, num_steps_of, what
+from edge_runtime.agent.work import CurrentWork, Work
 from edge_runtime.errors import ExitCode, FedSpineError, MessageError
 from edge_runtime.link.inbox import Connected, Disconnected, LinkEvent
 from edge_runtime.link.transfers import Transfers
-from edge_runtime.wire.measures import Capabilities
 from edge_runtime.wire.messages import (
     AnyMessage,
     Assignment,
@@ -53,38 +51,34 @@ from edge_runtime.wire.messages import (
 logger = logging.getLogger(__name__)
 
 POLL_S: Final = 0.1
-"""How long the loop waits for the link before it looks at the background thread."""
+"""Time that the loop waits for the link before it looks at the background thread, seconds."""
 
 STOP_S: Final = 10.0
-"""How long a stopping process waits for its background thread."""
+"""Time that a stopping process waits for its background thread, seconds."""
 
 
 class Agent:
     """One device. Call :meth:`run` once; :meth:`stop` may be called from a signal handler."""
 
     def __init__(
-        self, settings: AgentSettings, state: StateDirectory, capabilities: Capabilities, rng: random.Random
+        self, settings: AgentSettings, state: StateDirectory, channel: CoordinatorChannel, rng: random.Random
     ) -> None:
         self._settings = settings
         self._device_id = state.device_id
-        self._capabilities = capabilities
-        self._channel = CoordinatorChannel(settings.open_link, settings.fleet, state.device_id, rng)
-        self._link = self._channel.link
-        self._clock = self._channel.clock
-        self._reporter = Reporter(state.device_id, self._channel.session_id, self._channel.say, self._clock)
-        self._transfers = Transfers(lambda _, message: self._channel.say(message), self._clock)
-        self._payloads = Payloads(
-            self._transfers, self._clock, lambda work, detail: self._refuse(work, FailureReason.INTERNAL, detail)
-        )
-        self._uploads = Uploads(Outbox(state.outbox), self._transfers, self._channel.say, self._channel.new_repeat)
+        self._channel = channel
+        self._link = channel.link
+        self._clock = channel.clock
+        self._reporter = Reporter(state.device_id, channel.session_id, channel.say, self._clock)
+        self._transfers = Transfers(lambda _, message: channel.say(message), self._clock)
+        self._uploads = Uploads(Outbox(state.outbox), self._transfers, channel.say, channel.new_repeat)
         traffic = Traffic(lambda: (self._link.bytes_sent, self._link.bytes_received))
         self._checkpoints = Checkpoints(state.checkpoint, settings.work.checkpoint_every)
         self._jobs = Jobs(state.artifacts, settings.work, traffic, self._checkpoints)
         self._welcome: Welcome | None = None
         self._runner: AssignmentRunner | None = None
         self._attempts = Attempts(rng, self._clock)
-        self._work: Work | None = None
         self._refused = Refused(settings.pins)
+        self._current = CurrentWork(channel, self._transfers, self._jobs, self._reporter, self._refused)
         self._exit: tuple[ExitCode, str] | None = None
 
     def stop(self, code: ExitCode, detail: str) -> None:
@@ -113,7 +107,7 @@ class Agent:
         finally:
             self._jobs.stop()
             if not self._jobs.join(STOP_S):
-                logger.warning("work did not stop within %g s; leaving all the same", STOP_S)
+                logger.warning("work did not stop within %g s; the process ends all the same", STOP_S)
             self._link.close(self._channel.goodbye(farewell))
         return code
 
@@ -122,9 +116,9 @@ class Agent:
         with contextlib.suppress(queue.Empty):
             self._on_link(self._link.events.get(timeout=POLL_S))
         self._collect()
-        self._channel.register_if_due(self._capabilities, self._settings.num_examples, self._settings.data_bytes)
-        self._check_deadline()
-        if self._jobs.is_idle:
+        self._channel.register_if_due()
+        self._current.check_deadline()
+        if not self._jobs.is_busy:
             self._start_job()
         self._transfers.tick()
         if self._channel.is_registered:
@@ -146,7 +140,7 @@ class Agent:
                 except MessageError as error:
                     logger.warning("on %r: %s", event.topic, error)
                 except Exception:  # whatever a message may do, it does not end a device
-                    logger.exception("a message on %r could not be dealt with; it is passed over", event.topic)
+                    logger.exception("a message on %r could not be handled; it is ignored", event.topic)
 
     def _on_message(self, message: AnyMessage) -> None:
         if device_of(message, self._device_id) != self._device_id:
@@ -181,13 +175,13 @@ class Agent:
             return
         previous, self._welcome = self._welcome, welcome
         if previous is not None and previous.run_id != welcome.run_id:
-            self._drop_work(f"run {welcome.run_id} began")
+            self._current.drop(f"run {welcome.run_id} began")
             if self._runner is not None:
                 self._reporter.change(DeviceState.IDLE)
             elif self._reporter.state is not DeviceState.FETCHING:  # an assignment ended before it was ready
                 self._reporter.change(DeviceState.FETCHING)
         if previous is not None and previous.artifact_digest != welcome.artifact_digest:
-            self._drop_work("the run has another artifact now")
+            self._current.drop("the run has another artifact now")
             self._jobs.stop()
             self._runner = None
         if previous != welcome:
@@ -200,7 +194,7 @@ class Agent:
     def _on_unwanted(self, welcome: Welcome, objection: str) -> None:
         """Take no part in a run that the owner of this board does not allow; another one that is under way goes on."""
         if self._welcome is not None and self._welcome.run_id == welcome.run_id:
-            self._drop_work(objection)
+            self._current.drop(objection)
             self._welcome = self._runner = None
             self._jobs.stop()
         if self._welcome is None:
@@ -223,26 +217,18 @@ class Agent:
         if (refusal := self._refused.answer_to(work.key)) is not None:
             self._channel.say(refusal)
             return
-        if self._work is not None:
-            if work.key == self._work.key:
-                self._work.deadline_at = work.deadline_at
-            if work.key <= self._work.key:  # both of this run: a welcome to another one drops the work
+        if self._current.work is not None:
+            if work.key == self._current.work.key:
+                self._current.work.deadline_at = work.deadline_at
+            if work.key <= self._current.work.key:  # both of this run: a welcome to another one drops the work
                 self._reporter.say()
                 return
-            self._drop_work(f"superseded by round {work.key.round_number}, attempt {work.key.attempt}")
+            self._current.drop(f"superseded by round {work.key.round_number}, attempt {work.key.attempt}")
         self._attempts.news()
         if (detail := too_large(assignment, self._settings.work.memory_limit_bytes)) is None:
-            self._begin(work)
+            self._current.begin(work)
         else:
-            self._refuse(work, FailureReason.ARM_INFEASIBLE, detail)
-
-    def _begin(self, work: Work) -> None:
-        """Ask for what the work starts from."""
-        assignment = work.assignment
-        logger.info("round %d, attempt %d: %s", work.key.round_number, work.key.attempt, what(assignment.work))
-        self._work = work
-        self._reporter.change(DeviceState.FETCHING, work.key)
-        self._payloads.ask(work)
+            self._current.refuse(work, FailureReason.ARM_INFEASIBLE, detail)
 
     def _on_verdict(self, verdict: Verdict) -> None:
         if self._welcome is None or verdict.key.run_id != self._welcome.run_id:
@@ -251,16 +237,16 @@ class Agent:
             return
         word = "accepted" if verdict.accepted else "rejected"
         logger.info("round %d: %s%s", verdict.key.round_number, word, f" ({verdict.detail})" if verdict.detail else "")
-        if self._work is None and self._uploads.pending is None:
+        if self._current.work is None and self._uploads.pending is None:
             self._reporter.change(DeviceState.IDLE)
 
     def _on_cancel(self, cancel: Cancel) -> None:
         key = cancel.key
         if self._welcome is None or key.run_id != self._welcome.run_id:
             return  # as for a verdict
-        if is_current := self._work is not None and self._work.key == key:
-            self._drop_work(f"cancelled: {cancel.detail}")
-        if (self._uploads.close(key) is not None or is_current) and self._work is None:
+        if is_current := self._current.work is not None and self._current.work.key == key:
+            self._current.drop(f"cancelled: {cancel.detail}")
+        if (self._uploads.close(key) is not None or is_current) and self._current.work is None:
             self._reporter.change(DeviceState.IDLE, detail=f"round {key.round_number} cancelled: {cancel.detail}")
 
     def _on_finished(self, finished: Finished) -> None:
@@ -268,22 +254,15 @@ class Agent:
         if not is_refused and (self._welcome is None or finished.run_id != self._welcome.run_id):
             return
         logger.info("run %s is over%s", finished.run_id, f": {finished.detail}" if finished.detail else "")
-        self._drop_work("the run is over")
+        self._current.drop("the run is over")
         self._reporter.change(DeviceState.DONE)
         if self._settings.exit_when_finished:
             self.stop(ExitCode.OK, "the run is over")
 
     # ---- what is done ------------------------------------------------------------------------------------------------
 
-    def _check_deadline(self) -> None:
-        work = self._work
-        if work is not None and self._clock() > work.deadline_at:
-            detail = f"deadline passed, {self._clock() - work.received_at:.1f} s after the assignment came"
-            self._drop_work(detail)
-            self._refuse(work, FailureReason.CANCELLED, detail)
-
     def _start_job(self) -> None:
-        welcome, work = self._welcome, self._work
+        welcome, work = self._welcome, self._current.work
         if welcome is None:
             return
         if self._runner is None:
@@ -293,33 +272,30 @@ class Agent:
                 self._jobs.prepare(welcome, self._reporter.progress)
         elif work is not None and work.is_to_rebuild:
             work.is_running = True
-            self._jobs.rebuild(self._runner, work.assignment, self._payloads.rate, welcome, self._reporter.progress)
+            self._jobs.rebuild(self._runner, work.assignment, self._current.pull_rate, welcome, self._reporter.progress)
         elif work is not None and work.payload is not None:
             work.is_running = True
-            num_steps = num_steps_of(work.assignment.work)
-            self._reporter.change(DeviceState.TRAINING, work.key, num_steps=num_steps)
-            payload, rate = work.payload, self._payloads.rate
+            self._reporter.change(DeviceState.TRAINING, work.key, num_steps=work.assignment.work.num_counted_steps)
+            payload, rate = work.payload, self._current.pull_rate
             self._jobs.work(self._runner, work.assignment, payload, rate, welcome, self._reporter.progress)
 
     def _collect(self) -> None:
         """Take what the background thread has finished."""
-        try:
-            tag, outcome = self._jobs.outcomes.get_nowait()
-        except queue.Empty:
+        if (ended := self._jobs.poll()) is None:
             return
-        work = self._work
+        tag, outcome, work = ended.tag, ended.outcome, self._current.work
         if isinstance(outcome, AssignmentRunner):
             self._on_prepared(outcome)
-        elif isinstance(tag, Welcome) and isinstance(outcome, Exception):
+        elif isinstance(tag, Welcome) and isinstance(outcome, BaseException):
             self._on_prepare_failed(tag, outcome)
         elif work is None or work.key != tag:
             logger.debug("work on %s ended, which nobody waits for any more", tag)
-        elif isinstance(outcome, Exception):
+        elif isinstance(outcome, BaseException):
             if not isinstance(outcome, FedSpineError):
                 logger.error("work failed unexpectedly", exc_info=outcome)
-            self._refuse(work, reason_of(outcome), str(outcome) or type(outcome).__name__)
+            self._current.refuse(work, reason_of(outcome), str(outcome) or type(outcome).__name__)
         elif isinstance(outcome, Rebuilt):
-            self._payloads.rebuilt(work, outcome)
+            self._current.rebuilt(work, outcome)
         else:
             self._on_worked(work, *outcome)
 
@@ -329,10 +305,10 @@ class Agent:
         self._runner = runner
         self._attempts.begin_anew()
         logger.info("ready: artifact %s (%s)", runner.digest[:12], runner.artifact.manifest.model_name)
-        if self._work is None and self._reporter.state is DeviceState.FETCHING:
+        if self._current.work is None and self._reporter.state is DeviceState.FETCHING:
             self._reporter.change(DeviceState.IDLE)
 
-    def _on_prepare_failed(self, welcome: Welcome, error: Exception) -> None:
+    def _on_prepare_failed(self, welcome: Welcome, error: BaseException) -> None:
         if welcome != self._welcome:
             return
         if is_final(error):
@@ -344,42 +320,17 @@ class Agent:
             logger.error("getting ready failed unexpectedly", exc_info=error)
         delay_s = self._attempts.failed(largest_delay_s(error))
         logger.warning("%s; trying again in %.0f s, or when the coordinator says something new", detail, delay_s)
-        if self._work is not None:
-            self._refuse(self._work, reason_of(error), detail)
+        if self._current.work is not None:
+            self._current.refuse(self._current.work, reason_of(error), detail)
         else:
             self._reporter.change(DeviceState.FETCHING, detail=detail)
 
     def _on_worked(self, work: Work, update: Update, blob: bytes) -> None:
-        self._work = None
+        self._current.work = None
         try:
             self._uploads.add(update, blob)
         except (FedSpineError, OSError) as error:
-            self._refuse(work, reason_of(error), str(error))
+            self._current.refuse(work, reason_of(error), str(error))
             return
         self._checkpoints.remove()
         self._reporter.change(DeviceState.UPLOADING, work.key)
-
-    # ---- ends --------------------------------------------------------------------------------------------------------
-
-    def _drop_work(self, why: str) -> None:
-        """Stop the current assignment, if any; what it may still produce is ignored."""
-        if self._work is None:
-            return
-        logger.info("round %d, attempt %d: %s", self._work.key.round_number, self._work.key.attempt, why)
-        self._payloads.stop(self._work)
-        if self._work.is_running:
-            self._jobs.stop()
-        self._work = None
-
-    def _refuse(self, work: Work, reason: FailureReason, detail: str) -> None:
-        """Give an assignment up, and tell."""
-        logger.warning(
-            "round %d, attempt %d given up: %s (%s)", work.key.round_number, work.key.attempt, detail, reason
-        )
-        if self._work is work:
-            self._payloads.stop(work)
-            self._work = None
-        failure = self._channel.failure(work.assignment, reason, detail)
-        self._refused.remember(work.key, failure)
-        self._channel.say(failure)
-        self._reporter.change(DeviceState.IDLE, detail=detail)

@@ -1,4 +1,4 @@
-"""What all work has in common: get ready for a run, then one assignment after another, in the background thread."""
+"""The part that all work shares: get ready for a run, then one assignment after another, in the background thread."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ They are others once the file has another number of examples, or language modell
 
 @dataclasses.dataclass(slots=True)
 class Progress:
-    """How far the work is; written by the background thread, read by the one that talks."""
+    """The progress of work; the background thread writes it, the one that talks reads it."""
 
     step: int = 0
     num_steps: int = 0
@@ -186,7 +186,7 @@ class AssignmentRunner:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class WorkContext:
-    """What surrounds one assignment."""
+    """The surroundings of one assignment."""
 
     welcome: Welcome
     stop: threading.Event
@@ -194,9 +194,9 @@ class WorkContext:
     progress: Progress
     traffic: Traffic
     fetch_s: float
-    """How long the adapter took to arrive, seconds."""
+    """Time that the adapter took to arrive, seconds."""
     pull_rate: float | None = None
-    """How fast the last payload was pulled, bytes a second; None = none was."""
+    """Bytes a second of the last payload that was pulled; None = none was."""
     checkpoints: Checkpoints
     pauses: Pauses
 
@@ -213,7 +213,7 @@ class WorkContext:
 
     @property
     def surroundings(self) -> Surroundings:
-        """What a method sees of this."""
+        """Return the part of this that a method sees."""
 
         def say(detail: str) -> None:
             self.progress.detail = detail
@@ -276,7 +276,7 @@ def prepare(
 
 
 def holdout_text(num_training: int, num_holdout: int, task: Task) -> str:
-    """What is trained on and what is held back, for the owner of the board."""
+    """Return a line on the examples that are trained on and held back, for the owner of the board."""
     unit = "examples" if task == "text-classification" else "windows of max_length tokens"
     share = f"at most 1 in {MIN_TRAINING_RATIO}"
     return f"{num_training} {unit} to train on, {num_holdout} held back to evaluate on (--holdout, {share})"

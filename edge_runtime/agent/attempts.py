@@ -1,4 +1,4 @@
-"""When to try again what failed for a cause that is not on this board: ever later, and soon when there is news."""
+"""Timing of new attempts after a failure with a cause outside this board: ever later, but soon when there is news."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 from edge_runtime.link import backoff
 
 LARGEST_S: Final = 600.0
-"""Longest delay after a failure that only the server can mend: it says so when it has, see :meth:`Attempts.news`."""
+"""Longest delay after a failure that only the server can put right; it says when it has, see :meth:`Attempts.news`."""
 
 FLOOR_S: Final = 2.0
 """Shortest time from a failure to the next attempt when there is news, seconds: a server that never stops talking does
@@ -32,11 +32,11 @@ class Attempts:
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time to try (again)."""
+        """Return whether it is time to try (again)."""
         return self._clock() >= self._due_at
 
     def failed(self, largest_s: float = LARGEST_S) -> float:
-        """It did not work.
+        """Note that an attempt failed.
 
         Args:
             largest_s: longest delay, seconds.
@@ -51,10 +51,10 @@ class Attempts:
         return delay_s
 
     def news(self) -> None:
-        """Somebody who may have mended the cause is here: try as soon as :data:`FLOOR_S` allows."""
+        """Note that somebody who may have removed the cause is here: try as soon as :data:`FLOOR_S` allows."""
         self._due_at = min(self._due_at, self._failed_at + FLOOR_S)
 
     def begin_anew(self) -> None:
-        """It worked, or it is about something else now: what went before does not count, but for the floor."""
+        """Forget earlier failures, except for the floor: it worked, or it is about something else now."""
         self._num_failed = 0
         self.news()

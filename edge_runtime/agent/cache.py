@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Final
 
 from edge_runtime.bounds import limits
+from edge_runtime.bounds.fields import DIGEST
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.formats import names
 from edge_runtime.formats.manifest import FileRef, Manifest, decode_manifest, digest_of
 from edge_runtime.link import http
 from edge_runtime.link.errors import ArtifactCorruptedError
-from edge_runtime.system.files import DiskFullError, write_atomically
+from edge_runtime.system.files import DiskFullError, measure, write_atomically
 
 logger = logging.getLogger(__name__)
 
 MAX_ARTIFACTS: Final = 2
 """Artifacts that stay on disk: the one in use and the one before."""
 
-_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 """Names of folders that this cache made; what else lies there is not its own."""
 
 RESERVE_BYTES: Final = 16_000_000
@@ -96,7 +96,7 @@ class ArtifactCache:
             data = path.read_bytes()
             if digest_of(data) == digest:
                 return decode_manifest(data)
-            logger.warning("%s is not the manifest that it was; fetching it again", path)
+            logger.warning("manifest %s was changed; fetching it again", path)
         url = _url_of(base_url, names.MANIFEST_FILE)
         data = http.fetch_small(
             url, limits.MAX_MANIFEST_BYTES, on_progress=lambda num_bytes: on_progress(num_bytes, 0), pause=self._pause
@@ -119,7 +119,7 @@ class ArtifactCache:
 
         What is longest ago is told by the clock, which may have been set back.
         """
-        found = (path for path in self._directory.iterdir() if _DIGEST.fullmatch(path.name) and path.is_dir())
+        found = (path for path in self._directory.iterdir() if re.fullmatch(DIGEST, path.name) and path.is_dir())
         others = [path for path in found if path != current]
         others.sort(key=_last_use, reverse=True)
         for folder in others[MAX_ARTIFACTS - 1 :]:
@@ -133,7 +133,7 @@ def _url_of(base_url: str, name: str) -> str:
 
 
 def _last_use(folder: Path) -> tuple[bool, int]:
-    """Whether an artifact was ever ready for work, and when, or when it was fetched; greater = to be kept rather."""
+    """Return whether an artifact was ever ready for work, and when, or when it was fetched; the greatest is kept."""
     marker = folder / _USED_FILE
     is_used = marker.exists()
     return is_used, (marker if is_used else folder).stat().st_mtime_ns
@@ -145,17 +145,17 @@ def _check_space(folder: Path, lacking: Mapping[str, FileRef]) -> None:
     free = shutil.disk_usage(folder).free
     if lacking and needed + RESERVE_BYTES > free:
         msg = (
-            f"disk full: the artifact needs {needed / 1e6:.1f} MB more in {folder.parent} and leaves "
-            f"{RESERVE_BYTES / 1e6:.0f} MB free, {free / 1e6:.1f} MB are: free some space"
+            f"disk full: the artifact needs {needed / 1e6:.1f} MB more in {folder.parent}, and "
+            f"{RESERVE_BYTES / 1e6:.0f} MB must stay free, but only {free / 1e6:.1f} MB are free: free some space"
         )
         raise DiskFullError(msg)
 
 
 def _is_whole(path: Path, ref: FileRef) -> bool:
-    """Whether a cached file is what the manifest says; a wrong one is removed."""
+    """Return whether a cached file is what the manifest says; remove a wrong one."""
     if not path.exists():
         return False
-    if path.stat().st_size == ref.size_bytes and http.digest_of_file(path) == ref.digest:
+    if path.stat().st_size == ref.size_bytes and measure(path) == (ref.size_bytes, ref.digest):
         return True
     logger.warning("cached file %s is corrupted; fetching it again", path)
     path.unlink()

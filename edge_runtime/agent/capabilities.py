@@ -1,8 +1,7 @@
-"""What this machine is and can do, measured once and kept in the state directory."""
+"""The capabilities of this machine, measured once and kept in the state directory."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import os
 import platform
@@ -16,6 +15,7 @@ import numpy as np
 import psutil
 
 from edge_runtime.system.files import write_atomically
+from edge_runtime.system.versions import installed
 from edge_runtime.wire.measures import Capabilities
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ DEFAULT_MEMORY_RATIO: Final = 0.8
 MATRIX_SIZE: Final = 512
 COPY_BYTES: Final = 32 * 1024 * 1024
 MEASURE_S: Final = 0.2
-"""How long each measurement takes."""
+"""Time that each measurement takes, seconds."""
 
 PACKAGES: Final = (
     "fedspine",
@@ -43,7 +43,7 @@ _CGROUP_FILES: Final = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memo
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """What the measured rates depend on; they are measured again when any of it changes."""
+    """The machine that rates were measured on; they are measured again when any of this changes."""
 
     architecture: str
     operating_system: str
@@ -53,7 +53,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rates(msgspec.Struct, frozen=True, kw_only=True):
-    """What is kept in the state directory."""
+    """The measurements that are kept in the state directory."""
 
     machine: Machine
     matmul_gflops: float
@@ -73,7 +73,7 @@ def find_capabilities(cache: Path, num_threads: int, memory_limit_bytes: int) ->
         operating_system=f"{platform.system()} {platform.release()}",
         num_cores=usable_cores(),
         num_threads=num_threads,
-        versions={"python": platform.python_version(), **_versions()},
+        versions={"python": platform.python_version(), **installed(PACKAGES)},
     )
     rates = _cached(cache, machine)
     if rates is None:
@@ -103,7 +103,7 @@ def total_memory() -> int:
 
 
 def default_memory_limit() -> int:
-    """What a device allows itself when it is not told: a share of what is available now, bytes."""
+    """Return the default memory limit: a share of what is available now, bytes."""
     return int(DEFAULT_MEMORY_RATIO * min([int(psutil.virtual_memory().available), *_container_limits()]))
 
 
@@ -144,16 +144,6 @@ def _cached(cache: Path, machine: Machine) -> Rates | None:
         logger.warning("%s is not readable (%s); measuring again", cache, error)
         return None
     return rates if rates.machine == machine else None
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _container_limits() -> list[int]:

@@ -1,4 +1,4 @@
-"""The device's one checkpoint: what a power cut or kill -9 in the middle of an assignment leaves to go on with.
+"""The device's one checkpoint: training goes on from it after a power cut or kill -9 in the middle of an assignment.
 
 It lies in a folder of its own, since a cut while it is written leaves a part beside it. An assignment that comes again
 (docs/wire.md: after a reconnect, as long as the round waits) is gone on with if nothing is different that its training
@@ -64,7 +64,7 @@ class Checkpoints:
         return checkpoint
 
     def is_due(self, step: int, num_steps: int) -> bool:
-        """Whether a checkpoint belongs after this step; not after the last one, where the update is near."""
+        """Return whether to write a checkpoint after this step; not after the last one, where the update is near."""
         return bool(self.every) and step % self.every == 0 and step < num_steps
 
     def save(self, checkpoint: Checkpoint) -> None:

@@ -1,4 +1,4 @@
-"""What a device sends: every message to the coordinator goes through here, under the right topic."""
+"""Messages to the coordinator: every one goes through here, under the right topic."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from edge_runtime.agent.precheck import Examples
 from edge_runtime.agent.repeat import Repeat
 from edge_runtime.bounds import limits
 from edge_runtime.bounds.plain import plain
@@ -30,6 +31,9 @@ from edge_runtime.wire.messages import (
 
 logger = logging.getLogger(__name__)
 
+COORDINATOR: Final = "coordinator"
+"""The only peer of a device."""
+
 SILENCES_S: Final = (10.0, 60.0, 600.0)
 """Times without an answer of a coordinator after which that is said; the last one again and again."""
 
@@ -46,7 +50,15 @@ class CoordinatorChannel:
         is_registered: whether the coordinator has answered the registration since the last connect.
     """
 
-    def __init__(self, open_link: OpenLink, fleet: str, device_id: str, rng: random.Random) -> None:
+    def __init__(
+        self,
+        open_link: OpenLink,
+        fleet: str,
+        device_id: str,
+        capabilities: Capabilities,
+        examples: Examples,
+        rng: random.Random,
+    ) -> None:
         """Prepare the link.
 
         Raises:
@@ -58,6 +70,13 @@ class CoordinatorChannel:
         self._fleet = fleet
         self._device_id = device_id
         self._rng = rng
+        self._register = Register(
+            device_id=device_id,
+            session_id=self.session_id,
+            capabilities=capabilities,
+            num_examples=examples.num_examples,
+            data_bytes=min(examples.num_bytes, limits.MAX_FILE_BYTES),
+        )
         self._registration = self.new_repeat()
         self._asked_at: float | None = None
         """Since when a coordinator owes an answer; None: it does not, or there is no connection."""
@@ -101,7 +120,7 @@ class CoordinatorChannel:
         self.is_registered = False
         self._registration.restart()
 
-    def register_if_due(self, capabilities: Capabilities, num_examples: int, data_bytes: int) -> None:
+    def register_if_due(self) -> None:
         """Register if there is no answer yet and it is time to say it (again); call it often."""
         if self.is_registered or not self.link.is_connected:
             self._asked_at, self._num_silences = None, 0
@@ -109,19 +128,11 @@ class CoordinatorChannel:
         self._tell_of_silence()
         if not self._registration.is_due:
             return
-        self.say(
-            Register(
-                device_id=self._device_id,
-                session_id=self.session_id,
-                capabilities=capabilities,
-                num_examples=num_examples,
-                data_bytes=data_bytes,
-            )
-        )
+        self.say(self._register)
         self._registration.said()
 
     def _tell_of_silence(self) -> None:
-        """Say that nobody answers: a fleet that was mistyped is no error of anybody who could say so."""
+        """Log that nobody answers: only this device can notice that its fleet was mistyped."""
         now = self.clock()
         self._asked_at = now if self._asked_at is None else self._asked_at
         longest_s = SILENCES_S[-1] * max(1, self._num_silences - len(SILENCES_S) + 2)

@@ -113,7 +113,7 @@ class StateDirectory:
 
     @property
     def capabilities_file(self) -> Path:
-        """What was measured of this machine."""
+        """File of the measurements of this machine."""
         return self.path / CAPABILITIES_FILE
 
     def __enter__(self) -> Self:
@@ -137,7 +137,7 @@ class StateDirectory:
         chosen = given or known or new_device_id(socket.gethostname())
         if known is None and path.exists():
             logger.warning(
-                "%s holds %r, which is no device id: this device is %s from now on", path, stored[:80], chosen
+                "%s holds %r, which is not a device id: this device is %s from now on", path, stored[:80], chosen
             )
         if chosen != known:
             write_atomically(path, (chosen + "\n").encode())

@@ -1,26 +1,35 @@
-"""What the background thread does: get ready for a run, or work on an assignment."""
+"""Jobs of the background thread: get ready for a run, or work on an assignment."""
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from edge_runtime.agent.assignment_runner import AssignmentRunner, Progress, WorkContext, prepare
-from edge_runtime.agent.background import Background
 from edge_runtime.agent.cache import ArtifactCache
 from edge_runtime.agent.checkpoints import Checkpoints
 from edge_runtime.agent.errors import StoppedError
 from edge_runtime.agent.pauses import Pauses
-from edge_runtime.agent.payloads import Rebuilt
 from edge_runtime.agent.settings import WorkSettings
 from edge_runtime.agent.traffic import Traffic
 from edge_runtime.board.sensors import Sensors
 from edge_runtime.engine.session import Interrupt
+from edge_runtime.system.background import Background
 from edge_runtime.wire.messages import Assignment, Update, Welcome
 
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """How an attempt to do without pulling a payload ended."""
+
+    blob: bytes | None
+    """None = it must be pulled."""
+
+
 Job = AssignmentRunner | Rebuilt | tuple[Update, bytes]
-"""What a job returns: ready for a run, a payload or that it must be pulled, or an update and what was made."""
+"""Result of a job: ready for a run, a payload or that it must be pulled, or an update and its blob."""
 
 
 class Jobs(Background[Job]):
@@ -41,11 +50,6 @@ class Jobs(Background[Job]):
         self._checkpoints = checkpoints
         self._pauses = Pauses(settings.pausing, Sensors(settings.sensors))
         self._interrupt = Interrupt()
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether a job can be started and none has ended unnoticed."""
-        return not self.is_busy and self.outcomes.empty()
 
     def stop(self) -> None:
         """Ask the job to stop, and end the graph that it is running."""

@@ -16,8 +16,7 @@ import msgspec
 
 from edge_runtime.errors import MessageError
 from edge_runtime.formats.manifest import digest_of
-from edge_runtime.link.http import digest_of_file
-from edge_runtime.system.files import write_atomically
+from edge_runtime.system.files import measure, write_atomically
 from edge_runtime.wire.messages import AssignmentKey, Update, decode_message, encode_message
 
 logger = logging.getLogger(__name__)
@@ -84,7 +83,7 @@ class Outbox:
         return list(self._entries.values())
 
     def blob_file(self, key: AssignmentKey) -> Path:
-        """Where the blob of an update lies, if it waits here."""
+        """Return the file of an update's blob, if it waits here."""
         return self._file(key, _BLOB)
 
     def remove(self, key: AssignmentKey) -> Update | None:
@@ -107,7 +106,7 @@ class Outbox:
         try:
             update = decode_message(path.read_bytes())
             expected = update.blob.digest if isinstance(update, Update) and update.blob is not None else None
-            digest = None if expected is None else digest_of_file(path.with_suffix(_BLOB))
+            digest = None if expected is None else measure(path.with_suffix(_BLOB))[1]
         except (OSError, MessageError) as error:
             logger.warning("dropping %s from the outbox: %s", path.name, error)
             return None

@@ -18,7 +18,7 @@ LOOK_S: Final = 2.0
 
 
 class Detail(Protocol):
-    """Where it is said that work is paused, and why."""
+    """The place where the reason of a pause is shown."""
 
     detail: str
 

@@ -1,4 +1,4 @@
-"""What the owner of a board lets it run: artifacts by digest, artifact servers by host."""
+"""The artifacts and artifact servers that the owner of a board allows, by digest and by host."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Pins:
         )
 
     def objection(self, run_id: str, digest: str, url: str) -> str | None:
-        """Why a run may not be taken part in, one line; None where it may.
+        """Return why this device may not take part in a run, one line; None if it may.
 
         Args:
             run_id: the run.
@@ -36,8 +36,8 @@ class Pins:
         if self.digests and digest not in self.digests:
             allowed = ", ".join(sorted(digest[:12] for digest in self.digests))
             return (
-                f"run {run_id} is refused: its artifact is {digest[:12]}..., "
-                f"--artifact-digest allows {allowed}: ask who runs the coordinator, or allow it on the board"
+                f"run {run_id} is refused: its artifact is {digest[:12]}..., but --artifact-digest allows only "
+                f"{allowed}; ask whoever runs the coordinator, or allow it on the board"
             )
         if not self.hosts:
             return None
@@ -48,7 +48,7 @@ class Pins:
         name = f"[{host}]" if ":" in host else host
         if self.hosts.isdisjoint({name, f"{name}:{port}"}):
             return (
-                f"run {run_id} is refused: its artifact is at {name}:{port}, --artifact-host allows "
-                f"{', '.join(sorted(self.hosts))}: ask who runs the coordinator, or allow it on the board"
+                f"run {run_id} is refused: its artifact is at {name}:{port}, but --artifact-host allows only "
+                f"{', '.join(sorted(self.hosts))}; ask whoever runs the coordinator, or allow it on the board"
             )
         return None

@@ -1,4 +1,4 @@
-"""A look at the data file before the network is touched: what needs no artifact to be seen is said at once."""
+"""A first check of the data file, before the network is used: faults that need no artifact to be seen."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from edge_runtime.engine.examples import ExampleReader, Fields
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Examples:
-    """What a file holds."""
+    """The content of a file, in numbers."""
 
     num_examples: int
     num_bytes: int
     """Size of the file."""
     num_texts: int
-    """How many of them are raw text, which needs a tokenizer."""
+    """Number of them that are raw text, which needs a tokenizer."""
     warnings: tuple[str, ...] = ()
-    """What its owner should know, one line each."""
+    """Warnings for its owner, one line each."""
 
 
 def count_examples(path: Path) -> int:
@@ -33,7 +33,7 @@ def look_at_examples(path: Path) -> Examples:
     vocabulary and lengths are checked when the artifact is known.
 
     Raises:
-        DataInvalidError: the file cannot be read, or a line is no example; names file and line.
+        DataInvalidError: the file cannot be read, or a line is not an example; names file and line.
         DataEmptyError: there is none.
     """
     reader = ExampleReader(path, Fields(label="label"), is_label_optional=True)

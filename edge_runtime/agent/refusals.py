@@ -1,4 +1,4 @@
-"""Which error means what to the coordinator, which one ends the process, and how long to wait after the others."""
+"""The meaning of errors: the reason for the coordinator, whether the process ends, and how long to wait otherwise."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _REASONS: tuple[tuple[type[BaseException], FailureReason], ...] = (
 
 
 def reason_of(error: BaseException) -> FailureReason:
-    """What an error that ended an assignment means to a scheduler."""
+    """Return the reason that a scheduler gets for an error that ended an assignment."""
     for kind, reason in _REASONS:
         if isinstance(error, kind):
             return reason
@@ -38,18 +38,18 @@ def reason_of(error: BaseException) -> FailureReason:
 
 
 def too_large(assignment: Assignment, memory_limit_bytes: int) -> str | None:
-    """Why a payload is not pulled, one line; None where it may be: its chunks and the whole are held at once."""
+    """Return why a payload is not pulled, one line; None if it may be. Chunks and whole are in memory at once."""
     num_bytes = 0 if assignment.payload is None else assignment.payload.size_bytes
     if 2 * num_bytes <= memory_limit_bytes:
         return None
     return (
-        f"the payload is {num_bytes / 1e6:.0f} MB, this device may use "
+        f"the payload is {num_bytes / 1e6:.0f} MB, but this device may use only "
         f"{memory_limit_bytes / 1e6:.0f} MB: assign a cheaper arm, or raise --memory-limit"
     )
 
 
 def is_final(error: BaseException) -> bool:
-    """Whether an error while getting ready for a run has its cause on this board, where only its owner can mend it.
+    """Return whether an error while getting ready for a run has its cause on this board, for its owner to remove.
 
     All others may come from what a server said or sent: this board reports them and goes on listening.
     """

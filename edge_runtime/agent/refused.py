@@ -1,4 +1,4 @@
-"""What a device has said no to: runs that its owner does not allow, and assignments that it gave up."""
+"""The refusals of a device: runs that its owner does not allow, and assignments that it gave up."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Refused:
         self._failures: dict[AssignmentKey, Failure] = {}
 
     def judge(self, welcome: Welcome) -> str | None:
-        """Why a run may not be taken part in, one line, logged the first time; None where it may."""
+        """Return why this device may not take part in a run, one line, logged the first time; None if it may."""
         objection = self._pins.objection(welcome.run_id, welcome.artifact_digest, welcome.artifact_url)
         if objection is not None:
             if self._run != (welcome.run_id, objection):
@@ -38,7 +38,7 @@ class Refused:
         return objection
 
     def objection_to(self, run_id: str) -> str | None:
-        """What was objected to the run, if it was the last one that was refused."""
+        """Return the objection to a run, if it was the last one that was refused."""
         return self._run[1] if self._run is not None and self._run[0] == run_id else None
 
     def remember(self, key: AssignmentKey, failure: Failure) -> None:

@@ -1,4 +1,4 @@
-"""When to say again what was not answered: growing delays with jitter."""
+"""Repetition of messages that were not answered: growing delays with jitter."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Repeat:
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time to say it (again)."""
+        """Return whether it is time to say it (again)."""
         return self._clock() >= self._due_at
 
     def said(self) -> None:
-        """It was said now."""
+        """Note that it was said now."""
         self._num_said += 1
         longest = backoff.bound(self._num_said, FIRST_S, LARGEST_S)
         self._due_at = self._clock() + self._rng.uniform(longest / 2, longest)

@@ -1,4 +1,4 @@
-"""What a device says of itself: every change of state at once, progress about once a second, a heartbeat when idle."""
+"""Status messages: every change of state at once, progress about once a second, a heartbeat when idle."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 from edge_runtime.agent.assignment_runner import Progress
 from edge_runtime.bounds.plain import plain
-from edge_runtime.wire.messages import AssignmentKey, DeviceState, Status
+from edge_runtime.wire.messages import HEARTBEAT_S, AssignmentKey, DeviceState, Status
 
 PROGRESS_S: Final = 1.0
 """Shortest time between two reports of progress, seconds."""
@@ -29,7 +29,7 @@ class Reporter:
     def __init__(
         self, device_id: str, session_id: str, publish: Callable[[Status], None], clock: Callable[[], float]
     ) -> None:
-        self.heartbeat_s = 15.0
+        self.heartbeat_s = HEARTBEAT_S
         self.progress = Progress()
         self.state = DeviceState.IDLE
         self._device_id = device_id

@@ -1,4 +1,4 @@
-"""What the owner of a board decides: how the device takes part, and how it works."""
+"""Settings of the owner of a board: how the device takes part, and how it works."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MIN_TRAINING_RATIO: Final = 5
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class WorkSettings:
-    """What the owner of a board decides."""
+    """The owner's settings of the work."""
 
     data: Path
     """JSON lines."""
@@ -27,15 +27,15 @@ class WorkSettings:
     num_threads: int
     """Threads of one operator."""
     memory_limit_bytes: int
-    """What training may use, bytes."""
+    """Memory that training may use, bytes."""
     modes: tuple[Mode, ...] = MODES
-    """How graphs may be run; the first that fits is taken."""
+    """Modes in which graphs may run; the first that fits is taken."""
     checkpoint_every: int = 0
     """Steps from one checkpoint to the next, 0 = none."""
     pausing: PauseLimits = dataclasses.field(default_factory=PauseLimits)
-    """What makes work pause."""
+    """Limits at which work pauses."""
     sensors: Path = SYS
-    """Where the kernel's files are that say so."""
+    """Folder of the kernel's files that the sensors are read from."""
     features: Path | None = None
     """Folder where features are kept, see :mod:`edge_runtime.agent.methods.probe.feature_store`; None = nowhere."""
     zero_order: Path | None = None
@@ -46,18 +46,14 @@ class WorkSettings:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSettings:
-    """How a device takes part."""
+    """The owner's settings of taking part."""
 
     open_link: OpenLink
     fleet: str
     """Fleet on that broker."""
     work: WorkSettings
-    num_examples: int
-    """Lines of the data file: what an update may count with at most (text-classification)."""
-    data_bytes: int = 0
-    """Size of the data file, the same for causal-lm; 0 = not said."""
     pins: Pins = dataclasses.field(default_factory=Pins)
-    """What it may run."""
+    """Artifacts and servers that are allowed."""
     exit_when_finished: bool = False
     """Leave when the coordinator says that the run is over."""
     wait_for_broker: bool = False

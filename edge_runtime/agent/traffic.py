@@ -1,4 +1,4 @@
-"""How many bytes went up and down since the last update."""
+"""Counts of the bytes that went up and down since the last update."""
 
 from __future__ import annotations
 

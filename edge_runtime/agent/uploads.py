@@ -67,7 +67,7 @@ class Uploads:
                 self._withdraw(dropped)
 
     def has(self, key: AssignmentKey) -> bool:
-        """Whether the update of an assignment waits here; if so, it is announced again at once."""
+        """Return whether the update of an assignment waits here; if so, announce it again at once."""
         timer = self._timers.get(key)
         if timer is not None:
             timer.restart()

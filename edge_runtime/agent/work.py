@@ -1,11 +1,20 @@
-"""The assignment that a device is on."""
+"""The assignment that a device is on: its payload comes, its deadline is watched; it is done, given up or dropped."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 
-from edge_runtime.wire.messages import Assignment, AssignmentKey
-from edge_runtime.wire.work import LoraWork, ProbeWork, ZeroOrderWork
+from edge_runtime.agent.coordinator_channel import COORDINATOR, CoordinatorChannel
+from edge_runtime.agent.jobs import Jobs, Rebuilt
+from edge_runtime.agent.refused import Refused
+from edge_runtime.agent.reporter import Reporter
+from edge_runtime.link.transfers import Transfers
+from edge_runtime.wire.messages import Assignment, AssignmentKey, BlobRef, DeviceState, FailureReason
+from edge_runtime.wire.work import ZeroOrderWork
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(slots=True)
@@ -17,42 +26,107 @@ class Work:
     deadline_at: float
     payload: tuple[bytes, float] | None = None
     """Safetensors bytes to start from, and how long they took to arrive, seconds; None until they are here."""
-    asked_at: float = 0.0
-    """When it was asked for what the work starts from."""
     is_to_rebuild: bool = False
     """Whether the payload is to be made of what is here, before it is pulled."""
     is_running: bool = False
 
     @property
     def key(self) -> AssignmentKey:
-        """What makes it effectively once."""
+        """Return the key under which it counts only once."""
         return self.assignment.key
 
 
-def what(work: LoraWork | ProbeWork | ZeroOrderWork) -> str:
-    """A few words on what is asked."""
-    match work:
-        case LoraWork():
-            return f"pruning ratio {work.arm.pruning_ratio:g}, rank {work.arm.rank}"
-        case ProbeWork():
-            return f"probe, {work.form}"
-        case ZeroOrderWork():
-            return (
-                f"zero order, {work.num_outer} x {work.num_inner} perturbations, cut {work.cut}, rank {work.arm.rank}"
-            )
+class CurrentWork:
+    """The work that a device is on.
 
+    Args:
+        channel: says what became of it.
+        transfers: pull its payload.
+        jobs: work on it.
+        reporter: says how far it is.
+        refused: remembers what was given up.
 
-def num_steps_of(work: LoraWork | ProbeWork | ZeroOrderWork) -> int:
-    """Steps that the work will count."""
-    match work:
-        case LoraWork():
-            return work.hyper_parameters.num_local_steps
-        case ProbeWork():
-            return work.num_steps if work.form == "softmax" else 1
-        case ZeroOrderWork():
-            return work.num_local_steps
+    Attributes:
+        work: the assignment; None = there is none.
+        pull_rate: bytes a second of the last payload that was pulled; None = none was.
+    """
 
+    def __init__(
+        self, channel: CoordinatorChannel, transfers: Transfers, jobs: Jobs, reporter: Reporter, refused: Refused
+    ) -> None:
+        self.work: Work | None = None
+        self.pull_rate: float | None = None
+        self._channel = channel
+        self._transfers = transfers
+        self._jobs = jobs
+        self._reporter = reporter
+        self._refused = refused
 
-def may_rebuild(work: LoraWork | ProbeWork | ZeroOrderWork) -> bool:
-    """Whether the payload may come of what the device has: then it is not pulled before that was tried."""
-    return isinstance(work, ZeroOrderWork) and bool(work.log)
+    def begin(self, work: Work) -> None:
+        """Ask for what the work starts from, if it starts from anything: of what is here, or pulled."""
+        assignment = work.assignment
+        logger.info("round %d, attempt %d: %s", work.key.round_number, work.key.attempt, assignment.work)
+        self.work = work
+        self._reporter.change(DeviceState.FETCHING, work.key)
+        if assignment.payload is None:
+            work.payload = (b"", 0.0)
+        elif isinstance(assignment.work, ZeroOrderWork) and assignment.work.log:
+            work.is_to_rebuild = True
+        else:
+            self._pull(work, assignment.payload)
+
+    def rebuilt(self, work: Work, outcome: Rebuilt) -> None:
+        """Take the payload that was made of what is here, or pull it."""
+        work.is_running = work.is_to_rebuild = False
+        if outcome.blob is not None:
+            work.payload = (outcome.blob, self._channel.clock() - work.received_at)
+        elif work.assignment.payload is not None:
+            self._pull(work, work.assignment.payload)
+
+    def check_deadline(self) -> None:
+        """Give the work up if its time has passed; call it often."""
+        work, now = self.work, self._channel.clock()
+        if work is not None and now > work.deadline_at:
+            detail = f"deadline passed, {now - work.received_at:.1f} s after the assignment came"
+            self.drop(detail)
+            self.refuse(work, FailureReason.CANCELLED, detail)
+
+    def drop(self, why: str) -> None:
+        """Stop the work, if any; what it may still produce is ignored."""
+        if self.work is None:
+            return
+        logger.info("round %d, attempt %d: %s", self.work.key.round_number, self.work.key.attempt, why)
+        self._stop_pulling(self.work)
+        if self.work.is_running:
+            self._jobs.stop()
+        self.work = None
+
+    def refuse(self, work: Work, reason: FailureReason, detail: str) -> None:
+        """Give an assignment up, and tell."""
+        logger.warning(
+            "round %d, attempt %d given up: %s (%s)", work.key.round_number, work.key.attempt, detail, reason
+        )
+        if self.work is work:
+            self._stop_pulling(work)
+            self.work = None
+        failure = self._channel.failure(work.assignment, reason, detail)
+        self._refused.remember(work.key, failure)
+        self._channel.say(failure)
+        self._reporter.change(DeviceState.IDLE, detail=detail)
+
+    def _pull(self, work: Work, payload: BlobRef) -> None:
+        self._transfers.expect(
+            payload,
+            COORDINATOR,
+            functools.partial(self._on_payload, work, self._channel.clock()),
+            lambda detail: self.refuse(work, FailureReason.INTERNAL, detail),
+        )
+
+    def _on_payload(self, work: Work, began: float, blob: bytes) -> None:
+        now = self._channel.clock()
+        self.pull_rate = len(blob) / max(now - began, 1e-3)
+        work.payload = (blob, now - work.received_at)
+
+    def _stop_pulling(self, work: Work) -> None:
+        if work.assignment.payload is not None:
+            self._transfers.cancel(work.assignment.payload.digest, COORDINATOR)

@@ -44,7 +44,7 @@ def prepare(request: BenchmarkRequest) -> Contender:
         module.fill(slice_weights(artifact, work.plan), params)
     else:
         module.take(params)
-    run = OrtRun(artifact, work.plan, request.arm.rank, hyper, FrozenWeights({}), module)
+    run = OrtRun(artifact, work.plan, layout, hyper, FrozenWeights({}), module)
     batches = itertools.cycle([batch_of(examples) for examples in work.batches])
     return Contender(step=lambda: run.step([next(batches)]), num_trainable=layout.num_elements)
 

@@ -27,7 +27,7 @@ def prepare(request: BenchmarkRequest) -> Contender:
     """
     modes = [mode for mode in MODES if mode == request.engine]
     if not modes:
-        msg = f"engine {request.engine!r} is no mode of this one, expected one of {', '.join(MODES)}"
+        msg = f"engine {request.engine!r} is not a mode of this one, expected one of {', '.join(MODES)}"
         raise EngineError(msg)
     artifact = Artifact.open(Path(request.artifact), verify=False)
     work = prepare_work(artifact.manifest, artifact.initial(), request)

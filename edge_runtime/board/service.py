@@ -135,7 +135,7 @@ def unit(service: Service) -> str:
             raise ServiceError(msg)
     for path in (*service.readable, *service.credentials.values()):
         if any(path.is_relative_to(folder) for folder in _SHORT_LIVED):
-            msg = f"{path} is where nothing stays after a reboot: move it, to {STATE / 'fedspine'} for example"
+            msg = f"{path} does not survive a reboot: move it, for example to {STATE / 'fedspine'}"
             raise ServiceError(msg)
     words = [*service.program, *service.options, "--state", str(STATE / service.name)]
     credentials = [f"LoadCredential={name}:{_path(path)}" for name, path in service.credentials.items()]

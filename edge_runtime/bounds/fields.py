@@ -39,7 +39,7 @@ Seconds = Annotated[float, msgspec.Meta(ge=0, le=limits.LONGEST_S)]
 Rate = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 """1e9 operations or bytes a second."""
 Loss = Annotated[float, msgspec.Meta(ge=-limits.MAX_FLOAT32, le=limits.MAX_FLOAT32)]
-"""What a float32 can hold: a loss that grows is no fault of the message."""
+"""What a float32 can hold: a loss that grows is not the fault of the message."""
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 AxisNumber = Annotated[float, msgspec.Meta(ge=0, le=limits.MOST)]
 """Of an arm on some axis; the axis says what it may be exactly."""
@@ -50,7 +50,9 @@ Beta = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 
 # ---- names -----------------------------------------------------------------------------------------------------------
 
-Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+DIGEST: Final = r"[0-9a-f]{64}"
+"""A SHA-256 in hexadecimal digits, as a regular expression."""
+Digest = Annotated[str, msgspec.Meta(pattern=rf"^{DIGEST}\Z")]
 Name = Annotated[str, msgspec.Meta(pattern=rf"^{NAME.pattern}\Z")]
 """Run, device, session, model family; and a file within a folder."""
 GroupName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_]{1,64}\Z")]

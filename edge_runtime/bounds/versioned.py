@@ -43,7 +43,7 @@ def decode_description(data: bytes, kind: type[D], *, version: int, file: str, w
         found = msgspec.json.decode(data, type=_VersionOnly).format_version
         if found != version:
             msg = (
-                f"{what} of format version {found}, this release reads version {version}: "
+                f"{what} of format version {found}, but this release reads version {version}: "
                 f"{remedy}, or install the release that wrote it"
             )
             raise ArtifactVersionError(msg)

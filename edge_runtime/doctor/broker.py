@@ -131,7 +131,7 @@ def _talk(setup: Setup, device_id: str, trial: Trial) -> None:
             try:
                 message = decode_message(event.payload)
             except FedSpineError:
-                continue  # what is no message is nobody's answer
+                continue  # what is not a message is nobody's answer
             if isinstance(message, Hello):
                 trial.coordinator = message.run_id
                 trial.artifact_url, trial.artifact_digest = message.artifact_url, message.artifact_digest
@@ -154,7 +154,7 @@ def broker(trial: Trial) -> Finding:
         return ok("broker", f"{lets_in} and gave {size} back")
     if trial.has_reasons or trial.coordinator:
         return ok("broker", f"{lets_in} and took {size} (this user may not read it back)")
-    step = f"let this user write {trial.topic} (ACL), check the limit of sizes (mosquitto: message_size_limit)"
+    step = f"let this user write {trial.topic} (ACL), and check the limit of sizes (mosquitto: message_size_limit)"
     return warning("broker", f"{lets_in}, but {size} did not come back", step)
 
 
@@ -176,7 +176,7 @@ def fleet(trial: Trial) -> Finding:
     if trial.coordinator:
         return ok("fleet", f"a coordinator of fleet {trial.fleet!r} answers, of run {trial.coordinator!r}")
     if trial.problem is not None or trial.refusal or trial.cut:
-        return warning("fleet", "cannot be asked without the broker", "mend what is said of the broker first")
+        return warning("fleet", "cannot be checked without the broker", "first fix what is reported of the broker")
     step = "check --fleet, and that 'fedspine coordinate' runs with that fleet; a device waits for it"
     return warning("fleet", f"no coordinator of fleet {trial.fleet!r} answered in {ANSWER_S:g} s", step)
 
@@ -188,7 +188,7 @@ def artifact(trial: Trial) -> Finding:
     if not trial.address:
         return skipped("artifact", "--broker")
     if not trial.coordinator:
-        return warning("artifact", "cannot be asked without a coordinator", "mend what is said of the fleet first")
+        return warning("artifact", "cannot be checked without a coordinator", "first fix what is reported of the fleet")
     if trial.artifact_url is None or trial.artifact_digest is None:
         return warning("artifact", "the coordinator does not say where it is", "install the server's release there too")
     pins = Pins.of(trial.allowed_digests, trial.allowed_hosts)

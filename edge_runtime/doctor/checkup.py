@@ -23,7 +23,7 @@ def check_up(setup: Setup) -> Iterator[Finding]:
             yield ask()
         except ImportError as why:
             step = install_step(why)
-            detail = " ".join(f"cannot be asked: {why}".split())
+            detail = " ".join(f"cannot be checked: {why}".split())
             yield error(name, detail, step, ExitCode.MISSING_DEPENDENCY)
 
 

@@ -77,5 +77,7 @@ def data(setup: Setup) -> Finding:
         step = "pip install tokenizers, or tokenise elsewhere ('input_ids')"
         return error("data", f"{shown}, and tokenizers is not installed", step, ExitCode.MISSING_DEPENDENCY)
     if found.warnings:
-        return warning("data", f"{shown}; {'; '.join(found.warnings)}", "mend these lines, or leave them so")
+        return warning(
+            "data", f"{shown}; {'; '.join(found.warnings)}", "correct these lines, or leave them as they are"
+        )
     return ok("data", shown)

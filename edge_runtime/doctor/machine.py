@@ -78,7 +78,11 @@ def nice(setup: Setup) -> Finding:
     """Can the process be as nice as it should?"""
     now = os.getpriority(os.PRIO_PROCESS, 0)
     if now > setup.nice:
-        return warning("nice", f"this shell is at {now}, above --nice {setup.nice}", "start it from a less nice one")
+        return warning(
+            "nice",
+            f"this shell is at {now}, above --nice {setup.nice}",
+            "start it from a shell with a lower nice level",
+        )
     return ok("nice", f"{now} now, {setup.nice} for the device")
 
 
@@ -97,7 +101,7 @@ def sensors(setup: Setup) -> Finding:
     if reading.battery is not None:
         parts.append(f"battery {reading.battery.percent:.0f} %{', in use' if reading.battery.is_discharging else ''}")
     if reading.throttling:
-        step = "look at cooling and power supply; --pause-on-throttling rests meanwhile"
+        step = "check cooling and power supply; --pause-on-throttling pauses training meanwhile"
         return warning("sensors", ", ".join(parts), step)
     return ok("sensors", ", ".join(parts) or "none, so nothing can pause the work")
 

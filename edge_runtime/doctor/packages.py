@@ -58,7 +58,7 @@ def onnxruntime() -> Finding:
     if not found:
         return error(RUNTIME, "not installed", f"pip install {RUNTIME}", ExitCode.MISSING_DEPENDENCY)
     if found != [RUNTIME]:
-        return warning(RUNTIME, f"{versions} in place of {RUNTIME}", f"install {RUNTIME}, which is what is tested")
+        return warning(RUNTIME, f"{versions} in place of {RUNTIME}", f"install {RUNTIME}, the version that is tested")
     try:
         fault = _fault(RUNTIME, dict(_requirements()).get(RUNTIME, ""))
     except importlib.metadata.PackageNotFoundError:
@@ -103,7 +103,7 @@ def is_allowed(version: str, allowed: str) -> bool:
 
 
 def _release(version: str) -> Version:
-    """The numbers of a version up to what is no number.
+    """The numbers of a version up to what is not a number.
 
     >>> _release("1.31.1"), _release("2.0rc1")
     ((1, 31, 1), (2, 0))

@@ -32,14 +32,14 @@ def session() -> Finding:
         done = subprocess.run(code_command(_PROGRAM), capture_output=True, text=True, timeout=LONGEST_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as why:
         detail = " ".join(f"could not be tried: {why}".split())
-        return error("session", detail, "look whether the machine is overloaded", ExitCode.UNEXPECTED)
+        return error("session", detail, "check whether the machine is overloaded", ExitCode.UNEXPECTED)
     if done.returncode == ExitCode.OK:
         return ok("session", f"a product of {SIZE} x {SIZE} matrices is right")
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
         step = "install another version of onnxruntime: this build does not run on this processor"
         return error("session", f"onnxruntime crashes with {name}", step, ExitCode.UNEXPECTED)
-    detail = (done.stderr.strip().splitlines() or ["no word of why"])[-1]
+    detail = (done.stderr.strip().splitlines() or ["it gave no reason"])[-1]
     code = ExitCode.MISSING_DEPENDENCY if done.returncode == ExitCode.MISSING_DEPENDENCY else ExitCode.UNEXPECTED
     return error("session", detail, "pip install --force-reinstall onnxruntime numpy", code)
 

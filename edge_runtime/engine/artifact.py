@@ -7,7 +7,6 @@ twice.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import mmap
 from pathlib import Path
@@ -24,6 +23,7 @@ from edge_runtime.formats import names
 from edge_runtime.formats.manifest import Manifest, TensorSpec, decode_manifest, digest_of
 from edge_runtime.formats.quantization import Quantized, stored_tensor
 from edge_runtime.formats.tensors import decode_tensors
+from edge_runtime.system.files import measure
 
 _STORED: Final[dict[str, np.dtype[Any]]] = {
     "F32": np.dtype("<f4"),
@@ -31,7 +31,6 @@ _STORED: Final[dict[str, np.dtype[Any]]] = {
     "I8": np.dtype("i1"),
     "U8": np.dtype("u1"),
 }
-_READ_BYTES: Final = 1 << 20
 
 
 class Artifact:
@@ -167,20 +166,6 @@ class Artifact:
         except OSError as error:
             msg = f"artifact file {self.directory / name} cannot be read ({error.strerror}): fetch the artifact again"
             raise ArtifactCorruptedError(msg, digest=self.digest) from error
-
-
-def measure(path: Path) -> tuple[int, str]:
-    """Size in bytes and SHA-256 of a file, read in pieces.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while piece := file.read(_READ_BYTES):
-            digest.update(piece)
-            size += len(piece)
-    return size, digest.hexdigest()
 
 
 class MappedTensors:

@@ -21,14 +21,13 @@ import numpy.typing as npt
 
 from edge_runtime.engine.errors import CheckpointError
 from edge_runtime.engine.evaluator import EvaluationResult
-from edge_runtime.engine.training_state import History, TrainingState
+from edge_runtime.engine.training_state import VECTORS, History, TrainingState
 from edge_runtime.formats import names
 from edge_runtime.formats.plan import Plan
 
 VERSION: Final = 1
 """Of the format; a checkpoint of another one is refused."""
 
-_VECTORS: Final = (names.PARAMS, names.EXP_AVG, names.EXP_AVG_SQ)
 _LENGTH: Final = struct.Struct("<I")
 _DIGEST_BYTES: Final = 32
 _LITTLE_FLOAT: Final = np.dtype("<f4")
@@ -81,7 +80,7 @@ _decoder = msgspec.msgpack.Decoder(_Header)
 def encode_checkpoint(checkpoint: Checkpoint) -> tuple[Part, ...]:
     """The bytes, in pieces to be written one after the other before the run's next step."""
     state, history = checkpoint.state, checkpoint.history
-    vectors = [_bytes_of(state.vectors[name]) for name in _VECTORS]
+    vectors = [_bytes_of(state.vectors[name]) for name in VECTORS]
     header = _Header(
         version=VERSION,
         identity=checkpoint.identity,
@@ -123,12 +122,12 @@ def decode_checkpoint(data: bytes) -> Checkpoint:
         (length,) = _LENGTH.unpack_from(view, _DIGEST_BYTES)
         header = _decoder.decode(view[begin : begin + length])
         num_bytes = _LITTLE_FLOAT.itemsize * header.num_elements
-        ends = [begin + length + turn * num_bytes for turn in range(len(_VECTORS) + 1)]
+        ends = [begin + length + turn * num_bytes for turn in range(len(VECTORS) + 1)]
         if ends[-1] != len(data) or not header.num_steps == len(header.losses) == len(header.step_times_s):
             msg = "its parts do not fit together"
             raise CheckpointError(msg)
         parts = _parts(view, ends)
-        vectors = dict(zip(_VECTORS, parts, strict=True))
+        vectors = dict(zip(VECTORS, parts, strict=True))
         scores = {(entry.layer, entry.group): _floats(entry.values) for entry in header.scores}
     except (struct.error, msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
         msg = f"not of version {VERSION} of the format ({error})"

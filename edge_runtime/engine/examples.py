@@ -3,7 +3,7 @@
 A line is an object with a text or ``input_ids`` (a list of token ids, which wins where both are there), and for
 text-classification a label. A field that is null is absent. Fields that nobody asked for are not looked at.
 
-A label is text, of which blanks around it are no part, or a whole number; 1.0 is 1. true and false are refused: one
+A label is text, of which blanks around it are not part, or a whole number; 1.0 is 1. true and false are refused: one
 person's classes are named so, another's are 1 and 0, and a guess would be silent. A file's labels are numbers or names,
 not both.
 
@@ -27,7 +27,7 @@ MAX_TOKEN_ID: Final = 2**31 - 1
 """Largest token id that any vocabulary could have."""
 
 MAX_LABEL_CHARACTERS: Final = 200
-"""Longest class name; what is longer is no class."""
+"""Longest class name; what is longer is not a class."""
 
 _MAX_WHOLE: Final = 2.0**53
 _SHOWN_FIELDS: Final = 8
@@ -102,7 +102,7 @@ class ExampleReader:
         """Read.
 
         Raises:
-            DataInvalidError: the file cannot be read, or a line is no example; names file and line.
+            DataInvalidError: the file cannot be read, or a line is not an example; names file and line.
             DataEmptyError: there is no example; after the last line.
         """
         for record in self.lines:
@@ -189,7 +189,7 @@ class ExampleReader:
             self.lines.refuse(f"has an empty text in {name!r}, expected a class name or a whole number")
         if len(label) > MAX_LABEL_CHARACTERS or any(unicodedata.category(sign) == "Cc" for sign in label):
             limit = f"at most {MAX_LABEL_CHARACTERS} letters and no control characters"
-            self.lines.refuse(f"has {in_words(label)} in {name!r}, which is no class name: expected {limit}")
+            self.lines.refuse(f"has {in_words(label)} in {name!r}, which is not a class name: expected {limit}")
         return label
 
     def _refuse_label(self, value: object, name: str) -> NoReturn:
@@ -274,7 +274,7 @@ def _checked(text: str, name: str, lines: JsonLines) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        lines.refuse(f"has half of a surrogate pair in {name!r}, which is no character; repair the text")
+        lines.refuse(f"has half of a surrogate pair in {name!r}, which is not a character; repair the text")
     return text
 
 

@@ -39,7 +39,10 @@ _TABLES: Final = (
 )
 _PICKLE = "a pickle, which could run code and is not read: write one JSON object a line"
 _OTHERS: Final = (
-    (b"\xd0\xcf\x11\xe0", "an CommandExecutor file: export its table as CSV, and that as JSON lines"),
+    (
+        b"\xd0\xcf\x11\xe0",
+        "an Excel or Word file of the old kind (xls, doc): export its table as CSV, and that as JSON lines",
+    ),
     (b"Obj\x01", "an Avro file: write one JSON object a line"),
     (b"\xff\xff\xff\xff", "an Arrow stream: write it with datasets' to_json"),
     (b"SQLite format 3\x00", "an SQLite database: select its rows and write one JSON object a line"),
@@ -111,7 +114,7 @@ def not_utf8(line: bytes, place: int, path: PurePath, *, is_utf8_before: bool) -
 
 
 def not_json(line: str, path: PurePath) -> str | None:
-    """What a file is whose first line is no JSON object: what follows "FILE is"; None = not known.
+    """What a file is whose first line is not a JSON object: what follows "FILE is"; None = not known.
 
     Args:
         line: the first line that is not blank.

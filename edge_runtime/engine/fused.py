@@ -56,19 +56,26 @@ class FusedGraphs:
         """See :meth:`edge_runtime.engine.model.Graphs.load_training`."""
         _ = self.training
 
-    def model(self, weights: FrozenWeights) -> FusedModel:
+    def model(self, weights: FrozenWeights, layout: AdapterLayout, lora_scaling: float) -> FusedModel:
         """See :meth:`edge_runtime.engine.model.Graphs.model`."""
-        return FusedModel(self, weights, self._artifact.manifest.looked_up)
+        return FusedModel(self, weights, layout, lora_scaling, self._artifact.manifest.looked_up)
 
 
 class FusedModel:
     """See :class:`edge_runtime.engine.model.Model`."""
 
-    def __init__(self, graphs: FusedGraphs, weights: FrozenWeights, looked_up: Collection[str]) -> None:
+    def __init__(
+        self,
+        graphs: FusedGraphs,
+        weights: FrozenWeights,
+        layout: AdapterLayout,
+        lora_scaling: float,
+        looked_up: Collection[str],
+    ) -> None:
         self._graphs = graphs
         self._weights = weights
         self._looked_up = looked_up
-        self._sizes: dict[str, npt.NDArray[Any]] = {}
+        self._sizes = _sizes(layout, lora_scaling)
         self._loss, self._loss_scale = np.zeros((), np.float32), np.zeros((), np.float32)
         self._loss_sum, self._num_correct = np.zeros((), np.float32), np.zeros((), np.int64)
 
@@ -88,11 +95,7 @@ class FusedModel:
 
     def hold(self, layout: AdapterLayout, lora_scaling: float) -> None:
         """See :meth:`edge_runtime.engine.model.Model.hold`."""
-        self._sizes = {
-            names.SPLIT_SIZES: layout.sizes,
-            names.RANK: np.array([layout.rank], np.int64),
-            names.LORA_SCALING: np.array(lora_scaling, np.float32),
-        }
+        self._sizes = _sizes(layout, lora_scaling)
         for binding in self._in_use():
             _bind_known(binding, self._sizes)
 
@@ -146,6 +149,15 @@ class FusedModel:
         binding.bind(names.ATTENTION_MASK, batch.attention_mask)
         binding.bind(names.TARGETS, targets)
         _bind_known(binding, {names.ROWS: rows})
+
+
+def _sizes(layout: AdapterLayout, lora_scaling: float) -> dict[str, npt.NDArray[Any]]:
+    """What the graphs want to know of an adapter."""
+    return {
+        names.SPLIT_SIZES: layout.sizes,
+        names.RANK: np.array([layout.rank], np.int64),
+        names.LORA_SCALING: np.array(lora_scaling, np.float32),
+    }
 
 
 def _bind_known(binding: Binding, values: Mapping[str, npt.NDArray[Any]]) -> None:

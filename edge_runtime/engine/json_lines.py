@@ -156,7 +156,7 @@ class JsonLines:
             self.refuse(f"has a comma after its JSON value (column {column}); JSON lines have none")
         if error.msg == "Extra data":
             advice = (
-                "its line ends are CR alone, `tr '\\r' '\\n'` mends them"
+                "its line ends are CR alone, `tr '\\r' '\\n'` corrects them"
                 if "\r" in text.strip()
                 else "put each on a line"
             )

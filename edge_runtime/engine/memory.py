@@ -18,12 +18,11 @@ from edge_runtime.engine.staged import SCORE_BYTES
 from edge_runtime.formats.adapter import AdapterLayout
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.plan import Plan
+from edge_runtime.formats.ranking import HEADS
 
 _FLOAT_BYTES: Final = 4
 _STORED_BYTES: Final = {"float32": 4.0, "float16": 2.0, "int8": 1.02, "nf4": 0.54}
 """Bytes of an element, scales included."""
-_HEADS: Final = "heads"
-"""Group of attention heads, see :class:`edge_runtime.formats.manifest.PruneAxis`."""
 _PROCESS_BYTES: Final = 90 * 1024 * 1024
 """Interpreter, packages, loaded graphs (76 MB measured), tokenizer and examples."""
 _STATE_VECTORS: Final = 13.7
@@ -42,6 +41,8 @@ _SHORT_LINEAR_SHARE: Final = 0.3
 """Of a last block that gives first tokens alone: about what its keys and values are of all its linear layers."""
 _LOGIT_FLOATS: Final = 4.65
 """Floats per score of a causal-lm (tokens x vocabulary, or what staged mode computes of them at a time)."""
+FEATURE_BATCHES: Final = 4
+"""Features are computed of as many tokens at a time as so many full batches have: a block is loaded once for them."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +103,7 @@ def estimate_features_bytes(manifest: Manifest, plan: Plan, batch_size: int, max
     """
     parts = training_memory(manifest, plan, 1, batch_size, max_length, "staged")
     stored = sum(math.prod(tensor.shape) * _STORED_BYTES[tensor.dtype] for tensor in manifest.tensors)
-    hidden = _FLOAT_BYTES * 3 * batch_size * max_length * manifest.hidden_size
+    hidden = _FLOAT_BYTES * (2 * FEATURE_BATCHES + 1) * batch_size * max_length * manifest.hidden_size
     return parts.process + parts.weights + max(int(stored), hidden + parts.linear + parts.attention)
 
 
@@ -185,16 +186,16 @@ def _num_query_heads(manifest: Manifest, plan: Plan) -> dict[int, int]:
     widths: dict[int, list[int]] = {}
     for tensor in manifest.tensors:
         for prune in tensor.prune:
-            if tensor.layer is not None and prune.group == _HEADS and prune.axis == 0:
+            if tensor.layer is not None and prune.group == HEADS and prune.axis == 0:
                 widths.setdefault(tensor.layer, []).append(prune.unit_size)
-    return {layer: plan.kept(layer, _HEADS).size * (max(sizes) // min(sizes)) for layer, sizes in widths.items()}
+    return {layer: plan.kept(layer, HEADS).size * (max(sizes) // min(sizes)) for layer, sizes in widths.items()}
 
 
 def _weight_bytes(manifest: Manifest, plan: Plan, mode: Mode) -> int:
     """Bytes of the sliced weights.
 
-    A word embedding that is no output matrix stays as it is stored; in staged mode matrices of blocks do too, and those
-    of one block are there as float32 beside that.
+    A word embedding that is not an output matrix stays as it is stored. In staged mode matrices of blocks do too, and
+    those of one block are there as float32 beside that.
     """
     weights = 0.0
     converted: dict[int, int] = {}

@@ -22,10 +22,10 @@ MODES: Final[tuple[Mode, ...]] = ("fused", "staged")
 
 
 class Scorer(Protocol):
-    """Scores batches under adapters for one plan. Call :meth:`hold` first; one thread at a time."""
+    """Scores batches under adapters for one plan; one thread at a time."""
 
     def hold(self, layout: AdapterLayout, lora_scaling: float) -> None:
-        """Take the sizes of the adapters to come.
+        """Take adapters of other sizes from now on.
 
         Args:
             layout: of the plan that the weights have.
@@ -77,8 +77,14 @@ class Graphs(Protocol):
             InsufficientMemoryError: a graph cannot be loaded for lack of memory.
         """
 
-    def model(self, weights: FrozenWeights) -> Model:
-        """A model of sliced weights, which it shares; raises as :meth:`load_training`."""
+    def model(self, weights: FrozenWeights, layout: AdapterLayout, lora_scaling: float) -> Model:
+        """A model of sliced weights, which it shares; raises as :meth:`load_training`.
+
+        Args:
+            weights: under the layout's plan.
+            layout: of the adapters to come.
+            lora_scaling: alpha / rank.
+        """
 
     @property
     def keeps_stored(self) -> Collection[str]:

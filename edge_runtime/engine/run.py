@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
+import numpy as np
+
+from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.dataset import Batch
 from edge_runtime.engine.errors import DivergedError
 from edge_runtime.engine.evaluator import Evaluator
-from edge_runtime.engine.frozen import Array
-from edge_runtime.engine.importance import Scores
+from edge_runtime.engine.frozen import Array, FrozenWeights
+from edge_runtime.engine.importance import ImportanceTracker, Scores, unit_scores
 from edge_runtime.engine.model import Mode, Scorer
 from edge_runtime.engine.slicing import NOTHING_MERGED
 from edge_runtime.engine.training_state import TrainingState
@@ -64,8 +68,83 @@ class Run(Protocol):
     def resumable(self) -> Resumable | None:
         """The run itself, if its state can be kept."""
 
-    def scorer(self) -> Scorer:
+    def evaluator(self) -> Evaluator:
+        """An evaluator for the plan, which shares the weights."""
+
+
+class BaseRun(abc.ABC):
+    """What the runs of all engines have in common.
+
+    Attributes:
+        plan: units that stay.
+        layout: order and shapes of the adapter.
+        weights: sliced frozen weights, merged factors included.
+        num_steps: optimizer steps done.
+        grad_norm: global norm of the last step's mean gradient, before clipping.
+
+    Args:
+        artifact: the opened artifact.
+        plan: units that stay.
+        params: flat adapter ``[N]`` that training starts from.
+        layout: its order and shapes.
+        hyper_parameters: see :class:`HyperParameters`.
+        weights: sliced under ``plan``.
+    """
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        plan: Plan,
+        layout: AdapterLayout,
+        params: Array,
+        hyper_parameters: HyperParameters,
+        weights: FrozenWeights,
+    ) -> None:
+        self.plan = plan
+        self.layout = layout
+        self.weights = weights
+        self.num_steps = 0
+        self.grad_norm = 0.0
+        self._artifact = artifact
+        self._manifest = artifact.manifest
+        self._hyper_parameters = hyper_parameters
+        self._importance = ImportanceTracker(plan)
+        self._last_params = params
+        """What the last step's gradient was taken at."""
+        self._last_grads = np.zeros_like(params)
+        """Gradient of the last step, as the engine has it."""
+
+    def score_units(self) -> None:
+        """Take the last step's gradient into the importance of the units, at the adapter that it was taken at."""
+        adapter = self.layout.unflatten(self._last_params)
+        scaling = self._hyper_parameters.lora_scaling
+        self._importance.update(unit_scores(self._manifest, self.weights, adapter, self.gradient(), scaling))
+
+    def importance(self) -> Scores:
+        """Smoothed scores of the units that stay; empty before the first that were finite for every group."""
+        return self._importance.scores()
+
+    def evaluator(self) -> Evaluator:
+        """An evaluator for the plan, which shares the sliced weights; of no use any more when the plan shrinks."""
+        return Evaluator(self._artifact, self.plan, self._scorer())
+
+    @abc.abstractmethod
+    def gradient(self) -> dict[str, Array]:
+        """Mean gradient of the last step's micro-batches, before clipping, by name; zeros before the first step."""
+
+    @abc.abstractmethod
+    def _scorer(self) -> Scorer:
         """A model of the plan and its weights, to evaluate with."""
+
+    @property
+    def _learning_rate(self) -> float:
+        """That of the step under way, after warm-up."""
+        given, step = self._hyper_parameters, self.num_steps + 1
+        warm_up = min(1.0, step / given.num_warmup_steps) if given.num_warmup_steps else 1.0
+        return given.learning_rate * warm_up
+
+    def _check_finite(self, what: str, value: float) -> None:
+        check_finite(what, value, step=self.num_steps + 1, learning_rate=self._hyper_parameters.learning_rate)
 
 
 class Engine(Protocol):
@@ -86,9 +165,6 @@ class Engine(Protocol):
         merged: Merged = NOTHING_MERGED,
     ) -> Run:
         """Get ready for one assignment; see :meth:`edge_runtime.engine.trainer.Trainer.start`."""
-
-    def evaluator(self, run: Run) -> Evaluator:
-        """An evaluator for the plan of ``run`` that shares its weights."""
 
 
 def check_finite(what: str, value: float, *, step: int, learning_rate: float) -> None:

@@ -15,7 +15,7 @@ import onnxruntime as ort
 from edge_runtime.engine.errors import GraphError, InsufficientMemoryError
 
 _PROVIDERS: Final = ["CPUExecutionProvider"]
-_ERRORS_ONLY: Final = 3
+ERRORS_ONLY: Final = 3
 _NO_MEMORY: Final = ("bad_alloc", "bad allocation", "Failed to allocate", "out of memory", "BFCArena")
 
 
@@ -129,7 +129,7 @@ class Binding:
 def _options(num_threads: int) -> Any:  # noqa: ANN401 - onnxruntime has no types
     _share_one_arena()
     options = ort.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
+    options.log_severity_level = ERRORS_ONLY
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL

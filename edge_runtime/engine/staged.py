@@ -11,19 +11,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.dataset import Batch, Int64
-from edge_runtime.engine.frozen import Array, BlockWeights, FrozenWeights
-from edge_runtime.engine.session import Binding, Graph
+from edge_runtime.engine.frozen import Array, FrozenWeights
+from edge_runtime.engine.session import Graph
+from edge_runtime.engine.stage_bindings import StageBindings
 from edge_runtime.formats import names
-from edge_runtime.formats.adapter import AdapterLayout, BlockSlices
+from edge_runtime.formats.adapter import AdapterLayout
 from edge_runtime.formats.probe import Head
 
 SCORE_BYTES: Final = 4 * 2**20
@@ -84,9 +84,9 @@ class StagedGraphs:
             if name in needed:
                 self.stage(name)
 
-    def model(self, weights: FrozenWeights) -> StagedModel:
+    def model(self, weights: FrozenWeights, layout: AdapterLayout, lora_scaling: float) -> StagedModel:
         """See :meth:`edge_runtime.engine.model.Graphs.model`."""
-        return StagedModel(self, weights)
+        return StagedModel(self, weights, layout, lora_scaling)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,33 +102,23 @@ class Lowered:
 class StagedModel:
     """See :class:`edge_runtime.engine.model.Model`."""
 
-    _layout: AdapterLayout
-    _parts: BlockSlices
-
-    def __init__(self, graphs: StagedGraphs, weights: FrozenWeights) -> None:
+    def __init__(
+        self, graphs: StagedGraphs, weights: FrozenWeights, layout: AdapterLayout, lora_scaling: float
+    ) -> None:
         self._graphs = graphs
         self._manifest = graphs.manifest
         self._weights = weights
-        self._blocks = BlockWeights(weights, graphs.manifest.block_prefixes)
-        self._lora_scaling = np.zeros((), np.float32)
+        self._stages = StageBindings(graphs.stage, self._manifest, weights, layout, lora_scaling)
         self._loss_scale = np.zeros((), np.float32)
-        self._bindings: dict[tuple[str, int | None], Binding] = {}
         self._buffers: dict[int, Array] = {}
 
     def hold(self, layout: AdapterLayout, lora_scaling: float) -> None:
         """See :meth:`edge_runtime.engine.model.Model.hold`."""
-        self._layout, self._parts = layout, layout.parts(self._manifest)
-        self._lora_scaling[...] = lora_scaling
-        for (_, layer), binding in self._bindings.items():
-            self._bind_sizes(binding, layer)
+        self._stages.hold(layout, lora_scaling)
 
     def reload(self, name: str) -> None:
         """See :meth:`edge_runtime.engine.model.Model.reload`."""
-        self._blocks.reload()
-        for (_, layer), binding in self._bindings.items():
-            prefix = self._blocks.prefix(layer)
-            if name.startswith(prefix) and name.removeprefix(prefix) in binding.graph.inputs:
-                binding.bind(name.removeprefix(prefix), self._blocks.readable(name, prefix))
+        self._stages.reload(name)
 
     def gradient(self, batch: Batch, params: Array, grads: Array, summed: Array, num_targets: int) -> float:
         """See :meth:`edge_runtime.engine.model.Model.gradient`."""
@@ -155,12 +145,12 @@ class StagedModel:
         self._loss_scale[...] = 1.0 / num_targets
         loss = self._head(upstream, rows, targets, params, grads, summed)
         for layer in reversed(range(first, num_layers)):
-            binding = self._block(self._graphs.backward(layer), layer, hidden[layer], context, params)
+            binding = self._stages.block(self._graphs.backward(layer), layer, hidden[layer], context, params)
             binding.bind(names.HIDDEN_GRAD, upstream)
             if layer in residuals:
                 binding.bind(names.RESIDUAL, residuals[layer])
-            binding.bind(names.GRAD_ACCUM, grads[self._parts.blocks[layer]])
-            binding.bind_output(names.GRAD_ACCUM_OUT, summed[self._parts.blocks[layer]])
+            binding.bind(names.GRAD_ACCUM, grads[self._stages.parts.blocks[layer]])
+            binding.bind_output(names.GRAD_ACCUM_OUT, summed[self._stages.parts.blocks[layer]])
             if names.INPUT_GRAD in binding.graph.outputs:
                 binding.bind_output(names.INPUT_GRAD, spare)
             binding.run()
@@ -172,8 +162,9 @@ class StagedModel:
         """See :meth:`edge_runtime.engine.model.Model.score`."""
         if batch.num_targets == 0:
             return 0.0, 0
-        hidden, context = self._embedded(batch)
-        return self._score(self._after(range(self._manifest.num_layers), hidden, batch, context, params), batch, params)
+        states, contexts = self._embedded([batch])
+        (hidden,) = self._after(range(self._manifest.num_layers), states, [batch], contexts, params)
+        return self._score(hidden, batch, params)
 
     def lower(self, batch: Batch, params: Array, cut: int) -> Lowered:
         """Run embedding and the blocks below ``cut``, 0 to the number of blocks; forward graphs alone.
@@ -187,8 +178,9 @@ class StagedModel:
             GraphError: onnxruntime failed.
             InsufficientMemoryError: it could not allocate.
         """
-        hidden, context = self._embedded(batch)
-        return Lowered(hidden=self._after(range(cut), hidden, batch, context, params).copy(), context=context)
+        states, contexts = self._embedded([batch])
+        (hidden,) = self._after(range(cut), states, [batch], contexts, params)
+        return Lowered(hidden=hidden.copy(), context=contexts[0])
 
     def upper(self, lowered: Lowered, batch: Batch, params: Array, cut: int) -> tuple[float, int]:
         """Run the blocks from ``cut`` on, and score: with :meth:`lower`, the same as :meth:`score` to the last bit.
@@ -203,15 +195,16 @@ class StagedModel:
             As :meth:`score`; raises the same.
         """
         layers = range(cut, self._manifest.num_layers)
-        return self._score(self._after(layers, lowered.hidden, batch, lowered.context, params), batch, params)
+        (hidden,) = self._after(layers, [lowered.hidden], [batch], [lowered.context], params)
+        return self._score(hidden, batch, params)
 
     def _score(self, hidden: Array, batch: Batch, params: Array) -> tuple[float, int]:
         """Of what the last block gives."""
         rows, targets = batch.scored()
         scored = self._at(rows, hidden)
-        binding = self._stage(names.SCORE_STAGE, None)
+        binding = self._stages.stage(names.SCORE_STAGE, None)
         loss_sum, num_correct, total, correct = np.zeros((), np.float32), np.zeros((), np.int64), 0.0, 0
-        self._bind_dense(binding, params)
+        self._stages.bind_dense(binding, params)
         binding.bind_output(names.LOSS_SUM, loss_sum)
         binding.bind_output(names.NUM_CORRECT, num_correct)
         for piece in self._pieces(targets.size):
@@ -221,53 +214,70 @@ class StagedModel:
             total, correct = total + float(loss_sum), correct + int(num_correct)
         return total, correct
 
-    def features(self, batch: Batch) -> Array:
-        """What enters the classifier's last linear layer, float32 ``[B, H]``; with no adapter, on the frozen weights.
+    def features(self, batches: Sequence[Batch], before_block: Callable[[], None] | None = None) -> list[Array]:
+        """What enters the classifier's last linear layer, float32 ``[B, H]`` of each batch; with no adapter.
 
+        All batches pass a block before the next block is loaded, so its weights are converted once for all of them.
         The head's graph gives scores ``W p + b``. With rows of the identity for W and zero for b these are features,
         as many at a time as there are classes; so every artifact will do.
+
+        Args:
+            batches: one or more; their hidden states are in memory together, twice.
+            before_block: called before a batch passes a block; raises to stop.
 
         Raises:
             GraphError: onnxruntime failed.
             InsufficientMemoryError: it could not allocate.
         """
-        rows, targets = batch.scored()
-        params = np.zeros(self._layout.num_elements, np.float32)
-        hidden, context = self._embedded(batch)
-        hidden = self._after(range(self._manifest.num_layers), hidden, batch, context, params)
-        scored = np.ascontiguousarray(self._at(rows, hidden))
+        params = np.zeros(self._stages.layout.num_elements, np.float32)
+        states, contexts = self._embedded(batches)
+        given = self._after(range(self._manifest.num_layers), states, batches, contexts, params, before_block)
+        scored = np.concatenate(
+            [self._at(batch.scored()[0], hidden) for batch, hidden in zip(batches, given, strict=True)]
+        )
         head = Head.of(self._manifest)
-        weight = self._layout.unflatten(params)[head.weight]
-        binding = self._stage(names.SCORE_STAGE, None)
+        weight = self._stages.layout.unflatten(params)[head.weight]
+        binding = self._stages.stage(names.SCORE_STAGE, None)
         binding.bind(names.HIDDEN, scored)
-        binding.bind(names.TARGETS, np.zeros_like(targets))
+        binding.bind(names.TARGETS, np.zeros(len(scored), np.int64))
         binding.bind_output(names.LOSS_SUM, np.zeros((), np.float32))
         binding.bind_output(names.NUM_CORRECT, np.zeros((), np.int64))
-        self._bind_dense(binding, params)
-        features = np.empty((targets.size, head.num_features), np.float32)
+        self._stages.bind_dense(binding, params)
+        features = np.empty((len(scored), head.num_features), np.float32)
         for begin in range(0, head.num_features, head.num_classes):
             end = min(begin + head.num_classes, head.num_features)
             weight[...] = np.eye(head.num_classes, head.num_features, begin)
             features[:, begin:end] = binding.run_for([names.LOGITS])[names.LOGITS].numpy()[:, : end - begin]
-        return features
+        return np.split(features, np.cumsum([batch.num_targets for batch in batches])[:-1])
 
-    def _embedded(self, batch: Batch) -> tuple[Array, dict[str, Any]]:
-        """Hidden states before the first block, in the first buffer, and the context tensors."""
-        (hidden,) = self._hidden(1, batch)
-        return hidden, self._embed(batch, hidden)
+    def _embedded(self, batches: Sequence[Batch]) -> tuple[list[Array], list[dict[str, Any]]]:
+        """Hidden states before the first block, in the first buffer, and the context tensors, of each batch."""
+        states = self._buffer(0, batches)
+        return states, [self._embed(batch, state) for batch, state in zip(batches, states, strict=True)]
 
-    def _after(self, layers: range, hidden: Array, batch: Batch, context: Mapping[str, Any], params: Array) -> Array:
+    def _after(
+        self,
+        layers: range,
+        states: list[Array],
+        batches: Sequence[Batch],
+        contexts: Sequence[Mapping[str, Any]],
+        params: Array,
+        before_block: Callable[[], None] | None = None,
+    ) -> list[Array]:
         """Hidden states after some blocks, in one of the first two buffers; those before, where there is no block."""
-        kept = self._manifest.residual_layers
-        spare, out, *unused = self._hidden(3 if kept else 2, batch)
+        spare, out = self._buffer(0, batches), self._buffer(1, batches)
         for layer in layers:
-            self._forward(layer, hidden, out, context, params, _flat(*unused) if layer in kept else None)
-            hidden, out, spare = out, spare, out
-        return self._given(layers[-1], hidden) if layers else hidden
+            for batch, state, after, context in zip(batches, states, out, contexts, strict=True):
+                if before_block is not None:
+                    before_block()
+                residual = _flat(*self._buffer(2, [batch])) if layer in self._manifest.residual_layers else None
+                self._forward(layer, state, after, context, params, residual)
+            states, out, spare = out, spare, out
+        return [self._given(layers[-1], state) for state in states] if layers else states
 
     def _embed(self, batch: Batch, out: Array) -> dict[str, Any]:
         """Write hidden states ``[B, L, H]``; returns the context tensors, as onnxruntime has them."""
-        binding = self._stage(names.EMBEDDING_STAGE, None)
+        binding = self._stages.stage(names.EMBEDDING_STAGE, None)
         table, indices = self._weights.table(self._manifest.word_embedding, batch.input_ids)
         binding.bind(self._manifest.word_embedding, table)
         binding.bind(names.INPUT_IDS, indices)
@@ -291,7 +301,7 @@ class StagedModel:
         residual: Array | None = None,
     ) -> None:
         """Write the hidden states after a block, and its residual sum, if the graph gives it."""
-        binding = self._block(self._graphs.forward(layer), layer, hidden, context, params)
+        binding = self._stages.block(self._graphs.forward(layer), layer, hidden, context, params)
         binding.bind_output(names.HIDDEN_OUT, self._given(layer, out))
         if residual is not None:
             binding.bind_output(names.RESIDUAL, residual)
@@ -316,14 +326,14 @@ class StagedModel:
         """Loss; its gradient with respect to ``hidden`` takes the place of that, and dense gradients are added."""
         tokens, given = hidden.reshape(-1, self._manifest.hidden_size), self._among_given(rows)
         scored = tokens[given]
-        binding = self._stage(names.HEAD_STAGE, None)
+        binding = self._stages.stage(names.HEAD_STAGE, None)
         loss, total = np.zeros((), np.float32), 0.0
         binding.bind(names.LOSS_SCALE, self._loss_scale)
         binding.bind_output(names.LOSS, loss)
         if self._manifest.dense:
-            self._bind_dense(binding, params)
-            binding.bind(names.GRAD_ACCUM, grads[self._parts.dense])
-            binding.bind_output(names.GRAD_ACCUM_OUT, summed[self._parts.dense])
+            self._stages.bind_dense(binding, params)
+            binding.bind(names.GRAD_ACCUM, grads[self._stages.parts.dense])
+            binding.bind_output(names.GRAD_ACCUM_OUT, summed[self._stages.parts.dense])
         gradient = np.empty_like(scored)
         for piece in self._pieces(targets.size):
             binding.bind(names.HIDDEN, scored[piece])
@@ -337,14 +347,16 @@ class StagedModel:
 
     def _hidden(self, count: int, batch: Batch) -> list[Array]:
         """Arrays ``[B, L, H]`` for hidden states and residual sums, the same memory for every batch."""
-        return [self._buffer(index, batch) for index in range(count)]
+        return [self._buffer(index, [batch])[0] for index in range(count)]
 
-    def _buffer(self, index: int, batch: Batch) -> Array:
-        shape = (*batch.input_ids.shape, self._manifest.hidden_size)
-        size = math.prod(shape)
-        if index not in self._buffers or self._buffers[index].size < size:
-            self._buffers[index] = np.empty(size, np.float32)
-        return self._buffers[index][:size].reshape(shape)
+    def _buffer(self, index: int, batches: Sequence[Batch]) -> list[Array]:
+        """An array ``[B, L, H]`` for each batch, one behind the other."""
+        shapes = [(*batch.input_ids.shape, self._manifest.hidden_size) for batch in batches]
+        ends = np.cumsum([math.prod(shape) for shape in shapes])
+        if index not in self._buffers or self._buffers[index].size < ends[-1]:
+            self._buffers[index] = np.empty(ends[-1], np.float32)
+        parts = np.split(self._buffers[index][: ends[-1]], ends[:-1])
+        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def _pieces(self, num_targets: int) -> Iterator[slice]:
         """Cut the scored positions; not where a trained head sums its gradient over them."""
@@ -353,46 +365,6 @@ class StagedModel:
             size = max(1, SCORE_BYTES // (4 * self._manifest.text.vocab_size))
         for begin in range(0, num_targets, max(1, size)):
             yield slice(begin, begin + size)
-
-    def _block(self, stage: str, layer: int, hidden: Array, context: Mapping[str, Any], params: Array) -> Binding:
-        """A stage of a block with all but its outputs and gradients bound."""
-        binding = self._stage(stage, layer)
-        self._blocks.load(layer)
-        binding.bind(names.HIDDEN, hidden)
-        if names.PARAMS in binding.graph.inputs:
-            binding.bind(names.PARAMS, params[self._parts.blocks[layer]])
-        for name, value in context.items():
-            if name in binding.graph.inputs:
-                binding.bind_value(name, value)
-        return binding
-
-    def _stage(self, stage: str, layer: int | None) -> Binding:
-        """A stage with weights and sizes bound: of a block, or None for embedding and head."""
-        if (stage, layer) not in self._bindings:
-            binding = self._bindings[stage, layer] = Binding(self._graphs.stage(stage))
-            self._bind_weights(binding, layer)
-            self._bind_sizes(binding, layer)
-        return self._bindings[stage, layer]
-
-    def _bind_weights(self, binding: Binding, layer: int | None) -> None:
-        prefix, looked_up = self._blocks.prefix(layer), names.INPUT_IDS in binding.graph.inputs
-        for name in binding.graph.inputs:
-            if prefix + name in self._weights and not (looked_up and name == self._manifest.word_embedding):
-                binding.bind(name, self._blocks.readable(prefix + name, prefix))
-
-    def _bind_sizes(self, binding: Binding, layer: int | None) -> None:
-        sizes = self._parts.dense_sizes if layer is None else self._parts.block_sizes[layer]
-        values: dict[str, npt.NDArray[Any]] = {
-            names.SPLIT_SIZES: sizes,
-            names.RANK: np.array([self._layout.rank], np.int64),
-            names.LORA_SCALING: self._lora_scaling,
-        }
-        for name in binding.graph.inputs & set(values):
-            binding.bind(name, values[name])
-
-    def _bind_dense(self, binding: Binding, params: Array) -> None:
-        if self._manifest.dense:
-            binding.bind(names.PARAMS, params[self._parts.dense])
 
 
 def _flat(hidden: Array) -> Array:

@@ -58,7 +58,7 @@ class Tokenizer:
         return [encoding.ids + self._suffix for encoding in self._tokenizer.encode_batch_fast(texts)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids, special tokens left out; bytes that are no whole character show as U+FFFD."""
+        """Text of token ids, special tokens left out; bytes that are not a whole character show as U+FFFD."""
         text: str = self._tokenizer.decode(list(ids))
         return text
 

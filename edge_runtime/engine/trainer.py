@@ -24,15 +24,14 @@ import numpy.typing as npt
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.buckets import buckets
 from edge_runtime.engine.dataset import Batch
-from edge_runtime.engine.evaluator import Evaluator
 from edge_runtime.engine.frozen import FrozenWeights
-from edge_runtime.engine.importance import ImportanceTracker, Scores, check_scores, unit_scores
+from edge_runtime.engine.importance import check_scores
 from edge_runtime.engine.model import Mode, Scorer
 from edge_runtime.engine.modes import graphs_of
-from edge_runtime.engine.run import Run, check_finite
+from edge_runtime.engine.run import BaseRun, Run
 from edge_runtime.engine.session import Binding, Graph
 from edge_runtime.engine.slicing import NOTHING_MERGED, shrink_weights, slice_weights
-from edge_runtime.engine.training_state import History, TrainingState
+from edge_runtime.engine.training_state import VECTORS, History, TrainingState
 from edge_runtime.formats import names
 from edge_runtime.formats.adapter import AdapterLayout, shrink
 from edge_runtime.formats.payload import Merged
@@ -40,8 +39,6 @@ from edge_runtime.formats.plan import Plan
 from edge_runtime.wire.work import HyperParameters, Pruning
 
 Array = npt.NDArray[np.float32]
-
-_STATE = (names.PARAMS, names.EXP_AVG, names.EXP_AVG_SQ)
 
 
 class Trainer:
@@ -96,21 +93,9 @@ class Trainer:
         )
         return TrainingRun(self, plan, rank, adapter, hyper_parameters, weights)
 
-    def evaluator(self, run: Run) -> Evaluator:
-        """An evaluator for the plan of ``run`` that shares its sliced weights."""
-        return Evaluator(self.artifact, run.plan, run.scorer())
 
-
-class TrainingRun:
-    """One assignment under way: weights, adapter and optimizer state. Made by :meth:`Trainer.start`.
-
-    Attributes:
-        plan: units that stay.
-        layout: order and shapes of the adapter.
-        weights: sliced frozen weights, merged factors included.
-        num_steps: optimizer steps done.
-        grad_norm: global norm of the last step's mean gradient, before clipping.
-    """
+class TrainingRun(BaseRun):
+    """One assignment under way: weights, adapter and optimizer state. Made by :meth:`Trainer.start`."""
 
     _state: dict[str, Array]
     _next: dict[str, Array]
@@ -125,21 +110,15 @@ class TrainingRun:
         hyper_parameters: HyperParameters,
         weights: FrozenWeights,
     ) -> None:
-        self.plan = plan
-        self.weights = weights
-        self.num_steps = 0
-        self.grad_norm = 0.0
-        self._manifest = trainer.artifact.manifest
-        self._hyper_parameters = hyper_parameters
-        self._importance = ImportanceTracker(plan)
+        layout = AdapterLayout.of(trainer.artifact.manifest, plan, rank)
+        params = layout.flatten(adapter)
+        super().__init__(trainer.artifact, plan, layout, params, hyper_parameters, weights)
         self._norm = np.zeros((), np.float32)
-        self.layout = AdapterLayout.of(self._manifest, plan, rank)
-        params = self.layout.flatten(adapter)
         self._graphs = trainer.graphs
-        self._model = self._graphs.model(weights)
+        self._model = self._graphs.model(weights, self.layout, hyper_parameters.lora_scaling)
         self._scalars = self._bind_optimizer(trainer.optimizer)
-        zeros = np.zeros_like(params)
-        self._hold({names.PARAMS: params, names.EXP_AVG: zeros, names.EXP_AVG_SQ: zeros.copy()}, zeros.copy())
+        zeros = self._last_grads
+        self._hold({names.PARAMS: params, names.EXP_AVG: zeros.copy(), names.EXP_AVG_SQ: zeros.copy()}, zeros)
 
     def step(self, micro_batches: Iterable[Batch], on_batch: Callable[[], None] | None = None) -> float:
         """One optimizer step.
@@ -195,17 +174,8 @@ class TrainingRun:
         last_grads = shrunk(self._last_grads)
         self._importance.restrict(plan)
         self.plan, self.layout = plan, layout
+        self._model.hold(layout, self._hyper_parameters.lora_scaling)
         self._hold(state, last_grads)
-
-    def score_units(self) -> None:
-        """Take the last step's gradient into the importance of the units, at the adapter that it was taken at."""
-        adapter = self.layout.unflatten(self._last_params)
-        scaling = self._hyper_parameters.lora_scaling
-        self._importance.update(unit_scores(self._manifest, self.weights, adapter, self.gradient(), scaling))
-
-    def importance(self) -> Scores:
-        """Smoothed scores of the units that stay; empty before the first that were finite for every group."""
-        return self._importance.scores()
 
     @property
     def resumable(self) -> Self:
@@ -231,22 +201,22 @@ class TrainingRun:
         """
         state.plan.check_within(self._manifest, self.plan)
         layout = AdapterLayout.of(self._manifest, state.plan, self.layout.rank)
-        for name in _STATE:
+        for name in VECTORS:
             layout.check(layout.unflatten(state.vectors[name]))
         check_scores(state.plan, state.scores)
         if state.plan != self.plan:
             self.prune(state.plan)
         self._importance.take_up(state.scores)
-        self._hold({name: state.vectors[name].copy() for name in _STATE}, np.zeros(layout.num_elements, np.float32))
+        self._hold({name: state.vectors[name].copy() for name in VECTORS}, np.zeros(layout.num_elements, np.float32))
         self.num_steps, self.grad_norm = state.num_steps, state.grad_norm
 
     def adapter(self) -> dict[str, Array]:
         """The adapter as it is now: float32 copies by name."""
         return self.layout.unflatten(self._state[names.PARAMS].copy())
 
-    def scorer(self) -> Scorer:
-        """A model of its own over the same weights, to evaluate with; of no use any more after :meth:`prune`."""
-        return self._graphs.model(self.weights)
+    def _scorer(self) -> Scorer:
+        """A model of its own over the same weights."""
+        return self._graphs.model(self.weights, self.layout, self._hyper_parameters.lora_scaling)
 
     def gradient(self) -> dict[str, Array]:
         """Mean gradient of the last step's micro-batches, before clipping, by name.
@@ -257,16 +227,15 @@ class TrainingRun:
 
     def _apply(self, grads: Array, num_micro_batches: int) -> None:
         """AdamW on the summed gradient; the new state becomes the current one only when the gradient is finite."""
-        given, step = self._hyper_parameters, self.num_steps + 1
-        warm_up = min(1.0, step / given.num_warmup_steps) if given.num_warmup_steps else 1.0
+        step = self.num_steps + 1
         self._scalars[names.GRAD_SCALE][...] = 1.0 / num_micro_batches
-        self._scalars[names.LEARNING_RATE][...] = given.learning_rate * warm_up
+        self._scalars[names.LEARNING_RATE][...] = self._learning_rate
         # Of the betas as the graph has them: 1 - float32(0.999) is off by 1e-5, and both sides must be off alike.
         self._scalars[names.BIAS_CORRECTION1][...] = 1.0 - float(self._scalars[names.BETA1]) ** step
         self._scalars[names.BIAS_CORRECTION2][...] = 1.0 - float(self._scalars[names.BETA2]) ** step
         self._last_grads = grads
         self._optimizer.bind(names.GRADS, grads)
-        for name in _STATE:
+        for name in VECTORS:
             self._optimizer.bind(name, self._state[name])
             self._optimizer.bind_output(name + names.OUT_SUFFIX, self._next[name])
         self._optimizer.run()
@@ -285,7 +254,6 @@ class TrainingRun:
         self._zeros = np.zeros_like(last_grads)
         self._grads = [np.empty_like(last_grads), np.empty_like(last_grads)]
         self._frozen = _frozen_parts(self.layout, self._hyper_parameters)
-        self._model.hold(self.layout, self._hyper_parameters.lora_scaling)
 
     def _bind_optimizer(self, graph: Graph) -> dict[str, Array]:
         """Bind the scalars, which later steps change in place; returns them by name."""
@@ -307,9 +275,6 @@ class TrainingRun:
             self._optimizer.bind(name, value)
         self._optimizer.bind_output(names.GRAD_NORM, self._norm)
         return scalars
-
-    def _check_finite(self, what: str, value: float) -> None:
-        check_finite(what, value, step=self.num_steps + 1, learning_rate=self._hyper_parameters.learning_rate)
 
 
 def _frozen_parts(layout: AdapterLayout, hyper_parameters: HyperParameters) -> list[slice]:

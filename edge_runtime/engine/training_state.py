@@ -6,12 +6,17 @@ Shape legend: ``N`` trainable elements.
 from __future__ import annotations
 
 import dataclasses
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from edge_runtime.engine.importance import Scores
+from edge_runtime.formats import names
 from edge_runtime.formats.plan import Plan
+
+VECTORS: Final = (names.PARAMS, names.EXP_AVG, names.EXP_AVG_SQ)
+"""What a run trains, and AdamW's moments of it."""
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -40,6 +45,6 @@ class TrainingState:
     plan: Plan
     """Units that are left by now."""
     vectors: dict[str, npt.NDArray[np.float32]]
-    """``params``, ``exp_avg`` and ``exp_avg_sq``, float32 ``[N]`` each."""
+    """Each of :data:`VECTORS`, float32 ``[N]``."""
     scores: Scores
     """Smoothed scores so far, of the groups that have any."""

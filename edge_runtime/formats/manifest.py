@@ -32,7 +32,7 @@ from edge_runtime.bounds.fields import (
     Version,
     Versions,
 )
-from edge_runtime.bounds.versioned import decode_description, encode_description
+from edge_runtime.bounds.versioned import decode_description
 from edge_runtime.errors import ManifestError
 from edge_runtime.formats import names
 
@@ -149,7 +149,7 @@ class TextSpec(msgspec.Struct, frozen=True, kw_only=True):
         return frozenset(self.end_token_ids if self.eos_token_id is None else (*self.end_token_ids, self.eos_token_id))
 
     def check(self) -> None:
-        """Refuse ids that are no token's, before they are looked up.
+        """Refuse ids that are not those of tokens, before they are looked up.
 
         Raises:
             ManifestError: names the first.
@@ -234,11 +234,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 def digest_of(data: bytes | memoryview) -> str:
     """SHA-256 of ``data`` as 64 hexadecimal digits: the identity of blobs, files and artifacts."""
     return hashlib.sha256(data).hexdigest()
-
-
-def encode_manifest(manifest: Manifest) -> bytes:
-    """Deterministic UTF-8 JSON of a manifest (sorted keys of maps, fields in declaration order)."""
-    return encode_description(manifest)
 
 
 def decode_manifest(data: bytes) -> Manifest:

@@ -105,7 +105,7 @@ MEMORY_PREFIX: Final = "memory."
 """Of octets in the file of a round's global adapter: what the server's method remembers, and no part of the model."""
 
 IGNORE_LABEL: Final = -100
-"""Label of a position that is no target (PyTorch's ``ignore_index``)."""
+"""Label of a position that is not a target (PyTorch's ``ignore_index``)."""
 
 
 def lora_a(module: str) -> str:

@@ -141,7 +141,7 @@ def check_merged(manifest: Manifest, plan: Plan, merged: Merged) -> None:
     for module, (a, b) in merged.items():
         target = targets.get(module)
         if target is None:
-            msg = f"merged factors of {module!r}, which is no LoRA target of this model"
+            msg = f"merged factors of {module!r}, which is not a LoRA target of this model"
             raise TensorError(msg)
         rows, columns = target_indices(target, plan)
         num_out = target.out_features if rows is None else rows.size

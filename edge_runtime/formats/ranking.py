@@ -19,7 +19,7 @@ Importance = Mapping[tuple[int, str], npt.NDArray[np.float32]]
 """``(layer, group)`` to one score per unit, float32 ``[num_units]``; higher stays longer."""
 
 HEADS: Final = "heads"
-"""Group of attention heads, see :class:`edge_runtime.formats.manifest.PruneAxis`."""
+"""Group of a block's attention heads; with grouped-query attention a unit is a key/value head and its query heads."""
 
 _LAYER: Final = re.compile(r"0|[1-9][0-9]{0,5}")
 

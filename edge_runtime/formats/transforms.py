@@ -70,7 +70,7 @@ class Clip(Transform):
     """Scale a change to a Frobenius norm over all tensors together, where it has a larger one.
 
     With ``d = trained - start`` and a bound ``C``: ``start + d * min(1, C / |d|)``. This is fixed clipping of DP-FedAvg
-    (arXiv 1710.06963); it bounds what one device can do to the model, and is no privacy by itself.
+    (arXiv 1710.06963); it bounds what one device can do to the model, and is not privacy by itself.
     """
 
     name = "clip"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -11,19 +10,17 @@ import msgspec
 from edge_runtime.bounds import limits
 from edge_runtime.bounds.fields import Count, Digest, Label, Name, Positive, PruningRatio, Short, Version
 from edge_runtime.bounds.plain import escaped, plain
-from edge_runtime.bounds.versioned import encode_description
 from edge_runtime.errors import ManifestError
 from edge_runtime.formats.manifest import FileRef, Task, TextSpec
 from edge_runtime.formats.plan import Plan
 from edge_runtime.inference.errors import CompactModelError, CompactVersionError
+from edge_runtime.system.files import measure
 
 SCHEMA_VERSION: Final = 1
 """Version of a compact model's directory; another one is refused."""
 
 DESCRIPTION_FILE: Final = "fedspine.json"
 MODEL_FILE: Final = "model.onnx"
-
-_READ_BYTES: Final = 1 << 20
 
 
 class CompactInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,14 +54,14 @@ class CompactInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Every other file of the directory."""
 
     @property
+    def is_whole(self) -> bool:
+        """Whether it is the model that was trained: nothing was removed, nothing is quantised."""
+        return not self.sparsity and self.quantization is None
+
+    @property
     def num_bytes(self) -> int:
         """Bytes that a device needs: all files marked ``on_device``."""
         return sum(ref.size_bytes for ref in self.files.values() if ref.on_device)
-
-
-def encode_info(info: CompactInfo) -> bytes:
-    """Deterministic UTF-8 JSON of a description."""
-    return encode_description(info)
 
 
 def read_info(directory: Path, *, verify: bool = True) -> CompactInfo:
@@ -83,13 +80,14 @@ def read_info(directory: Path, *, verify: bool = True) -> CompactInfo:
         with path.open("rb") as file:
             data = file.read(limits.MAX_MANIFEST_BYTES)
     except OSError as error:
-        msg = f"{directory} is no compact model, {DESCRIPTION_FILE}: {error.strerror}; make one with `fedspine compact`"
+        found = f"{DESCRIPTION_FILE}: {error.strerror}"
+        msg = f"{directory} is not a compact model ({found}): make one with `fedspine compact`"
         raise CompactModelError(msg) from error
     try:
         version = msgspec.json.decode(data, type=_VersionOnly).schema_version
         if version != SCHEMA_VERSION:
             msg = (
-                f"compact model {directory} has schema version {version}, this release reads {SCHEMA_VERSION}: "
+                f"compact model {directory} has schema version {version}, but this release reads {SCHEMA_VERSION}: "
                 "make it again with `fedspine compact`"
             )
             raise CompactVersionError(msg)
@@ -112,12 +110,8 @@ def file_ref(path: Path, *, on_device: bool) -> FileRef:
     Raises:
         OSError: it cannot be read.
     """
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while piece := file.read(_READ_BYTES):
-            digest.update(piece)
-            size += len(piece)
-    return FileRef(digest=digest.hexdigest(), size_bytes=size, on_device=on_device)
+    size, digest = measure(path)
+    return FileRef(digest=digest, size_bytes=size, on_device=on_device)
 
 
 class _VersionOnly(msgspec.Struct, frozen=True):

@@ -96,7 +96,7 @@ class CompactModel:
 
         Raises:
             WrongTaskError: the model generates text.
-            PromptError: a text that is no Unicode text (half of a surrogate pair).
+            PromptError: a text that is not valid Unicode (half of a surrogate pair).
             InferenceError: onnxruntime failed.
         """
         model = self._encoder()
@@ -141,7 +141,7 @@ class CompactModel:
 
         Raises:
             WrongTaskError: the model classifies.
-            PromptError: the prompt has no token, leaves no room for an answer, or is no Unicode text.
+            PromptError: the prompt has no token, leaves no room for an answer, or is not valid Unicode.
             SamplingError: a parameter is outside its range, or ``rng`` is missing.
             InferenceError: onnxruntime failed (while iterating).
         """

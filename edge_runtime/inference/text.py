@@ -59,6 +59,6 @@ def _checked(text: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        msg = f"text holds half of a surrogate pair at character {error.start}, which is no character: repair it"
+        msg = f"text holds half of a surrogate pair at character {error.start}, which is not a character: repair it"
         raise PromptError(msg) from error
     return text

@@ -22,7 +22,7 @@ PLAIN_CONNECT: Final = b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x1e\x00\x00"
 PLAIN_HTTP: Final = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 _CERTIFICATE_STEPS: Final = (
-    ("expired", "renew it; or this machine's clock is wrong, which says {now}"),
+    ("expired", "renew it, or set the clock of this machine, which says {now}"),
     ("not yet valid", "this machine's clock may be behind, it says {now}: set it, or wait until that day"),
     ("mismatch", "subjectAltName must list it (the CN is not looked at): make it anew, or use a name that it lists"),
     ("self-signed certificate in", "name the authority that signed it: {trust}"),

@@ -164,6 +164,14 @@ class Connection:
 
     def publish(self, topic: str, payload: bytes) -> paho.MQTTMessageInfo | None:
         """Hand one message to the network thread; None when it was dropped (not connected, or too much under way)."""
+        # The owner's thread calls this; so does the network thread, which answers a greeting by itself. paho tells a
+        # message's number only when its publish returns, and the broker's answer, which names that number, may have
+        # come by then in the network thread. So a message is first `_handed` (without a number), then `_unconfirmed`
+        # (by its number), and an answer to a number that is not known yet waits in `_confirmed_early`.
+        # The lock is not held while paho publishes: paho calls back under locks of its own, and two threads that take
+        # them in different orders would wait for each other for ever.
+        # What does not fit is dropped, not queued: nobody waits here, and the protocol repeats what was not answered.
+        # Bytes are counted before paho has them, so that two threads together keep to the limit as well.
         with self._lock:
             if not self.is_open or self._unconfirmed_bytes + len(payload) > MAX_QUEUED_BYTES:
                 return None
@@ -172,6 +180,7 @@ class Connection:
         info = self._client.publish(topic, payload, qos=self._qos)
         with self._lock:
             self._handed = None
+            # The connection may have ended since the look at it above: dropped too.
             if info.rc in {MQTTErrorCode.MQTT_ERR_NO_CONN, MQTTErrorCode.MQTT_ERR_QUEUE_SIZE}:
                 self._unconfirmed_bytes -= len(payload)
                 return None
@@ -255,7 +264,7 @@ class Connection:
         needed = self._settings.max_message_bytes + TOPIC_ALLOWANCE_BYTES
         if largest is not None and largest < needed:
             msg = (
-                f"broker {self._settings.address} accepts packets of at most {largest} bytes, this needs {needed}: "
+                f"broker {self._settings.address} accepts packets of at most {largest} bytes, but this needs {needed}: "
                 "raise the broker's limit (mosquitto: max_packet_size), or use another broker"
             )
             self._outcome.put(BrokerRefusedError(msg))
@@ -345,6 +354,7 @@ class Connection:
         elif not self._is_over:
             self._is_over = True
             with self._lock:
+                # What the broker got last and did not answer may be why it ended: the oldest, else the one on its way.
                 unconfirmed = next(iter(self._unconfirmed.values()), self._handed)
             code = reason.value if is_by_broker else None
             self._tell.on_lost(Ending(reason=self._words(reason, code), code=code, unconfirmed=unconfirmed))

@@ -1,4 +1,4 @@
-"""How connections ended, one after the other: which ends are no fault of the network, and how long to wait then.
+"""How connections ended, one after the other: which ends are not the fault of the network, and how long to wait then.
 
 A broker that takes a client in and ends the connection again and again, at the same message or for another client of
 the same name, will do so for ever; the reason is said, and the link waits longer.
@@ -13,10 +13,10 @@ STABLE_S: Final = 10.0
 """A connection that lasted this long starts the back-off anew; shorter ones count as failures."""
 
 SAME_ENDS: Final = 3
-"""So many ends in a row that look the same are no fault of the network."""
+"""So many ends in a row that look the same are not the fault of the network."""
 
 PROTOCOL_ERROR: Final = "Protocol error"
-"""Reason of an end at an answer that is no MQTT, such as mosquitto's to a message over its size limit."""
+"""Reason of an end at an answer that is not MQTT, such as mosquitto's to a message over its size limit."""
 
 TAKEN_OVER: Final = 0x8E
 """MQTT 5: another client connected under this one's id."""

@@ -2,7 +2,7 @@
 
 LinkError
 ├── AddressError              a URL or a TLS file that cannot be used
-├── BrokerUnreachableError    nobody answers, or what answers is no MQTT broker
+├── BrokerUnreachableError    nobody answers, or what answers is not an MQTT broker
 ├── BrokerRefusedError        a broker answers and says no
 ├── ArtifactUnreachableError  HTTP fails after all attempts
 └── ArtifactCorruptedError    what HTTP delivers is not what the manifest says

@@ -7,7 +7,6 @@ answered stays here: an error names the URL, the status and the kind of fault, n
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import http.client
 import io
 import logging
@@ -28,7 +27,7 @@ from typing import IO, Final, NoReturn
 from edge_runtime.errors import MessageError
 from edge_runtime.link import backoff, causes
 from edge_runtime.link.errors import AddressError, ArtifactCorruptedError, ArtifactUnreachableError, LinkError
-from edge_runtime.system.files import DiskFullError, raise_if_disk_full, sync_directory
+from edge_runtime.system.files import DiskFullError, measure, raise_if_disk_full, sync_directory
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +118,7 @@ def download(  # noqa: PLR0913 - one file, how to check it, and the limits
         except OSError as error:
             _raise_if_disk_full_without(part, error)
             raise
-        if part.stat().st_size == size_bytes and digest_of_file(part) == digest:
+        if part.stat().st_size == size_bytes and measure(part) == (size_bytes, digest):
             part.replace(path)
             sync_directory(path.parent)
             return
@@ -152,12 +151,6 @@ def fetch_small(
         msg = f"{url} is larger than {max_bytes} bytes and was refused: check the URL"
         raise MessageError(msg)
     return body
-
-
-def digest_of_file(path: Path) -> str:
-    """SHA-256 of a file, 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _Server:

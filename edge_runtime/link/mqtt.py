@@ -72,7 +72,7 @@ class MqttLink(CountingLink):
             max_message_bytes: largest payload that is published or accepted.
             tls: files for an encrypted address.
             connect_timeout_s: limit of one attempt.
-            optional_subscriptions: further topic filters; a broker that refuses them is no error.
+            optional_subscriptions: further topic filters; a broker that refuses them is not an error.
             reflex: what the network thread answers by itself.
             rng: source of the jitter.
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import secrets
+from collections.abc import Iterator
 
 from edge_runtime.bounds import limits
 from edge_runtime.link.address import BrokerAddress, TlsFiles
 from edge_runtime.link.mqtt import MqttLink
+from edge_runtime.link.reflex import Reflex
 
 
-def probe(address: BrokerAddress, tls: TlsFiles, rng: random.Random) -> None:
-    """Connect under a name of its own, and leave.
+@contextlib.contextmanager
+def probe(address: BrokerAddress, tls: TlsFiles, rng: random.Random, reflex: Reflex | None = None) -> Iterator[None]:
+    """Be connected under a name of its own inside the ``with``.
 
     Args:
         address: the broker, password included.
         tls: files for an encrypted address.
         rng: source of jitter.
+        reflex: what the link answers by itself.
 
     Raises:
         BrokerUnreachableError: nobody answers.
@@ -30,7 +35,11 @@ def probe(address: BrokerAddress, tls: TlsFiles, rng: random.Random) -> None:
         will=None,
         max_message_bytes=limits.MAX_MESSAGE_BYTES,
         tls=tls,
+        reflex=reflex,
         rng=rng,
     )
     link.connect()
-    link.close()
+    try:
+        yield
+    finally:
+        link.close()

@@ -2,7 +2,7 @@
 
 The receiver knows the header (:class:`~edge_runtime.wire.messages.BlobRef`) from a message, asks for some chunks, asks
 again for those that do not come, and checks the digest at the end. The sender keeps no state per receiver: it answers
-requests for blobs that it offers. So a reconnect, a restart of either side or a lost message is no special case.
+requests for blobs that it offers. So a reconnect, a restart of either side or a lost message is not a special case.
 """
 
 from __future__ import annotations

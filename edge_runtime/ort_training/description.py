@@ -13,7 +13,7 @@ import msgspec
 
 from edge_runtime.bounds import limits
 from edge_runtime.bounds.fields import Beta, Decay, Digest, Factor, Name, NumUnits, Short, Version, Versions
-from edge_runtime.bounds.versioned import decode_description, encode_description
+from edge_runtime.bounds.versioned import decode_description
 from edge_runtime.errors import ManifestError
 from edge_runtime.formats.manifest import FileRef
 from edge_runtime.formats.plan import Plan
@@ -93,11 +93,6 @@ class OrtModels(msgspec.Struct, frozen=True, kw_only=True):
 def widths_of(plan: Plan) -> tuple[int, ...]:
     """Units that a plan keeps of each of its groups."""
     return tuple(plan.kept(entry.layer, entry.group).size for entry in plan.groups)
-
-
-def encode_ort_models(models: OrtModels) -> bytes:
-    """Deterministic UTF-8 JSON of a description."""
-    return encode_description(models)
 
 
 def decode_ort_models(data: bytes) -> OrtModels:

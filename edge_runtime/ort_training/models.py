@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from edge_runtime.bounds import limits
-from edge_runtime.engine.artifact import Artifact, measure
+from edge_runtime.engine.artifact import Artifact
 from edge_runtime.formats.plan import Plan
 from edge_runtime.ort_training.description import (
     DESCRIPTION_FILE,
@@ -18,6 +18,7 @@ from edge_runtime.ort_training.description import (
     widths_of,
 )
 from edge_runtime.ort_training.errors import ArmNotExportedError, FixedHyperParametersError, OrtModelsError
+from edge_runtime.system.files import measure
 from edge_runtime.wire.arms import format_arms
 from edge_runtime.wire.work import Arm, HyperParameters, LoraWork
 
@@ -75,7 +76,7 @@ class ModelFolder:
         missing = tuple(arm for arm in arms if arm not in known)
         if arms and len(missing) == len(arms):
             msg = (
-                f"{self.directory} has models of {self.models.names}, this run plays {format_arms(arms)}: "
+                f"{self.directory} has models of {self.models.names}, but this run plays {format_arms(arms)}: "
                 "export those with --format ort-training, or start with --engine portable"
             )
             raise ArmNotExportedError(msg)

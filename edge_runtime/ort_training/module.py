@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from edge_runtime.engine.dataset import Batch
-from edge_runtime.engine.session import translate
+from edge_runtime.engine.session import ERRORS_ONLY, translate
 from edge_runtime.formats import names
 from edge_runtime.formats.adapter import AdapterLayout
 from edge_runtime.ort_training import description as ort_models
@@ -24,13 +24,13 @@ from edge_runtime.ort_training.errors import OrtModelsError
 Array = npt.NDArray[np.float32]
 
 _DEVICE: Final = "cpu"
-_ERRORS_ONLY: Final = 3
 
 
 class TrainingModule:
     """Training, evaluation and optimizer model of one arm, on one checkpoint.
 
-    Call :meth:`fill` or :meth:`take`, and :meth:`hold`, first.
+    It has the weights and the adapter that were exported until :meth:`fill` or :meth:`take`, and the scaling 1 until
+    :meth:`hold`.
 
     Args:
         api: ``onnxruntime.training.api``.
@@ -165,7 +165,7 @@ class TrainingModule:
 
 def _options(num_threads: int) -> Any:  # noqa: ANN401 - onnxruntime has no types
     options = ort.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
+    options.log_severity_level = ERRORS_ONLY
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     # As in the portable engine: several processes share the cores of a board.

@@ -18,11 +18,9 @@ import numpy as np
 
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.dataset import Batch
-from edge_runtime.engine.evaluator import Evaluator
 from edge_runtime.engine.frozen import Array, FrozenWeights
-from edge_runtime.engine.importance import ImportanceTracker, Scores, unit_scores
 from edge_runtime.engine.model import Mode, Scorer
-from edge_runtime.engine.run import Run, check_finite
+from edge_runtime.engine.run import BaseRun
 from edge_runtime.engine.slicing import NOTHING_MERGED, slice_weights
 from edge_runtime.formats.adapter import AdapterLayout
 from edge_runtime.formats.payload import Merged
@@ -106,49 +104,28 @@ class OrtTrainer:
             lora_scaling=hyper_parameters.lora_scaling,
             keep_stored=[spec.name for spec in manifest.tensors],  # the checkpoint has them as float32
         )
-        params = AdapterLayout.of(manifest, plan, rank).flatten(adapter)
+        layout = AdapterLayout.of(manifest, plan, rank)
         module = TrainingModule(self._api, self.folder.verified(models), num_threads=self.num_threads)
-        module.fill(weights, params)
+        module.fill(weights, layout.flatten(adapter))
         self.artifact.release()  # what was read to fill it
-        return OrtRun(self.artifact, plan, rank, hyper_parameters, weights, module)
-
-    def evaluator(self, run: Run) -> Evaluator:
-        """An evaluator for the plan of ``run`` that shares its weights."""
-        return Evaluator(self.artifact, run.plan, run.scorer())
+        return OrtRun(self.artifact, plan, layout, hyper_parameters, weights, module)
 
 
-class OrtRun:
-    """One assignment under way. Made by :meth:`OrtTrainer.start`.
-
-    Attributes:
-        plan: units that stay.
-        layout: order and shapes of the adapter.
-        weights: sliced frozen weights, merged factors included, as they are stored.
-        num_steps: optimizer steps done.
-        grad_norm: global norm of the last step's mean gradient, before clipping.
-    """
+class OrtRun(BaseRun):
+    """One assignment under way; its frozen weights are as they are stored. Made by :meth:`OrtTrainer.start`."""
 
     def __init__(
         self,
         artifact: Artifact,
         plan: Plan,
-        rank: int,
+        layout: AdapterLayout,
         hyper_parameters: HyperParameters,
         weights: FrozenWeights,
         module: TrainingModule,
     ) -> None:
-        self.plan = plan
-        self.layout = AdapterLayout.of(artifact.manifest, plan, rank)
-        self.weights = weights
-        self.num_steps = 0
-        self.grad_norm = 0.0
-        self._manifest = artifact.manifest
-        self._hyper_parameters = hyper_parameters
+        super().__init__(artifact, plan, layout, module.params(), hyper_parameters, weights)
         self._module = module
-        self._importance = ImportanceTracker(plan)
-        self._last_params = module.params()
-        self._last_grads = np.zeros_like(self._last_params)
-        module.hold(self.layout, hyper_parameters.lora_scaling)
+        module.hold(layout, hyper_parameters.lora_scaling)
 
     def step(self, micro_batches: Iterable[Batch], on_batch: Callable[[], None] | None = None) -> float:
         """One optimizer step.
@@ -167,7 +144,6 @@ class OrtRun:
             GraphError: onnxruntime-training failed.
             InsufficientMemoryError: it could not allocate.
         """
-        given, step = self._hyper_parameters, self.num_steps + 1
         batches = list(micro_batches)  # their number scales each of them
         self._module.reset_gradient()
         loss = 0.0
@@ -179,11 +155,10 @@ class OrtRun:
         grads = self._module.gradient()
         norm = float(np.linalg.norm(grads))
         self._check_finite("gradient norm", norm)
-        warm_up = min(1.0, step / given.num_warmup_steps) if given.num_warmup_steps else 1.0
         self._last_params = self._module.params()
-        self._module.update(given.learning_rate * warm_up)
+        self._module.update(self._learning_rate)
         self._last_grads = grads
-        self.num_steps, self.grad_norm = step, norm
+        self.num_steps, self.grad_norm = self.num_steps + 1, norm
         return loss
 
     def prune(self, plan: Plan) -> None:
@@ -195,15 +170,9 @@ class OrtRun:
         msg = "ort-training models have fixed widths and cannot shrink inside an assignment: use --engine portable"
         raise ArmNotExportedError(msg, digest=plan.digest())
 
-    def score_units(self) -> None:
-        """Take the last step's gradient into the importance of the units, at the adapter that it was taken at."""
-        adapter, gradient = self.layout.unflatten(self._last_params), self.layout.unflatten(self._last_grads)
-        scaling = self._hyper_parameters.lora_scaling
-        self._importance.update(unit_scores(self._manifest, self.weights, adapter, gradient, scaling))
-
-    def importance(self) -> Scores:
-        """Smoothed scores of the units that stay; empty before the first that were finite for every group."""
-        return self._importance.scores()
+    def gradient(self) -> dict[str, Array]:
+        """See :meth:`edge_runtime.engine.run.BaseRun.gradient`."""
+        return self.layout.unflatten(self._last_grads)
 
     def adapter(self) -> dict[str, Array]:
         """The adapter as it is now: float32 copies by name."""
@@ -213,9 +182,6 @@ class OrtRun:
     def resumable(self) -> None:
         """Moments live inside ``Optimizer``: nothing can be kept."""
 
-    def scorer(self) -> Scorer:
+    def _scorer(self) -> Scorer:
         """The evaluation model, which shares the parameters of the training model."""
         return self._module
-
-    def _check_finite(self, what: str, value: float) -> None:
-        check_finite(what, value, step=self.num_steps + 1, learning_rate=self._hyper_parameters.learning_rate)

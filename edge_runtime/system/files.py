@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import secrets
 from collections.abc import Iterable
@@ -96,6 +97,17 @@ def raise_if_disk_full(error: OSError, path: Path) -> None:
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         msg = f"disk full while writing {path}: free some space and start again; nothing half-written was left"
         raise DiskFullError(msg) from error
+
+
+def measure(path: Path) -> tuple[int, str]:
+    """Size in bytes and SHA-256 (64 hexadecimal digits) of a file, read in pieces.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return file.tell(), digest
 
 
 def sync_directory(directory: Path) -> None:

@@ -104,7 +104,9 @@ class Registry(Generic[T]):
             return self.find(name)
         module, _, attribute = name.partition(":")
         if not all(part.isidentifier() for part in (*module.split("."), *attribute.split("."))):
-            msg = f"{self.kind} {name!r} is no name: expected a known one, or module:Name, such as my_package.mod:Rule"
+            msg = (
+                f"{self.kind} {name!r} is not a name: expected a known one, or module:Name, such as my_package.mod:Rule"
+            )
             raise self.error(msg)
         return self._load(f"{self.kind} {name!r}", importlib.metadata.EntryPoint(name, name, self.group))
 
@@ -113,7 +115,7 @@ class Registry(Generic[T]):
             found: object = entry.load()
         except Exception as error:
             lost = isinstance(error, ModuleNotFoundError) and entry.module.startswith(str(error.name))
-            step = "install its package, or put its folder on PYTHONPATH" if lost else "mend or uninstall its package"
+            step = "install its package, or put its folder on PYTHONPATH" if lost else "fix or uninstall its package"
             msg = f"{called} cannot be imported ({type(error).__name__}: {error}): {step}"
             raise self.error(msg) from error
         if not self.fits(found):

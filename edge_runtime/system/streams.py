@@ -84,7 +84,7 @@ def finish() -> None:
     """Write what is left in standard output.
 
     Raises:
-        DiskFullError: the disk under it is full, so that something is missing. A reader that went away is no error.
+        DiskFullError: the disk under it is full, so that something is missing. A reader that went away is not an error.
         OSError: any other fault of the file under it.
     """
     sys.stdout.flush()

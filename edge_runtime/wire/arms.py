@@ -1,14 +1,15 @@
 """Arms: the axes that they are points on, how people write them, and the ranges that they must lie in.
 
-An axis is declared once, here or by the method that has it. Grammar, ranges, schedulers, time models, tables and
-reports read the declaration, so a new axis is a new :class:`Axis` and nothing else.
+An axis is declared once, here or by the method that has it, and a method says which axes its arms are points on.
+Grammar, ranges, schedulers, time models, tables and reports read that, so a new axis is a new :class:`Axis` and nothing
+else.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Final, NoReturn
 
@@ -18,6 +19,12 @@ from edge_runtime.wire.work import Arm, AxisValue
 
 MAX_PRUNING_RATIO: Final = 0.95
 """Largest pruning ratio an arm may ask for."""
+
+ONE_ARM: Final = "one arm"
+"""What people read in place of an arm where a method has no axes."""
+
+_UNSAID: Final[Mapping[str, float]] = {"pruning_ratio": 0.0, "rank": 1}
+"""What the fields of an arm hold where a method has no such axis."""
 
 _NUMBER: Final = {float: re.compile(r"[0-9]*\.?[0-9]+"), int: re.compile(r"[0-9]{1,20}")}
 
@@ -120,10 +127,20 @@ class Axis:
 class Axes:
     """The axes of one method's arms, in the order in which arms are written.
 
-    The first is the one that is searched finest; of others a lattice has a few values each.
+    The first is the one that is searched finest; of others a lattice has a few values each. Without any axis there is
+    one arm: it is written as nothing.
+
+    Raises:
+        ValueError: two axes of one name, or an axis without a default behind one that has it.
     """
 
-    axes: tuple[Axis, ...]
+    axes: tuple[Axis, ...] = ()
+
+    def __post_init__(self) -> None:
+        names, may_be_left_out = [axis.name for axis in self.axes], [axis.default is not None for axis in self.axes]
+        if len(set(names)) < len(names) or sorted(may_be_left_out) != may_be_left_out:
+            msg = f"axes {names}: expected each name once, and those without a default first"
+            raise ValueError(msg)
 
     def __iter__(self) -> Iterator[Axis]:
         return iter(self.axes)
@@ -133,6 +150,26 @@ class Axes:
 
     def __getitem__(self, name: str) -> Axis:
         return next(axis for axis in self.axes if axis.name == name)
+
+    def has(self, name: str) -> bool:
+        """Whether an axis of that name is among them."""
+        return any(axis.name == name for axis in self.axes)
+
+    @property
+    def form(self) -> str:
+        """How an arm is written: ``RATIO:RANK``; empty = there is one arm."""
+        placed, named = self._placed_and_named()
+        return ":".join(axis.metavar for axis in placed) + "".join(f"[:{axis.name}={axis.metavar}]" for axis in named)
+
+    @property
+    def example(self) -> str:
+        """An arm as it is written: ``0.25:8``."""
+        return ":".join(axis.format(axis.example) for axis in self._placed_and_named()[0])
+
+    @property
+    def labels(self) -> str:
+        """What an arm says, for people: ``pruning ratio:rank``."""
+        return ":".join(axis.label for axis in self.axes)
 
     def row(self, arm: Arm) -> list[float]:
         """Values of an arm, one for each axis."""
@@ -145,9 +182,9 @@ class Axes:
             ValueError: another number of values than axes.
         """
         values = {axis.name: axis.kind(value) for axis, value in zip(self.axes, row, strict=True)}
-        ratio, rank = values.pop("pruning_ratio", 0.0), int(values.pop("rank", 1))
+        ratio, rank = (values.pop(name, unsaid) for name, unsaid in _UNSAID.items())
         more = tuple(AxisValue(name=name, value=value) for name, value in sorted(values.items()))
-        return Arm(pruning_ratio=ratio, rank=rank, more=more)
+        return Arm(pruning_ratio=ratio, rank=int(rank), more=more)
 
     def changed(self, arm: Arm, name: str, value: float) -> Arm:
         """An arm with another value on one axis."""
@@ -162,22 +199,27 @@ class Axes:
         return all(mine >= theirs for mine, theirs in zip(self.costs(arm), self.costs(other), strict=True))
 
     def words(self, arm: Arm) -> str:
-        """An arm for people: ``25% pruned, rank 8``."""
-        return ", ".join(axis.words.format(axis.of(arm)) for axis in self.axes)
+        """An arm for people: ``25% pruned, rank 8``; :data:`ONE_ARM` where there is one."""
+        return ", ".join(axis.words.format(axis.of(arm)) for axis in self.axes) or ONE_ARM
 
     def parse(self, text: str) -> tuple[Arm, ...]:
         """Arms from text, separated by ``,``.
 
         An arm is its values, separated by ``:``, in the order of the axes; behind those may come values by name,
-        ``batch_size=4``. An axis that has a default may be left out.
+        ``batch_size=4``. An axis that has a default may be left out. Without axes the text is empty.
 
         Raises:
             ArmError: not of that form, or outside the range.
         """
+        if not self.axes and not text.strip():
+            return (self.arm(()),)
         return tuple(self.check(self._parse_one(part)) for part in text.split(","))
 
     def format(self, arms: Sequence[Arm]) -> str:
-        """Inverse of :meth:`parse`: values without a default by position, others by name where they differ from it."""
+        """Inverse of :meth:`parse`: values without a default by position, others by name where they differ from it.
+
+        Where all have defaults, the first stands by position.
+        """
         return ",".join(self._format_one(arm) for arm in arms)
 
     def check(self, arm: Arm) -> Arm:
@@ -186,17 +228,30 @@ class Axes:
         Raises:
             ArmError: it is not.
         """
+        if more := self._others(arm):
+            msg = f"an arm has a {more[0]}, which no arm of this method has: leave it out"
+            raise ArmError(msg)
         if not all(axis.holds(arm) for axis in self.axes):
             ranges = ", ".join(axis.range_text for axis in self.axes)
             msg = f"arm {self._format_one(arm)} is outside its range: {ranges}"
             raise ArmError(msg)
         return arm
 
+    def _placed_and_named(self) -> tuple[tuple[Axis, ...], tuple[Axis, ...]]:
+        """Axes whose values stand in every arm, by position, and those that stand by name where they say something."""
+        num_placed = sum(axis.default is None for axis in self.axes) or 1
+        return self.axes[:num_placed], self.axes[num_placed:]
+
+    def _others(self, arm: Arm) -> list[str]:
+        """Names of the values of an arm that lie on none of the axes."""
+        said = [name for name, value in _UNSAID.items() if arm.value(name) != value]
+        return [name for name in (*said, *(one.name for one in arm.more)) if not self.has(name)]
+
     def _format_one(self, arm: Arm) -> str:
-        named = [axis for axis in self.axes if axis.default is not None and axis.of(arm) != axis.default]
+        placed, named = self._placed_and_named()
         return ":".join(
-            [axis.format(axis.of(arm)) for axis in self.axes if axis.default is None]
-            + [f"{axis.name}={axis.format(axis.of(arm))}" for axis in named]
+            [axis.format(axis.of(arm)) for axis in placed]
+            + [f"{axis.name}={axis.format(axis.of(arm))}" for axis in named if axis.of(arm) != axis.default]
         )
 
     def _parse_one(self, text: str) -> Arm:
@@ -214,11 +269,9 @@ class Axes:
         return self.arm(row)
 
     def _refuse(self, text: str) -> NoReturn:
-        needed = [axis for axis in self.axes if axis.default is None]
-        form = ":".join(axis.metavar for axis in needed)
-        form += "".join(f"[:{axis.name}={axis.metavar}]" for axis in self.axes if axis.default is not None)
-        example = ":".join(axis.format(axis.example) for axis in needed)
-        msg = f"arm {text.strip()[:50]!r} is not {form}, such as {example}"
+        msg = f"arm {text.strip()[:50]!r} is not {self.form}, such as {self.example}"
+        if not self.axes:
+            msg = f"arm {text.strip()[:50]!r} is given, but this method has one arm: leave it out"
         raise ArmError(msg)
 
 

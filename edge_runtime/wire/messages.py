@@ -30,6 +30,9 @@ from edge_runtime.wire.measures import Capabilities, LocalEvaluation, Measuremen
 from edge_runtime.wire.versions import check_version
 from edge_runtime.wire.work import Arm, Work, WorkType
 
+HEARTBEAT_S: Final = 15.0
+"""How often a device says that it is there, where a welcome does not say otherwise."""
+
 SCHEMA_VERSION: Final = 2
 
 ChunkIndex = Annotated[int, msgspec.Meta(ge=0, lt=limits.MAX_BLOB_BYTES // limits.MIN_CHUNK_BYTES)]
@@ -193,7 +196,7 @@ class Welcome(Message, frozen=True, kw_only=True):
     work: WorkType = "lora"
     """What assignments will ask for: a device gets ready for it, and loads no graph that it does not need."""
     wire_dtype: WireDtype = "float32"
-    heartbeat_s: Seconds = 15.0
+    heartbeat_s: Seconds = HEARTBEAT_S
 
 
 class Assignment(Message, frozen=True, kw_only=True):

@@ -48,8 +48,8 @@ def check_version(data: bytes, ours: int) -> None:
         return
     side = "the side that sent it" if head.schema_version < ours else "this side"
     msg = (
-        f"{head.kind} refused: it has schema_version {head.schema_version}, this release of fedspine speaks {ours}: "
-        f"upgrade fedspine on {side}"
+        f"{head.kind} refused: it has schema_version {head.schema_version}, but this release of fedspine speaks "
+        f"{ours}: upgrade fedspine on {side}"
     )
     raise SchemaVersionError(msg, theirs=head.schema_version, ours=ours)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from typing import Annotated, Literal
 
 import msgspec
@@ -119,6 +120,15 @@ class LoraWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=
             msg = f"prunings at steps {steps} must ascend within {self.hyper_parameters.num_local_steps} local steps"
             raise ValueError(msg)
 
+    def __str__(self) -> str:
+        """A few words."""
+        return f"pruning ratio {self.arm.pruning_ratio:g}, rank {self.arm.rank}"
+
+    @property
+    def num_counted_steps(self) -> int:
+        """Steps that a device counts while it works."""
+        return self.hyper_parameters.num_local_steps
+
     @property
     def final_plan(self) -> Plan:
         """The plan that the update is under."""
@@ -141,6 +151,15 @@ class ProbeWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag
     learning_rate: Factor = 1.0
     l2: Decay = 0.0
     """Penalty of the weights, not of the bias: loss + l2 / 2 * sum of squares (``softmax``)."""
+
+    def __str__(self) -> str:
+        """A few words."""
+        return f"probe, {self.form}"
+
+    @property
+    def num_counted_steps(self) -> int:
+        """Steps that a device counts while it works."""
+        return self.num_steps if self.form == "softmax" else 1
 
 
 class PreconditionerStart(msgspec.Struct, frozen=True, kw_only=True):
@@ -223,6 +242,16 @@ class ZeroOrderWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type",
             msg = f"rounds of the log {numbers} must ascend"
             raise ValueError(msg)
 
+    def __str__(self) -> str:
+        """A few words."""
+        each = f"{self.num_outer} x {self.num_inner} perturbations"
+        return f"zero order, {each}, cut {self.cut}, rank {self.arm.rank}"
+
+    @property
+    def num_counted_steps(self) -> int:
+        """Steps that a device counts while it works."""
+        return self.num_local_steps
+
 
 WorkType = Literal["lora", "probe", "zero_order"]
 """Tags of :data:`Work`."""
@@ -233,5 +262,5 @@ Work = LoraWork | ProbeWork | ZeroOrderWork
 
 def type_of(tag: WorkType) -> type[Work]:
     """The member of the union that has a tag."""
-    members: dict[WorkType, type[Work]] = {"lora": LoraWork, "probe": ProbeWork, "zero_order": ZeroOrderWork}
-    return members[tag]
+    members: tuple[type[Work], ...] = typing.get_args(Work)
+    return next(member for member in members if member.__struct_config__.tag == tag)

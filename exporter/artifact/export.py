@@ -70,7 +70,7 @@ def export_model(  # noqa: PLR0913 - all but three are options of the command
 
     Raises:
         ModelError: see :func:`models.loading.load_model`.
-        ModelUnsupportedError: a target is no linear layer, or there are fewer blocks.
+        ModelUnsupportedError: a target is not a linear layer, or there are fewer blocks.
         ExportError: the output directory is taken, or a stage cannot be expressed in ONNX.
         DiskFullError: there is no space.
     """

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
-import json
 import shutil
 import stat
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +11,7 @@ import onnx
 import safetensors.torch
 import tokenizers
 
+from edge_runtime.bounds.versioned import encode_description
 from edge_runtime.formats import names
 from edge_runtime.formats.manifest import (
     FORMAT_VERSION,
@@ -23,11 +20,12 @@ from edge_runtime.formats.manifest import (
     TensorSpec,
     TextSpec,
     digest_of,
-    encode_manifest,
 )
 from edge_runtime.inference.description import file_ref
 from edge_runtime.system.files import write_atomically
-from exporter.output import Kind, foreign_writer
+from edge_runtime.system.versions import installed
+from exporter.output import Kind, config_bytes, foreign_writer
+from models.tokenizer import TOKENIZER_CONFIG
 
 if TYPE_CHECKING:
     from exporter.artifact.base import Base
@@ -36,7 +34,7 @@ if TYPE_CHECKING:
 ARTIFACT: Final = Kind("artifact", names.MANIFEST_FILE)
 _PRODUCERS: Final = ("fedspine", "onnx", "torch", "transformers")
 _TOKENIZER_EXTRAS: Final = (
-    "tokenizer_config.json",
+    TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.txt",
@@ -88,7 +86,7 @@ def describe(model: PretrainedModel, base: Base) -> Manifest:
         targets=family.target_specs(),
         dense=tuple(DenseSpec(name=name, shape=shapes[name]) for name in family.dense),
         files={},
-        producer=_producer(),
+        producer=installed(_PRODUCERS),
     )
 
 
@@ -105,14 +103,6 @@ def _text_spec(model: PretrainedModel) -> TextSpec:
     )
 
 
-def _producer() -> dict[str, str]:
-    found = {}
-    for package in _PRODUCERS:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
-
-
 def write_graph(directory: Path, name: str, graph: onnx.ModelProto) -> None:
     """Write a graph, after ONNX's own check of it."""
     onnx.checker.check_model(graph)
@@ -127,9 +117,9 @@ def write_model_files(directory: Path, model: PretrainedModel, base: Base) -> No
         (directory / name).chmod((directory.stat().st_mode & 0o666) | stat.S_IWUSR)  # it is made for its owner alone
     config: dict[str, Any] = model.config.to_dict()
     config.pop("_name_or_path", None)
-    write_atomically(directory / names.CONFIG_FILE, _json(config))
+    write_atomically(directory / names.CONFIG_FILE, config_bytes(config))
     if model.generation:
-        write_atomically(directory / names.GENERATION_FILE, _json(model.generation))
+        write_atomically(directory / names.GENERATION_FILE, config_bytes(model.generation))
     saved = directory / ".tokenizer"
     model.tokenizer.save_pretrained(saved)
     for name in _TOKENIZER_EXTRAS:
@@ -143,13 +133,9 @@ def write_model_files(directory: Path, model: PretrainedModel, base: Base) -> No
     write_atomically(directory / names.TOKENIZER_FILE, tokenizer.to_str(pretty=True).encode())
 
 
-def _json(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, indent=2, sort_keys=True).encode() + b"\n"
-
-
 def write_manifest(directory: Path, manifest: Manifest) -> str:
     """Write the manifest; returns its SHA-256, the artifact's digest."""
-    data = encode_manifest(manifest)
+    data = encode_description(manifest)
     write_atomically(directory / names.MANIFEST_FILE, data)
     return digest_of(data)
 

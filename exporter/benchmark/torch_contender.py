@@ -27,11 +27,8 @@ from edge_runtime.formats.peft_format import peft_config
 from edge_runtime.formats.tensors import decode_tensors
 from exporter.errors import ExportError
 from models.configuration import read_configuration
+from models.loading import AUTO_CLASSES
 
-_AUTO: Final[dict[str, Any]] = {
-    "text-classification": transformers.AutoModelForSequenceClassification,
-    "causal-lm": transformers.AutoModelForCausalLM,
-}
 _DROPOUTS: Final = ("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout", "classifier_dropout")
 
 
@@ -90,7 +87,7 @@ def _load(source: str, artifact: Path, manifest: Manifest) -> Any:
         config.num_labels = len(manifest.labels)
     if hasattr(config, "use_cache"):
         config.use_cache = False  # keys and values of a training batch are of no use later
-    model, info = _AUTO[manifest.task].from_pretrained(
+    model, info = AUTO_CLASSES[manifest.task].from_pretrained(
         source, config=config, dtype=torch.float32, output_loading_info=True
     )
     lacking = sorted(set(info["missing_keys"]) - {spec.name for spec in manifest.dense})

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from edge_runtime.bounds.versioned import encode_description
 from edge_runtime.formats import names
 from edge_runtime.formats.plan import Plan
 from edge_runtime.inference.description import (
@@ -15,7 +16,6 @@ from edge_runtime.inference.description import (
     MODEL_FILE,
     SCHEMA_VERSION,
     CompactInfo,
-    encode_info,
     file_ref,
 )
 from edge_runtime.system.files import write_atomically
@@ -24,14 +24,13 @@ from exporter.compact.check import check_parity, logits_difference
 from exporter.compact.graph import export_graph, quantize_int8
 from exporter.compact.merge import merged_model
 from exporter.compact.source import CompactSource, check_ratio, read_plan, read_source
-from exporter.output import Kind, check_output, foreign_writer, written_aside
+from exporter.output import Kind, check_output, config_bytes, foreign_writer, written_aside
 from models.registry import family_for
 from models.surgery import prune_model
+from models.tokenizer import TOKENIZER_CONFIG
 
 Quantization = Literal["int8"]
 COMPACT: Final = Kind("compact model", DESCRIPTION_FILE)
-
-_TOKENIZER_CONFIG: Final = "tokenizer_config.json"
 
 
 def compact_run(
@@ -139,7 +138,7 @@ def _write_config(directory: Path, model: Any) -> None:
         if config["hidden_size"] % head_dim:
             config["hidden_size"] = config["num_attention_heads"] * head_dim
         config["num_attention_heads"] = config["hidden_size"] // head_dim
-    write_atomically(directory / names.CONFIG_FILE, _json(config))
+    write_atomically(directory / names.CONFIG_FILE, config_bytes(config))
 
 
 def _write_tokenizer(directory: Path, source: CompactSource) -> None:
@@ -150,12 +149,12 @@ def _write_tokenizer(directory: Path, source: CompactSource) -> None:
     for name in TOKENIZER_FILES:
         if name in source.manifest.files:
             shutil.copyfile(source.artifact_dir / name, directory / name)
-    path = directory / _TOKENIZER_CONFIG
+    path = directory / TOKENIZER_CONFIG
     if path.exists():
         config = {**json.loads(path.read_bytes()), "model_max_length": source.manifest.text.max_length}
         if source.manifest.task == "causal-lm":
             config["model_input_names"] = ["input_ids", "attention_mask"]
-        write_atomically(path, _json(config))
+        write_atomically(path, config_bytes(config))
 
 
 def _describe(
@@ -190,9 +189,5 @@ def _describe(
         plan=plan,
         files=files,
     )
-    write_atomically(directory / DESCRIPTION_FILE, encode_info(info))
+    write_atomically(directory / DESCRIPTION_FILE, encode_description(info))
     return info
-
-
-def _json(value: object) -> bytes:
-    return json.dumps(value, indent=2, sort_keys=True).encode() + b"\n"

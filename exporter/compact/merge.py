@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import peft
 import safetensors
@@ -16,16 +16,12 @@ from transformers.modeling_utils import no_init_weights
 
 from edge_runtime.errors import TensorError
 from edge_runtime.formats import names
-from edge_runtime.formats.manifest import Manifest, Task
+from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.peft_format import write_peft
 from edge_runtime.formats.quantization import Quantized, stored_tensor
 from exporter.compact.source import CompactSource
 from exporter.errors import CompactInputError
-
-_AUTO_CLASSES: Final[dict[Task, Any]] = {
-    "text-classification": transformers.AutoModelForSequenceClassification,
-    "causal-lm": transformers.AutoModelForCausalLM,
-}
+from models.loading import AUTO_CLASSES
 
 
 def base_model(artifact_dir: Path, manifest: Manifest) -> Any:
@@ -40,7 +36,7 @@ def base_model(artifact_dir: Path, manifest: Manifest) -> Any:
             config.id2label = dict(enumerate(manifest.labels))
             config.label2id = {label: index for index, label in enumerate(manifest.labels)}
         with no_init_weights():
-            model: Any = _AUTO_CLASSES[manifest.task].from_config(config, dtype=torch.float32)
+            model: Any = AUTO_CLASSES[manifest.task].from_config(config, dtype=torch.float32)
         stored = safetensors.numpy.load_file(artifact_dir / names.BASE_FILE)
         state = {spec.name: _float32(stored_tensor(stored, spec)) for spec in manifest.tensors}
         missing, unexpected = model.load_state_dict(state, strict=False)

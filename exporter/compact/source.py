@@ -14,24 +14,25 @@ import numpy as np
 import safetensors
 
 from edge_runtime.bounds import limits
+from edge_runtime.bounds.fields import DIGEST
 from edge_runtime.errors import PlanError, TensorError
 from edge_runtime.formats import names, ranking
 from edge_runtime.formats.adapter import Array
 from edge_runtime.formats.manifest import Manifest, decode_manifest, digest_of
 from edge_runtime.formats.payload import Merged, Payload, check_payload, payload_of
 from edge_runtime.formats.plan import Plan
+from edge_runtime.formats.run_directory import (
+    ADAPTERS_FOLDER,
+    ARTIFACTS_FOLDER,
+    IMPORTANCE_FILE,
+    STATE_FILE,
+    round_file,
+    round_of,
+)
 from edge_runtime.formats.tensors import check_digest, decode_tensors, decode_with_octets
 from edge_runtime.inference.description import file_ref
 from exporter.errors import CompactInputError, CompactRatioError
 
-ARTIFACTS: Final = "artifacts"
-ADAPTERS: Final = "adapters"
-IMPORTANCE_FILE: Final = "importance.safetensors"
-
-STATE_FILE: Final = "state.sqlite"
-
-_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
-_ROUND: Final = re.compile(r"round-(\d+)\.safetensors")
 _NEEDED_FILES: Final = (names.BASE_FILE, names.CONFIG_FILE)
 
 
@@ -75,7 +76,7 @@ def read_source(run_dir: Path, *, adapter: Path | None = None, round_number: int
         _check_trained(path, payload)
     try:
         digest = metadata["artifact_digest"]
-        if _DIGEST.fullmatch(digest) is None:
+        if re.fullmatch(DIGEST, digest) is None:
             msg = f"artifact_digest is {digest[:80]!r}"
             raise ValueError(msg)  # noqa: TRY301 - as other values that are none
         rank, number = int(metadata["rank"]), int(metadata["round_number"])
@@ -90,7 +91,7 @@ def read_source(run_dir: Path, *, adapter: Path | None = None, round_number: int
             f"{limits.MAX_FACTOR:g}, 0 or more, and 1 to {limits.MAX_RANK}"
         )
         raise CompactInputError(msg)
-    artifact_dir = run_dir / ARTIFACTS / digest
+    artifact_dir = run_dir / ARTIFACTS_FOLDER / digest
     manifest = _read_manifest(artifact_dir, digest)
     try:
         check_payload(manifest, Plan.full(manifest), rank, payload, is_update=False)
@@ -148,11 +149,12 @@ def read_plan(run_dir: Path, manifest: Manifest, sparsity: float) -> Plan:
 
 
 def _adapter_path(run_dir: Path, round_number: int | None) -> Path:
-    directory = run_dir / ADAPTERS
+    directory = run_dir / ADAPTERS_FOLDER
     try:
-        found = {int(match[1]): path for path in directory.iterdir() if (match := _ROUND.fullmatch(path.name))}
+        found = {number: path for path in directory.iterdir() if (number := round_of(path.name)) is not None}
     except OSError as error:
-        msg = f"{run_dir} is no run directory, {ADAPTERS}/: {error.strerror}; give the --out of a `fedspine run`"
+        fault = f"{ADAPTERS_FOLDER}: {error.strerror}"
+        msg = f"{run_dir} is not a run directory ({fault}): give the --out of a `fedspine run`"
         raise CompactInputError(msg) from error
     if not found:
         msg = f"{directory} holds no adapter (round-NNNN.safetensors): let the run finish a round first"
@@ -170,12 +172,12 @@ def _check_recorded(run_dir: Path, path: Path) -> None:
     Raises:
         CompactInputError: it is not.
     """
-    match = _ROUND.fullmatch(path.name)
-    if match is None:
+    round_number = round_of(path.name)
+    if round_number is None:
         return
     query = "SELECT json_extract(record, '$.files.adapter') FROM rounds WHERE round_number = ?"
     try:
-        check_digest(path.read_bytes(), _recorded(run_dir, query, int(match[1])))
+        check_digest(path.read_bytes(), _recorded(run_dir, query, round_number))
     except TensorError as error:
         msg = f"adapter {path} cannot be used: {error}; put it back from a copy, or give another --round"
         raise CompactInputError(msg) from error
@@ -200,7 +202,7 @@ def _check_trained(path: Path, payload: Payload) -> None:
     Raises:
         CompactInputError: it is that of round 0, to the last bit.
     """
-    first = path.with_name("round-0000.safetensors")
+    first = path.with_name(round_file(0))
     if not first.is_file():
         return
     before, _ = _read_adapter(first)

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from edge_runtime.bounds.versioned import encode_description
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.slicing import slice_weights
 from edge_runtime.errors import PlanError
@@ -98,7 +99,7 @@ def export_ort_training(  # noqa: PLR0913 - each is an option of the command
             progress(f"making the models of {format_arms((arm,))}")
             made.append(maker.make(directory, arm, plan))
         models = maker.describe(made)
-        write_atomically(directory / ort_models.DESCRIPTION_FILE, ort_models.encode_ort_models(models))
+        write_atomically(directory / ort_models.DESCRIPTION_FILE, encode_description(models))
     return models
 
 
@@ -200,7 +201,7 @@ def _child(python: Path, folder: Path) -> dict[str, str]:
     if done.returncode != 0 or not said:
         last = said[-1] if said else f"no word (status {done.returncode})"
         if "ModuleNotFoundError" in last or "OrtMissingError" in last:
-            msg = f"{python} is no environment of scripts/setup-ort-training ({last}): make it again"
+            msg = f"{python} is not an environment of scripts/setup-ort-training ({last}): make it again"
             raise MissingPackageError(msg)
         msg = f"onnxruntime-training could not make the models: {last}"
         raise OrtGenerateError(msg)

@@ -8,8 +8,6 @@ JSON.
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
 import sys
 import tempfile
 from pathlib import Path
@@ -22,6 +20,7 @@ from edge_runtime.formats import names
 from edge_runtime.ort_training import api
 from edge_runtime.ort_training import description as ort_models
 from edge_runtime.ort_training.module import TrainingModule
+from edge_runtime.system.versions import installed
 
 FORWARD: Final = "forward.onnx"
 REQUEST: Final = "request.json"
@@ -84,11 +83,7 @@ def main() -> int:
     except Exception as error:  # noqa: BLE001 - the parent shows the line
         print(f"{type(error).__name__}: {' '.join(str(error).split())[:1000]}", file=sys.stderr)  # noqa: T201
         return 1
-    versions = {}
-    for package in PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    print(msgspec.json.encode(versions).decode())  # noqa: T201 - the answer
+    print(msgspec.json.encode(installed(PACKAGES)).decode())  # noqa: T201 - the answer
     return 0
 
 

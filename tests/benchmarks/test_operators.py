@@ -35,7 +35,7 @@ def test_operators_of_a_step_are_timed(tiny_bert_artifact: Path) -> None:
 
 
 def test_steps_of_warm_up_do_not_count() -> None:
-    """Three of them, then the median of the others; what is no run of a node is passed over."""
+    """Three of them, then the median of the others; what is not a run of a node is passed over."""
     args = {"op_name": "Gemm", "node_index": "3", "input_type_shape": [{"float": [2, 6]}, {"float": [6, 5]}]}
     node = {"cat": "Node", "name": "product_kernel_time", "args": args | {"output_type_shape": [{"float": [2, 5]}]}}
     events = [node | {"dur": duration} for duration in (900, 800, 700, 10, 30, 20)]

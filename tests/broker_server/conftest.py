@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from broker_server.config import CoordinatorConfig
+from broker_server.config import CONFIG_FILE, CoordinatorConfig
 from broker_server.errors import ConfigError
-from broker_server.serving.coordinator.process import CONFIG_FILE, run_coordinator
+from broker_server.serving.coordinator.process import run_coordinator
 from broker_server.serving.services import fleets
 from broker_server.serving.services.broker import SYSTEM_FOLDERS
 from edge_runtime.link.protocol import OpenLink

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
+from edge_runtime.bounds.versioned import encode_description
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.formats import names
 from edge_runtime.formats.adapter import AdapterLayout
@@ -22,7 +23,6 @@ from edge_runtime.formats.manifest import (
     TensorSpec,
     TextSpec,
     digest_of,
-    encode_manifest,
 )
 from edge_runtime.formats.plan import Plan
 from edge_runtime.wire.measures import Capabilities
@@ -124,7 +124,7 @@ def write_artifact(folder: Path, *, has_bias: bool = False) -> Artifact:
     for path in sorted(aside.iterdir()):
         data = path.read_bytes()
         files[path.name] = FileRef(digest=digest_of(data), size_bytes=len(data), on_device=True)
-    encoded = encode_manifest(manifest(files, has_bias=has_bias))
+    encoded = encode_description(manifest(files, has_bias=has_bias))
     (aside / names.MANIFEST_FILE).write_bytes(encoded)
     directory = folder / digest_of(encoded)
     aside.rename(directory)

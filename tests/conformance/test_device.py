@@ -160,7 +160,7 @@ def test_evaluation_says_what_pytorch_says(
 
 def test_evaluator_shares_the_runs_weights(case: Case, arm: dict[str, Any]) -> None:
     run = case.trainer.start(case.plan(arm), arm["rank"], case.tensors(arm, "trained"), case.given)
-    evaluator = case.trainer.evaluator(run)
+    evaluator = run.evaluator()
     result = evaluator.evaluate(run.adapter(), arm["rank"], case.given.lora_scaling, case.data("test"), 3)
     assert_same(result, arm["after"])
 

@@ -72,7 +72,7 @@ COVERED: Final[tuple[tuple[str, str], ...]] = (
     (r"mkdir -p my-run/artifacts", HERE),
     (r"mv artifact my-run/artifacts/\$\(.*\)", HERE),
     (r"sha256sum manifest\.json", "not run: prints a digest"),
-    (r"sqlite3 my-run/state\.sqlite .*", "not run: prints rows; the program is no dependency"),
+    (r"sqlite3 my-run/state\.sqlite .*", "not run: prints rows; the program is not a dependency"),
     (r"python3 -m venv ~/fedspine-env", _OUTSIDE),
     (r"pip install '\./fedspine.*\.whl\[text\]'", "scripts/test-device"),
     (r"sudo .*", _OUTSIDE),

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from broker_server.experiments.run.display import PlainDisplay
 from broker_server.experiments.run.job import prepare_run
-from broker_server.experiments.run.progress import PlainDisplay
 from broker_server.experiments.run.resolve import kept_settings, resolve
 from broker_server.experiments.run.settings import RunSettings
+from broker_server.experiments.run.view import RunView
 from broker_server.options import changed
 from tests.e2e.boards import export_artifact
 from tests.e2e.rows import Copy, write_rows
@@ -79,7 +80,7 @@ def generate_settings(tiny_llama_model: Path, train_file: Path) -> RunSettings:
 def prepared_classifier(tmp_path_factory: pytest.TempPathFactory, classify_settings: RunSettings) -> Path:
     """A run directory just before its first round."""
     root = tmp_path_factory.mktemp("prepared") / "classify"
-    prepare_run(classify_settings, root, PlainDisplay(io.StringIO()))
+    prepare_run(classify_settings, root, PlainDisplay[RunView](io.StringIO()))
     return root
 
 
@@ -87,7 +88,7 @@ def prepared_classifier(tmp_path_factory: pytest.TempPathFactory, classify_setti
 def prepared_generator(tmp_path_factory: pytest.TempPathFactory, generate_settings: RunSettings) -> Path:
     """A run directory just before its first round."""
     root = tmp_path_factory.mktemp("prepared") / "generate"
-    prepare_run(generate_settings, root, PlainDisplay(io.StringIO()))
+    prepare_run(generate_settings, root, PlainDisplay[RunView](io.StringIO()))
     return root
 
 

@@ -298,7 +298,7 @@ class Hog(Attacker):
 
 
 class Babbler(Attacker):
-    """Bytes that are no message, on topics of its own and of nobody; a registration that the broker retains."""
+    """Bytes that are not messages, on topics of its own and of nobody; a registration that the broker retains."""
 
     num_left = 500
 

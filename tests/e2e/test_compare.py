@@ -186,7 +186,7 @@ def test_runs_with_other_settings_are_not_mixed_in(two_methods: Path, tmp_path: 
     run = _compare(str(two_methods), "--out", str(root), "--method", "fits")
 
     assert run.process.returncode == ExitCode.RUN_EXISTS
-    assert "was run with rounds = 1, the comparison now says 2" in error_line(run)
+    assert "was run with rounds = 1, but the comparison now says 2" in error_line(run)
     assert (root / "summary.json").read_bytes() == before
 
 

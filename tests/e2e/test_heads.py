@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from broker_server.experiments.run.display import PlainDisplay
 from broker_server.experiments.run.job import prepare_run
-from broker_server.experiments.run.progress import PlainDisplay
 from broker_server.experiments.run.settings import RunSettings
+from broker_server.experiments.run.view import RunView
 from broker_server.options import changed
 from edge_runtime.formats.manifest import decode_manifest
 from tests.conftest import save_bert_classifier
@@ -46,7 +47,7 @@ def test_the_head_is_chosen_by_the_data_and_the_choice_is_said(
     changes = {"model": str(model), "data": str(data), "test": "", "devices": 1} | options
     said = io.StringIO()
 
-    prepare_run(changed(classify_settings, changes), tmp_path / "run", PlainDisplay(said))
+    prepare_run(changed(classify_settings, changes), tmp_path / "run", PlainDisplay[RunView](said))
 
     assert "note: " in said.getvalue()
     assert part in said.getvalue()

@@ -66,6 +66,6 @@ def test_a_run_without_an_arm_that_it_has_goes_on_without_it_and_it_says_why(cas
     codes = play(run_dir, tmp_path, {"attic": (PORTABLE, ()), "cellar": case.device})
 
     assert codes == [0, 0, 0], said(tmp_path)
-    assert "models of 0.5:2, this run plays 0.0:4: export those" in said(tmp_path)["cellar"]
+    assert "models of 0.5:2, but this run plays 0.0:4: export those" in said(tmp_path)["cellar"]
     outcomes = {name: device.outcome for name, device in records_of(run_dir, 1).items()}
     assert outcomes == {"attic": "accepted", "cellar": "failed"}

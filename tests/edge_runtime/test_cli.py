@@ -211,7 +211,7 @@ def test_an_unexpected_error_is_one_line_too(
         msg = "surprise\nin two lines"
         raise ZeroDivisionError(msg)
 
-    monkeypatch.setattr("edge_runtime.agent.precheck.look_at_examples", fail)
+    monkeypatch.setattr("edge_runtime.agent.opening.look_at_examples", fail)
     code = cli.main(["start", "--broker", "mqtt://h", "--data", "d", "--state", "s", "--nice", "0"])
     error = capsys.readouterr().err
     assert code == ExitCode.UNEXPECTED

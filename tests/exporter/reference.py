@@ -69,7 +69,7 @@ def random_adapter(manifest: Manifest, arm: Arm, seed: int = 3) -> Arrays:
 
 
 def random_batch(manifest: Manifest, batch: int, length: int, seed: int = 4) -> Arrays:
-    """Sequences of different lengths, padded on the right; for causal-lm some real tokens are no targets either."""
+    """Sequences of different lengths, padded on the right; for causal-lm some real tokens are not targets either."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(0, manifest.text.vocab_size, (batch, length))
     mask = np.ones((batch, length), np.int64)

@@ -16,7 +16,7 @@ from broker_server.methods.scheduler import ArmOutcome, make_scheduler
 from broker_server.serving.callbacks import CallbackWorker, RunInfo, make_callbacks
 from broker_server.serving.storage.events import RoundFinished
 from edge_runtime.formats import names
-from edge_runtime.wire.arms import parse_arms
+from edge_runtime.wire.arms import LORA_AXES, parse_arms
 from edge_runtime.wire.messages import FailureReason
 from tests.broker_server.methods.aggregation import samples
 from tests.broker_server.report_samples import round_records
@@ -73,7 +73,7 @@ def test_the_rule_gives_all_devices_the_same_weight() -> None:
 def test_the_callback_writes_a_line_a_round(tmp_path: Path) -> None:
     said: list[str] = []
     with CallbackWorker(make_callbacks("curve"), said.append) as worker:
-        worker.run_started(RunInfo(run_id="run-1", directory=tmp_path, task="causal-lm", settings={}))
+        worker.run_started(RunInfo(run_id="run-1", directory=tmp_path, task="causal-lm", settings={}, axes=LORA_AXES))
         for record in round_records(2):
             worker.happened(RoundFinished(at=0.0, record=record))
 

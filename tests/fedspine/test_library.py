@@ -17,10 +17,12 @@ import pytest
 
 import fedspine
 from broker_server.errors import ConfigError, RunExistsError
-from broker_server.experiments.run.progress import PlainDisplay, QuietDisplay, make_display
+from broker_server.experiments.run.display import PlainDisplay, QuietDisplay, make_display
+from broker_server.experiments.run.progress import render
 from broker_server.experiments.run.settings import RunSettings
 from broker_server.options import options_of
-from broker_server.serving.report.schema import decode_report, encode_report
+from broker_server.serving.report.encoding import encode
+from broker_server.serving.report.schema import decode_report
 from tests.broker_server import report_samples
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -161,14 +163,14 @@ def test_a_notebook_without_widgets_gets_plain_lines(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    assert isinstance(make_display(sys.stdout), PlainDisplay)
+    assert isinstance(make_display(sys.stdout, render), PlainDisplay)
 
 
 def test_the_result_of_a_run_that_ended_is_read_from_its_directory(tmp_path: Path) -> None:
     report = report_samples.sample_report("text-classification")
-    (tmp_path / "report.json").write_bytes(encode_report(report))
+    (tmp_path / "report.json").write_bytes(encode(report))
     result = fedspine.RunResult.read(str(tmp_path))
-    assert result.report == decode_report(encode_report(report))
+    assert result.report == decode_report(encode(report))
     assert result.curve.metric == "accuracy"
     assert result.curve.rounds == tuple(entry.round_number for entry in report.rounds)
     assert result.curve.values == tuple(entry.accuracy for entry in report.rounds)

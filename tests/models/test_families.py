@@ -9,8 +9,9 @@ import torch
 import transformers
 
 from edge_runtime.formats.manifest import Task
+from edge_runtime.formats.ranking import HEADS
 from models.errors import ModelUnsupportedError
-from models.family import CHANNELS, HEADS, Family
+from models.family import CHANNELS, Family
 from models.registry import FAMILIES, family_class, family_for
 
 CASES: list[tuple[str, Task, type[transformers.PreTrainedModel]]] = [

@@ -34,7 +34,8 @@ def all_charts(summary: Summary) -> list[str]:
         charts.append(partial(idle, summary))
     for method in methods:
         if _changes(method.arms):
-            charts += [partial(arms_by_class, method, axis) for axis in summary.axes]
+            names = {name for point in method.arms for name in point.values}
+            charts += [partial(arms_by_class, method, axis) for axis in summary.axes if axis.name in names]
     return [draw(chart, number) for number, chart in enumerate(charts)]
 
 

@@ -25,7 +25,7 @@ class RunChild:
 
     def __init__(self, key: RunKey, settings: RunSettings, child: Child, events_file: Path) -> None:
         self.key = key
-        self.view = RunView(settings.task, settings.device_ids, settings.training.num_rounds)
+        self.view = RunView(settings.task, settings.device_ids, settings.training.num_rounds, settings.axes)
         self._child = child
         self._events = EventReader(events_file)
         self._began_at = time.monotonic()

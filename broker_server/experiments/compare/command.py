@@ -21,21 +21,25 @@ if TYPE_CHECKING:
 
 
 def compare(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="What to compare; see docs/compare.md.")],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Directory of the runs and of what came of them.")],
-    quick: Annotated[bool, typer.Option("--quick", help="The smaller form: as the quick table says.")] = False,  # noqa: FBT002 - a flag
-    jobs: Annotated[int, typer.Option(min=0, help="Runs at a time; 0 = as cores and memory allow.")] = 0,
-    method: Annotated[list[str] | None, typer.Option(help="Only runs of this method; repeat it.")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="Only runs with this seed; repeat it.")] = None,
-    report_only: Annotated[bool, typer.Option("--report-only", help="Run nothing, write what is finished.")] = False,  # noqa: FBT002 - a flag
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG.toml", help="Comparison: methods, seeds and settings (docs/compare.md).")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Directory for the runs, the tables and the charts.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Play the smaller form (table quick).")] = False,  # noqa: FBT002 - a flag
+    jobs: Annotated[
+        int, typer.Option(min=0, help="Number of runs at a time; 0 = as many as cores and memory allow.")
+    ] = 0,
+    method: Annotated[list[str] | None, typer.Option(help="Play only runs of this method. May be repeated.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Play only runs with this seed. May be repeated.")] = None,
+    report_only: Annotated[bool, typer.Option("--report-only", help="Only write tables of finished runs.")] = False,  # noqa: FBT002 - a flag
     csv: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Also write a row for each method, seed, round and device, as CSV."),
     ] = None,
 ) -> None:
-    """Run methods x seeds as runs of their own, and set what came of them side by side.
+    """Compare methods: play each method with each seed as a run of its own, and tabulate the results.
 
-    The same command goes on where it was interrupted: finished runs are kept, an interrupted one is resumed.
+    After an interruption the same command goes on: it keeps finished runs and resumes an interrupted one.
 
     Raises:
         FedSpineError: see docs/exit-codes.md.
@@ -43,8 +47,9 @@ def compare(
     # Imported here, so that `fedspine --help` needs none of it.
     from broker_server.experiments.compare import play  # noqa: PLC0415
     from broker_server.experiments.compare.config import Comparison  # noqa: PLC0415
-    from broker_server.experiments.compare.display import make_display  # noqa: PLC0415
     from broker_server.experiments.compare.layout import ComparisonDirectory  # noqa: PLC0415
+    from broker_server.experiments.compare.progress import render  # noqa: PLC0415
+    from broker_server.experiments.run.display import make_display  # noqa: PLC0415
     from broker_server.serving.storage import run_lock  # noqa: PLC0415
 
     comparison = Comparison.load(config, quick=quick)
@@ -60,14 +65,14 @@ def compare(
         signal.signal(number, _interrupt)
     _make(out)
     try:
-        with run_lock.hold(out, owner="comparison"), make_display(sys.stdout) as display:
+        with run_lock.hold(out, owner="comparison"), make_display(sys.stdout, render, standing=str) as display:
             if report_only:
                 results = play.Results(finished=play.load_finished(comparison, directory))
             else:
                 results = play.play(comparison, directory, keys, jobs, display)
             _write(comparison, directory, results, csv)
     except KeyboardInterrupt as error:
-        msg = "interrupted, all processes ended; the same command goes on"
+        msg = "interrupted; all processes ended, the same command goes on"
         raise InterruptedRunError(msg) from error
     _conclude(directory, results, keys)
 
@@ -92,7 +97,7 @@ def _make(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        msg = f"{out} is no directory: give another --out"
+        msg = f"{out} is not a directory: give another --out"
         raise RunExistsError(msg) from error
 
 
@@ -101,14 +106,14 @@ def _write(comparison: Comparison, directory: ComparisonDirectory, results: Resu
     from broker_server.experiments.compare.csv_rows import to_csv  # noqa: PLC0415
     from broker_server.experiments.compare.page import render_page  # noqa: PLC0415
     from broker_server.experiments.compare.summarise import summarise  # noqa: PLC0415
-    from broker_server.experiments.compare.summary_schema import encode_summary  # noqa: PLC0415
     from broker_server.experiments.compare.tables import to_markdown  # noqa: PLC0415
+    from broker_server.serving.report.encoding import encode  # noqa: PLC0415
     from edge_runtime.system.files import write_atomically  # noqa: PLC0415
 
     if not results.finished and results.failed:
         raise RunFailedError(_failures(results))
     summary = summarise(comparison, results.finished, results.failed, datetime.now(UTC).timestamp())
-    write_atomically(directory.summary_json, encode_summary(summary))
+    write_atomically(directory.summary_json, encode(summary))
     write_atomically(directory.tables, to_markdown(summary, level=1).encode())
     write_atomically(directory.page, render_page(summary).encode())
     if csv is not None:
@@ -132,7 +137,7 @@ def _failures(results: Results) -> str:
     """What failed, and what to do."""
     texts = [f"{key}: {error}" for key, error in results.failed.items()]
     more = f"; and {len(texts) - 3} more" if len(texts) > 3 else ""
-    return f"{'; '.join(texts[:3])}{more}; the others are kept, the same command tries these again"
+    return f"{'; '.join(texts[:3])}{more}; the others are kept; the same command runs these again"
 
 
 def _interrupt(_number: int, _frame: object) -> None:

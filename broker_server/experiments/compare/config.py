@@ -13,7 +13,7 @@ import msgspec
 from broker_server.errors import ConfigError
 from broker_server.experiments.run.resolve import resolve
 from broker_server.experiments.run.settings import RunSettings
-from broker_server.methods.presets import METHODS, Preset, Settings, Shared
+from broker_server.methods.presets import METHODS, Preset, Settings, Shared, method_of
 from broker_server.naming import as_key, malformed
 from edge_runtime.bounds.fields import NAME
 from edge_runtime.errors import FedSpineError
@@ -93,6 +93,11 @@ class Method:
     """Name without the scenario."""
     scenario: str = ""
 
+    @property
+    def plays_shared_arms(self) -> bool:
+        """Whether ``arms`` of ``[run]``, which are LoRA's, can be its own; otherwise it says others, or has its own."""
+        return method_of(self.preset).axes == method_of("").axes
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RunKey:
@@ -138,7 +143,7 @@ class Comparison:
             file = msgspec.convert(tomllib.loads(text), ComparisonFile)
             return cls.of(file, quick=quick)
         except tomllib.TOMLDecodeError as error:
-            msg = f"comparison {path} is no TOML: {error}"
+            msg = f"comparison {path} is not TOML: {error}"
             raise ConfigError(msg) from error
         except msgspec.ValidationError as error:
             msg = f"comparison {path}: {malformed(error, ComparisonFile)}"
@@ -206,6 +211,8 @@ class Comparison:
             **self.shared,
         }  # one for all, whatever a method's arms
         method = self.method(key.method)
+        if not method.plays_shared_arms:
+            shared.pop("arms", None)
         given: Settings = {
             **UNSAID,
             "compact": False,
@@ -252,6 +259,8 @@ def _method(name: str, table: dict[str, Any] | None, common: Shared) -> Method:
     preset = None if base is None else _preset(name, base)
     if isinstance(own_rounds := given.get("rounds"), int):
         common = dataclasses.replace(common, rounds=own_rounds)
+    if preset and preset.method.axes != method_of("").axes:
+        common = dataclasses.replace(common, arms=preset.method.axes.parse(preset.method.default_arms))
     own_settings = preset.settings(common) if preset else {}
     _check_comparable(name, {**own_settings, **given}, SAME_FOR_ALL | SET_HERE)
     return Method(

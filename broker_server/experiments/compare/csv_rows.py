@@ -9,16 +9,17 @@ from __future__ import annotations
 import csv
 import io
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
 from msgspec import UNSET
 
 from broker_server.experiments.compare.config import RunKey
+from broker_server.serving.report.arms import axes_of
 from broker_server.serving.report.schema import Report, RoundEntry
 from broker_server.serving.storage.records import DeviceRecord
-from edge_runtime.wire.arms import LORA_AXES, Axes
+from edge_runtime.wire.arms import Axes
 from edge_runtime.wire.work import Arm
 
 ROUND: Final = "round_"
@@ -30,19 +31,26 @@ Path = tuple[str, ...]
 """Names of fields, one inside the other."""
 
 
-def to_csv(reports: Mapping[RunKey, Report], axes: Axes = LORA_AXES) -> str:
+def to_csv(reports: Mapping[RunKey, Report]) -> str:
     """All finished runs with a header, in the order of the mapping, then by round and device.
 
     The evaluation of a round is on the row of each of its devices. A round without devices, as that before training, is
-    one row without a device.
+    one row without a device. An arm has a column for each axis of any of the runs, empty where its method has none.
+
+    Raises:
+        ConfigError: a method is of a package that is not here.
     """
-    of_device = paths(DeviceRecord, axes)
-    of_round = [path for path in paths(RoundEntry, axes) if path != ("devices",)]
+    axes_by_run = {key: axes_of(report.config) for key, report in reports.items()}
+    known = list(axes_by_run.values()) or [axes_of({})]
+    every_axis = list(dict.fromkeys(axis.name for axes in known for axis in axes))
+    of_device = paths(DeviceRecord, every_axis)
+    of_round = [path for path in paths(RoundEntry, every_axis) if path != ("devices",)]
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     names = [path[-1] for path in of_device] + [f"{ROUND}{path[-1].removeprefix(ROUND)}" for path in of_round]
     writer.writerow(["method", "seed", *names])
     for key, report in reports.items():
+        axes = axes_by_run[key]
         for entry in report.rounds:
             shared = [cell(entry, path, axes) for path in of_round]
             for device in entry.devices or (None,):
@@ -50,10 +58,10 @@ def to_csv(reports: Mapping[RunKey, Report], axes: Axes = LORA_AXES) -> str:
     return table.getvalue()
 
 
-def paths(kind: type[msgspec.Struct], axes: Axes) -> list[Path]:
+def paths(kind: type[msgspec.Struct], axes: Sequence[str]) -> list[Path]:
     """Every field of a struct, those of structs inside it in their place; of an arm, every axis."""
     if issubclass(kind, Arm):
-        return [(axis.name,) for axis in axes]
+        return [(axis,) for axis in axes]
     found: list[Path] = []
     for field in msgspec.structs.fields(kind):
         types = [field.type, *typing.get_args(field.type)]
@@ -68,7 +76,7 @@ def cell(value: object, path: Path, axes: Axes) -> str:
     """A field of a struct as text; empty where it, or a struct on the way, is not there."""
     for name in path:
         if isinstance(value, Arm):
-            value = axes[name].of(value)
+            value = axes[name].of(value) if axes.has(name) else None
         elif value is not None:
             value = getattr(value, name)
     if value is None or value is UNSET:

@@ -63,14 +63,14 @@ class ComparisonDirectory:
         directory = self.run(key)
         if not directory.job_file.exists():
             if directory.root.exists() and (not directory.root.is_dir() or any(directory.root.iterdir())):
-                msg = f"{directory.root} is not an empty directory, and no run: remove it, or give another --out"
+                msg = f"{directory.root} is not an empty directory and not a run: remove it, or give another --out"
                 raise RunExistsError(msg)
             return Progress.NEW
         made = flat(kept_settings(directory.settings_file))
         for name, value in flat(wanted).items():
             if name not in NO_MATTER and made[name] != value:
                 msg = (
-                    f"{directory.root} was run with {name} = {made[name]!r}, the comparison now says {value!r}: "
+                    f"{directory.root} was run with {name} = {made[name]!r}, but the comparison now says {value!r}: "
                     "give another --out, or remove that directory to run it again"
                 )
                 raise RunExistsError(msg)

@@ -104,8 +104,9 @@ def arms_by_class(traces: Sequence[Trace]) -> dict[str, dict[int, dict[str, floa
     for trace in traces:
         for entry in trace.rounds:
             for play in entry.plays:
+                values = played[play.device_class, entry.round_number]
                 for axis in trace.axes:
-                    played[play.device_class, entry.round_number][axis.name].append(float(axis.of(play.arm)))
+                    values[axis.name].append(float(axis.of(play.arm)))
     curves: dict[str, dict[int, dict[str, float]]] = defaultdict(dict)
     for (device_class, round_number), values in sorted(played.items()):
         curves[device_class][round_number] = {name: statistics.fmean(known) for name, known in values.items()}

@@ -14,10 +14,11 @@ import psutil
 from broker_server.errors import ChildFailedError
 from broker_server.experiments.compare.children import RunChild
 from broker_server.experiments.compare.config import Comparison, RunKey
-from broker_server.experiments.compare.display import Display, standing
 from broker_server.experiments.compare.layout import ComparisonDirectory, Progress
+from broker_server.experiments.compare.progress import ComparisonView, standing
 from broker_server.experiments.compare.trace import Trace
 from broker_server.experiments.run import preparation
+from broker_server.experiments.run.display import Display
 from broker_server.experiments.run.processes import export_command, num_cores
 from broker_server.experiments.run.settings import RunSettings
 from broker_server.experiments.run.supervisor import Child, Supervisor
@@ -86,7 +87,7 @@ def play(
     directory: ComparisonDirectory,
     keys: Sequence[RunKey],
     jobs: int,
-    display: Display,
+    display: Display[ComparisonView],
 ) -> Results:
     """Run what is not finished yet.
 
@@ -106,14 +107,15 @@ def play(
     results = Results(finished=load_finished(comparison, directory))
     waiting = deque(key for key in keys if key not in results.finished)
     kept = len(keys) - len(waiting)
-    display.line(f"{len(keys)} runs, {kept} of them finished before; {jobs} at a time")
+    display.step(f"{len(keys)} runs, {kept} of them finished before; {jobs} at a time")
     with Supervisor(directory.logs, grace_s=GRACE_S) as supervisor:
         pool = _Pool(comparison, directory, supervisor, display, results)
         while waiting or pool.running:
             while waiting and len(pool.running) < pool.room(jobs):
                 pool.start(waiting.popleft())
             pool.poll()
-            display.refresh(pool.running, len(keys) - len(waiting) - len(pool.running), len(keys))
+            num_done = len(keys) - len(waiting) - len(pool.running)
+            display.refresh(ComparisonView(running=pool.running, num_done=num_done, num_runs=len(keys)))
             time.sleep(POLL_S)
     return results
 
@@ -126,7 +128,7 @@ class _Pool:
         comparison: Comparison,
         directory: ComparisonDirectory,
         supervisor: Supervisor,
-        display: Display,
+        display: Display[ComparisonView],
         results: Results,
     ) -> None:
         self.running: list[RunChild] = []
@@ -165,18 +167,18 @@ class _Pool:
                 self._fail(child.key, str(unreadable))
                 continue
             self._directory.tidy(child.key)
-            self._display.line(f"{standing(child)}: done in {duration_text(child.seconds)}")
+            self._display.step(f"{standing(child)}: done in {duration_text(child.seconds)}")
 
     def _fail(self, key: RunKey, error: str) -> None:
         self._results.failed[key] = error
-        self._display.line(f"{key}: failed: {error}")
+        self._display.step(f"{key}: failed: {error}")
 
     def _artifact(self, key: RunKey) -> Path:
         """The artifact of the runs with this seed, exported where there is none yet."""
         artifact = self._directory.artifact(key.seed)
         if not (artifact / MANIFEST_FILE).exists():
             settings = self._comparison.settings(key)
-            self._display.line(f"exporting {preparation.model_name(settings)} for seed {key.seed}")
+            self._display.step(f"exporting {preparation.model_name(settings)} for seed {key.seed}")
             artifact.parent.mkdir(parents=True, exist_ok=True)
             command = export_command(settings, preparation.model_source(settings.model), _labels(settings), artifact)
             self._export(self._supervisor.start(f"export-seed-{key.seed}", [*command, "--force"]))

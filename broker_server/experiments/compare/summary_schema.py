@@ -6,22 +6,20 @@ fields of the other task are absent.
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from broker_server.serving.report.encoding import decode, encode
-
-SCHEMA_VERSION: Final = 2
+from broker_server.serving.report.encoding import decode
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
     """One figure of a method over its seeds."""
 
     median: float | None
-    """Over the finished runs. Of a cost to a target, a run that never reached it counts as infinitely dear: null where
-    the median is that. Of other figures, over the runs that have it."""
+    """Over the finished runs. Of a cost to a target, a run that never reached it counts as infinitely expensive: null
+    where the median is that. Of other figures, over the runs that have it."""
     min: float | None
     """Smallest known value."""
     max: float | None
@@ -142,7 +140,7 @@ class FailedRun(msgspec.Struct, frozen=True, kw_only=True):
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """The whole of ``summary.json``."""
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[2] = 2
     title: str
     is_quick: bool
     created_at: float
@@ -170,20 +168,10 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """Runs that were not started or not finished yet."""
 
 
-def encode_summary(summary: Summary) -> bytes:
-    """Indented UTF-8 JSON."""
-    return encode(summary)
-
-
 def decode_summary(data: bytes) -> Summary:
     """Read a summary.
 
     Raises:
         ReportError: not a summary of this schema version.
     """
-    return decode(data, Summary, what="summary", version=SCHEMA_VERSION)
-
-
-def json_schema() -> dict[str, Any]:
-    """JSON schema of a summary; docs/summary.schema.json is this, by test."""
-    return msgspec.json.schema(Summary)
+    return decode(data, Summary, what="summary")

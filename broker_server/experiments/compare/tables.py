@@ -10,6 +10,7 @@ from msgspec import UnsetType
 
 from broker_server.experiments.compare.summary_schema import ArmAxis, ArmPoint, Figure, MethodSummary, Summary
 from broker_server.serving.report.quality import bytes_text, duration_text, metric_name, metric_text
+from edge_runtime.wire.arms import ONE_ARM
 
 NONE = "-"
 """Cell of a figure that there is none of."""
@@ -137,9 +138,9 @@ def cost_to_target(summary: Summary) -> Table:
     return Table(
         title="Cost to target",
         note=f"Until the end of the first evaluated round with a held-out {metric_name(summary.task)} of {target} or "
-        f"{'less' if summary.task == 'causal-lm' else 'more'}. A run that never got there counts as infinitely dear; "
-        "the spread is over those that did. Memory is the largest resident set of a device's "
-        "process on this machine.",
+        f"{'less' if summary.task == 'causal-lm' else 'more'}. A run that never got there counts as infinitely "
+        "expensive; the spread is over those that did. Memory is the largest resident set of a device's process on "
+        "this machine.",
         columns=(
             "method", "reached", f"{summary.clock} time", f"times {reference.label}'s", "rounds", "bytes",
             f"times {reference.label}'s", "time, model at sparsity", "memory",
@@ -195,7 +196,7 @@ def robustness(summary: Summary) -> Table:
         )
     return Table(
         title="Robustness",
-        note="What became of the devices' parts in rounds, and what the same method does under other conditions.",
+        note="Outcomes of the devices' assignments, and the same methods under other conditions.",
         columns=(
             "method", "conditions", "updates accepted", "others", f"final {metric_name(summary.task)}", "change",
             "time to target", "times",
@@ -242,20 +243,20 @@ def arms(summary: Summary) -> Table:
             cells = []
             for part in (known[:third], known[-third:]):
                 means = [_mean(axis, part) for axis in summary.axes]
-                cells.append(" : ".join(mean for mean in means if mean))
+                cells.append(" : ".join(means) if any(mean != NONE for mean in means) else ONE_ARM)
             rows.append((method.label, device_class, *cells))
     return Table(
         title="Arms by class of device",
-        note=f"Mean {' : '.join(axis.label for axis in summary.axes)} over devices, rounds and seeds.",
+        note=f"Mean {' : '.join(axis.label for axis in summary.axes) or 'arm'} over devices, rounds and seeds.",
         columns=("method", "class", "first third of the rounds", "last third"),
         rows=tuple(rows),
     )
 
 
 def _mean(axis: ArmAxis, points: Sequence[ArmPoint]) -> str:
-    """Mean value on an axis, with the digits that it deserves; empty where the arms have no such axis."""
+    """Mean value on an axis, with the digits that it deserves; :data:`NONE` where the arms have no such axis."""
     values = [point.values[axis.name] for point in points if axis.name in point.values]
-    return f"{sum(values) / len(values):.{1 if axis.is_whole else 2}f}" if values else ""
+    return f"{sum(values) / len(values):.{1 if axis.is_whole else 2}f}" if values else NONE
 
 
 def final_quality(method: MethodSummary) -> Figure:

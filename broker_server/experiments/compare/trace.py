@@ -7,10 +7,11 @@ import itertools
 from typing import Final, Literal
 
 from broker_server.methods.rounds.types import Outcome
+from broker_server.serving.report.arms import axes_of
 from broker_server.serving.report.quality import metric_name
 from broker_server.serving.report.schema import Report, RoundEntry
 from broker_server.serving.storage.records import DeviceRecord
-from edge_runtime.wire.arms import LORA_AXES, Axes
+from edge_runtime.wire.arms import Axes
 from edge_runtime.wire.messages import FailureReason
 from edge_runtime.wire.work import Arm
 
@@ -91,13 +92,15 @@ class Trace:
         return quality <= target if self.is_lower_better else quality >= target
 
 
-def trace_of(report: Report, artifact_bytes: int = 0, axes: Axes = LORA_AXES) -> Trace:
+def trace_of(report: Report, artifact_bytes: int = 0) -> Trace:
     """Read a run's report.
 
     Args:
         report: of a finished run.
         artifact_bytes: size of the files that a device downloads once; taken off its first download.
-        axes: what its arms are points on.
+
+    Raises:
+        ConfigError: its method is of a package that is not here.
     """
     name = metric_name(report.task)
     clock = _clock(report)
@@ -123,7 +126,7 @@ def trace_of(report: Report, artifact_bytes: int = 0, axes: Axes = LORA_AXES) ->
     return Trace(
         task=report.task,
         clock=clock,
-        axes=axes,
+        axes=axes_of(report.config),
         points=tuple(points),
         rounds=tuple(_round(entry, clock) for entry in report.rounds if entry.round_number),
         final_quality=float(getattr(report.final, name)),

@@ -25,35 +25,39 @@ from edge_runtime.link.address import PASSWORD_VARIABLE, read_password
 _OWN = {
     "out": Annotated[
         Path | None,
-        typer.Option(help="run directory (default: fedspine-run, or the next free).", rich_help_panel=Panel.RESULT),
+        typer.Option(
+            help="run directory (default: fedspine-run, or the next free name).", rich_help_panel=Panel.RESULT
+        ),
     ],
     "resume": Annotated[
         bool | None,
         typer.Option(
             "--resume",
-            help="go on with the run in --out; with more --rounds also one that ended.",
+            help="go on with the run in --out. With more --rounds, a run that ended goes on too.",
             rich_help_panel=Panel.RESULT,
         ),
     ],
     "config": Annotated[
         Path | None,
-        typer.Option(help="TOML file of these options, with underscores, as run.toml.", rich_help_panel=Panel.RESULT),
+        typer.Option(
+            help="TOML file of these options, written with underscores, as in run.toml.", rich_help_panel=Panel.RESULT
+        ),
     ],
     "password_file": Annotated[
         Path | None,
         typer.Option(
-            help=f"holds the password of --broker, one line (else: {PASSWORD_VARIABLE}).",
+            help=f"file with the password of --broker, one line (default: the variable {PASSWORD_VARIABLE}).",
             rich_help_panel=Panel.PROCESSES,
         ),
     ],
 }
-"""Options that are no settings."""
+"""Options that are not settings."""
 
 
 def run(**options: object) -> None:
-    """Tune a model on devices played by this machine, and leave a compact model and a report.
+    """Fine-tune a model on devices that this machine plays. The result is a compact model and a report.
 
-    Without options: the small Llama that ships with the package, on the docstrings of Python's standard library.
+    Without options, it tunes the small Llama in the package on the docstrings of Python's standard library.
 
     Raises:
         FedSpineError: see docs/exit-codes.md.
@@ -88,20 +92,21 @@ def _check_resumed(given: list[str]) -> None:
 
 def _execute(settings: RunSettings | None, changes: Mapping[str, object], root: Path) -> None:
     # Imported here, so that `fedspine --help` needs none of it.
+    from broker_server.experiments.run.display import make_display  # noqa: PLC0415
     from broker_server.experiments.run.finishing import summary_lines  # noqa: PLC0415
     from broker_server.experiments.run.job import resume_run, start_run  # noqa: PLC0415
-    from broker_server.experiments.run.progress import make_display  # noqa: PLC0415
+    from broker_server.experiments.run.progress import render  # noqa: PLC0415
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:
-        with make_display(sys.stdout) as display:
+        with make_display(sys.stdout, render) as display:
             display.step(f"run directory: {root}")
             report = resume_run(root, display, changes) if settings is None else start_run(settings, root, display)
     except KeyboardInterrupt as error:
         left = RunDirectory(root).job_file.exists()
         then = f"go on with `fedspine run --resume --out {root}`" if left else "nothing was left behind"
-        msg = f"interrupted, all processes ended; {then}"
+        msg = f"interrupted; all processes ended, {then}"
         raise InterruptedRunError(msg) from error
     sys.stdout.write("\n".join(["", *summary_lines(report, root), ""]))
 

@@ -77,7 +77,7 @@ def load_data(data: Path | None, test: Path | None, fields: Fields, rng: np.rand
         rng: draws the held-out examples.
 
     Raises:
-        DataInvalidError: a file cannot be read, a line is no example, or all examples have one class.
+        DataInvalidError: a file cannot be read, a line is not an example, or all examples have one class.
         DataEmptyError: a file holds no example.
         UnknownLabelError: a held-out label that training never sees.
         ConfigError: the split needs a field that docstrings have not.
@@ -92,7 +92,9 @@ def load_data(data: Path | None, test: Path | None, fields: Fields, rng: np.rand
     else:
         held_out = _read_held_out(test, fields, warnings.append, labels)
         if data is not None and test.samefile(data):
-            warnings.append(f"{test}: --test is the file of --data, so figures are of examples that are trained on")
+            warnings.append(
+                f"{test}: --test and --data are the same file, so the figures are of examples that are trained on"
+            )
     return DataSet(train=train, test=held_out, labels=labels, warnings=tuple(warnings))
 
 
@@ -105,7 +107,7 @@ def read_examples(path: Path, fields: Fields, warn: Callable[[str], None] | None
         warn: is given what a person should know, a line at a time.
 
     Raises:
-        DataInvalidError: the file cannot be read, or a line is no example.
+        DataInvalidError: the file cannot be read, or a line is not an example.
         DataEmptyError: there is no example.
     """
     reader = ExampleReader(path, fields)
@@ -200,9 +202,7 @@ def hold_out(examples: Sequence[Example], rng: np.random.Generator) -> tuple[lis
         sizes = Counter(example.get(LABEL) for example in examples)
         spared = [index for index, example in enumerate(examples) if sizes[example.get(LABEL)] > 1]
         if not spared:
-            msg = (
-                f"each of {len(examples)} examples is the only one of its class, none can be held out: give --test FILE"
-            )
+            msg = f"each of {len(examples)} examples is alone in its class, so none can be held out: give --test FILE"
             raise DataEmptyError(msg)
         chosen = {int(rng.choice(spared))}
     train = [example for index, example in enumerate(examples) if index not in chosen]

@@ -18,12 +18,13 @@ from broker_server.experiments.run.resolve import kept_settings
 from broker_server.experiments.run.resume import MEASURE
 from broker_server.experiments.run.settings import EMBEDDED_BROKERS, RunSettings
 from broker_server.options import flat
+from broker_server.serving.evaluation.held_out import shared_sample
 from broker_server.serving.evaluation.parallel import evaluate_in_parts
-from broker_server.serving.report.arms import MOST_SHOWN, arm_text, arms_by_device
+from broker_server.serving.report.arms import MOST_SHOWN, arm_text, arms_by_device, axes_of
 from broker_server.serving.report.build import RunSummary, build_report, quality_fields
 from broker_server.serving.report.from_run import COMPACT_RESULT, fleet_entry, report_run, write_report
 from broker_server.serving.report.quality import bytes_text, duration_text, metric_name, metric_text, plural
-from broker_server.serving.report.schema import Compact, OverProbe, Report
+from broker_server.serving.report.schema import REPORT_JSON, REPORT_PAGE, Compact, OverProbe, Report
 from broker_server.serving.storage.store import Store
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.data import load_examples
@@ -31,7 +32,6 @@ from edge_runtime.engine.evaluator import EvaluationResult
 from edge_runtime.inference import CompactModel
 from edge_runtime.link.address import BrokerAddress
 from edge_runtime.system.files import write_atomically
-from edge_runtime.wire.arms import LORA_AXES
 
 MIN_ARMS: Final = 2
 """Arms from which on they are told at the end."""
@@ -42,7 +42,7 @@ _SAMPLE_TOKENS = 64
 
 
 def measure_compact(settings: RunSettings, directory: RunDirectory, num_threads: int) -> None:
-    """Evaluate the compact model on all held-out examples, time it, let it write; kept as ``compact.json``.
+    """Evaluate the compact model on held-out examples, time it, let it write; kept as ``compact.json``.
 
     Raises:
         FedSpineError: the model cannot be used.
@@ -75,10 +75,16 @@ def measure_compact(settings: RunSettings, directory: RunDirectory, num_threads:
 
 
 def _evaluate(settings: RunSettings, directory: RunDirectory, num_threads: int) -> EvaluationResult:
-    """Quality on all held-out examples; read with the artifact, whose tokenizer is the compact model's."""
+    """Quality on all held-out examples; read with the artifact, whose tokenizer is the compact model's.
+
+    A model of which nothing was removed is the whole model, which was measured on all of them. It is measured on the
+    sample that rounds share, which shows that it is that model.
+    """
     artifact = Artifact.open(next(directory.artifacts.glob("[!.]*")), verify=False)
     dataset = load_examples(directory.test_file, artifact, settings.training.max_length)
     model = CompactModel.open(directory.compact, num_threads=1)
+    if model.info.is_whole:
+        dataset, _ = shared_sample(dataset, settings.num_evaluation_examples, settings.seed)
     evaluate = partial(model.evaluate, max_length=settings.training.max_length, batch_size=settings.training.batch_size)
     return evaluate_in_parts(dataset, [evaluate] * num_threads)
 
@@ -152,7 +158,11 @@ def summary_lines(report: Report, root: Path) -> list[str]:
     on_all = f"{name} on all {final.num_targets:,} held-out {unit}: {text(final)}"
     if report.compact is not None:
         compact = report.compact
-        lines.append(f"{on_all} whole model, {text(compact)} compact model")
+        if report.beside_compact is final:
+            lines.append(f"{on_all} whole model, {text(compact)} compact model")
+        else:
+            lines[0] += f", {text(compact)} compact model"
+            lines.append(on_all)
         lines.append(
             f"compact model: {compact.sparsity:.0%} of the prunable weights removed, {bytes_text(compact.bytes)}, "
             f"{compact.latency_ms:.1f} ms per {compact.latency_unit}"
@@ -168,7 +178,7 @@ def summary_lines(report: Report, root: Path) -> list[str]:
         lines.append(f"it writes: {json.dumps(f'{report.compact.sample_prompt}{report.compact.sample}')}")
     lines += [f"warning: {warning}" for warning in report.warnings]
     verb = "generate" if report.task == "causal-lm" else "infer"
-    lines.append(f"report:        {root / 'report.html'} and {root / 'report.json'}")
+    lines.append(f"report:        {root / REPORT_PAGE} and {root / REPORT_JSON}")
     if report.compact is not None:
         lines.append(f"compact model: {root / 'compact'} (use it: fedspine-edge {verb} {root / 'compact'})")
     return [*lines, f"adapter:       {root / 'adapters' / 'peft'} (PEFT's format)"]
@@ -185,14 +195,14 @@ def over_probe_line(probe: OverProbe, kept_round: int) -> str:
 
 def arm_lines(report: Report) -> list[str]:
     """The arms of each device over the rounds, a line each, where they are not all the same."""
-    devices = arms_by_device(report)
+    devices, axes = arms_by_device(report), axes_of(report.config)
     if len({d.arm for one in devices for d in one.played if d is not None}) < MIN_ARMS:
         return []
     lines = [
-        f"  {one.name}: {' '.join('-' if d is None else arm_text(d.arm) for d in one.played)}"
+        f"  {one.name}: {' '.join('-' if d is None else arm_text(d.arm, axes) for d in one.played)}"
         for one in devices[:MOST_SHOWN]
     ]
-    return [f"arms ({':'.join(axis.label for axis in LORA_AXES)}) over the rounds:", *lines]
+    return [f"arms ({axes.labels}) over the rounds:", *lines]
 
 
 def _prompt(test_file: Path) -> str:

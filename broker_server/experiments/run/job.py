@@ -16,6 +16,7 @@ import msgspec
 
 from broker_server.errors import ChildFailedError
 from broker_server.experiments.run import layout, preparation
+from broker_server.experiments.run.display import Display
 from broker_server.experiments.run.emulate import read_fleet, settle_fleet
 from broker_server.experiments.run.examples import DataSet
 from broker_server.experiments.run.finishing import measure_compact, report_job, shown_settings
@@ -31,7 +32,6 @@ from broker_server.experiments.run.processes import (
     start_servers,
     take_password,
 )
-from broker_server.experiments.run.progress import Display
 from broker_server.experiments.run.resume import COMPACT, MEASURE, begun, reopened
 from broker_server.experiments.run.reuse import adopt_artifact
 from broker_server.experiments.run.settings import EMBEDDED_BROKERS, RunSettings
@@ -58,7 +58,9 @@ NOTE: Final = "fedspine: note: "
 """Begins a line of an export's log that a person should see."""
 
 
-def start_run(settings: RunSettings, root: Path, display: Display, callbacks: Sequence[Callback] = ()) -> Report:
+def start_run(
+    settings: RunSettings, root: Path, display: Display[RunView], callbacks: Sequence[Callback] = ()
+) -> Report:
     """Run the whole job in a new directory.
 
     Args:
@@ -74,7 +76,7 @@ def start_run(settings: RunSettings, root: Path, display: Display, callbacks: Se
     return resume_run(root, display, callbacks=callbacks)
 
 
-def prepare_run(settings: RunSettings, root: Path, display: Display) -> None:
+def prepare_run(settings: RunSettings, root: Path, display: Display[RunView]) -> None:
     """Check everything, then export the model and split the data into a new run directory.
 
     Raises:
@@ -100,7 +102,7 @@ def prepare_run(settings: RunSettings, root: Path, display: Display) -> None:
 
 def resume_run(
     root: Path,
-    display: Display,
+    display: Display[RunView],
     changes: Mapping[str, object] | None = None,
     callbacks: Sequence[Callback] = (),
 ) -> Report:
@@ -126,7 +128,10 @@ def resume_run(
 
 @contextlib.contextmanager
 def _open(
-    directory: RunDirectory, display: Display, changes: Mapping[str, object], callbacks: Sequence[Callback] | None
+    directory: RunDirectory,
+    display: Display[RunView],
+    changes: Mapping[str, object],
+    callbacks: Sequence[Callback] | None,
 ) -> Iterator[Job]:
     """Hold a run and whatever processes it starts; ``callbacks`` None: nobody is told, no round is played."""
     directory.load_state()  # refuses a directory without a run before anything is made in it
@@ -168,7 +173,7 @@ class Job:
         settings: RunSettings,
         directory: RunDirectory,
         supervisor: Supervisor,
-        display: Display,
+        display: Display[RunView],
         state: JobState,
         callbacks: CallbackWorker,
     ) -> None:
@@ -178,7 +183,7 @@ class Job:
         self._directory = directory
         self._supervisor = supervisor
         self._display = display
-        self._view = RunView(settings.task, settings.device_ids, settings.training.num_rounds)
+        self._view = RunView(settings.task, settings.device_ids, settings.training.num_rounds, settings.axes)
 
     def prepare(self) -> None:
         """Export the model and split the data, side by side where one does not need the other."""
@@ -212,6 +217,7 @@ class Job:
             directory=self._directory.root,
             task=settings.task,
             settings=shown_settings(settings),
+            axes=settings.axes,
         )
         self._callbacks.run_started(info)
         if TRAINING_STEP in self.state.done:
@@ -221,7 +227,9 @@ class Job:
         self._save(begun(self._settings, self.state))
         if self._settings.is_emulated and CALIBRATE not in self.state.done:
             with self._step(CALIBRATE):
-                self._display.step("the devices' speed is emulated: measuring step times, where no run has yet")
+                self._display.step(
+                    "the devices' speed is emulated: measuring the step times that no run has measured yet"
+                )
                 settle_fleet(self._settings, self._directory, self.state.artifact_digest or "")
         with self._step(TRAINING_STEP):
             self._play_rounds()
@@ -245,7 +253,7 @@ class Job:
                 self._supervisor.finish(self._supervisor.start("compact", command))
         if MEASURE not in self.state.done:
             with self._step(MEASURE):
-                self._display.step("measuring the compact model on all held-out examples")
+                self._display.step("measuring the compact model")
                 measure_compact(self._settings, self._directory, num_cores())
 
     def _kept_round(self) -> int | None:

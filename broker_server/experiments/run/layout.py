@@ -9,10 +9,15 @@ from typing import Final
 
 import msgspec
 
+from broker_server.config import CONFIG_FILE
 from broker_server.emulation.step_times import STEP_TIMES_FILE
 from broker_server.errors import ChildFailedError, RunExistsError, StoreError
 from broker_server.experiments.run.settings import EMULATION_FILE
+from broker_server.serving.report.encoding import encode
+from broker_server.serving.report.schema import REPORT_JSON, REPORT_PAGE
 from broker_server.serving.storage import run_lock
+from broker_server.serving.storage.events import EVENTS_FILE
+from edge_runtime.formats.run_directory import ARTIFACTS_FOLDER
 from edge_runtime.system.files import PRIVATE_FOLDER, raise_if_disk_full, write_atomically
 
 DEFAULT_NAME: Final = "fedspine-run"
@@ -43,10 +48,10 @@ class RunDirectory:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.settings_file = root / "run.toml"
-        self.config_file = root / "config.toml"
+        self.config_file = root / CONFIG_FILE
         self.job_file = root / "job.json"
-        self.events_file = root / "events.jsonl"
-        self.artifacts = root / "artifacts"
+        self.events_file = root / EVENTS_FILE
+        self.artifacts = root / ARTIFACTS_FOLDER
         self.data = root / "data"
         self.test_file = self.data / "test.jsonl"
         self.data_summary = self.data / "summary.json"
@@ -55,8 +60,8 @@ class RunDirectory:
         self.step_times_file = root / STEP_TIMES_FILE
         self.logs = root / LOGS
         self.compact = root / "compact"
-        self.report_json = root / "report.json"
-        self.report_html = root / "report.html"
+        self.report_json = root / REPORT_JSON
+        self.report_html = root / REPORT_PAGE
 
     def device_data(self, device_id: str) -> Path:
         """Training examples of a device."""
@@ -79,7 +84,7 @@ class RunDirectory:
             msg = f"{self.root} holds no run to resume: start one with `fedspine run --out {self.root}`"
             raise RunExistsError(msg) from error
         except OSError as error:
-            msg = f"{self.job_file} cannot be read ({error.strerror}): check what lies there, and who may read it"
+            msg = f"{self.job_file} cannot be read ({error.strerror}): check what is there, and who may read it"
             raise StoreError(msg) from error
         except msgspec.DecodeError as error:
             msg = f"{self.job_file} is damaged ({error}): start the run again in another directory"
@@ -91,7 +96,7 @@ class RunDirectory:
         Raises:
             DiskFullError: there is no space.
         """
-        write_atomically(self.job_file, msgspec.json.format(msgspec.json.encode(state)) + b"\n")
+        write_atomically(self.job_file, encode(state))
 
 
 def default_root(parent: Path, *, resume: bool) -> Path:

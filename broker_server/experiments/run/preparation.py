@@ -25,6 +25,7 @@ from broker_server.methods.presets import check_method
 from broker_server.methods.scheduler import make_scheduler
 from broker_server.naming import said_of
 from broker_server.options import flat
+from broker_server.serving.report.encoding import encode
 from broker_server.serving.report.schema import DataEntry, DeviceData
 from broker_server.serving.services.broker import find_broker
 from broker_server.serving.services.ports import check_port
@@ -47,7 +48,7 @@ def check_settings(settings: RunSettings) -> None:
 
     Raises:
         ModelError: the model is a path without a model.
-        DataInvalidError: a data file does not exist, or is no file.
+        DataInvalidError: a data file does not exist, or is not a file.
         PortTakenError: a port that was asked for is in use.
         ConfigError: an unknown scheduler or aggregation, one that needs an emulated fleet, a fleet that cannot be used,
             or an artifact that is for another task, stored otherwise or with other LoRA targets.
@@ -80,15 +81,16 @@ def check_settings(settings: RunSettings) -> None:
             find_broker(settings.broker)
     with said_of("emulate"):
         fleet = load_fleet(settings.emulate).dealt(settings.device_ids) if settings.is_emulated else None
+        context = fleet_context(fleet, settings.training.num_rounds, settings.axes)
     if settings.calibration:
         _check_calibration(Path(settings.calibration))
     with said_of("scheduler"):
-        make_scheduler(settings.scheduler, settings.arms, fleet_context(fleet, settings.training.num_rounds))
+        make_scheduler(settings.scheduler, settings.arms, context)
 
 
 def _check_calibration(path: Path) -> None:
     if path.is_dir() or not path.absolute().parent.is_dir():
-        problem = "is a directory" if path.is_dir() else "lies in no folder that exists"
+        problem = "is a directory" if path.is_dir() else "lies in a folder that does not exist"
         msg = f"--calibration {path} {problem}: give a JSON file, which may be there or not"
         raise ConfigError(msg)
 
@@ -100,7 +102,7 @@ def model_source(model: str) -> str:
         model: what a person gave; empty = the small Llama that comes with the package.
 
     Raises:
-        ModelError: a path that is no model; see :func:`models.sources.check_source`.
+        ModelError: a path that is not a model; see :func:`models.sources.check_source`.
     """
     if not model:
         return str(importlib.resources.files("models") / "pretrained" / BUILT_IN_MODEL)
@@ -155,7 +157,7 @@ def check_model(settings: RunSettings, manifest: Manifest) -> None:
     max_length = settings.training.max_length
     if max_length > manifest.text.max_length:
         most = manifest.text.max_length
-        msg = f"--max-length is {max_length}, {manifest.model_name} takes {most} tokens at most: give {most} or fewer"
+        msg = f"--max-length is {max_length}, {manifest.model_name} takes up to {most} tokens: give {most} or fewer"
         raise ConfigError(msg)
 
 
@@ -198,7 +200,7 @@ def write_split(settings: RunSettings, data: DataSet, directory: RunDirectory) -
         labels=data.labels,
         devices=tuple(devices),
     )
-    write_atomically(directory.data_summary, msgspec.json.format(msgspec.json.encode(summary)) + b"\n")
+    write_atomically(directory.data_summary, encode(summary))
 
 
 def read_summary(directory: RunDirectory) -> DataEntry:

@@ -146,7 +146,8 @@ def check_broker(url: str, fleet_name: str) -> None:
     if fleet_name:
         check_free(address, TlsFiles(), fleet_name, rng)
     else:
-        probe(address, TlsFiles(), rng)
+        with probe(address, TlsFiles(), rng):
+            pass  # it answers
 
 
 def start_servers(

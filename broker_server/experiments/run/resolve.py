@@ -9,15 +9,14 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from broker_server.config import DEFAULT_ARMS
 from broker_server.errors import ConfigError
 from broker_server.experiments.run.settings import NOT_EMULATED, RunSettings
-from broker_server.methods.presets import METHODS, completed, trained_sparsity
+from broker_server.methods.presets import completed, method_of, trained_sparsity
 from broker_server.naming import as_key, option_of, said_of
 from broker_server.options import build, check_values, options_of, renamed
 from edge_runtime.errors import FedSpineError
 from edge_runtime.system.registry import nearest
-from edge_runtime.wire.arms import ArmError, parse_arms
+from edge_runtime.wire.arms import ArmError, Axes
 
 METHOD: Final = "fedspine"
 """What ``fedspine run`` plays where nothing is said."""
@@ -33,7 +32,6 @@ TASK_DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {
         "batch_size": 16,
         "max_length": 64,
         "split": "iid",
-        "arms": DEFAULT_ARMS,
         "learning_rate": 2e-3,
         "emulate": EMULATED,
         "eval_examples": 500,
@@ -45,7 +43,6 @@ TASK_DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {
         "batch_size": 8,
         "max_length": 128,
         "split": "iid",
-        "arms": DEFAULT_ARMS,
         "learning_rate": 3e-3,
         "emulate": EMULATED,
         "eval_examples": 96,
@@ -115,8 +112,7 @@ def _settings(given: Mapping[str, object]) -> RunSettings:
     check_values(given, RunSettings)
     defaults = _defaults(given)
     if method := str(given.get("method", "")):
-        rounds, arms = typing.cast("int", defaults["rounds"]), str(defaults["arms"])
-        given = completed(method, given, rounds=rounds, arms=arms)
+        given = completed(method, given, rounds=typing.cast("int", defaults["rounds"]))
         with said_of("method"):
             check_values(given, RunSettings)
         defaults = _defaults(given)
@@ -135,17 +131,18 @@ def _defaults(given: Mapping[str, object]) -> dict[str, object]:
     split = {} if given.get("data") else {"split": "by-key"}
     may_be_skewed = task == "text-classification" and not given.get("class_balance")
     aggregation = "fedspine" if may_be_skewed else "fedspine_holders"  # docs/aggregation.md
+    with said_of("method"):
+        method = method_of(str(given.get("method", "")))
     defaults = {**TASK_DEFAULTS[str(task)], **split, "aggregation": aggregation, "task": task}
-    if method := str(given.get("method", "")):
-        with said_of("method"):
-            if not METHODS.find_or_import(method).method.has_step_times:
-                defaults["emulate"] = NOT_EMULATED[0]
-    return {**defaults, "sparsity": _trained_sparsity(given.get("arms", defaults["arms"]))}
+    if not method.has_step_times:
+        defaults["emulate"] = NOT_EMULATED[0]
+    arms = str(given.get("arms", method.default_arms))
+    return {**defaults, "arms": method.default_arms, "sparsity": _trained_sparsity(arms, method.axes)}
 
 
-def _trained_sparsity(arms: object) -> float:
+def _trained_sparsity(arms: str, axes: Axes) -> float:
     try:
-        return trained_sparsity(parse_arms(str(arms)))
+        return trained_sparsity(axes.parse(arms))
     except ArmError:
         return 0.0  # the settings refuse these arms in their own words
 
@@ -157,7 +154,7 @@ def _read_toml(path: Path, called: str = "--config") -> dict[str, object]:
         msg = f"{called} {path} cannot be read: {error.strerror or error}"
         raise ConfigError(msg) from error
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        msg = f"{called} {path} cannot be read: it is no TOML ({error})"
+        msg = f"{called} {path} cannot be read: it is not TOML ({error})"
         raise ConfigError(msg) from error
     found, known = renamed(found, RunSettings), options_of(RunSettings)
     if unknown := sorted(set(found) - set(known)):

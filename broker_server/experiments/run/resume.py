@@ -21,7 +21,8 @@ from broker_server.serving.report.build import TRAINING_STEP
 from broker_server.serving.report.quality import plural
 from broker_server.serving.storage.beginning import check_not_lost
 from broker_server.serving.storage.records import RoundRecord
-from broker_server.serving.storage.store import STATE_FILE, Store
+from broker_server.serving.storage.store import Store
+from edge_runtime.formats.run_directory import STATE_FILE
 from edge_runtime.system.files import write_atomically
 
 COMPACT: Final = "compact"

@@ -38,8 +38,8 @@ def check_artifact(
     for tensor in manifest.tensors:
         if base != "stored" and len(tensor.shape) == 2 and tensor.dtype not in _dtypes(tensor, base):
             msg = (
-                f"artifact {directory} stores {tensor.name} as {tensor.dtype}, --base says {base}: export the model "
-                "with that base, or leave --base out"
+                f"artifact {directory} stores {tensor.name} as {tensor.dtype}, but --base says {base}: export the "
+                "model with that base, or leave --base out"
             )
             raise ConfigError(msg)
     _check_targets(manifest, targets, directory)
@@ -90,7 +90,7 @@ def _check_targets(manifest: Manifest, names: Sequence[str], directory: Path) ->
     if found != wanted:
         last_parts = sorted({module.rpartition(".")[2] for module in found})
         msg = (
-            f"artifact {directory} has the LoRA targets {','.join(last_parts)}, --targets says {','.join(names)}: "
+            f"artifact {directory} has the LoRA targets {','.join(last_parts)}, but --targets says {','.join(names)}: "
             "export the model with these targets, or leave --targets out"
         )
         raise ConfigError(msg)
@@ -99,7 +99,7 @@ def _check_targets(manifest: Manifest, names: Sequence[str], directory: Path) ->
 def _check_labels(manifest: Manifest, labels: tuple[str, ...], directory: Path) -> None:
     if not (set(labels) <= set(manifest.labels) or are_indices(labels, manifest.labels)):
         msg = (
-            f"artifact {directory} was exported for the classes {list(manifest.labels[:8])}, the data has "
+            f"artifact {directory} was exported for the classes {list(manifest.labels[:8])}, but the data has "
             f"{list(labels[:8])}: export the model for these"
         )
         raise ConfigError(msg)

@@ -46,62 +46,69 @@ Port = Annotated[int, msgspec.Meta(ge=0, le=MAX_PORT)]
 class RunSettings(FederationConfig):
     """Everything a whole run is asked for."""
 
-    model: str = option(Panel.MODEL, "directory or hub id of a pretrained model (default: the small Llama shipped)", "")
+    model: str = option(
+        Panel.MODEL, "directory or hub id of a pretrained model (default: the small Llama in the package)", ""
+    )
     task: Task = option(
-        Panel.MODEL, "text-classification or causal-lm; needed with --model (default: causal-lm)", "causal-lm"
+        Panel.MODEL, "text-classification or causal-lm; required with --model (default: causal-lm)", "causal-lm"
     )
-    targets: str = option(
-        Panel.MODEL, "linear layers that get LoRA factors, A,B,..., such as query,value (default: all)", ""
-    )
+    targets: str = option(Panel.MODEL, "linear layers that get LoRA factors, such as query,value (default: all)", "")
     top_blocks: Annotated[int, msgspec.Meta(ge=0, le=limits.MAX_LAYERS)] = option(
-        Panel.MODEL, "LoRA factors on so many blocks alone, counted from the head; 0 = all of them", 0
+        Panel.MODEL, "number of blocks that get LoRA factors, counted from the head; 0 = all", 0
     )
     base: BaseDtype = option(
         Panel.MODEL,
-        "type of frozen weights: stored (the checkpoint's), float32, float16, int8 or nf4 (4 bits)",
+        "type of the frozen weights: stored (as in the checkpoint), float32, float16, int8 or nf4 (4 bits)",
         "stored",
     )
-    artifact: str = option(Panel.MODEL, "directory of an artifact exported earlier (default: export the model)", "")
+    artifact: str = option(
+        Panel.MODEL, "directory of an artifact that was exported earlier (default: export the model)", ""
+    )
     adapter: str = option(
-        Panel.MODEL, "adapter to start from: a folder of PEFT, a run, or its adapters/round-NNNN.safetensors", ""
+        Panel.MODEL,
+        "adapter to start from: a folder in PEFT's format, a run directory, or its adapters/round-NNNN.safetensors",
+        "",
     )
-    data: str = option(Panel.MODEL, "JSON lines to train on (default: the docstrings of Python's standard library)", "")
-    test: str = option(Panel.MODEL, "held-out JSON lines (default: a random tenth of the data)", "")
-    text_field: Words = option(Panel.MODEL, "field that holds the text", "text")
-    label_field: Words = option(Panel.MODEL, "field that holds the class", LABEL)
+    data: str = option(
+        Panel.MODEL, "file of JSON lines to train on (default: the docstrings of Python's standard library)", ""
+    )
+    test: str = option(Panel.MODEL, "file of held-out JSON lines (default: a random tenth of the data)", "")
+    text_field: Words = option(Panel.MODEL, "field of a line that holds the text", "text")
+    label_field: Words = option(Panel.MODEL, "field of a line that holds the class", LABEL)
     new_head: bool = option(
-        Panel.MODEL, "a new classifier for the data's classes, even where the model has one", default=False
+        Panel.MODEL, "make a new classifier for the classes of the data, even where the model has one", default=False
     )
-    split: str = option(Panel.MODEL, "iid, dirichlet:A or by-key[:FIELD]")
-    compact: bool = option(Panel.RESULT, "make and measure a compact model at the end", default=True)
-    quantize: Literal["", "int8"] = option(Panel.RESULT, "int8, to quantise the compact model", "")
+    split: str = option(Panel.MODEL, "how examples are dealt to devices: iid, dirichlet:A or by-key[:FIELD]")
+    compact: bool = option(Panel.RESULT, "make a compact model at the end, and measure it", default=True)
+    quantize: Literal["", "int8"] = option(Panel.RESULT, "int8 quantises the compact model (default: none)", "")
     broker: str = option(
-        Panel.PROCESSES, "auto, mosquitto or amqtt (started here), or the URL of one that runs", "auto"
+        Panel.PROCESSES, "broker to start here, auto, mosquitto or amqtt; or the URL of one that runs", "auto"
     )
-    broker_port: Port = option(Panel.PROCESSES, "port of a broker started here; 0 = any free one", 0)
+    broker_port: Port = option(Panel.PROCESSES, "port of a broker that is started here; 0 = any free one", 0)
     artifact_port: Port = option(Panel.PROCESSES, "port of the artifact server; 0 = any free one", 0)
     fleet_name: str = option(
-        Panel.PROCESSES, "fleet on the broker, which no other run there may use (default: one for this run alone)", ""
+        Panel.PROCESSES, "name of the fleet on the broker; no other run there may use it (default: a new one)", ""
     )
     callbacks: str = option(
         Panel.RESULT,
-        "told of each round, NAME,...: tensorboard, mlflow, or module:Class (docs/extending.md) (default: none)",
+        "callbacks that are told of each round: tensorboard, mlflow or module:Class, several with commas "
+        "(docs/extending.md) (default: none)",
         "",
     )
     threads: Annotated[int, msgspec.Meta(ge=0, le=1024)] = option(
-        Panel.PROCESSES, "threads of each device; 0 = cores / devices", 0
+        Panel.PROCESSES, "threads of each device; 0 = number of cores / number of devices", 0
     )
-    device_memory_mb: Count = option(Panel.PROCESSES, "memory a device allows itself, MiB; 0 = its own choice", 0)
+    device_memory_mb: Count = option(Panel.PROCESSES, "memory limit of each device in MiB; 0 = the device chooses", 0)
     emulate: str = option(
         Panel.EMULATION,
-        "TOML file of device classes, or jetson for the built-in ones: speed and time are then emulated; none: they "
-        "are this machine's (default: jetson)",
+        "classes of emulated devices: jetson (built in), a TOML file, or none. The speed and time of emulated devices "
+        "are modelled; with none, they are measured on this machine (default: jetson)",
         NOT_EMULATED[0],
         formerly="fleet",
     )
     calibration: str = option(
         Panel.EMULATION,
-        "JSON file of measured step times that several runs share (default: one in the run directory)",
+        "JSON file of measured step times, which several runs can share (default: one in the run directory)",
         "",
     )
 
@@ -133,7 +140,7 @@ class RunSettings(FederationConfig):
     def _check_combinations(self) -> None:
         for name, is_given in (("class_balance", self.training.class_balance), ("new_head", self.new_head)):
             if is_given and self.task != "text-classification":
-                msg = f"{option_name(name)} is for text-classification, the task is {self.task}: leave it out"
+                msg = f"{option_name(name)} is for text-classification, but the task is {self.task}: leave it out"
                 raise ConfigError(msg)
         if self.num_devices > MOST_DEVICES:
             msg = f"--devices is {self.num_devices}, expected a whole number from 1 to {MOST_DEVICES}"
@@ -142,7 +149,7 @@ class RunSettings(FederationConfig):
             msg = f"--emulate is {self.emulate}, but step times are those of first-order training: leave it out"
             raise ConfigError(msg)
         if self.new_head and self.artifact:
-            msg = "--new-head is for an export, and --artifact names one that is done: leave one of them out"
+            msg = "--new-head needs an export, but --artifact names one that is done: leave one of them out"
             raise ConfigError(msg)
 
     @property
@@ -169,7 +176,7 @@ class RunSettings(FederationConfig):
         """Fleet on the broker: the one that was given, else one that no other run has.
 
         Raises:
-            ConfigError: it is no name of a fleet.
+            ConfigError: it is not a name of a fleet.
         """
         try:
             return check_name(self.fleet_name or run_id, "--fleet-name")

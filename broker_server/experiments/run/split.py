@@ -73,7 +73,8 @@ def split(
         ConfigError: fewer examples than devices, a field that ``spec`` needs is missing, or fewer keys than devices.
     """
     if len(examples) < num_devices:
-        msg = f"--devices is {num_devices}, but {len(examples)} examples are there to train on: use fewer, or more data"
+        there = f"there are only {len(examples)} training examples"
+        msg = f"--devices is {num_devices}, but {there}: use fewer devices, or more data"
         raise ConfigError(msg)
     if spec.kind == "iid":
         parts = [part.tolist() for part in np.array_split(rng.permutation(len(examples)), num_devices)]

@@ -21,17 +21,17 @@ import safetensors
 from broker_server.errors import ConfigError
 from broker_server.methods.aggregation import Aggregated
 from broker_server.serving.report.quality import plural
-from broker_server.serving.storage.adapters import ADAPTERS_FOLDER, PEFT_FOLDER, GlobalAdapters
+from broker_server.serving.storage.adapters import PEFT_FOLDER, GlobalAdapters, peft_directory
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.formats import names
 from edge_runtime.formats.adapter import initial
 from edge_runtime.formats.manifest import Manifest, TargetSpec, decode_manifest
 from edge_runtime.formats.peft_format import CONFIG_FILE, KEY_PREFIX, WEIGHTS_FILE
+from edge_runtime.formats.run_directory import ARTIFACTS_FOLDER
 
 Array = npt.NDArray[np.float32]
 
 _A, _B = names.lora_a(""), names.lora_b("")
-_ARTIFACTS_FOLDER: Final = "artifacts"
 _PICKLE: Final = "adapter_model.bin"
 _SUPPORTED: Final[Mapping[str, tuple[object, ...]]] = {
     "peft_type": ("LORA",),
@@ -71,11 +71,13 @@ def read_adapter(path: Path) -> Given:
         ConfigError: it is none of these, damaged, or holds what a run cannot go on with.
     """
     if path.is_dir() and not (path / CONFIG_FILE).is_file():
-        path = path / ADAPTERS_FOLDER / PEFT_FOLDER
+        path = peft_directory(path)
     if path.is_dir() and (path / CONFIG_FILE).is_file():
         return _read_peft(path)
     if not path.is_file():
-        _refuse(path, f"is no adapter: give a folder with {CONFIG_FILE}, or a run's adapters/round-NNNN.safetensors")
+        _refuse(
+            path, f"is not an adapter: give a folder with {CONFIG_FILE}, or a run's adapters/round-NNNN.safetensors"
+        )
     return _read_round(path)
 
 
@@ -86,7 +88,9 @@ def check_rank(given: Given, rank: int) -> None:
         ConfigError: it has.
     """
     if given.rank > rank:
-        _refuse(given.path, f"has rank {given.rank}, the largest of --arms is {rank}: give an arm of rank {given.rank}")
+        _refuse(
+            given.path, f"has rank {given.rank}, but the largest of --arms is {rank}: give an arm of rank {given.rank}"
+        )
 
 
 def start_from(given: Given, artifact: Artifact, run_dir: Path, rank: int, lora_scaling: float, seed: int) -> list[str]:
@@ -147,7 +151,7 @@ def _place(given: Given, target: TargetSpec, lora_scaling: float, adapter: dict[
     if a.shape != (rank, target.in_features) or b.shape != (target.out_features, rank):
         wanted = f"[{rank}, {target.in_features}] and [{target.out_features}, {rank}]"
         got = f"{list(a.shape)} and {list(b.shape)}"
-        _refuse(given.path, f"is of another model: {target.module} has factors {got}, this model needs {wanted}")
+        _refuse(given.path, f"is of another model: {target.module} has factors {got}, but this model needs {wanted}")
     adapter[a_name][:rank] = a
     adapter[b_name][:, :rank] = b * np.float32(given.scalings[target.module] / lora_scaling)
 
@@ -162,7 +166,7 @@ def _place_others(given: Given, artifact: Artifact, modules: set[str], adapter: 
         if name in adapter:
             if value.shape != adapter[name].shape:
                 got, wanted = list(value.shape), list(adapter[name].shape)
-                _refuse(given.path, f"has {name} of shape {got}, this run needs {wanted}: it is of other classes")
+                _refuse(given.path, f"has {name} of shape {got}, but this run needs {wanted}: it is of other classes")
             adapter[name][...] = value[_order(given, artifact.manifest.labels)]
         elif name not in frozen or not _same(value, artifact.weight(frozen[name])):
             what = "which is not what this model has" if name in frozen else "which no adapter of this run has"
@@ -174,7 +178,7 @@ def _order(given: Given, labels: tuple[str, ...]) -> Any:  # noqa: ANN401 - what
     if not given.labels:
         return ...
     if set(given.labels) != set(labels):
-        _refuse(given.path, f"is of the classes {list(given.labels[:8])}, the data has {list(labels[:8])}")
+        _refuse(given.path, f"is of the classes {list(given.labels[:8])}, but the data has {list(labels[:8])}")
     return [given.labels.index(label) for label in labels]
 
 
@@ -202,7 +206,7 @@ def _read_round(path: Path) -> Given:
 
 def _labels_of_run(path: Path, metadata: Mapping[str, str]) -> tuple[str, ...]:
     """Classes of the artifact that a file's run trained, where it lies beside it."""
-    artifact = path.absolute().parent.parent / _ARTIFACTS_FOLDER / metadata.get("artifact_digest", "")
+    artifact = path.absolute().parent.parent / ARTIFACTS_FOLDER / metadata.get("artifact_digest", "")
     manifest = artifact / names.MANIFEST_FILE
     return decode_manifest(manifest.read_bytes()).labels if manifest.is_file() else ()
 
@@ -220,9 +224,9 @@ def _read_peft(folder: Path) -> Given:
     try:
         config = json.loads(_bytes(folder / CONFIG_FILE))
     except ValueError as error:
-        _refuse(folder, f"has a {CONFIG_FILE} that is no JSON ({error}): save it again")
+        _refuse(folder, f"has a {CONFIG_FILE} that is not JSON ({error}): save it again")
     if not isinstance(config, dict):
-        _refuse(folder, f"has a {CONFIG_FILE} that is no object: save it again")
+        _refuse(folder, f"has a {CONFIG_FILE} that is not an object: save it again")
     for key, known in _SUPPORTED.items():
         if (value := config.get(key)) is not None and value not in known:
             _refuse(folder, f"has {key} = {value!r}, which a run cannot go on with; expected {(*known, None)[0]!r}")
@@ -251,7 +255,7 @@ def _scaling(folder: Path, config: Mapping[str, Any], module: str, rank: int) ->
             if re.match(rf"(.*\.)?({pattern})$", module):
                 alpha = own
         except re.error:
-            _refuse(folder, f"has an alpha_pattern {pattern!r} that is no regular expression: save it again")
+            _refuse(folder, f"has an alpha_pattern {pattern!r} that is not a regular expression: save it again")
     if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf or rank < 1:
         _refuse(folder, f"has lora_alpha {alpha!r} for {module}, expected a number above 0")
     return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
@@ -261,12 +265,12 @@ def _decode(path: Path, data: bytes) -> dict[str, Array]:
     """All tensors of a file as float32; bfloat16, which PEFT may write, too.
 
     Raises:
-        ConfigError: it is no safetensors, or holds values that are not finite.
+        ConfigError: it is not a safetensors file, or holds values that are not finite.
     """
     try:
         entries = safetensors.deserialize(data)
     except safetensors.SafetensorError as error:
-        _refuse(path, f"is no safetensors file ({error}): save it again")
+        _refuse(path, f"is not a safetensors file ({error}): save it again")
     found: dict[str, Array] = {}
     for name, entry in entries:
         if name.startswith(names.MEMORY_PREFIX):
@@ -280,9 +284,9 @@ def _decode(path: Path, data: bytes) -> dict[str, Array]:
         else:
             _refuse(path, f"holds {name} as {entry['dtype']}, expected F32, F16 or BF16")
         if not np.isfinite(found[name]).all():
-            _refuse(path, f"holds values in {name} that are not finite: it cannot be gone on from")
+            _refuse(path, f"holds values in {name} that are not finite: training cannot go on from it")
     if any(value.ndim != 2 for name, value in found.items() if name.endswith((_A, _B))):
-        _refuse(path, "holds LoRA factors that are no matrices: it is not of linear layers")
+        _refuse(path, "holds LoRA factors that are not matrices: it is not of linear layers")
     return found
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Final
 
 from broker_server.errors import ChildFailedError
+from broker_server.experiments.run.display import Display
 from broker_server.experiments.run.processes import Fleet
-from broker_server.experiments.run.progress import Display
 from broker_server.experiments.run.supervisor import Child
 from broker_server.experiments.run.view import RunView
 from broker_server.serving.storage.events import AnyEvent, EventReader
@@ -21,7 +21,9 @@ FAREWELL_S: Final = 10.0
 """How long devices may take to leave after the last round."""
 
 
-def watch(fleet: Fleet, events: EventReader, view: RunView, display: Display, told: Callable[[AnyEvent], None]) -> None:
+def watch(
+    fleet: Fleet, events: EventReader, view: RunView, display: Display[RunView], told: Callable[[AnyEvent], None]
+) -> None:
     """Show the rounds until the coordinator is done.
 
     A device that ends leaves the run going, as long as one is left.
@@ -59,7 +61,7 @@ def watch(fleet: Fleet, events: EventReader, view: RunView, display: Display, to
         time.sleep(POLL_S)
 
 
-def _show(events: EventReader, view: RunView, display: Display, told: Callable[[AnyEvent], None]) -> None:
+def _show(events: EventReader, view: RunView, display: Display[RunView], told: Callable[[AnyEvent], None]) -> None:
     for event in events.new_events():
         told(event)
         line = view.apply(event)

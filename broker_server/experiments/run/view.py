@@ -7,10 +7,12 @@ import statistics
 from collections.abc import Mapping
 from typing import Final
 
+from broker_server.serving.report.arms import arm_text
 from broker_server.serving.report.quality import metric, metric_name, metric_text, plural
 from broker_server.serving.storage import events
 from broker_server.serving.storage.records import RoundRecord
 from edge_runtime.formats.manifest import Task
+from edge_runtime.wire.arms import ArmError, Axes
 
 MAX_SHOWN: Final = 8
 """Devices whose arms stand in a line."""
@@ -43,10 +45,12 @@ class RunView:
         round_number: the round that is going on, or the last one.
         num_rounds: rounds of the whole run.
         classes: class of each emulated device; empty where nothing is emulated.
+        axes: what arms are points on.
     """
 
-    def __init__(self, task: Task, device_ids: tuple[str, ...], num_rounds: int) -> None:
+    def __init__(self, task: Task, device_ids: tuple[str, ...], num_rounds: int, axes: Axes) -> None:
         self.task = task
+        self.axes = axes
         self.devices = {device_id: DeviceView(state="starting") for device_id in device_ids}
         self.rounds: list[RoundRecord] = []
         self.round_number = 0
@@ -106,11 +110,13 @@ class RunView:
                 device.earlier = (*device.earlier, device.arm)
             device.arm, device.step, device.has_updated = "", 0, False
         self.round_number = event.round_number
-        arms = {device_id: _short(arm) for device_id, arm in event.arms.items()}
+        arms = {device_id: self._short(arm) for device_id, arm in event.arms.items()}
         for device_id, arm in arms.items():
             self._device(device_id).arm = arm
         if not arms:
             return None
+        if not self.axes:
+            return f"round {event.round_number}/{self.num_rounds}, {plural(len(arms), 'device')}"
         shown = [f"{self.name(device_id)} {arm}" for device_id, arm in list(arms.items())[:MAX_SHOWN]]
         more = f", and {len(arms) - MAX_SHOWN} more" if len(arms) > MAX_SHOWN else ""
         return f"round {event.round_number}/{self.num_rounds}, arms: {', '.join(shown)}{more}"
@@ -162,11 +168,9 @@ class RunView:
         is_worse = value > before if self.task == "causal-lm" else value < before
         return f"{text} (worse than before training)" if is_worse else text
 
-
-def _short(arms: str) -> str:
-    """An arm of an event with its ratio to two digits."""
-    ratio, _, rest = arms.partition(":")
-    try:
-        return f"{round(float(ratio), 2)}:{rest}"
-    except ValueError:  # of a method with other axes
-        return arms
+    def _short(self, arm: str) -> str:
+        """An arm of an event for people."""
+        try:
+            return arm_text(self.axes.parse(arm)[0], self.axes)
+        except ArmError:  # an earlier release wrote it otherwise
+            return arm

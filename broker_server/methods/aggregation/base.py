@@ -1,4 +1,4 @@
-"""What an aggregation rule is, and the checks that come before any arithmetic.
+"""The base class of aggregation rules, with the checks that come before any arithmetic.
 
 Shape legend: ``R`` rank of the global adapter, ``r`` rank of a device's, ``O`` rows of B (outputs of the target), ``I``
 columns of A (its inputs). With a suffix ``k``: of one device, under its plan.
@@ -32,7 +32,7 @@ from edge_runtime.formats.plan import Indices, Plan
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Aggregated:
-    """What the fleet knows: in each target the weight counts as W + lora_scaling * (B A + merged_B merged_A)."""
+    """The global model: in each target the weight counts as W + lora_scaling * (B A + merged_B merged_A)."""
 
     adapter: Mapping[str, Float32]
     """Full plan, rank ``R``; named as in :class:`edge_runtime.formats.adapter.AdapterLayout`."""
@@ -62,7 +62,7 @@ class DeviceUpdate:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Combined:
-    """What a rule makes of one target, float64."""
+    """New factors of one target, float64."""
 
     a: Float64
     """``[R, I]``"""
@@ -77,7 +77,7 @@ class Aggregation(abc.ABC):
 
     name: ClassVar[str]
     trainable: ClassVar[Trainable] = "all"
-    """What devices train and send back."""
+    """Tensors that devices train and send back."""
     restarts: ClassVar[bool] = False
     """Whether every round starts from an adapter that changes nothing (B is zero), all else being merged."""
     sends_rest: ClassVar[bool] = False
@@ -125,7 +125,7 @@ class Aggregation(abc.ABC):
         return Aggregated(adapter=adapter, merged=merged)
 
     def start(self, manifest: Manifest, state: Aggregated, plan: Plan, rank: int) -> Payload:
-        """What a device with ``plan`` and ``rank`` starts from: its part of the adapter, and of what is merged.
+        """Return the part of the adapter and of the merged factors that a device with ``plan`` and ``rank`` needs.
 
         Args:
             manifest: the artifact's manifest.

@@ -18,7 +18,7 @@ ROW_NORM: Final = float(1.0 / np.sqrt(3.0))
 """Norm of a row of A: that of I values uniform in +-1/sqrt(I)."""
 
 _ROUNDING: Final = 1e-13
-"""What float64 may leave of components that cancel, relative to the factors' norms."""
+"""Rounding error that float64 may leave of components that cancel, relative to the factors' norms."""
 
 
 def compress(left: Float64, right: Float64) -> tuple[Float64, Float64]:

@@ -17,7 +17,7 @@ def product_norm(a: Float64, b: Float64) -> float:
 
 
 def change_norm(manifest: Manifest, sent: Mapping[str, Float32], received: Mapping[str, Float32]) -> float:
-    """How far training moved an adapter: the norm of B'A' - B A over all targets together (without lora_scaling).
+    """Return how far training moved an adapter: the norm of B'A' - B A over all targets (without lora_scaling).
 
     Args:
         manifest: the artifact's manifest.

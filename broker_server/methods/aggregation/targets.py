@@ -1,4 +1,4 @@
-"""What a rule sees of one target: the old factors, and each device's factors with the coordinates that it holds."""
+"""One target as a rule sees it: the old factors, and each device's factors with the coordinates that it holds."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class TargetUpdates:
 
     @property
     def prunes_columns(self) -> bool:
-        """Whether coordinates are columns of A; otherwise they are rows of B, pruned or not."""
+        """Return whether coordinates are columns of A; otherwise they are rows of B, pruned or not."""
         return self.spec.in_prune is not None
 
     @property

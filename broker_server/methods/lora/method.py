@@ -21,6 +21,7 @@ from edge_runtime.formats.adapter import AdapterLayout, Array, target_indices
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.payload import Payload, check_payload, decode_payload
 from edge_runtime.formats.plan import Plan
+from edge_runtime.wire.arms import LORA_AXES, Axes
 from edge_runtime.wire.messages import AssignmentKey
 from edge_runtime.wire.work import Arm, HyperParameters, LoraWork, Pruning, Work
 
@@ -40,6 +41,8 @@ class Lora(Method):
     asks: ClassVar[str] = (
         "forward and backward passes over the sliced model, AdamW on its LoRA factors and on a classifier's head"
     )
+    axes: ClassVar[Axes] = LORA_AXES
+    default_arms: ClassVar[str] = "0.0:8,0.25:8,0.5:4"
 
     def __init__(self, context: MethodContext) -> None:
         super().__init__(context)
@@ -77,23 +80,19 @@ class Lora(Method):
         )
 
     def _hyper_parameters(self, round_number: int, device_id: str) -> HyperParameters:
+        """Settings of training under the names that they have there; and what depends on more than one setting."""
         training, pruning = self._context.training, self._context.pruning
         entropy = (self._context.seed, round_number, zlib.crc32(device_id.encode()))
-        return HyperParameters(
-            learning_rate=self._context.learning_rate_at(round_number),
-            weight_decay=training.weight_decay,
-            lora_scaling=training.lora_scaling,
-            max_grad_norm=training.max_grad_norm,
-            num_warmup_steps=training.num_warmup_steps,
-            num_local_steps=training.num_local_steps,
-            batch_size=training.batch_size,
-            num_accumulation_steps=training.num_accumulation_steps,
-            max_length=training.max_length,
-            seed=int(np.random.SeedSequence(entropy).generate_state(1)[0]),
-            importance_every_steps=pruning.importance_every_steps if pruning.importance == "lora" else 0,
-            class_balance=training.class_balance,
-            trainable=self._aggregation.trainable,
-        )
+        shared = {
+            name: getattr(training, name) for name in HyperParameters.__struct_fields__ if hasattr(training, name)
+        }
+        made = {
+            "learning_rate": self._context.learning_rate_at(round_number),
+            "seed": int(np.random.SeedSequence(entropy).generate_state(1)[0]),
+            "importance_every_steps": pruning.importance_every_steps if pruning.importance == "lora" else 0,
+            "trainable": self._aggregation.trainable,
+        }
+        return HyperParameters(**(shared | made))
 
     def start_kind(self, work: Work) -> Hashable:
         """Plan and rank; see :meth:`Method.start_kind`."""
@@ -129,7 +128,7 @@ class Lora(Method):
         return self._layout(asked.final_plan, asked.arm.rank)[1]
 
     def check(self, work: Work, blob: bytes, num_examples: int) -> None:
-        """Refuse what is no adapter under the last plan that was sent; see :meth:`Method.check`."""
+        """Refuse a reply that is not an adapter under the last plan that was sent; see :meth:`Method.check`."""
         del num_examples
         asked, payload = _lora(work), decode_payload(blob)
         check_payload(
@@ -211,7 +210,7 @@ class Lora(Method):
 
 def _lora(work: Work) -> LoraWork:
     if not isinstance(work, LoraWork):
-        msg = f"assignment asks for {type(work).__name__}, this run's method is lora: start a new run"
+        msg = f"assignment asks for {type(work).__name__}, but this run's method is lora: start a new run"
         raise MessageError(msg)
     return work
 

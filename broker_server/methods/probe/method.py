@@ -24,6 +24,7 @@ from edge_runtime.errors import MessageError, TensorError
 from edge_runtime.formats import probe
 from edge_runtime.formats.adapter import Array
 from edge_runtime.formats.payload import Payload
+from edge_runtime.wire.arms import PRUNING_RATIO, Axes
 from edge_runtime.wire.messages import AssignmentKey
 from edge_runtime.wire.work import Arm, ProbeWork, Work
 
@@ -32,11 +33,13 @@ HEADER_BYTES: Final = 4096
 
 
 class Probe(Method):
-    """What both forms have in common: the work, and the head that it starts from."""
+    """Base of both forms: the work, and the head that it starts from."""
 
     form: ClassVar[Literal["softmax", "statistics"]]
     work_type = "probe"
     has_step_times = False
+    axes = Axes((PRUNING_RATIO,))
+    default_arms = "0.0"
 
     def __init__(self, context: MethodContext) -> None:
         super().__init__(context)
@@ -120,7 +123,7 @@ class SoftmaxProbe(Probe):
         return 4 * sum(int(np.prod(shape)) for shape in self._shapes.values()) + HEADER_BYTES
 
     def check(self, work: Work, blob: bytes, num_examples: int) -> None:
-        """Refuse what is no head of this model; see :meth:`Method.check`."""
+        """Refuse a reply that is not a head of this model; see :meth:`Method.check`."""
         del work, num_examples
         check_bounds(self._manifest, probe.decode_head(blob, self._head))
 
@@ -152,11 +155,11 @@ class StatisticsProbe(Probe):
         return 8 * (extended**2 + num_classes * extended + num_classes) + HEADER_BYTES
 
     def check(self, work: Work, blob: bytes, num_examples: int) -> None:
-        """Refuse what are no sums over as many examples as the device says; see :meth:`Method.check`."""
+        """Refuse a reply that does not hold sums over as many examples as the device says; see :meth:`Method.check`."""
         del work
         counted = probe.decode_statistics(blob, self._head).num_examples
         if counted != num_examples:
-            msg = f"sums are over {counted} examples, the update says {num_examples}"
+            msg = f"sums are over {counted} examples, but the update says {num_examples}"
             raise TensorError(msg)
 
     def _next_head(self, replies: Sequence[Reply]) -> dict[str, Array]:
@@ -173,6 +176,6 @@ class StatisticsProbe(Probe):
 
 def _probe(work: Work) -> ProbeWork:
     if not isinstance(work, ProbeWork):
-        msg = f"assignment asks for {type(work).__name__}, this run's method is a probe: start a new run"
+        msg = f"assignment asks for {type(work).__name__}, but this run's method is a probe: start a new run"
         raise MessageError(msg)
     return work

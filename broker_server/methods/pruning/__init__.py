@@ -1,1 +1,1 @@
-"""How much is pruned when, and which units: schedule, importance from devices, settings."""
+"""Pruning over the run: schedule, importance from devices, settings."""

@@ -22,44 +22,52 @@ class PruningConfig:
 
     importance: Literal["magnitude", "lora"] = option(
         Panel.PRUNING,
-        "what ranks heads and channels: magnitude of the base weights, fixed; or lora gradients on devices, aggregated "
-        "each round, beginning with magnitude",
+        "what ranks heads and channels: magnitude of the base weights (fixed), or lora (gradients of the LoRA factors "
+        "on devices, new after each round; the first round ranks by magnitude)",
         "magnitude",
         by="method",
     )
-    importance_every_steps: Positive = option(Panel.PRUNING, "steps between two scores on a device, with lora", 5)
+    importance_every_steps: Positive = option(
+        Panel.PRUNING, "with --importance lora: steps between two scores on a device", 5
+    )
     importance_smoothing: Beta = option(
-        Panel.PRUNING, "weight of the last round's global scores in the new ones, in [0, 1)", 0.5
+        Panel.PRUNING, "with --importance lora: weight of the last round's scores in the new ones, 0 to below 1", 0.5
     )
     scope: Literal["layer", "global"] = option(
         Panel.PRUNING,
-        "layer: rank units in each layer; global: over all layers",
+        "where heads and channels are ranked: layer = within each layer, global = over all layers",
         "layer",
         name="prune_scope",
         by="method",
     )
     """See :class:`edge_runtime.formats.ranking.PlanPolicy`."""
     protect_first: Layers = option(
-        Panel.PRUNING, "first layers that stay whole; -1 = a tenth of all", AUTOMATIC, by="method"
+        Panel.PRUNING, "number of first layers that are never pruned; -1 = a tenth of all", AUTOMATIC, by="method"
     )
     protect_last: Layers = option(
-        Panel.PRUNING, "last layers that stay whole; -1 = one, of five or more", AUTOMATIC, by="method"
+        Panel.PRUNING,
+        "number of last layers that are never pruned; -1 = one, where there are five or more",
+        AUTOMATIC,
+        by="method",
     )
-    warmup_rounds: Count = option(
-        Panel.PRUNING, "rounds without pruning, before the ramp", 0, name="ramp_warmup_rounds"
-    )
+    warmup_rounds: Count = option(Panel.PRUNING, "rounds without pruning before the ramp", 0, name="ramp_warmup_rounds")
     ramp_rounds: Count = option(
-        Panel.PRUNING, "rounds of the cubic ramp to an arm's ratio; 0 = at once", 0, by="method"
+        Panel.PRUNING,
+        "rounds of the cubic ramp, in which pruning grows to the ratio of the arm; 0 = no ramp",
+        0,
+        by="method",
     )
-    recovery_steps: Positive = option(Panel.PRUNING, "least steps between two prunings inside an assignment", 20)
+    recovery_steps: Positive = option(Panel.PRUNING, "least number of steps between two prunings in one assignment", 20)
     deploy_rounds: Count = option(
         Panel.PRUNING,
-        "last rounds, in which all devices train the plan of --sparsity, under importance that no longer changes",
+        "number of last rounds in which all devices train the sub-model at --sparsity; importance no longer changes",
         0,
         by="method",
     )
     deploy_learning_rate_ratio: Ratio = option(
-        Panel.PRUNING, "the first deploy round's share of the learning rate; cosine from there", 0.5
+        Panel.PRUNING,
+        "learning rate of the first deploy round as a share of the peak; a cosine leads down from there",
+        0.5,
     )
 
     def __post_init__(self) -> None:
@@ -67,5 +75,5 @@ class PruningConfig:
 
     @property
     def policy(self) -> PlanPolicy:
-        """How plans are made from importance."""
+        """Return the policy by which plans are made from importance."""
         return PlanPolicy(scope=self.scope, protect_first=self.protect_first, protect_last=self.protect_last)

@@ -19,12 +19,12 @@ from edge_runtime.engine.artifact import Artifact
 from edge_runtime.errors import PlanError, TensorError
 from edge_runtime.formats.manifest import digest_of
 from edge_runtime.formats.ranking import Importance, PlanPolicy, check_importance, from_tensors, to_tensors
+from edge_runtime.formats.run_directory import IMPORTANCE_FILE, round_file
 from edge_runtime.formats.tensors import check_digest, decode_tensors, encode_tensors
 from edge_runtime.system.files import make_directories, write_atomically
 
 logger = logging.getLogger(__name__)
 
-IMPORTANCE_FILE: Final = "importance.safetensors"
 IMPORTANCE_FOLDER: Final = "importance"
 
 
@@ -87,7 +87,7 @@ class ImportanceFiles:
         self.digest = digest_of(data)
 
     def _path(self, round_number: int) -> Path:
-        return self._run_dir / IMPORTANCE_FOLDER / f"round-{round_number:04d}.safetensors"
+        return self._run_dir / IMPORTANCE_FOLDER / round_file(round_number)
 
     def _read(self, path: Path, digest: str | None) -> Scores:
         try:

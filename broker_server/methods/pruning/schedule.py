@@ -1,4 +1,4 @@
-"""How a device's pruning ratio grows: over rounds by a cubic ramp, inside an assignment in steps with recovery between.
+"""The growth of a device's pruning ratio: over rounds by a cubic ramp, inside an assignment in steps with recovery.
 
 Time ``t`` is counted in rounds, the end of round ``n`` being ``n``. With ``w`` warm-up rounds and ``r`` ramp rounds the
 share of an arm's ratio that is played is
@@ -67,5 +67,5 @@ def quantised(ratio: float) -> float:
 
 
 def is_deploy(config: PruningConfig, round_number: int, num_rounds: int) -> bool:
-    """Whether all devices train the plan that is deployed in this round, under importance that stays."""
+    """Return whether all devices train the deployed plan in this round, under importance that no longer changes."""
     return round_number > num_rounds - config.deploy_rounds

@@ -31,7 +31,7 @@ Scores = dict[tuple[int, str], npt.NDArray[np.float32]]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceScores:
-    """What one device says of the units that it holds."""
+    """One device's scores of the units that it holds."""
 
     device_id: str
     plan: Plan

@@ -1,4 +1,4 @@
-"""What devices may cost a round that were asked and say nothing, or that never answer in time. Pure.
+"""Limits on the time that silent devices, and devices that never answer in time, may cost a round. Pure.
 
 A device says something at once when it gets an assignment, and a heartbeat otherwise. One that does neither is lost
 early: at the latest after :data:`ANSWER_S`, and after :data:`QUIET_S` where as many as the round waited for have been
@@ -37,7 +37,7 @@ SILENT, LATE = 2, 1
 
 
 def on_heard(state: RunState, event: DeviceHeard) -> Step:
-    """A device said something, so it may be waited for."""
+    """Note that a device said something, so that it may be waited for."""
     participant = state.participants.get(event.device_id)
     if participant is None or participant.silent_since is None:
         return state, ()
@@ -53,19 +53,19 @@ def excused(state: RunState) -> RunState:
 
 
 def is_over(state: RunState, participant: Participant, *, has_enough: bool) -> bool:
-    """Whether an open participant has been silent for too long."""
+    """Return whether an open participant has been silent for too long."""
     since = participant.silent_since
     return since is not None and state.now - since >= (QUIET_S if has_enough else ANSWER_S)
 
 
 def has_enough(state: RunState) -> bool:
-    """Whether as many updates were accepted as the round waited for devices."""
+    """Return whether as many updates were accepted as devices the round waited for."""
     accepted = sum(participant.outcome is Outcome.ACCEPTED for participant in state.participants.values())
     return accepted >= state.num_awaited
 
 
 def missed(state: RunState, weights: Mapping[str, int]) -> RunState:
-    """Devices did not answer in this round; silent ones are no longer there until they say something."""
+    """Count devices that did not answer in this round; silent ones are away until they say something."""
     if not weights:
         return state
     misses = dict(state.misses)
@@ -79,7 +79,7 @@ def missed(state: RunState, weights: Mapping[str, int]) -> RunState:
 
 
 def answered(state: RunState, device_id: str) -> RunState:
-    """A device answered its assignment."""
+    """Note that a device answered its assignment."""
     if device_id not in state.misses:
         return state
     return dataclasses.replace(state, misses={name: miss for name, miss in state.misses.items() if name != device_id})

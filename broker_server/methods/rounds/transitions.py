@@ -124,7 +124,7 @@ def end(state: RunState) -> Step:
         return dataclasses.replace(state, phase=Phase.FINISHED), (FinishRun(),)
     rounds = "round" if state.limits.num_rounds == 1 else f"{state.limits.num_rounds} rounds"
     what = (
-        f"no update of the {rounds} could be used, the adapter is still that of before training; mend the cause, then "
+        f"no update of the {rounds} could be used, the adapter is still that of before training: fix the cause, then "
         "start again, or resume with more rounds"
     )
     return _fail(state, what, [])

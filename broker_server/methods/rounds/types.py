@@ -11,7 +11,7 @@ from edge_runtime.wire.work import Arm
 
 
 class Phase(enum.StrEnum):
-    """What a run is waiting for."""
+    """The thing that a run waits for."""
 
     WAITING = "waiting"
     """Devices."""
@@ -26,7 +26,7 @@ class Phase(enum.StrEnum):
 
 
 class Outcome(enum.StrEnum):
-    """How an assignment ended."""
+    """The end of an assignment."""
 
     ACCEPTED = "accepted"
     REJECTED = "rejected"
@@ -62,13 +62,13 @@ class Participant:
     awaits_arm: bool = False
     """The arm did not fit its memory; the scheduler is asked for a cheaper one."""
     lost_at: float | None = None
-    """When an offline device counts as lost; None while it is online."""
+    """Time at which an offline device counts as lost; None while it is online."""
     silent_since: float | None = None
-    """When its assignment was sent; None once it said something."""
+    """Time when its assignment was sent; None once it said something."""
 
     @property
     def is_open(self) -> bool:
-        """Whether the round still waits for it."""
+        """Return whether the round still waits for it."""
         return self.outcome is None
 
 
@@ -98,7 +98,7 @@ class RunState:
     num_awaited: int = 1
     """Devices to wait for before the round begins."""
     patient_until: float = 0.0
-    """How long to wait for all of those; from then on one is enough."""
+    """Time until which to wait for all of them; from then on one is enough."""
     is_regathering: bool = False
     """Whether the coordinator was started again and no device that stayed has registered with it yet."""
     has_assembled: bool = False
@@ -108,9 +108,9 @@ class RunState:
     num_empty_rounds: int = 0
     """Rounds in a row that ended without an update."""
     empty_reasons: tuple[str, ...] = ()
-    """Why, the latest ones."""
+    """Reasons of those rounds, the latest ones."""
     farewells: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """What devices that are offline said when they left; the latest ones."""
+    """Last words of devices that are offline; the latest ones."""
     misses: Mapping[str, Miss] = dataclasses.field(default_factory=dict)
     """Of devices that did not answer when they were last asked."""
     touched: tuple[str, ...] = ()
@@ -216,7 +216,7 @@ class AggregationDone:
 
     round_number: int
     discarded: str = ""
-    """Why it is that of the round before, although there were updates; empty = it is not."""
+    """Reason why it is the adapter of the round before, although there were updates; empty = it is not."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -336,7 +336,7 @@ class FailRun:
 
     detail: str
     reason: FailureReason | None = None
-    """Why all devices of the last round failed, where they agree."""
+    """Reason why all devices of the last round failed, if they agree."""
 
 
 Command = (

@@ -1,4 +1,4 @@
-"""What a scheduler is: six typed methods, and the memory of arms that are infeasible on a device."""
+"""The base class of schedulers: six typed methods, and the memory of arms that are infeasible on a device."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from typing import Any, ClassVar
 import msgspec
 import numpy as np
 
+from broker_server.errors import ConfigError
 from broker_server.methods.rounds.types import Outcome
 from broker_server.methods.scheduler.box import ArmBox
-from edge_runtime.wire.arms import LORA_AXES, Axes
+from edge_runtime.wire.arms import LORA_AXES, Axes, Axis
 from edge_runtime.wire.measures import LocalEvaluation, Measurements
 from edge_runtime.wire.messages import FailureReason
 from edge_runtime.wire.work import Arm
 
 
 class ArmOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of one assignment: all that a scheduler may learn from."""
+    """The outcome of one assignment: all that a scheduler may learn from."""
 
     round_number: int
     device_id: str
@@ -43,10 +44,10 @@ class ArmOutcome(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerContext:
-    """What only some schedulers may know; a bandit asks for none of it but the axes and the number of rounds."""
+    """Facts that only some schedulers may use; a bandit uses only the axes and the number of rounds."""
 
     axes: Axes = LORA_AXES
-    """What arms are points on; every scheduler reads it."""
+    """Axes of the arms; every scheduler reads them."""
     num_rounds: int = 0
     """Rounds of the run; 0 = not said."""
     device_classes: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -72,11 +73,21 @@ class Scheduler(abc.ABC):
     """
 
     name: ClassVar[str]
+    needs: ClassVar[tuple[Axis, ...]] = ()
+    """Axes that it chooses on by name; others it takes as they come."""
 
     def __init__(self, arms: tuple[Arm, ...], context: SchedulerContext | None = None) -> None:
+        """Start without having learnt anything.
+
+        Raises:
+            ConfigError: the method's arms lack an axis that it needs.
+        """
         self.arms = tuple(dict.fromkeys(arms))
         self.context = context or SchedulerContext()
         self.axes = self.context.axes
+        if lacking := [axis.label for axis in self.needs if not self.axes.has(axis.name)]:
+            msg = f"scheduler {self.name!r} chooses by {lacking[0]}, which this method's arms do not have: take another"
+            raise ConfigError(msg)
         self.box = ArmBox.of(self.arms, self.axes)
         self._infeasible: dict[str, list[Arm]] = {}
 
@@ -124,7 +135,7 @@ class Scheduler(abc.ABC):
         }
 
     def is_feasible(self, device_id: str, arm: Arm) -> bool:
-        """Whether an arm, of the list or not, is not known to be infeasible for a device."""
+        """Return whether an arm, listed or not, may be feasible for a device."""
         return not any(self.axes.costs_at_least(arm, known) for known in self._infeasible.get(device_id, ()))
 
     def feasible(self, device_id: str) -> list[int]:

@@ -70,11 +70,13 @@ class ArmBox:
         return tuple(self.axes.arm(row) for row in itertools.product(*(self.values(axis.name) for axis in self.axes)))
 
     def places(self, rows: Floats) -> Floats:
-        """Where arms lie in the unit cube of the box, ascending with the values; arms outside the box at its edge.
+        """Return the places of arms in the unit cube of the box, ascending with values; arms outside are at its edge.
 
         Args:
             rows: values, [num_arms, num_axes].
         """
+        if not self.axes:
+            return rows
         columns = [
             np.log(column / low) / (float(np.log(high / low)) or 1.0)
             if axis.is_log
@@ -84,15 +86,17 @@ class ArmBox:
         return np.asarray(np.clip(np.stack(columns, axis=1), 0.0, 1.0))
 
     def place(self, arm: Arm) -> tuple[float, ...]:
-        """Where one arm lies, see :meth:`places`."""
+        """Return the place of one arm, see :meth:`places`."""
         return tuple(self.places(self.rows([arm]))[0].tolist())
 
     def work(self, rows: Floats) -> Floats:
-        """What arms make a device do, on each axis in (0, 1]: the share that stays, or the share of the box's most.
+        """Return the work of arms on each axis, in (0, 1]: the share that stays, or the share of the box's most.
 
         Args:
             rows: values, [num_arms, num_axes].
         """
+        if not self.axes:
+            return rows
         columns = [
             1.0 - column if axis.removes else column / high
             for column, (axis, _, high) in zip(rows.T, self.sides(), strict=True)

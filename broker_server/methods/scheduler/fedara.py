@@ -9,7 +9,7 @@ import numpy as np
 
 from broker_server.errors import ConfigError
 from broker_server.methods.scheduler.base import ArmOutcome, Scheduler, SchedulerContext
-from edge_runtime.wire.arms import PRUNING_RATIO, RANK
+from edge_runtime.wire.arms import PRUNING_RATIO, RANK, Axis
 from edge_runtime.wire.work import Arm
 
 WARMUP: Final = 0.1
@@ -30,6 +30,7 @@ class FedAraScheduler(Scheduler):
     """
 
     name: ClassVar[str] = "fedara"
+    needs: ClassVar[tuple[Axis, ...]] = (PRUNING_RATIO, RANK)
 
     def __init__(self, arms: tuple[Arm, ...], context: SchedulerContext | None = None) -> None:
         super().__init__(arms, context)

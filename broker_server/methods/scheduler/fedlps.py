@@ -11,7 +11,7 @@ from broker_server.methods.scheduler.base import ArmOutcome, Scheduler, Schedule
 from broker_server.methods.scheduler.box import Floats
 from broker_server.methods.scheduler.reward import credit_round
 from broker_server.methods.scheduler.ucb import DiscountedCounts
-from edge_runtime.wire.arms import PRUNING_RATIO
+from edge_runtime.wire.arms import PRUNING_RATIO, Axis
 from edge_runtime.wire.work import Arm
 
 START_INTERVALS: Final = 4
@@ -32,6 +32,7 @@ class FedLpsScheduler(Scheduler):
     """
 
     name: ClassVar[str] = "fedlps"
+    needs: ClassVar[tuple[Axis, ...]] = (PRUNING_RATIO,)
 
     def __init__(self, arms: tuple[Arm, ...], context: SchedulerContext | None = None) -> None:
         super().__init__(arms, context)

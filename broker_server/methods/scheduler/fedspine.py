@@ -163,6 +163,8 @@ class FedSpineScheduler(Scheduler):
         """First arms: on the first axis from the cheaper half of the box in equal steps, on others by lot."""
         if not device_ids:
             return {}
+        if not self.axes:
+            return dict.fromkeys(device_ids, self._points[0])
         first, low, high = self.box.sides()[0]
         cheapest = high if first.removes else low
         dealt = [rng.permutation(np.linspace(0.5 * (low + high), cheapest, len(device_ids) + 1)[1:])]

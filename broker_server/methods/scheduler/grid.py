@@ -1,4 +1,4 @@
-"""What bandits on the grid of arms share: one bandit for each device, fed with the reward of :mod:`.reward`."""
+"""The base class of bandits on the grid of arms: one for each device, fed with the reward of :mod:`.reward`."""
 
 from __future__ import annotations
 

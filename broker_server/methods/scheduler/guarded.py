@@ -1,4 +1,4 @@
-"""A scheduler that no reply can end: what it cannot digest is passed over with a line in the log.
+"""A scheduler that no reply can end: a reply that it cannot learn from is ignored, with a line in the log.
 
 Devices measure their own work, and whoever holds a device's name on a broker can say anything in its place. Messages
 keep numbers within their ranges (:mod:`edge_runtime.bounds.fields`); here a time that no device can have is not
@@ -29,7 +29,7 @@ MOST: Final = 1e15
 """Beyond any time, count or sum that a scheduler keeps."""
 
 _INDIGESTIBLE: Final = (ArithmeticError, ValueError, TypeError, LookupError, AttributeError, StopIteration)
-"""What computing with impossible numbers raises, or reading a state that is none (a LinAlgError is a ValueError)."""
+"""Errors of computing with impossible numbers, or of reading a damaged state (a LinAlgError is a ValueError)."""
 
 
 class GuardedScheduler:
@@ -56,7 +56,7 @@ class GuardedScheduler:
 
     @property
     def name(self) -> str:
-        """Of the scheduler behind."""
+        """Return the name of the scheduler behind."""
         return self._scheduler.name
 
     def choose(self, round_number: int, device_ids: Sequence[str], rng: np.random.Generator) -> dict[str, Arm]:
@@ -117,7 +117,7 @@ class GuardedScheduler:
 
     def _begin_again(self, what: str, error: Exception) -> None:
         self._scheduler = self._make()
-        logger.warning("scheduler %s %s (%s: %s); it begins anew", self.name, what, type(error).__name__, error)
+        logger.warning("scheduler %s %s (%s: %s); it starts again", self.name, what, type(error).__name__, error)
 
 
 def believable(outcome: ArmOutcome) -> ArmOutcome:

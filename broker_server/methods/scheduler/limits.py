@@ -1,4 +1,4 @@
-"""Which arms a device may be given, from what failed and what was managed: on it, and on devices of its speed (ours).
+"""Limits on a device's arms (ours), from those that failed or were managed on it and on devices of its speed.
 
 What failed on a device, and all that is costlier, is never played on it again: that is exact, and only its own. But
 between the costliest arm that it managed and the cheapest that failed lie many, and each failure costs an update. So
@@ -21,7 +21,7 @@ from broker_server.methods.scheduler.box import ArmBox
 from edge_runtime.wire.work import Arm
 
 COST_GAP: Final = 1 / 16
-"""When a failed arm and a managed one are this near in cost, nothing between them is tried any more."""
+"""Distance in cost of a failed and a managed arm at which nothing between them is tried any more."""
 LIKE_SPEED: Final = 1.25
 """Largest ratio of speeds within a group."""
 SCOUT_SHARE: Final = 0.25
@@ -31,7 +31,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 class Limits:
-    """What every device managed, and what it may play of some points."""
+    """Arms that every device managed, and the points that it may play."""
 
     def __init__(self, box: ArmBox, points: Sequence[Arm]) -> None:
         self._box = box
@@ -41,7 +41,7 @@ class Limits:
         self._managed: dict[str, list[Arm]] = {}
 
     def manage(self, device_id: str, arm: Arm) -> None:
-        """A device did an arm."""
+        """Note that a device managed an arm."""
         managed = self._managed.get(device_id, [])
         if not any(self._axes.costs_at_least(other, arm) for other in managed):
             kept = [other for other in managed if not self._axes.costs_at_least(arm, other)]
@@ -82,7 +82,7 @@ class Limits:
         return np.asarray(allowed & possible)
 
     def to_json(self) -> dict[str, Any]:
-        """What every device managed, of JSON types."""
+        """Return all that devices managed, as JSON types."""
         return {i: [self._axes.row(arm) for arm in arms] for i, arms in sorted(self._managed.items())}
 
     def load_json(self, state: Mapping[str, Any]) -> None:

@@ -51,7 +51,7 @@ class Leaf:
     gain_sum: float = 0.0
 
     def holds(self, place: tuple[float, ...]) -> bool:
-        """Whether a place lies in the cell; the upper sides belong to it only at the edge of the cube."""
+        """Return whether a place lies in the cell; its upper sides belong to it only at the edge of the cube."""
         return all(
             low <= x < high or (x == high == 1.0) for low, x, high in zip(self.low, place, self.high, strict=True)
         )
@@ -75,10 +75,11 @@ class Leaf:
         mean: where in the cell it was seen is kept by the centroid.
         """
         sides = [high - low for low, high in zip(self.low, self.high, strict=True)]
-        axis = sides.index(max(sides))
-        low, high = self.low[axis], self.high[axis]
-        if high - low < 2 * SMALLEST_SIDE:
+        longest = max(sides, default=0.0)
+        if longest < 2 * SMALLEST_SIDE:
             return [self]
+        axis = sides.index(longest)
+        low, high = self.low[axis], self.high[axis]
         cut = place[axis] if min(place[axis] - low, high - place[axis]) >= SMALLEST_SIDE else (low + high) / 2
         halves = []
         for ends in ((low, cut), (cut, high)):
@@ -91,7 +92,7 @@ class Leaf:
 
 
 class Partition:
-    """What a fleet knows of the gain of arms: one partition for all devices, for gain is what they share."""
+    """The gain of arms as a fleet learnt it: one partition for all devices, since they share the gain."""
 
     def __init__(self, box: ArmBox, points: Sequence[Arm]) -> None:
         self._box = box

@@ -51,7 +51,7 @@ ADAPTER_SHARE: Final = 0.30
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Credit:
-    """What an accepted update earned."""
+    """The gain and reward of an accepted update."""
 
     gain: float
     """Numerator over kappa, [0, 1]."""

@@ -1,4 +1,4 @@
-"""How long an arm takes on each device: learnt from completion times, with no prior knowledge of any device (ours).
+"""The time that an arm takes on each device, learnt from completion times without prior knowledge (ours).
 
 A device's completion time is linear in what an arm makes it do::
 
@@ -74,7 +74,7 @@ class TimeModel:
         self._theta: dict[str, Floats] = {}
 
     def knows(self, device_id: str) -> bool:
-        """Whether a completion time of the device was seen."""
+        """Return whether a completion time of the device was seen."""
         return device_id in self._seen
 
     def observe(self, device_id: str, arm: Arm, completion_s: float) -> None:
@@ -126,7 +126,7 @@ class TimeModel:
         return self._usual_error / float(np.sqrt(sum(self._seen[device_id].weights)))
 
     def features(self, arms: Sequence[Arm]) -> Floats:
-        """What an arm makes a device do, [num_arms, 2^num_axes]."""
+        """Return the regression's features of arms, [num_arms, 2^num_axes]."""
         return self._features(self._box.rows(arms))
 
     def to_json(self) -> dict[str, Any]:

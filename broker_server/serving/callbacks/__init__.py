@@ -65,6 +65,6 @@ def make_callbacks(text: str) -> tuple[Callback, ...]:
         except FedSpineError:
             raise
         except Exception as error:
-            msg = f"callback {name!r} cannot be made ({type(error).__name__}: {error}): mend it, or leave it out"
+            msg = f"callback {name!r} cannot be made ({type(error).__name__}: {error}): fix it, or leave it out"
             raise ConfigError(msg) from error
     return tuple(made)

@@ -9,6 +9,7 @@ from pathlib import Path
 from broker_server.serving.report.schema import Report
 from broker_server.serving.storage.records import RoundRecord
 from edge_runtime.formats.manifest import Task
+from edge_runtime.wire.arms import Axes
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +22,8 @@ class RunInfo:
     task: Task
     settings: Mapping[str, str | int | float | bool]
     """Settings by name, as the report has them."""
+    axes: Axes
+    """What the arms of its devices are points on."""
 
 
 class Callback:

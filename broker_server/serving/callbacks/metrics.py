@@ -10,13 +10,18 @@ from broker_server.serving.report.build import quality_fields
 from broker_server.serving.report.schema import Report
 from broker_server.serving.storage.records import DeviceRecord, EvaluationRecord, RoundRecord
 from edge_runtime.formats.manifest import Task
-from edge_runtime.wire.arms import LORA_AXES
+from edge_runtime.wire.arms import Axes
 
 
-def round_metrics(record: RoundRecord, task: Task) -> dict[str, float]:
+def round_metrics(record: RoundRecord, task: Task, axes: Axes) -> dict[str, float]:
     """Figures of a round: ``held_out/...``, ``held_out_at_sparsity/...``, ``round/...``, ``device/FIGURE/DEVICE``.
 
     What was not measured is absent.
+
+    Args:
+        record: of the round.
+        task: says which figure of quality was measured.
+        axes: of the arms that devices played.
     """
     measured = [device.measurements for device in record.devices if device.measurements is not None]
     found = {
@@ -30,7 +35,7 @@ def round_metrics(record: RoundRecord, task: Task) -> dict[str, float]:
     if record.emulated_s is not None:
         found["round/emulated_seconds"] = record.emulated_s
     for device in record.devices:
-        found |= {f"device/{name}/{device.device_id}": value for name, value in _of_device(device)}
+        found |= {f"device/{name}/{device.device_id}": value for name, value in _of_device(device, axes)}
     return found
 
 
@@ -54,8 +59,8 @@ def _quality(where: str, evaluation: EvaluationRecord | None, task: Task) -> dic
     return {f"{where}/{name}": value for name, value in figures.items() if isinstance(value, float)}
 
 
-def _of_device(device: DeviceRecord) -> Iterator[tuple[str, float]]:
-    for axis in LORA_AXES:
+def _of_device(device: DeviceRecord, axes: Axes) -> Iterator[tuple[str, float]]:
+    for axis in axes:
         yield axis.name, float(axis.of(device.arm))
     for name, value in (("train_loss", device.train_loss), ("completion_seconds", device.completion_s)):
         if value is not None:

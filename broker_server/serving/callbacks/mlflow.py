@@ -12,6 +12,7 @@ from broker_server.serving.callbacks.metrics import final_metrics, round_metrics
 from broker_server.serving.report.schema import Report
 from broker_server.serving.storage.records import RoundRecord
 from edge_runtime.formats.manifest import Task
+from edge_runtime.wire.arms import Axes
 
 EXPERIMENT: Final = "fedspine"
 """Experiment of the runs, where ``MLFLOW_EXPERIMENT_NAME`` names no other."""
@@ -41,11 +42,12 @@ class MlflowCallback(Callback):
         self._client: Any = None
         self._run_id = ""
         self._task: Task = "causal-lm"
+        self._axes = Axes()
         self._is_finished = False
 
     def on_run_start(self, run: RunInfo) -> None:
         """Find the run in MLflow by its tag, or make it."""
-        self._task = run.task
+        self._task, self._axes = run.task, run.axes
         client = self._make()
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
         known = client.get_experiment_by_name(name)
@@ -63,7 +65,7 @@ class MlflowCallback(Callback):
 
     def on_round_end(self, record: RoundRecord) -> None:
         """Log the figures of a round."""
-        self._log(round_metrics(record, self._task), record.round_number)
+        self._log(round_metrics(record, self._task, self._axes), record.round_number)
 
     def on_run_end(self, report: Report | None) -> None:
         """Log the last figures, at the step of the last round."""

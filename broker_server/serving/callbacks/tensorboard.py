@@ -10,6 +10,7 @@ from broker_server.serving.callbacks.metrics import final_metrics, round_metrics
 from broker_server.serving.report.schema import Report
 from broker_server.serving.storage.records import RoundRecord
 from edge_runtime.formats.manifest import Task
+from edge_runtime.wire.arms import Axes
 
 FOLDER: Final = "tensorboard"
 
@@ -31,17 +32,18 @@ class TensorBoardCallback(Callback):
         self._make = Writer
         self._writer: Any = None
         self._task: Task = "causal-lm"
+        self._axes = Axes()
         self._step = 0
 
     def on_run_start(self, run: RunInfo) -> None:
         """Begin a file of events; a run that goes on begins another one beside it, which TensorBoard reads as one."""
-        self._task = run.task
+        self._task, self._axes = run.task, run.axes
         self._writer = self._make(str(run.directory / FOLDER))
 
     def on_round_end(self, record: RoundRecord) -> None:
         """Write the figures of a round."""
         self._step = record.round_number
-        self._write(round_metrics(record, self._task))
+        self._write(round_metrics(record, self._task, self._axes))
 
     def on_run_end(self, report: Report | None) -> None:
         """Write the last figures, at the step of the last round."""

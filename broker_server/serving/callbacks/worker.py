@@ -76,4 +76,4 @@ class CallbackWorker:
                     call(callback)
                 except (Exception, SystemExit) as error:  # noqa: BLE001 - of somebody else's code, whatever it is
                     name = type(callback).__name__
-                    self._say(f"callback {name} failed, the run goes on ({type(error).__name__}: {error})")
+                    self._say(f"callback {name} failed; the run goes on ({type(error).__name__}: {error})")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import threading
 
 from broker_server.errors import StoreError, TrainingDivergedError
 from broker_server.methods.aggregation import Aggregated
@@ -27,7 +28,6 @@ from broker_server.methods.rounds.types import (
     SendVerdict,
 )
 from broker_server.serving.coordinator.arm_selection import ArmSelection
-from broker_server.serving.coordinator.background import Background
 from broker_server.serving.coordinator.combining import GlobalState, combine_round, forget_round
 from broker_server.serving.coordinator.device_channel import DeviceChannel
 from broker_server.serving.coordinator.ledger import Ledger, Made, Quality
@@ -38,6 +38,7 @@ from broker_server.serving.storage.records import EvaluationRecord, FileDigests,
 from broker_server.serving.storage.rows import SchedulerState
 from broker_server.serving.storage.store import Store
 from edge_runtime.formats.plan import Plan
+from edge_runtime.system.background import Background
 from edge_runtime.wire.messages import AssignmentKey, Cancel, Verdict
 
 logger = logging.getLogger(__name__)
@@ -104,7 +105,8 @@ class CommandExecutor:
     def poll(self) -> list[Event]:
         """The answer of a background job that has just finished; raises what it raised."""
         try:
-            done = self._background.poll()
+            ended = self._background.poll()
+            done = None if ended is None else ended.result()
         except TrainingDivergedError as error:
             forget_round(self._run, self._store, error.round_number or 0)
             raise
@@ -166,12 +168,12 @@ class CommandExecutor:
             raise StoreError(msg, round_number=command.round_number)
         before = self._global_state
 
-        def job() -> _Done:
+        def job(_stop: threading.Event) -> _Done:
             global_state = combine_round(self._run, self._store, command.round_number, before, accepted)
             event = AggregationDone(round_number=command.round_number, discarded=global_state.discarded)
             return _Done(event=event, global_state=global_state)
 
-        self._background.start(job)
+        self._background.start(command, job)
 
     def _evaluate(self, command: Evaluate) -> list[Event]:
         self._quality = Quality()
@@ -200,7 +202,7 @@ class CommandExecutor:
                 return None if sub_model is None else whole
             return _known(number, measure(measured, sub_model))
 
-        def job() -> _Done:
+        def job(_stop: threading.Event) -> _Done:
             full = finite(command.round_number, measure(model, None))
             sparse = cut(command.round_number, model, full)
             kept, best = None, self._ledger.best_round(command.round_number, full, manifest.task)
@@ -211,7 +213,7 @@ class CommandExecutor:
                 kept = KeptRecord(round_number=best, evaluation=whole.best_known, sparse=sparse_of_best)
             return _Done(event=event, quality=Quality(full=full, sparse=sparse, kept=kept))
 
-        self._background.start(job)
+        self._background.start(command, job)
         return []
 
     def _finish_round(self, command: FinishRound) -> None:

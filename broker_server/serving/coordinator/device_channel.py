@@ -17,6 +17,7 @@ from edge_runtime.link.protocol import Link
 from edge_runtime.link.transfers import WINDOW, Transfers
 from edge_runtime.wire import topics
 from edge_runtime.wire.messages import (
+    HEARTBEAT_S,
     AnyMessage,
     BlobRef,
     Chunk,
@@ -36,8 +37,6 @@ from edge_runtime.wire.versions import SchemaVersionError, word_to
 
 logger = logging.getLogger(__name__)
 
-HEARTBEAT_S: Final = 15.0
-"""How often a device says that it is there."""
 SILENCE_S: Final = 3 * HEARTBEAT_S
 """A device that said nothing for this long counts as offline, also when the broker did not publish its will."""
 
@@ -89,7 +88,7 @@ class DeviceChannel:
         self.complaints = Complaints(logger)
         self.registry = Registry(SILENCE_S, max_devices)
         self.num_refused = 0
-        """Payloads that were no message of the protocol, or came from the wrong sender."""
+        """Payloads that were not messages of the protocol, or came from the wrong sender."""
 
     def to(self, device_id: str, message: AnyMessage) -> int:
         """Write a message to one device; lost without a connection, since the protocol repeats itself.
@@ -161,7 +160,7 @@ class DeviceChannel:
         """Whether a payload is read at all."""
         now = self._clock()
         if kind == _REGISTER and num_bytes > MAX_REGISTRATION_BYTES:
-            text = f"its registration of {num_bytes} bytes is not read: at most {MAX_REGISTRATION_BYTES} are"
+            text = f"its registration of {num_bytes} bytes is not read: at most {MAX_REGISTRATION_BYTES} bytes are"
             self.complaints.say(f"device {device_id}", now, text)
             return False
         if kind in _ABOUT_BLOBS or not self.registry.knows(device_id) or self.registry.may_write(device_id, now):

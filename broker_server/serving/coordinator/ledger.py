@@ -25,7 +25,7 @@ from broker_server.serving.storage.rows import SchedulerState
 from broker_server.serving.storage.store import Store
 from edge_runtime.bounds import limits
 from edge_runtime.formats.manifest import Task
-from edge_runtime.wire.arms import format_arms
+from edge_runtime.wire.arms import Axes
 from edge_runtime.wire.messages import AssignmentKey, DeviceState, Register, Status, Update
 
 logger = logging.getLogger(__name__)
@@ -68,8 +68,10 @@ class Ledger:
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
         max_devices: int,
+        axes: Axes,
     ) -> None:
         self._store = store
+        self._axes = axes
         self._run_id = run_id
         self._events = events
         self._sightings = Sightings(events, clock, max_devices)
@@ -150,7 +152,7 @@ class Ledger:
         if before.phase is Phase.CHOOSING:
             self._began_at, self._earlier_s, self._accepted = self._clock(), 0.0, {}
             self._store.begin_round(round_number, changed, scheduler_state(), self._wall_clock())
-            arms = {participant.device_id: format_arms((participant.arm,)) for participant in changed}
+            arms = {participant.device_id: self._axes.format((participant.arm,)) for participant in changed}
             self._log(RoundStarted(at=self._wall_clock(), round_number=round_number, arms=arms))
         elif changed:
             self._store.save_participants(round_number, changed, scheduler_state(), self._active_s)

@@ -23,7 +23,7 @@ from broker_server.methods.rounds.types import (
     UpdateStored,
 )
 from broker_server.serving.coordinator.claims import most_examples
-from broker_server.serving.coordinator.device_channel import HEARTBEAT_S, DeviceChannel, DeviceMessage, Other
+from broker_server.serving.coordinator.device_channel import DeviceChannel, DeviceMessage, Other
 from broker_server.serving.coordinator.ledger import Ledger
 from broker_server.serving.coordinator.run_context import RunContext
 from edge_runtime.errors import TensorError, WireError
@@ -201,7 +201,6 @@ class MessageTranslator:
             max_length=config.training.max_length,
             work=self._run.method.work_type,
             wire_dtype=config.wire_dtype,
-            heartbeat_s=HEARTBEAT_S,
         )
         self._channel.to(message.device_id, welcome)
         has_stayed = self._earlier_sessions.get(message.device_id) == message.session_id
@@ -241,7 +240,7 @@ class MessageTranslator:
     def _announce(self, state: RunState, update: Update) -> list[Event]:
         key = update.key
         if key.run_id != self._config.run_id:
-            detail = f"update is of run {key.run_id!r}, this is {self._config.run_id!r}"
+            detail = f"update is of run {key.run_id!r}, but this is run {self._config.run_id!r}"
             self._channel.to(key.device_id, Verdict(key=key, accepted=False, detail=detail))
             return []
         if open_participant(state, key) is not None:
@@ -274,7 +273,7 @@ class MessageTranslator:
             self._assigner.check_update(content, key, update.num_examples)
             weighed = self._weighed(update)
             if weighed is not update and not self._run.method.is_averaged(self._assigner.assigned(key).work):
-                msg = f"sums over {update.num_examples} examples, its device registered {weighed.num_examples}"
+                msg = f"sums over {update.num_examples} examples, but its device registered {weighed.num_examples}"
                 raise TensorError(msg)
         except WireError as error:
             return UpdateRejected(key=key, detail=str(error)[:MAX_DETAIL])

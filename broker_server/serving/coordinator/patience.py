@@ -28,7 +28,7 @@ def say_at_start(state: RunState) -> None:
     awaited = _awaited(state)
     if state.phase is Phase.COLLECTING and awaited:
         logger.info(
-            "round %d waits for %s to register: %g s at most, and %g s once a device that stayed is back",
+            "round %d waits for %s to register: up to %g s, and up to %g s once a device that kept running is back",
             state.round_number,
             _names(awaited),
             state.limits.registration_timeout_s,
@@ -48,7 +48,7 @@ def say(event: Event, before: RunState, after: RunState) -> None:
             if awaited := _awaited(after):
                 names, rejoin_s = _names(awaited), after.limits.rejoin_s
                 logger.info(
-                    "round %d: %s is back, %g s are left for %s", after.round_number, device_id, rejoin_s, names
+                    "round %d: %s is back, so it waits %g s more for %s", after.round_number, device_id, rejoin_s, names
                 )
         case Tick():
             lost = [
@@ -57,7 +57,9 @@ def say(event: Event, before: RunState, after: RunState) -> None:
                 if p.outcome is Outcome.LOST and before.participants[device_id].outcome is None
             ]
             if lost:
-                logger.warning("round %d goes on without %s: no word of them in time", after.round_number, _names(lost))
+                logger.warning(
+                    "round %d goes on without %s: they did not answer in time", after.round_number, _names(lost)
+                )
         case _:
             return
 

@@ -26,7 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from broker_server.config import CoordinatorConfig
+from broker_server.config import CONFIG_FILE, CoordinatorConfig
 from broker_server.errors import DevicesTooSmallError, RunFailedError
 from broker_server.methods.rounds import machine
 from broker_server.methods.rounds.types import (
@@ -52,7 +52,7 @@ from broker_server.serving.coordinator.run_context import RunContext, open_run
 from broker_server.serving.services.fleets import Claimant
 from broker_server.serving.storage import run_lock
 from broker_server.serving.storage.beginning import check_not_lost, check_same_run
-from broker_server.serving.storage.events import EventLog
+from broker_server.serving.storage.events import EVENTS_FILE, EventLog
 from broker_server.serving.storage.store import Store
 from edge_runtime.bounds import limits
 from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress, TlsFiles
@@ -65,10 +65,8 @@ from edge_runtime.wire.messages import FailureReason, Finished, encode_message, 
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE: Final = "config.toml"
 RESOLVED_FILE: Final = "resolved.toml"
 """``config.toml`` with all settings of its method."""
-EVENTS_FILE: Final = "events.jsonl"
 TICK_S: Final = 0.25
 """Longest pause between two looks at the clock."""
 BUSY_TICK_S: Final = 0.02
@@ -116,7 +114,13 @@ def run_coordinator(run_dir: Path, open_link: OpenLink | None = None) -> None:
         if config.method:
             write_atomically(run_dir / RESOLVED_FILE, config.to_toml().encode(), is_private=True)
         worker.run_started(
-            RunInfo(run_id=config.run_id, directory=run_dir, task=run.manifest.task, settings=flat(config))
+            RunInfo(
+                run_id=config.run_id,
+                directory=run_dir,
+                task=run.manifest.task,
+                settings=flat(config),
+                axes=config.axes,
+            )
         )
         Coordinator(run, store, events, open_link or mqtt_of(config)).run()
         worker.run_finished(None)
@@ -158,6 +162,7 @@ class Coordinator:
             clock=clock,
             wall_clock=wall_clock,
             max_devices=run.config.max_devices,
+            axes=run.method.axes,
         )
         self._translator = MessageTranslator(run, self._channel, self._ledger, session_id=self._session_id, clock=clock)
         self._executor = CommandExecutor(run, store, self._ledger, self._channel, self._translator)

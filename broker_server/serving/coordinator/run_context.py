@@ -15,11 +15,10 @@ from broker_server.emulation.fleet import load_fleet
 from broker_server.emulation.step_times import STEP_TIMES_FILE, read_step_times
 from broker_server.errors import ConfigError, StoreError
 from broker_server.methods.method import Method, MethodContext
-from broker_server.methods.presets import METHODS, check_method
+from broker_server.methods.presets import check_method, method_of
 from broker_server.methods.pruning.files import ImportanceFiles
 from broker_server.methods.pruning.plans import Plans
 from broker_server.methods.pruning.scores import Scores, check_scorable
-from broker_server.methods.registry import make_method
 from broker_server.methods.scheduler import GuardedScheduler, make_scheduler
 from broker_server.naming import as_key
 from broker_server.options import flat
@@ -30,10 +29,9 @@ from broker_server.serving.storage.peft_folder import PeftFolder, base_model
 from broker_server.serving.storage.store import Store
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.formats.manifest import Manifest
+from edge_runtime.formats.run_directory import ARTIFACTS_FOLDER
 from edge_runtime.formats.transforms import Transform, parse_transforms
 from edge_runtime.wire.messages import AssignmentKey
-
-ARTIFACTS_FOLDER = "artifacts"
 
 INITIAL_ADAPTER, ARMS, AGGREGATION, TRANSFORMS = range(4)
 """What a generator is for: with the run's seed and a round it gives the same numbers after a restart."""
@@ -91,7 +89,8 @@ def open_run(run_dir: Path, config: CoordinatorConfig, store: Store) -> RunConte
     """
     artifact = Artifact.open(run_dir / ARTIFACTS_FOLDER / config.artifact_digest)
     if artifact.digest != config.artifact_digest:
-        msg = f"artifact {artifact.directory} has digest {artifact.digest[:12]}..., the run is of another: put it back"
+        found = f"{artifact.directory} has digest {artifact.digest[:12]}..."
+        msg = f"artifact {found}, but the run trains {config.artifact_digest[:12]}...: put that one back"
         raise StoreError(msg, digest=artifact.digest)
     manifest, clock = artifact.manifest, open_clock(run_dir, config)
     check_scorable(manifest, config.pruning)
@@ -163,8 +162,7 @@ def _make_method(config: CoordinatorConfig, manifest: Manifest, plans: Plans) ->
         check_method(config.method, flat(config), manifest)
     except ConfigError as error:
         raise as_key(error) from error
-    work = METHODS.find_or_import(config.method).work if config.method else "lora"
-    method = make_method(work, context)
+    method = method_of(config.method)(context)
     if config.emulation_file is not None and not method.has_step_times:
         msg = f"method {config.method} cannot be emulated: step times are those of training; take `emulate = none`"
         raise ConfigError(msg)

@@ -23,7 +23,7 @@ from edge_runtime.engine.dataset import Dataset
 from edge_runtime.engine.evaluator import EvaluationResult, Evaluator
 from edge_runtime.engine.fused import FusedGraphs
 from edge_runtime.engine.slicing import slice_weights
-from edge_runtime.formats.adapter import restrict
+from edge_runtime.formats.adapter import AdapterLayout, restrict
 from edge_runtime.formats.payload import Merged, restrict_merged
 from edge_runtime.formats.plan import Plan
 
@@ -55,6 +55,20 @@ def finite(round_number: int, record: EvaluationRecord) -> EvaluationRecord:
     raise TrainingDivergedError(msg, round_number=round_number)
 
 
+def shared_sample(examples: Dataset, num_examples: int | None, seed: int) -> tuple[Dataset, Dataset]:
+    """The sample that all rounds are measured on, and the other examples; all and none where it is no smaller.
+
+    Args:
+        examples: all held-out examples.
+        num_examples: size of the sample; None = everything.
+        seed: the same seed draws the same sample.
+    """
+    if num_examples is None or num_examples >= len(examples):
+        return examples, examples.subset(np.arange(0))
+    order = np.random.default_rng(seed).permutation(len(examples))
+    return examples.subset(np.sort(order[:num_examples])), examples.subset(np.sort(order[num_examples:]))
+
+
 class HeldOut:
     """Held-out examples and the graph that evaluates on them; one thread at a time.
 
@@ -80,12 +94,7 @@ class HeldOut:
         """
         self._artifact = artifact
         examples = load_examples(path, artifact, max_length)
-        self._sample, self._rest = examples, examples.subset(np.arange(0))
-        if num_examples is not None and num_examples < len(examples):
-            order = np.random.default_rng(seed).permutation(len(examples))
-            self._sample, self._rest = (
-                examples.subset(np.sort(part)) for part in (order[:num_examples], order[num_examples:])
-            )
+        self._sample, self._rest = shared_sample(examples, num_examples, seed)
         is_classifier = artifact.manifest.task == "text-classification"
         self._batch_size = MAX_BATCH_SIZE if is_classifier else min(MAX_BATCH_SIZE, batch_size)
         self._graphs = FusedGraphs(artifact, num_threads=1)
@@ -118,7 +127,7 @@ class HeldOut:
         started = time.perf_counter()
         manifest, full = self._artifact.manifest, Plan.full(self._artifact.manifest)
         adapter = state.adapter if plan is None else restrict(manifest, state.adapter, plan, rank)
-        evaluators = self._evaluators(full if plan is None else plan, state.merged, lora_scaling, num_threads)
+        evaluators = self._evaluators(full if plan is None else plan, state.merged, rank, lora_scaling, num_threads)
         workers = [partial(self._run, evaluator, adapter, rank, lora_scaling) for evaluator in evaluators]
         result = evaluate_in_parts(self._sample, workers)
         record = _record(result, is_complete=not len(self._rest), since=started)
@@ -127,7 +136,9 @@ class HeldOut:
         everything = result + evaluate_in_parts(self._rest, workers)
         return msgspec.structs.replace(record, on_all=_record(everything, is_complete=True, since=started))
 
-    def _evaluators(self, plan: Plan, merged: Merged, lora_scaling: float, num_threads: int) -> list[Evaluator]:
+    def _evaluators(
+        self, plan: Plan, merged: Merged, rank: int, lora_scaling: float, num_threads: int
+    ) -> list[Evaluator]:
         """One evaluator for each thread; they share graph and weights. Those of the unchanged model are kept."""
         is_unchanged = not merged and plan == Plan.full(self._artifact.manifest)
         if is_unchanged and len(self._unpruned) == num_threads:
@@ -135,7 +146,9 @@ class HeldOut:
         _ = self._graphs.evaluation  # once, before threads share it
         held = restrict_merged(self._artifact.manifest, merged, plan)
         weights = slice_weights(self._artifact, plan, held, lora_scaling=lora_scaling)
-        evaluators = [Evaluator(self._artifact, plan, self._graphs.model(weights)) for _ in range(num_threads)]
+        layout = AdapterLayout.of(self._artifact.manifest, plan, rank)
+        models = [self._graphs.model(weights, layout, lora_scaling) for _ in range(num_threads)]
+        evaluators = [Evaluator(self._artifact, plan, model) for model in models]
         if is_unchanged:
             self._unpruned = evaluators
         return evaluators

@@ -1,15 +1,16 @@
-"""Which arm each device played in which round, for people."""
+"""Which arm each device played in which round, for people; the method says what its arms are points on."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
+from broker_server.methods.presets import method_of
 from broker_server.serving.report.schema import Report
 from broker_server.serving.storage.records import DeviceRecord
-from edge_runtime.wire.arms import LORA_AXES, Axes
+from edge_runtime.wire.arms import ONE_ARM, Axes
 from edge_runtime.wire.work import Arm
 
 MOST_SHOWN: Final = 20
@@ -32,6 +33,15 @@ class DeviceArms:
         return f"{self.device_id} (emulated {self.device_class})" if self.device_class else self.device_id
 
 
+def axes_of(config: Mapping[str, str | int | float | bool]) -> Axes:
+    """What the arms of a run are points on, from the settings in its report.
+
+    Raises:
+        ConfigError: its method is of a package that is not here.
+    """
+    return method_of(str(config.get("method", ""))).axes
+
+
 def arms_by_device(report: Report) -> list[DeviceArms]:
     """The arms of all devices, by device; each round's are those that the last steps of its assignment played."""
     rounds = [{device.device_id: device for device in entry.devices} for entry in report.rounds[1:]]
@@ -48,13 +58,9 @@ def arms_by_device(report: Report) -> list[DeviceArms]:
     ]
 
 
-def arm_text(arm: Arm, axes: Axes = LORA_AXES) -> str:
-    """An arm as people write it, numbers that are not whole to two digits.
-
-    >>> arm_text(Arm(pruning_ratio=0.421875, rank=6))
-    '0.42:6'
-    """
-    return axes.format((axes.arm([round(value, 2) for value in axes.row(arm)]),))
+def arm_text(arm: Arm, axes: Axes) -> str:
+    """An arm as people write it, numbers that are not whole to two digits: ``0.42:6``."""
+    return ONE_ARM if not axes else axes.format((axes.arm([round(value, 2) for value in axes.row(arm)]),))
 
 
 def natural(device_id: str) -> list[tuple[int, str]]:

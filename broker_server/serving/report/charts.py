@@ -14,15 +14,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from broker_server.serving.report.arms import arms_by_device, natural
+from broker_server.serving.report.arms import arms_by_device, axes_of, natural
 from broker_server.serving.report.quality import bytes_text, metric_name
 from broker_server.serving.report.schema import Report
 from broker_server.serving.storage.records import DeviceRecord
 from edge_runtime.formats.manifest import Task
-from edge_runtime.wire.arms import LORA_AXES
 
 COLOURS: Final = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#0891b2", "#ca8a04", "#4b5563")
 """Told apart by most colour-blind readers in this order."""
+
+LEGEND_WIDTH: Final = 60
+"""Characters of the arms that stand side by side in a legend."""
 
 WIDE: Final = 4.0
 """Perplexities whose largest is so many times the smallest are drawn on a logarithmic scale."""
@@ -56,7 +58,7 @@ def all_charts(report: Report) -> list[str]:
     charts: Sequence[Callable[[Report, Axes], None]] = (
         quality_over_rounds,
         quality_over_time,
-        pruning_per_device,
+        *([arms_per_device] if axes_of(report.config) else []),
         time_per_device,
         step_time_per_arm,
         bytes_per_round,
@@ -83,18 +85,19 @@ def quality_over_time(report: Report, axes: Axes) -> None:
     )
 
 
-def pruning_per_device(report: Report, axes: Axes) -> None:
-    """Pruning ratio of each device's arm, by round; the rank stands beside each point."""
+def arms_per_device(report: Report, axes: Axes) -> None:
+    """Each device's arm by round on the method's first axis; its values on others stand beside each point."""
+    first, *others = axes_of(report.config)
     for colour, one in zip(itertools.cycle(COLOURS), arms_by_device(report)[: len(COLOURS)], strict=False):
-        points = [(number, entry) for number, entry in enumerate(one.played, start=1) if entry is not None]
-        ratios = [entry.arm.pruning_ratio for _, entry in points]
-        axes.plot([number for number, _ in points], ratios, color=colour, marker="o", markersize=4, label=one.name)
-        for number, entry in points:
-            axes.annotate(
-                f"{entry.arm.rank}", (number, entry.arm.pruning_ratio), (4, 4), textcoords="offset points", fontsize=7
-            )
-    axes.set(title="Arms by round: pruning ratio, and rank beside it", xlabel="round", ylabel="pruning ratio")
-    axes.set_ylim(bottom=-0.03)
+        points = [(number, entry.arm) for number, entry in enumerate(one.played, start=1) if entry is not None]
+        heights = [first.of(arm) for _, arm in points]
+        axes.plot([number for number, _ in points], heights, color=colour, marker="o", markersize=4, label=one.name)
+        for (number, arm), height in zip(points, heights, strict=True):
+            beside = ":".join(axis.format(axis.of(arm)) for axis in others)
+            axes.annotate(beside, (number, height), (4, 4), textcoords="offset points", fontsize=7)
+    beside = f", and {':'.join(axis.label for axis in others)} beside it" if others else ""
+    axes.set(title=f"Arms by round: {first.label}{beside}", xlabel="round", ylabel=first.label)
+    axes.set_ylim(bottom=-0.03 if first.removes else 0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(y=0.15)
     if axes.get_lines():
@@ -103,6 +106,7 @@ def pruning_per_device(report: Report, axes: Axes) -> None:
 
 def time_per_device(report: Report, axes: Axes) -> None:
     """Seconds of training of each device, summed over rounds, one colour an arm."""
+    known = axes_of(report.config)
     devices = sorted({d.device_id for d in _trained(report)}, key=natural)
     bottoms = dict.fromkeys(devices, 0.0)
     for colour, arm in zip(itertools.cycle(COLOURS), _arms(report), strict=False):
@@ -110,21 +114,23 @@ def time_per_device(report: Report, axes: Axes) -> None:
             sum(
                 d.measurements.train_s
                 for d in _trained(report)
-                if d.measurements and (d.device_id, _arm(d)) == (i, arm)
+                if d.measurements and (d.device_id, known.words(d.arm)) == (i, arm)
             )
             for i in devices
         ]
         axes.bar(devices, seconds, bottom=list(bottoms.values()), color=colour, width=0.6, label=arm)
         bottoms = {i: bottoms[i] + s for i, s in zip(devices, seconds, strict=True)}
-    axes.set(title="Training time by device and arm", ylabel="seconds")
+    axes.set(title=f"Training time by device{' and arm' if known else ''}", ylabel="seconds")
     axes.tick_params(axis="x", rotation=0 if len(devices) <= 6 else 45)
-    _arm_legend(axes)
+    if known:
+        _arm_legend(axes)
 
 
 def step_time_per_arm(report: Report, axes: Axes) -> None:
     """Spread of the median step time, by arm."""
     _boxes(report, axes, lambda d: None if d.measurements is None else d.measurements.step_s_p50)
-    axes.set(title="Time of an optimizer step by arm", ylabel="seconds (median of an assignment)")
+    by_arm = " by arm" if axes_of(report.config) else ""
+    axes.set(title=f"Time of an optimizer step{by_arm}", ylabel="seconds (median of an assignment)")
 
 
 def bytes_per_round(report: Report, axes: Axes) -> None:
@@ -218,9 +224,9 @@ def _leading(value: float) -> int:
 
 
 def _boxes(report: Report, axes: Axes, figure_of: Callable[[DeviceRecord], float | None]) -> None:
-    arms = _arms(report)
+    arms, known = _arms(report), axes_of(report.config)
     for position, (colour, arm) in enumerate(zip(itertools.cycle(COLOURS), arms, strict=False)):
-        values = [value for d in _trained(report) if _arm(d) == arm and (value := figure_of(d)) is not None]
+        values = [value for d in _trained(report) if known.words(d.arm) == arm and (value := figure_of(d)) is not None]
         axes.boxplot(
             [values],
             positions=[position],
@@ -232,7 +238,7 @@ def _boxes(report: Report, axes: Axes, figure_of: Callable[[DeviceRecord], float
             capprops={"color": colour},
             flierprops={"markeredgecolor": colour, "markersize": 4},
         )
-    axes.set_xticks(range(len(arms)), arms)
+    axes.set_xticks(range(len(arms)), [arm.replace(", ", ",\n") if len(known) > 2 else arm for arm in arms])
     axes.set_ylim(bottom=0)
 
 
@@ -249,18 +255,17 @@ def _train_s(device: DeviceRecord) -> float:
     return 0.0 if device.measurements is None else device.measurements.train_s
 
 
-def _arm(device: DeviceRecord) -> str:
-    return LORA_AXES.words(device.arm)
-
-
 def _arms(report: Report) -> list[str]:
-    keyed = {LORA_AXES.costs(device.arm): _arm(device) for device in _trained(report)}
+    """Every arm that was trained, in words, the dearest first."""
+    known = axes_of(report.config)
+    keyed = {known.costs(device.arm): known.words(device.arm) for device in _trained(report)}
     return [keyed[key] for key in sorted(keyed, reverse=True)]
 
 
 def _arm_legend(axes: Axes) -> None:
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3)
+    if labels := axes.get_legend_handles_labels()[1]:
+        num_columns = max(1, min(3, LEGEND_WIDTH // max(map(len, labels))))
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=num_columns)
 
 
 def draw(chart: Callable[[Axes], None], number: int) -> str:

@@ -16,14 +16,13 @@ def encode(report: msgspec.Struct) -> bytes:
     return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
 
 
-def decode(data: bytes, kind: type[R], *, what: str, version: int) -> R:
+def decode(data: bytes, kind: type[R], *, what: str) -> R:
     """Read what :func:`encode` wrote.
 
     Args:
         data: the file's bytes.
-        kind: a Struct whose ``schema_version`` takes one value.
+        kind: a Struct whose ``schema_version`` takes one value, its default.
         what: the file, in errors.
-        version: that value.
 
     Raises:
         ReportError: malformed, or of another schema version.
@@ -31,5 +30,6 @@ def decode(data: bytes, kind: type[R], *, what: str, version: int) -> R:
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        (version,) = (field.default for field in msgspec.structs.fields(kind) if field.name == "schema_version")
         msg = f"{what} is malformed, or of another version than {version}: {error}"
         raise ReportError(msg) from error

@@ -9,15 +9,18 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
+from broker_server.serving.report.arms import axes_of
 from broker_server.serving.report.quality import metric_name, metric_text, plural
 from broker_server.serving.report.schema import Compact, RoundEntry
 from edge_runtime.formats.manifest import Task
-from edge_runtime.wire.arms import ArmError, parse_arms
+from edge_runtime.wire.arms import PRUNING_RATIO, ArmError
 
 MIN_ACCURACY_GAP: Final = 0.01
 """Accuracies that differ by less, or by less than the standard error of their sample, are not called different."""
 MIN_PERPLEXITY_RATIO: Final = 1.02
 """Perplexities whose ratio is smaller are not called different."""
+MAX_LOSS_GAP: Final = 1e-3
+"""Losses of one model in two graphs that differ by more, relative to losses beyond 1, are called different."""
 MAX_DETAIL: Final = 160
 """Characters of a device's reason in a finding."""
 
@@ -44,6 +47,7 @@ def find_warnings(
         *_better_round(task, rounds, final_round),
         *_untrained_ratio(compact, config),
         *_not_finite(rounds),
+        *_unlike_whole(_entry(rounds, final_round), compact),
     )
 
 
@@ -122,14 +126,30 @@ def _better_round(task: Task, rounds: Sequence[RoundEntry], final_round: int) ->
 def _untrained_ratio(compact: Compact | None, config: Config) -> Iterator[str]:
     if compact is None or config.get("deploy_rounds") or not compact.pruning_ratio:
         return
+    axes = axes_of(config)
     try:
-        largest = max(arm.pruning_ratio for arm in parse_arms(str(config.get("arms", ""))))
-    except (ArmError, ValueError):
+        largest = max(arm.pruning_ratio for arm in axes.parse(str(config.get("arms", ""))))
+    except ArmError:
         return
     if compact.pruning_ratio > largest:
+        or_add = ", or add an arm of that ratio to --arms" if axes.has(PRUNING_RATIO.name) else ""
         yield (
             f"the compact model is cut by {compact.pruning_ratio:g}, which no device trained: the arms prune at most "
-            f"{largest:g}; lower --sparsity, or add an arm of that ratio to --arms"
+            f"{largest:g}; lower --sparsity{or_add}"
+        )
+
+
+def _unlike_whole(whole: RoundEntry | None, compact: Compact | None) -> Iterator[str]:
+    """A model of which nothing was removed, measured on the sample of the rounds, is to be the one that was trained."""
+    if whole is None or whole.loss is None or compact is None or compact.loss is None:
+        return
+    is_whole = not compact.sparsity and compact.quantization is None
+    if not is_whole or compact.num_targets != whole.num_targets:
+        return
+    if abs(compact.loss - whole.loss) > MAX_LOSS_GAP * max(1.0, whole.loss):
+        yield (
+            f"nothing was removed from the compact model, but its held-out loss is {compact.loss:.4g} and that of the "
+            f"whole model {whole.loss:.4g}: do not deploy it, and please report the model's architecture"
         )
 
 

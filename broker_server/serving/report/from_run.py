@@ -9,13 +9,16 @@ from typing import Final
 
 import msgspec
 
-from broker_server.config import CoordinatorConfig
+from broker_server.config import CONFIG_FILE, CoordinatorConfig
 from broker_server.emulation.fleet import Fleet, load_fleet
 from broker_server.errors import RunFailedError
 from broker_server.options import Scalar, flat
 from broker_server.serving.report.build import RunSummary, build_report
+from broker_server.serving.report.encoding import encode
 from broker_server.serving.report.page import render_page
 from broker_server.serving.report.schema import (
+    REPORT_JSON,
+    REPORT_PAGE,
     Compact,
     DataEntry,
     DeviceData,
@@ -23,21 +26,17 @@ from broker_server.serving.report.schema import (
     FleetDrift,
     FleetEntry,
     Report,
-    encode_report,
 )
 from broker_server.serving.storage.beginning import check_not_lost
-from broker_server.serving.storage.events import EventReader
+from broker_server.serving.storage.events import EVENTS_FILE, EventReader
 from broker_server.serving.storage.records import RoundRecord
-from broker_server.serving.storage.store import STATE_FILE, Store
+from broker_server.serving.storage.store import Store
 from edge_runtime.formats.manifest import Manifest, decode_manifest
 from edge_runtime.formats.names import MANIFEST_FILE
+from edge_runtime.formats.run_directory import STATE_FILE
 from edge_runtime.link.address import BrokerAddress
 from edge_runtime.system.files import write_atomically
 
-CONFIG_FILE: Final = "config.toml"
-EVENTS_FILE: Final = "events.jsonl"
-REPORT_JSON: Final = "report.json"
-REPORT_PAGE: Final = "report.html"
 COMPACT_RESULT: Final = "compact.json"
 """What was measured of the compact model, where there is one."""
 
@@ -87,7 +86,7 @@ def write_report(run_dir: Path, report: Report) -> None:
     Raises:
         DiskFullError: there is no space.
     """
-    write_atomically(run_dir / REPORT_JSON, encode_report(report))
+    write_atomically(run_dir / REPORT_JSON, encode(report))
     write_atomically(run_dir / REPORT_PAGE, render_page(report).encode())
 
 

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import jinja2
 from msgspec import UnsetType
 
-from broker_server.serving.report.arms import MOST_SHOWN, arm_text, arms_by_device
+from broker_server.serving.report.arms import MOST_SHOWN, arm_text, arms_by_device, axes_of
 from broker_server.serving.report.charts import all_charts
 from broker_server.serving.report.quality import bytes_text, duration_text, metric_name, metric_text
 from broker_server.serving.report.schema import Report, RoundEntry
+from broker_server.serving.report.template import load_template, moment_text
+from edge_runtime.wire.arms import PRUNING_RATIO
 
 
 def render_page(report: Report) -> str:
     """HTML of a report; needs nothing from the network."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"bytes": bytes_text, "duration": duration_text, "percent": lambda value: f"{value:.1%}"}
-    kept = report.kept
+    filters = {"bytes": bytes_text, "duration": duration_text, "percent": lambda value: f"{value:.1%}"}
+    kept, axes = report.kept, axes_of(report.config)
     before, after = _quality(report, report.rounds[0]), _quality(report, kept)
-    return environment.get_template("report.html.j2").render(
+    return load_template(Path(__file__).with_name("report.html.j2"), filters).render(
         report=report,
         metric=metric_name(report.task),
         unit="per token" if report.task == "causal-lm" else "right",
@@ -37,13 +30,22 @@ def render_page(report: Report) -> str:
         change_class=_change_class(report, before, after),
         quality=lambda entry: _text(report, _quality(report, entry)),
         count=lambda entry: f"{entry.num_targets:,} {report.target_unit}",
-        created=dt.datetime.fromtimestamp(report.created_at, tz=dt.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        created=moment_text(report.created_at),
         sparse=_sparse_text(report),
         charts=all_charts(report),
         rounds=[(entry, _summary(entry)) for entry in report.rounds],
-        arms=arms_by_device(report)[:MOST_SHOWN],
-        arm_text=arm_text,
+        arms=arms_by_device(report)[:MOST_SHOWN] if axes else [],
+        arm_labels=_listed([axis.label for axis in axes]),
+        arm_form=axes.form,
+        arm_text=lambda arm: arm_text(arm, axes),
+        pruned=PRUNING_RATIO.of if axes.has(PRUNING_RATIO.name) else None,
     )
+
+
+def _listed(words: Sequence[str]) -> str:
+    """``pruning ratio, rank and batch size``."""
+    *others, last = words or [""]
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _quality(report: Report, entry: object) -> float | None:

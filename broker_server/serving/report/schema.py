@@ -6,15 +6,17 @@ of the mean loss of a held-out token). The other field is absent.
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from broker_server.serving.report.encoding import decode, encode
+from broker_server.serving.report.encoding import decode
 from broker_server.serving.storage.records import DeviceRecord
 
-SCHEMA_VERSION: Final = 2
+REPORT_JSON: Final = "report.json"
+REPORT_PAGE: Final = "report.html"
+"""In a run's directory."""
 
 
 class RoundEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,7 +100,8 @@ class Compact(msgspec.Struct, frozen=True, kw_only=True):
     """Text that it generated (language modelling)."""
     sample_prompt: str | UnsetType = UNSET
     num_targets: int = 0
-    """Held-out examples or tokens behind the figures; 0 in older reports."""
+    """Held-out examples or tokens behind the figures; those of the rounds where nothing was removed or quantised; 0 in
+    older reports."""
 
 
 class DeviceData(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,7 +173,7 @@ class OverProbe(msgspec.Struct, frozen=True, kw_only=True):
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """The whole of ``report.json``."""
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[2] = 2
     run_id: str
     task: Literal["text-classification", "causal-lm"]
     model_name: str
@@ -200,14 +203,16 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         return next(entry for entry in self.rounds if entry.round_number == self.final.round_number)
 
     @property
+    def beside_compact(self) -> Outcome | RoundEntry:
+        """The whole model's figures on the examples that the compact model was measured on."""
+        is_sampled = self.kept.num_targets != self.final.num_targets
+        is_on_sample = is_sampled and self.compact is not None and self.compact.num_targets == self.kept.num_targets
+        return self.kept if is_on_sample else self.final
+
+    @property
     def target_unit(self) -> str:
         """What ``num_targets`` counts."""
         return "tokens" if self.task == "causal-lm" else "examples"
-
-
-def encode_report(report: Report) -> bytes:
-    """Indented UTF-8 JSON."""
-    return encode(report)
 
 
 def decode_report(data: bytes) -> Report:
@@ -216,9 +221,4 @@ def decode_report(data: bytes) -> Report:
     Raises:
         ReportError: not a report of this schema version.
     """
-    return decode(data, Report, what="report", version=SCHEMA_VERSION)
-
-
-def json_schema() -> dict[str, Any]:
-    """JSON schema of a report; docs/report.schema.json is this, by test."""
-    return msgspec.json.schema(Report)
+    return decode(data, Report, what="report")

@@ -17,10 +17,10 @@ from typing import Final, Literal
 import msgspec
 
 from broker_server.errors import FleetInUseError
-from edge_runtime.bounds import limits
 from edge_runtime.bounds.fields import Name
 from edge_runtime.link.address import BrokerAddress, TlsFiles
-from edge_runtime.link.mqtt import MqttLink, Reflex
+from edge_runtime.link.mqtt import Reflex
+from edge_runtime.link.probe import probe
 from edge_runtime.wire import topics
 
 logger = logging.getLogger(__name__)
@@ -154,18 +154,5 @@ def check_free(address: BrokerAddress, tls: TlsFiles, fleet: str, rng: random.Ra
         BrokerRefusedError: the broker says no.
     """
     claimant = Claimant(fleet, "check", LAST + secrets.token_hex(8))
-    link = MqttLink(
-        address,
-        client_id=f"fedspine-check-{secrets.token_hex(4)}",
-        subscriptions=(),
-        will=None,
-        max_message_bytes=limits.MAX_MESSAGE_BYTES,
-        tls=tls,
-        reflex=claimant.reflex,
-        rng=rng,
-    )
-    link.connect()
-    try:
+    with probe(address, tls, rng, claimant.reflex):
         claimant.look()
-    finally:
-        link.close()

@@ -16,7 +16,7 @@ def check_port(host: str, port: int) -> None:
 
     Raises:
         PortTakenError: another program listens on it, or this user may not.
-        ConfigError: it is no port, or ``host`` is no address of this machine.
+        ConfigError: it is not a port, or ``host`` is not an address of this machine.
     """
     if not 1 <= port <= MAX_PORT:
         msg = f"port is {port}, expected 1 to {MAX_PORT}"

@@ -19,18 +19,18 @@ from edge_runtime.formats import names
 from edge_runtime.formats.manifest import Manifest, digest_of
 from edge_runtime.formats.payload import check_payload, payload_of
 from edge_runtime.formats.plan import Plan
+from edge_runtime.formats.run_directory import ADAPTERS_FOLDER, round_file
 from edge_runtime.formats.tensors import check_digest, decode_with_octets, encode_tensors
 from edge_runtime.system.files import make_directories, write_atomically
 
 Adapter = dict[str, npt.NDArray[np.float32]]
 
-ADAPTERS_FOLDER = "adapters"
 PEFT_FOLDER = "peft"
 
 
 def adapter_path(run_dir: Path, round_number: int) -> Path:
     """Where the global adapter after a round lies."""
-    return run_dir / ADAPTERS_FOLDER / f"round-{round_number:04d}.safetensors"
+    return run_dir / ADAPTERS_FOLDER / round_file(round_number)
 
 
 def peft_directory(run_dir: Path) -> Path:
@@ -131,7 +131,7 @@ class GlobalAdapters:
         """Adapter, merged factors and memory of a round.
 
         Raises:
-            StoreError: the file is missing, is not what was written, or is no adapter of this run.
+            StoreError: the file is missing, is not what was written, or is not an adapter of this run.
         """
         path = adapter_path(self._run_dir, round_number)
         try:

@@ -6,16 +6,12 @@ lost (a power cut, a copy that left it out), and a run that began again would ov
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
 
 from broker_server.errors import StoreError
-from broker_server.serving.storage.adapters import ADAPTERS_FOLDER
-from broker_server.serving.storage.store import STATE_FILE, UPDATES_FOLDER, Store
-
-_ROUND: Final = re.compile(r"round-([0-9]{4,9})\.safetensors")
+from broker_server.serving.storage.store import UPDATES_FOLDER, Store
+from edge_runtime.formats.run_directory import ADAPTERS_FOLDER, STATE_FILE, round_of
 
 
 def check_not_lost(run_dir: Path) -> None:
@@ -82,4 +78,4 @@ def _last_adapter(run_dir: Path) -> int:
     """Number of the last round with an adapter; 0 = none beyond that of before training."""
     folder = run_dir / ADAPTERS_FOLDER
     names = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
-    return max((int(match[1]) for name in names if (match := _ROUND.fullmatch(name))), default=0)
+    return max((number for name in names if (number := round_of(name)) is not None), default=0)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 import msgspec
 
 from broker_server.serving.storage.records import RoundRecord
+
+EVENTS_FILE: Final = "events.jsonl"
+"""In a run's directory."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=lambda name: name.lower()):
@@ -38,7 +41,7 @@ class DeviceSeen(Event, frozen=True, kw_only=True):
 
 
 class RoundStarted(Event, frozen=True, kw_only=True):
-    """Assignments went out: ``arms`` maps device ids to ``RATIO:RANK``."""
+    """Assignments went out: ``arms`` maps device ids to arms as the method writes them."""
 
     round_number: int
     arms: dict[str, str]

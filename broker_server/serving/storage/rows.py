@@ -76,7 +76,7 @@ def participant_of(row: sa.Row[Any]) -> Participant:
     outcome, reason = _member(Outcome, row.outcome), _member(FailureReason, row.reason)
     if outcome is None and row.outcome is not None:
         where = (row.round_number, row.device_id)
-        logger.warning("round %d: device %s has the outcome %r, which is none: it is asked again", *where, row.outcome)
+        logger.warning("round %d: device %s has the unknown outcome %r: it is asked again", *where, row.outcome)
     return Participant(
         device_id=row.device_id,
         attempt=row.attempt,

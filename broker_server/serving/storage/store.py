@@ -35,12 +35,12 @@ from broker_server.serving.storage.records import RoundRecord
 from broker_server.serving.storage.rows import OpenRound, SchedulerState
 from edge_runtime.errors import MessageError
 from edge_runtime.formats.manifest import digest_of
+from edge_runtime.formats.run_directory import STATE_FILE
 from edge_runtime.system.files import DiskFullError
 from edge_runtime.wire.messages import AssignmentKey, FailureReason, Register, Update, decode_message, encode_message
 
 logger = logging.getLogger(__name__)
 
-STATE_FILE = "state.sqlite"
 UPDATES_FOLDER = "updates"
 
 
@@ -277,7 +277,7 @@ class Store:
             try:
                 update = decode_message(row[0])
             except MessageError as error:
-                logger.warning("an accepted update of round %d counts no more (%s)", round_number, error)
+                logger.warning("an accepted update of round %d no longer counts (%s)", round_number, error)
                 continue
             if isinstance(update, Update) and self.read_update(update) is not None:
                 out.append(update)
@@ -377,7 +377,7 @@ def _check_version(connection: sa.Connection, path: Path) -> None:
         connection.execute(sa.insert(schema.meta).values(key=key, value=str(schema.SCHEMA_VERSION)))
     elif version != str(schema.SCHEMA_VERSION):
         msg = (
-            f"{path} has schema version {version}, this release reads {schema.SCHEMA_VERSION}: "
+            f"{path} has schema version {version}, but this release reads {schema.SCHEMA_VERSION}: "
             "go on with the release that began the run, or start a new run"
         )
         raise StoreError(msg)

@@ -1,1 +1,1 @@
-"""What a device does for each kind of work: a room for each method, and a registry by the type of its work."""
+"""The device's side of methods: a room for each, and a registry by the type of its work."""

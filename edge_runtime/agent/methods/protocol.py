@@ -1,4 +1,4 @@
-"""What all work has in common, as the runner sees it: a method makes a :class:`Execution` of each assignment."""
+"""The interface of methods, as the runner sees it: a method makes an :class:`Execution` of each assignment."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Before = tuple[EvaluationResult | None, float]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """What surrounds one assignment."""
+    """The surroundings of one assignment."""
 
     checkpoints: Checkpoints
     pauses: Pauses

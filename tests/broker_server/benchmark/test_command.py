@@ -169,7 +169,7 @@ def test_an_interruption_leaves_nothing(
         run.wait()
 
     assert run.process.returncode == ExitCode.INTERRUPTED
-    assert run.errors.splitlines()[-1] == "fedspine: error: interrupted, all processes ended; nothing was written"
+    assert run.errors.splitlines()[-1] == "fedspine: error: interrupted; all processes ended, nothing was written"
     assert processes
     assert_gone(processes)
     assert not file.exists()

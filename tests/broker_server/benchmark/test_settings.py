@@ -108,7 +108,9 @@ def test_a_peer_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch
 
 
 def test_onnxruntime_training_needs_its_environment() -> None:
-    with pytest.raises(MissingExtraError, match=r"none/bin/python is no program: run scripts/setup-ort-training, or"):
+    with pytest.raises(
+        MissingExtraError, match=r"none/bin/python is not a program: run scripts/setup-ort-training, or"
+    ):
         contenders_of(settings(against=("ort-training",)))
 
 

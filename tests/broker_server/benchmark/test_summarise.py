@@ -13,11 +13,12 @@ import pytest
 
 from broker_server.benchmark.contenders import contenders_of
 from broker_server.benchmark.play import Sample
-from broker_server.benchmark.schema import BenchReport, decode_bench, encode_bench
+from broker_server.benchmark.schema import BenchReport, decode_bench
 from broker_server.benchmark.settings import BenchSettings
 from broker_server.benchmark.summarise import summarise
 from broker_server.benchmark.table import differing, render
 from broker_server.errors import ReportError
+from broker_server.serving.report.encoding import encode
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.wire.work import Arm
 from tests.broker_server.benchmark.samples import LARGE, PRODUCTS, SETTINGS, SMALL, sample, samples, settings
@@ -39,7 +40,7 @@ def report_of(artifact: Artifact, given: BenchSettings = SETTINGS, **changed: li
 
 def test_a_figure_is_the_median_over_runs_of_medians_over_steps(artifact: Artifact) -> None:
     fused = report_of(artifact).engines["fused"]
-    assert fused.step_s_p50 == pytest.approx(0.1)  # the step of 50 s is no run's median
+    assert fused.step_s_p50 == pytest.approx(0.1)  # the step of 50 s is not a run's median
     assert (fused.step_s_spread.least, fused.step_s_spread.most) == pytest.approx((0.09, 0.12))
     assert fused.tokens_per_s == pytest.approx(2 * 10 / 0.1)
     assert fused.cold_start_s == pytest.approx(1.5)
@@ -131,7 +132,7 @@ def test_the_table_has_a_row_for_every_engine_and_what_must_be_known(artifact: A
 
 def test_the_file_survives_the_round_trip_and_names_no_path(artifact: Artifact) -> None:
     report = report_of(artifact)
-    data = encode_bench(report)
+    data = encode(report)
     assert decode_bench(data) == report
     assert "somewhere" not in data.decode()
     assert json.loads(data)["date"] == "2027-01-15"

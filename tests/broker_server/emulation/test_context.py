@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 import pytest
 
@@ -10,13 +12,14 @@ from broker_server.emulation.clock import VirtualClock
 from broker_server.emulation.context import fleet_context, scheduler_context
 from broker_server.emulation.fleet import Fleet
 from broker_server.errors import ConfigError
-from broker_server.methods.scheduler import make_scheduler
+from broker_server.methods.scheduler import SchedulerContext, make_scheduler
 from broker_server.methods.training import TrainingConfig
-from edge_runtime.wire.arms import parse_arms
+from edge_runtime.wire.arms import LORA_AXES, Axes, parse_arms
 from edge_runtime.wire.work import Arm
 from tests.broker_server import tiny
 from tests.broker_server.emulation.test_fleet import make_fleet
 from tests.broker_server.step_times import step_times
+from tests.three_axes import AXES
 
 ARMS = parse_arms("0.0:3,0.5:2")
 CONFIG = CoordinatorConfig(
@@ -62,13 +65,33 @@ def test_classes_have_the_arms_of_their_file() -> None:
     classes = tuple(
         msgspec.structs.replace(one, arm=arm) for one, arm in zip(a_fleet().classes, ("0.25:8", ""), strict=True)
     )
-    context = fleet_context(a_fleet(classes=classes), 3)
+    context = fleet_context(a_fleet(classes=classes), 3, LORA_AXES)
     assert context.class_arms == {"class-0": Arm(pruning_ratio=0.25, rank=8)}
     assert context.class_capability["class-0"] > context.class_capability["class-1"]
 
 
+@pytest.mark.parametrize(
+    ("axes", "arm", "fault"),
+    [
+        (LORA_AXES, "0.25:8,0.5:4", "has arm = '0.25:8,0.5:4': expected one arm, such as 0.25:8"),
+        (LORA_AXES, "0.25:8:batch_size=2", "is not RATIO:RANK, such as 0.25:8"),
+        (LORA_AXES, "0.25:513", "outside its range"),
+        (AXES, "8", "is not RATIO:RANK[:batch_size=EXAMPLES], such as 0.25:8"),
+    ],
+)
+def test_an_arm_of_a_class_is_one_that_the_method_plays(axes: Axes, arm: str, fault: str) -> None:
+    def context(text: str) -> SchedulerContext:
+        classes = tuple(msgspec.structs.replace(one, arm=text) for one in a_fleet().classes)
+        return fleet_context(a_fleet(classes=classes), 3, axes)
+
+    with pytest.raises(ConfigError, match=re.escape(fault)) as raised:
+        context(arm)
+    assert str(raised.value).startswith("class class-0 of the fleet has arm = ")
+    assert context(axes.example).class_arms["class-1"] == axes.parse(axes.example)[0]
+
+
 @pytest.mark.parametrize("name", ["oracle", "by_class"])
 def test_a_scheduler_that_needs_a_fleet_can_be_made_with_one_only(name: str) -> None:
-    make_scheduler(name, ARMS, fleet_context(a_fleet(), 3))
+    make_scheduler(name, ARMS, fleet_context(a_fleet(), 3, LORA_AXES))
     with pytest.raises(ConfigError):
-        make_scheduler(name, ARMS, fleet_context(None, 3))
+        make_scheduler(name, ARMS, fleet_context(None, 3, LORA_AXES))

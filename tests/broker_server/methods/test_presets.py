@@ -10,10 +10,11 @@ import pytest
 
 from broker_server.config import CoordinatorConfig
 from broker_server.errors import ConfigError
-from broker_server.experiments.run.resolve import resolve
-from broker_server.methods.presets import PRESETS, Preset
-from broker_server.options import flat
+from broker_server.experiments.run.resolve import kept_settings, resolve
+from broker_server.methods.presets import PRESETS, Preset, method_of
+from broker_server.options import changed, flat
 from edge_runtime.wire.arms import ArmError
+from tests.broker_server.other_axes import ONE_ARM, THREE_AXES
 
 FLEET = """
 run_id = "run-1"
@@ -110,7 +111,7 @@ def test_a_fleet_without_a_method_needs_its_arms_as_before() -> None:
     [
         ({"method": "fedti"}, r"^--method 'fedti' is not known; did you mean 'fedit'\?$"),
         ({"method": "gone_away:PRESET"}, r"^--method 'gone_away:PRESET' cannot be imported \(ModuleNotFoundError"),
-        ({"method": f"{__name__}:FAILS"}, r"cannot say its settings \(KeyError: 'ranks'\): mend it, or take another$"),
+        ({"method": f"{__name__}:FAILS"}, r"cannot say its settings \(KeyError: 'ranks'\): fix it, or choose another$"),
         ({"method": f"{__name__}:WRONG"}, "^--method.*colour"),
     ],
 )
@@ -129,6 +130,68 @@ def test_an_unknown_method_in_the_file_of_a_fleet_is_called_by_its_key(tmp_path:
 def test_arms_that_cannot_be_are_called_by_their_name() -> None:
     with pytest.raises(ArmError, match=r"^--arms"):
         resolve({"method": "fedit", "arms": "2:8"})
+
+
+TASK = {"task": "text-classification", "model": "m", "data": "d.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("method", "arms", "fault"),
+    [
+        ("probe", "0.0:8", r"arm '0\.0:8' is not RATIO, such as 0\.25$"),
+        ("probe", "rank=8", r"arm 'rank=8' is not RATIO, such as 0\.25$"),
+        ("fedit", "0.5", r"arm '0\.5' is not RATIO:RANK, such as 0\.25:8$"),
+        ("fedit", "0.5:8:batch_size=4", r"arm '0\.5:8:batch_size=4' is not RATIO:RANK, such as 0\.25:8$"),
+        (THREE_AXES, "0.5:8:batch_size=65", r"rank 1 to 512, batch size 1 to 64$"),
+        (ONE_ARM, "0.0:8", r"arm '0\.0:8' is given, but this method has one arm: leave it out$"),
+    ],
+)
+def test_arms_that_the_method_does_not_play_are_refused_in_one_line(method: str, arms: str, fault: str) -> None:
+    with pytest.raises(ArmError, match=f"^--arms: .*{fault}"):
+        resolve({**TASK, "method": method, "arms": arms})
+    with pytest.raises(ArmError, match=f"^arms: .*{fault}"):
+        CoordinatorConfig.from_toml(FLEET.format(f'method = "{method}"\narms = "{arms}"'))
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "arms"),
+    [
+        ("probe", None, "0.0"),
+        ("probe", "0.25", "0.25"),
+        (THREE_AXES, None, "0.0:8,0.5:4:batch_size=2"),
+        (THREE_AXES, "0.5:4:16", "0.5:4:batch_size=16"),
+        (ONE_ARM, None, ""),
+        (ONE_ARM, "", ""),
+    ],
+)
+def test_arms_are_those_of_the_method_and_are_kept_as_it_writes_them(
+    method: str, given: str | None, arms: str, tmp_path: Path
+) -> None:
+    settings = resolve({**TASK, "method": method, "arms": given})
+    assert flat(settings)["arms"] == arms
+    assert settings.axes == method_of(method).axes
+    (tmp_path / "run.toml").write_text(settings.to_toml())
+    assert kept_settings(tmp_path / "run.toml") == settings
+    assert changed(settings, {"seed": 5}).arms == settings.arms
+    said = "" if given is None else f'arms = "{given}"'
+    fleet = CoordinatorConfig.from_toml(FLEET.format(f'method = "{method}"\n{said}'))
+    assert fleet.arms == settings.arms
+    assert CoordinatorConfig.from_toml(fleet.to_toml()) == fleet
+
+
+def test_the_ratio_of_the_compact_model_is_one_that_the_method_plays() -> None:
+    assert resolve({**TASK, "method": "probe", "arms": "0.0,0.25"}).sparsity == 0.25
+    assert resolve({**TASK, "method": ONE_ARM}).sparsity == 0.0
+
+
+def test_a_method_that_does_not_prune_has_no_deploy_rounds() -> None:
+    with pytest.raises(ConfigError, match=r"deploy_rounds is 1, but .* does not prune: leave them out$"):
+        resolve({**TASK, "method": ONE_ARM, "deploy_rounds": 1})
+
+
+def test_a_value_that_decides_how_another_is_written_is_checked_first() -> None:
+    with pytest.raises(ConfigError, match="method is 5, expected text"):
+        CoordinatorConfig.from_toml(FLEET.format('arms = "0.0:8"\nmethod = 5'))
 
 
 NOTHING: dict[str, Any] = {}

@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 
 from edge_runtime.agent.agent import Agent
+from edge_runtime.agent.coordinator_channel import CoordinatorChannel
 from edge_runtime.agent.identity import StateDirectory
 from edge_runtime.agent.methods.lora.method import stand_in_plan
+from edge_runtime.agent.precheck import look_at_examples
 from edge_runtime.agent.settings import AgentSettings, WorkSettings
 from edge_runtime.bounds import limits
 from edge_runtime.engine.artifact import Artifact
@@ -248,10 +250,11 @@ class Device:
             open_link=functools.partial(MqttLink, BrokerAddress.parse(broker_url)),
             fleet=FLEET,
             work=work,
-            num_examples=24,
             **settings,
         )
-        self.agent = Agent(agent_settings, self._state, capabilities, random.Random(0))
+        rng, examples = random.Random(0), look_at_examples(data)
+        channel = CoordinatorChannel(agent_settings.open_link, FLEET, DEVICE, capabilities, examples, rng)
+        self.agent = Agent(agent_settings, self._state, channel, rng)
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 

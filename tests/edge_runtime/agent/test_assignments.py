@@ -123,7 +123,7 @@ def test_an_arm_that_does_not_fit_is_refused(
     coordinator.assign()
     failure = coordinator.wait(Failure)
     assert failure.reason == FailureReason.ARM_INFEASIBLE
-    assert "this device may use 1 MB" in failure.detail
+    assert "this device may use only 1 MB" in failure.detail
 
 
 def test_an_artifact_that_is_not_there_yet_is_awaited(

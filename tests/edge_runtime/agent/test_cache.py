@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from edge_runtime.agent.cache import MAX_ARTIFACTS, RESERVE_BYTES, ArtifactCache
+from edge_runtime.bounds.versioned import encode_description
 from edge_runtime.errors import ManifestError
 from edge_runtime.formats.manifest import (
     FORMAT_VERSION,
@@ -23,7 +24,6 @@ from edge_runtime.formats.manifest import (
     TensorSpec,
     TextSpec,
     digest_of,
-    encode_manifest,
 )
 from edge_runtime.link.errors import ArtifactCorruptedError, ArtifactUnreachableError
 from edge_runtime.system.files import DiskFullError
@@ -54,7 +54,7 @@ def write_artifact(folder: Path, name: str = "small") -> str:
         files=refs,
         producer={},
     )
-    data = encode_manifest(manifest)
+    data = encode_description(manifest)
     target = folder / digest_of(data)
     target.mkdir()
     (target / "manifest.json").write_bytes(data)

@@ -11,6 +11,7 @@ import pytest
 
 from edge_runtime.agent import coordinator_channel
 from edge_runtime.agent.coordinator_channel import CoordinatorChannel
+from edge_runtime.agent.precheck import Examples
 from edge_runtime.link.in_process import InProcessBroker, InProcessLink
 from edge_runtime.link.mqtt import BrokerAddress, MqttLink
 from edge_runtime.wire.measures import Capabilities
@@ -27,19 +28,24 @@ CAPABILITIES = Capabilities(
     memory_copy_gb_s=1.0,
 )
 
+EXAMPLES = Examples(num_examples=10, num_bytes=1000, num_texts=0)
+
 
 @pytest.mark.parametrize("mark", [".", "_", "-"])
 def test_devices_of_different_fleets_never_share_a_client_id(mark: str) -> None:
     """A broker ends a connection when another one comes with the same client id."""
     open_link = InProcessBroker().open_link
     names = [("lab", f"north{mark}board"), (f"lab{mark}north", "board")]
-    links = [CoordinatorChannel(open_link, fleet, device, random.Random(0)).link for fleet, device in names]
+    links = [
+        CoordinatorChannel(open_link, fleet, device, CAPABILITIES, EXAMPLES, random.Random(0)).link
+        for fleet, device in names
+    ]
     assert len({link.client_id for link in links if isinstance(link, InProcessLink)}) == 2
 
 
 def channel_to(url: str) -> CoordinatorChannel:
     open_link = functools.partial(MqttLink, BrokerAddress.parse(url))
-    return CoordinatorChannel(open_link, "lba", "board", random.Random(0))
+    return CoordinatorChannel(open_link, "lba", "board", CAPABILITIES, EXAMPLES, random.Random(0))
 
 
 @pytest.fixture
@@ -54,7 +60,7 @@ def channel(mosquitto: Any) -> Iterator[CoordinatorChannel]:
 def turn(channel: CoordinatorChannel, seconds: float) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        channel.register_if_due(CAPABILITIES, 10, 1000)
+        channel.register_if_due()
         time.sleep(0.01)
 
 

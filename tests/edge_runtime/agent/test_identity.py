@@ -34,7 +34,7 @@ def test_a_damaged_device_id_is_replaced_with_a_line(tmp_path: Path, caplog: pyt
     with StateDirectory(tmp_path) as state:
         assert NAME.fullmatch(state.device_id)
     (line,) = caplog.messages
-    assert "is no device id" in line
+    assert "is not a device id" in line
 
 
 @given(st.text(max_size=80))

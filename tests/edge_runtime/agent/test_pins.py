@@ -39,7 +39,7 @@ def test_a_digest_is_allowed_or_not() -> None:
     pins = Pins.of(f"{GOOD},{'ee' * 32}", None)
     assert objection(pins) is None
     told = objection(pins, OTHER) or ""
-    for part in ("run r is refused", OTHER[:12], GOOD[:12], "--artifact-digest", "ask who runs the coordinator"):
+    for part in ("run r is refused", OTHER[:12], GOOD[:12], "--artifact-digest", "ask whoever runs the coordinator"):
         assert part in told
 
 

@@ -80,7 +80,7 @@ def no_tokenizer(folder: Path) -> None:
 
 BENT: dict[str, tuple[Bend, FailureReason]] = {
     "a newer format": (change(format_version=99), FailureReason.ARTIFACT_CORRUPTED),
-    "a format that is no number": (change(format_version="x"), FailureReason.ARTIFACT_CORRUPTED),
+    "a format that is not a number": (change(format_version="x"), FailureReason.ARTIFACT_CORRUPTED),
     "no layers": (change(num_layers=0), FailureReason.ARTIFACT_CORRUPTED),
     "a field that is missing": (change(tensors=None), FailureReason.ARTIFACT_CORRUPTED),
     "other labels": (change(labels=["good", "bad"]), FailureReason.INTERNAL),
@@ -284,8 +284,8 @@ def test_a_message_that_nobody_foresaw_is_survived(
 def test_a_file_that_turned_bad_ends_the_device_with_a_reason(
     coordinator: Coordinator, start_device: StartDevice, tmp_path: Path
 ) -> None:
-    (tmp_path / "data.jsonl").write_text("no JSON\n")
     device = start_device()
+    (tmp_path / "data.jsonl").write_text("no JSON\n")
     coordinator.wait(Register)
     coordinator.welcome()
     assert "not JSON" in coordinator.wait(Presence, online=False).detail

@@ -40,7 +40,7 @@ def test_a_smaller_arm_trains_fewer_elements(tiny_bert_artifact: Path) -> None:
 
 
 def test_a_mode_that_there_is_not_is_refused(tiny_bert_artifact: Path) -> None:
-    with pytest.raises(EngineError, match="engine 'torch' is no mode of this one, expected one of fused, staged"):
+    with pytest.raises(EngineError, match="engine 'torch' is not a mode of this one, expected one of fused, staged"):
         prepare(request_for(tiny_bert_artifact, engine="torch"))
 
 

@@ -144,7 +144,7 @@ def test_words_mean_what_they_say() -> None:
         ({"name": "a/b"}, "a/b"),
         ({"user": "x y"}, "x y"),
         ({"options": ("--device-id", "a\nExecStartPre=/bin/sh")}, "line break"),
-        ({"readable": (Path("/run/x.jsonl"),)}, "after a reboot"),
+        ({"readable": (Path("/run/x.jsonl"),)}, "survive a reboot"),
         ({"credentials": {"key-file": Path("/etc/my key.pem")}}, "without spaces"),
     ],
     ids=["name", "user", "second line", "short-lived", "credential"],

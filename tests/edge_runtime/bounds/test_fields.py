@@ -17,8 +17,9 @@ from msgspec import inspect
 
 from edge_runtime.bounds import limits
 from edge_runtime.bounds.plain import plain
+from edge_runtime.bounds.versioned import encode_description
 from edge_runtime.errors import ManifestError, MessageError
-from edge_runtime.formats.manifest import Manifest, decode_manifest, encode_manifest
+from edge_runtime.formats.manifest import Manifest, decode_manifest
 from edge_runtime.inference.description import CompactInfo
 from edge_runtime.ort_training.description import OrtModels
 from edge_runtime.wire.messages import AnyMessage, decode_message, encode_message, kind_of
@@ -99,7 +100,7 @@ def test_a_field_without_limits_is_found() -> None:
 
 
 def leaves(value: object, path: Path = ()) -> Iterator[tuple[Path, object]]:
-    """Paths and values of everything that is no container."""
+    """Paths and values of everything that is not a container."""
     if isinstance(value, dict):
         for name, item in value.items():
             yield from leaves(item, (*path, name))
@@ -162,7 +163,7 @@ def test_numbers_that_are_none_are_always_refused(message: AnyMessage) -> None:
 
 
 def test_hostile_numbers_in_manifests(manifest: Manifest) -> None:
-    fields = json.loads(encode_manifest(manifest))
+    fields = json.loads(encode_description(manifest))
     numbers = [path for path, value in leaves(fields) if is_number(value) and path != ("format_version",)]
     seen = set()
     for path in numbers:
@@ -230,7 +231,7 @@ def test_no_text_of_a_message_can_steer_a_terminal(message: AnyMessage) -> None:
 
 
 def test_names_and_values_of_versions_are_escaped_and_cut(manifest: Manifest) -> None:
-    fields = json.loads(encode_manifest(manifest))
+    fields = json.loads(encode_description(manifest))
     fields["producer"] = {"fed\x1bspine": "1\n" * 100}
     fields["model_name"] = "\u202e" * limits.MAX_SHORT_TEXT
     decoded = decode_manifest(json.dumps(fields).encode())

@@ -77,9 +77,9 @@ def test_an_artifact_that_the_options_do_not_allow_is_an_error_and_is_not_fetche
     trial.allowed_digests = "0" * 64
     found = artifact(trial)
     assert (found.level, found.exit_code) == ("error", ExitCode.USAGE)
-    assert "--artifact-digest allows 000000000000" in found.detail
+    assert "--artifact-digest allows only 000000000000" in found.detail
     trial.allowed_digests, trial.allowed_hosts = None, "artifacts.example"
-    assert "--artifact-host allows artifacts.example" in artifact(trial).detail
+    assert "--artifact-host allows only artifacts.example" in artifact(trial).detail
 
 
 def test_an_artifact_that_the_options_allow_is_fetched(trial: Trial) -> None:

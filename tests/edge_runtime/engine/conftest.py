@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from edge_runtime.bounds.versioned import encode_description
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.trainer import Trainer
 from edge_runtime.formats.manifest import (
@@ -24,7 +25,6 @@ from edge_runtime.formats.manifest import (
     TensorSpec,
     TextSpec,
     digest_of,
-    encode_manifest,
 )
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[EOS]", "the", "cat", "sat", "on", "mat", "dog"]
@@ -71,7 +71,7 @@ def make_artifact(tmp_path: Path) -> MakeArtifact:
             files={path.name: _ref(path) for path in sorted(directory.iterdir())},
             producer={},
         )
-        (directory / "manifest.json").write_bytes(encode_manifest(manifest))
+        (directory / "manifest.json").write_bytes(encode_description(manifest))
         return Artifact.open(directory)
 
     return make

@@ -52,9 +52,8 @@ def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def model_of(artifact: Artifact, graphs: StagedGraphs | None = None) -> StagedModel:
     graphs = graphs or StagedGraphs(artifact, num_threads=1)
     plan = Plan.full(artifact.manifest)
-    model = graphs.model(slice_weights(artifact, plan, keep_stored=graphs.keeps_stored))
-    model.hold(AdapterLayout.of(artifact.manifest, plan, RANK), 1.5)
-    return model
+    weights = slice_weights(artifact, plan, keep_stored=graphs.keeps_stored)
+    return graphs.model(weights, AdapterLayout.of(artifact.manifest, plan, RANK), 1.5)
 
 
 def batch_of(manifest: Manifest, rows: int, length: int, seed: int) -> Batch:

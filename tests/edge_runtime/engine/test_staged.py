@@ -46,9 +46,8 @@ def uneven(manifest: Manifest) -> Plan:
 
 
 def model_of(artifact: Artifact, plan: Plan, mode: Mode, weights: FrozenWeights | None = None) -> Model:
-    model = graphs_of(artifact, mode, num_threads=1).model(weights or slice_weights(artifact, plan))
-    model.hold(AdapterLayout.of(artifact.manifest, plan, RANK), SCALING)
-    return model
+    layout = AdapterLayout.of(artifact.manifest, plan, RANK)
+    return graphs_of(artifact, mode, num_threads=1).model(weights or slice_weights(artifact, plan), layout, SCALING)
 
 
 def random_batch(manifest: Manifest, rows: int, length: int, rng: np.random.Generator) -> Batch:

@@ -208,7 +208,7 @@ def test_loop_is_stopped_between_micro_batches(trainer: Trainer, at_batch: int, 
 
 def test_evaluation_is_stopped_between_batches(trainer: Trainer) -> None:
     run, dataset = start(trainer), examples_of(trainer, [5, 6, 7])
-    evaluator = trainer.evaluator(run)
+    evaluator = run.evaluator()
     with pytest.raises(StopAtBatchError):
         evaluator.evaluate(run.adapter(), RANK, 2.0, dataset, 1, stop_at(2))
     whole = evaluator.evaluate(run.adapter(), RANK, 2.0, dataset, 1, stop_at(4))
@@ -237,7 +237,7 @@ def test_evaluation_does_not_depend_on_batches_or_padding(trainer: Trainer) -> N
 
 def test_evaluator_of_a_run_sees_the_same_weights(trainer: Trainer) -> None:
     run, dataset = start(trainer), examples_of(trainer, [5, 6])
-    shared = trainer.evaluator(run).evaluate(run.adapter(), RANK, 2.0, dataset, 2)
+    shared = run.evaluator().evaluate(run.adapter(), RANK, 2.0, dataset, 2)
     own = Evaluator.load(trainer.artifact, run.plan, num_threads=1, mode=trainer.mode).evaluate(
         run.adapter(), RANK, 2.0, dataset, 2
     )

@@ -9,18 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime.bounds import limits
+from edge_runtime.bounds.versioned import encode_description
 from edge_runtime.errors import ArtifactVersionError, ExitCode, ManifestError
-from edge_runtime.formats.manifest import FORMAT_VERSION, Manifest, decode_manifest, digest_of, encode_manifest
+from edge_runtime.formats.manifest import FORMAT_VERSION, Manifest, decode_manifest, digest_of
 
 
 def test_a_manifest_survives_the_round_trip(manifest: Manifest) -> None:
-    assert decode_manifest(encode_manifest(manifest)) == manifest
+    assert decode_manifest(encode_description(manifest)) == manifest
 
 
 def test_its_bytes_are_deterministic(manifest: Manifest) -> None:
     files = dict(reversed([*manifest.files.items(), ("a", next(iter(manifest.files.values())))]))
     one, other = (msgspec.structs.replace(manifest, files=f) for f in (files, dict(reversed(files.items()))))
-    assert encode_manifest(one) == encode_manifest(other)
+    assert encode_description(one) == encode_description(other)
 
 
 def test_digests_are_sha_256() -> None:
@@ -28,7 +29,7 @@ def test_digests_are_sha_256() -> None:
 
 
 def test_unknown_fields_are_ignored(manifest: Manifest) -> None:
-    fields = json.loads(encode_manifest(manifest)) | {"future": 1}
+    fields = json.loads(encode_description(manifest)) | {"future": 1}
     assert decode_manifest(json.dumps(fields).encode()) == manifest
 
 
@@ -72,21 +73,21 @@ FILE = {"digest": "a" * 64, "size_bytes": 1, "on_device": True}
     ids=str,
 )
 def test_contradictions_are_refused(manifest: Manifest, changed: dict[str, Any]) -> None:
-    fields = json.loads(encode_manifest(manifest)) | changed
+    fields = json.loads(encode_description(manifest)) | changed
     with pytest.raises(ManifestError):
         decode_manifest(json.dumps(fields).encode())
 
 
 @pytest.mark.parametrize("part", ["tensors", "dense"])
 def test_shapes_that_no_memory_holds_are_refused(manifest: Manifest, part: str) -> None:
-    fields = json.loads(encode_manifest(manifest))
+    fields = json.loads(encode_description(manifest))
     fields[part][-1]["shape"] = [2**31 - 1] * 8
     with pytest.raises(ManifestError, match="more than 1099511627776 elements"):
         decode_manifest(json.dumps(fields).encode())
 
 
 def test_targets_must_come_layer_by_layer(manifest: Manifest) -> None:
-    fields = json.loads(encode_manifest(manifest))
+    fields = json.loads(encode_description(manifest))
     fields["targets"].reverse()
     with pytest.raises(ManifestError, match="ascending"):
         decode_manifest(json.dumps(fields).encode())
@@ -94,7 +95,7 @@ def test_targets_must_come_layer_by_layer(manifest: Manifest) -> None:
 
 @pytest.mark.parametrize("axis", [{"axis": 2}, {"unit_size": 2}, {"group": "experts"}], ids=str)
 def test_axes_that_do_not_fit_their_tensor_are_refused(manifest: Manifest, axis: dict[str, Any]) -> None:
-    fields = json.loads(encode_manifest(manifest))
+    fields = json.loads(encode_description(manifest))
     fields["tensors"][0]["prune"][0] |= axis
     with pytest.raises(ManifestError, match=r"l0\.q\.weight"):
         decode_manifest(json.dumps(fields).encode())
@@ -117,14 +118,14 @@ def test_axes_that_do_not_fit_their_tensor_are_refused(manifest: Manifest, axis:
 def test_tensors_that_staged_mode_cannot_use_are_refused(
     manifest: Manifest, number: int, changed: dict[str, Any], message: str
 ) -> None:
-    fields = json.loads(encode_manifest(manifest))
+    fields = json.loads(encode_description(manifest))
     fields["tensors"][number] |= changed
     with pytest.raises(ManifestError, match=message):
         decode_manifest(json.dumps(fields).encode())
 
 
 def test_whole_blocks_of_nf4_along_an_axis_that_no_plan_cuts_are_taken(manifest: Manifest) -> None:
-    fields = json.loads(encode_manifest(manifest))
+    fields = json.loads(encode_description(manifest))
     fields["tensors"][-1] |= {"dtype": "nf4", "shape": [20, 64]}
     assert decode_manifest(json.dumps(fields).encode()).tensors[-1].dtype == "nf4"
 
@@ -149,7 +150,7 @@ def test_malformed_bytes_are_refused(data: bytes) -> None:
 
 @pytest.mark.parametrize("text", [b"bert\xff", b"\xc3\x28", b"\xed\xa0\x80"], ids=["byte", "pair", "surrogate"])
 def test_text_that_is_no_utf8_is_refused(manifest: Manifest, text: bytes) -> None:
-    data = encode_manifest(manifest).replace(manifest.model_name.encode(), text)
+    data = encode_description(manifest).replace(manifest.model_name.encode(), text)
     with pytest.raises(ManifestError, match="malformed") as caught:
         decode_manifest(data)
     assert caught.value.exit_code == ExitCode.ARTIFACT_CORRUPTED
@@ -158,14 +159,14 @@ def test_text_that_is_no_utf8_is_refused(manifest: Manifest, text: bytes) -> Non
 @pytest.mark.parametrize("token", [-1, 20, 2**31])
 @pytest.mark.parametrize("field", ["pad_token_id", "eos_token_id", "end_token_ids"])
 def test_ids_outside_the_vocabulary_are_refused(field: str, token: int, manifest: Manifest) -> None:
-    fields = json.loads(encode_manifest(manifest))
+    fields = json.loads(encode_description(manifest))
     fields["text"][field] = [3, token] if field == "end_token_ids" else token
     with pytest.raises(ManifestError, match=field):
         decode_manifest(json.dumps(fields).encode())
 
 
 def test_a_vocabulary_is_the_rows_of_the_word_embedding(manifest: Manifest) -> None:
-    fields = json.loads(encode_manifest(manifest))
+    fields = json.loads(encode_description(manifest))
     fields["text"]["vocab_size"] = 21
     with pytest.raises(ManifestError, match="vocabulary of 21 tokens, but the word embedding has 20 rows"):
         decode_manifest(json.dumps(fields).encode())

@@ -145,7 +145,7 @@ def test_merged_factors_restrict_as_the_dense_product_does(manifest: Manifest, p
 @pytest.mark.parametrize(
     ("module", "factors", "expected"),
     [
-        ("stranger", (np.ones((1, 6)), np.ones((6, 1))), "no LoRA target"),
+        ("stranger", (np.ones((1, 6)), np.ones((6, 1))), "not a LoRA target"),
         ("l0.q", (np.ones((1, 6)), np.ones((12, 1))), "have shapes"),
         ("l0.q", (np.ones((7, 6)), np.ones((6, 7))), "from 1 to 6"),
         ("l0.q", (np.ones((0, 6)), np.ones((6, 0))), "from 1 to 6"),

@@ -210,8 +210,8 @@ def _flip_a_weight(directory: Path) -> None:
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "nothing there": shutil.rmtree,
     "no description": lambda directory: (directory / "fedspine.json").unlink(),
-    "description is no JSON": _write("fedspine.json", b"{"),
-    "description is no UTF-8": _write("fedspine.json", b'{"schema_version": 1, "family": "\xff"}'),
+    "description is not JSON": _write("fedspine.json", b"{"),
+    "description is not UTF-8": _write("fedspine.json", b'{"schema_version": 1, "family": "\xff"}'),
     "description lacks a field": _write("fedspine.json", b'{"schema_version": 1}'),
     "no model": lambda directory: (directory / "model.onnx").unlink(),
     "another model": _write("model.onnx", b"not a graph"),
@@ -239,7 +239,7 @@ def test_another_version_is_refused(compact_bert: Path, tmp_path: Path) -> None:
     shutil.copytree(compact_bert, copy)
     (copy / "fedspine.json").write_text('{"schema_version": 99}')
 
-    with pytest.raises(CompactVersionError, match="schema version 99, this release reads 1") as refusal:
+    with pytest.raises(CompactVersionError, match="schema version 99, but this release reads 1") as refusal:
         CompactModel.open(copy)
 
     assert refusal.value.exit_code is ExitCode.ARTIFACT_VERSION

@@ -47,7 +47,7 @@ def tls_site(certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) ->
 
 
 def broken_tls(handler: BaseHTTPRequestHandler, start: int) -> None:
-    """Half of the body as it should be, then bytes that are no TLS record."""
+    """Half of the body as it should be, then bytes that are not a TLS record."""
     answer(handler, start, BODY, num_bytes=100_000)
     os.write(handler.connection.fileno(), b"no TLS record at all" * 10)
 

@@ -1,4 +1,4 @@
-"""A broker that takes a client in and then says no: which message, how large; it is no fault of the network."""
+"""A broker that takes a client in and then says no: which message, how large; it is not the fault of the network."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_message_that_an_acl_forbids_is_named(start_mosquitto: Any, make_link:
 
 
 def test_a_message_over_the_broker_s_size_is_named(start_mosquitto: Any, make_link: MakeLink) -> None:
-    """A limit of payloads is not said at CONNECT, as that of packets is; mosquitto 2.0 answers with what is no MQTT."""
+    """CONNECT tells the limit of packets, not that of payloads: mosquitto 2.0 answers with what is not MQTT."""
     link = make_link(start_mosquitto(*OPEN, "message_size_limit 1000").url)
     link.connect()
     link.publish("t/x", bytes(999))

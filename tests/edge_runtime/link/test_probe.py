@@ -13,11 +13,15 @@ from edge_runtime.link.probe import probe
 
 def test_a_broker_that_answers_lets_a_probe_in_and_out(broker: Any) -> None:
     for _ in range(2):
-        probe(BrokerAddress.parse(broker.url), TlsFiles(), random.Random(0))
+        with probe(BrokerAddress.parse(broker.url), TlsFiles(), random.Random(0)):
+            pass
 
 
 def test_nobody_answers_a_probe() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    with pytest.raises(BrokerUnreachableError, match=str(port)):
-        probe(BrokerAddress.parse(f"mqtt://127.0.0.1:{port}"), TlsFiles(), random.Random(0))
+    with (
+        pytest.raises(BrokerUnreachableError, match=str(port)),
+        probe(BrokerAddress.parse(f"mqtt://127.0.0.1:{port}"), TlsFiles(), random.Random(0)),
+    ):
+        pytest.fail("connected")

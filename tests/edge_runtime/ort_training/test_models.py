@@ -10,6 +10,7 @@ import pytest
 from msgspec import structs
 
 from edge_runtime.agent.refusals import reason_of
+from edge_runtime.bounds.versioned import encode_description
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.errors import ArtifactVersionError, ExitCode, ManifestError
 from edge_runtime.formats import ranking
@@ -22,7 +23,6 @@ from edge_runtime.ort_training.description import (
     ArmModels,
     OptimizerSettings,
     OrtModels,
-    encode_ort_models,
     widths_of,
 )
 from edge_runtime.ort_training.errors import ArmNotExportedError, FixedHyperParametersError, OrtModelsError
@@ -59,7 +59,7 @@ def write(folder: Path, artifact: Artifact, **changes: Any) -> Path:
         arms=tuple(arms),
         producer={},
     )
-    (folder / DESCRIPTION_FILE).write_bytes(encode_ort_models(structs.replace(models, **changes)))
+    (folder / DESCRIPTION_FILE).write_bytes(encode_description(structs.replace(models, **changes)))
     return folder
 
 
@@ -153,7 +153,7 @@ def test_a_run_of_which_some_arms_have_models(folder: ModelFolder) -> None:
     other = Arm(pruning_ratio=0.25, rank=4)
     assert folder.check_arms([FULL, other, HALF]) == (other,)
     assert folder.check_arms([]) == ()
-    with pytest.raises(ArmNotExportedError, match=r"models of 0\.0:4,0\.5:3, this run plays 0\.25:4") as caught:
+    with pytest.raises(ArmNotExportedError, match=r"models of 0\.0:4,0\.5:3, but this run plays 0\.25:4") as caught:
         folder.check_arms([other])
     assert caught.value.exit_code is ExitCode.ARM_OUT_OF_RANGE
 

@@ -70,7 +70,7 @@ def play(engine: Engine, artifact: Artifact, ratio: float, rank: int, num_steps:
     drawn = batches(dataset, hyper.batch_size, np.random.default_rng(1))
 
     def evaluated(of: dict[str, npt.NDArray[np.float32]]) -> tuple[float, int]:
-        result = engine.evaluator(run).evaluate(of, rank, hyper.lora_scaling, dataset, 8)
+        result = run.evaluator().evaluate(of, rank, hyper.lora_scaling, dataset, 8)
         return result.loss_sum, result.num_correct
 
     before = evaluated(run.adapter())

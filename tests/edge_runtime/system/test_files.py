@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from pathlib import Path
 
@@ -62,3 +63,9 @@ def test_a_directory_that_does_not_fit_says_so(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(files, "sync_directory", full)
     with pytest.raises(DiskFullError):
         make_directories(tmp_path / "a")
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 300_000])
+def test_a_file_is_measured(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "file").write_bytes(content)
+    assert files.measure(tmp_path / "file") == (len(content), hashlib.sha256(content).hexdigest())

@@ -113,7 +113,7 @@ def test_what_a_package_offers_is_checked(install: Install, value: str, fault: s
 
 @pytest.mark.parametrize("name", [":", "mod:", ":Rule", "mod:Rule()", "mod.:Rule", "os:path.join;x", "../x:Rule"])
 def test_text_that_is_no_path_to_a_class_is_refused_before_any_import(name: str) -> None:
-    with pytest.raises(FedSpineError, match="is no name: expected a known one, or module:Name"):
+    with pytest.raises(FedSpineError, match="is not a name: expected a known one, or module:Name"):
         REGISTRY.find_or_import(name)
 
 

@@ -137,3 +137,46 @@ def test_an_axis_that_cannot_be_scaled_is_refused(changes: dict[str, object]) ->
     }  # fmt: skip
     with pytest.raises(ValueError, match="axis x"):
         Axis(**(fields | changes))  # type: ignore[arg-type]
+
+
+def test_without_axes_there_is_one_arm_which_is_written_as_nothing() -> None:
+    (one,) = Axes().parse(" ")
+    assert Axes().format((one,)) == ""
+    assert (Axes().words(one), Axes().form, Axes().row(one)) == ("one arm", "", [])
+    for text in ("0.0:8", "0.0:8,0.5:4", "rank=8"):
+        with pytest.raises(ArmError, match=r"^arm '.*' is given, but this method has one arm: leave it out$"):
+            Axes().parse(text)
+
+
+@pytest.mark.parametrize(
+    ("axes", "more"),
+    [
+        (Axes((PRUNING_RATIO,)), Arm(pruning_ratio=0.25, rank=8)),
+        (Axes((RANK,)), Arm(pruning_ratio=0.25, rank=8)),
+        (LORA_AXES, arm(0.25, 8, 4)),
+        (Axes(), Arm(pruning_ratio=0.0, rank=2)),
+    ],
+)
+def test_an_arm_that_says_more_than_a_method_plays_is_refused(axes: Axes, more: Arm) -> None:
+    with pytest.raises(ArmError, match="which no arm of this method has"):
+        axes.check(more)
+    axes.check(axes.arm(axes.row(more)))
+
+
+def test_one_axis_of_the_two_is_written_alone() -> None:
+    ratios = Axes((PRUNING_RATIO,))
+    assert ratios.parse("0.0, pruning_ratio=0.5") == (Arm(pruning_ratio=0.0, rank=1), Arm(pruning_ratio=0.5, rank=1))
+    assert ratios.format(ratios.parse("0.0,0.5")) == "0.0,0.5"
+    with pytest.raises(ArmError, match=r"^arm '0\.0:8' is not RATIO, such as 0\.25$"):
+        ratios.parse("0.0:8")
+
+
+def test_where_all_axes_have_defaults_the_first_stands_by_position() -> None:
+    batches = Axes((BATCH_SIZE,))
+    assert [batches.format((one,)) for one in batches.parse("8,2")] == ["8", "2"]
+
+
+@pytest.mark.parametrize("axes", [(RANK, RANK), (BATCH_SIZE, RANK)], ids=["twice", "default first"])
+def test_axes_that_cannot_be_written_are_refused(axes: tuple[Axis, ...]) -> None:
+    with pytest.raises(ValueError, match="each name once, and those without a default first"):
+        Axes(axes)

@@ -226,7 +226,7 @@ def test_wrong_types_are_refused(message: AnyMessage) -> None:
 def test_another_schema_version_is_refused(message: AnyMessage) -> None:
     fields = msgspec.msgpack.decode(encode_message(message)) | {"schema_version": 3}
     with pytest.raises(
-        SchemaVersionError, match="it has schema_version 3, this release of fedspine speaks 2"
+        SchemaVersionError, match="it has schema_version 3, but this release of fedspine speaks 2"
     ) as caught:
         decode_message(msgspec.msgpack.encode(fields))
     assert "upgrade fedspine on this side" in str(caught.value)

@@ -1,13 +1,20 @@
-"""Work that contradicts itself is refused when it is decoded."""
+"""Work says what it is, and is refused when it is decoded if it contradicts itself."""
 
 from __future__ import annotations
 
+import typing
 from typing import Any
 
 import msgspec
 import pytest
 
-from edge_runtime.wire.work import Arm, LoggedRound, Work, ZeroOrderWork
+from edge_runtime.wire.messages import Assignment
+from edge_runtime.wire.work import Arm, LoggedRound, LoraWork, ProbeWork, Work, WorkType, ZeroOrderWork, type_of
+from tests.edge_runtime.wire.test_messages import EXAMPLES
+
+LORA = next(m.work for m in EXAMPLES if isinstance(m, Assignment) and isinstance(m.work, LoraWork))
+SOFTMAX = ProbeWork(plan=LORA.plan, form="softmax", batch_size=8, max_length=16, num_steps=30)
+STATISTICS = ProbeWork(plan=LORA.plan, form="statistics", batch_size=8, max_length=16)
 
 LOGGED = LoggedRound(
     round_number=2, cut=1, lower_learning_rate=0.1, learning_rate=0.1, num_outer=1, num_inner=1, scalars=bytes(4)
@@ -61,3 +68,25 @@ def test_one_scalar_cannot_be_normalised() -> None:
 def test_nothing_of_it_is_zero(name: str) -> None:
     with pytest.raises(msgspec.ValidationError, match=name):
         decoded(**{name: 0})
+
+
+def test_every_tag_has_its_member_of_the_union() -> None:
+    members = {tag: type_of(tag) for tag in typing.get_args(WorkType)}
+    assert members == {"lora": LoraWork, "probe": ProbeWork, "zero_order": ZeroOrderWork}
+    assert set(members.values()) == set(typing.get_args(Work))
+
+
+@pytest.mark.parametrize(
+    ("work", "words", "num_steps"),
+    [
+        (LORA, "pruning ratio 0.25, rank 8", 20),
+        (SOFTMAX, "probe, softmax", 30),
+        (STATISTICS, "probe, statistics", 1),
+        (WORK, "zero order, 1 x 4 perturbations, cut 1, rank 4", 10),
+    ],
+)
+def test_work_says_in_a_few_words_what_it_is_and_how_many_steps_it_counts(
+    work: Work, words: str, num_steps: int
+) -> None:
+    assert str(work) == words
+    assert work.num_counted_steps == num_steps

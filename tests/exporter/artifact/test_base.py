@@ -82,14 +82,15 @@ def test_both_modes_train_on_the_same_weights(source: tuple[Path, Task], tmp_pat
     for mode in ("fused", "staged"):
         graphs = graphs_of(artifact, mode, num_threads=1)
         weights = slice_weights(artifact, plan, keep_stored=graphs.keeps_stored)
-        model, results = graphs.model(weights), []
+        layout = AdapterLayout.of(manifest, plan, 3)
+        model, results = graphs.model(weights, layout, 1.5), []
         for now in (plan, smaller):
             if now is smaller:
                 for name, value in shrink_weights(manifest, weights, plan, smaller):
                     weights.put(name, value)
                     model.reload(name)
-            layout = AdapterLayout.of(manifest, now, 3)
-            model.hold(layout, 1.5)
+                layout = AdapterLayout.of(manifest, now, 3)
+                model.hold(layout, 1.5)
             params = np.random.default_rng(1).normal(0, 0.1, layout.num_elements).astype(np.float32)
             summed = np.empty_like(params)
             loss = model.gradient(batch, params, np.zeros_like(params), summed, batch.num_targets)

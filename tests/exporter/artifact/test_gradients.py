@@ -135,7 +135,7 @@ def test_only_some_linear_layers_are_targets(
 
 
 def test_a_target_that_is_no_linear_layer_is_refused(tiny_bert_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelUnsupportedError, match=r"'q_proj', which is no linear layer .* attention\.self\.query"):
+    with pytest.raises(ModelUnsupportedError, match=r"'q_proj', which is not a linear layer .* attention\.self\.query"):
         export_model(tiny_bert_model, "text-classification", tmp_path / "a", num_labels=2, targets=["q_proj"])
     assert not (tmp_path / "a").exists()
 

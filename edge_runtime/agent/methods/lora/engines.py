@@ -1,4 +1,4 @@
-"""Which engine a device trains with, and in which mode: as its owner chose, and as its memory allows."""
+"""The choice of engine and mode that a device trains with: as its owner chose, and as its memory allows."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class Engines:
                 return mode
         least = min(needed.values())
         msg = (
-            f"training needs about {least / 1e6:.0f} MB, this device may use {self._limit / 1e6:.0f} MB: "
+            f"training needs about {least / 1e6:.0f} MB, but this device may use only {self._limit / 1e6:.0f} MB: "
             "assign a cheaper arm, a smaller batch or shorter examples, or raise --memory-limit"
         )
         raise InsufficientMemoryError(msg)

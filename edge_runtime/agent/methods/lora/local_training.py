@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class LocalTraining:
-    """How far an assignment is: begun before any work is done, so that all pauses are counted.
+    """The progress of an assignment; it begins before any work is done, so that all pauses are counted.
 
     Args:
         assignment: what to do.

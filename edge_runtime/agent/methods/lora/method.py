@@ -139,7 +139,7 @@ class LoraExecution:
     def evaluate(self, holdout: Dataset) -> EvaluationResult:
         """Quality of the adapter as it is."""
         run, hyper = self._run, self._work.hyper_parameters
-        return self._engine.evaluator(run).evaluate(
+        return run.evaluator().evaluate(
             run.adapter(), self._work.arm.rank, hyper.lora_scaling, holdout, hyper.batch_size, self._around.check
         )
 

@@ -53,7 +53,7 @@ class FeatureStore:
         self._num_features = num_features
 
     def load(self) -> Known:
-        """What is known; nothing where there is no file, or a damaged one, which is removed."""
+        """Return the known features: none if the file is missing or damaged; a damaged one is removed."""
         if self._path is None or not self._path.is_file():
             return {}
         try:

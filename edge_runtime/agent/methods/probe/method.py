@@ -75,7 +75,7 @@ class Probe:
         needed = memory.estimate_features_bytes(self.artifact.manifest, plan, batch_size, max_length)
         if needed > self._limit:
             msg = (
-                f"features need about {needed / 1e6:.0f} MB, this device may use {self._limit / 1e6:.0f} MB: "
+                f"features need about {needed / 1e6:.0f} MB, but this device may use only {self._limit / 1e6:.0f} MB: "
                 "choose a smaller batch or shorter examples, or raise --memory-limit"
             )
             raise InsufficientMemoryError(msg)
@@ -180,11 +180,13 @@ class ProbeExecution:
         order = np.array(sorted(new.values(), key=lambda index: -dataset.lengths[index]), np.int64)
         num_done = 0
         try:
-            for indices in _of_one_length(dataset, order, self._work.batch_size):
-                self._around.check()
-                features = self._loaded().features(dataset.batch(np.resize(indices, max(2, indices.size))))
-                self._known |= {digests[i]: row for i, row in zip(indices, features, strict=False)}
-                num_done += len(indices)
+            batches = _of_one_length(dataset, order, self._work.batch_size)
+            for group in _together(dataset, batches, self._work.batch_size * self._work.max_length):
+                taken = [dataset.batch(np.resize(indices, max(2, indices.size))) for indices in group]
+                features = self._loaded().features(taken, self._around.check)
+                for indices, rows in zip(group, features, strict=True):
+                    self._known |= {digests[i]: row for i, row in zip(indices, rows, strict=False)}
+                    num_done += len(indices)
                 self._around.say(f"features: {num_done} of {len(new)} examples")
         finally:
             if num_done:
@@ -195,8 +197,8 @@ class ProbeExecution:
     def _loaded(self) -> StagedModel:
         if self._model is None:
             artifact, plan, graphs = self._method.artifact, self._work.plan, self._method.graphs
-            self._model = graphs.model(slice_weights(artifact, plan, keep_stored=graphs.keeps_stored))
-            self._model.hold(AdapterLayout.of(artifact.manifest, plan, 1), 1.0)
+            weights = slice_weights(artifact, plan, keep_stored=graphs.keeps_stored)
+            self._model = graphs.model(weights, AdapterLayout.of(artifact.manifest, plan, 1), 1.0)
         return self._model
 
 
@@ -206,3 +208,17 @@ def _of_one_length(dataset: Dataset, order: Int64, batch_size: int) -> Iterator[
         indices = np.fromiter(same, np.int64)
         for begin in range(0, indices.size, batch_size):
             yield indices[begin : begin + batch_size]
+
+
+def _together(dataset: Dataset, batches: Iterator[Int64], batch_tokens: int) -> Iterator[list[Int64]]:
+    """Batches whose hidden states are in memory together: so many that they have the tokens of a few full batches."""
+    group: list[Int64] = []
+    num_tokens = 0
+    for indices in batches:
+        size = max(2, indices.size) * int(dataset.lengths[indices[0]])
+        if group and num_tokens + size > memory.FEATURE_BATCHES * batch_tokens:
+            yield group
+            group, num_tokens = [], 0
+        group.append(indices)
+        num_tokens += size
+    yield group

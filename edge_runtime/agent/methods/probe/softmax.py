@@ -97,7 +97,7 @@ class Regression:
         return float(loss), errors.T @ self._inputs / count + self._penalty * head
 
     def _largest_eigenvalue(self) -> float:
-        """Of the mean of p p^T, by power iteration; the trace bounds it, and so does what this returns."""
+        """Return an upper bound of the largest eigenvalue of the mean of p p^T, by power iteration."""
         gram = self._inputs.T @ self._inputs / len(self._labels)
         vector = np.ones(gram.shape[0])
         for _ in range(_NUM_POWER_STEPS):
@@ -109,7 +109,7 @@ class Regression:
 
 
 def log_softmax(scores: Float64) -> Float64:
-    """Of each row of ``[N, C]``."""
+    """Return the logarithm of softmax of each row of ``[N, C]``."""
     scores = scores - scores.max(axis=1, keepdims=True)
     out: Float64 = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
     return out

@@ -208,8 +208,9 @@ class ZeroOrderExecution:
         """Take the frozen weights; graphs are loaded when they are first run."""
         del dataset
         artifact, graphs, plan = self._method.artifact, self._method.graphs, Plan.full(self._method.artifact.manifest)
-        self._model = graphs.model(slice_weights(artifact, plan, keep_stored=graphs.keeps_stored))
-        self._model.hold(AdapterLayout.of(artifact.manifest, plan, self._work.arm.rank), self._work.lora_scaling)
+        layout = AdapterLayout.of(artifact.manifest, plan, self._work.arm.rank)
+        weights = slice_weights(artifact, plan, keep_stored=graphs.keeps_stored)
+        self._model = graphs.model(weights, layout, self._work.lora_scaling)
 
     def resume(self, dataset: Dataset) -> Before | None:
         """Do the steps again whose scalars an earlier process left, without a forward pass."""

@@ -65,6 +65,7 @@ def report(
     is_emulated: bool = True,
     is_causal: bool = False,
     devices: Mapping[int, tuple[DeviceRecord, ...]] | None = None,
+    method: str = "",
 ) -> Report:
     """A run: quality before training and after each round; the slow device decides how long a round takes."""
     name = "perplexity" if is_causal else "accuracy"
@@ -93,7 +94,11 @@ def report(
     if sparse:
         final[f"{name}_at_sparsity"] = sparse[-1]
     return msgspec.structs.replace(
-        base, rounds=tuple(rounds), final=msgspec.structs.replace(base.final, **final), compact=None
+        base,
+        rounds=tuple(rounds),
+        final=msgspec.structs.replace(base.final, **final),
+        compact=None,
+        config={**base.config, "method": method},
     )
 
 

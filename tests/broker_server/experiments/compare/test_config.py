@@ -13,8 +13,10 @@ from broker_server.experiments.run.resolve import resolve
 from broker_server.methods.aggregation import make_aggregation
 from broker_server.methods.presets import PRESETS, Shared
 from broker_server.methods.scheduler import SCHEDULERS
+from broker_server.options import flat
 from edge_runtime.wire.arms import ArmError, parse_arms
 from tests.broker_server.experiments.compare.samples import comparison
+from tests.broker_server.other_axes import ONE_ARM, THREE_AXES
 
 SHARED = Shared(rounds=20, sparsity=0.5, arms=parse_arms("0.0:4,0.0:16,0.25:8,0.5:16"))
 BENCHMARKS = Path(__file__).resolve().parents[4] / "benchmarks" / "compare"
@@ -197,3 +199,27 @@ def test_the_classification_comparisons_are_as_large_as_was_asked_for(name: str)
     assert settings.split == "dirichlet:0.5"
     assert settings.sparsity == 0.5
     assert settings.is_emulated
+
+
+def test_the_shared_grid_is_for_methods_of_its_axes_and_others_have_their_own() -> None:
+    tables = {
+        "wide": {"preset": THREE_AXES},
+        "said": {"preset": THREE_AXES, "arms": "0.0:4:batch_size=2"},
+        "one": {"preset": ONE_ARM},
+    }
+    mixed = comparison(methods=["fedspine", "fedit", *tables], method=tables)
+
+    arms = {key.method: flat(mixed.settings(key))["arms"] for key in mixed.run_keys}
+
+    assert arms == {
+        "fedspine": "0.0:4,0.5:8",
+        "fedit": "0.0:8",
+        "wide": "0.0:8,0.5:4:batch_size=2",
+        "said": "0.0:4:batch_size=2",
+        "one": "",
+    }
+
+
+def test_arms_of_a_table_that_its_method_does_not_play_are_refused() -> None:
+    with pytest.raises(ArmError, match=r"^method mine: arms: arm '0\.0:8' is not RATIO, such as 0\.25$"):
+        comparison(methods=["mine"], method={"mine": {"preset": "probe", "arms": "0.0:8"}})

@@ -13,8 +13,9 @@ from broker_server.cli import app
 from broker_server.errors import ConfigError
 from broker_server.experiments.compare.config import RunKey
 from broker_server.experiments.compare.csv_rows import to_csv
+from broker_server.methods.presets import method_of
 from tests.broker_server.experiments.compare.samples import DOCS, device, report
-from tests.three_axes import AXES
+from tests.broker_server.other_axes import ONE_ARM, THREE_AXES
 
 SOME = report([0.2, 0.7, 0.85], sparse=[0.2, 0.6, 0.8])
 
@@ -60,11 +61,18 @@ def test_text_from_a_device_is_no_formula_and_breaks_no_row() -> None:
     assert row["round_accuracy"] == "0.7"
 
 
-def test_an_arm_has_a_column_for_each_axis() -> None:
-    wide = msgspec.structs.replace(device(1, 5.0), arm=AXES.parse("0.25:4:batch_size=2")[0])
-    runs = {RunKey(method="fedspine", seed=0): report([0.2, 0.7], devices={1: (wide,)})}
-    (_, row) = rows(to_csv(runs, AXES))
-    assert (row["pruning_ratio"], row["rank"], row["batch_size"]) == ("0.25", "4", "2")
+def test_an_arm_has_a_column_for_each_axis_that_its_method_plays() -> None:
+    arms = {"fedspine": "0.5:8", THREE_AXES: "0.25:4:batch_size=2", "probe": "0.25", ONE_ARM: ""}
+    runs = {}
+    for method, arm in arms.items():
+        played = msgspec.structs.replace(device(1, 5.0), arm=method_of(method).axes.parse(arm)[0])
+        runs[RunKey(method=method, seed=0)] = report([0.2, 0.7], devices={1: (played,)}, method=method)
+    found = {row["method"]: row for row in rows(to_csv(runs)) if row["device_id"]}
+    assert {method: (row["pruning_ratio"], row["rank"], row["batch_size"]) for method, row in found.items()} == {
+        "fedspine": ("0.5", "8", ""), THREE_AXES: ("0.25", "4", "2"), "probe": ("0.25", "", ""), ONE_ARM: ("", "", ""),
+    }  # fmt: skip
+    (_, row) = rows(to_csv({key: one for key, one in runs.items() if key.method == "probe"}))
+    assert "rank" not in row
 
 
 @pytest.mark.parametrize("name", ["missing/rows.csv", "."])

@@ -7,6 +7,7 @@ import json
 import re
 import xml.etree.ElementTree as ET
 
+import msgspec
 import pytest
 
 from broker_server.errors import ReportError, RunFailedError
@@ -18,13 +19,13 @@ from broker_server.experiments.compare.summary_schema import (
     Figure,
     Summary,
     decode_summary,
-    encode_summary,
-    json_schema,
 )
 from broker_server.experiments.compare.tables import all_tables, to_markdown
 from broker_server.experiments.compare.trace import Trace
+from broker_server.serving.report.encoding import encode
 from tests.broker_server.experiments.compare.samples import DOCS, comparison, device, finished, trace
 from tests.broker_server.malformed import MALFORMED_REPORTS
+from tests.broker_server.other_axes import ONE_ARM
 from tests.three_axes import AXES
 
 FAST = [0.2, 0.7, 0.85, 0.9, 0.9]
@@ -62,11 +63,11 @@ def sample(*, is_causal: bool = False) -> Summary:
 
 def test_a_summary_survives_its_file() -> None:
     for summary in (sample(), sample(is_causal=True)):
-        assert decode_summary(encode_summary(summary)) == summary
+        assert decode_summary(encode(summary)) == summary
 
 
 def test_a_summary_has_every_figure_that_was_promised_with_median_and_spread() -> None:
-    data = json.loads(encode_summary(sample()))
+    data = json.loads(encode(sample()))
 
     promised = "time_to_target_s bytes_to_target final_accuracy accuracy_at_sparsity regret infeasible_plays_ratio"
     for method in data["methods"].values():
@@ -77,7 +78,7 @@ def test_a_summary_has_every_figure_that_was_promised_with_median_and_spread() -
 
 
 def test_perplexity_takes_the_place_of_accuracy() -> None:
-    method = json.loads(encode_summary(sample(is_causal=True)))["methods"]["fedspine"]
+    method = json.loads(encode(sample(is_causal=True)))["methods"]["fedspine"]
 
     assert {"final_perplexity", "perplexity_at_sparsity"} <= set(method)
     assert not {"final_accuracy", "accuracy_at_sparsity"} & set(method)
@@ -135,14 +136,17 @@ def test_what_is_no_summary_is_refused(data: bytes) -> None:
 def test_the_documented_schema_is_the_code_s() -> None:
     documented = json.loads((DOCS / "summary.schema.json").read_text(encoding="utf-8"))
 
-    assert documented == json.loads(json.dumps(json_schema()))
+    assert documented == json.loads(json.dumps(msgspec.json.schema(Summary)))
 
 
 def test_every_field_is_documented() -> None:
     text = (DOCS / "compare.md").read_text(encoding="utf-8")
 
     missing = {
-        name for part in json_schema()["$defs"].values() for name in part["properties"] if f"`{name}`" not in text
+        name
+        for part in msgspec.json.schema(Summary)["$defs"].values()
+        for name in part["properties"]
+        if f"`{name}`" not in text
     }
 
     assert missing == set()
@@ -176,7 +180,37 @@ def test_tables_and_charts_have_every_axis_that_arms_have() -> None:
     titles = "".join(all_charts(summary))
     assert "FedSpine: batch size by class of device" in titles
     assert "by class of device" not in "".join(all_charts(plain)), "only one arm was played"
-    assert decode_summary(encode_summary(summary)) == summary
+    assert decode_summary(encode(summary)) == summary
+
+
+def test_a_method_is_shown_by_the_axes_of_its_own_arms() -> None:
+    plays = {"fedspine": {}, "probe": {"method": "probe"}, "one": {"method": ONE_ARM}}
+    runs = {name: [trace(FAST, **options)] for name, options in plays.items()}
+    tables = [{"preset": options.get("method", "fedspine")} for options in plays.values()]
+    among = comparison(methods=list(plays), method=dict(zip(plays, tables, strict=True)))
+    summary = summarise(among, finished(**runs), {}, 0.0)
+    assert [row[2] for row in arm_rows(summary)[::2]] == ["0.50 : 8.0", "0.50 : -", "one arm"]
+    assert {tuple(point.values) for point in summary.methods["probe"].arms} == {("pruning_ratio",)}
+    alone = summarise(among, finished(one=runs["one"]), {}, 0.0)
+    assert {row[2:] for row in arm_rows(alone)} == {("one arm", "one arm")}
+
+
+def arm_rows(summary: Summary) -> tuple[tuple[str, ...], ...]:
+    return {table.title: table for table in all_tables(summary)}["Arms by class of device"].rows
+
+
+def test_a_chart_of_arms_is_of_an_axis_that_the_method_plays() -> None:
+    wide, narrow = with_third_axis(trace(FAST), 1), trace(FAST, method="probe")
+    arms = [narrow.axes.parse(text)[0] for text in ("0.0", "0.25", "0.5")]
+    rounds = [
+        dataclasses.replace(entry, plays=tuple(dataclasses.replace(play, arm=arm) for play in entry.plays))
+        for entry, arm in zip(narrow.rounds, arms * 3, strict=False)
+    ]
+    runs = finished(fedspine=[wide], fedit=[dataclasses.replace(narrow, rounds=tuple(rounds))])
+    page = "".join(all_charts(summarise(comparison(), runs, {}, 0.0)))
+    assert "FedIT: pruning ratio by class of device" in page
+    assert "FedIT: rank by class of device" not in page
+    assert "FedSpine: rank by class of device" in page
 
 
 def with_third_axis(run: Trace, first: int) -> Trace:

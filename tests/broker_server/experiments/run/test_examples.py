@@ -200,7 +200,7 @@ def test_a_class_of_one_example_is_trained_on() -> None:
 
 
 def test_where_every_class_has_one_example_none_can_be_held_out() -> None:
-    with pytest.raises(DataEmptyError, match="each of 9 examples is the only one of its class"):
+    with pytest.raises(DataEmptyError, match="each of 9 examples is alone in its class"):
         hold_out([{"text": "x", "label": str(n)} for n in range(9)], np.random.default_rng(0))
 
 
@@ -301,7 +301,7 @@ RECORDS = st.fixed_dictionaries(
 def test_run_and_device_agree_on_any_records(
     tmp_path: Path, tiny_bert_artifact: Path, records: list[object], encoding: str
 ) -> None:
-    """What the run takes, the device takes; but for classes, which only the artifact knows, errors are the same."""
+    """What the run takes, the device takes, except classes and tokens that the artifact lacks; errors are alike."""
     path = tmp_path / "d.jsonl"
     text = "".join(json.dumps(record, ensure_ascii=encoding != "utf-8") + "\n" for record in records)
     path.write_bytes(text.encode(encoding, "surrogatepass"))
@@ -310,7 +310,8 @@ def test_run_and_device_agree_on_any_records(
         _answer(lambda: len(read_examples(path, CLASSES))),
         _answer(lambda: len(load_examples(path, artifact, 8))),
     )
-    assert run == device or "the artifact does not have" in device or "names or indices" in device
+    known_to_artifacts = ("the artifact does not have", "names or indices", "outside the vocabulary")
+    assert run == device or any(fault in device for fault in known_to_artifacts)
     if run.isdecimal():
         written = tmp_path / "written.jsonl"
         write_examples(written, read_examples(path, CLASSES))

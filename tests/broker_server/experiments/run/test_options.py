@@ -155,7 +155,7 @@ def test_an_option_wins_over_the_file_in_messages_too(tmp_path: Path) -> None:
         ("rounds = 3.0\n", r"my\.toml: rounds is 3\.0, expected a whole number from 1"),
         ("compact = 1\n", r"my\.toml: compact is 1, expected true or false"),
         ("seed = [1, 2]\n", r"my\.toml: seed is \[1, 2\], expected a whole number"),
-        ("rounds = \n", r"--config .*my\.toml cannot be read: it is no TOML \(.*line 1"),
+        ("rounds = \n", r"--config .*my\.toml cannot be read: it is not TOML \(.*line 1"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_said_of_its_key(text: str, said: str, tmp_path: Path) -> None:
@@ -230,6 +230,7 @@ def test_an_error_is_said_of_its_option_once() -> None:
             raise ConfigError(text)
         assert str(caught.value) == said
     assert str(as_key(ConfigError("--round-deadline is 0"), "a.toml: ")) == "a.toml: round_deadline is 0"
+    assert str(as_key(ConfigError("--beta2 is 1"), "a.toml: ")) == "a.toml: beta2 is 1"
     assert str(as_key(ConfigError("nothing of an option"))) == "nothing of an option"
 
 

@@ -17,8 +17,9 @@ from broker_server.experiments.run.settings import RunSettings
 from broker_server.options import options_of
 from broker_server.serving.report.build import TRAINING_STEP
 from broker_server.serving.storage.records import EvaluationRecord, RoundRecord
-from broker_server.serving.storage.store import STATE_FILE, Store
+from broker_server.serving.storage.store import Store
 from edge_runtime.errors import ExitCode
+from edge_runtime.formats.run_directory import STATE_FILE
 
 ALL_DONE = ("prepare", TRAINING_STEP, COMPACT, MEASURE)
 

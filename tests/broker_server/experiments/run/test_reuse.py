@@ -80,7 +80,7 @@ def test_an_artifact_that_is_what_was_asked_for_is_taken(
 
 @pytest.mark.parametrize("base", ["int8", "nf4"])
 def test_an_artifact_that_is_stored_otherwise_is_refused(tiny_bert_artifact: Path, base: BaseDtype) -> None:
-    with pytest.raises(ConfigError, match=f"stores .* as float32, --base says {base}"):
+    with pytest.raises(ConfigError, match=f"stores .* as float32, but --base says {base}"):
         check_artifact(tiny_bert_artifact, "text-classification", base=base)
 
 

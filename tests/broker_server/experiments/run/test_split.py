@@ -85,5 +85,5 @@ def test_a_missing_field_is_named() -> None:
 
 
 def test_more_devices_than_examples_is_refused() -> None:
-    with pytest.raises(ConfigError, match="--devices is 3, but 2 examples are there to train on"):
+    with pytest.raises(ConfigError, match="--devices is 3, but there are only 2 training examples"):
         split(_examples(["a", "b"]), 3, parse_split("iid"), np.random.default_rng(0))

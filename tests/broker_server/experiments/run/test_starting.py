@@ -115,14 +115,14 @@ def test_a_classifier_is_put_into_the_runs_order_of_classes(bert: Artifact, tmp_
 
     np.testing.assert_array_equal(after["classifier.weight"], before["classifier.weight"][::-1])
     (folder / "config.json").write_text(json.dumps({"id2label": {0: "a", 1: "b", 2: "c"}}))
-    with pytest.raises(ConfigError, match=r"is of the classes \['a', 'b', 'c'\], the data has"):
+    with pytest.raises(ConfigError, match=r"is of the classes \['a', 'b', 'c'\], but the data has"):
         started(bert, folder, tmp_path / "three")
 
 
 def test_a_larger_rank_names_the_arm_that_it_needs(bert: Artifact, tmp_path: Path) -> None:
     trained(bert, tmp_path, rank=8)
     with pytest.raises(
-        ConfigError, match=r"^--adapter .* has rank 8, the largest of --arms is 4: give an arm of rank 8"
+        ConfigError, match=r"^--adapter .* has rank 8, but the largest of --arms is 4: give an arm of rank 8"
     ):
         check_rank(read_adapter(tmp_path), 4)
 
@@ -142,7 +142,7 @@ def test_an_adapter_of_another_model_is_refused(bert: Artifact, llama: Artifact,
         ({"bias": "all"}, "has bias = 'all'"),
         ({"lora_alpha": "16"}, "has lora_alpha '16'"),
         ({"lora_alpha": float("nan")}, "has lora_alpha nan"),
-        ({"alpha_pattern": {"(": 3}}, "is no regular expression"),
+        ({"alpha_pattern": {"(": 3}}, "is not a regular expression"),
     ],
     ids=str,
 )
@@ -188,15 +188,15 @@ def _damage(folder: Path, kind: str) -> Path:
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("cut", "is no safetensors file"),
+        ("cut", "is not a safetensors file"),
         ("pickle", "adapter_model.bin is not read, it can run code"),
-        ("no JSON", "that is no JSON"),
-        ("a list", "that is no object"),
+        ("no JSON", "that is not JSON"),
+        ("a list", "that is not an object"),
         ("half", "without"),
         ("nan", "not finite"),
         ("integers", "as I32, expected F32, F16 or BF16"),
         ("shape", "is of another model"),
-        ("flat", "no matrices"),
+        ("flat", "not matrices"),
         ("stranger", "holds lm_head.weight, which no adapter of this run has"),
         ("nothing", "holds no LoRA factors"),
     ],
@@ -225,7 +225,7 @@ def test_a_frozen_weight_in_an_adapter_must_be_the_models(bert: Artifact, tmp_pa
         started(bert, tmp_path / "one", tmp_path / "three")
 
 
-@pytest.mark.parametrize(("name", "said"), [("none", "is no adapter"), ("empty", "is no adapter")])
+@pytest.mark.parametrize(("name", "said"), [("none", "is not an adapter"), ("empty", "is not an adapter")])
 def test_what_is_no_adapter_is_said_so(name: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=said):

@@ -155,7 +155,7 @@ def test_what_is_asked() -> None:
 def test_sums_over_another_number_of_examples_are_refused() -> None:
     features, labels = examples()
     made = method(StatisticsProbe)
-    with pytest.raises(TensorError, match="sums are over 4000 examples, the update says 3999"):
+    with pytest.raises(TensorError, match="sums are over 4000 examples, but the update says 3999"):
         made.check(work_of(made), encode_statistics(sum_features(features, labels, C)), N - 1)
 
 

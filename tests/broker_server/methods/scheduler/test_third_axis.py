@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
+import msgspec
 import numpy as np
 import pytest
 
+from broker_server.errors import ConfigError
 from broker_server.methods.rounds.types import Outcome
 from broker_server.methods.scheduler import SCHEDULERS, ArmBox, ArmOutcome, Scheduler, SchedulerContext, make_scheduler
 from broker_server.methods.scheduler.limits import Limits
 from broker_server.methods.scheduler.partition import Partition
 from broker_server.methods.scheduler.reward import prior_gain
 from broker_server.methods.scheduler.time_model import TimeModel
-from edge_runtime.wire.arms import Axes, Axis
+from edge_runtime.wire.arms import PRUNING_RATIO, Axes, Axis
 from edge_runtime.wire.messages import FailureReason
 from edge_runtime.wire.work import Arm
 from tests.three_axes import AXES, BATCH_SIZE
@@ -175,3 +178,29 @@ def test_a_float_of_which_more_costs_more() -> None:
     assert wide.values("share") == [0.2, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0]
     assert wide.work(wide.rows([wide.cheapest])).tolist() == [[0.2, 0.5, 1.0, 1.0]]
     assert wide.place(axes.parse("0.6:0.25:8")[0]) == pytest.approx((0.5, 0.5, 0.0, 0.0))
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULERS))
+def test_without_axes_every_scheduler_plays_the_one_arm_or_says_what_it_lacks(name: str) -> None:
+    one = Axes().parse("")
+    alone = dataclasses.replace(context(), axes=Axes(), is_feasible=lambda *_: True, completion_s=lambda *_: 1.0)
+    if name in {"fedlps", "fedara"}:
+        with pytest.raises(ConfigError, match=rf"scheduler '{name}' chooses by pruning ratio, which .*: take another$"):
+            make_scheduler(name, one, alone)
+        return
+    scheduler = make_scheduler(name, one, alone)
+    for round_number in range(1, 6):
+        assert set(play(scheduler, round_number).values()) == set(one)
+    again = make_scheduler(name, one, alone)
+    again.load_json(json.loads(json.dumps(scheduler.to_json())))
+    assert play(again, 6) == play(scheduler, 6)
+    refusal = outcome("slow-0", one[0], 7, 0.0)
+    scheduler.observe(msgspec.structs.replace(refusal, outcome=Outcome.FAILED, reason=FailureReason.ARM_INFEASIBLE))
+    assert scheduler.choose_again(7, "slow-0", np.random.default_rng(0)) is None
+
+
+def test_a_scheduler_that_chooses_by_an_axis_that_arms_lack_is_refused() -> None:
+    ratios = Axes((PRUNING_RATIO,))
+    assert make_scheduler("fedlps", ratios.parse("0.0,0.5"), SchedulerContext(axes=ratios)).name == "fedlps"
+    with pytest.raises(ConfigError, match="chooses by rank"):
+        make_scheduler("fedara", ratios.parse("0.0,0.5"), SchedulerContext(axes=ratios, num_rounds=3))

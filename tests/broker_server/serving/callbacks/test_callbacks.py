@@ -13,9 +13,10 @@ from broker_server.serving.callbacks import Callback, CallbackWorker, RunInfo, m
 from broker_server.serving.report.schema import Report
 from broker_server.serving.storage.events import EventLog, RoundFinished, UpdateAccepted
 from broker_server.serving.storage.records import RoundRecord
+from edge_runtime.wire.arms import LORA_AXES
 from tests.broker_server.report_samples import round_records, sample_report
 
-RUN = RunInfo(run_id="run-1", directory=Path(), task="causal-lm", settings={})
+RUN = RunInfo(run_id="run-1", directory=Path(), task="causal-lm", settings={}, axes=LORA_AXES)
 
 
 class Notes(Callback):
@@ -74,9 +75,9 @@ def test_what_a_callback_raises_is_one_line_each_and_the_others_are_told_all() -
     said = _play(Broken(), notes)
 
     assert said == [
-        "callback Broken failed, the run goes on (ValueError: no\nroom)",
-        "callback Broken failed, the run goes on (SystemExit: 3)",
-        "callback Broken failed, the run goes on (KeyError: 'loss')",
+        "callback Broken failed; the run goes on (ValueError: no\nroom)",
+        "callback Broken failed; the run goes on (SystemExit: 3)",
+        "callback Broken failed; the run goes on (KeyError: 'loss')",
     ]
     assert len(notes.told) == 6
 
@@ -123,7 +124,7 @@ def test_an_event_is_told_once_its_line_is_written(tmp_path: Path) -> None:
     [
         ("tensorbord", "callback 'tensorbord' is not known; did you mean 'tensorboard'?"),
         ("tensorboard,builtins:dict", "callback 'builtins:dict' is the class dict, expected a subclass of"),
-        (f"{__name__}:Needy", f"callback '{__name__}:Needy' cannot be made \\(TypeError: .*mend it, or leave it out"),
+        (f"{__name__}:Needy", f"callback '{__name__}:Needy' cannot be made \\(TypeError: .*fix it, or leave it out"),
     ],
 )
 def test_a_callback_that_cannot_be_made_is_told_before_the_run(text: str, fault: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 from broker_server.serving.callbacks import CallbackWorker, RunInfo, make_callbacks
 from broker_server.serving.callbacks.mlflow import RUN_TAG
 from broker_server.serving.storage.events import RoundFinished
+from edge_runtime.wire.arms import LORA_AXES
 from tests.broker_server.report_samples import round_records, sample_report
 
 pytestmark = [
@@ -28,7 +29,7 @@ def test_a_run_and_its_second_session_are_one_run_of_mlflow(tmp_path: Path, monk
         "learning_rate": 3e-3,
         "eval_sparse": True,
     }
-    run = RunInfo(run_id="run-1", directory=tmp_path, task="text-classification", settings=settings)
+    run = RunInfo(run_id="run-1", directory=tmp_path, task="text-classification", settings=settings, axes=LORA_AXES)
     records, report, said = round_records(3), sample_report(), list[str]()
     statuses = []
 

@@ -13,6 +13,7 @@ from broker_server.errors import MissingExtraError
 from broker_server.serving.callbacks import CallbackWorker, RunInfo, make_callbacks
 from broker_server.serving.storage.events import RoundFinished
 from edge_runtime.errors import ExitCode
+from edge_runtime.wire.arms import LORA_AXES
 from tests.broker_server.report_samples import round_records, sample_report
 
 
@@ -20,7 +21,7 @@ def test_tensorboard_reads_every_round_back_also_of_a_run_that_goes_on(tmp_path:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     from tensorboard.util import tensor_util
 
-    run = RunInfo(run_id="run-1", directory=tmp_path, task="causal-lm", settings={})
+    run = RunInfo(run_id="run-1", directory=tmp_path, task="causal-lm", settings={}, axes=LORA_AXES)
     records, report = round_records(3), sample_report()
 
     said: list[str] = []

@@ -22,6 +22,7 @@ from broker_server.serving.storage.rows import SchedulerState
 from broker_server.serving.storage.store import Store
 from edge_runtime.engine.data import _windows
 from edge_runtime.formats.plan import Plan
+from edge_runtime.wire.arms import LORA_AXES
 from edge_runtime.wire.messages import Assignment, AssignmentKey, Register
 from edge_runtime.wire.work import Arm, ProbeWork
 from tests.broker_server import fleet, tiny
@@ -141,7 +142,13 @@ def resumed(stopped: Path) -> Iterator[Resumed]:
             store = stack.enter_context(contextlib.closing(Store.open(stopped)))
             events = stack.enter_context(contextlib.closing(EventLog(stopped / "events.jsonl")))
             ledger = Ledger(
-                store, events, run_id="run", clock=lambda: monotonic, wall_clock=lambda: wall, max_devices=9
+                store,
+                events,
+                run_id="run",
+                clock=lambda: monotonic,
+                wall_clock=lambda: wall,
+                max_devices=9,
+                axes=LORA_AXES,
             )
             assert sorted(ledger.resume_round() or {}) == ["a", "b"]
             return ledger
@@ -186,4 +193,4 @@ def test_an_update_that_no_message_may_be_any_more_counts_no_more(
     participants = ledger.resume_round()
     assert participants is not None
     assert participants["a"].is_open
-    assert any("counts no more" in line for line in caplog.messages)
+    assert any("no longer counts" in line for line in caplog.messages)

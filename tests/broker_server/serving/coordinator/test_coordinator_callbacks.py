@@ -54,7 +54,7 @@ def test_a_fleet_s_callbacks_are_told_of_every_round_and_cannot_end_the_run(
             running.finish()
 
     assert TOLD == [("run-1", "fixed"), 0, 1, 2, None, "closed"]
-    assert "callback Notes failed, the run goes on (OSError: no space left)" in caplog.messages
+    assert "callback Notes failed; the run goes on (OSError: no space left)" in caplog.messages
     resolved = CoordinatorConfig.load(tmp_path / "resolved.toml")
     assert resolved == CoordinatorConfig.load(tmp_path / "config.toml")
     assert 'aggregation = "fedspine"' in (tmp_path / "resolved.toml").read_text()

@@ -260,7 +260,9 @@ def test_a_device_of_the_release_before_is_told_which_side_to_upgrade(
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 1
     assert "board-7" in lines[0]
-    assert "schema_version 1, this release of fedspine speaks 2: upgrade fedspine on the side that sent it" in lines[0]
+    assert (
+        "schema_version 1, but this release of fedspine speaks 2: upgrade fedspine on the side that sent it" in lines[0]
+    )
     assert {topic for topic, _ in quiet.link.words} == {topics.down(FLEET, "board-7", "refused")}
     with pytest.raises(MessageError, match="speaks schema_version 2, this device 1: upgrade fedspine on this device"):
         decode_message(quiet.link.words[0][1])

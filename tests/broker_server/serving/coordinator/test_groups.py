@@ -26,6 +26,7 @@ from broker_server.serving.storage.held_files import HeldFiles
 from broker_server.serving.storage.rows import SchedulerState
 from broker_server.serving.storage.store import Store
 from edge_runtime.system.files import DiskFullError
+from edge_runtime.wire.arms import LORA_AXES
 from edge_runtime.wire.messages import AssignmentKey, Verdict
 from tests.broker_server import fleet
 from tests.broker_server.conftest import Coordination
@@ -155,7 +156,8 @@ def crowd(tmp_path: Path) -> Iterator[tuple[Desk, Ledger]]:
         contextlib.closing(EventLog(tmp_path / "events.jsonl")) as events,
     ):
         store.begin_round(1, desk.state.participants.values(), SCHEDULER_STATE, 100.0)
-        books = Ledger(store, events, run_id="run", clock=time.monotonic, wall_clock=time.monotonic, max_devices=300)
+        now = time.monotonic
+        books = Ledger(store, events, run_id="run", clock=now, wall_clock=now, max_devices=300, axes=LORA_AXES)
         books.hold()
         yield desk, books
 

@@ -12,19 +12,21 @@ import pytest
 from broker_server.errors import ConfigError, StoreError
 from broker_server.methods.lora.method import Lora
 from broker_server.methods.method import Combined, Method
+from broker_server.methods.presets import method_of
 from broker_server.methods.probe.method import Probe
 from broker_server.methods.training import TrainingConfig
 from broker_server.serving.storage.adapters import adapter_path
+from broker_server.serving.storage.events import EventReader, RoundStarted
 from broker_server.serving.storage.store import Store
 from edge_runtime.formats.probe import encode_statistics, sum_features
 from edge_runtime.formats.tensors import decode_tensors
-from edge_runtime.wire.arms import parse_arms
 from edge_runtime.wire.messages import Assignment, Welcome
 from edge_runtime.wire.work import ProbeWork, type_of
 from tests.broker_server import fleet, tiny
 from tests.broker_server.conftest import Coordination
 from tests.broker_server.fleet import Device
 from tests.broker_server.links import InProcess
+from tests.broker_server.other_axes import ONE_ARM, THREE_AXES
 
 Coordinate = Callable[[Path], Coordination]
 HEAD = ("classifier.bias", "classifier.weight")
@@ -44,7 +46,14 @@ def sums(assignment: Assignment, blob: bytes) -> bytes:
     return encode_statistics(sum_features(features, (features[:, 0] > 0).astype(np.int64), 2))
 
 
-SCRIPTS = {"fedit": fleet.train, "probe": sums, "probe_softmax": fleet.train}
+SCRIPTS = {
+    "fedit": fleet.train,
+    "probe": sums,
+    "probe_softmax": fleet.train,
+    THREE_AXES: fleet.train,
+    ONE_ARM: fleet.train,
+}
+ARMS = {"fedit": "0.0:3", THREE_AXES: "0.0:3:batch_size=4,0.5:2"}
 CLASSES = {"fedit": Lora, "probe": Probe, "probe_softmax": Probe}
 
 
@@ -55,7 +64,7 @@ def prepare(run_dir: Path, url: str, method: str, transforms: str = "") -> None:
         url,
         method=method,
         aggregation="fedit",
-        arms=parse_arms("0.0:3"),
+        arms=method_of(method).axes.parse(ARMS.get(method, method_of(method).default_arms)),
         training=training,
         update_transforms=transforms,
     )
@@ -135,6 +144,24 @@ def test_a_probe_trains_the_head_alone(broker: InProcess, tmp_path: Path, coordi
     assert {device.num_steps for record in records for device in record.devices} == {1}
 
 
+@pytest.mark.parametrize(
+    ("method", "arms"),
+    [("probe", ["0.0"] * 2), (THREE_AXES, ["0.0:3:batch_size=4", "0.5:2"]), (ONE_ARM, [""] * 2)],
+)
+def test_arms_are_written_and_kept_as_the_method_plays_them(
+    broker: InProcess, tmp_path: Path, coordinate: Coordinate, method: str, arms: list[str]
+) -> None:
+    prepare(tmp_path, broker.url, method)
+    play(broker, tmp_path, coordinate, method)
+    started = [
+        event for event in EventReader(tmp_path / "events.jsonl").new_events() if isinstance(event, RoundStarted)
+    ]
+    assert [event.arms for event in started if event.arms] == [dict(zip("ab", arms, strict=True))] * 2
+    axes = method_of(method).axes
+    for record in Store.open(tmp_path).load_round_records()[1:]:
+        assert [axes.format((device.arm,)) for device in record.devices] == arms
+
+
 def test_clipping_holds_a_device_that_goes_too_far(broker: InProcess, tmp_path: Path, coordinate: Coordinate) -> None:
     """Both devices add 0.01 to each value: the mean moves by the bound, in that direction."""
     prepare(tmp_path, broker.url, "fedit", "clip:0.001")
@@ -165,4 +192,6 @@ def test_sums_over_more_examples_than_a_device_registered_are_refused(
         running.finish()
     devices = Store.open(tmp_path).load_round_records()[1].devices
     assert {d.device_id: d.outcome for d in devices} == {"a": "accepted", "b": "rejected"}
-    assert "sums over 11 examples, its device registered 10" in next(d.detail for d in devices if d.device_id == "b")
+    assert "sums over 11 examples, but its device registered 10" in next(
+        d.detail for d in devices if d.device_id == "b"
+    )

@@ -134,10 +134,10 @@ def test_log_says_for_whom_a_round_waits(caplog: pytest.LogCaptureFixture) -> No
     state = step(state, Tick(now=1004.0))
     step(state, Tick(now=1006.0))
     assert [record.message for record in caplog.records if record.name == patience.__name__] == [
-        "round 2 waits for a, b, c to register: 50 s at most, and 5 s once a device that stayed is back",
-        "round 2: a is back, 5 s are left for b, c",
+        "round 2 waits for a, b, c to register: up to 50 s, and up to 5 s once a device that kept running is back",
+        "round 2: a is back, so it waits 5 s more for b, c",
         "round 2 waits 5 s for a: connection lost",
-        "round 2 goes on without a, b, c: no word of them in time",
+        "round 2 goes on without a, b, c: they did not answer in time",
     ]
 
 

@@ -17,7 +17,7 @@ from edge_runtime.engine.evaluator import Evaluator
 from edge_runtime.engine.fused import FusedGraphs
 from edge_runtime.engine.slicing import slice_weights
 from edge_runtime.formats import names
-from edge_runtime.formats.adapter import initial, restrict
+from edge_runtime.formats.adapter import AdapterLayout, initial, restrict
 from edge_runtime.formats.payload import restrict_merged
 from edge_runtime.formats.plan import Plan
 
@@ -145,7 +145,8 @@ def test_a_sub_model_is_evaluated_as_a_device_would(tiny_bert_artifact: Path, he
     examples = held_out(artifact, held_out_file)
     record = examples.evaluate(state, 4, 2.0, use_all=True, num_threads=1, plan=plan)
     weights = slice_weights(artifact, plan, restrict_merged(manifest, state.merged, plan), lora_scaling=2.0)
-    evaluator = Evaluator(artifact, plan, FusedGraphs(artifact, num_threads=1).model(weights))
+    layout = AdapterLayout.of(manifest, plan, 4)
+    evaluator = Evaluator(artifact, plan, FusedGraphs(artifact, num_threads=1).model(weights, layout, 2.0))
     dataset = load_examples(held_out_file, artifact, 16)
     expected = evaluator.evaluate(restrict(manifest, state.adapter, plan, 4), 4, 2.0, dataset, 16)
     whole = examples.evaluate(state, 4, 2.0, use_all=True, num_threads=1)

@@ -43,6 +43,23 @@ def test_run_that_went_well_has_no_warnings() -> None:
     assert "warning" not in "\n".join(summary_lines(sample_report(), Path()))
 
 
+def test_compact_model_that_should_be_the_whole_one_and_is_not_is_said() -> None:
+    report = sample_report("text-classification")
+    whole, loss = report.compact, report.kept.loss
+    assert whole is not None
+    assert loss is not None
+
+    def said(**changes: object) -> tuple[str, ...]:
+        compact = msgspec.structs.replace(whole, **{"sparsity": 0.0, "num_targets": 500, **changes})
+        return find_warnings(report.task, report.rounds, report.final.round_number, compact, CONFIG)
+
+    (warning,) = said(loss=loss + 0.1)
+    assert warning.startswith("nothing was removed from the compact model, but its held-out loss is 3.1 and that")
+    assert said(loss=loss + 1e-5) == ()
+    for unlike in ({"sparsity": 0.1}, {"quantization": "int8"}, {"num_targets": 5000}):
+        assert said(loss=loss + 0.1, **unlike) == ()
+
+
 def test_model_that_got_worse_is_said_with_the_option_to_change() -> None:
     worse, better = warnings(with_accuracies(0.78, 0.80, 0.71))
     assert worse == (

@@ -19,6 +19,7 @@ from broker_server.errors import ReportError, RunFailedError
 from broker_server.experiments.run.finishing import arm_lines, summary_lines
 from broker_server.serving.report.build import RunSummary, build_report, quality_fields
 from broker_server.serving.report.charts import all_charts, quality_over_rounds, quality_over_time
+from broker_server.serving.report.encoding import encode
 from broker_server.serving.report.page import render_page
 from broker_server.serving.report.quality import bytes_text, duration_text, metric_name, perplexity
 from broker_server.serving.report.schema import (
@@ -27,8 +28,6 @@ from broker_server.serving.report.schema import (
     FleetEntry,
     Report,
     decode_report,
-    encode_report,
-    json_schema,
 )
 from broker_server.serving.storage.records import EvaluationRecord
 from edge_runtime.formats.manifest import Task
@@ -44,7 +43,7 @@ TASKS: list[Task] = ["causal-lm", "text-classification"]
 def test_a_report_survives_its_file(task: Task) -> None:
     report = sample_report(task)
 
-    assert decode_report(encode_report(report)) == report
+    assert decode_report(encode(report)) == report
 
 
 @pytest.mark.parametrize(
@@ -52,7 +51,7 @@ def test_a_report_survives_its_file(task: Task) -> None:
     [("causal-lm", "perplexity", "accuracy"), ("text-classification", "accuracy", "perplexity")],
 )
 def test_a_report_has_the_figure_of_its_task_and_not_the_other(task: Task, there: str, absent: str) -> None:
-    data = json.loads(encode_report(sample_report(task)))
+    data = json.loads(encode(sample_report(task)))
 
     for part in (data["final"], data["compact"], *data["rounds"]):
         assert there in part
@@ -60,7 +59,7 @@ def test_a_report_has_the_figure_of_its_task_and_not_the_other(task: Task, there
 
 
 def test_a_report_has_every_field_that_was_promised() -> None:
-    data = json.loads(encode_report(sample_report("text-classification")))
+    data = json.loads(encode(sample_report("text-classification")))
 
     assert {"accuracy", "seconds", "bytes_up", "bytes_down"} <= set(data["final"])
     assert {"path", "bytes", "sparsity", "accuracy", "latency_ms"} <= set(data["compact"])
@@ -102,6 +101,19 @@ def test_rounds_are_compared_on_one_sample_and_the_end_is_on_all(task: Task) -> 
     assert second == f"{name} on all 5,000 held-out {unit}: {on_all} whole model, {compact} compact model"
 
 
+def test_a_compact_model_that_was_measured_on_the_sample_stands_beside_figures_of_the_sample() -> None:
+    report = sample_report("text-classification", sampled_records())
+    assert report.compact is not None
+    compact = msgspec.structs.replace(report.compact, num_targets=500)
+    report = msgspec.structs.replace(report, compact=compact)
+
+    first, second = summary_lines(report, Path())[:2]
+    assert first.endswith("85.0 % after 3 rounds on 3 devices (31.0 s in all), 80.0 % compact model")
+    assert second == "accuracy on all 5,000 held-out examples: 75.0 %"
+    page = " ".join(render_page(report).split())
+    assert "on the 500 examples that rounds share, where the whole model has 85.0 %" in page
+
+
 def test_a_round_that_was_not_measured_is_passed_over() -> None:
     records = round_records()
     records[-1] = msgspec.structs.replace(records[-1], evaluation=None)
@@ -131,7 +143,7 @@ def test_what_is_no_report_is_refused(data: bytes) -> None:
 def test_the_documented_schema_is_the_code_s() -> None:
     documented = json.loads((DOCS / "report.schema.json").read_text(encoding="utf-8"))
 
-    assert documented == json.loads(json.dumps(json_schema()))
+    assert documented == json.loads(json.dumps(msgspec.json.schema(Report)))
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -142,7 +154,7 @@ def test_a_compact_model_that_is_broken_has_no_loss_and_is_shown(task: Task) -> 
     compact = msgspec.structs.replace(report.compact, loss=None, accuracy=accuracy, perplexity=ppl)
     broken = msgspec.structs.replace(report, compact=compact)
 
-    assert decode_report(encode_report(broken)) == broken
+    assert decode_report(encode(broken)) == broken
     assert "Compact model" in render_page(broken)
 
 
@@ -150,7 +162,10 @@ def test_every_field_is_documented() -> None:
     text = (DOCS / "report.md").read_text(encoding="utf-8")
 
     missing = {
-        name for part in json_schema()["$defs"].values() for name in part["properties"] if f"`{name}`" not in text
+        name
+        for part in msgspec.json.schema(Report)["$defs"].values()
+        for name in part["properties"]
+        if f"`{name}`" not in text
     }
 
     assert missing == set()
@@ -311,7 +326,7 @@ def emulated_report() -> Report:
 def test_emulated_time_is_reported_and_called_so() -> None:
     report = emulated_report()
 
-    assert decode_report(encode_report(report)) == report
+    assert decode_report(encode(report)) == report
     assert (report.final.emulated_s, report.rounds[1].emulated_s, report.rounds[1].elapsed_emulated_s) == (200, 50, 100)
     page = render_page(report)
     assert "Emulated time" in page
@@ -324,6 +339,6 @@ def test_the_sub_model_has_figures_of_its_own() -> None:
 
     assert (report.final.accuracy_at_sparsity, report.final.loss_at_sparsity) == (0.5, 1.0)
     assert [entry.is_deploy for entry in report.rounds] == [False, False, False, True]
-    data = json.loads(encode_report(report))
+    data = json.loads(encode(report))
     assert "accuracy_at_sparsity" not in data["rounds"][1]
     assert "At sparsity 50.0%" in render_page(report)

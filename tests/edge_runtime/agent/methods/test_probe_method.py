@@ -21,8 +21,10 @@ from edge_runtime.agent.pauses import Pauses
 from edge_runtime.agent.traffic import Traffic
 from edge_runtime.board.guard import PauseLimits
 from edge_runtime.board.sensors import Sensors
+from edge_runtime.engine import memory
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.errors import DivergedError, InsufficientMemoryError
+from edge_runtime.engine.frozen import FrozenWeights
 from edge_runtime.engine.slicing import slice_weights
 from edge_runtime.engine.staged import StagedGraphs, StagedModel
 from edge_runtime.errors import PlanError, TensorError
@@ -79,9 +81,8 @@ def run(runner: AssignmentRunner, *, stop: threading.Event | None = None, **fiel
 
 def model_of(artifact: Artifact, plan: Plan) -> StagedModel:
     graphs = StagedGraphs(artifact, num_threads=1)
-    model = graphs.model(slice_weights(artifact, plan, keep_stored=graphs.keeps_stored))
-    model.hold(AdapterLayout.of(artifact.manifest, plan, 1), 1.0)
-    return model
+    weights = slice_weights(artifact, plan, keep_stored=graphs.keeps_stored)
+    return graphs.model(weights, AdapterLayout.of(artifact.manifest, plan, 1), 1.0)
 
 
 def test_features_are_what_enters_the_classifier(make_runner: Make, tiny_bert_model: Path) -> None:
@@ -93,7 +94,7 @@ def test_features_are_what_enters_the_classifier(make_runner: Make, tiny_bert_mo
         expected = bert.bert(
             input_ids=torch.from_numpy(batch.input_ids), attention_mask=torch.from_numpy(batch.attention_mask)
         ).pooler_output.numpy()
-    found = model_of(runner.artifact, Plan.full(runner.artifact.manifest)).features(batch)
+    found = model_of(runner.artifact, Plan.full(runner.artifact.manifest)).features([batch])[0]
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -102,9 +103,38 @@ def test_features_of_examples_of_one_length_do_not_depend_on_their_neighbours(ma
     dataset = runner.load(16)
     model = model_of(runner.artifact, Plan.full(runner.artifact.manifest))
     same = np.flatnonzero(dataset.lengths == dataset.lengths[0])
-    together = model.features(dataset.batch(same))
+    (together,) = model.features([dataset.batch(same)])
     for place, index in enumerate(same):
-        np.testing.assert_array_equal(model.features(dataset.batch(np.array([index, index])))[0], together[place])
+        (twice,) = model.features([dataset.batch(np.array([index, index]))])
+        np.testing.assert_array_equal(twice[0], together[place])
+
+
+def test_batches_pass_each_block_together_and_it_is_converted_once(
+    make_runner: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = make_runner()
+    dataset, manifest = runner.load(16), runner.artifact.manifest
+    weights = slice_weights(runner.artifact, Plan.full(manifest))
+    matrices = [t.name for t in manifest.tensors if t.layer is not None and len(t.shape) == 2]
+    for name in matrices:
+        weights.put(name, weights[name].astype(np.float16))
+    layout = AdapterLayout.of(manifest, Plan.full(manifest), 1)
+    model = StagedGraphs(runner.artifact, num_threads=1).model(weights, layout, 1.0)
+    taken = [dataset.batch(np.array(rows)) for rows in ([0, 1], [2, 3, 4], [5, 6])]
+    assert len({batch.input_ids.shape for batch in taken}) > 1
+    alone = [model.features([batch])[0] for batch in taken]
+    written: list[str] = []
+    original = FrozenWeights.write
+
+    def write(self: FrozenWeights, name: str, out: Any) -> None:
+        written.append(name)
+        original(self, name, out)
+
+    monkeypatch.setattr(FrozenWeights, "write", write)
+    together = model.features(taken)
+    assert sorted(written) == sorted(matrices)
+    for found, expected in zip(together, alone, strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_a_head_is_trained_without_a_backward_graph(make_runner: Make, loaded: list[str]) -> None:
@@ -127,7 +157,7 @@ def test_sums_are_those_of_the_features(make_runner: Make, loaded: list[str]) ->
     dataset = runner.load(16)
     assert dataset.labels is not None
     model = model_of(runner.artifact, Plan.full(runner.artifact.manifest))
-    features = np.concatenate([model.features(dataset.batch(np.array([i, i])))[:1] for i in range(len(dataset))])
+    features = np.stack([model.features([dataset.batch(np.array([i, i]))])[0][0] for i in range(len(dataset))])
     expected = sum_features(features, dataset.labels, 3)
     sums = decode_statistics(blob, Head.of(runner.artifact.manifest))
     np.testing.assert_array_equal(sums.gram, expected.gram)
@@ -152,9 +182,9 @@ def test_a_new_example_alone_is_computed(make_runner: Make, tmp_path: Path, monk
     seen: list[int] = []
     original = StagedModel.features
 
-    def features(self: StagedModel, batch: Any) -> Any:
-        seen.append(len(batch.labels))
-        return original(self, batch)
+    def features(self: StagedModel, batches: Any, before_block: Any) -> Any:
+        seen.extend(len(batch.labels) for batch in batches)
+        return original(self, batches, before_block)
 
     monkeypatch.setattr(StagedModel, "features", features)
     run(make_runner())
@@ -189,22 +219,25 @@ def test_what_features_depend_on_keeps_them_apart_and_the_oldest_make_room(
 def test_a_stop_keeps_the_features_that_were_computed(
     make_runner: Make, monkeypatch: pytest.MonkeyPatch, loaded: list[str]
 ) -> None:
-    stop, seen = threading.Event(), []
+    stop = threading.Event()
+    seen: list[int] = []
     original = StagedModel.features
 
-    def features(self: StagedModel, batch: Any) -> Any:
-        seen.append(len(batch.labels))
-        if len(seen) == 2:
-            stop.set()
-        return original(self, batch)
+    def features(self: StagedModel, batches: Any, before_block: Any) -> Any:
+        if seen and not stop.is_set():
+            stop.set()  # which is seen before the next block
+        else:
+            seen.append(sum(len(batch.labels) for batch in batches) // 2)  # each example is there twice
+        return original(self, batches, before_block)
 
+    monkeypatch.setattr(memory, "FEATURE_BATCHES", 1)
     monkeypatch.setattr(StagedModel, "features", features)
     with pytest.raises(StoppedError):
         run(make_runner(), stop=stop, batch_size=1)
     run(make_runner(), batch_size=1)
     num_unique = len(set(feature_store.digests_of(make_runner().load(16))))
-    assert num_unique > 2
-    assert len(seen) == num_unique
+    assert len(seen) > 2
+    assert sum(seen) == num_unique
     assert not BACKWARD & set(loaded)
 
 

@@ -71,8 +71,8 @@ class Reference:
         artifact = runner.artifact
         plan, graphs = Plan.full(artifact.manifest), StagedGraphs(artifact, num_threads=1)
         self.layout = AdapterLayout.of(artifact.manifest, plan, work.arm.rank)
-        self.model = graphs.model(slice_weights(artifact, plan, keep_stored=graphs.keeps_stored))
-        self.model.hold(self.layout, work.lora_scaling)
+        weights = slice_weights(artifact, plan, keep_stored=graphs.keeps_stored)
+        self.model = graphs.model(weights, self.layout, work.lora_scaling)
         self.theta = {name: value.copy() for name, value in decode_payload(blob).adapter.items()}
         layers = {names.lora_b(target.module): target.layer for target in artifact.manifest.targets}
         tuned = [name for name in self.layout.shapes if not names.is_lora_a(name)]

@@ -7,12 +7,14 @@ from typing import ClassVar
 import numpy as np
 
 from broker_server.methods.scheduler import Scheduler
+from edge_runtime.wire.arms import PRUNING_RATIO, RANK, Axis
 
 
 class LargestFirst(Scheduler):
     """Learns nothing but feasibility, which the base class remembers."""
 
     name: ClassVar[str] = "largest_first"
+    needs: ClassVar[tuple[Axis, ...]] = (PRUNING_RATIO, RANK)
 
     def _pick(self, round_number: int, device_id: str, candidates: list[int], rng: np.random.Generator) -> int:
         del round_number, device_id, rng

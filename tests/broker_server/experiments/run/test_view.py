@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from broker_server.experiments.run.progress import LiveDisplay, PlainDisplay, make_display
+from broker_server.experiments.run.display import LiveDisplay, PlainDisplay, make_display
+from broker_server.experiments.run.progress import render
 from broker_server.experiments.run.view import RunView
 from broker_server.serving.storage.events import (
     DeviceSeen,
@@ -18,6 +19,7 @@ from broker_server.serving.storage.events import (
     RoundStarted,
     UpdateAccepted,
 )
+from edge_runtime.wire.arms import LORA_AXES
 from tests.broker_server.report_samples import round_records
 
 
@@ -26,7 +28,7 @@ def _seen(device_id: str, state: str, step: int = 0, detail: str = "") -> Device
 
 
 def _view() -> RunView:
-    return RunView("causal-lm", ("device-1", "device-2", "device-3"), 3)
+    return RunView("causal-lm", ("device-1", "device-2", "device-3"), 3, LORA_AXES)
 
 
 def test_a_round_makes_one_line() -> None:
@@ -69,7 +71,7 @@ def test_the_arms_of_a_round_are_a_line_and_stay_in_sight() -> None:
 
 
 def test_the_arms_of_a_large_fleet_are_not_all_told() -> None:
-    view = RunView("causal-lm", (), 3)
+    view = RunView("causal-lm", (), 3, LORA_AXES)
     line = view.apply(RoundStarted(at=0.0, round_number=1, arms={f"device-{n}": "0.0:8" for n in range(30)}))
 
     assert line is not None
@@ -129,12 +131,12 @@ def test_a_round_that_is_told_twice_counts_once() -> None:
 
 def test_a_pipe_gets_plain_lines_with_the_time() -> None:
     stream, now = io.StringIO(), iter([10.0, 12.5])
-    with PlainDisplay(stream, clock=lambda: next(now)) as display:
+    with PlainDisplay[RunView](stream, clock=lambda: next(now)) as display:
         display.step("exporting")
         display.refresh(_view())
 
     assert stream.getvalue() == "[   2.5 s] exporting\n"
-    assert isinstance(make_display(io.StringIO()), PlainDisplay)
+    assert isinstance(make_display(io.StringIO(), render), PlainDisplay)
 
 
 def test_a_terminal_gets_a_table_of_devices_and_a_bar_of_rounds(tmp_path: Path) -> None:
@@ -148,7 +150,7 @@ def test_a_terminal_gets_a_table_of_devices_and_a_bar_of_rounds(tmp_path: Path) 
         view.apply(event)
     console = Console(file=io.StringIO(), force_terminal=True, width=120, color_system=None)
 
-    with LiveDisplay(console, clock=lambda: 0.0) as display:
+    with LiveDisplay(console, render, clock=lambda: 0.0) as display:
         display.step("3 devices begin")
         display.refresh(view)
 
@@ -165,7 +167,9 @@ def test_the_live_display_keeps_to_the_terminal_s_letters(encoding: str) -> None
     for record in round_records():
         view.apply(RoundFinished(at=0.0, record=record))
 
-    with LiveDisplay(Console(file=stream, force_terminal=True, legacy_windows=False), clock=lambda: 1.0) as display:
+    with LiveDisplay(
+        Console(file=stream, force_terminal=True, legacy_windows=False), render, clock=lambda: 1.0
+    ) as display:
         display.step("exporting")
         display.refresh(view)
 
@@ -178,7 +182,7 @@ def test_words_in_brackets_are_no_colours() -> None:
     view.apply(_seen("[red]device[/red]", "[bold]training[/bold]", step=3))
     console = Console(file=io.StringIO(), force_terminal=True, width=160, color_system=None)
 
-    with LiveDisplay(console, clock=lambda: 0.0) as display:
+    with LiveDisplay(console, render, clock=lambda: 0.0) as display:
         display.step("[blink]offline: [link=http://x]why[/link]")
         display.refresh(view)
 

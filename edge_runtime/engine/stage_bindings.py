@@ -1,0 +1,111 @@
+"""Stages of a model with everything bound that stays from batch to batch: weights, sizes of the adapter, scaling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_runtime.engine.frozen import Array, BlockWeights, FrozenWeights
+from edge_runtime.engine.session import Binding, Graph
+from edge_runtime.formats import names
+from edge_runtime.formats.adapter import AdapterLayout
+from edge_runtime.formats.manifest import Manifest
+
+
+class StageBindings:
+    """The bindings of one model; one for each stage and block, made on first use.
+
+    Args:
+        graph: the graph of a stage, by the name of its file.
+        manifest: of the artifact.
+        weights: frozen, of one plan.
+        layout: of the adapters to come.
+        lora_scaling: alpha / rank.
+
+    Attributes:
+        layout: of the adapters to come.
+        parts: where the adapters of each block lie in the flat vector.
+    """
+
+    def __init__(
+        self,
+        graph: Callable[[str], Graph],
+        manifest: Manifest,
+        weights: FrozenWeights,
+        layout: AdapterLayout,
+        lora_scaling: float,
+    ) -> None:
+        self._graph = graph
+        self._manifest = manifest
+        self._weights = weights
+        self.layout, self.parts = layout, layout.parts(manifest)
+        self._blocks = BlockWeights(weights, manifest.block_prefixes)
+        self._lora_scaling = np.array(lora_scaling, np.float32)
+        self._bindings: dict[tuple[str, int | None], Binding] = {}
+
+    def hold(self, layout: AdapterLayout, lora_scaling: float) -> None:
+        """See :meth:`edge_runtime.engine.model.Model.hold`."""
+        self.layout, self.parts = layout, layout.parts(self._manifest)
+        self._lora_scaling[...] = lora_scaling
+        for (_, layer), binding in self._bindings.items():
+            self._bind_sizes(binding, layer)
+
+    def reload(self, name: str) -> None:
+        """See :meth:`edge_runtime.engine.model.Model.reload`."""
+        self._blocks.reload()
+        for (_, layer), binding in self._bindings.items():
+            prefix = self._blocks.prefix(layer)
+            if name.startswith(prefix) and name.removeprefix(prefix) in binding.graph.inputs:
+                binding.bind(name.removeprefix(prefix), self._blocks.readable(name, prefix))
+
+    def block(self, stage: str, layer: int, hidden: Array, context: Mapping[str, Any], params: Array) -> Binding:
+        """A stage of a block with all but its outputs and gradients bound.
+
+        Args:
+            stage: its file.
+            layer: number of the block.
+            hidden: hidden states before it, float32 ``[B, L, H]``.
+            context: what all blocks take beside it, as onnxruntime has it.
+            params: flat adapter, float32 ``[N]``.
+        """
+        binding = self.stage(stage, layer)
+        self._blocks.load(layer)
+        binding.bind(names.HIDDEN, hidden)
+        if names.PARAMS in binding.graph.inputs:
+            binding.bind(names.PARAMS, params[self.parts.blocks[layer]])
+        for name, value in context.items():
+            if name in binding.graph.inputs:
+                binding.bind_value(name, value)
+        return binding
+
+    def stage(self, stage: str, layer: int | None) -> Binding:
+        """A stage with weights and sizes bound: of a block, or None for embedding and head."""
+        if (stage, layer) not in self._bindings:
+            binding = self._bindings[stage, layer] = Binding(self._graph(stage))
+            self._bind_weights(binding, layer)
+            self._bind_sizes(binding, layer)
+        return self._bindings[stage, layer]
+
+    def bind_dense(self, binding: Binding, params: Array) -> None:
+        """Bind the part of a flat adapter that has no factors, where the model has one."""
+        if self._manifest.dense:
+            binding.bind(names.PARAMS, params[self.parts.dense])
+
+    def _bind_weights(self, binding: Binding, layer: int | None) -> None:
+        prefix, looked_up = self._blocks.prefix(layer), names.INPUT_IDS in binding.graph.inputs
+        for name in binding.graph.inputs:
+            if prefix + name in self._weights and not (looked_up and name == self._manifest.word_embedding):
+                binding.bind(name, self._blocks.readable(prefix + name, prefix))
+
+    def _bind_sizes(self, binding: Binding, layer: int | None) -> None:
+        sizes = self.parts.dense_sizes if layer is None else self.parts.block_sizes[layer]
+        values: dict[str, npt.NDArray[Any]] = {
+            names.SPLIT_SIZES: sizes,
+            names.RANK: np.array([self.layout.rank], np.int64),
+            names.LORA_SCALING: self._lora_scaling,
+        }
+        for name in binding.graph.inputs & set(values):
+            binding.bind(name, values[name])

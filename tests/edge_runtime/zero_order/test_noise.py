@@ -6,7 +6,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime.zero_order.noise import signs
@@ -54,14 +54,12 @@ def test_golden_digest_of_a_vector_as_long_as_an_adapter() -> None:
     assert digest == "8f184fb81b1c8edfff4a687fac91936eceef4a21e46fe138b20eabb4e334db3a"
 
 
-@settings(deadline=None)
 @given(st.integers(0, 2**63 - 1), COUNTERS, COUNTERS, COUNTERS, COUNTERS, st.integers(0, 600))
 def test_noise_is_philox(seed: int, round_number: int, step: int, perturbation: int, tensor: int, size: int) -> None:
     key = (seed, round_number, step, perturbation, tensor)
     assert signs(*key, size).tolist() == by_hand(*key, size)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 700), st.integers(0, 700))
 def test_a_shorter_vector_begins_a_longer_one(one: int, other: int) -> None:
     shorter, longer = sorted((one, other))

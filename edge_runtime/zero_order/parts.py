@@ -81,11 +81,6 @@ class TunedParts:
         """The tensors of one part."""
         return self.lower if which == "lower" else self.upper
 
-    @property
-    def num_tuned(self) -> int:
-        """d, elements of both parts."""
-        return count_elements(self.lower) + count_elements(self.upper)
-
 
 def count_elements(tensors: Iterable[TunedTensor]) -> int:
     """Elements of a part."""

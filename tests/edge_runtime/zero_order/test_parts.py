@@ -10,7 +10,7 @@ from edge_runtime.errors import TensorError
 from edge_runtime.formats.adapter import AdapterLayout
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.plan import Plan
-from edge_runtime.zero_order.parts import TunedParts
+from edge_runtime.zero_order.parts import TunedParts, count_elements
 
 HEAD = ["classifier.weight", "classifier.bias"]
 LOWER = ["l0.q.lora_B.weight", "l0.down.lora_B.weight"]
@@ -25,7 +25,7 @@ def test_parts_meet_at_the_cut(manifest: Manifest, cut: int, lower: list[str], u
     parts = TunedParts.of(manifest, 2, cut)
     assert [tensor.name for tensor in parts.part("lower")] == lower
     assert [tensor.name for tensor in parts.part("upper")] == upper
-    assert parts.num_tuned == 2 * (12 + 6) * 2 + 2 * 6 + 2
+    assert count_elements((*parts.lower, *parts.upper)) == 2 * (12 + 6) * 2 + 2 * 6 + 2
 
 
 def test_places_and_indices_are_those_of_the_flat_vector(manifest: Manifest) -> None:

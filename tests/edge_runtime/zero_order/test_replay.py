@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
@@ -81,6 +81,7 @@ def test_a_round_is_what_the_formulas_say_to_the_last_bit(manifest: Manifest) ->
     assert not np.array_equal(flat, theta(manifest))
 
 
+@settings(max_examples=25)
 @given(st.sets(st.integers(0, 9)))
 def test_replay_is_the_same_bits_however_it_is_split(manifest: Manifest, cuts: set[int]) -> None:
     """A device that is brought up to date in pieces ends where one ends that does all rounds at once."""
@@ -138,6 +139,7 @@ def test_a_normalised_step_is_over_the_deviation_of_its_scalars(manifest: Manife
     np.testing.assert_allclose(flat, expected, rtol=1e-6)
 
 
+@settings(max_examples=25)
 @given(st.integers(-20, 20))
 def test_a_normalised_round_does_not_depend_on_the_losses_scale(manifest: Manifest, exponent: int) -> None:
     """To the last bit, where the scale is a power of two: one learning rate serves models whose losses differ."""

@@ -174,12 +174,12 @@ def _probe_softmax(shared: Shared) -> Settings:
 
 
 def _zero_order(learning_rate: float, **own: object) -> Callable[[Shared], Settings]:
-    """One arm, nothing pruned, a constant learning rate."""
+    """One rank, nothing pruned, a constant learning rate."""
 
     def settings(shared: Shared) -> Settings:
+        del shared
         return {
             "scheduler": "fixed",
-            "arms": shared.unpruned,
             "importance": "magnitude",
             "learning_rate": learning_rate,
             "final_learning_rate_ratio": 1.0,

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.e2e
 ROUNDS, STEPS = 3, 10
 FEDSPZO: dict[str, Any] = {
     "method": "fedspzo",
-    "arms": "0.0:4",
+    "arms": "4",
     "scheduler": "fixed",
     "sparsity": 0.0,
     "learning_rate": 2e-2,

@@ -33,7 +33,7 @@ from edge_runtime.formats.payload import Payload
 from edge_runtime.formats.plan import Plan
 from edge_runtime.formats.probe import Head
 from edge_runtime.formats.zero_order import NOT_FINITE, SCALARS, decode_reply
-from edge_runtime.wire.arms import ArmError, parse_arms
+from edge_runtime.wire.arms import RANK, ArmError, Axes
 from edge_runtime.wire.messages import AssignmentKey
 from edge_runtime.wire.work import Arm, LoggedRound, PreconditionerStart, ProbeWork, Work, ZeroOrderWork
 from edge_runtime.zero_order.estimator import check_epsilon
@@ -53,7 +53,6 @@ ELSEWHERE: Final[Mapping[str, object]] = {
     "weight_decay": 0.0,
     "accumulation_steps": 1,
     "class_balance": 0.0,
-    "deploy_rounds": 0,
     "importance": "magnitude",
 }
 """Settings of other methods, and the value that says that they are not used."""
@@ -66,6 +65,8 @@ class ZeroOrder(Method):
     asks: ClassVar[str] = "forward passes over the whole model at perturbed parameters; a scalar for each perturbation"
     has_step_times = False
     is_start_exact = True
+    axes = Axes((RANK,))
+    default_arms = "8"
 
     def __init__(self, context: MethodContext) -> None:
         super().__init__(context)
@@ -90,7 +91,7 @@ class ZeroOrder(Method):
             if settings[name] != unused:
                 msg = f"{option_name(name)} is {settings[name]}, but zero-order tuning has none: leave it out"
                 raise ConfigError(msg)
-        _check_arms(str(settings["arms"]))
+        cls._check_arms(str(settings["arms"]))
         numbers = [int(str(settings[name])) for name in ("local_steps", "zo_outer", "zo_inner")]
         if settings["zo_normalise"] and numbers[1] * numbers[2] == 1:
             msg = "--zo-normalise divides by the standard deviation of a step's scalars: give --zo-inner 2 or more"
@@ -103,6 +104,16 @@ class ZeroOrder(Method):
             raise ConfigError(msg)
         if manifest is not None:
             _check_model(settings, manifest)
+
+    @classmethod
+    def _check_arms(cls, text: str) -> None:
+        try:
+            arms = cls.axes.parse(text)
+        except ArmError:
+            return  # refused in its own words
+        if len(arms) != 1:
+            msg = f"--arms is {text!r}, but zero-order tuning takes one rank for all devices: give one such as 8"
+            raise ConfigError(msg)
 
     # ---- what is asked -----------------------------------------------------------------------------------------------
 
@@ -325,16 +336,6 @@ def _same_work(replies: Sequence[Reply]) -> ZeroOrderWork:
 
 def _cut(given: int, manifest: Manifest) -> int:
     return manifest.num_layers // 2 if given == AUTOMATIC else given
-
-
-def _check_arms(text: str) -> None:
-    try:
-        arms = parse_arms(text)
-    except ArmError:
-        return  # refused in its own words
-    if len(arms) != 1 or arms[0].pruning_ratio > 0:
-        msg = f"--arms is {text!r}, but zero-order tuning takes one arm and prunes nothing: give one such as 0.0:8"
-        raise ConfigError(msg)
 
 
 def _check_model(settings: Mapping[str, object], manifest: Manifest) -> None:

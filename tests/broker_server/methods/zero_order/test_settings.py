@@ -13,7 +13,9 @@ from broker_server.experiments.run.resolve import resolve
 from broker_server.experiments.run.settings import RunSettings
 from broker_server.methods.presets import PRESETS, check_method
 from broker_server.options import flat
+from edge_runtime.errors import FedSpineError
 from edge_runtime.formats.manifest import Manifest
+from edge_runtime.wire.arms import ArmError
 from edge_runtime.wire.work import Arm
 from tests.broker_server import fleet, tiny
 
@@ -49,14 +51,14 @@ def test_presets_differ_in_what_they_perturb() -> None:
         ({"zo_inner": 0}, "--zo-inner is 0, expected a whole number from 1"),
         ({"zo_epsilon": 1e-8}, "--zo-epsilon is 1e-08, expected a finite number from 1e-06 to 1"),
         ({"zo_lower_learning_rate": -0.5}, "--zo-lower-learning-rate is -0.5, expected -1, or 0 or more"),
-        ({"arms": "0.25:8"}, "--arms is '0.25:8', but zero-order tuning takes one arm and prunes nothing"),
-        ({"arms": "0.0:8,0.0:4"}, "--arms is '0.0:8,0.0:4', but zero-order tuning takes one arm"),
+        ({"arms": "0.25:8"}, "--arms: arm '0.25:8' is not RANK"),
+        ({"arms": "8,4"}, "--arms is '8,4', but zero-order tuning takes one rank for all devices"),
         ({"zo_inner": 1, "zo_normalise": True}, "--zo-normalise divides by the standard deviation of a step's scalars"),
         ({"weight_decay": 0.1}, "--weight-decay is 0.1, but zero-order tuning has none: leave it out"),
         ({"accumulation_steps": 2}, "--accumulation-steps is 2, but zero-order tuning has none"),
         ({"emulate": "jetson"}, "--emulate is jetson, but step times are those of first-order training"),
         ({"importance": "lora"}, "--importance is lora, but zero-order tuning has none"),
-        ({"deploy_rounds": 1}, "--deploy-rounds is 1, but zero-order tuning has none"),
+        ({"deploy_rounds": 1}, "deploy_rounds is 1, but fedspzo does not prune: leave them out"),
         (
             {"local_steps": 100, "zo_inner": 200},
             "--local-steps 100, with 1 x 200 perturbations each, gives 20000 scalars",
@@ -64,7 +66,7 @@ def test_presets_differ_in_what_they_perturb() -> None:
     ],
 )
 def test_what_cannot_be_is_refused_with_its_option(given: dict[str, object], line: str) -> None:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(FedSpineError) as caught:
         settings("fedspzo", given)
     assert str(caught.value).startswith(line)
     assert "\n" not in str(caught.value)
@@ -98,5 +100,5 @@ def test_language_models_have_no_such_head_and_need_none() -> None:
 def test_a_file_of_a_coordinator_is_told_of_its_key(tmp_path: Path) -> None:
     config = fleet.config(tmp_path, "mqtt://127.0.0.1:1")
     text = config.to_toml().replace('method = ""', 'method = "fedspzo"')
-    with pytest.raises(ConfigError, match=r"^arms is '0.0:3,0.5:2', but zero-order tuning takes one arm"):
+    with pytest.raises(ArmError, match=r"^arms: arm '0.0:3' is not RANK"):
         type(config).from_toml(text)

@@ -23,9 +23,8 @@ from edge_runtime.formats.plan import Plan
 from edge_runtime.formats.probe import encode_statistics, sum_features
 from edge_runtime.formats.tensors import decode_with_octets
 from edge_runtime.formats.zero_order import encode_reply
-from edge_runtime.wire.arms import parse_arms
 from edge_runtime.wire.messages import Assignment, FailureReason, Update, Welcome, encode_message
-from edge_runtime.wire.work import ProbeWork, ZeroOrderWork
+from edge_runtime.wire.work import Arm, ProbeWork, ZeroOrderWork
 from edge_runtime.zero_order.parts import TunedParts
 from edge_runtime.zero_order.replay import apply_round
 from tests.broker_server import fleet, tiny
@@ -93,7 +92,7 @@ def prepare(run_dir: Path, url: str, head: str = "probe", **changes: object) -> 
         url,
         **{
             "method": "fedspzo",
-            "arms": parse_arms(f"0.0:{RANK}"),
+            "arms": (Arm(pruning_ratio=0.0, rank=RANK),),
             "training": training,
             "zero_order": ZeroOrderConfig(head=head),  # type: ignore[arg-type]
             **changes,

@@ -298,7 +298,7 @@ class Agent:
             work.is_running = True
             num_steps = num_steps_of(work.assignment.work)
             self._reporter.change(DeviceState.TRAINING, work.key, num_steps=num_steps)
-            payload, rate = work.payload, self._payloads.rate
+            payload, work.payload, rate = work.payload, None, self._payloads.rate  # the job's alone, which lets it go
             self._jobs.work(self._runner, work.assignment, payload, rate, welcome, self._reporter.progress)
 
     def _collect(self) -> None:

@@ -16,7 +16,8 @@ class Work:
     received_at: float
     deadline_at: float
     payload: tuple[bytes, float] | None = None
-    """Safetensors bytes to start from, and how long they took to arrive, seconds; None until they are here."""
+    """Safetensors bytes to start from, and how long they took to arrive, seconds; None until they are here, and once
+    the work has begun."""
     asked_at: float = 0.0
     """When it was asked for what the work starts from."""
     is_to_rebuild: bool = False

@@ -276,7 +276,8 @@ class Agent:
         elif work is not None and work.payload is not None:
             work.is_running = True
             self._reporter.change(DeviceState.TRAINING, work.key, num_steps=work.assignment.work.num_counted_steps)
-            payload, rate = work.payload, self._current.pull_rate
+            payload, work.payload = work.payload, None  # the job's alone, which lets it go
+            rate = self._current.pull_rate
             self._jobs.work(self._runner, work.assignment, payload, rate, welcome, self._reporter.progress)
 
     def _collect(self) -> None:

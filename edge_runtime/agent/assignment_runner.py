@@ -130,6 +130,7 @@ class AssignmentRunner:
         """
         work = assignment.work
         execution = self.methods.of(type(work)).begin(assignment, work, blob, context.surroundings)
+        del blob  # decoded by now: on a small board it is not held beside that
         context.check()
         dataset = self.load(execution.max_length)
         started = context.pauses.working_s()

@@ -103,12 +103,12 @@ class Jobs(Background[Job]):
             welcome: what the coordinator said.
             progress: where to note how far it is.
         """
-        blob, fetch_s = payload
+        given, fetch_s = [payload[0]], payload[1]
         self._interrupt = interrupt = Interrupt()
 
         def job(stop: threading.Event) -> tuple[Update, bytes]:
             with interrupt:
-                return runner.run(assignment, blob, self._context(welcome, stop, progress, fetch_s, pull_rate))
+                return runner.run(assignment, given.pop(), self._context(welcome, stop, progress, fetch_s, pull_rate))
 
         self.start(assignment.key, job)
 

@@ -25,7 +25,8 @@ class Work:
     received_at: float
     deadline_at: float
     payload: tuple[bytes, float] | None = None
-    """Safetensors bytes to start from, and how long they took to arrive, seconds; None until they are here."""
+    """Safetensors bytes to start from, and how long they took to arrive, seconds; None until they are here, and once
+    the work has begun."""
     is_to_rebuild: bool = False
     """Whether the payload is to be made of what is here, before it is pulled."""
     is_running: bool = False

@@ -17,7 +17,7 @@ import numpy as np
 from broker_server.errors import AggregationError, ConfigError
 from broker_server.methods.aggregation import Aggregated, check_bounds
 from broker_server.methods.method import AssignedWork, Combined, Method, MethodContext, Reply
-from broker_server.methods.probe.ridge import solve_ridge
+from broker_server.methods.probe.ridge import likelihood_scale, solve_ridge
 from broker_server.methods.pruning.schedule import Segment
 from broker_server.methods.pruning.scores import Scores
 from edge_runtime.errors import MessageError, TensorError
@@ -170,8 +170,13 @@ class StatisticsProbe(Probe):
         except TensorError as error:
             msg = f"sums cannot be added: {error}"
             raise AggregationError(msg) from error
-        weight, bias = solve_ridge(gram, cross, self._context.training.weight_decay)
-        return {self._head.weight: weight.astype(np.float32), self._head.bias: bias.astype(np.float32)}
+        penalty = self._context.training.weight_decay
+        weight, bias = solve_ridge(gram, cross, penalty)
+        scale = likelihood_scale(gram, cross, penalty, weight, bias)
+        return {
+            self._head.weight: (scale * weight).astype(np.float32),
+            self._head.bias: (scale * bias).astype(np.float32),
+        }
 
 
 def _probe(work: Work) -> ProbeWork:

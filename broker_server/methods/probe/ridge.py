@@ -1,7 +1,12 @@
-"""Ridge regression of class indicators from sums over examples: the same whoever holds which example."""
+"""Ridge regression of class indicators from sums over examples: the same whoever holds which example.
+
+Its scores are near 0 and 1, which as logits are far too small. What they are to be multiplied by follows from the sums
+too: :func:`likelihood_scale`.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import numpy as np
@@ -13,6 +18,13 @@ Float64 = npt.NDArray[np.float64]
 
 PENALTY: Final = 1e-5
 """Of the squared weights, for each example, where nobody says otherwise."""
+
+LARGEST_SCALE: Final = 100.0
+"""Of scores; where classes are told apart without an error, no scale would be large enough."""
+NUM_DRAWS: Final = 512
+"""Points that an expectation over a normal distribution is taken at."""
+NUM_HALVINGS: Final = 40
+"""Of the logarithm's range: to far below what a loss tells apart."""
 
 
 def solve_ridge(gram: Float64, cross: Float64, penalty: float) -> tuple[Float64, Float64]:
@@ -34,11 +46,67 @@ def solve_ridge(gram: Float64, cross: Float64, penalty: float) -> tuple[Float64,
         AggregationError: the sums do not determine a solution.
     """
     num_examples = gram[-1, -1]
-    ridge = np.full(gram.shape[0], num_examples * penalty)
-    ridge[-1] = 0.0
     try:
-        solved = np.asarray(np.linalg.solve(gram + np.diag(ridge), cross.T).T, np.float64)
+        solved = np.asarray(np.linalg.solve(_penalised(gram, penalty), cross.T).T, np.float64)
     except np.linalg.LinAlgError as error:
         msg = f"the sums of {num_examples:.0f} examples determine no head ({error}): give a larger weight_decay"
         raise AggregationError(msg) from error
     return solved[:, :-1], solved[:, -1]
+
+
+def likelihood_scale(gram: Float64, cross: Float64, penalty: float, weight: Float64, bias: Float64) -> float:
+    """What the scores of a ridge solution are multiplied by, so that as logits they have the least cross-entropy.
+
+    Ours. Scores of the examples that a head was fitted to are too good. Those of a head that was fitted without the
+    example are ``(s_i - h_i y_i) / (1 - h_i)``, ``h_i`` being its leverage; all leverages are taken for their mean,
+    ``tr((G + n penalty J)^-1 G) / n``, as in generalised cross-validation (Golub, Heath, Wahba 1979). The sums give the
+    mean scores of each class, and the covariance within classes; scores are taken for normal. The expected
+    cross-entropy is convex in the scale.
+
+    Args:
+        gram: see :func:`solve_ridge`.
+        cross: see :func:`solve_ridge`.
+        penalty: see :func:`solve_ridge`.
+        weight: of the solution, ``[C, H]``.
+        bias: of the solution, ``[C]``.
+
+    Returns:
+        Above 0, at most :data:`LARGEST_SCALE`; 1 where there are no more examples than features, so that nothing is
+        known of how such a head does on others.
+    """
+    num_examples, counts = gram[-1, -1], cross[:, -1]
+    leverage = float(np.trace(np.linalg.solve(_penalised(gram, penalty), gram)) / num_examples)
+    if leverage > 0.95:
+        return 1.0
+    head = np.concatenate([weight, bias[:, None]], axis=1)
+    held = counts > 0
+    own = (head @ cross[held].T / counts[held]).T  # [classes that are there, C]: mean scores of each
+    within = (head @ gram @ head.T - (own.T * counts[held]) @ own) / num_examples
+    means = (own - leverage * np.eye(len(counts))[held]) / (1 - leverage)
+    values, vectors = np.linalg.eigh(within)
+    spread = vectors * np.sqrt(np.maximum(values, 0.0)) / (1 - leverage)
+    draws = np.random.default_rng(0).normal(size=(NUM_DRAWS // 2, len(counts)))
+    noise = np.concatenate([draws, -draws]) @ spread.T
+    shares, low, high = counts[held] / num_examples, -math.log(LARGEST_SCALE), math.log(LARGEST_SCALE)
+    for _ in range(NUM_HALVINGS):
+        middle = (low + high) / 2
+        rises = _slope(math.exp(middle), means, noise, np.flatnonzero(held), shares) > 0
+        low, high = (low, middle) if rises else (middle, high)
+    return math.exp(high)
+
+
+def _slope(scale: float, means: Float64, noise: Float64, classes: npt.NDArray[np.int64], shares: Float64) -> float:
+    """Derivative of the expected cross-entropy by the scale of the scores."""
+    total = 0.0
+    for mean, own, share in zip(means, classes, shares, strict=True):
+        scores = mean + noise
+        weights = np.exp(scale * (scores - scores.max(axis=1, keepdims=True)))
+        weights /= weights.sum(axis=1, keepdims=True)
+        total += share * float(((weights * scores).sum(axis=1) - scores[:, own]).mean())
+    return total
+
+
+def _penalised(gram: Float64, penalty: float) -> Float64:
+    ridge = np.full(gram.shape[0], gram[-1, -1] * penalty)
+    ridge[-1] = 0.0
+    return np.asarray(gram + np.diag(ridge), np.float64)

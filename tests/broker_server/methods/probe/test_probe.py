@@ -13,6 +13,7 @@ from broker_server.methods.aggregation import Aggregated
 from broker_server.methods.method import Method, MethodContext, Reply
 from broker_server.methods.presets import PRESETS
 from broker_server.methods.probe.method import SoftmaxProbe, StatisticsProbe
+from broker_server.methods.probe.ridge import likelihood_scale, solve_ridge
 from broker_server.methods.pruning.config import PruningConfig
 from broker_server.methods.pruning.plans import Plans
 from broker_server.methods.registry import WORKS
@@ -97,6 +98,42 @@ def centralised(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.asarray(solution.T, np.float64)
 
 
+def scale_of(features: np.ndarray, labels: np.ndarray) -> float:
+    """What the scores of the ridge solution are multiplied by."""
+    gram, cross = sum_features(features, labels, C).as_float()
+    return likelihood_scale(gram, cross, PENALTY, *solve_ridge(gram, cross, PENALTY))
+
+
+@pytest.mark.parametrize("num_examples", [60, 200, 2000])
+def test_scores_are_scaled_to_the_least_loss_on_examples_that_were_not_seen(num_examples: int) -> None:
+    """Also with few examples, to which the head fits far too well."""
+    rng = np.random.default_rng(num_examples)
+    labels = rng.integers(0, C, N)
+    features = (rng.normal(size=(N, H)) + 0.5 * rng.normal(size=(C, H))[labels]).astype(np.float32)
+    gram, cross = sum_features(features[:num_examples], labels[:num_examples], C).as_float()
+    weight, bias = solve_ridge(gram, cross, PENALTY)
+    scores = features[2000:] @ weight.T + bias
+
+    def loss(scale: float) -> float:
+        logits = scale * scores
+        logits -= logits.max(axis=1, keepdims=True)
+        return float(np.mean(np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(2000), labels[2000:]]))
+
+    chosen = loss(likelihood_scale(gram, cross, PENALTY, weight, bias))
+    best = min(loss(scale) for scale in np.geomspace(0.2, 50, 200))
+    assert 0.3 < best < 1.1
+    assert chosen < best + 0.1 * (loss(1.0) - best), (chosen, best, loss(1.0))
+
+
+def test_scores_of_classes_that_are_told_apart_or_of_too_few_examples_have_a_scale_too() -> None:
+    labels = np.arange(400) % C
+    apart = np.eye(C, H)[labels].astype(np.float32) + np.random.default_rng(0).normal(0, 1e-3, (400, H)).astype("f4")
+    assert scale_of(apart, labels) == pytest.approx(100.0)
+    assert scale_of(apart, np.minimum(labels, 2)) > 1, "a class that nobody has"
+    few = np.random.default_rng(1).normal(size=(20, H)).astype(np.float32)
+    assert scale_of(few, labels[:20]) == 1.0, "as many directions as examples"
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_sums_of_any_split_in_any_order_give_the_centralised_ridge_solution(tmp_path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -111,6 +148,9 @@ def test_sums_of_any_split_in_any_order_give_the_centralised_ridge_solution(tmp_
             replies.append(reply(made, tmp_path, f"d{device}", blob, int(mine.sum())))
     head = made.combine(1, start(made), {}, replies, rng).model.adapter
     expected = centralised(features, labels)
+    scale = np.linalg.norm(head["classifier.weight"]) / np.linalg.norm(expected[:, :-1])
+    assert scale == pytest.approx(scale_of(features, labels), rel=1e-6)
+    expected *= scale
     assert np.abs(head["classifier.weight"] - expected[:, :-1]).max() < 1e-6 * np.abs(expected).max()
     assert np.abs(head["classifier.bias"] - expected[:, -1]).max() < 1e-6 * np.abs(expected).max()
 

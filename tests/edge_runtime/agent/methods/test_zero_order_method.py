@@ -11,8 +11,9 @@ import numpy.typing as npt
 import pytest
 
 from edge_runtime.agent.assignment_runner import AssignmentRunner
-from edge_runtime.agent.errors import StoppedError
+from edge_runtime.agent.jobs import Jobs
 from edge_runtime.agent.methods.zero_order.kept import Kept
+from edge_runtime.agent.settings import WorkSettings
 from edge_runtime.bounds import limits
 from edge_runtime.engine.dataset import batches
 from edge_runtime.engine.errors import DivergedError, InsufficientMemoryError
@@ -36,7 +37,6 @@ from tests.edge_runtime.agent.methods.zero_order_work import (
     welcome_of,
     work_of,
 )
-from tests.edge_runtime.agent.test_assignment_runner import StopAfter
 
 Array = npt.NDArray[np.float32]
 
@@ -207,113 +207,41 @@ def test_theta_is_there_twice_at_most(make_runner: Make) -> None:
     assert 1.9 * len(blob) < peak < 2.3 * len(blob)
 
 
-# ---- going on ----------------------------------------------------------------------------------------------------
+class Watched(bytes):
+    """Bytes that say when they are gone."""
+
+    num_gone = 0
+
+    def __del__(self) -> None:
+        Watched.num_gone += 1
 
 
-class KilledError(BaseException):
-    """In place of a kill -9: nothing in the runner deals with it."""
+def test_the_payload_is_let_go_before_the_first_pass(
+    make_runner: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner, seen = make_runner(), list[int]()
+    original = StagedModel.lower
 
-
-@pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One entry for each pass through the upper part; at the number in the first entry the process is killed."""
-    made = [0]
-    original = StagedModel.upper
-
-    def upper(self: StagedModel, *arguments: Any) -> tuple[float, int]:
-        made.append(1)
-        if len(made) - 1 == made[0]:
-            raise KilledError
+    def lower(self: StagedModel, *arguments: Any) -> Any:
+        seen.append(Watched.num_gone)
         return original(self, *arguments)
 
-    monkeypatch.setattr(StagedModel, "upper", upper)
-    return made
-
-
-def kill_at(passes: list[int], number: int) -> None:
-    passes[:] = [number]
-
-
-@pytest.mark.parametrize("done", [0, 1, 2])
-def test_a_process_killed_in_the_middle_goes_on_to_the_same_scalars(
-    make_runner: Make, passes: list[int], done: int
-) -> None:
-    """Twelve passes a step; the kill comes in the middle of one."""
-    work = work_of()
-    blob = payload(make_runner().artifact.manifest)
-    whole, expected = run(make_runner(zero_order=None), assignment_of(blob, work), blob)
-
-    kill_at(passes, 12 * done + 7)
-    with pytest.raises(KilledError):
-        run(make_runner(), assignment_of(blob, work), blob)
-    kill_at(passes, 0)
-    update, reply = run(make_runner(), assignment_of(blob, work), blob)
-    np.testing.assert_array_equal(reply.scalars, expected.scalars)
-    assert len(passes) - 1 == 12 * (3 - done)
-    assert (update.train_loss, update.evaluation) == (whole.train_loss, whole.evaluation)
-    assert len(passes) - 1 == 12 * (3 - done)
-
-
-@pytest.mark.parametrize("change", ["round", "work", "data", "payload", "damage", "none are kept"])
-def test_steps_of_anything_else_are_not_gone_on_from(
-    make_runner: Make, passes: list[int], tmp_path: Path, change: str
-) -> None:
-    work, round_number = work_of(), 1
-    blob = payload(make_runner().artifact.manifest)
-    kill_at(passes, 30)
-    with pytest.raises(KilledError):
-        run(make_runner(), assignment_of(blob, work), blob)
-    kill_at(passes, 0)
-    every, file = 20, tmp_path / "zero-order/steps"
-    match change:
-        case "round":
-            round_number = 2
-        case "work":
-            work = work_of(learning_rate=6e-3)
-        case "data":
-            data = tmp_path / "data.jsonl"
-            data.write_text("\n".join(reversed(data.read_text().splitlines())))
-        case "payload":
-            blob = payload(make_runner().artifact.manifest, seed=1)
-        case "damage":
-            file.write_bytes(file.read_bytes()[:-1] + b"\xff")
-        case _:
-            every = 0
-    assignment = assignment_of(blob, work, round_number)
-    _, expected = run(make_runner(zero_order=None), assignment, blob)
-    kill_at(passes, 0)
-    _, reply = run(make_runner(), assignment, blob, every=every)
-    np.testing.assert_array_equal(reply.scalars, expected.scalars)
-    assert len(passes) - 1 == 36
-
-
-@pytest.mark.parametrize(("fields", "expected"), [({}, 12), ({"is_normalised": True}, 7)], ids=str)
-def test_passes_of_a_step(make_runner: Make, passes: list[int], fields: dict[str, Any], expected: int) -> None:
-    blob = payload(make_runner().artifact.manifest)
-    run(make_runner(), assignment_of(blob, work_of(num_local_steps=1, **fields)), blob)
-    assert len(passes) - 1 == expected
-
-
-def test_a_log_that_was_cut_since_is_no_other_work(make_runner: Make, passes: list[int]) -> None:
-    blob = payload(make_runner().artifact.manifest)
-    kill_at(passes, 30)
-    with pytest.raises(KilledError):
-        run(make_runner(), assignment_of(blob, work_of(log=rounds_of(work_of(), (1, 2))), 3), blob)
-    kill_at(passes, 0)
-    run(make_runner(), assignment_of(blob, work_of(), 3), blob)
-    assert len(passes) - 1 == 12
-
-
-def test_a_stop_is_seen_before_every_pass(make_runner: Make) -> None:
-    """4 held-out examples in a batch, twice; 3 steps of 4 lower and 12 upper passes; and the places between."""
-    runner = make_runner()
-    blob = payload(runner.artifact.manifest)
-    never = StopAfter(1000)
-    run(runner, assignment_of(blob, work_of()), blob, stop=never, every=0)
-    assert never.num_asked >= 3 * 16 + 2
-    for number in range(0, never.num_asked, 7):
-        with pytest.raises(StoppedError):
-            run(runner, assignment_of(blob, work_of()), blob, stop=StopAfter(number), every=0)
+    monkeypatch.setattr(StagedModel, "lower", lower)
+    blob, context = payload(runner.artifact.manifest), context_of(runner)
+    before = Watched.num_gone
+    assignment, welcome = assignment_of(blob, work_of(num_local_steps=1)), welcome_of(runner)
+    jobs = Jobs(
+        tmp_path,
+        WorkSettings(data=tmp_path, num_holdout=0, num_threads=1, memory_limit_bytes=0),
+        context.traffic,
+        context.checkpoints,
+    )
+    jobs.work(runner, assignment, (Watched(blob), 0.0), None, welcome, context.progress)
+    assert jobs.join(60)
+    _, outcome = jobs.outcomes.get_nowait()
+    assert isinstance(outcome, tuple), outcome
+    assert seen
+    assert set(seen) == {before + 1}
 
 
 # ---- losses that are no numbers ----------------------------------------------------------------------------------

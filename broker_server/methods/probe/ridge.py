@@ -20,7 +20,7 @@ PENALTY: Final = 1e-5
 """Of the squared weights, for each example, where nobody says otherwise."""
 
 LARGEST_SCALE: Final = 100.0
-"""Of scores; where classes are told apart without an error, no scale would be large enough."""
+"""Of scores."""
 NUM_DRAWS: Final = 512
 """Points that an expectation over a normal distribution is taken at."""
 NUM_HALVINGS: Final = 40
@@ -60,8 +60,9 @@ def likelihood_scale(gram: Float64, cross: Float64, penalty: float, weight: Floa
     Ours. Scores of the examples that a head was fitted to are too good. Those of a head that was fitted without the
     example are ``(s_i - h_i y_i) / (1 - h_i)``, ``h_i`` being its leverage; all leverages are taken for their mean,
     ``tr((G + n penalty J)^-1 G) / n``, as in generalised cross-validation (Golub, Heath, Wahba 1979). The sums give the
-    mean scores of each class, and the covariance within classes; scores are taken for normal. The expected
-    cross-entropy is convex in the scale.
+    mean scores of each class, and the covariance within classes; scores are taken for normal. By Laplace's rule of
+    succession one in ``n + 2`` examples is of any class, whatever its scores: where all were told apart, no scale would
+    be large enough otherwise. The expected cross-entropy is convex in the scale.
 
     Args:
         gram: see :func:`solve_ridge`.
@@ -90,19 +91,31 @@ def likelihood_scale(gram: Float64, cross: Float64, penalty: float, weight: Floa
     shares, low, high = counts[held] / num_examples, -math.log(LARGEST_SCALE), math.log(LARGEST_SCALE)
     for _ in range(NUM_HALVINGS):
         middle = (low + high) / 2
-        rises = _slope(math.exp(middle), means, noise, np.flatnonzero(held), shares) > 0
-        low, high = (low, middle) if rises else (middle, high)
+        slope = _slope(math.exp(middle), means, noise, np.flatnonzero(held), shares, 1 / (num_examples + 2))
+        low, high = (low, middle) if slope > 0 else (middle, high)
     return math.exp(high)
 
 
-def _slope(scale: float, means: Float64, noise: Float64, classes: npt.NDArray[np.int64], shares: Float64) -> float:
-    """Derivative of the expected cross-entropy by the scale of the scores."""
+def _slope(
+    scale: float, means: Float64, noise: Float64, classes: npt.NDArray[np.int64], shares: Float64, doubt: float
+) -> float:
+    """Derivative of the expected cross-entropy by the scale of the scores.
+
+    Args:
+        scale: of the scores.
+        means: of the scores of each class that is there, ``[classes, C]``.
+        noise: what scores are around them, ``[draws, C]``.
+        classes: which they are.
+        shares: of the examples.
+        doubt: share of the examples that are of any class.
+    """
     total = 0.0
     for mean, own, share in zip(means, classes, shares, strict=True):
         scores = mean + noise
         weights = np.exp(scale * (scores - scores.max(axis=1, keepdims=True)))
         weights /= weights.sum(axis=1, keepdims=True)
-        total += share * float(((weights * scores).sum(axis=1) - scores[:, own]).mean())
+        right = (1 - doubt) * scores[:, own] + doubt * scores.mean(axis=1)
+        total += share * float(((weights * scores).sum(axis=1) - right).mean())
     return total
 
 

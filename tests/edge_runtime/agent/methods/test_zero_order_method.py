@@ -238,8 +238,8 @@ def test_the_payload_is_let_go_before_the_first_pass(
     )
     jobs.work(runner, assignment, (Watched(blob), 0.0), None, welcome, context.progress)
     assert jobs.join(60)
-    _, outcome = jobs.outcomes.get_nowait()
-    assert isinstance(outcome, tuple), outcome
+    assert (ended := jobs.poll()) is not None
+    assert isinstance(ended.outcome, tuple), ended.outcome
     assert seen
     assert set(seen) == {before + 1}
 

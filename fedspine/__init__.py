@@ -50,7 +50,7 @@ _MODULES: Final = {
 
 
 class MissingServerError(FedSpineError, ImportError):
-    """A function of the server was asked for where only the device is installed."""
+    """A function of the server was used where only the device is installed."""
 
     exit_code = ExitCode.MISSING_DEPENDENCY
 

@@ -47,7 +47,7 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """What a run left."""
+    """The result of a run."""
 
     directory: Path
     """The run directory (docs/architecture.md lists its files)."""
@@ -103,7 +103,7 @@ def run(
     callbacks: str | Sequence[Callback] = "",
     **settings: object,
 ) -> RunResult:
-    """Tune a model on devices played by this machine, and leave a compact model and a report.
+    """Fine-tune a model on devices that this machine plays. The result is a compact model and a report.
 
     Without arguments: the small Llama that ships with the package, on the docstrings of Python's standard library. The
     broker, the coordinator and the devices are processes of their own, which end with the call. An interrupt

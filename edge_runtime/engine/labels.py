@@ -33,7 +33,7 @@ class Classes:
         for index, name in enumerate(names):
             self._by_name.setdefault(name.strip(), index)
             if is_number(name):
-                value = float(name)
+                value = _value(name)
                 self._by_value[value] = None if value in self._by_value else index  # None: two names, neither is meant
         self._by_name.update((name, index) for index, name in enumerate(names))
 
@@ -81,7 +81,7 @@ def sort_labels(names: Iterable[str]) -> tuple[str, ...]:
     (('9', '10'), ('10', 'a', 'b'), ('-2', '-1', '1.5'))
     """
     found = sorted(names)
-    return tuple(sorted(found, key=float) if all(is_number(name) for name in found) else found)
+    return tuple(sorted(found, key=_value) if all(is_number(name) for name in found) else found)
 
 
 def alike(names: Iterable[str]) -> list[tuple[str, ...]]:
@@ -96,8 +96,13 @@ def alike(names: Iterable[str]) -> list[tuple[str, ...]]:
     return [tuple(sorted(group)) for group in groups.values() if len(group) > 1]
 
 
+def _value(name: str) -> float:
+    """Return the number that a name is; float() alone strips fewer characters than :func:`is_number`."""
+    return float(name.strip())
+
+
 def _folded(name: str) -> str:
-    if is_number(name) and math.isfinite(value := float(name)):
+    if is_number(name) and math.isfinite(value := _value(name)):
         return repr(value + 0.0)  # -0 is 0
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edge_runtime.engine.labels import Classes, Label, alike, sort_labels
@@ -60,6 +60,7 @@ def test_many_and_odd_names_make_one_short_line() -> None:
 
 
 @given(names=st.lists(st.text(min_size=1, max_size=5), max_size=9, unique=True))
+@example(names=["0\x1f"])
 def test_every_name_means_its_own_class(names: list[str]) -> None:
     classes = Classes(names)
     assert [classes.named(name) for name in names] == list(range(len(names)))

@@ -156,6 +156,14 @@ class Method(abc.ABC):
         """
         del settings, manifest
 
+    def check_initial(self, model: Aggregated) -> None:
+        """Refuse a model from elsewhere that training is to begin with; most methods begin with any.
+
+        Raises:
+            ConfigError: this method cannot train it.
+        """
+        del model
+
     @abc.abstractmethod
     def ask(self, key: AssignmentKey, arm: Arm, *, at_once: bool, model: Aggregated) -> AssignedWork:
         """Return the work for a device.

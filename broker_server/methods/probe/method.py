@@ -21,7 +21,7 @@ from broker_server.methods.probe.ridge import likelihood_scale, solve_ridge
 from broker_server.methods.pruning.schedule import Segment
 from broker_server.methods.pruning.scores import Scores
 from edge_runtime.errors import MessageError, TensorError
-from edge_runtime.formats import probe
+from edge_runtime.formats import names, probe
 from edge_runtime.formats.adapter import Array
 from edge_runtime.formats.payload import Payload
 from edge_runtime.wire.arms import PRUNING_RATIO, Axes
@@ -49,6 +49,15 @@ class Probe(Method):
             raise ConfigError(str(error)) from error
         num_classes, num_features = self._head.num_classes, self._head.num_features
         self._shapes = {self._head.weight: (num_classes, num_features), self._head.bias: (num_classes,)}
+
+    def check_initial(self, model: Aggregated) -> None:
+        """Devices compute features of the model without an adapter; see :meth:`Method.check_initial`."""
+        if any(model.adapter[names.lora_b(target.module)].any() for target in self._manifest.targets):
+            msg = (
+                "the adapter to start from has LoRA factors that change the model, and a probe trains the head of the "
+                "model without them: leave --adapter out, give that of a probe, or choose method fedit"
+            )
+            raise ConfigError(msg)
 
     def ask(self, key: AssignmentKey, arm: Arm, *, at_once: bool, model: Aggregated) -> AssignedWork:
         """One pass over the features of the arm's plan, which is played at once; see :meth:`Method.ask`."""

@@ -132,10 +132,17 @@ def open_run(run_dir: Path, config: CoordinatorConfig, store: Store) -> RunConte
         held_out=_open_held_out(run_dir, config, artifact),
         clock=clock,
     )
-    if not adapters.exists(0):
-        rng = run.generator(INITIAL_ADAPTER, 0)
-        adapters.write(0, method.initial(artifact.initial(), rng))
+    _provide_initial(run, artifact, is_begun=bool(records))
     return run
+
+
+def _provide_initial(run: RunContext, artifact: Artifact, *, is_begun: bool) -> None:
+    """Write the model before training, or check the one that the run was given."""
+    if not run.adapters.exists(0):
+        rng = run.generator(INITIAL_ADAPTER, 0)
+        run.adapters.write(0, run.method.initial(artifact.initial(), rng))
+    elif not is_begun:
+        run.method.check_initial(run.adapters.read(0))
 
 
 def _transforms(config: CoordinatorConfig, method: Method) -> tuple[Transform, ...]:

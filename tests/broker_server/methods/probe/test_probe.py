@@ -64,6 +64,17 @@ def start(made: Method) -> Aggregated:
     return made.initial(dense, np.random.default_rng(0))
 
 
+@pytest.mark.parametrize("kind", [SoftmaxProbe, StatisticsProbe])
+def test_factors_that_change_the_model_are_refused_as_a_start(kind: type[Method]) -> None:
+    made = method(kind)
+    model = start(made)
+    made.check_initial(model)
+    (name, *_) = (name for name in model.adapter if name.endswith("lora_B.weight"))
+    changed = np.full_like(model.adapter[name], 1e-3)
+    with pytest.raises(ConfigError, match="a probe trains the head of the model without them: leave --adapter out"):
+        made.check_initial(Aggregated(adapter={**model.adapter, name: changed}))
+
+
 def reply(made: Method, folder: Path, device_id: str, blob: bytes, num_examples: int) -> Reply:
     """An accepted update: checked, and on disk."""
     work = work_of(made)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -9,13 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from broker_server.config import CoordinatorConfig
 from broker_server.errors import ConfigError, StoreError
+from broker_server.methods.aggregation import Aggregated
 from broker_server.methods.lora.method import Lora
 from broker_server.methods.method import Combined, Method
 from broker_server.methods.presets import method_of
 from broker_server.methods.probe.method import Probe
 from broker_server.methods.training import TrainingConfig
-from broker_server.serving.storage.adapters import adapter_path
+from broker_server.serving.coordinator.run_context import open_run
+from broker_server.serving.storage.adapters import GlobalAdapters, adapter_path
 from broker_server.serving.storage.events import EventReader, RoundStarted
 from broker_server.serving.storage.store import Store
 from edge_runtime.formats.probe import encode_statistics, sum_features
@@ -130,6 +134,28 @@ def test_a_restart_in_the_middle_of_a_round_gives_the_same_bits(
         whole, cut = (adapter_path(tmp_path / name, number).read_bytes() for name in ("whole", "cut"))
         assert whole == cut
     assert whole != adapter_path(tmp_path / "whole", 0).read_bytes()
+
+
+def test_a_probe_does_not_begin_with_factors_that_change_the_model(tmp_path: Path) -> None:
+    prepare(tmp_path, "mqtt://127.0.0.1:1", "probe")
+    config = CoordinatorConfig.load(tmp_path / "config.toml")
+    with contextlib.closing(Store.open(tmp_path)) as store:
+        run = open_run(tmp_path, config, store)
+        start = run.adapters.read(0)
+        open_run(tmp_path, config, store)
+        changed = {
+            name: value + 0.01 if name.endswith("lora_B.weight") else value for name, value in start.adapter.items()
+        }
+        given = GlobalAdapters(
+            tmp_path,
+            run.manifest,
+            config.artifact_digest,
+            rank=run.adapters.rank,
+            lora_scaling=run.adapters.lora_scaling,
+        )
+        given.write(0, Aggregated(adapter=changed))
+        with pytest.raises(ConfigError, match="has LoRA factors that change the model"):
+            open_run(tmp_path, config, store)
 
 
 @pytest.mark.parametrize("method", ["probe", "probe_softmax"])

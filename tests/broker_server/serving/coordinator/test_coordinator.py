@@ -392,5 +392,5 @@ def test_artifact_of_another_digest(broker: InProcess, tmp_path: Path, coordinat
     other = dataclasses.replace(config, artifact_digest="0" * 64)
     (tmp_path / "artifacts" / config.artifact_digest).rename(tmp_path / "artifacts" / other.artifact_digest)
     (tmp_path / "config.toml").write_text(other.to_toml())
-    with pytest.raises(StoreError, match="the run is of another"):
+    with pytest.raises(StoreError, match="but the run trains 000000000000"):
         coordinate(tmp_path).finish()

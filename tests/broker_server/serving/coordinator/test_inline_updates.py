@@ -8,12 +8,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from broker_server.methods.presets import method_of
 from broker_server.methods.training import TrainingConfig
 from broker_server.serving.storage.adapters import adapter_path
 from broker_server.serving.storage.store import Store
 from edge_runtime.link.in_process import InProcessLink
 from edge_runtime.wire import chunks, topics
-from edge_runtime.wire.arms import parse_arms
 from edge_runtime.wire.messages import Assignment, Update, Verdict
 from tests.broker_server import fleet, tiny
 from tests.broker_server.conftest import Coordination
@@ -30,7 +30,9 @@ def prepare(run_dir: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(tiny, "write_artifact", lambda folder: write(folder, has_bias=True))
         training = TrainingConfig(num_rounds=2, num_local_steps=1, batch_size=2, max_length=8)
-        fleet.config(run_dir, url, method="probe_softmax", arms=parse_arms("0.0:3"), training=training)
+        method = method_of("probe_softmax")
+        arms = method.axes.parse(method.default_arms)
+        fleet.config(run_dir, url, method="probe_softmax", arms=arms, training=training)
 
 
 @pytest.fixture

@@ -189,10 +189,7 @@ class StagedModel:
             lowered: of the same batch at the same cut; not changed, so that it serves any number of adapters.
             batch: examples.
             params: flat adapter, float32 ``[N]``; read only where the factors of those blocks and dense tensors lie.
-            cut: number of blocks that ``lowered`` is after.
-
-        Returns:
-            As :meth:`score`; raises the same.
+            cut: number of blocks that ``lowered`` is after. Returns and raises as :meth:`score`.
         """
         layers = range(cut, self._manifest.num_layers)
         (hidden,) = self._after(layers, [lowered.hidden], [batch], [lowered.context], params)
@@ -306,6 +303,7 @@ class StagedModel:
         if residual is not None:
             binding.bind_output(names.RESIDUAL, residual)
         binding.run()
+        binding.bind(names.HIDDEN, out)  # what was read is held by its owner alone
 
     def _given(self, layer: int, buffer: Array) -> Array:
         """Where a block writes its hidden states: all of a buffer ``[B, L, H]``, or ``[B, 1, H]`` at its beginning."""

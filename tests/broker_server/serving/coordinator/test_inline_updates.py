@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from broker_server.methods.probe.method import SoftmaxProbe
+from broker_server.methods.presets import method_of
 from broker_server.methods.training import TrainingConfig
 from broker_server.serving.storage.adapters import adapter_path
 from broker_server.serving.storage.store import Store
@@ -30,7 +30,9 @@ def prepare(run_dir: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(tiny, "write_artifact", lambda folder: write(folder, has_bias=True))
         training = TrainingConfig(num_rounds=2, num_local_steps=1, batch_size=2, max_length=8)
-        fleet.config(run_dir, url, method="probe_softmax", arms=SoftmaxProbe.axes.parse("0.0"), training=training)
+        method = method_of("probe_softmax")
+        arms = method.axes.parse(method.default_arms)
+        fleet.config(run_dir, url, method="probe_softmax", arms=arms, training=training)
 
 
 @pytest.fixture

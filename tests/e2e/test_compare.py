@@ -164,7 +164,7 @@ def test_a_run_that_fails_does_not_lose_the_others(two_methods: Path, tmp_path: 
     assert run.process.returncode == ExitCode.RUN_FAILED
     line = error_line(run)
     assert "1 of 2 runs failed: starves seed 3" in line
-    assert "the same command tries these again" in line
+    assert "the same command runs these again" in line
     summary = _summary(root)
     assert [(failed.method, failed.seed) for failed in summary.failed] == [("starves", 3)]
     assert summary.methods["fits"].num_finished == 1

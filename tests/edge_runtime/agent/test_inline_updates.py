@@ -60,4 +60,4 @@ def test_a_request_for_bytes_that_are_in_the_update_is_passed_over(
     coordinator.say(ChunkRequest(digest="ab" * 32, missing=(0,)))
     coordinator.verdict(update)
     coordinator.wait(Status, state=DeviceState.IDLE)
-    assert "could not be dealt with" not in caplog.text
+    assert "could not be handled" not in caplog.text

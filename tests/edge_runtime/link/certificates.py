@@ -25,7 +25,7 @@ class Made:
 
 
 WRONG = {
-    "expired": Made(days=(-9, -2), said="certificate has expired", step="renew it; or this machine's clock is wrong"),
+    "expired": Made(days=(-9, -2), said="certificate has expired", step="renew it, or set the clock of this machine"),
     "not yet valid": Made(days=(2, 9), said="certificate is not yet valid", step="clock may be behind, it says 20"),
     "name as CN only": Made(subject="/CN=127.0.0.1", alt_name="", said="mismatch", step="subjectAltName"),
     "another address": Made(alt_name="IP:127.0.0.2", said="not valid for '127.0.0.1'", step="subjectAltName"),

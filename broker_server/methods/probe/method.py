@@ -17,7 +17,7 @@ import numpy as np
 from broker_server.errors import AggregationError, ConfigError
 from broker_server.methods.aggregation import Aggregated, check_bounds
 from broker_server.methods.method import AssignedWork, Combined, Method, MethodContext, Reply
-from broker_server.methods.probe.ridge import likelihood_scale, solve_ridge
+from broker_server.methods.probe.ridge import Float64, likelihood_scale, solve_ridge
 from broker_server.methods.pruning.schedule import Segment
 from broker_server.methods.pruning.scores import Scores
 from edge_runtime.errors import MessageError, TensorError
@@ -179,13 +179,21 @@ class StatisticsProbe(Probe):
         except TensorError as error:
             msg = f"sums cannot be added: {error}"
             raise AggregationError(msg) from error
-        penalty = self._context.training.weight_decay
-        weight, bias = solve_ridge(gram, cross, penalty)
-        scale = likelihood_scale(gram, cross, penalty, weight, bias)
-        return {
-            self._head.weight: (scale * weight).astype(np.float32),
-            self._head.bias: (scale * bias).astype(np.float32),
-        }
+        weight, bias = self._solve(gram, cross)
+        return {self._head.weight: weight.astype(np.float32), self._head.bias: bias.astype(np.float32)}
+
+    def _solve(self, gram: Float64, cross: Float64) -> tuple[Float64, Float64]:
+        """Weight and bias, from the sums of all devices."""
+        return solve_ridge(gram, cross, self._context.training.weight_decay)
+
+
+class LogitProbe(StatisticsProbe):
+    """The same head with scores scaled to logits: a start for methods that tune it further by its loss."""
+
+    def _solve(self, gram: Float64, cross: Float64) -> tuple[Float64, Float64]:
+        weight, bias = super()._solve(gram, cross)
+        scale = likelihood_scale(gram, cross, self._context.training.weight_decay, weight, bias)
+        return scale * weight, scale * bias
 
 
 def _probe(work: Work) -> ProbeWork:

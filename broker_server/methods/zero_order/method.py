@@ -17,7 +17,7 @@ import numpy as np
 from broker_server.errors import AggregationError, ConfigError
 from broker_server.methods.aggregation import Aggregated, check_bounds
 from broker_server.methods.method import AssignedWork, Combined, Method, MethodContext, Reply
-from broker_server.methods.probe.method import StatisticsProbe
+from broker_server.methods.probe.method import LogitProbe
 from broker_server.methods.probe.ridge import PENALTY
 from broker_server.methods.pruning.schedule import Segment
 from broker_server.methods.pruning.scores import Scores
@@ -77,7 +77,7 @@ class ZeroOrder(Method):
         self._probe = None
         if settings.head == "probe" and manifest.task == "text-classification":
             training = dataclasses.replace(context.training, weight_decay=PENALTY)
-            self._probe = StatisticsProbe(dataclasses.replace(context, training=training))
+            self._probe = LogitProbe(dataclasses.replace(context, training=training))
         self._checked: Aggregated | None = None
         self._begun: tuple[Aggregated, int, PreconditionerStart] | None = None
         self._accepted: dict[str, int] = {}
@@ -300,7 +300,7 @@ class ZeroOrder(Method):
         check_bounds(self._manifest, adapter)
         return adapter
 
-    def _probe_of(self, work: Work) -> StatisticsProbe:
+    def _probe_of(self, work: Work) -> LogitProbe:
         if self._probe is None:
             msg = f"assignment asks for {type(work).__name__}, and this run's head is not the probe's: start a new run"
             raise MessageError(msg)

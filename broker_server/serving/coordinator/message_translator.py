@@ -165,7 +165,7 @@ class MessageTranslator:
         if emulated_s is None or emulated_s <= self._run.deadline_s:
             return None
         self._ledger.late(key, emulated_s)
-        detail = f"{emulated_s:.1f} s on the virtual clock, the deadline is {self._run.deadline_s:g} s (emulated)"
+        detail = f"{emulated_s:.1f} s on the virtual clock, but the deadline is {self._run.deadline_s:g} s (emulated)"
         return UpdateLate(key=key, detail=detail)
 
     def forget(self, key: AssignmentKey) -> None:

@@ -12,7 +12,7 @@ from broker_server.errors import AggregationError, ConfigError
 from broker_server.methods.aggregation import Aggregated
 from broker_server.methods.method import Method, MethodContext, Reply
 from broker_server.methods.presets import PRESETS
-from broker_server.methods.probe.method import SoftmaxProbe, StatisticsProbe
+from broker_server.methods.probe.method import LogitProbe, SoftmaxProbe, StatisticsProbe
 from broker_server.methods.probe.ridge import likelihood_scale, solve_ridge
 from broker_server.methods.pruning.config import PruningConfig
 from broker_server.methods.pruning.plans import Plans
@@ -159,9 +159,6 @@ def test_sums_of_any_split_in_any_order_give_the_centralised_ridge_solution(tmp_
             replies.append(reply(made, tmp_path, f"d{device}", blob, int(mine.sum())))
     head = made.combine(1, start(made), {}, replies, rng).model.adapter
     expected = centralised(features, labels)
-    scale = np.linalg.norm(head["classifier.weight"]) / np.linalg.norm(expected[:, :-1])
-    assert scale == pytest.approx(scale_of(features, labels), rel=1e-6)
-    expected *= scale
     assert np.abs(head["classifier.weight"] - expected[:, :-1]).max() < 1e-6 * np.abs(expected).max()
     assert np.abs(head["classifier.bias"] - expected[:, -1]).max() < 1e-6 * np.abs(expected).max()
 
@@ -169,6 +166,19 @@ def test_sums_of_any_split_in_any_order_give_the_centralised_ridge_solution(tmp_
     other = made.combine(1, start(made), {}, [whole], rng).model.adapter
     for name, value in head.items():
         assert value.tobytes() == other[name].tobytes()
+
+
+def test_a_head_that_is_tuned_further_is_the_same_but_for_the_scale(tmp_path: Path) -> None:
+    features, labels = examples()
+    blob = encode_statistics(sum_features(features, labels, C))
+    plain, logits = (
+        made.combine(1, start(made), {}, [reply(made, tmp_path, "a", blob, N)], np.random.default_rng(0)).model.adapter
+        for made in (method(StatisticsProbe), method(LogitProbe))
+    )
+    scale = scale_of(features, labels)
+    assert scale > 1.5
+    for name in ("classifier.weight", "classifier.bias"):
+        np.testing.assert_allclose(logits[name], scale * plain[name], rtol=1e-6)
 
 
 def test_heads_are_averaged_by_examples_and_all_else_stays(tmp_path: Path) -> None:

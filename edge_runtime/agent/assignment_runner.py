@@ -129,12 +129,14 @@ class AssignmentRunner:
             FedSpineError: anything else that is known to go wrong.
         """
         work = assignment.work
-        execution = self.methods.of(type(work)).begin(assignment, work, blob, context.surroundings)
+        around = context.surroundings
+        task = self.methods.of(type(work)).begin(assignment, work, blob, around)
         del blob  # decoded by now: on a small board it is not held beside that
         context.check()
-        dataset = self.load(execution.max_length)
+        dataset = self.load(task.max_length)
         started = context.pauses.working_s()
-        execution.start(dataset)
+        execution = task.start(dataset)
+        del task  # and what was sent with it
         prepare_s = context.pauses.working_s() - started + self._take_prepare_s()
         context.check()
         before = execution.resume(dataset) or self._evaluate(execution, context)
@@ -161,7 +163,7 @@ class AssignmentRunner:
                 peak_rss_bytes=peak_rss_bytes(),
                 bytes_up=up,
                 bytes_down=down,
-                paused_s=execution.paused_s,
+                paused_s=around.paused.seconds,
             ),
             evaluation=_evaluation(before[0], after[0]),
         )
@@ -214,13 +216,18 @@ class WorkContext:
 
     @property
     def surroundings(self) -> Surroundings:
-        """Return the part of this that a method sees."""
+        """Return the part of this that a method sees; what is paused is counted from here."""
 
         def say(detail: str) -> None:
             self.progress.detail = detail
 
         return Surroundings(
-            checkpoints=self.checkpoints, pauses=self.pauses, say=say, check=self.check, pull_rate=self.pull_rate
+            checkpoints=self.checkpoints,
+            clock=self.pauses.working_s,
+            paused=self.pauses.count(),
+            say=say,
+            check=self.check,
+            pull_rate=self.pull_rate,
         )
 
     def on_step(self, step: int, loss: float) -> None:

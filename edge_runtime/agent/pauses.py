@@ -51,6 +51,10 @@ class Pauses:
         self._clock = clock
         self._look_at = float("-inf")
 
+    def count(self) -> PausedTime:
+        """Count, from now on, what an assignment is paused."""
+        return PausedTime(self)
+
     def working_s(self) -> float:
         """Monotonic seconds of a clock that stands still during a pause."""
         return self._clock() - self.paused_s
@@ -81,3 +85,20 @@ class Pauses:
         now = self._clock()
         self._look_at = now + self._look_s
         return self._guard.judge(self._sensors.read(), now)
+
+
+class PausedTime:
+    """The seconds that one assignment was paused so far, by earlier processes too. Made by :meth:`Pauses.count`."""
+
+    def __init__(self, pauses: Pauses) -> None:
+        self._pauses = pauses
+        self._begun_s = pauses.paused_s
+
+    @property
+    def seconds(self) -> float:
+        """So far."""
+        return self._pauses.paused_s - self._begun_s
+
+    def add_earlier(self, paused_s: float) -> None:
+        """Count what an earlier process was paused, which this one goes on from."""
+        self._begun_s -= paused_s

@@ -1,4 +1,4 @@
-"""The interface of methods, as the runner sees it: a method makes an :class:`Execution` of each assignment."""
+"""The interface of methods, as the runner sees it: a :class:`Task` of each assignment, which is started."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from edge_runtime.agent.checkpoints import Checkpoints
-from edge_runtime.agent.pauses import Pauses
+from edge_runtime.agent.pauses import PausedTime
 from edge_runtime.engine.dataset import Dataset
 from edge_runtime.engine.evaluator import EvaluationResult
 from edge_runtime.engine.trainer import TrainingResult
@@ -24,7 +24,9 @@ class Surroundings:
     """The surroundings of one assignment."""
 
     checkpoints: Checkpoints
-    pauses: Pauses
+    clock: Callable[[], float]
+    """Monotonic seconds, of a clock that stands still while the work pauses."""
+    paused: PausedTime
     say: Callable[[str], None]
     """Shows people what is done now."""
     check: Callable[[], None]
@@ -34,18 +36,7 @@ class Surroundings:
 
 
 class Execution(Protocol):
-    """One assignment under way, which fits this device: start, resume, evaluate, train, evaluate, encode."""
-
-    @property
-    def max_length(self) -> int:
-        """Tokens that examples are cut at."""
-
-    @property
-    def paused_s(self) -> float:
-        """Seconds that it was paused so far, by earlier processes too."""
-
-    def start(self, dataset: Dataset) -> None:
-        """Load graphs, slice weights, and compute what the device's examples need beforehand."""
+    """One assignment under way: resume, evaluate, train, evaluate, encode."""
 
     def resume(self, dataset: Dataset) -> Before | None:
         """Go on from a checkpoint, if there is one.
@@ -68,6 +59,16 @@ class Execution(Protocol):
 
     def encode(self, dtype: WireDtype) -> bytes | None:
         """The blob that goes up; None = there is none."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One assignment that fits this device, before its work begins."""
+
+    max_length: int
+    """Tokens that examples are cut at."""
+    start: Callable[[Dataset], Execution]
+    """Loads graphs, slices weights, and computes what the device's examples need beforehand; call it once."""
 
 
 W_contra = TypeVar("W_contra", bound=Work, contravariant=True)
@@ -95,7 +96,7 @@ class Method(Protocol[W_contra]):
             Its bytes, to the last one; None = it must be pulled, or that is faster.
         """
 
-    def begin(self, assignment: Assignment, work: W_contra, blob: bytes, around: Surroundings) -> Execution:
+    def begin(self, assignment: Assignment, work: W_contra, blob: bytes, around: Surroundings) -> Task:
         """Look at everything that was sent, before any work is done.
 
         Args:

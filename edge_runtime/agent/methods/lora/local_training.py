@@ -9,9 +9,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from edge_runtime.agent.checkpoints import Checkpoints, identity_of
-from edge_runtime.agent.methods.protocol import Before
-from edge_runtime.agent.pauses import Pauses
+from edge_runtime.agent.checkpoints import identity_of
+from edge_runtime.agent.methods.protocol import Before, Surroundings
 from edge_runtime.engine.checkpoint import Checkpoint
 from edge_runtime.engine.dataset import Dataset, batches
 from edge_runtime.engine.run import Resumable, Run
@@ -25,32 +24,23 @@ logger = logging.getLogger(__name__)
 
 
 class LocalTraining:
-    """The progress of an assignment; it begins before any work is done, so that all pauses are counted.
+    """The progress of an assignment.
 
     Args:
         assignment: what to do.
         work: its work.
         artifact_digest: the artifact that is trained.
-        checkpoints: where checkpoints are kept.
-        pauses: when work pauses.
+        around: see :class:`Surroundings`.
     """
 
-    def __init__(
-        self, assignment: Assignment, work: LoraWork, artifact_digest: str, checkpoints: Checkpoints, pauses: Pauses
-    ) -> None:
+    def __init__(self, assignment: Assignment, work: LoraWork, artifact_digest: str, around: Surroundings) -> None:
         self._assignment = assignment
         self._work = work
         self._artifact_digest = artifact_digest
-        self._checkpoints = checkpoints
-        self._pauses = pauses
-        self._begun_s = pauses.paused_s
+        self._around = around
+        self._checkpoints = around.checkpoints
         self._history = History()
         self._identity = ""
-
-    @property
-    def paused_s(self) -> float:
-        """Seconds that the assignment was paused so far, by earlier processes too."""
-        return self._pauses.paused_s - self._begun_s
 
     def resume(self, run: Run, dataset: Dataset) -> Before | None:
         """Bring a run that has just been started to where the checkpoint is; onnxruntime-training's runs have none.
@@ -76,7 +66,7 @@ class LocalTraining:
             self._checkpoints.remove()
             return None
         self._history = checkpoint.history
-        self._begun_s -= checkpoint.paused_s
+        self._around.paused.add_earlier(checkpoint.paused_s)
         num_steps = self._work.hyper_parameters.num_local_steps
         logger.info("going on from the checkpoint after step %d of %d", run.num_steps, num_steps)
         return checkpoint.before, checkpoint.before_s
@@ -87,7 +77,6 @@ class LocalTraining:
         dataset: Dataset,
         before: Before,
         on_step: Callable[[int, float], None],
-        on_batch: Callable[[], None],
     ) -> TrainingResult:
         """Make the steps that are lacking, with a checkpoint every so many of them.
 
@@ -99,7 +88,6 @@ class LocalTraining:
             dataset: examples to train on.
             before: the evaluation before training.
             on_step: called after each step with its number and loss.
-            on_batch: called before each micro-batch; raises to stop.
 
         Raises:
             FedSpineError: see :func:`edge_runtime.engine.trainer.train`.
@@ -117,8 +105,8 @@ class LocalTraining:
             if resumable is not None and self._checkpoints.is_due(step, hyper.num_local_steps):
                 self._save(resumable, before)
 
-        clock = self._pauses.working_s
-        return train(run, drawn, hyper, after, on_batch, self._work.prunings, self._history, clock)
+        around = self._around
+        return train(run, drawn, hyper, after, around.check, self._work.prunings, self._history, around.clock)
 
     def _save(self, run: Resumable, before: Before) -> None:
         result, seconds = before
@@ -129,6 +117,6 @@ class LocalTraining:
                 history=self._history,
                 before=result,
                 before_s=seconds,
-                paused_s=self.paused_s,
+                paused_s=self._around.paused.seconds,
             )
         )

@@ -9,14 +9,14 @@ import numpy as np
 
 from edge_runtime.agent.methods.lora.engines import Engines
 from edge_runtime.agent.methods.lora.local_training import LocalTraining
-from edge_runtime.agent.methods.protocol import Before, Surroundings
+from edge_runtime.agent.methods.protocol import Before, Surroundings, Task
 from edge_runtime.agent.settings import WorkSettings
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.dataset import Dataset
 from edge_runtime.engine.errors import InsufficientMemoryError
 from edge_runtime.engine.evaluator import EvaluationResult
 from edge_runtime.engine.model import Mode
-from edge_runtime.engine.run import Engine, Run
+from edge_runtime.engine.run import Run
 from edge_runtime.engine.trainer import TrainingResult
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.payload import Payload, check_payload, decode_payload, encode_payload
@@ -67,7 +67,7 @@ class Lora:
     def rebuild(self, assignment: Assignment, work: LoraWork, around: Surroundings) -> None:
         """Every payload is pulled."""
 
-    def begin(self, assignment: Assignment, work: LoraWork, blob: bytes, around: Surroundings) -> LoraExecution:
+    def begin(self, assignment: Assignment, work: LoraWork, blob: bytes, around: Surroundings) -> Task:
         """Look at everything that was sent; memory is that of the first, the largest plan.
 
         Raises:
@@ -86,51 +86,23 @@ class Lora:
         given = decode_payload(blob)
         check_payload(manifest, work.plan, work.arm.rank, given, is_update=False, trainable=hyper.trainable)
         logger.info("round %d: %s mode, rank %d", assignment.key.round_number, mode, work.arm.rank)
-        return LoraExecution(self, assignment, work, given, mode, around)
+        training = LocalTraining(assignment, work, self.artifact.digest, around)
+
+        def start(_dataset: Dataset) -> LoraExecution:
+            run = self.engines.load(mode).start(work.plan, work.arm.rank, given.adapter, hyper, given.merged)
+            return LoraExecution(work, run, training, around)
+
+        return Task(max_length=hyper.max_length, start=start)
 
 
 class LoraExecution:
     """See :class:`edge_runtime.agent.methods.protocol.Execution`."""
 
-    _engine: Engine
-    _run: Run
-
-    def __init__(
-        self,
-        method: Lora,
-        assignment: Assignment,
-        work: LoraWork,
-        given: Payload,
-        mode: Mode,
-        around: Surroundings,
-    ) -> None:
-        self._method = method
+    def __init__(self, work: LoraWork, run: Run, training: LocalTraining, around: Surroundings) -> None:
         self._work = work
-        self._given: Payload | None = given
-        self._mode = mode
+        self._run = run
+        self._training = training
         self._around = around
-        digest = method.artifact.digest
-        self._training = LocalTraining(assignment, work, digest, around.checkpoints, around.pauses)
-
-    @property
-    def max_length(self) -> int:
-        """Tokens that examples are cut at."""
-        return self._work.hyper_parameters.max_length
-
-    @property
-    def paused_s(self) -> float:
-        """Seconds that the training was paused so far, by earlier processes too."""
-        return self._training.paused_s
-
-    def start(self, dataset: Dataset) -> None:
-        """Load the engine, and begin a run at the adapter that was sent."""
-        del dataset
-        work, given, self._given = self._work, self._given, None
-        if given is None:
-            msg = "a task is started once"
-            raise RuntimeError(msg)
-        self._engine = self._method.engines.load(self._mode)
-        self._run = self._engine.start(work.plan, work.arm.rank, given.adapter, work.hyper_parameters, given.merged)
 
     def resume(self, dataset: Dataset) -> Before | None:
         """See :meth:`LocalTraining.resume`."""
@@ -145,7 +117,7 @@ class LoraExecution:
 
     def train(self, dataset: Dataset, before: Before, on_step: Callable[[int, float], None]) -> TrainingResult:
         """See :meth:`LocalTraining.train`."""
-        return self._training.train(self._run, dataset, before, on_step, self._around.check)
+        return self._training.train(self._run, dataset, before, on_step)
 
     def encode(self, dtype: WireDtype) -> bytes:
         """The tensors that were trained, and the scores where they were asked for."""

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from edge_runtime.agent.methods.probe.feature_store import FeatureStore, Known, digests_of
 from edge_runtime.agent.methods.probe.softmax import Examples, Regression, evaluate
-from edge_runtime.agent.methods.protocol import Before, Surroundings
+from edge_runtime.agent.methods.protocol import Before, Surroundings, Task
 from edge_runtime.agent.settings import WorkSettings
 from edge_runtime.engine import memory
 from edge_runtime.engine.artifact import Artifact
@@ -55,7 +55,7 @@ class Probe:
     def rebuild(self, assignment: Assignment, work: ProbeWork, around: Surroundings) -> None:
         """Every payload is pulled."""
 
-    def begin(self, assignment: Assignment, work: ProbeWork, blob: bytes, around: Surroundings) -> ProbeExecution:
+    def begin(self, assignment: Assignment, work: ProbeWork, blob: bytes, around: Surroundings) -> Task:
         """Look at everything that was sent.
 
         Raises:
@@ -69,7 +69,13 @@ class Probe:
         head = Head.of(manifest)
         given = decode_head(blob, head, with_others=True)
         self._check_memory(work.plan, work.batch_size, work.max_length)
-        return ProbeExecution(self, work, head, given, around)
+
+        def start(dataset: Dataset) -> ProbeExecution:
+            execution = ProbeExecution(self, work, head, given, around)
+            execution.prepare(dataset)
+            return execution
+
+        return Task(max_length=work.max_length, start=start)
 
     def _check_memory(self, plan: Plan, batch_size: int, max_length: int) -> None:
         needed = memory.estimate_features_bytes(self.artifact.manifest, plan, batch_size, max_length)
@@ -84,8 +90,6 @@ class Probe:
 class ProbeExecution:
     """See :class:`edge_runtime.agent.methods.protocol.Execution`."""
 
-    _blob: bytes
-
     def __init__(
         self, method: Probe, work: ProbeWork, head: Head, given: dict[str, Array], around: Surroundings
     ) -> None:
@@ -94,25 +98,14 @@ class ProbeExecution:
         self._head = head
         self._weight, self._bias = given[head.weight], given[head.bias]
         self._around = around
-        self._begun_s = around.pauses.paused_s
-        self._known: Known = {}
         self._model: StagedModel | None = None
+        self._sums: bytes | None = None
         digest = method.artifact.digest
         self._store = FeatureStore(method.features, digest, work.plan.digest(), work.max_length, head.num_features)
+        self._known: Known = self._store.load()
 
-    @property
-    def max_length(self) -> int:
-        """Tokens that examples are cut at."""
-        return self._work.max_length
-
-    @property
-    def paused_s(self) -> float:
-        """Seconds that the work was paused so far."""
-        return self._around.pauses.paused_s - self._begun_s
-
-    def start(self, dataset: Dataset) -> None:
-        """Read the features that were computed before; load graphs for examples that are new, and compute theirs."""
-        self._known = self._store.load()
+    def prepare(self, dataset: Dataset) -> None:
+        """Load graphs for examples that are new, and compute their features."""
         self._compute(dataset)
 
     def resume(self, dataset: Dataset) -> None:
@@ -131,10 +124,10 @@ class ProbeExecution:
             TensorError: features are too large to be summed exactly.
         """
         del before
-        examples, clock = self._examples(dataset), self._around.pauses.working_s
+        examples, clock = self._examples(dataset), self._around.clock
         began = clock()
         if self._work.form == "statistics":
-            self._blob = encode_statistics(sum_features(examples.features, examples.labels, self._head.num_classes))
+            self._sums = encode_statistics(sum_features(examples.features, examples.labels, self._head.num_classes))
             loss = evaluate(examples, self._weight, self._bias).loss
             on_step(1, loss)
             return TrainingResult(mean_loss=loss, step_times_s=(clock() - began,), importance_s=0.0)
@@ -154,8 +147,8 @@ class ProbeExecution:
 
     def encode(self, dtype: WireDtype) -> bytes:
         """The head, or the sums."""
-        if self._work.form == "statistics":
-            return self._blob
+        if self._sums is not None:
+            return self._sums
         return encode_head(self._head, {self._head.weight: self._weight, self._head.bias: self._bias}, dtype)
 
     # ---- features ----------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_runtime.agent.checkpoints import identity_of
-from edge_runtime.agent.methods.protocol import Before, Surroundings
+from edge_runtime.agent.methods.protocol import Before, Surroundings, Task
 from edge_runtime.agent.methods.zero_order.catching_up import NoiseRate
 from edge_runtime.agent.methods.zero_order.forward import Estimator, mean_of
 from edge_runtime.agent.methods.zero_order.kept import Kept, Start, Steps
@@ -106,9 +106,7 @@ class ZeroOrder:
         logger.info("payload rebuilt from that of round %d, nothing is pulled", first)
         return made
 
-    def begin(
-        self, assignment: Assignment, work: ZeroOrderWork, blob: bytes, around: Surroundings
-    ) -> ZeroOrderExecution:
+    def begin(self, assignment: Assignment, work: ZeroOrderWork, blob: bytes, around: Surroundings) -> Task:
         """Look at everything that was sent; what it starts from is kept, for :meth:`rebuild`.
 
         Raises:
@@ -129,15 +127,26 @@ class ZeroOrder:
             least = 1.0 if scale is None else float(scale[tensor.place].min())
             check_epsilon(theta[tensor.place], least * work.epsilon)
         key = assignment.key
-        start = Start(
+        begins_at = Start(
             run_id=key.run_id,
             round_number=key.round_number,
             digest=digest_of(blob) if assignment.payload is None else assignment.payload.digest,
             pull_rate=around.pull_rate or self._pull_rate,
             payload=blob,
         )
-        self.kept.save_start(start)
-        return ZeroOrderExecution(self, assignment, work, parts, (theta, scale), around)
+        self.kept.save_start(begins_at)
+
+        def start(_dataset: Dataset) -> ZeroOrderExecution:
+            return ZeroOrderExecution(self, assignment, work, parts, (theta, scale), around)
+
+        return Task(max_length=work.max_length, start=start)
+
+    def model(self, work: ZeroOrderWork) -> StagedModel:
+        """The whole model with the frozen weights; its graphs are loaded when they are first run."""
+        artifact, plan = self.artifact, Plan.full(self.artifact.manifest)
+        layout = AdapterLayout.of(artifact.manifest, plan, work.arm.rank)
+        weights = slice_weights(artifact, plan, keep_stored=self.graphs.keeps_stored)
+        return self.graphs.model(weights, layout, work.lora_scaling)
 
     def _theta_of(self, blob: bytes, rank: int) -> Array:
         """The flat vector of a payload, float32 ``[N]``.
@@ -167,10 +176,8 @@ class ZeroOrderExecution:
     """See :class:`edge_runtime.agent.methods.protocol.Execution`.
 
     Theta is changed in place, step by step, and is no more needed when the work is done: what the device keeps is
-    theta at the start, on its disk.
+    theta at the start, on its disk. Graphs are loaded when they are first run.
     """
-
-    _model: StagedModel
 
     def __init__(
         self,
@@ -188,29 +195,11 @@ class ZeroOrderExecution:
         self._theta, self._scale = vectors
         self._parts = parts
         self._around = around
-        self._begun_s = around.pauses.paused_s
+        self._model = method.model(work)
         self._scalars = np.zeros((work.num_local_steps, work.num_outer, work.num_inner), np.float32)
         self._num_not_finite = 0
         self._history = History()
         self._identity = ""
-
-    @property
-    def max_length(self) -> int:
-        """Tokens that examples are cut at."""
-        return self._work.max_length
-
-    @property
-    def paused_s(self) -> float:
-        """Seconds that the work was paused so far, by earlier processes too."""
-        return self._around.pauses.paused_s - self._begun_s
-
-    def start(self, dataset: Dataset) -> None:
-        """Take the frozen weights; graphs are loaded when they are first run."""
-        del dataset
-        artifact, graphs, plan = self._method.artifact, self._method.graphs, Plan.full(self._method.artifact.manifest)
-        layout = AdapterLayout.of(artifact.manifest, plan, self._work.arm.rank)
-        weights = slice_weights(artifact, plan, keep_stored=graphs.keeps_stored)
-        self._model = graphs.model(weights, layout, self._work.lora_scaling)
 
     def resume(self, dataset: Dataset) -> Before | None:
         """Do the steps again whose scalars an earlier process left, without a forward pass."""
@@ -229,7 +218,7 @@ class ZeroOrderExecution:
             self._apply(step, scalars)
         self._num_not_finite = steps.num_not_finite
         self._history = History(losses=steps.losses, step_times_s=steps.step_times_s)
-        self._begun_s -= steps.paused_s
+        self._around.paused.add_earlier(steps.paused_s)
         logger.info("going on after step %d of %d", len(done), work.num_local_steps)
         return steps.before, steps.before_s
 
@@ -243,7 +232,7 @@ class ZeroOrderExecution:
         Raises:
             DivergedError: no loss was finite, in no step.
         """
-        work, history, clock = self._work, self._history, self._around.pauses.working_s
+        work, history, clock = self._work, self._history, self._around.clock
         rng = np.random.default_rng([work.seed, self._round_number])
         drawn, num_done = batches(dataset, work.batch_size, rng), len(history.losses)
         collections.deque(itertools.islice(drawn, num_done), maxlen=0)
@@ -288,7 +277,7 @@ class ZeroOrderExecution:
                 step_times_s=self._history.step_times_s,
                 before=result,
                 before_s=seconds,
-                paused_s=self.paused_s,
+                paused_s=self._around.paused.seconds,
             )
         )
 

@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal, Self
 import msgspec
 
 from broker_server.errors import ConfigError
-from broker_server.methods.presets import check_method, completed, method_of, trained_sparsity
+from broker_server.methods.by_name import check_method, completed, method_of, trained_sparsity
 from broker_server.methods.pruning.config import PruningConfig
 from broker_server.methods.training import TrainingConfig, ZeroOrderConfig
 from broker_server.naming import as_key

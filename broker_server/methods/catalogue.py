@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from broker_server.errors import ConfigError
-from broker_server.methods.presets import METHODS
+from broker_server.methods.by_name import METHODS
 
 NARROWEST: Final = 40
 """Columns that text is wrapped to at least."""

@@ -12,7 +12,7 @@ from broker_server import cli
 from broker_server.experiments.compare.config import RunKey
 from broker_server.experiments.compare.csv_rows import to_csv
 from broker_server.experiments.run.resolve import resolve
-from broker_server.methods.presets import method_of
+from broker_server.methods.by_name import method_of
 from broker_server.options import flat
 from broker_server.serving.coordinator.process import run_coordinator
 from broker_server.serving.report.from_run import report_run

@@ -13,7 +13,8 @@ import msgspec
 from broker_server.errors import ConfigError
 from broker_server.experiments.run.resolve import resolve
 from broker_server.experiments.run.settings import RunSettings
-from broker_server.methods.presets import METHODS, Preset, Settings, Shared, method_of
+from broker_server.methods.by_name import METHODS, method_of
+from broker_server.methods.presets import Preset, Settings, Shared
 from broker_server.naming import as_key, malformed
 from edge_runtime.bounds.fields import NAME
 from edge_runtime.errors import FedSpineError

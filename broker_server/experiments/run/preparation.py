@@ -21,7 +21,7 @@ from broker_server.experiments.run.reuse import check_artifact
 from broker_server.experiments.run.settings import EMBEDDED_BROKERS, RunSettings
 from broker_server.experiments.run.split import parse_split, split
 from broker_server.experiments.run.starting import check_rank, read_adapter
-from broker_server.methods.presets import check_method
+from broker_server.methods.by_name import check_method
 from broker_server.methods.scheduler import make_scheduler
 from broker_server.naming import said_of
 from broker_server.options import flat

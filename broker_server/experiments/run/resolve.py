@@ -11,7 +11,7 @@ from typing import Final
 
 from broker_server.errors import ConfigError
 from broker_server.experiments.run.settings import NOT_EMULATED, RunSettings
-from broker_server.methods.presets import completed, method_of, trained_sparsity
+from broker_server.methods.by_name import completed, method_of, trained_sparsity
 from broker_server.naming import as_key, option_of, said_of
 from broker_server.options import build, check_values, options_of, renamed
 from edge_runtime.errors import FedSpineError

@@ -13,7 +13,7 @@ from broker_server.errors import ConfigError
 from broker_server.experiments.run.examples import LABEL, needed_fields
 from broker_server.experiments.run.split import parse_split
 from broker_server.methods.aggregation import make_aggregation
-from broker_server.methods.presets import METHODS
+from broker_server.methods.by_name import METHODS
 from broker_server.methods.scheduler import scheduler_class
 from broker_server.naming import option_name, said_of
 from broker_server.options import Panel, flat_toml, option

@@ -14,8 +14,8 @@ from broker_server.emulation.context import scheduler_context
 from broker_server.emulation.fleet import load_fleet
 from broker_server.emulation.step_times import STEP_TIMES_FILE, read_step_times
 from broker_server.errors import ConfigError, StoreError
+from broker_server.methods.by_name import check_method, method_of
 from broker_server.methods.method import Method, MethodContext
-from broker_server.methods.presets import check_method, method_of
 from broker_server.methods.pruning.files import ImportanceFiles
 from broker_server.methods.pruning.plans import Plans
 from broker_server.methods.pruning.scores import Scores, check_scorable

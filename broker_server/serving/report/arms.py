@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from broker_server.methods.presets import method_of
+from broker_server.methods.by_name import method_of
 from broker_server.serving.report.schema import Report
 from broker_server.serving.storage.records import DeviceRecord
 from edge_runtime.wire.arms import ONE_ARM, Axes

@@ -11,7 +11,8 @@ import pytest
 from broker_server.config import CoordinatorConfig
 from broker_server.errors import ConfigError
 from broker_server.experiments.run.resolve import kept_settings, resolve
-from broker_server.methods.presets import PRESETS, Preset, method_of
+from broker_server.methods.by_name import method_of
+from broker_server.methods.presets import PRESETS, Preset
 from broker_server.options import changed, flat
 from edge_runtime.wire.arms import ArmError
 from tests.broker_server.other_axes import ONE_ARM, THREE_AXES

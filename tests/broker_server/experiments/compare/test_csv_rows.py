@@ -13,7 +13,7 @@ from broker_server.cli import app
 from broker_server.errors import ConfigError
 from broker_server.experiments.compare.config import RunKey
 from broker_server.experiments.compare.csv_rows import to_csv
-from broker_server.methods.presets import method_of
+from broker_server.methods.by_name import method_of
 from tests.broker_server.experiments.compare.samples import DOCS, device, report
 from tests.broker_server.other_axes import ONE_ARM, THREE_AXES
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from broker_server.experiments.run.finishing import arm_lines
 from broker_server.experiments.run.progress import render
 from broker_server.experiments.run.view import RunView
-from broker_server.methods.presets import method_of
+from broker_server.methods.by_name import method_of
 from broker_server.serving.callbacks.metrics import round_metrics
 from broker_server.serving.report.charts import all_charts
 from broker_server.serving.report.findings import find_warnings

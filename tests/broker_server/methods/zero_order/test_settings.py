@@ -11,7 +11,8 @@ import pytest
 from broker_server.errors import ConfigError
 from broker_server.experiments.run.resolve import resolve
 from broker_server.experiments.run.settings import RunSettings
-from broker_server.methods.presets import PRESETS, check_method
+from broker_server.methods.by_name import check_method
+from broker_server.methods.presets import PRESETS
 from broker_server.options import flat
 from edge_runtime.errors import FedSpineError
 from edge_runtime.formats.manifest import Manifest

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from broker_server.methods.presets import method_of
+from broker_server.methods.by_name import method_of
 from broker_server.methods.training import TrainingConfig
 from broker_server.serving.storage.adapters import adapter_path
 from broker_server.serving.storage.store import Store

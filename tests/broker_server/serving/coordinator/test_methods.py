@@ -13,9 +13,9 @@ import pytest
 from broker_server.config import CoordinatorConfig
 from broker_server.errors import ConfigError, StoreError
 from broker_server.methods.aggregation import Aggregated
+from broker_server.methods.by_name import method_of
 from broker_server.methods.lora.method import Lora
 from broker_server.methods.method import Combined, Method
-from broker_server.methods.presets import method_of
 from broker_server.methods.probe.method import Probe
 from broker_server.methods.training import TrainingConfig
 from broker_server.serving.coordinator.run_context import open_run

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from broker_server.methods.presets import method_of
+from broker_server.methods.by_name import method_of
 from broker_server.methods.pruning.config import PruningConfig
 from broker_server.methods.training import TrainingConfig
 from edge_runtime.agent.assignment_runner import WorkContext

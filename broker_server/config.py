@@ -41,7 +41,7 @@ ARMS: Final = Written(
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FederationConfig:
-    """What is trained and how: the settings that ``fedspine run`` and ``config.toml`` have in common."""
+    """The training settings that ``fedspine run`` and ``config.toml`` have in common."""
 
     num_devices: Positive = option(Panel.TRAINING, "devices that take part", name="devices")
     """Devices that the first round waits for (at most ``registration_timeout_s``); later ones: see ``rejoin_s``."""
@@ -137,7 +137,7 @@ class FederationConfig:
 
     @property
     def axes(self) -> Axes:
-        """What the arms of its method are points on."""
+        """Return the axes of its method's arms."""
         return method_of(self.method).axes
 
     @property
@@ -164,7 +164,7 @@ class FederationConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CoordinatorConfig(FederationConfig):
-    """What the coordinator process needs; stored as ``config.toml`` in the run directory."""
+    """Settings of the coordinator process; stored as ``config.toml`` in the run directory."""
 
     run_id: Name
     """Unique name of the run."""
@@ -183,8 +183,8 @@ class CoordinatorConfig(FederationConfig):
     registration_timeout_s: Duration = 120.0
     """Longest wait for ``num_devices``; then the round starts with those that are there (one or more)."""
     rejoin_s: Seconds = 5.0
-    """How long a round waits for a device that went offline to come back; and how long a later round waits, before it
-    starts, for as many devices as answered in the one before."""
+    """Wait of a round for a device that went offline to come back. A later round also waits this long before it
+    starts, until as many devices are online as answered in the round before."""
     test_file: str | None = None
     """Held-out examples for the server's evaluation, relative to the run directory or absolute."""
     base_model: str | None = None

@@ -69,7 +69,7 @@ def as_key(error: E, where: str = "") -> E:
 
 
 def malformed(error: msgspec.ValidationError, kind: type[msgspec.Struct]) -> str:
-    """What msgspec says of a table, in the words of its file.
+    """Return msgspec's message about a table, in the words of its file.
 
     Args:
         error: of a conversion to ``kind``.

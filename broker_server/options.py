@@ -42,7 +42,7 @@ class Panel(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Written:
-    """How a value is written, where that is not the value itself."""
+    """The written form of a value, if that is not the value itself."""
 
     kind: Any
     """Annotation of what is written, with its range."""
@@ -263,7 +263,7 @@ def _complete(table: dict[str, Any], kind: type, complete: Callable[[Mapping[str
 
 
 def _at(table: object, path: tuple[str, ...]) -> Any:  # noqa: ANN401 - any value of TOML
-    """What a table, or one in it, has under a key; None = it has not."""
+    """Return the value under a key of a table, or of a table in it; None = it has no such key."""
     for key in path:
         table = table.get(key) if isinstance(table, dict) else None
     return table

@@ -59,7 +59,7 @@ def _fits(value: object, hint: Any) -> bool:  # noqa: ANN401 - any annotation
 
 
 def _expected(hint: Any) -> str:  # noqa: ANN401 - any annotation
-    """What an annotation permits, for people."""
+    """Describe the values that an annotation permits, for people."""
     names = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false", type(None): "none"}
     if hint in names:
         return names[hint]

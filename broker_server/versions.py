@@ -1,4 +1,4 @@
-"""What this machine runs: versions, system, cores."""
+"""Versions, system and cores of this machine."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ _MODULES: Final = {
     "RunResult": "running",
     "run": "running",
 }
-"""Where each name is defined."""
+"""Module in which each name is defined."""
 
 
 class MissingServerError(FedSpineError, ImportError):

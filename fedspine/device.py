@@ -1,4 +1,4 @@
-"""What a board can use: compact models on plain onnxruntime, with the base install."""
+"""The library of a board: compact models on plain onnxruntime, with the base install."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who takes part: each contender is a command line that answers a request (:mod:`edge_runtime.benchmark.protocol`).
+"""The contenders: each is a command line that answers a request (:mod:`edge_runtime.benchmark.protocol`).
 
 A peer is one function in :data:`PEERS`. It says how its process is started, and refuses where that cannot be.
 """
@@ -22,7 +22,7 @@ from edge_runtime.wire.work import Arm
 EXACT_BASES: Final = ("stored", "float32")
 """Types of frozen weights that lose nothing of the checkpoint's."""
 UNPRUNED: Final = "-unpruned"
-"""What the names of our modes at ratio 0 end with, where the arm is pruned."""
+"""Suffix in the names of our modes at ratio 0, if the arm is pruned."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class Contender:
 
     name: str
     engine: str
-    """What its process is told to play."""
+    """Engine that its process is told to use."""
     arm: Arm
     base: str
     """Type of the frozen weights that it trains on."""

@@ -27,7 +27,7 @@ from edge_runtime.wire.arms import format_arms
 LIMIT: Final = "limit"
 """Name of the process that times matrix products."""
 PRODUCT_S: Final = 0.25
-"""How long each product is repeated, seconds."""
+"""Time for which each product is repeated, seconds."""
 _CLASSIFIER: Final = "ForSequenceClassification"
 _DEFAULT_LABELS: Final = 2
 
@@ -36,7 +36,7 @@ Answer = TypeVar("Answer", bound=msgspec.Struct)
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """What one process of a contender gave."""
+    """The result of one process of a contender."""
 
     result: BenchmarkResult
     cold_start_s: float
@@ -67,7 +67,7 @@ def over_runs(rates: Sequence[RatesResult]) -> tuple[list[float], list[float]]:
 
 
 class Stage:
-    """Where processes are started, one after the other.
+    """Starts the processes of contenders, one after the other.
 
     Args:
         settings: of the benchmark.
@@ -184,7 +184,7 @@ class Stage:
 
 
 def _has_classifier(source: str) -> bool:
-    """Whether a checkpoint's configuration says so; False where it cannot be read, and the export judges."""
+    """Return whether a checkpoint's configuration names a classifier; False if it cannot be read."""
     try:
         found = json.loads((Path(source) / "config.json").read_bytes()).get("architectures")
     except (OSError, ValueError, AttributeError):

@@ -44,7 +44,7 @@ class Product:
 
 
 Products = Counter[Product]
-"""How often each product occurs in a step."""
+"""Number of times that each product occurs in a step."""
 
 
 def total_flops(products: Products) -> int:

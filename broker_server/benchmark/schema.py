@@ -1,4 +1,4 @@
-"""What ``fedspine bench engine --json FILE`` writes; docs/engine.md explains every field."""
+"""Schema of the file that ``fedspine bench engine --json FILE`` writes; docs/engine.md explains every field."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Ratios(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """What was measured of one contender; medians over runs, each a process of its own."""
+    """Figures of one contender; medians over runs, each a process of its own."""
 
     arm: str
     """``RATIO:RANK``; peers that slice nothing train ratio 0."""
@@ -61,7 +61,7 @@ class ShapeRate(msgspec.Struct, frozen=True, kw_only=True):
 
     shape: ProductShape
     count: int
-    """How often a step has it."""
+    """Number of times that it occurs in a step."""
     best_s: float
     """Least time."""
     p50_s: float

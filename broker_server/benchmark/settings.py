@@ -1,4 +1,4 @@
-"""What a benchmark is asked for, checked before anything runs."""
+"""Settings of a benchmark, checked before anything runs."""
 
 from __future__ import annotations
 
@@ -67,7 +67,10 @@ class BenchSettings:
         check_fields(self, option_name)
 
     def request(self, engine: str, arm: Arm, artifact: Path, ort_models: Path, run: int) -> BenchmarkRequest:
-        """What a contender's process is asked in a run (0-based); the first one goes on until losses are compared."""
+        """Return the request for a contender's process in a run (0-based).
+
+        The first run goes on until losses are compared.
+        """
         num_steps = NUM_WARMUP_STEPS + self.steps
         return BenchmarkRequest(
             engine=engine,

@@ -1,4 +1,4 @@
-"""What schedulers that may know the fleet are told of it: classes, true times, true limits."""
+"""The context of schedulers that may know the fleet: device classes, true times, true limits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BYTES_OF = {"float32": 4, "float16": 2}
 
 
 def fleet_context(fleet: Fleet | None, num_rounds: int, axes: Axes) -> SchedulerContext:
-    """What is known without the model: enough to see whether a scheduler can be made, but not true times."""
+    """Return the context that is known without the model: enough to check a scheduler, but without true times."""
     if fleet is None:
         return SchedulerContext(axes=axes, num_rounds=num_rounds)
     return SchedulerContext(

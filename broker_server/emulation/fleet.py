@@ -42,7 +42,7 @@ class DeviceClass(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     compute_factor: Positive
     """An optimizer step takes so many times as long as on one thread of the machine that was calibrated."""
     memory_mb: Count = 0
-    """What a device allows itself, MiB; what needs more it refuses. 0 = no cap."""
+    """Memory that a device may use, MiB; it refuses work that needs more. 0 = no cap."""
     uplink_mbit_s: Positive
     """Rate of its uploads, 1e6 bits a second."""
     downlink_mbit_s: Positive
@@ -51,7 +51,7 @@ class DeviceClass(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Probability that a device takes part in a round, drawn for each by itself."""
     drift: Annotated[tuple[Drift, ...], msgspec.Meta(max_length=1000)] = ()
     arm: Annotated[str, msgspec.Meta(max_length=100)] = ""
-    """What the scheduler ``by_class`` plays on it, as the method writes its arms; empty = dealt by speed."""
+    """Arm that the scheduler ``by_class`` plays on it, as the method writes its arms; empty = dealt by speed."""
 
     def arm_on(self, axes: Axes) -> Arm:
         """The arm of a class that has one.

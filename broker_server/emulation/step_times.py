@@ -48,7 +48,7 @@ class StepTimes(msgspec.Struct, frozen=True, kw_only=True):
     step_s: Annotated[tuple[Seconds, ...], msgspec.Meta(min_length=1, max_length=_MAX_POINTS)]
     """One for each point of the grid; the last axis changes first."""
     machine: Short
-    """Where it was measured."""
+    """Machine on which it was measured."""
     measured_at: Annotated[float, msgspec.Meta(ge=0, le=1e12)]
     """Unix seconds, UTC."""
 

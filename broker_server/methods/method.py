@@ -176,12 +176,12 @@ class Method(abc.ABC):
         """
 
     def is_averaged(self, work: Work) -> bool:
-        """Whether replies to a piece of work are averaged: see :attr:`averages`."""
+        """Return whether replies to a piece of work are averaged: see :attr:`averages`."""
         del work
         return self.averages
 
     def kept(self, work: Work) -> Work:
-        """What must be known of a piece of work to read its reply, or to send it again after a restart."""
+        """Return the part of a piece of work that is needed to read its reply, or to send it again after a restart."""
         return work
 
     @abc.abstractmethod

@@ -141,7 +141,7 @@ def _curves(summary: Summary, axes: Axes, costs: Callable[[MethodSummary], Seque
 
 
 def _spans_decades(summary: Summary) -> bool:
-    """Whether perplexities need a logarithmic axis; on a narrow one it would have no labels."""
+    """Return whether perplexities need a logarithmic axis; with a narrow range, such an axis would have no labels."""
     values = [value for method in _plain(summary) for p in method.curve for value in (p.quality_min, p.quality_max)]
     return max(values, default=1.0) > WIDE * min(values, default=1.0)
 
@@ -173,7 +173,7 @@ def _looks() -> itertools.chain[tuple[str, str]]:
 
 
 def _changes(arms: Sequence[ArmPoint]) -> bool:
-    """Whether more than one arm was played."""
+    """Return whether more than one arm was played."""
     return len({tuple(sorted(point.values.items())) for point in arms}) > 1
 
 

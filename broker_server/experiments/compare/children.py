@@ -65,5 +65,5 @@ class RunChild:
         return time.monotonic() - self._began_at
 
     def error(self) -> str | None:
-        """What an ended process failed with, in a line; None if it did its work."""
+        """Return the reason why an ended process failed, one line; None if it succeeded."""
         return None if self._child.returncode == 0 else f"{self._child.failure()} (log: {self._child.log})"

@@ -134,7 +134,7 @@ def _conclude(directory: ComparisonDirectory, results: Results, keys: Sequence[R
 
 
 def _failures(results: Results) -> str:
-    """What failed, and what to do."""
+    """Say which runs failed, and what to do."""
     texts = [f"{key}: {error}" for key, error in results.failed.items()]
     more = f"; and {len(texts) - 3} more" if len(texts) > 3 else ""
     return f"{'; '.join(texts[:3])}{more}; the others are kept; the same command runs these again"

@@ -1,4 +1,4 @@
-"""What is compared: a TOML file of shared settings, methods, seeds and targets, checked before anything starts."""
+"""The file of a comparison: shared settings, methods, seeds and targets in TOML, checked before anything starts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SET_HERE: Final = frozenset({"method", "seed", "artifact", "calibration", "broke
 
 
 UNSAID: Final[Mapping[str, object]] = {"method": "", "emulate": "none"}
-"""What a comparison takes where its file says nothing: methods say all that they are."""
+"""Settings of a comparison whose file does not give them: its methods give all that they need."""
 
 
 class MethodTable(msgspec.Struct, frozen=True, kw_only=True):
@@ -96,7 +96,7 @@ class Method:
 
     @property
     def plays_shared_arms(self) -> bool:
-        """Whether ``arms`` of ``[run]``, which are LoRA's, can be its own; otherwise it says others, or has its own."""
+        """Return whether ``arms`` of ``[run]``, which are LoRA's, fit its method; with other axes, it gives its own."""
         return method_of(self.preset).axes == method_of("").axes
 
 

@@ -25,7 +25,7 @@ from edge_runtime.wire.work import Arm
 ROUND: Final = "round_"
 """Before the names of columns that are of the round, not of the device."""
 _FORMULA: Final = ("=", "+", "-", "@", "\t")
-"""What begins a formula in a spreadsheet: text from devices does not."""
+"""Characters with which a formula begins in a spreadsheet: text from devices must not begin with one."""
 
 Path = tuple[str, ...]
 """Names of fields, one inside the other."""

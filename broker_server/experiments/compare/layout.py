@@ -25,7 +25,7 @@ NO_MATTER: Final = frozenset({"artifact", "calibration", "method", "callbacks"})
 
 
 class Progress(enum.Enum):
-    """How far a run came."""
+    """The progress of a run."""
 
     NEW = "new"
     STARTED = "started"
@@ -54,7 +54,7 @@ class ComparisonDirectory:
         return self.artifacts / f"seed-{seed}"
 
     def progress(self, key: RunKey, wanted: RunSettings) -> Progress:
-        """How far a run came.
+        """Return the progress of a run.
 
         Raises:
             RunExistsError: it was made with other settings, or its directory holds something else.
@@ -86,7 +86,7 @@ class ComparisonDirectory:
         return decode_report(self.run(key).report_json.read_bytes())
 
     def trace(self, key: RunKey) -> Trace:
-        """What a finished run did.
+        """Return the trace of a finished run.
 
         Raises:
             ReportError: its report is damaged, or of another version.

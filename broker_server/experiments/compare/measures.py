@@ -1,4 +1,4 @@
-"""What is measured of a run, each figure with its definition; pure. The definitions are ours unless a source is named.
+"""The measures of a run, each figure with its definition; pure. The definitions are ours unless a source is named.
 
 Protocols after EdgeFlowerTune (arXiv 2605.08636): *quality under budget* (:func:`quality_within`), *cost to target*
 (:func:`first_reach`), *robustness* (:func:`outcomes`, and the same figures under other fleets).
@@ -94,7 +94,7 @@ def idle_ratio(trace: Trace) -> float | None:
 
 
 def outcomes(trace: Trace) -> Counter[str]:
-    """How many parts in rounds ended how: ``accepted``, ``rejected``, ``failed``, ``lost``, ``timed_out``."""
+    """Count the outcomes of devices in rounds: ``accepted``, ``rejected``, ``failed``, ``lost``, ``timed_out``."""
     return Counter(play.outcome for entry in trace.rounds for play in entry.plays)
 
 

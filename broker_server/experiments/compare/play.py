@@ -30,7 +30,7 @@ POLL_S: Final = 0.2
 """Pause between two looks."""
 
 GRACE_S: Final = 20.0
-"""How long a run may take to end its own processes."""
+"""Time that a run has to end its own processes."""
 
 CORES_PER_RUN: Final = 2
 """A run's devices train side by side, and wait for the server in between."""
@@ -50,7 +50,7 @@ def default_jobs(num_devices: int, *, is_emulated: bool) -> int:
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class Results:
-    """What came of the runs so far."""
+    """The results of the runs so far."""
 
     finished: dict[RunKey, Trace] = dataclasses.field(default_factory=dict)
     failed: dict[RunKey, str] = dataclasses.field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What is shown of a comparison under way: a table of its runs and a bar; where there is no terminal, a line."""
+"""The display of a comparison under way: a table of its runs and a bar; without a terminal, a line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from broker_server.serving.report.quality import duration_text
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonView:
-    """How a comparison stands."""
+    """The state of a comparison."""
 
     running: Sequence[RunChild]
     num_done: int
@@ -31,7 +31,7 @@ class ComparisonView:
 
 
 def standing(child: RunChild) -> str:
-    """How a run stands, in a few words."""
+    """Describe the state of a run in a few words."""
     view = child.view
     finished = view.rounds[-1].round_number if view.rounds else 0
     quality = view.quality()

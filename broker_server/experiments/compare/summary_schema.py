@@ -70,13 +70,13 @@ class ArmAxis(msgspec.Struct, frozen=True, kw_only=True):
     label: str
     """For people."""
     is_share: bool
-    """Whether its values are shares that are left out."""
+    """Whether its values are shares that are removed, as a pruning ratio is."""
     is_whole: bool
     """Whether its values are whole numbers."""
 
 
 class ArmPoint(msgspec.Struct, frozen=True, kw_only=True):
-    """What a class of devices played in one round, mean over devices and seeds."""
+    """The arm of a class of devices in one round, mean over devices and seeds."""
 
     device_class: str
     round_number: int
@@ -122,7 +122,7 @@ class MethodSummary(msgspec.Struct, frozen=True, kw_only=True):
     peak_rss_bytes: Figure
     """Largest resident set of a device's process; measured on this machine, not emulated."""
     outcomes: dict[str, int]
-    """How many parts of devices in rounds ended how, all seeds."""
+    """Number of each outcome over devices and rounds, all seeds."""
     budgets: tuple[Budget, ...]
     curve: tuple[CurvePoint, ...]
     regret_curve: tuple[RegretPoint, ...]
@@ -147,12 +147,12 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """Unix seconds, UTC."""
     task: Literal["text-classification", "causal-lm"]
     clock: Literal["emulated", "wall"]
-    """What all times are of."""
+    """Clock of all times: modelled by the emulation, or wall time of this machine."""
     target: float | None
     sparsity: float
     """Pruning ratio of the figures "at sparsity"."""
     artifact_bytes: int
-    """What each device downloads once, with every method the same; not in any other figure."""
+    """Bytes that each device downloads once, the same with every method; in no other figure."""
     seeds: tuple[int, ...]
     reference: str
     """Method that the tables set the others against."""

@@ -22,7 +22,7 @@ class Table:
 
     title: str
     note: str
-    """What the figures are, and how they were taken."""
+    """Explanation of the figures, and of how they were measured."""
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
@@ -54,7 +54,7 @@ def to_markdown(summary: Summary, level: int = 2) -> str:
 
 
 def remarks(summary: Summary) -> list[str]:
-    """What a reader must know before the figures."""
+    """Return the remarks that a reader must know before the figures."""
     num_seeds = len(summary.seeds)
     seeds = f"{num_seeds} seed{'s' if num_seeds > 1 else ''} ({', '.join(map(str, summary.seeds))})"
     clock = (
@@ -76,7 +76,7 @@ def remarks(summary: Summary) -> list[str]:
 
 
 def overview(summary: Summary) -> Table:
-    """What each method is, and how it ended."""
+    """Return the table of methods: what each is, and how its runs ended."""
     rows = [
         (
             method.label,
@@ -206,7 +206,7 @@ def robustness(summary: Summary) -> Table:
 
 
 def bandit(summary: Summary) -> Table:
-    """What the choice of arms cost."""
+    """Return the table of what the choice of arms cost."""
     rows = [
         (
             method.label,

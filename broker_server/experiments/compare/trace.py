@@ -16,7 +16,7 @@ from edge_runtime.wire.messages import FailureReason
 from edge_runtime.wire.work import Arm
 
 Clock = Literal["emulated", "wall"]
-"""What times are of: a modelled fleet, or this machine."""
+"""Clock of all times: a modelled fleet, or this machine."""
 
 NO_CLASS: Final = "all devices"
 """Class of devices where the fleet has none."""
@@ -45,7 +45,7 @@ class Play:
     arm: Arm
     outcome: str
     completion_s: float | None
-    """How long the round waited for it, at most until its end; None where nothing came."""
+    """Time that the round waited for it, at most until the round's end; None if nothing came."""
     num_attempts: int
     """Arms that it was given in this round."""
     num_infeasible: int
@@ -80,15 +80,15 @@ class Trace:
     peak_rss_bytes: int | None
     """Largest resident set of any device's process."""
     artifact_bytes: int
-    """What a device downloads once."""
+    """Bytes that a device downloads once."""
 
     @property
     def is_lower_better(self) -> bool:
-        """Whether quality is a perplexity."""
+        """Return whether quality is a perplexity."""
         return self.task == "causal-lm"
 
     def is_at_least(self, quality: float, target: float) -> bool:
-        """Whether a quality reaches a target."""
+        """Return whether a quality reaches a target."""
         return quality <= target if self.is_lower_better else quality >= target
 
 

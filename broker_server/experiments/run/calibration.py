@@ -32,7 +32,7 @@ NUM_TIMED: Final = 2
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True):
-    """What an optimizer step works on."""
+    """The input of an optimizer step."""
 
     batch_size: int
     num_accumulation_steps: int

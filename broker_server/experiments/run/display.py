@@ -1,4 +1,4 @@
-"""How work in progress is shown: a display that redraws itself on a terminal, plain lines elsewhere.
+"""Displays of work in progress: one that redraws itself on a terminal, and plain lines elsewhere.
 
 A *view* is whatever is shown: a run, or the runs of a comparison.
 """
@@ -29,7 +29,7 @@ View_contra = TypeVar("View_contra", contravariant=True)
 
 
 class Display(Protocol[View_contra]):
-    """Shows how work goes."""
+    """Shows the progress of work."""
 
     def __enter__(self) -> Self:
         """Begin to show."""
@@ -66,7 +66,7 @@ def make_display(
 
 
 class QuietDisplay:
-    """Shows nothing; what happened goes to the logger ``fedspine``."""
+    """Shows nothing; each event goes to the logger ``fedspine``."""
 
     def __enter__(self) -> Self:
         return self

@@ -21,7 +21,7 @@ KEY_FIELD = "key"
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-"""What an escape in a docstring can make, and is not a character."""
+"""Lone surrogates: an escape in a docstring can make one, but it is not a character."""
 
 
 def standard_library() -> Path:

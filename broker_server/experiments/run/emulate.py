@@ -1,4 +1,4 @@
-"""What a run with an emulated fleet needs before its first round."""
+"""The preparation of a run with an emulated fleet, before its first round."""
 
 from __future__ import annotations
 

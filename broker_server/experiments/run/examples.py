@@ -44,11 +44,11 @@ class DataSet:
     test: list[Example]
     labels: tuple[str, ...]
     warnings: tuple[str, ...] = ()
-    """What a person should know about the files, one line each."""
+    """Warnings about the files for the user, one line each."""
 
 
 def needed_fields(task: Task, spec: SplitSpec, text: str, label: str) -> Fields:
-    """What a run reads of its files.
+    """Return the fields that a run reads from its files.
 
     Args:
         task: text-classification needs labels.

@@ -185,7 +185,7 @@ def summary_lines(report: Report, root: Path) -> list[str]:
 
 
 def over_probe_line(probe: OverProbe, kept_round: int) -> str:
-    """What was gained over the probe's head, or lost, on the same examples."""
+    """Describe the gain or loss against the probe's head on the same examples."""
     before, gain = 100 * probe.accuracy, 100 * probe.accuracy_gain
     return (
         f"over the probe's head: {before:.1f} % after round {probe.round_number}, {before + gain:.1f} % after round "

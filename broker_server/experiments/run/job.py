@@ -344,7 +344,7 @@ class Job:
 
 
 def data_lines(data: DataSet, num_devices: int) -> list[str]:
-    """What a person is told of the data before training."""
+    """Describe the data, in lines that are shown before training."""
     labels = f", {len(data.labels)} classes" if data.labels else ""
     devices = plural(num_devices, "device")
     held_back = f"up to {NUM_HOLDOUT} of its examples, at most a fifth"

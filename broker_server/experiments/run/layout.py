@@ -68,7 +68,7 @@ class RunDirectory:
         return self.data / f"{device_id}.jsonl"
 
     def calibration_file(self, shared: str) -> Path:
-        """Where step times are measured into: a file that runs share, or one of this run."""
+        """Return the file for measured step times: one that runs share, or one of this run."""
         return Path(shared) if shared else self.root / "calibration.json"
 
     def load_state(self) -> JobState:

@@ -1,4 +1,4 @@
-"""What is checked and made before any process starts: model, data, ports; then the split of the data."""
+"""The preparation of a run before any process starts: model, data and ports are checked; then the data is split."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def load(settings: RunSettings) -> DataSet:
 
 
 def may_be_indices(labels: tuple[str, ...]) -> bool:
-    """Whether the data's classes may be numbers of the model's, whose names only the model knows."""
+    """Return whether the data's classes may be numbers of the model's classes, whose names only the model knows."""
     return bool(labels) and all(label.isdecimal() for label in labels)
 
 
@@ -204,7 +204,7 @@ def write_split(settings: RunSettings, data: DataSet, directory: RunDirectory) -
 
 
 def read_summary(directory: RunDirectory) -> DataEntry:
-    """What :func:`write_split` wrote."""
+    """Return the summary that :func:`write_split` wrote."""
     return msgspec.json.decode(directory.data_summary.read_bytes(), type=DataEntry)
 
 

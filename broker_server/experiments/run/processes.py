@@ -39,7 +39,7 @@ POLL_S: Final = 0.05
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Fleet:
-    """What runs while devices train."""
+    """The processes that run while devices train."""
 
     servers: tuple[Child, ...]
     coordinator: Child
@@ -48,7 +48,7 @@ class Fleet:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where devices and coordinator meet."""
+    """The broker and fleet where devices and coordinator meet."""
 
     broker_url: str
     fleet: str

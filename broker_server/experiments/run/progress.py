@@ -1,4 +1,4 @@
-"""What a terminal shows of a run: a table of devices and a bar of rounds."""
+"""The terminal's display of a run: a table of devices and a bar of rounds."""
 
 from __future__ import annotations
 

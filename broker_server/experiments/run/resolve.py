@@ -1,4 +1,4 @@
-"""What a run is to be: defaults of the task, under a method, a TOML file, and the options of the command line."""
+"""The settings of a run: defaults of the task, under a method, a TOML file, and the options of the command line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edge_runtime.system.registry import nearest
 from edge_runtime.wire.arms import ArmError, Axes
 
 METHOD: Final = "fedspine"
-"""What ``fedspine run`` plays where nothing is said."""
+"""Method that ``fedspine run`` plays if none is given."""
 
 EMULATED: Final = "jetson"
 """Classes of its devices, so that they are unequal on one machine; not of methods whose time is not modelled."""
@@ -48,7 +48,7 @@ TASK_DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = {
         "eval_examples": 96,
     },
 }
-"""What a task takes where nothing is said; chosen by experiment (docs/run.md)."""
+"""Defaults of each task; chosen by experiment (docs/run.md)."""
 
 
 def resolve(options: Mapping[str, object], config: Path | None = None, *, called: str = "--config") -> RunSettings:

@@ -1,4 +1,4 @@
-"""What may change when a run goes on, what must not, and what has to be done again."""
+"""The rules of ``--resume``: what may change, what must not, and what has to be done again."""
 
 from __future__ import annotations
 

@@ -69,7 +69,10 @@ def adopt_artifact(directory: Path, labels: tuple[str, ...], destination: Path) 
 
 
 def _dtypes(tensor: TensorSpec, base: BaseDtype) -> set[str]:
-    """What an export with ``base`` makes of a matrix: float16 may overflow, and nf4 is for what it divides."""
+    """Return the types that an export with ``base`` may give a matrix.
+
+    float16 may overflow, and is float32 then; nf4 needs rows that its block size divides, and is int8 otherwise.
+    """
     if base == "float16":
         return {"float16", "float32"}
     is_divided = tensor.layer is not None and tensor.shape[tensor.block_axis] % NF4_BLOCK_SIZE == 0

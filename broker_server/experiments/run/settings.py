@@ -154,7 +154,7 @@ class RunSettings(FederationConfig):
 
     @property
     def fields(self) -> Fields:
-        """Where text, labels and what the split goes by are in the user's files."""
+        """Return the fields of the user's files that hold the text, the label and the key of the split."""
         return needed_fields(self.task, parse_split(self.split), self.text_field, self.label_field)
 
     @property
@@ -164,7 +164,7 @@ class RunSettings(FederationConfig):
 
     @property
     def is_emulated(self) -> bool:
-        """Whether devices have the speed of emulated classes."""
+        """Return whether devices have the speed of emulated classes."""
         return self.emulate not in NOT_EMULATED
 
     @property
@@ -193,7 +193,7 @@ class RunSettings(FederationConfig):
         base_model: str | None = None,
         num_threads: int = 1,
     ) -> CoordinatorConfig:
-        """What the coordinator process is told; the fleet is :meth:`fleet_of`.
+        """Return the settings of the coordinator process; the fleet is :meth:`fleet_of`.
 
         Raises:
             ConfigError: a value out of range.

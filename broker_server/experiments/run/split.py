@@ -1,4 +1,4 @@
-"""Who gets which examples: splits of one data set over devices, pure and seeded."""
+"""Splits of one data set over devices, pure and seeded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MIN_EXAMPLES = 8
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SplitSpec:
-    """How to split."""
+    """Kind and parameters of a split."""
 
     kind: Literal["iid", "dirichlet", "by-key"]
     alpha: float = math.inf

@@ -51,7 +51,7 @@ class Given:
     tensors: Mapping[str, Array]
     """By Hugging Face name, without PEFT's prefix."""
     scalings: Mapping[str, float]
-    """What each module's B A is multiplied with."""
+    """Factor of each module's B A."""
     labels: tuple[str, ...] = ()
     """Classes in the order of the classifier's outputs; empty = not known."""
 

@@ -31,15 +31,15 @@ class Child:
     name: str
     process: subprocess.Popen[bytes]
     log: Path
-    """Where its output goes."""
+    """File that its output goes to."""
 
     @property
     def returncode(self) -> int | None:
-        """What it ended with (negative: a signal), or None while it runs."""
+        """Return its exit status (negative: a signal), or None while it runs."""
         return self._note_end(os.WNOHANG)
 
     def wait(self) -> int:
-        """What it ended with, as soon as it has."""
+        """Wait until it ends, and return its exit status."""
         return cast("int", self._note_end(0))
 
     def send(self, number: signal.Signals) -> None:

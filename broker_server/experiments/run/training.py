@@ -18,7 +18,7 @@ POLL_S: Final = 0.2
 """Pause between two looks."""
 
 FAREWELL_S: Final = 10.0
-"""How long devices may take to leave after the last round."""
+"""Time that devices have to leave after the last round."""
 
 
 def watch(

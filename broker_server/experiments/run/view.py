@@ -1,4 +1,4 @@
-"""What a person watching a run wants to know, put together from its events; pure."""
+"""The state of a run for its display, put together from its events; pure."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class DeviceView:
 
     state: str
     arm: str = ""
-    """What it plays in the current round; empty = nothing."""
+    """Arm that it plays in the current round; empty = none."""
     earlier: tuple[str, ...] = ()
-    """What it played in the rounds before, the first one first."""
+    """Arms of the rounds before, the first one first."""
     step: int = 0
     num_steps: int = 0
     has_updated: bool = False
@@ -89,7 +89,7 @@ class RunView:
 
     @property
     def is_between_rounds(self) -> bool:
-        """Whether every device of the round has answered, so that the server aggregates and evaluates."""
+        """Return whether every device of the round has answered, so that the server aggregates and evaluates."""
         playing = [device for device in self.devices.values() if device.arm and device.state != "ended"]
         return bool(playing) and all(device.has_updated for device in playing)
 

@@ -39,7 +39,7 @@ class Aggregated:
     merged: Merged = dataclasses.field(default_factory=dict)
     """Factors folded into the frozen weights so far, by target module; empty for rules that fold nothing."""
     memory: Mapping[str, npt.NDArray[np.uint8]] = dataclasses.field(default_factory=dict)
-    """What the method remembers from round to round beside the model, by name: no device and no evaluation sees it."""
+    """State that the method keeps over rounds beside the model, by name; no device and no evaluation sees it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

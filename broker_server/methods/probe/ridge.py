@@ -55,7 +55,7 @@ def solve_ridge(gram: Float64, cross: Float64, penalty: float) -> tuple[Float64,
 
 
 def likelihood_scale(gram: Float64, cross: Float64, penalty: float, weight: Float64, bias: Float64) -> float:
-    """What the scores of a ridge solution are multiplied by, so that as logits they have the least cross-entropy.
+    """Return the factor for the scores of a ridge solution that gives them, as logits, the least cross-entropy.
 
     Ours. Scores of the examples that a head was fitted to are too good. Those of a head that was fitted without the
     example are ``(s_i - h_i y_i) / (1 - h_i)``, ``h_i`` being its leverage; all leverages are taken for their mean,

@@ -101,7 +101,7 @@ class Log(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def largest_scalar(self) -> float | None:
-        """What scalars of the next round are cut to; None while nothing is known."""
+        """Return the bound to which scalars of the next round are clipped; None while nothing is known."""
         magnitudes = [entry.magnitude for entry in self.entries[-MEDIAN_ROUNDS:]]
         bound = LARGEST * float(np.median(magnitudes)) if magnitudes else 0.0
         return min(bound, MAX_FACTOR) if bound > 0 else None

@@ -320,7 +320,7 @@ def _shape(work: ZeroOrderWork) -> tuple[int, int]:
 
 
 def _same_work(replies: Sequence[Reply]) -> ZeroOrderWork:
-    """What all devices of a round were asked for, but for the log.
+    """Return the work that all devices of a round were asked for, without the log.
 
     Raises:
         AggregationError: not all were asked for the same, so that their scalars are of different perturbations.

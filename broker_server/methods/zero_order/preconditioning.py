@@ -1,4 +1,4 @@
-"""Where the preconditioner of a round began: at 1, and anew before the log would lose its rounds."""
+"""The start of a round's preconditioner: at 1, and anew before the log would lose its rounds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_ROUNDS: Final = 16
 
 
 def start_of(log: Log, parts: TunedParts, seed: int, round_number: int) -> PreconditionerStart:
-    """Where H of a round began.
+    """Return the start of H in a round.
 
     Args:
         log: rounds before it.

@@ -52,6 +52,8 @@ class AssignedWork(msgspec.Struct, frozen=True, kw_only=True):
     """Time when it was first sent, Unix seconds; None = not yet."""
     most_examples: int | None = None
     """Examples that its device had registered by then: the largest weight of its update. None as above."""
+    is_deploy: bool | None = None
+    """Whether its round is a deploy round; None = not said (methods without any, and earlier releases)."""
 
     @property
     def start_arm(self) -> Arm:
@@ -101,6 +103,8 @@ class MethodContext:
     training: TrainingConfig
     learning_rate_at: Callable[[int], float]
     """Learning rate of a round (1-based)."""
+    is_deploy: Callable[[int], bool]
+    """Whether a round (1-based) is a deploy round."""
     pruning: PruningConfig
     aggregation: str
     """Name of the rule that combines adapters."""

@@ -278,11 +278,20 @@ class Job:
         events = EventReader(self._directory.events_file)
         for event in events.new_events():  # of earlier sessions
             self._view.apply(event)
-        self._display.step(f"training begins on {plural(self._settings.num_devices, 'device')}")
+        self._display.step(f"training begins on {plural(self._settings.num_devices, 'device')}{self._deployed()}")
         place = Place(broker_url=broker_url, fleet=config.fleet)
         fleet = start_fleet(self._supervisor, self._settings, self._directory, servers, place)
         watch(fleet, events, self._view, self._display, self._callbacks.happened)
         self._supervisor.stop([*fleet.devices.values(), *servers])
+
+    def _deployed(self) -> str:
+        """What a person is told of the deploy rounds; empty where there are none."""
+        settings = self._settings
+        num_deploy, num_rounds = settings.pruning.deploy_rounds, settings.training.num_rounds
+        if not num_deploy:
+            return ""
+        rounds = "the last" if num_deploy == 1 else f"the last {num_deploy}"
+        return f"; {rounds} of {plural(num_rounds, 'round')} at sparsity {settings.sparsity}, that of the compact model"
 
     def _provide_artifact(self, labels: tuple[str, ...]) -> Child | None:
         """Start the export of the model, or take the artifact that was exported earlier (then None)."""

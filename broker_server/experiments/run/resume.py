@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -13,10 +13,11 @@ import msgspec
 from broker_server.errors import ConfigError
 from broker_server.experiments.run.layout import JobState, RunDirectory
 from broker_server.experiments.run.processes import check_broker, take_password
-from broker_server.experiments.run.resolve import kept_settings
+from broker_server.experiments.run.resolve import kept_settings, said_of_file
 from broker_server.experiments.run.settings import EMBEDDED_BROKERS, RunSettings
-from broker_server.naming import as_key, option_name
-from broker_server.options import changed, flat, renamed
+from broker_server.methods.by_name import completed
+from broker_server.naming import option_name
+from broker_server.options import Scalar, changed, flat, renamed
 from broker_server.serving.report.build import TRAINING_STEP
 from broker_server.serving.report.quality import plural
 from broker_server.serving.storage.beginning import check_not_lost
@@ -29,8 +30,11 @@ COMPACT: Final = "compact"
 MEASURE: Final = "measure"
 """Steps of a job, after training."""
 
+DEPLOY: Final = "deploy_rounds"
+
 CHANGEABLE: Final = (
     "rounds",
+    DEPLOY,
     "round_deadline",
     "compact",
     "quantize",
@@ -75,7 +79,9 @@ def reopened(directory: RunDirectory, changes: Mapping[str, object]) -> tuple[Ru
         if settings.broker not in EMBEDDED_BROKERS:
             check_broker(settings.broker, settings.fleet_name)
     _check_kept(settings, state, directory)
-    done = _still_done(settings, state, directory, is_option="rounds" in changes)
+    if DEPLOY not in changes:
+        settings = _deploying(settings, renamed(state.begun_with, RunSettings) or flat(kept))
+    done = _still_done(settings, state, directory, changes)
     if settings != kept:
         write_atomically(directory.settings_file, settings.to_toml().encode(), is_private=True)
     after = msgspec.structs.replace(state, done=done)
@@ -101,40 +107,56 @@ def _check_kept(settings: RunSettings, state: JobState, directory: RunDirectory)
             raise ConfigError(msg)
 
 
-def _still_done(settings: RunSettings, state: JobState, directory: RunDirectory, *, is_option: bool) -> tuple[str, ...]:
-    """Steps that need not be done again."""
+def _deploying(settings: RunSettings, before: Mapping[str, Scalar]) -> RunSettings:
+    """The settings with deploy rounds at the end of all rounds that there are to be now.
+
+    How many the method chose is chosen again; another number was given, and stays.
+
+    Args:
+        settings: with the rounds that there are to be.
+        before: those that the run had so far, by name.
+    """
+
+    def choice(rounds: object) -> object:
+        given = {name: value for name, value in flat(settings).items() if name != DEPLOY} | {"rounds": rounds}
+        return completed(settings.method, given, rounds=settings.training.num_rounds).get(DEPLOY, 0)
+
+    number, rounds = settings.pruning.deploy_rounds, settings.training.num_rounds
+    is_chosen = settings.method and number == before.get(DEPLOY, number) == choice(before.get("rounds"))
+    return changed(settings, {DEPLOY: choice(rounds)}) if is_chosen else settings
+
+
+def _still_done(
+    settings: RunSettings, state: JobState, directory: RunDirectory, changes: Collection[str]
+) -> tuple[str, ...]:
+    """Steps that need not be done again.
+
+    Args:
+        settings: those that count now.
+        state: of the run so far.
+        directory: of the run.
+        changes: names of the settings that are from the command line.
+    """
     records = _finished_rounds(directory.root)
     num_done = records[-1].round_number if records else 0
     num_rounds = settings.training.num_rounds
-    where = contextlib.nullcontext() if is_option else _in_file(directory.settings_file)
+    num_deploy = settings.pruning.deploy_rounds
     again: set[str] = set()
-    with where:
+    with said_of_file(changes, directory.settings_file):
         if num_rounds < num_done:
             msg = (
                 f"--rounds is {num_rounds}, but {num_done} are done: give more to go on, or make the model after "
                 f"an earlier round with `fedspine compact {directory.root} --round N`"
             )
             raise ConfigError(msg)
-        if num_rounds > num_done and any(record.is_deploy for record in records):
-            msg = (
-                f"--rounds is {num_rounds}, but the last of {plural(num_done, 'round')} was a deploy round, which "
-                f"ends a run: train on in a new one with --adapter {directory.root}, or begin a "
-                "run with --deploy-rounds 0 if rounds are to be added"
-            )
+        if num_rounds == num_done and num_deploy != state.begun_with.get(DEPLOY, num_deploy):
+            msg = f"--deploy-rounds is {num_deploy}, but all {plural(num_done, 'round')} are done: give more --rounds"
             raise ConfigError(msg)
     if num_rounds > num_done:
         again = {TRAINING_STEP, COMPACT, MEASURE}
     elif any(getattr(settings, name) != state.begun_with.get(name) for name in ("compact", "quantize")):
         again = {COMPACT, MEASURE}
     return tuple(step for step in state.done if step not in again)
-
-
-@contextlib.contextmanager
-def _in_file(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except ConfigError as error:
-        raise as_key(error, f"{path}: ") from error
 
 
 def _finished_rounds(root: Path) -> list[RoundRecord]:

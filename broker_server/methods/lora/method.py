@@ -13,7 +13,7 @@ import numpy as np
 from broker_server.methods.aggregation import Aggregated, DeviceUpdate, change_norm, check_bounds, make_aggregation
 from broker_server.methods.lora.tensors import Named, importance_of
 from broker_server.methods.method import AssignedWork, Combined, Method, MethodContext, Reply
-from broker_server.methods.pruning.schedule import Segment, is_deploy, segments
+from broker_server.methods.pruning.schedule import Segment, segments
 from broker_server.methods.pruning.scores import DeviceScores, Scores, combine
 from edge_runtime.errors import MessageError
 from edge_runtime.formats import names
@@ -61,7 +61,8 @@ class Lora(Method):
         del model
         training, pruning, plans = self._context.training, self._context.pruning, self._context.plans
         number, num_steps = key.round_number, training.num_local_steps
-        if at_once or is_deploy(pruning, number, training.num_rounds):
+        is_deploy = self._context.is_deploy(number)
+        if at_once or is_deploy:
             parts: tuple[Segment, ...] = (Segment(at_step=1, pruning_ratio=arm.pruning_ratio),)
         else:
             parts = _fitting(segments(pruning, arm.pruning_ratio, number, num_steps), self._manifest)
@@ -77,6 +78,7 @@ class Lora(Method):
             start_sparsity=plans.sparsity(parts[0].pruning_ratio),
             sparsity=plans.sparsity(parts[-1].pruning_ratio),
             num_steps=num_steps,
+            is_deploy=is_deploy,
         )
 
     def _hyper_parameters(self, round_number: int, device_id: str) -> HyperParameters:
@@ -178,7 +180,7 @@ class Lora(Method):
 
     def _importance(self, round_number: int, before: Scores, updates: Sequence[DeviceUpdate]) -> Scores:
         pruning = self._context.pruning
-        if pruning.importance != "lora" or is_deploy(pruning, round_number, self._context.training.num_rounds):
+        if pruning.importance != "lora" or self._context.is_deploy(round_number):
             return before
         devices = [
             DeviceScores(device_id=u.device_id, plan=u.plan, num_examples=u.num_examples, scores=u.importance)

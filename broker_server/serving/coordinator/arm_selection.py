@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from broker_server.emulation.clock import round_s
-from broker_server.methods.pruning.schedule import is_deploy
 from broker_server.methods.rounds.machine import MAX_ATTEMPTS
 from broker_server.methods.rounds.types import Outcome, Participant
 from broker_server.serving.coordinator.combining import GlobalState
@@ -61,7 +60,7 @@ class ArmSelection:
         )
         rng = self._run.generator(ARMS, round_number)
         arm = self._run.scheduler.choose_again(round_number, participant.device_id, rng)
-        if not self.is_deploy(round_number):
+        if not self._run.is_deploy(round_number):
             return arm
         largest = participant.arm.rank // 2
         rank = largest if arm is None else min(arm.rank, largest)
@@ -71,11 +70,6 @@ class ArmSelection:
     def plays_at_once(self, device_id: str) -> bool:
         """Whether a device plays its arms without a ramp."""
         return device_id in self._refusers
-
-    def is_deploy(self, round_number: int) -> bool:
-        """Whether all devices train the plan that is deployed."""
-        config = self._run.config
-        return is_deploy(config.pruning, round_number, config.training.num_rounds)
 
     def finish(
         self, round_number: int, participants: Sequence[Participant], made: GlobalState
@@ -100,10 +94,10 @@ class ArmSelection:
             for participant, outcome in zip(participants, outcomes, strict=True):
                 is_infeasible = participant.reason is FailureReason.ARM_INFEASIBLE
                 was_observed = is_infeasible and participant.attempt < MAX_ATTEMPTS
-                if not was_observed and (is_infeasible or not self.is_deploy(round_number)):
+                if not was_observed and (is_infeasible or not self._run.is_deploy(round_number)):
                     self._run.scheduler.observe(outcome)
                     self.has_news = True
-            if not self.is_deploy(round_number):
+            if not self._run.is_deploy(round_number):
                 self.has_news = True
                 self._run.scheduler.observe_round(outcomes)
         if self._run.clock is None:
@@ -112,7 +106,7 @@ class ArmSelection:
 
     def _deployed(self, round_number: int, arm: Arm) -> Arm:
         sparsity = self._run.config.sparsity
-        if sparsity is None or not self.is_deploy(round_number):
+        if sparsity is None or not self._run.is_deploy(round_number):
             return arm
         return msgspec.structs.replace(arm, pruning_ratio=sparsity)
 

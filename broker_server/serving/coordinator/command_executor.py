@@ -232,7 +232,7 @@ class CommandExecutor:
                 is_unchanged=self._global_state.is_unchanged,
             ),
             emulated_s=emulated_s,
-            is_deploy=number > 0 and self._arms.is_deploy(number),
+            is_deploy=number > 0 and self._run.is_deploy(number),
         )
         for digest in self._run.assigner.clear():
             self._channel.withdraw(digest)

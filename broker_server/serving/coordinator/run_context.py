@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,10 @@ from broker_server.emulation.fleet import load_fleet
 from broker_server.emulation.step_times import STEP_TIMES_FILE, read_step_times
 from broker_server.errors import ConfigError, StoreError
 from broker_server.methods.by_name import check_method, method_of
-from broker_server.methods.method import Method, MethodContext
+from broker_server.methods.method import AssignedWork, Method, MethodContext
 from broker_server.methods.pruning.files import ImportanceFiles
 from broker_server.methods.pruning.plans import Plans
+from broker_server.methods.pruning.schedule import is_deploy
 from broker_server.methods.pruning.scores import Scores, check_scorable
 from broker_server.methods.scheduler import GuardedScheduler, make_scheduler
 from broker_server.naming import as_key
@@ -48,6 +50,8 @@ class RunContext:
     method: Method
     transforms: tuple[Transform, ...]
     """Applied to each update before it is combined."""
+    is_deploy: Callable[[int], bool]
+    """Whether all devices train the plan that is deployed in a round."""
     assigner: Assigner
     scheduler: GuardedScheduler
     importance_files: ImportanceFiles
@@ -117,7 +121,8 @@ def open_run(run_dir: Path, config: CoordinatorConfig, store: Store) -> RunConte
     importance = importance_files.open(records[-1].round_number if records else 0)
     works = {} if opened is None else store.load_works(config.run_id, opened.round_number)
     plans = Plans(manifest, importance, config.pruning.policy)
-    method = _make_method(config, manifest, plans)
+    deploys = _deploy_rounds(config, works)
+    method = _make_method(config, manifest, plans, deploys)
     run = RunContext(
         config=config,
         manifest=manifest,
@@ -125,6 +130,7 @@ def open_run(run_dir: Path, config: CoordinatorConfig, store: Store) -> RunConte
         plans=plans,
         method=method,
         transforms=_transforms(config, method),
+        is_deploy=deploys,
         assigner=Assigner(method, config.wire_dtype, works=works),
         scheduler=_open_scheduler(config, manifest, clock, store),
         importance_files=importance_files,
@@ -153,12 +159,30 @@ def _transforms(config: CoordinatorConfig, method: Method) -> tuple[Transform, .
     return chain
 
 
-def _make_method(config: CoordinatorConfig, manifest: Manifest, plans: Plans) -> Method:
+def _deploy_rounds(config: CoordinatorConfig, works: Mapping[AssignmentKey, AssignedWork]) -> Callable[[int], bool]:
+    """Says which rounds are deploy rounds: the last ones of the run.
+
+    A round that had begun stays what it was, though the number of rounds may be another one now.
+
+    Args:
+        config: of the run.
+        works: assignments of the round that had begun.
+    """
+    begun = {key.round_number: work.is_deploy for key, work in works.items() if work.is_deploy is not None}
+
+    def is_last(round_number: int) -> bool:
+        return is_deploy(config.pruning, round_number, config.training.num_rounds)
+
+    return lambda round_number: begun.get(round_number, is_last(round_number))
+
+
+def _make_method(config: CoordinatorConfig, manifest: Manifest, plans: Plans, deploys: Callable[[int], bool]) -> Method:
     context = MethodContext(
         manifest=manifest,
         plans=plans,
         training=config.training,
         learning_rate_at=config.learning_rate_at,
+        is_deploy=deploys,
         pruning=config.pruning,
         aggregation=config.aggregation,
         max_rank=config.max_rank,

@@ -11,7 +11,7 @@ import pytest
 from broker_server import cli
 from broker_server.errors import ConfigError, StoreError
 from broker_server.experiments.run.layout import JobState, RunDirectory
-from broker_server.experiments.run.resolve import resolve
+from broker_server.experiments.run.resolve import kept_settings, resolve
 from broker_server.experiments.run.resume import CHANGEABLE, COMPACT, MEASURE, begun, reopened
 from broker_server.experiments.run.settings import RunSettings
 from broker_server.options import options_of
@@ -132,13 +132,53 @@ def test_another_form_of_the_compact_model_is_made_anew(tmp_path: Path) -> None:
     assert reopened(directory, {})[1].done == ALL_DONE  # made once
 
 
-def test_deploy_rounds_end_a_run(tmp_path: Path) -> None:
-    directory = a_run(tmp_path, rounds=3, finished=3, deploy_rounds=1)
-    with pytest.raises(
-        ConfigError,
-        match=r"^--rounds is 4, but the last of 3 rounds was a deploy round, .*--adapter .*--deploy-rounds 0",
-    ):
-        reopened(directory, {"rounds": 4})
+def test_more_rounds_follow_deploy_rounds_and_end_with_as_many_as_were_given(tmp_path: Path) -> None:
+    directory = a_run(tmp_path, rounds=3, finished=3, deploy_rounds=1, sparsity=0.5)
+
+    settings, state = reopened(directory, {"rounds": 20})
+
+    assert (settings.training.num_rounds, settings.pruning.deploy_rounds, state.done) == (20, 1, ("prepare",))
+
+
+def test_deploy_rounds_that_the_method_chose_are_chosen_again_for_all_rounds(tmp_path: Path) -> None:
+    directory = a_run(tmp_path, rounds=10, finished=10, method="fedspine")
+    assert kept_settings(directory.settings_file).pruning.deploy_rounds == 3
+
+    settings, _ = reopened(directory, {"rounds": 30})
+
+    assert (settings.pruning.deploy_rounds, settings.pruning.ramp_rounds) == (9, 1)  # the ramp is behind it
+    assert kept_settings(directory.settings_file) == settings
+    assert reopened(directory, {})[0] == settings
+    assert reopened(directory, {"rounds": 40})[0].pruning.deploy_rounds == 12
+
+
+def test_another_number_of_deploy_rounds_than_the_method_chose_stays(tmp_path: Path) -> None:
+    directory = a_run(tmp_path, rounds=10, finished=10, method="fedspine", deploy_rounds=1)
+    assert reopened(directory, {"rounds": 30})[0].pruning.deploy_rounds == 1
+
+
+def test_deploy_rounds_of_the_rounds_to_come_may_be_given(tmp_path: Path) -> None:
+    directory = a_run(tmp_path, rounds=10, finished=10, method="fedspine")
+
+    assert reopened(directory, {"rounds": 20, "deploy_rounds": 3})[0].pruning.deploy_rounds == 3
+    assert reopened(directory, {"rounds": 30})[0].pruning.deploy_rounds == 3
+
+    text = directory.settings_file.read_text().replace("deploy_rounds = 3\n", "deploy_rounds = 2\n", 1)
+    directory.settings_file.write_text(text)
+    assert reopened(directory, {})[0].pruning.deploy_rounds == 2
+
+
+def test_deploy_rounds_without_rounds_to_come_are_refused(tmp_path: Path) -> None:
+    directory = a_run(tmp_path, rounds=3, finished=3, sparsity=0.5)
+    before = directory.settings_file.read_text()
+
+    with pytest.raises(ConfigError, match=r"^--deploy-rounds is 2, but all 3 rounds are done: give more --rounds$"):
+        reopened(directory, {"deploy_rounds": 2})
+    assert directory.settings_file.read_text() == before
+
+    directory.settings_file.write_text(before.replace("deploy_rounds = 0\n", "deploy_rounds = 1\n", 1))
+    with pytest.raises(ConfigError, match=r"run\.toml: deploy_rounds is 1, but all 3 rounds are done"):
+        reopened(directory, {})
 
 
 def test_a_lost_database_is_not_taken_for_a_run_without_rounds(tmp_path: Path) -> None:

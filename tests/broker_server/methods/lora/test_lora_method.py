@@ -42,6 +42,7 @@ def asked(pruning: PruningConfig = PruningConfig(), aggregation: str = "fedspine
         plans=Plans(tiny.manifest(), tiny.importance(), pruning.policy),
         training=TRAINING,
         learning_rate_at=lambda number: 1.0 / number,
+        is_deploy=lambda _number: False,
         pruning=pruning,
         aggregation=aggregation,
         max_rank=2,

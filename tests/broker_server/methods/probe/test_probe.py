@@ -44,6 +44,7 @@ def method(kind: type[Method], made: Manifest | None = None, penalty: float = PE
         plans=Plans(made, tiny.importance(), pruning.policy),
         training=TrainingConfig(num_rounds=3, num_local_steps=7, batch_size=2, max_length=8, weight_decay=penalty),
         learning_rate_at=lambda number: 1.0 / number,
+        is_deploy=lambda _number: False,
         pruning=pruning,
         aggregation="fedit",
         max_rank=1,

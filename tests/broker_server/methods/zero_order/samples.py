@@ -34,6 +34,7 @@ def method(**settings: Any) -> ZeroOrder:
         plans=Plans(MANIFEST, tiny.importance(), pruning.policy),
         training=TrainingConfig(num_rounds=9, num_local_steps=STEPS, batch_size=2, max_length=8),
         learning_rate_at=lambda number: 0.01 * number,
+        is_deploy=lambda _number: False,
         pruning=pruning,
         aggregation="fedit",
         max_rank=RANK,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from broker_server.methods.pruning.config import PruningConfig
 from broker_server.methods.training import TrainingConfig
 from broker_server.serving.storage.store import Store
 from edge_runtime.formats.ranking import from_tensors, plan_at
+from edge_runtime.formats.run_directory import STATE_FILE
 from edge_runtime.wire.arms import parse_arms
 from edge_runtime.wire.messages import Assignment, FailureReason, Verdict
 from exporter.compact.source import read_plan
@@ -90,6 +93,41 @@ def test_compact_makes_the_plan_that_the_deploy_rounds_trained(
         assert not any(lora_of(m).prunings for m in sent[1:])
     assert scores_after(tmp_path, 1) == scores_after(tmp_path, 2) == scores_after(tmp_path, 3)
     assert [record.is_deploy for record in Store.open(tmp_path).load_round_records()] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("crashed", [False, True], ids=["ended", "in its last round"])
+def test_rounds_that_are_added_train_the_arms_again_and_end_with_deploy_rounds(
+    broker: InProcess, tmp_path: Path, coordinate: Coordinate, *, crashed: bool
+) -> None:
+    """What was a deploy round stays one, also where it had begun and its record was not written yet."""
+    deploy = dataclasses.replace(LORA, deploy_rounds=2, scope="global")
+    config = fleet.config(tmp_path, broker.url, training=TRAINING, pruning=deploy, sparsity=0.4)
+    running = coordinate(tmp_path)
+    with Device(broker.url, "a", fleet.train_and_score), Device(broker.url, "b", fleet.train_and_score):
+        running.finish()
+    if crashed:
+        with contextlib.closing(sqlite3.connect(tmp_path / STATE_FILE)) as state, state:
+            state.execute("UPDATE rounds SET record = NULL WHERE round_number = 3")
+    before = {number: scores_after(tmp_path, number) for number in (1, 2, 3)}
+
+    longer = dataclasses.replace(TRAINING, num_rounds=5)
+    again = dataclasses.replace(config, training=longer, pruning=dataclasses.replace(deploy, deploy_rounds=1))
+    (tmp_path / "config.toml").write_text(again.to_toml(), encoding="utf-8")
+    running = coordinate(tmp_path)
+    with Device(broker.url, "a", fleet.train_and_score) as a, Device(broker.url, "b", fleet.train_and_score) as b:
+        running.finish()
+
+    records = Store.open(tmp_path).load_round_records()
+    assert [record.is_deploy for record in records] == [False, False, True, True, False, True]
+    assert [len(record.devices) for record in records] == [0, 2, 2, 2, 2, 2]
+    arms = [sorted(lora_of(m).arm.pruning_ratio for d in (a, b) for m in assignments(d)[k:][:1]) for k in (0, 1)]
+    assert arms == [[0.0, 0.5], [0.4, 0.4]]
+    assert [lora_of(m).hyper_parameters.learning_rate for m in assignments(a)] == [
+        again.learning_rate_at(4),
+        again.learning_rate_at(5),
+    ]
+    assert {number: scores_after(tmp_path, number) for number in (1, 2, 3)} == before
+    assert before[1] == before[3] != scores_after(tmp_path, 4) == scores_after(tmp_path, 5)
 
 
 def test_an_assignment_is_pruned_inside_and_its_update_is_read_under_the_last_plan(

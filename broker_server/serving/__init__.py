@@ -1,1 +1,1 @@
-"""What serves devices: the coordinator, its storage and services, evaluation, and the report of a run."""
+"""The part of the server that devices talk to: coordinator, storage and services, evaluation, report of a run."""

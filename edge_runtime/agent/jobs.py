@@ -22,7 +22,7 @@ from edge_runtime.wire.messages import Assignment, Update, Welcome
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """How an attempt to do without pulling a payload ended."""
+    """The result of an attempt to rebuild a payload instead of pulling it."""
 
     blob: bytes | None
     """None = it must be pulled."""

@@ -41,7 +41,7 @@ class Checkpoint:
     """All that another process needs to go on with an assignment, beside the assignment, its data and the artifact."""
 
     identity: str
-    """What it belongs to: a digest of all that the training depends on."""
+    """Identity of its training: a digest of all that the training depends on."""
     state: TrainingState
     history: History
     before: EvaluationResult | None

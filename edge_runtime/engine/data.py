@@ -146,6 +146,9 @@ class _Loader:
 
 
 def _windows(num_tokens: int, max_length: int) -> npt.NDArray[np.int64]:
-    """Where joined documents are cut; a last window of one token has nothing to predict and is dropped."""
+    """Return the offsets at which joined documents are cut.
+
+    A last window of one token has nothing to predict and is dropped.
+    """
     offsets = np.append(np.arange(0, num_tokens, max_length, dtype=np.int64), np.int64(num_tokens))
     return offsets[:-1] if offsets.size > 1 and offsets[-1] - offsets[-2] < MIN_LENGTH else offsets

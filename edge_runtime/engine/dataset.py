@@ -38,7 +38,7 @@ class Batch:
         return self.labels.size if self.labels.ndim == 1 else int((self.labels[:, 1:] != names.IGNORE_LABEL).sum())
 
     def scored(self) -> tuple[Int64, Int64]:
-        """Which positions are scored, and what each is to predict.
+        """Return the positions that are scored, and the target of each.
 
         The first token of an example (text-classification), or every token that another one follows. So no score is
         computed that nothing is learned from.

@@ -47,7 +47,7 @@ _PAIRS: Final = (
 
 
 class Fields(NamedTuple):
-    """Where a reader finds what it needs."""
+    """The names of the fields that a reader needs."""
 
     text: str = "text"
     label: str | None = None
@@ -55,12 +55,12 @@ class Fields(NamedTuple):
     key: str | None = None
     """A further field that is needed, text or a whole number; None for none."""
     text_advice: str = "rename the one that holds the text to 'text'"
-    """What to do where the text's field is missing."""
+    """Advice if the text's field is missing."""
     label_advice: str = "rename the one that holds the class to 'label'"
 
 
 class Example(NamedTuple):
-    """What stands on a line; either ``text`` or ``input_ids``."""
+    """The content of a line; either ``text`` or ``input_ids``."""
 
     line: int
     text: str | None
@@ -119,7 +119,7 @@ class ExampleReader:
             raise DataEmptyError(msg)
 
     def warnings(self) -> tuple[str, ...]:
-        """What a person should know, one line each; complete after the last example."""
+        """Warnings for the user, one line each; complete after the last example."""
         found = []
         if self._num_empty:
             count = "1 example has" if self._num_empty == 1 else f"{self._num_empty} examples have"
@@ -237,7 +237,7 @@ class ExampleReader:
         self.lines.refuse(f"has no field {shown(name)}; {found}: {advice}")
 
     def _advice(self, record: Record) -> str:
-        """What to do about a line without a text."""
+        """Return the advice for a line without a text."""
         if chat := next((name for name, value in record.items() if name in _CHAT or _is_chat(value)), None):
             return (
                 f"chat data ({shown(chat)}) is not read; write each conversation as one text, "
@@ -279,7 +279,7 @@ def _checked(text: str, name: str, lines: JsonLines) -> str:
 
 
 def _is_chat(value: object) -> bool:
-    """Whether a value is a list of messages."""
+    """Return whether a value is a list of messages."""
     first = value[0] if isinstance(value, list) and value else None
     return isinstance(first, dict) and any(part in first for part in _CHAT_PARTS)
 

@@ -1,4 +1,4 @@
-"""What a file is that holds no JSON lines in UTF-8, and how to make such a file of it: half a sentence each.
+"""The kind of a file that is not JSON lines in UTF-8, and how to convert it: half a sentence each.
 
 Nothing here reads a file; it looks at bytes that were read.
 """
@@ -15,7 +15,7 @@ from pathlib import PurePath
 from typing import Final
 
 HEAD_BYTES: Final = 512
-"""How much of a file :func:`foreign_kind` looks at, bytes."""
+"""Number of bytes of a file that :func:`foreign_kind` looks at."""
 
 _TAR_AT = 257
 _SHOWN_COLUMNS = 8
@@ -64,7 +64,7 @@ _WIDE: Final = (
 
 
 def foreign_kind(head: bytes, path: PurePath) -> str | None:
-    """What a file is by its first bytes, and how to convert it: what follows "FILE is"; None = perhaps JSON lines.
+    """Say what a file is by its first bytes, and how to convert it: the text after "FILE is"; None = maybe JSON lines.
 
     Args:
         head: the first HEAD_BYTES of the file.
@@ -97,7 +97,7 @@ def _by_mark(head: bytes, path: PurePath) -> str | None:
 
 
 def not_utf8(line: bytes, place: int, path: PurePath, *, is_utf8_before: bool) -> str:
-    """Why a line is not UTF-8, and what to do: what follows "line N is".
+    """Say why a line is not UTF-8, and what to do: the text after "line N is".
 
     Args:
         line: its bytes.
@@ -114,7 +114,7 @@ def not_utf8(line: bytes, place: int, path: PurePath, *, is_utf8_before: bool) -
 
 
 def not_json(line: str, path: PurePath) -> str | None:
-    """What a file is whose first line is not a JSON object: what follows "FILE is"; None = not known.
+    """Say what a file is whose first line is not a JSON object: the text after "FILE is"; None = not known.
 
     Args:
         line: the first line that is not blank.

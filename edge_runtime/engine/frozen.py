@@ -45,7 +45,7 @@ class FrozenWeights(Mapping[str, Array]):
         return self._held[name]
 
     def is_float32(self, name: str) -> bool:
-        """Whether reading a weight costs nothing."""
+        """Return whether a weight is float32, so that reading it costs nothing."""
         held = self._held[name]
         return not isinstance(held, Quantized) and held.dtype == np.float32
 
@@ -94,7 +94,7 @@ class BlockWeights:
         return "" if layer is None else self._prefixes[layer]
 
     def readable(self, name: str, prefix: str) -> Array:
-        """Where a stage reads a weight: of the shared memory, after :meth:`load`."""
+        """Return the array from which a stage reads a weight: in the shared memory, after :meth:`load`."""
         if not prefix or self._weights.is_float32(name):
             return self._weights[name]
         shape, local = self._weights.held(name).shape, name.removeprefix(prefix)

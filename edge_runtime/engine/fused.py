@@ -152,7 +152,7 @@ class FusedModel:
 
 
 def _sizes(layout: AdapterLayout, lora_scaling: float) -> dict[str, npt.NDArray[Any]]:
-    """What the graphs want to know of an adapter."""
+    """Return the inputs that describe an adapter to the graphs."""
     return {
         names.SPLIT_SIZES: layout.sizes,
         names.RANK: np.array([layout.rank], np.int64),

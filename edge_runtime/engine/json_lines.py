@@ -24,7 +24,7 @@ _MARK: Final = b"\xef\xbb\xbf"
 _SHOWN: Final = 40
 
 Record = dict[str, object]
-"""What stands on a line."""
+"""The object on a line."""
 
 
 class Repeated(dict[str, object]):
@@ -99,7 +99,7 @@ class JsonLines:
         raise DataInvalidError(msg)
 
     def place(self, line: int | None = None) -> str:
-        """Where a line is, as all messages say it; by default, the line that was read last."""
+        """Return the place of a line for messages; by default, of the line that was read last."""
         return f"{self._name}: line {self.line if line is None else line}"
 
     def _read(self, file: IO[bytes]) -> Iterator[Record]:

@@ -50,7 +50,7 @@ class Classes:
         return int(label) if int(label) < len(self._names) else None
 
     def unknown(self, label: Label, owner: str, *, can_be_index: bool = True) -> str:
-        """What follows "line N" where nothing is found.
+        """Return the text after "line N" for a label that is not found.
 
         Args:
             label: what the file gives.
@@ -66,7 +66,7 @@ class Classes:
 
 
 def is_number(name: str) -> bool:
-    """Whether a class name is a number.
+    """Return whether a class name is a number.
 
     >>> [is_number(name) for name in ("7", " -1", "1.0", "2e3", "nan", "5 stars", "")]
     [True, True, True, True, False, False, False]

@@ -47,7 +47,7 @@ FEATURE_BATCHES: Final = 4
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingMemory:
-    """What is alive at the peak of a training step, bytes."""
+    """The memory in use at the peak of a training step, bytes."""
 
     process: int
     """Interpreter, packages, graphs, tokenizer, examples."""

@@ -1,4 +1,4 @@
-"""What training and evaluation ask of an artifact's graphs, whichever way they are run.
+"""The interface of training and evaluation to an artifact's graphs, the same for both ways of running them.
 
 Two modes run the same stages: *fused* (one graph for a whole step, fastest) and *staged* (a graph for each stage, one
 block's activations at a time, least memory).
@@ -16,7 +16,7 @@ from edge_runtime.engine.frozen import Array, FrozenWeights
 from edge_runtime.formats.adapter import AdapterLayout
 
 Mode = Literal["fused", "staged"]
-"""How graphs are run."""
+"""Way of running the graphs."""
 MODES: Final[tuple[Mode, ...]] = ("fused", "staged")
 """All of them, the fastest first."""
 

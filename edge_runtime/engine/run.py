@@ -1,4 +1,4 @@
-"""What working on an assignment asks of an engine, whichever it is: the portable one, or onnxruntime-training's."""
+"""The interface of assignments to an engine, the same for the portable one and onnxruntime-training's."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Run(Protocol):
 
 
 class BaseRun(abc.ABC):
-    """What the runs of all engines have in common.
+    """Base class of the runs of all engines.
 
     Attributes:
         plan: units that stay.
@@ -110,7 +110,7 @@ class BaseRun(abc.ABC):
         self._hyper_parameters = hyper_parameters
         self._importance = ImportanceTracker(plan)
         self._last_params = params
-        """What the last step's gradient was taken at."""
+        """Adapter at which the last step's gradient was taken."""
         self._last_grads = np.zeros_like(params)
         """Gradient of the last step, as the engine has it."""
 

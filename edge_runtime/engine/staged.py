@@ -96,7 +96,7 @@ class Lowered:
     hidden: Array
     """Float32 ``[B, L, H]``; ``[B, 1, H]`` after a last block that gives first tokens alone."""
     context: Mapping[str, Any]
-    """What all blocks take beside it, as onnxruntime has it."""
+    """Inputs of all blocks beside it, as onnxruntime has them."""
 
 
 class StagedModel:
@@ -212,7 +212,7 @@ class StagedModel:
         return total, correct
 
     def features(self, batches: Sequence[Batch], before_block: Callable[[], None] | None = None) -> list[Array]:
-        """What enters the classifier's last linear layer, float32 ``[B, H]`` of each batch; with no adapter.
+        """Return the inputs of the classifier's last linear layer, float32 ``[B, H]`` of each batch; with no adapter.
 
         All batches pass a block before the next block is loaded, so its weights are converted once for all of them.
         The head's graph gives scores ``W p + b``. With rows of the identity for W and zero for b these are features,
@@ -306,7 +306,7 @@ class StagedModel:
         binding.bind(names.HIDDEN, out)  # what was read is held by its owner alone
 
     def _given(self, layer: int, buffer: Array) -> Array:
-        """Where a block writes its hidden states: all of a buffer ``[B, L, H]``, or ``[B, 1, H]`` at its beginning."""
+        """Return the part of a buffer for a block's hidden states: all ``[B, L, H]``, or its first ``[B, 1, H]``."""
         if self._graphs.forward(layer) != names.LAST_BLOCK_STAGE:
             return buffer
         batch, _, hidden_size = buffer.shape

@@ -64,6 +64,6 @@ class Tokenizer:
 
 
 def suffix(manifest: Manifest) -> list[int]:
-    """What follows each document: the end-of-text token for causal-lm where the manifest asks for it, else nothing."""
+    """Return the tokens after each document: end-of-text for causal-lm if the manifest asks for it, else none."""
     eos = manifest.text.eos_token_id
     return [eos] if manifest.task == "causal-lm" and manifest.text.append_eos and eos is not None else []

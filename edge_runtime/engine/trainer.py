@@ -183,7 +183,7 @@ class TrainingRun(BaseRun):
         return self
 
     def state(self) -> TrainingState:
-        """What another run of the same assignment goes on from; its arrays are whole until the next step."""
+        """Return the state from which another run of the assignment goes on; the next step changes its arrays."""
         return TrainingState(
             num_steps=self.num_steps,
             grad_norm=self.grad_norm,
@@ -278,7 +278,7 @@ class TrainingRun(BaseRun):
 
 
 def _frozen_parts(layout: AdapterLayout, hyper_parameters: HyperParameters) -> list[slice]:
-    """Where in the flat vector the tensors lie that are not trained."""
+    """Return the parts of the flat vector that hold tensors which are not trained."""
     trained = layout.trained(hyper_parameters.trainable).shapes
     ends = np.cumsum(layout.sizes).tolist()
     begins = [0, *ends[:-1]]
@@ -288,7 +288,7 @@ def _frozen_parts(layout: AdapterLayout, hyper_parameters: HyperParameters) -> l
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingResult:
-    """What a training loop did."""
+    """The figures of a training loop that ended."""
 
     mean_loss: float
     """Mean of the steps' losses, nats."""

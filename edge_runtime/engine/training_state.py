@@ -1,4 +1,4 @@
-"""What must be kept of training under way so that another process goes on as if nothing had happened.
+"""The state of training under way, with which another process continues as if nothing had happened.
 
 Shape legend: ``N`` trainable elements.
 """
@@ -16,12 +16,12 @@ from edge_runtime.formats import names
 from edge_runtime.formats.plan import Plan
 
 VECTORS: Final = (names.PARAMS, names.EXP_AVG, names.EXP_AVG_SQ)
-"""What a run trains, and AdamW's moments of it."""
+"""The vector that a run trains, and AdamW's moments of it."""
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class History:
-    """What a training loop has done so far; the loop adds to it."""
+    """The losses and times of a training loop so far; the loop adds to it."""
 
     losses: list[float] = dataclasses.field(default_factory=list)
     """Loss of every step, nats."""

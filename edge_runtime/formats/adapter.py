@@ -24,7 +24,7 @@ Array = npt.NDArray[np.float32]
 Tensors = Mapping[str, Array]
 
 Trainable = Literal["all", "lora_b"]
-"""Which tensors of an adapter are trained; ``lora_b``: all but the A factors (FFA-LoRA, arXiv 2403.12313)."""
+"""Tensors of an adapter that are trained; ``lora_b``: all but the A factors (FFA-LoRA, arXiv 2403.12313)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +82,7 @@ class AdapterLayout:
         return int(self.sizes.sum())
 
     def parts(self, manifest: Manifest) -> BlockSlices:
-        """Where in the flat vector each block's tensors and the dense ones lie."""
+        """Return the parts of the flat vector that hold each block's tensors and the dense ones."""
         sizes, counts = self.sizes, [0] * manifest.num_layers
         for target in manifest.targets:
             counts[target.layer] += 2

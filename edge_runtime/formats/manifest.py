@@ -45,7 +45,7 @@ NF4_BLOCK_SIZE: Final = 64
 Task = Literal["text-classification", "causal-lm"]
 Dtype = Literal["float32", "float16", "int8", "nf4"]
 BaseDtype = Literal["stored", "float32", "float16", "int8", "nf4"]
-"""How frozen weights are to be stored: as the checkpoint does, or in another type; int8 and nf4 are for matrices."""
+"""Storage of frozen weights: as the checkpoint has them, or in another type; int8 and nf4 are for matrices."""
 
 
 Shape = Annotated[tuple[Count, ...], msgspec.Meta(max_length=limits.MAX_TENSOR_AXES)]
@@ -117,9 +117,9 @@ class TargetSpec(msgspec.Struct, frozen=True, kw_only=True):
     in_features: Positive
     out_features: Positive
     in_prune: PruneAxis | None = None
-    """How the columns of A shrink (``axis`` is 1), or None where the input is the hidden state."""
+    """Groups in which the columns of A shrink (``axis`` is 1), or None if the input is the hidden state."""
     out_prune: PruneAxis | None = None
-    """How the rows of B shrink (``axis`` is 0), or None where the output is the hidden state."""
+    """Groups in which the rows of B shrink (``axis`` is 0), or None if the output is the hidden state."""
 
 
 class DenseSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -130,7 +130,7 @@ class DenseSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TextSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """How raw text becomes tokens; the tokenizer itself (``tokenizer.json``) travels in the artifact."""
+    """Rules by which text becomes tokens; the tokenizer itself (``tokenizer.json``) is a file of the artifact."""
 
     pad_token_id: Integer
     eos_token_id: Integer | None
@@ -174,7 +174,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     num_layers: Count
     hidden_size: Positive
     block_prefixes: Annotated[tuple[TensorName, ...], msgspec.Meta(max_length=limits.MAX_LAYERS)]
-    """What precedes the names of each block's weights and targets, layer by layer."""
+    """Prefix of the names of each block's weights and targets, layer by layer."""
     word_embedding: TensorName
     """The tensor whose rows are looked up by token id."""
     post_norm: bool
@@ -192,7 +192,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_embedding_tied(self) -> bool:
-        """Whether a causal-lm's word embedding is its output matrix: outside blocks no other has its shape."""
+        """Return whether a causal-lm's word embedding is its output matrix: outside blocks no other has its shape."""
         outside = [tensor for tensor in self.tensors if tensor.layer is None]
         (table,) = (tensor.shape for tensor in outside if tensor.name == self.word_embedding)
         return self.task == "causal-lm" and sum(tensor.shape == table for tensor in outside) == 1
@@ -215,7 +215,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def scores_first_only(self) -> bool:
-        """Whether the last block has graphs of its own, which give the first token of each sequence alone."""
+        """Return whether the last block has graphs of its own, which give the first token of each sequence alone."""
         return names.LAST_BLOCK_STAGE in self.files
 
     def group(self, layer: int, name: str) -> GroupSpec:
@@ -298,7 +298,7 @@ def _check_targets(manifest: Manifest) -> None:
 
 
 def _check_tensors(manifest: Manifest) -> None:
-    """What the staged mode and the base blob rely on."""
+    """Check the tensors that the staged mode and the base blob rely on."""
     matrices = {
         tensor.name: tensor.shape[0] for tensor in manifest.tensors if len(tensor.shape) == 2 and tensor.layer is None
     }
@@ -321,7 +321,7 @@ def _check_tensors(manifest: Manifest) -> None:
 
 
 def _is_divisible(tensor: TensorSpec) -> bool:
-    """Whether a tensor can be stored in few bits: a matrix; for nf4 of whole blocks, which no plan cuts."""
+    """Return whether a tensor can be stored in few bits: a matrix; for nf4 of whole blocks, which no plan cuts."""
     if len(tensor.shape) != 2:
         return False
     is_cut = any(prune.axis == tensor.block_axis for prune in tensor.prune)

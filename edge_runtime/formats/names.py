@@ -127,7 +127,7 @@ def lora_b(module: str) -> str:
 
 
 def is_lora_a(name: str) -> bool:
-    """Whether a tensor of an adapter is an A factor.
+    """Return whether a tensor of an adapter is an A factor.
 
     >>> is_lora_a(lora_a("model.layers.0.mlp.up_proj")), is_lora_a(lora_b("model.layers.0.mlp.up_proj"))
     (True, False)

@@ -27,7 +27,7 @@ from edge_runtime.system.files import make_directories, write_atomically
 CONFIG_FILE: Final = "adapter_config.json"
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
 KEY_PREFIX: Final = "base_model.model."
-"""What PEFT puts before the base model's own parameter names."""
+"""Prefix that PEFT puts before the base model's own parameter names."""
 
 _TASK_TYPES: Final = {"text-classification": "SEQ_CLS", "causal-lm": "CAUSAL_LM"}
 
@@ -80,7 +80,7 @@ def write_peft(
 
 
 def unknown_base(manifest: Manifest) -> str:
-    """What stands for a base model whose origin nobody said: a hub id as it is, else a folder of that name.
+    """Return the name for a base model of unknown origin: a hub id as it is, else a folder of that name.
 
     A bare name of a directory must not stand alone: PEFT would fetch what a stranger keeps under it on the hub.
     """

@@ -32,7 +32,7 @@ class KeptUnits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """Which units of every group stay; groups in the order of the manifest."""
+    """The units of every group that stay; groups in the order of the manifest."""
 
     groups: Annotated[tuple[KeptUnits, ...], msgspec.Meta(max_length=limits.MAX_GROUPS)]
 
@@ -116,7 +116,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(sizes)
 
     def positions(self, layer: int, prune: PruneAxis, within: Plan) -> Indices:
-        """Where along an axis that is already sliced to ``within`` the indices are that stay, ascending, int64.
+        """Return the indices that stay, along an axis that is already sliced to ``within``; ascending, int64.
 
         Args:
             layer: the tensor's layer.
@@ -141,7 +141,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
                 raise PlanError(msg)
 
     def is_within(self, other: Plan) -> bool:
-        """Whether every unit of this plan also stays under ``other`` (plans from one ranking are nested)."""
+        """Return whether every unit of this plan also stays under ``other`` (plans from one ranking are nested)."""
         pairs = zip(self.groups, other.groups, strict=True)
         return all(np.isin(_units(mine), _units(theirs)).all() for mine, theirs in pairs)
 

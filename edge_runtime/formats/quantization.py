@@ -27,7 +27,7 @@ Kind = Literal["int8", "nf4"]
 Array = npt.NDArray[np.float32]
 
 SCALES_SUFFIX: Final = ".scales"
-"""What follows a matrix's name in the base blob for its scales."""
+"""Suffix of a matrix's name in the base blob for its scales."""
 
 NF4: Final = np.array(
     [

@@ -31,7 +31,7 @@ Protected = Annotated[int, msgspec.Meta(ge=-limits.MAX_LAYERS, le=limits.MAX_LAY
 
 
 class PlanPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How units are ranked against each other, and which layers stay whole."""
+    """The scope in which units are ranked against each other, and the layers that are never pruned."""
 
     scope: Literal["layer", "global"] = "layer"
     """``layer``: the same share goes from every layer that is not protected. ``global``: units of one group are ranked

@@ -9,7 +9,7 @@ ARTIFACTS_FOLDER: Final = "artifacts"
 """Holds each artifact under its digest."""
 ADAPTERS_FOLDER: Final = "adapters"
 IMPORTANCE_FILE: Final = "importance.safetensors"
-"""What ranks the units now."""
+"""File of the scores that rank the units now."""
 STATE_FILE: Final = "state.sqlite"
 
 _ROUND: Final = re.compile(r"round-([0-9]{4,9})\.safetensors")

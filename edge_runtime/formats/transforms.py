@@ -37,12 +37,12 @@ class TransformError(WireError):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """What training made of some tensors."""
+    """A change of some tensors by training."""
 
     tensors: Tensors
     """After training, float32, by name."""
     start: Callable[[str], Array]
-    """What a tensor of that name was before, of the same shape."""
+    """Returns a tensor of that name as it was before, of the same shape."""
     shapes: Mapping[str, tuple[int, ...]]
     """The layout: names and shapes of what was trained, in order."""
 
@@ -52,14 +52,14 @@ class Transform(abc.ABC):
 
     name: ClassVar[str]
     parameter: ClassVar[str]
-    """What its parameter is, for messages."""
+    """Meaning of its parameter, for messages."""
 
     def __init__(self, value: float) -> None:
         self.value = value
 
     @abc.abstractmethod
     def prepare(self, change: Change) -> Callable[[str, Array, np.random.Generator], Array] | None:
-        """What is done to each tensor of a change, given its name, its value and a generator of its own.
+        """Return the function for each tensor of a change: it takes name, value and a generator of its own.
 
         Returns:
             None = nothing is.
@@ -142,7 +142,7 @@ def parse_transforms(text: str) -> tuple[Transform, ...]:
 
 
 def apply_transforms(chain: Sequence[Transform], change: Change, seed: Sequence[int], device_id: str) -> Tensors:
-    """What a chain makes of a device's tensors; tensors outside the layout stay as they are.
+    """Apply a chain to a device's tensors; tensors outside the layout stay as they are.
 
     Args:
         chain: transforms, the first is applied first.

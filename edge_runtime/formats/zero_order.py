@@ -19,7 +19,7 @@ NOT_FINITE: Final = "not_finite"
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """What a device sends back."""
+    """The reply of a device."""
 
     scalars: Array
     """Float32 ``[steps, num_outer * num_inner]``, all finite."""

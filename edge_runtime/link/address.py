@@ -1,4 +1,4 @@
-"""Where a broker is and how to be trusted by it."""
+"""The address of a broker, and the credentials for it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DEFAULT_PORTS: Final = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
 DEFAULT_WEBSOCKET_PATH: Final = "/mqtt"
 
 PASSWORD_VARIABLE: Final = "FEDSPINE_BROKER_PASSWORD"  # noqa: S105 - the name of the variable, not a password
-"""Where every process, of server and device alike, finds the password of a broker whose URL has none."""
+"""Variable with the password of a broker whose URL has none, for every process of server and device."""
 
 
 MAX_PASSWORD_BYTES: Final = 4096
@@ -29,7 +29,7 @@ MAX_PASSWORD_BYTES: Final = 4096
 
 
 def password_shows(where: str) -> str:
-    """What to say of a password in a URL that a command line holds.
+    """Return the warning about a password in a URL that a command line holds.
 
     Args:
         where: the option.
@@ -179,12 +179,12 @@ class BrokerAddress:
 
     @property
     def is_encrypted(self) -> bool:
-        """Whether the connection uses TLS."""
+        """Return whether the connection uses TLS."""
         return self.scheme in {"mqtts", "wss"}
 
     @property
     def is_websocket(self) -> bool:
-        """Whether MQTT travels inside a websocket."""
+        """Return whether MQTT travels inside a websocket."""
         return self.scheme in {"ws", "wss"}
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""How long to wait before the next attempt: capped exponential growth with full jitter.
+"""Waits before the next attempt: capped exponential growth with full jitter.
 
 Full jitter (a uniform draw from zero to the bound) spreads a fleet that lost its broker at the same instant; see
 "Exponential Backoff And Jitter", Marc Brooker, AWS Architecture Blog, 2015.

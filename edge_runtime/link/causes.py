@@ -1,4 +1,4 @@
-"""Why a connection did not come about, and what to do: TLS, the wrong kind of port, what a broker answers."""
+"""Causes of a failed connection, and the next step: TLS, the wrong kind of port, the answer of a broker."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _CERTIFICATE_STEPS: Final = (
     ("too weak", "have it made anew with a longer key or SHA-256"),
     ("too small", "have it made anew with a longer key"),
 )  # fmt: skip
-"""What to do, by what OpenSSL says of a certificate."""
+"""Next steps, by words in OpenSSL's message about a certificate."""
 
 _ALERT_STEPS: Final = (
     ("certificate required", "it asks for a certificate of this machine: --cert-file and --key-file"),
@@ -43,11 +43,11 @@ _ALERT_STEPS: Final = (
     ("protocol version", "the two have no version of TLS in common: allow TLS 1.2 or 1.3 there"),
     ("handshake failure", "the two have no cipher in common, or it asks for a certificate: check --cert-file"),
 )
-"""What to do, by what the other side says of TLS."""
+"""Next steps, by words in the other side's TLS alert."""
 
 
 def certificate_problem(error: ssl.SSLCertVerificationError, trust: str) -> str:
-    """What is wrong with a certificate, and what to do: ``why: step``.
+    """Say what is wrong with a certificate, and what to do: ``why: step``.
 
     Args:
         error: what the check said.
@@ -60,13 +60,13 @@ def certificate_problem(error: ssl.SSLCertVerificationError, trust: str) -> str:
 
 
 def tls_problem(text: str) -> str | None:
-    """What to do about an error of TLS in a text; None where there is none that is known."""
+    """Return the next step for an error of TLS in a text; None if there is none that is known."""
     lowered = text.lower().replace("_", " ")
     return next((step for word, step in _ALERT_STEPS if word in lowered), None)
 
 
 def https_problem(error: ssl.SSLError) -> str:
-    """What is wrong with TLS of an artifact server, and what to do; its URL is said elsewhere."""
+    """Say what is wrong with TLS of an artifact server, and what to do; the caller adds its URL."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is refused ({certificate_problem(error, 'the variable SSL_CERT_FILE')}"
     reason = str(error.reason or "") or "the connection ended"
@@ -132,7 +132,7 @@ def of_answer(address: BrokerAddress, client_id: str, reason: ReasonCode) -> Lin
 
 
 def refusal_step(reason: str) -> str:
-    """What to do about a message that a broker refused for ``reason``."""
+    """Return the next step for a message that a broker refused for ``reason``."""
     if "uthori" in reason:
         return "the broker's ACL does not let this user publish there; allow it"
     if "arge" in reason:
@@ -143,7 +143,7 @@ def refusal_step(reason: str) -> str:
 
 
 def speaks_tls(address: BrokerAddress) -> bool:
-    """Whether the port answers a TLS handshake; nothing secret is sent."""
+    """Return whether the port answers a TLS handshake; nothing secret is sent."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE  # only whether it is TLS; the connection is closed at once
@@ -160,7 +160,7 @@ def speaks_tls(address: BrokerAddress) -> bool:
 
 
 def _said_after_handshake(address: BrokerAddress, tls: ssl.SSLContext) -> str:
-    """What the other side says of TLS when it has seen the certificate, or that there is none; empty = nothing."""
+    """Return the TLS error that the other side reports about our certificate, after the handshake; empty = none."""
     try:
         with (
             socket.create_connection((address.host, address.port), LOOK_S) as plain,
@@ -176,7 +176,7 @@ def _said_after_handshake(address: BrokerAddress, tls: ssl.SSLContext) -> str:
 
 
 def speaks_plain(address: BrokerAddress) -> bool:
-    """Whether the port answers MQTT (or HTTP, for a websocket) without TLS; nothing secret is sent."""
+    """Return whether the port answers MQTT (or HTTP, for a websocket) without TLS; nothing secret is sent."""
     asked, expected = (PLAIN_HTTP, b"HTTP/") if address.is_websocket else (PLAIN_CONNECT, b"\x20")
     with contextlib.suppress(OSError), socket.create_connection((address.host, address.port), LOOK_S) as plain:
         plain.settimeout(LOOK_S)

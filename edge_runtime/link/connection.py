@@ -33,7 +33,7 @@ KEEPALIVE_S: Final = 30
 """Silence after which the broker publishes the last will (after one and a half times as much)."""
 
 TOPIC_ALLOWANCE_BYTES: Final = 1024
-"""What a PUBLISH packet may hold beside the payload: topic, properties, fixed header."""
+"""Largest size of a PUBLISH packet without its payload: topic, properties, fixed header."""
 
 MAX_QUEUED_BYTES: Final = 32 * 1024 * 1024
 """Most payload bytes that wait for the broker's confirmation; what is published beyond is dropped."""
@@ -44,7 +44,7 @@ RECEIVE_MAXIMUM: Final = 64
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What stays the same from one connection of a link to the next."""
+    """The settings that all connections of a link share."""
 
     address: BrokerAddress
     client_id: str
@@ -63,7 +63,7 @@ MQTT5_ANSWER_S: Final = 3.0
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Callbacks:
-    """What a connection tells, all from its network thread, which they must not hold up."""
+    """Functions that a connection calls, all from its network thread, which they must not hold up."""
 
     on_message: Callable[[str, bytes, Callable[[], None] | None], None]
     """A message: topic, payload, and what tells the broker that it was taken (None: the broker wants no answer)."""
@@ -102,23 +102,23 @@ class Connection:
 
     @property
     def is_open(self) -> bool:
-        """Whether messages can be published."""
+        """Return whether messages can be published."""
         return self._is_open and not self._is_over and not self.is_dead
 
     @property
     def is_dead(self) -> bool:
-        """Whether the network thread ended without a word: an error in paho, or in a callback of ours."""
+        """Return whether the network thread ended without a report: an error in paho, or in a callback of ours."""
         thread = self._network_thread
         return self._is_open and not self._is_over and thread is not None and not thread.is_alive()
 
     @property
     def is_all_confirmed(self) -> bool:
-        """Whether the broker has answered to every message."""
+        """Return whether the broker has acknowledged every message."""
         return not self._unconfirmed and self._handed is None
 
     @property
     def has_room(self) -> bool:
-        """Whether it is open, and at most half of what may be unconfirmed is."""
+        """Return whether the connection is open, and at most half of the bytes that may be unconfirmed are."""
         return self._is_open and self._unconfirmed_bytes <= MAX_QUEUED_BYTES // 2
 
     @property
@@ -360,7 +360,7 @@ class Connection:
             self._tell.on_lost(Ending(reason=self._words(reason, code), code=code, unconfirmed=unconfirmed))
 
     def _words(self, reason: ReasonCode, code: int | None) -> str:
-        """Why an open connection ended."""
+        """Return the reason why an open connection ended."""
         if code is not None:
             return f"the broker ended it: {reason}"
         if str(reason) != "Unspecified error":

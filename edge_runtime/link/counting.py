@@ -1,4 +1,4 @@
-"""What every link does with a message, however it travels: limits of size, counts, and the reflex."""
+"""The treatment of messages that all links share: limits of size, counts, and the reflex."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How connections ended, one after the other: which ends are not the fault of the network, and how long to wait then.
+"""The ends of connections, one after the other: which are not the fault of the network, and how long to wait then.
 
 A broker that takes a client in and ends the connection again and again, at the same message or for another client of
 the same name, will do so for ever; the reason is said, and the link waits longer.
@@ -47,7 +47,7 @@ class Ending:
     reason: str
     """In words."""
     code: int | None = None
-    """What an MQTT 5 broker gave as its reason; None where it gave none."""
+    """Reason code of an MQTT 5 broker; None if it gave none."""
     unconfirmed: tuple[str, int] | None = None
     """Topic and bytes of the oldest message that the broker had not confirmed."""
 
@@ -70,7 +70,7 @@ class Endings:
 
     @property
     def is_name_in_doubt(self) -> bool:
-        """Whether another client may use this one's name: older brokers do not say so, they just end connections."""
+        """Return whether another client may use this one's name: older brokers end connections without a reason."""
         return self._is_short and self._num_short >= SAME_ENDS
 
     def note(self, ending: Ending, lasted_s: float) -> tuple[str, float]:

@@ -28,7 +28,7 @@ MAX_QUEUED_MESSAGES: Final = 20_000
 """Messages that the broker keeps for one link that does not acknowledge; those beyond are dropped."""
 
 PROTOCOL: Final = "in-process"
-"""What :class:`~edge_runtime.link.inbox.Connected` says."""
+"""Name of the protocol in :class:`~edge_runtime.link.inbox.Connected`."""
 
 
 class InProcessBroker:
@@ -142,7 +142,7 @@ class InProcessBroker:
         return True
 
     def is_attached(self, link: InProcessLink) -> bool:
-        """Whether a link is connected."""
+        """Return whether a link is connected."""
         return self._links.get(link.client_id) is link
 
     def route(self, topic: str, payload: bytes) -> None:
@@ -180,7 +180,7 @@ class InProcessLink(CountingLink):
         self._is_closed = False
         self._queue_lock = threading.Lock()
         self._queued: collections.deque[tuple[str, bytes]] = collections.deque()
-        """What the broker keeps for this link."""
+        """Messages that the broker keeps for this link."""
         self._num_under_way = 0
         self._is_handing_over = False
         self._connection = 0
@@ -188,17 +188,17 @@ class InProcessLink(CountingLink):
 
     @property
     def is_connected(self) -> bool:
-        """Whether a message published now would reach the broker."""
+        """Return whether a message published now would reach the broker."""
         return self._broker.is_attached(self)
 
     @property
     def is_all_confirmed(self) -> bool:
-        """Whether the broker has answered to everything that was published: it does so at once."""
+        """Return whether the broker has acknowledged every message: it does so at once."""
         return self.is_connected
 
     @property
     def has_room(self) -> bool:
-        """Whether there is a connection: nothing is ever under way to the broker."""
+        """Return whether there is a connection: no message is ever on its way to the broker."""
         return self.is_connected
 
     def connect(self, *, wait_for_broker: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""What arrived and waits for the owner of a link. The network thread puts it here and never waits for the owner.
+"""Messages that wait for the owner of a link. The network thread puts them here and never waits for the owner.
 
 A message is acknowledged when it has a place here. One that has none is set aside without that; the broker sends only
 so many of these (MQTT 5: Receive Maximum), keeps the others, and goes on when the owner has made room. So pings go on

@@ -34,13 +34,13 @@ __all__ = ["BrokerAddress", "Connected", "Disconnected", "LinkEvent", "MqttLink"
 logger = logging.getLogger(__name__)
 
 WATCH_S: Final = 1.0
-"""How often it is checked that the network thread lives."""
+"""Interval of the checks that the network thread lives."""
 
 TRIAL_POLL_S: Final = 0.2
-"""How often it is checked that a connection on trial lasts."""
+"""Interval of the checks that a connection on trial lasts."""
 
 CLOSE_TIMEOUT_S: Final = 3.0
-"""How long a good-bye may take."""
+"""Longest time of a good-bye."""
 
 _PROTOCOL_NAMES: Final = {MQTTProtocolVersion.MQTTv5: "MQTT 5", MQTTProtocolVersion.MQTTv311: "MQTT 3.1.1"}
 
@@ -100,19 +100,19 @@ class MqttLink(CountingLink):
 
     @property
     def is_connected(self) -> bool:
-        """Whether a message published now would reach the broker."""
+        """Return whether a message published now would reach the broker."""
         connection = self._connection
         return connection is not None and connection.is_open
 
     @property
     def is_all_confirmed(self) -> bool:
-        """Whether the broker has answered to everything that was published."""
+        """Return whether the broker has acknowledged every message."""
         connection = self._connection
         return connection is not None and connection.is_all_confirmed
 
     @property
     def has_room(self) -> bool:
-        """Whether at most half of what may be unconfirmed is, so that a large answer is not dropped."""
+        """Return whether at most half of the bytes that may be unconfirmed are: a large answer is not dropped then."""
         connection = self._connection
         return connection is not None and connection.has_room
 
@@ -211,7 +211,7 @@ class MqttLink(CountingLink):
                 return
 
     def _stays_under_another_name(self) -> bool:
-        """Whether a connection that differs in its client id alone outlasts those that ended."""
+        """Return whether a connection that differs only in its client id outlasts those that ended."""
         other = f"{self._settings.client_id}:{secrets.token_hex(4)}"
         settings = dataclasses.replace(self._settings, client_id=other, subscriptions=(), will=None)
         callbacks = Callbacks(on_message=lambda *_: None, on_lost=lambda _ending: None, on_refused=lambda *_: None)
@@ -229,7 +229,7 @@ class MqttLink(CountingLink):
         return lasted
 
     def _wait_for_loss(self) -> Ending:
-        """How the connection ended, as soon as it has."""
+        """Wait until the connection ends, and return its end."""
         while True:
             with contextlib.suppress(queue.Empty):
                 return self._lost.get(timeout=WATCH_S)

@@ -1,4 +1,4 @@
-"""What a link is: a connection to a broker that comes back by itself, over MQTT or inside one process."""
+"""The protocol of links: connections to a broker that reconnect by themselves, over MQTT or inside one process."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ class Link(Protocol):
 
     @property
     def is_connected(self) -> bool:
-        """Whether a message published now would reach the broker."""
+        """Return whether a message published now would reach the broker."""
         ...
 
     @property
     def is_all_confirmed(self) -> bool:
-        """Whether the broker has answered to everything that was published."""
+        """Return whether the broker has acknowledged every message."""
         ...
 
     @property
     def has_room(self) -> bool:
-        """Whether a large answer published now would not be dropped: there is a connection, and it is not full."""
+        """Return whether a large answer can be published now: there is a connection, and its queue is not full."""
         ...
 
     def connect(self, *, wait_for_broker: bool = False) -> None:

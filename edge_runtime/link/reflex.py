@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Reflex:
-    """What is said and answered on one topic. Neither function may wait for anything."""
+    """A greeting and an answer on one topic. Neither function may wait for anything."""
 
     topic: str
     """Read beside the link's own topics; a broker that forbids it is warned of, no more."""

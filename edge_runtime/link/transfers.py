@@ -36,7 +36,7 @@ MAX_ACTIVE: Final = 16
 """Incoming transfers at once, beside slow ones; the others wait their turn."""
 
 TURN_S: Final = 5.0
-"""How long a transfer is looked at before it counts as slow or not."""
+"""Time over which the pace of a transfer is measured, before it counts as slow or not."""
 
 SLOW_BYTES_S: Final = 16 * 1024
 """A transfer below this pace is slow: it keeps no other from its turn, be its link weak or its sender ill-willed."""
@@ -45,7 +45,7 @@ MAX_SLOW: Final = 256
 """Slow transfers at once; where more wait, the slow take turns."""
 
 DRIP_BYTES_S: Final = 1024
-"""Where memory runs short, what came of a transfer below this pace is dropped, to be asked for again."""
+"""Pace below which a transfer's chunks are dropped when memory runs short; they are requested again."""
 
 MAX_HELD_BYTES: Final = 256 * 1024 * 1024
 """Bytes of unfinished incoming blobs; one blob alone may be larger."""
@@ -80,11 +80,11 @@ class _Incoming:
     """Bytes a second of the last turn that ended; infinite in the first."""
     turn_at: float = 0.0
     turn_bytes: int = 0
-    """What came in this turn."""
+    """Bytes that arrived in this turn."""
 
     @property
     def is_slow(self) -> bool:
-        """Whether it runs beside those that have a turn."""
+        """Return whether it runs beside those that have a turn."""
         return self.pace < SLOW_BYTES_S
 
     def look(self, now: float) -> None:
@@ -153,7 +153,7 @@ class Transfers:
         self._start_waiting()
 
     def is_expected(self, digest: str, peer: str) -> bool:
-        """Whether a blob is being pulled from ``peer``, or waits for its turn."""
+        """Return whether a blob is being pulled from ``peer``, or waits for its turn."""
         return (digest, peer) in self._active or (digest, peer) in self._waiting
 
     def cancel(self, digest: str, peer: str) -> None:
@@ -294,7 +294,7 @@ class Transfers:
             self._ask(incoming)
 
     def _held_bytes(self, but: Key) -> int:
-        """What transfers may hold when they are looked at again: all of a fast one, of a slow one a window more."""
+        """Return the bytes that transfers may hold at the next check: a fast one all, a slow one a window more."""
         held = sum(self._waiting[key].received_bytes for key in self._parked if key != but)
         for incoming in self._active.values():
             size = incoming.ref.size_bytes

@@ -21,10 +21,10 @@ MAX_PRUNING_RATIO: Final = 0.95
 """Largest pruning ratio an arm may ask for."""
 
 ONE_ARM: Final = "one arm"
-"""What people read in place of an arm where a method has no axes."""
+"""Text for people in place of an arm, if a method has no axes."""
 
 _UNSAID: Final[Mapping[str, float]] = {"pruning_ratio": 0.0, "rank": 1}
-"""What the fields of an arm hold where a method has no such axis."""
+"""Values of an arm's fields whose axis a method does not have."""
 
 _NUMBER: Final = {float: re.compile(r"[0-9]*\.?[0-9]+"), int: re.compile(r"[0-9]{1,20}")}
 
@@ -76,7 +76,7 @@ class Axis:
     time_joint: float = 0.05
     """Share of it that goes with this axis and those before it together, before anything was seen."""
     gain: float = 0.1
-    """What the dearest value adds to the gain over the cheapest, before anything was seen."""
+    """Gain of the dearest value over the cheapest, as assumed before any was seen."""
 
     def __post_init__(self) -> None:
         if not self.least <= self.most or (self.removes and not 0 <= self.least <= self.most < 1):
@@ -101,7 +101,7 @@ class Axis:
         return self.kind(value)
 
     def holds(self, arm: Arm) -> bool:
-        """Whether an arm's value is of the axis's type and within its range."""
+        """Return whether an arm's value is of the axis's type and within its range."""
         value = self.of(arm)
         return self.least <= value <= self.most and arm.value(self.name) in {value, None}
 
@@ -152,12 +152,12 @@ class Axes:
         return next(axis for axis in self.axes if axis.name == name)
 
     def has(self, name: str) -> bool:
-        """Whether an axis of that name is among them."""
+        """Return whether an axis of that name is among them."""
         return any(axis.name == name for axis in self.axes)
 
     @property
     def form(self) -> str:
-        """How an arm is written: ``RATIO:RANK``; empty = there is one arm."""
+        """Return the form in which an arm is written: ``RATIO:RANK``; empty = there is one arm."""
         placed, named = self._placed_and_named()
         return ":".join(axis.metavar for axis in placed) + "".join(f"[:{axis.name}={axis.metavar}]" for axis in named)
 
@@ -168,7 +168,7 @@ class Axes:
 
     @property
     def labels(self) -> str:
-        """What an arm says, for people: ``pruning ratio:rank``."""
+        """Return the labels of an arm's values, for people: ``pruning ratio:rank``."""
         return ":".join(axis.label for axis in self.axes)
 
     def row(self, arm: Arm) -> list[float]:
@@ -195,7 +195,7 @@ class Axes:
         return tuple(axis.costlier(axis.of(arm)) for axis in self.axes)
 
     def costs_at_least(self, arm: Arm, other: Arm) -> bool:
-        """Whether ``arm`` needs at least the memory and time of ``other``: it costs no less on any axis."""
+        """Return whether ``arm`` needs at least the memory and time of ``other``: it costs no less on any axis."""
         return all(mine >= theirs for mine, theirs in zip(self.costs(arm), self.costs(other), strict=True))
 
     def words(self, arm: Arm) -> str:

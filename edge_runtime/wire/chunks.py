@@ -78,7 +78,7 @@ class Assembly:
         self._parts[chunk.index] = chunk.payload
 
     def has(self, index: int) -> bool:
-        """Whether a chunk is here."""
+        """Return whether a chunk is here."""
         return index in self._parts
 
     @property
@@ -89,7 +89,7 @@ class Assembly:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every chunk is here."""
+        """Return whether every chunk is here."""
         return len(self._parts) == self.ref.num_chunks
 
     def blob(self) -> bytes:

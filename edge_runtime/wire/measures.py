@@ -1,4 +1,4 @@
-"""What a device measures, of itself and of its work: parts of the messages of :mod:`edge_runtime.wire.messages`."""
+"""Measurements of a device and of its work: parts of the messages of :mod:`edge_runtime.wire.messages`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from edge_runtime.bounds.fields import Count, Loss, NumBytes, Positive, Rate, Se
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
-    """What a device is and what it measured of itself at start."""
+    """The hardware of a device, and what it measured of itself at start."""
 
     architecture: Short
     operating_system: Short
@@ -16,7 +16,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     num_threads: Positive
     memory_bytes: NumBytes
     memory_limit_bytes: NumBytes
-    """What it allows itself to use for training."""
+    """Memory that it allows itself to use for training."""
     versions: Versions
     matmul_gflops: Rate
     """Measured float32 matrix-product rate, 1e9 operations a second, at ``num_threads``."""
@@ -25,7 +25,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Measurements(msgspec.Struct, frozen=True, kw_only=True):
-    """What a device measured while it worked on one assignment."""
+    """Measurements of a device's work on one assignment."""
 
     train_s: Seconds
     """Wall time of all optimizer steps."""

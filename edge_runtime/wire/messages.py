@@ -31,7 +31,7 @@ from edge_runtime.wire.versions import check_version
 from edge_runtime.wire.work import Arm, Work, WorkType
 
 HEARTBEAT_S: Final = 15.0
-"""How often a device says that it is there, where a welcome does not say otherwise."""
+"""Interval of a device's heartbeats, unless a welcome says otherwise."""
 
 SCHEMA_VERSION: Final = 2
 
@@ -42,7 +42,7 @@ _MAX_REASON: Final = 300
 
 
 class DeviceState(enum.StrEnum):
-    """What a device is doing; every transition is a :class:`Status` that a person can watch."""
+    """The state of a device; every transition is a :class:`Status` that a person can watch."""
 
     IDLE = "idle"
     FETCHING = "fetching"
@@ -53,7 +53,7 @@ class DeviceState(enum.StrEnum):
 
 
 class FailureReason(enum.StrEnum):
-    """Why a device refused an assignment or gave it up; a scheduler learns from it."""
+    """Reason why a device refused an assignment or gave it up; a scheduler learns from it."""
 
     ARM_INFEASIBLE = "arm_infeasible"
     """Neither the arm nor a costlier one is possible on this device: too little memory, or no models for its engine."""
@@ -141,7 +141,7 @@ class Update(Message, frozen=True, kw_only=True):
     blob: BlobRef | None = None
     """None = what the work made is inside, or it made nothing."""
     inline: Annotated[bytes, msgspec.Meta(max_length=limits.MAX_INLINE_BYTES)] = b""
-    """What the work made, where that is at most MAX_INLINE_BYTES; there is no ``blob`` then."""
+    """Result of the work, if it has at most MAX_INLINE_BYTES; there is no ``blob`` then."""
     num_examples: Positive
     """Examples of the device (its weight in the aggregation)."""
     train_loss: Loss
@@ -194,24 +194,24 @@ class Welcome(Message, frozen=True, kw_only=True):
     batch_size: Positive
     max_length: Positive
     work: WorkType = "lora"
-    """What assignments will ask for: a device gets ready for it, and loads no graph that it does not need."""
+    """Kind of work of the coming assignments: a device prepares for it, and loads no graph that it does not need."""
     wire_dtype: WireDtype = "float32"
     heartbeat_s: Seconds = HEARTBEAT_S
 
 
 class Assignment(Message, frozen=True, kw_only=True):
-    """What the coordinator asks of one device in one round; the payload to start from follows in chunks."""
+    """The work for one device in one round; the payload to start from follows in chunks."""
 
     key: AssignmentKey
     deadline_s: Seconds
     """Time the device has, counted from when it receives this."""
     payload: BlobRef | None = None
-    """What the work starts from; None = nothing is needed."""
+    """Payload that the work starts from; None = nothing is needed."""
     work: Work
 
 
 class Verdict(Message, frozen=True, kw_only=True):
-    """What became of an update; the device may forget it now."""
+    """The coordinator's decision on an update; the device may forget the update now."""
 
     key: AssignmentKey
     accepted: bool

@@ -15,7 +15,7 @@ from edge_runtime.wire.messages import AssignmentKey
 
 
 class _Head(msgspec.Struct, frozen=True, kw_only=True):
-    """What update and failure have in common; all else in them is passed over."""
+    """The fields that update and failure have in common; all other fields are ignored."""
 
     kind: Literal["update", "failure"]
     key: AssignmentKey

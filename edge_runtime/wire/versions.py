@@ -55,7 +55,7 @@ def check_version(data: bytes, ours: int) -> None:
 
 
 def word_to(error: SchemaVersionError) -> bytes:
-    """What a peer of another release can show its owner: a message of an unknown kind, whose name is the text.
+    """Return a message that a peer of another release can show its owner: its unknown kind is the text.
 
     Every release refuses a message whose kind it does not know, and logs that kind with the reason.
     """

@@ -1,4 +1,4 @@
-"""What a device may be asked to do: the union :data:`Work`, a member for each method, which an assignment carries."""
+"""The kinds of work of a device: the union :data:`Work`, a member for each method, which an assignment carries."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from edge_runtime.formats.plan import Plan
 
 
 class AxisValue(msgspec.Struct, frozen=True, kw_only=True):
-    """What an arm has on an axis that has no field of its own."""
+    """The value of an arm on an axis that has no field of its own."""
 
     name: Name
     value: AxisNumber
@@ -62,7 +62,7 @@ class Arm(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class HyperParameters(msgspec.Struct, frozen=True, kw_only=True):
-    """What a round may change without a new export."""
+    """Hyper-parameters that a round may change without a new export."""
 
     learning_rate: Factor
     weight_decay: Decay
@@ -163,7 +163,7 @@ class ProbeWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag
 
 
 class PreconditionerStart(msgspec.Struct, frozen=True, kw_only=True):
-    """Where HiSo's diagonal H began; rounds from there on in the log, all at one cut, say what became of it."""
+    """The start of HiSo's diagonal H; the rounds from there on in the log, all at one cut, give its present value."""
 
     round_number: Positive
     """Before its steps."""
@@ -174,7 +174,7 @@ class PreconditionerStart(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LoggedRound(msgspec.Struct, frozen=True, kw_only=True):
-    """What a round of zero-order tuning did to the tuned tensors: enough to do it again, bit for bit."""
+    """The changes that a round of zero-order tuning made to the tuned tensors: enough to repeat them, bit for bit."""
 
     round_number: Positive
     cut: Count
@@ -257,7 +257,7 @@ WorkType = Literal["lora", "probe", "zero_order"]
 """Tags of :data:`Work`."""
 
 Work = LoraWork | ProbeWork | ZeroOrderWork
-"""What a device may be asked to do, by the tag ``type``: one member for each method."""
+"""The work that a device may be asked to do, by the tag ``type``: one member for each method."""
 
 
 def type_of(tag: WorkType) -> type[Work]:

@@ -1,4 +1,4 @@
-"""What a callback is: methods that do nothing until a subclass says otherwise."""
+"""The base class of callbacks: its methods do nothing until a subclass overrides them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class RunInfo:
     settings: Mapping[str, str | int | float | bool]
     """Settings by name, as the report has them."""
     axes: Axes
-    """What the arms of its devices are points on."""
+    """Axes of its devices' arms."""
 
 
 class Callback:

@@ -14,7 +14,7 @@ from broker_server.serving.storage.events import AnyEvent, RoundFinished
 from broker_server.serving.storage.records import RoundRecord
 
 CLOSE_S: Final = 60.0
-"""How long callbacks may take to finish once the run is over."""
+"""Time that callbacks have to finish after the run is over."""
 
 
 class CallbackWorker:

@@ -39,7 +39,7 @@ class ArmSelection:
         self._ledger = ledger
         self._refusers = set(refusers)
         self.has_news = False
-        """Whether the scheduler learnt something, or dealt, since its state was last written; only then it is again."""
+        """Whether the scheduler's state changed since it was last written; only then is it written again."""
 
     def choose(self, round_number: int, device_ids: Sequence[str]) -> dict[str, Arm | None]:
         """Arms for the devices that take part: of an emulated fleet, those that chance makes available."""
@@ -68,7 +68,7 @@ class ArmSelection:
         return None if cheaper is None else self._deployed(round_number, cheaper)
 
     def plays_at_once(self, device_id: str) -> bool:
-        """Whether a device plays its arms without a ramp."""
+        """Return whether a device plays its arms without a ramp."""
         return device_id in self._refusers
 
     def finish(

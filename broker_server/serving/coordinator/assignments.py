@@ -39,11 +39,11 @@ class Assigner:
         self._blobs: dict[Hashable, tuple[BlobRef, bytes]] = {}
 
     def work(self, key: AssignmentKey) -> AssignedWork | None:
-        """What was assigned under ``key`` in this round; None = nothing was sent yet."""
+        """Return the work that was assigned under ``key`` in this round; None = nothing was sent yet."""
         return self._works.get(key)
 
     def assign(self, command: SendAssignment, model: Aggregated, *, at_once: bool) -> tuple[Assignment, bytes]:
-        """What is sent to a device, and the blob that it starts from; the same when it is asked for again.
+        """Return the assignment for a device, and the blob that it starts from; the same when it is asked for again.
 
         Args:
             command: the assignment.
@@ -103,7 +103,7 @@ class Assigner:
         self._method.check(self.assigned(key).work, blob, num_examples)
 
     def assigned(self, key: AssignmentKey) -> AssignedWork:
-        """What was assigned under ``key`` in this round.
+        """Return the work that was assigned under ``key`` in this round.
 
         Raises:
             MessageError: nothing was.

@@ -1,4 +1,4 @@
-"""How much of something is allowed in a time: token buckets. Pure; instants are monotonic seconds."""
+"""Token buckets: limits on an amount in a time. Pure; instants are monotonic seconds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Allowance:
-    """What may be used at once, and how fast it comes back."""
+    """The amount that may be used at once, and the rate at which it comes back."""
 
     burst: float
     per_s: float
@@ -15,7 +15,7 @@ class Allowance:
 
 @dataclasses.dataclass(slots=True)
 class Bucket:
-    """What is left of an allowance; full at first."""
+    """The rest of an allowance; full at first."""
 
     _used: float = 0.0
     _at: float = 0.0

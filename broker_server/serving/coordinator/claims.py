@@ -1,4 +1,4 @@
-"""How many examples a device may say that it trained on: never more than it registered."""
+"""The number of examples with which a device's update counts: never more than the device registered."""
 
 from __future__ import annotations
 

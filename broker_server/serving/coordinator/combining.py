@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class GlobalState:
-    """What is known after a round."""
+    """The model, importance and figures after a round."""
 
     model: Aggregated
     importance: Scores
@@ -33,7 +33,7 @@ class GlobalState:
     not_finite: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """By device, how many of its measurements were not finite."""
     discarded: str = ""
-    """Why the updates of the round were not used, so that all else is as it was before; empty = they were."""
+    """Reason why the round's updates were not used and the model is unchanged; empty = they were used."""
     is_unchanged: bool = False
     """Whether updates were aggregated and the model came out as it was before, to the last bit."""
 
@@ -122,7 +122,7 @@ def _combine(run: RunContext, round_number: int, before: GlobalState, replies: S
 
 
 def _is_same(before: Aggregated, after: Aggregated) -> bool:
-    """Whether two adapters, and what was merged beside them, are equal to the last bit."""
+    """Return whether two adapters, and the factors merged beside them, are equal to the last bit."""
     return (
         before.merged.keys() == after.merged.keys()
         and before.adapter.keys() == after.adapter.keys()

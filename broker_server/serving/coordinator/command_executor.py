@@ -1,4 +1,4 @@
-"""What the state machine commands, done: assignments, verdicts, aggregation, evaluation, records."""
+"""Carries out the commands of the state machine: assignments, verdicts, aggregation, evaluation, records."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Done:
-    """What a background job brings back."""
+    """The result of a background job."""
 
     event: AggregationDone | EvaluationDone
     global_state: GlobalState | None = None
@@ -72,7 +72,7 @@ class CommandExecutor:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a background job is under way."""
+        """Return whether a background job is under way."""
         return self._background.is_busy
 
     def take_scheduler_state(self) -> SchedulerState | None:

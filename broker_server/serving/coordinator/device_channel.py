@@ -50,7 +50,7 @@ PULLS: Final = 4
 
 
 class Other(enum.Enum):
-    """What came that is not a message."""
+    """Kinds of input that are not a message."""
 
     BLOBS = enum.auto()
     """Chunks, or a request for some: dealt with."""
@@ -59,7 +59,7 @@ class Other(enum.Enum):
 
 
 DeviceMessage = Register | Presence | Status | Update | Failure | RefusedReply
-"""What a device may say, beside asking for chunks and sending them."""
+"""Messages of a device, except requests for chunks and chunks."""
 
 
 _REGISTER: Final = Register.__name__.lower()
@@ -157,7 +157,7 @@ class DeviceChannel:
             self._messages.append((topics.down(self._fleet, device_id, "refused"), word_to(error)))
 
     def _may_write(self, device_id: str, kind: str, num_bytes: int) -> bool:
-        """Whether a payload is read at all."""
+        """Return whether a payload is read at all."""
         now = self._clock()
         if kind == _REGISTER and num_bytes > MAX_REGISTRATION_BYTES:
             text = f"its registration of {num_bytes} bytes is not read: at most {MAX_REGISTRATION_BYTES} bytes are"
@@ -211,7 +211,7 @@ class DeviceChannel:
         self._transfers.expect(ref, device_id, on_complete, on_failed)
 
     def is_pulling(self, ref: BlobRef, device_id: str) -> bool:
-        """Whether a blob is on its way, or waits for its turn."""
+        """Return whether a blob is on its way, or waits for its turn."""
         return self._transfers.is_expected(ref.digest, device_id)
 
     def stop_pulling(self, ref: BlobRef, device_id: str) -> None:

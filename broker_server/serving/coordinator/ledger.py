@@ -36,7 +36,7 @@ TRIM_EVERY: Final = 256
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Quality:
-    """What a global adapter is worth; None where it was not measured."""
+    """Quality of a global adapter; None where it was not measured."""
 
     full: EvaluationRecord | None = None
     sparse: EvaluationRecord | None = None
@@ -47,11 +47,11 @@ class Quality:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
-    """What came of the updates of a round."""
+    """The result of the updates of a round."""
 
     files: FileDigests
     discarded: str = ""
-    """Why they were not used; empty = they were."""
+    """Reason why they were not used; empty = they were."""
     is_unchanged: bool = False
     """Whether the adapter is that of the round before, to the last bit, although updates came."""
 
@@ -121,9 +121,9 @@ class Ledger:
         return opened.participants
 
     def _resume_times(self, round_number: int) -> None:
-        """When assignments of this round went out, and how long those took that are done.
+        """Read when assignments of this round were sent, and how long those took that are done.
 
-        Between processes only the wall clock tells; what it cannot mean, because it was set, is not known.
+        Between processes only the wall clock is known. Impossible times, from a clock that was set, are ignored.
         """
         now, wall_now = self._clock(), self._wall_clock()
         accepted_at = self._store.load_accept_times(self._run_id, round_number)
@@ -327,5 +327,5 @@ def _changed(before: RunState, after: RunState) -> list[Participant]:
 
 
 def _lasting(participant: Participant | None) -> Participant | None:
-    """What of a participant is kept on disk: everything but when its absence, or its silence, counts."""
+    """Return the part of a participant that is kept on disk: all but the times since when it is absent or silent."""
     return None if participant is None else dataclasses.replace(participant, lost_at=None, silent_since=None)

@@ -1,4 +1,4 @@
-"""What devices say, turned into events of the state machine; updates are pulled, checked and stored on the way."""
+"""Turns messages of devices into events of the state machine; pulls, checks and stores updates on the way."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class MessageTranslator:
 
     @staticmethod
     def _sign_of_life(state: RunState, device_id: str) -> list[Event]:
-        """What it means for a round that a device says anything."""
+        """Return the events that any message of a device causes, because it shows that the device is there."""
         if device_id not in state.online:
             return [DeviceRegistered(device_id=device_id)]  # it was silent for so long that it counted as gone
         participant = state.participants.get(device_id)
@@ -156,7 +156,7 @@ class MessageTranslator:
         return []
 
     def _refusal(self, key: AssignmentKey, blob: BlobRef) -> Event | None:
-        """Why a blob is not taken, by its size alone: too large, or too late for the virtual clock."""
+        """Refuse a blob by its size alone if it is too large, or too late for the virtual clock; None = it may come."""
         try:
             self._assigner.check_size(blob, key)
         except WireError as error:

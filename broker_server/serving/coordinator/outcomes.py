@@ -16,7 +16,7 @@ from edge_runtime.wire.work import Arm
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PlayedArm:
-    """What the coordinator itself knows of an assignment."""
+    """The coordinator's own data about an assignment."""
 
     arm: Arm
     """That was really played, after the ramp; of a refused assignment, that of its first step."""
@@ -79,7 +79,7 @@ def reply_bytes(update: Update) -> int:
 
 
 def arm_outcome(round_number: int, participant: Participant, played: PlayedArm, update: Update | None) -> ArmOutcome:
-    """What a scheduler observes of one assignment."""
+    """Return the outcome of one assignment for a scheduler."""
     return ArmOutcome(
         round_number=round_number,
         device_id=participant.device_id,

@@ -74,9 +74,9 @@ BUSY_TICK_S: Final = 0.02
 STALL_S: Final = 2.0
 """Between two looks at the clock; after more, what devices said meanwhile is yet to be read."""
 GROUP_S: Final = 0.1
-"""How long what happened may wait to be made durable together with what happens next."""
+"""Longest time that an event waits to be made durable together with the next ones."""
 LINGER_S: Final = 3.0
-"""How long a finished run waits for devices to say good-bye."""
+"""Time that a finished run waits for devices to say good-bye."""
 
 
 def run_coordinator(run_dir: Path, open_link: OpenLink | None = None) -> None:
@@ -127,7 +127,7 @@ def run_coordinator(run_dir: Path, open_link: OpenLink | None = None) -> None:
 
 
 def identity_of(config: CoordinatorConfig) -> dict[str, str]:
-    """What may not change within a run."""
+    """Return the settings that may not change within a run."""
     return {"run_id": config.run_id, "seed": str(config.seed), "artifact_digest": config.artifact_digest}
 
 
@@ -170,7 +170,7 @@ class Coordinator:
         self._settled_at = clock()
         self._is_connected = True
         self._leave_at: float | None = None
-        """When a finished run stops waiting for good-byes."""
+        """Instant at which a finished run stops waiting for good-byes."""
 
     def run(self) -> None:
         """Until the run is finished. See :func:`run_coordinator`."""

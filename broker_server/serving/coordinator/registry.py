@@ -1,4 +1,4 @@
-"""Which devices are there: sessions, heartbeats, and what each may still send. Pure; instants are monotonic seconds."""
+"""The devices that are there: sessions, heartbeats, rates of messages. Pure; instants are monotonic seconds."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ class Registry:
 
     @property
     def has_online(self) -> bool:
-        """Whether any device is there."""
+        """Return whether any device is online."""
         return any(session.is_online for session in self._sessions.values())
 
     def knows(self, device_id: str) -> bool:
-        """Whether a device has registered, and was not forgotten since."""
+        """Return whether a device has registered, and was not forgotten since."""
         return device_id in self._sessions
 
     def is_shared(self, device_id: str, session_id: str, now: float) -> bool:
-        """Whether two processes use a name: a session is one process, and this one speaks after another replaced it."""
+        """Return whether two processes use one device id: a session speaks after another one has replaced it."""
         session = self._sessions.get(device_id)
         if session is None or session_id not in session.replaced:
             return False
@@ -81,12 +81,12 @@ class Registry:
         return True
 
     def may_write(self, device_id: str, now: float) -> bool:
-        """Whether a message of a device is read; those beyond :data:`MESSAGES` are not."""
+        """Return whether a message of a device is read; those beyond :data:`MESSAGES` are not."""
         session = self._sessions.get(device_id)
         return session is not None and session.messages.take(MESSAGES, now)
 
     def may_pull(self, device_id: str, num_chunks: int, allowance: Allowance, now: float) -> bool:
-        """Whether a device gets the chunks that it asks for."""
+        """Return whether a device gets the chunks that it asks for."""
         session = self._sessions.get(device_id)
         return session is not None and session.chunks.take(allowance, now, num_chunks)
 

@@ -1,4 +1,4 @@
-"""What a coordinator works with, opened from the run directory or made for it the first time."""
+"""The objects that a coordinator works with, opened from the run directory or made for it the first time."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from edge_runtime.formats.transforms import Transform, parse_transforms
 from edge_runtime.wire.messages import AssignmentKey
 
 INITIAL_ADAPTER, ARMS, AGGREGATION, TRANSFORMS = range(4)
-"""What a generator is for: with the run's seed and a round it gives the same numbers after a restart."""
+"""Purposes of generators: with the run's seed and a round, each gives the same numbers after a restart."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What is written of devices that come, go and move on: changes alone, and of one device and of all only so many.
+"""Limits on event lines about devices: only changes are written, and so many a second for one device and for all.
 
 People watch these lines, nothing else reads them; so what is beyond the bounds is left out.
 """

@@ -1,1 +1,1 @@
-"""What a run leaves for people and programs: ``report.json`` and ``report.html``."""
+"""The report of a run, for people and programs: ``report.json`` and ``report.html``."""

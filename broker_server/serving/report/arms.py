@@ -1,4 +1,4 @@
-"""Which arm each device played in which round, for people; the method says what its arms are points on."""
+"""The arm of each device in each round, for people; the method says which axes its arms have."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class DeviceArms:
 
 
 def axes_of(config: Mapping[str, str | int | float | bool]) -> Axes:
-    """What the arms of a run are points on, from the settings in its report.
+    """Return the axes of a run's arms, from the settings in its report.
 
     Raises:
         ConfigError: its method is of a package that is not here.

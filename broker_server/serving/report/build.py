@@ -29,7 +29,7 @@ TRAINING_STEP = "training"
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RunSummary:
-    """What the report is made of, beside the rounds."""
+    """The facts about a run that its report shows beside the rounds."""
 
     run_id: str
     task: Task

@@ -1,4 +1,4 @@
-"""What a person should be told of a run that ended: rounds without effect, quality that fell, a ratio nobody trained.
+"""Findings about a run that ended: rounds without effect, quality that fell, a pruning ratio that no device trained.
 
 Each finding is one line with the likely cause and the option to change. The thresholds are ours.
 """
@@ -52,7 +52,7 @@ def find_warnings(
 
 
 def is_better(task: Task, one: RoundEntry, other: RoundEntry) -> bool:
-    """Whether a round is better than another by more than chance: both measured, on the same examples."""
+    """Return whether a round is better than another by more than chance: both measured, on the same examples."""
     first, second = _figure(task, one), _figure(task, other)
     if first is None or second is None or one.num_targets != other.num_targets:
         return False

@@ -38,7 +38,7 @@ from edge_runtime.link.address import BrokerAddress
 from edge_runtime.system.files import write_atomically
 
 COMPACT_RESULT: Final = "compact.json"
-"""What was measured of the compact model, where there is one."""
+"""File with the measures of the compact model, if there is one."""
 
 
 def report_run(run_dir: Path) -> Report:
@@ -117,13 +117,13 @@ def _rounds(run_dir: Path) -> list[RoundRecord]:
 
 
 def _created_at(run_dir: Path) -> float:
-    """When a coordinator first began, Unix seconds."""
+    """Return the time when a coordinator first began, Unix seconds."""
     first = next(iter(EventReader(run_dir / EVENTS_FILE).new_events()), None)
     return (run_dir / CONFIG_FILE).stat().st_mtime if first is None else first.at
 
 
 def _data(run_dir: Path, config: CoordinatorConfig, manifest: Manifest, rounds: Sequence[RoundRecord]) -> DataEntry:
-    """What is known here of the devices' data: how many examples each trained on, as it said with its last update."""
+    """Return the known numbers of the devices' data: each one's training examples, as its last update stated them."""
     known = {
         device.device_id: device.num_examples
         for record in rounds

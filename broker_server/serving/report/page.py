@@ -63,7 +63,7 @@ def _text(report: Report, value: float | None) -> str:
 
 
 def _change(report: Report, before: float | None, after: float | None) -> str:
-    """How much better the model became, for people."""
+    """Describe how much better the model became, for people."""
     if before is None or after is None:
         return ""
     if report.task == "causal-lm":

@@ -43,18 +43,18 @@ class RoundEntry(msgspec.Struct, frozen=True, kw_only=True):
     elapsed_emulated_s: float | None = None
     """The virtual clock at its end: emulated."""
     discarded: str = ""
-    """Why the updates that were accepted could not be used; empty = they were, or there were none."""
+    """Reason why the accepted updates could not be used; empty = they were used, or there were none."""
     is_unchanged: bool = False
     """Whether updates were used and the adapter is that of the round before, to the last bit."""
 
     @property
     def was_used(self) -> bool:
-        """Whether an update of the round counts in its adapter."""
+        """Return whether an update of the round counts in its adapter."""
         return not self.discarded and any(device.outcome == "accepted" for device in self.devices)
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """How the run ended: figures of the adapter that it keeps, on all held-out examples."""
+    """Final figures of the run: those of the adapter that it keeps, on all held-out examples."""
 
     accuracy: float | UnsetType = UNSET
     perplexity: float | UnsetType = UNSET
@@ -114,7 +114,7 @@ class DeviceData(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DataEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """What was trained and measured on."""
+    """The data that was used for training and evaluation."""
 
     source: str
     num_train: int
@@ -157,7 +157,7 @@ class FleetEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class OverProbe(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run that began with the probe's head gained over it, on the same held-out examples."""
+    """Gain of a run that began with the probe's head over that head, on the same held-out examples."""
 
     round_number: int
     """The round that the head came from."""
@@ -193,7 +193,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     fleet: FleetEntry | None = None
     """Classes of the emulated devices; null where nothing is emulated."""
     warnings: tuple[str, ...] = ()
-    """What a person should know of this run, a line each; empty where it went well."""
+    """Warnings about this run for the user, one line each; empty if there is nothing to warn of."""
     over_probe: OverProbe | None = None
     """Of a run whose head is the probe's; null for others, and where either was not measured."""
 
@@ -211,7 +211,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def target_unit(self) -> str:
-        """What ``num_targets`` counts."""
+        """Return the unit that ``num_targets`` counts."""
         return "tokens" if self.task == "causal-lm" else "examples"
 
 

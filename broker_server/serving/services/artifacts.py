@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 NOT_FOUND: Final = 404
 RANGE_NOT_SATISFIABLE: Final = 416
 ONE_RANGE: Final = re.compile(r"bytes=([0-9]{1,15}-[0-9]{0,15}|-[0-9]{1,15})")
-"""What a download that was cut needs. Of many ranges one request could make a large answer of small parts."""
+"""One range, as a device needs it after a cut download; with many ranges one request could make a large answer."""
 
 SHUTDOWN_S: Final = 3
 """For answers that are under way when the server is told to end; devices go on with a range."""
@@ -104,7 +104,7 @@ def serve_artifacts(directory: Path, host: str, port: int) -> None:
 
 
 def server_config(app: Starlette, gate: Gate, *, host: str = "127.0.0.1", port: int = 0) -> uvicorn.Config:
-    """How uvicorn serves the application, each connection by way of the gate."""
+    """Return uvicorn's configuration for the application, with each connection through the gate."""
     return uvicorn.Config(
         app,
         host=host,

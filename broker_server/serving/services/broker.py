@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 BrokerKind = Literal["mosquitto", "amqtt"]
 
 SYSTEM_FOLDERS: Final = ("/usr/sbin", "/usr/local/sbin")
-"""Where distributions put mosquitto, which is not on every user's PATH."""
+"""Folders where distributions install mosquitto, and which are not on every user's PATH."""
 
 PACKET_ALLOWANCE_BYTES: Final = 4096
 """Room for topic and properties beside the payload of a message."""

@@ -1,9 +1,9 @@
-"""Who coordinates a fleet: one process, which a second one finds out before it does anything.
+"""The claim on a fleet: one process coordinates it, and a second one finds that out before it does anything.
 
-Nobody on a broker has the authority to say it. So coordinators have a topic of their own, on which whoever wants a
-fleet asks for it, and whoever has it objects: in the network thread, however busy the process is. One that ended
-objects no more, so it can be started again at once. Of two that ask at the same time the one with the lower session id
-goes on.
+A broker has no authority that assigns fleets. So coordinators have a topic of their own: a coordinator that wants a
+fleet asks for it there, and the one that has it objects. The network thread objects, however busy the process is. A
+coordinator that ended does not object, so it can be started again at once. If two ask at the same time, the one with
+the lower session id goes on.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from edge_runtime.wire import topics
 logger = logging.getLogger(__name__)
 
 ECHO_S: Final = 5.0
-"""How long one's own question may take to come back; a topic that is forbidden never brings it."""
+"""Longest time until a coordinator's own question comes back; on a forbidden topic it never does."""
 
 LISTEN_S: Final = 1.0
-"""How long an objection may take after that: it goes the same way, and is written by a thread that waits for nobody."""
+"""Longest time of an objection after that: it goes the same way, and its sender's thread waits for nothing else."""
 
 LAST: Final = "z"
 """Sorts behind every session id: who only looks gives way to all."""
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
-    """What coordinators say to each other."""
+    """A message from one coordinator to the others."""
 
     schema_version: Literal[1] = 1
     run_id: Name
@@ -114,7 +114,7 @@ class Claimant:
         raise FleetInUseError(msg)
 
     def hear(self, payload: bytes) -> bytes | None:
-        """What this process answers to a message of a coordinator; None = nothing."""
+        """Return the answer of this process to a message of a coordinator; None = no answer."""
         try:
             other = _decoder.decode(payload)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

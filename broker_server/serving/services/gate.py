@@ -1,8 +1,8 @@
-"""Who may stay connected to the artifact server, and for how long: no client can keep others out.
+"""Admission to the artifact server, and time limits on its connections: no client can keep others out.
 
-A connection is one request. It has ``HEADER_S`` to ask, and an answer that nobody takes ends after ``STALL_S``: a
-device goes on from where it was cut, with a range. When all places are taken, a new connection gets the place of one
-that only waits, of the address that holds most of them; whoever takes what it is sent is left alone.
+A connection is one request. The request must arrive within ``HEADER_S``. An answer that the client does not read ends
+after ``STALL_S``; a device later asks for the rest with a range. When all places are taken, a new connection gets the
+place of one that only waits, from the address that holds most of those. A client that reads its answer keeps its place.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ class Guarded(H11Protocol):
 
     @property
     def is_asking(self) -> bool:
-        """Whether its request has not come whole."""
+        """Return whether its request has not fully arrived."""
         return self.cycle is None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn declares it

@@ -1,1 +1,1 @@
-"""What a run keeps in its directory: registry, rounds, updates, adapters, the event log, and the lock on it."""
+"""The files of a run: registry, rounds, updates, adapters, the event log, and the lock on its directory."""

@@ -29,12 +29,12 @@ PEFT_FOLDER = "peft"
 
 
 def adapter_path(run_dir: Path, round_number: int) -> Path:
-    """Where the global adapter after a round lies."""
+    """Return the path of the global adapter after a round."""
     return run_dir / ADAPTERS_FOLDER / round_file(round_number)
 
 
 def peft_directory(run_dir: Path) -> Path:
-    """Where the last global adapter lies in PEFT's format."""
+    """Return the path of the last global adapter in PEFT's format."""
     return run_dir / ADAPTERS_FOLDER / PEFT_FOLDER
 
 
@@ -124,7 +124,7 @@ class GlobalAdapters:
         return state
 
     def exists(self, round_number: int) -> bool:
-        """Whether the adapter of a round was written."""
+        """Return whether the adapter of a round was written."""
         return adapter_path(self._run_dir, round_number).is_file()
 
     def read(self, round_number: int) -> Aggregated:

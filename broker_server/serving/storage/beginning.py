@@ -1,7 +1,7 @@
-"""Whether a run begins or goes on: what lies in its directory must say the same as its database.
+"""The start of a run, new or resumed: the files in its directory must agree with its database.
 
-What is absent is not taken for new: an empty ``state.sqlite`` beside adapters of finished rounds is a file that was
-lost (a power cut, a copy that left it out), and a run that began again would overwrite them.
+A missing file does not mean a new run. An empty ``state.sqlite`` beside adapters of finished rounds was lost (a power
+cut, a copy that left it out), and a run that began again would overwrite the adapters.
 """
 
 from __future__ import annotations

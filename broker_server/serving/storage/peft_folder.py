@@ -91,7 +91,7 @@ def base_model(run_dir: Path, given: str | None) -> str | None:
 
 
 def page(manifest: Manifest, base: str) -> str:
-    """How to load the adapter, as Markdown."""
+    """Return the page that says how to load the adapter, as Markdown."""
     kind = "CausalLM" if manifest.task == "causal-lm" else "SequenceClassification"
     head = f"base_model: {base}\n" if is_hub_id(base) else ""
     is_classifier = manifest.task == "text-classification"

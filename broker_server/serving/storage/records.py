@@ -1,4 +1,4 @@
-"""What is kept of a run's rounds: written by the coordinator to the store, read by a later one and by the report."""
+"""Records of a run's rounds: the coordinator writes them to the store; a later coordinator and the report read them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class DeviceRecord(msgspec.Struct, frozen=True, kw_only=True):
     train_loss: float | None
     """Mean loss over its local steps; None as above."""
     measurements: Measurements | None
-    """What the device measured; None as above."""
+    """Measurements of the device; None as above."""
     evaluation: LocalEvaluation | None
     """Quality on its own held-out examples; None as above, and where it held none out."""
     reason: str | None = None
@@ -57,7 +57,7 @@ class DeviceRecord(msgspec.Struct, frozen=True, kw_only=True):
     device_class: str | None = None
     """Class of an emulated device."""
     emulated_s: float | None = None
-    """What its part in the round took on the virtual clock; None where nothing is emulated, or nothing was trained."""
+    """Time of its part in the round on the virtual clock; None if nothing is emulated, or nothing was trained."""
     adapter_delta: float | None = None
     """Frobenius norm of the change of B A, over all targets."""
     work: str = ""
@@ -99,7 +99,7 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     sparse: EvaluationRecord | None = None
     """Quality of the sub-model at the run's sparsity, cut out of the same adapter."""
     files: FileDigests = FileDigests()
-    """What was written after the round; empty in records of earlier releases."""
+    """Digests of the files that were written after the round; empty in records of earlier releases."""
     is_deploy: bool = False
     """Whether all devices trained the plan that is deployed."""
     emulated_s: float | None = None
@@ -109,11 +109,11 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     kept: KeptRecord | None = None
     """In the last round, where an earlier one was better and the best is to be kept."""
     discarded: str = ""
-    """Why the updates that were accepted could not be used; empty = they were, or there were none."""
+    """Reason why the accepted updates could not be used; empty = they were used, or there were none."""
     is_unchanged: bool = False
     """Whether updates were aggregated and the adapter is that of the round before, to the last bit."""
 
     @property
     def was_used(self) -> bool:
-        """Whether an update of the round counts in its adapter."""
+        """Return whether an update of the round counts in its adapter."""
         return not self.discarded and any(device.outcome == "accepted" for device in self.devices)

@@ -105,7 +105,7 @@ class Store:
                 group.commit()
 
     def identify(self, identity: Mapping[str, str]) -> dict[str, str]:
-        """What was noted of the run that this is the state of, by name; notes what was not."""
+        """Return the recorded identity of the run, by name, and record those values that are new."""
         table = schema.meta
         with self._transaction() as connection:
             found = connection.execute(sa.select(table.c.key, table.c.value).where(table.c.key.in_(list(identity))))
@@ -230,7 +230,7 @@ class Store:
             connection.execute(rows.SAVE_WORK, row)
 
     def load_works(self, run_id: str, round_number: int) -> dict[AssignmentKey, AssignedWork]:
-        """What the assignments of a round asked for.
+        """Return the work of the assignments of a round.
 
         Raises:
             StoreError: a row is damaged.
@@ -287,7 +287,7 @@ class Store:
         return out
 
     def load_accept_times(self, run_id: str, round_number: int) -> dict[AssignmentKey, float]:
-        """When the updates of a round were accepted, Unix seconds."""
+        """Return the times when the updates of a round were accepted, Unix seconds."""
         table = schema.updates
         query = sa.select(table.c.device_id, table.c.attempt, table.c.accepted_at)
         return {
@@ -304,7 +304,7 @@ class Store:
         return blob if update.blob is not None and digest_of(blob) == update.blob.digest else None
 
     def is_accepted(self, key: AssignmentKey) -> bool:
-        """Whether an update was accepted, in any round."""
+        """Return whether an update was accepted, in any round."""
         table = schema.updates
         query = sa.select(table.c.attempt).where(
             table.c.round_number == key.round_number, table.c.device_id == key.device_id
@@ -312,13 +312,13 @@ class Store:
         return any(row[0] == key.attempt for row in self._query(query))
 
     def update_path(self, key: AssignmentKey) -> Path:
-        """Where the adapter of an accepted update lies."""
+        """Return the path of an accepted update's adapter."""
         return self._run_dir / UPDATES_FOLDER / str(key.round_number) / f"{key.device_id}.safetensors"
 
     # ---- scheduler ---------------------------------------------------------------------------------------------------
 
     def load_scheduler(self, name: str) -> dict[str, Any] | None:
-        """What the scheduler ``name`` had learnt; None when it has not played in this run.
+        """Return the state of the scheduler ``name``; None if it has not played in this run.
 
         Raises:
             StoreError: it is damaged.
@@ -361,7 +361,7 @@ class Store:
 
 
 def _cure(fault: str) -> str:
-    """What to do about a fault that SQLite names."""
+    """Return the advice for a fault that SQLite reports."""
     if "locked" in fault:
         return "another program has it open; end that one, and start again"
     if "readonly" in fault or "unable to open" in fault:

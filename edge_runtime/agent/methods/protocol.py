@@ -28,11 +28,11 @@ class Surroundings:
     """Monotonic seconds, of a clock that stands still while the work pauses."""
     paused: PausedTime
     say: Callable[[str], None]
-    """Shows people what is done now."""
+    """Shows people the current step."""
     check: Callable[[], None]
     """Call between pieces of work: waits while the work should pause, raises if it should end."""
     pull_rate: float | None = None
-    """How fast the last payload came, bytes a second; None = none was pulled by this process."""
+    """Rate of the last payload, bytes a second; None = this process pulled none."""
 
 
 class Execution(Protocol):

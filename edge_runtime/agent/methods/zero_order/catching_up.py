@@ -1,4 +1,4 @@
-"""Whether a device brings itself up to date by the log, or pulls: what either takes, by what was measured here."""
+"""The choice between catching up by the log and pulling: the faster one, by rates that were measured here."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _REPEATS: Final = 5
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class NoiseRate:
-    """What noise costs on this device: drawn, weighted and added."""
+    """Time that noise takes on this device: to draw, weight and add it."""
 
     vector_s: float
     """For each vector, whatever its size, seconds."""

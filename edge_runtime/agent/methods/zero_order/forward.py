@@ -25,7 +25,7 @@ Float64 = npt.NDArray[np.float64]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What the passes of a step say."""
+    """The scalars and the loss of a step's passes."""
 
     scalars: Array
     """Rho, float32 ``[P1, P2]``, all finite."""

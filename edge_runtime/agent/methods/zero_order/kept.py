@@ -1,4 +1,4 @@
-"""What a device keeps of zero-order tuning: theta at the start of its last round, and how far the round under way is.
+"""Files of zero-order tuning on a device: theta at the start of its last round, and progress of the round under way.
 
 Two files, each written whole:
 
@@ -55,7 +55,7 @@ class Start:
     digest: str
     """SHA-256 of the payload, hexadecimal."""
     pull_rate: float | None
-    """How fast a payload came when one was last pulled, bytes a second; None = not measured."""
+    """Rate of the last payload that was pulled, bytes a second; None = not measured."""
     payload: bytes
 
 
@@ -64,7 +64,7 @@ class Steps(msgspec.Struct, frozen=True, kw_only=True):
 
     version: Literal[1] = 1
     identity: str
-    """What it belongs to: :func:`edge_runtime.agent.checkpoints.identity_of`."""
+    """Identity of its assignment: :func:`edge_runtime.agent.checkpoints.identity_of`."""
     scalars: bytes
     """Float32, little-endian, ``[steps done, num_outer, num_inner]``."""
     num_not_finite: Annotated[int, msgspec.Meta(ge=0)]
@@ -106,7 +106,7 @@ class Kept:
         self._write(_START, _LENGTH.pack(len(header)), header, start.payload)
 
     def load_start(self, run_id: str) -> Start | None:
-        """What was kept of a run; None where there is nothing, or it is damaged."""
+        """Return the kept start of a run; None if there is none, or it is damaged."""
         if self._directory is None:
             return None
         path = self._directory / _START
@@ -140,7 +140,7 @@ class Kept:
         self._write(_STEPS, msgspec.msgpack.encode(steps))
 
     def load_steps(self, identity: str) -> Steps | None:
-        """How far an assignment is; None where nothing is known of it."""
+        """Return the progress of an assignment; None if nothing is known of it."""
         if self._directory is None:
             return None
         path = self._directory / _STEPS

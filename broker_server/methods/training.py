@@ -13,6 +13,7 @@ from broker_server.options import Panel, option, zero_for_none
 from broker_server.ranges import Ratio, check_fields
 from edge_runtime.bounds import limits
 from edge_runtime.bounds.fields import Count, Decay, Factor, Positive, Share
+from edge_runtime.wire.work import Noise
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +97,12 @@ class ZeroOrderConfig:
         "noise is divided by the root of a diagonal that follows from the scalars of the rounds before (HiSo)",
         default=False,
         name="zo_precondition",
+    )
+    noise: Noise = option(
+        Panel.ZERO_ORDER,
+        "law of the perturbations: rademacher, +-1; or gaussian, a normal distribution's quantiles",
+        "rademacher",
+        name="zo_noise",
     )
     combine: Literal["mean", "median", "trimmed"] = option(
         Panel.ZERO_ORDER,

@@ -162,6 +162,10 @@ class ProbeWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag
         return self.num_steps if self.form == "softmax" else 1
 
 
+Noise = Literal["rademacher", "gaussian"]
+"""Law of the perturbations' elements: +-1, or a Gaussian's quantiles; the same bits on every platform."""
+
+
 class PreconditionerStart(msgspec.Struct, frozen=True, kw_only=True):
     """The start of HiSo's diagonal H; the rounds from there on in the log, all at one cut, give its present value."""
 
@@ -190,8 +194,9 @@ class LoggedRound(msgspec.Struct, frozen=True, kw_only=True):
     scalars: Annotated[bytes, msgspec.Meta(max_length=limits.MAX_MESSAGE_BYTES)]
     """Averages over the devices, float32, little-endian, ``[steps, num_outer, num_inner]``."""
     is_normalised: bool = False
-    """See :class:`ZeroOrderWork`, as for the next."""
+    """See :class:`ZeroOrderWork`, as for the next two."""
     preconditioner: PreconditionerStart | None = None
+    noise: Noise = "rademacher"
 
 
 class ZeroOrderWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="zero_order"):
@@ -225,6 +230,7 @@ class ZeroOrderWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type",
     """Differences are one-sided, and a step is divided by the standard deviation of its scalars (FZOO)."""
     preconditioner: PreconditionerStart | None = None
     """Noise is multiplied by H^-1/2 (HiSo); the log has the rounds since then. None = it is not."""
+    noise: Noise = "rademacher"
     log: Annotated[tuple[LoggedRound, ...], msgspec.Meta(max_length=limits.MAX_LOGGED_ROUNDS)] = ()
     """Rounds by which a device may bring itself up to date instead of pulling the payload; by ascending number."""
 

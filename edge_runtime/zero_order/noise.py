@@ -1,22 +1,38 @@
-"""Noise of zero-order tuning: +-1 from a counter, the same bits on every platform and with every numpy.
+"""Noise of zero-order tuning from a counter: the same bits on every platform and with every numpy.
 
 A vector is a function of (seed, round, step, perturbation, tensor): nothing is kept, and any vector can be had again
-without those before it. +-1 (Rademacher) instead of a Gaussian: raw bits are exact everywhere, a Gaussian needs
-logarithms, which differ from one libm to another. Philox is that of Salmon et al. 2011 ("Parallel random numbers: as
-easy as 1, 2, 3"), Philox4x64-10, as numpy has it.
+without those before it. Philox is that of Salmon et al. 2011 ("Parallel random numbers: as easy as 1, 2, 3"),
+Philox4x64-10, as numpy has it.
+
++-1 (Rademacher) are its raw bits. Gaussian noise is looked up: 16 bits name one of 65,536 equally likely quantiles. The
+table is made with additions, multiplications, divisions and roots of float64 alone, each of which IEEE 754 rounds in
+one way: no logarithm of a libm, which differ from one platform to another.
 """
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from edge_runtime.wire.work import Noise
+
 Array = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
 
 _BITS: Final = 64
 """In one number of the generator."""
+_INDEX_BITS: Final = 16
+"""Of a number that names a quantile."""
+
+
+def draw(noise: Noise, seed: int, round_number: int, step: int, perturbation: int, tensor: int, size: int) -> Array:
+    """A vector of either noise; see :func:`signs` and :func:`gaussian`."""
+    return _DRAWN[noise](seed, round_number, step, perturbation, tensor, size)
 
 
 def signs(seed: int, round_number: int, step: int, perturbation: int, tensor: int, size: int) -> Array:
@@ -35,11 +51,129 @@ def signs(seed: int, round_number: int, step: int, perturbation: int, tensor: in
         Float32 ``[size]``. Bits of the generator's numbers as little-endian bytes, lowest bit of each byte first; a bit
         of 1 is +1. A shorter vector is the beginning of a longer one.
     """
-    key = np.array([seed, tensor], np.uint64)
-    counter = np.array([0, perturbation, step, round_number], np.uint64)
-    drawn = np.random.Philox(key=key, counter=counter).random_raw(-(-size // _BITS))
-    as_bytes = drawn.astype("<u8", copy=False).view(np.uint8)
+    as_bytes = _raw((seed, tensor), (perturbation, step, round_number), size).view(np.uint8)
     values = np.unpackbits(as_bytes, bitorder="little", count=size).astype(np.float32)
     values *= 2
     values -= 1
     return values
+
+
+def gaussian(seed: int, round_number: int, step: int, perturbation: int, tensor: int, size: int) -> Array:
+    """A vector of a standard Gaussian's quantiles, as far as 4.3; mean 0 exactly, variance 1 to float32's rounding.
+
+    Args:
+        seed: see :func:`signs`, as are all others.
+        round_number: of the assignment.
+        step: of the assignment.
+        perturbation: within the step.
+        tensor: index in the order of the flat vector.
+        size: number of elements.
+
+    Returns:
+        Float32 ``[size]``: element i is the quantile that number i of 16 bits names, lowest bits of each of the
+        generator's numbers first. A shorter vector is the beginning of a longer one.
+    """
+    raw = _raw((seed, tensor), (perturbation, step, round_number), size * _INDEX_BITS)
+    return np.take(quantiles(), raw.view("<u2")[:size])
+
+
+_DRAWN: Final[Mapping[Noise, Callable[[int, int, int, int, int, int], Array]]] = {
+    "rademacher": signs,
+    "gaussian": gaussian,
+}
+
+
+def _raw(key: tuple[int, int], counter: tuple[int, int, int], num_bits: int) -> npt.NDArray[np.uint64]:
+    """Numbers of the generator that have so many bits together, little-endian."""
+    generator = np.random.Philox(key=np.array(key, np.uint64), counter=np.array([0, *counter], np.uint64))
+    return generator.random_raw(-(-num_bits // _BITS)).astype("<u8", copy=False)
+
+
+_LN_2: Final = 0.6931471805599453
+_LN_3_QUARTERS: Final = -0.2876820724517809
+# Wichura (1988), PPND16: numerators and denominators within 0.425 of the median, and in the tails; lowest power first.
+_CENTRE_ABOVE: Final = (
+    3.3871328727963665,
+    133.14166789178438,
+    1971.5909503065513,
+    13731.69376550946,
+    45921.95393154987,
+    67265.7709270087,
+    33430.57558358813,
+    2509.0809287301227,
+)
+_CENTRE_BELOW: Final = (
+    1.0,
+    42.31333070160091,
+    687.1870074920579,
+    5394.196021424751,
+    21213.794301586597,
+    39307.89580009271,
+    28729.085735721943,
+    5226.495278852854,
+)
+_TAIL_ABOVE: Final = (
+    1.4234371107496835,
+    4.630337846156546,
+    5.769497221460691,
+    3.6478483247632045,
+    1.2704582524523684,
+    0.2417807251774506,
+    0.022723844989269184,
+    0.0007745450142783414,
+)
+_TAIL_BELOW: Final = (
+    1.0,
+    2.053191626637759,
+    1.6763848301838038,
+    0.6897673349851,
+    0.14810397642748008,
+    0.015198666563616457,
+    0.0005475938084995345,
+    1.0507500716444169e-09,
+)
+
+
+@functools.cache
+def quantiles() -> Array:
+    """The standard Gaussian's quantiles at (i + 1/2) / 65,536, over the root of their mean square.
+
+    Wichura's AS 241 (1988), PPND16, which is good to 1e-16; the farthest tail of it is never needed here.
+
+    Returns:
+        Float32 ``[65536]``, ascending, antisymmetric, read-only; 256 KiB.
+    """
+    half = 1 << (_INDEX_BITS - 1)
+    odd = 2.0 * np.arange(half) + 1  # of the lower half: the probability is odd / 2**17, exactly
+    from_middle = odd / (4 * half) - 0.5
+    is_central = from_middle >= -0.425
+    values = np.empty(half)
+    central = from_middle[is_central]
+    squares = 0.180625 - central * central
+    values[is_central] = central * _polynomial(_CENTRE_ABOVE, squares) / _polynomial(_CENTRE_BELOW, squares)
+    far = np.sqrt(-_logarithm(odd[~is_central] / (4 * half))) - 1.6  # divided by a power of 2, exactly
+    values[~is_central] = -_polynomial(_TAIL_ABOVE, far) / _polynomial(_TAIL_BELOW, far)
+    mean_square = math.fsum((values * values).tolist()) / half
+    lower = (values / math.sqrt(mean_square)).astype(np.float32)
+    table = np.concatenate([lower, -lower[::-1]])
+    table.flags.writeable = False
+    return table
+
+
+def _polynomial(coefficients: Sequence[float], x: Float64) -> Float64:
+    """By Horner's rule, lowest power first."""
+    total = np.zeros_like(x)
+    for coefficient in reversed(coefficients):
+        total = total * x + coefficient
+    return total
+
+
+def _logarithm(x: Float64) -> Float64:
+    """Of numbers above 0, to 1e-15, from exact exponents and the series of the inverse hyperbolic tangent."""
+    mantissa, exponent = np.frexp(x)  # from 1/2 to 1
+    ratio = (mantissa - 0.75) / (mantissa + 0.75)  # at most 1/5
+    square = ratio * ratio
+    total = np.zeros_like(ratio)
+    for power in range(23, 0, -2):
+        total = total * square + 1 / power
+    return 2 * ratio * total + exponent * _LN_2 + _LN_3_QUARTERS

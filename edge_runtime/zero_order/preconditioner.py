@@ -96,7 +96,7 @@ class Preconditioner:
                 key = (seed, logged.round_number, step)
                 for tensors, _, weights in step_weights(self._parts, logged, scalars):
                     for tensor in tensors:
-                        estimate = weighted_noise(tensor, weights, key, scale)
+                        estimate = weighted_noise(tensor, weights, key, scale, logged.noise)
                         estimate /= np.float32(len(weights))
                         estimate *= estimate
                         estimate *= ADDED

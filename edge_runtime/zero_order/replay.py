@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_runtime.errors import TensorError
-from edge_runtime.wire.work import LoggedRound, ZeroOrderWork
-from edge_runtime.zero_order.noise import signs
+from edge_runtime.wire.work import LoggedRound, Noise, ZeroOrderWork
+from edge_runtime.zero_order.noise import draw
 from edge_runtime.zero_order.parts import TunedParts, TunedTensor, Which
 
 Array = npt.NDArray[np.float32]
@@ -38,6 +38,7 @@ def perturb(  # noqa: PLR0913, PLR0917 - what to write where, and the four numbe
     perturbation: int,
     out: Array,
     scale: Array | None = None,
+    noise: Noise = "rademacher",
 ) -> None:
     """Write theta + epsilon * z of one part.
 
@@ -55,14 +56,15 @@ def perturb(  # noqa: PLR0913, PLR0917 - what to write where, and the four numbe
         out: float32 ``[N]``; elements of other tensors stay as they are.
         scale: what the noise is multiplied by, float32 ``[N]``
             (:class:`edge_runtime.zero_order.preconditioner.Preconditioner`); None = nothing.
+        noise: its law.
     """
     size = np.float32(epsilon)
     for tensor in parts.part(which):
-        noise = signs(seed, round_number, step, perturbation, tensor.index, tensor.size)
+        drawn = draw(noise, seed, round_number, step, perturbation, tensor.index, tensor.size)
         if scale is not None:
-            noise *= scale[tensor.place]
-        noise *= size
-        np.add(flat[tensor.place], noise, out=out[tensor.place])
+            drawn *= scale[tensor.place]
+        drawn *= size
+        np.add(flat[tensor.place], drawn, out=out[tensor.place])
 
 
 def apply_step(
@@ -103,7 +105,7 @@ def apply_step(
         for tensors, rate, weights in step_weights(parts, numbers, scalars):
             size = np.float32(rate / len(weights) / divisor)
             for tensor in tensors:
-                direction = weighted_noise(tensor, weights, key, scale)
+                direction = weighted_noise(tensor, weights, key, scale, numbers.noise)
                 direction *= size
                 flat[tensor.place] -= direction
 
@@ -131,7 +133,9 @@ def step_weights(
         yield parts.lower, numbers.lower_learning_rate, list(enumerate(means))
 
 
-def weighted_noise(tensor: TunedTensor, weights: Weights, key: tuple[int, int, int], scale: Array | None) -> Array:
+def weighted_noise(
+    tensor: TunedTensor, weights: Weights, key: tuple[int, int, int], scale: Array | None, noise: Noise
+) -> Array:
     """Sum of a tensor's noise, from left to right: no more than one tensor's noise is held.
 
     Args:
@@ -139,15 +143,16 @@ def weighted_noise(tensor: TunedTensor, weights: Weights, key: tuple[int, int, i
         weights: of that part.
         key: seed, round and step.
         scale: what the sum is multiplied by, float32 ``[N]``; None = nothing.
+        noise: its law.
 
     Returns:
         Float32 ``[size]``.
     """
     total = np.zeros(tensor.size, np.float32)
     for perturbation, weight in weights:
-        noise = signs(*key, perturbation, tensor.index, tensor.size)
-        noise *= weight
-        total += noise
+        drawn = draw(noise, *key, perturbation, tensor.index, tensor.size)
+        drawn *= weight
+        total += drawn
     if scale is not None:
         total *= scale[tensor.place]
     return total

@@ -76,6 +76,7 @@ REPLAYED: Final = ((0, 0.0, 1, 4), (1, 0.02, 2, 3), (1, 0.0, 1, 7), (0, 0.03, 5,
 OPTIONS: Final[tuple[dict[str, Any], ...]] = (
     {},
     {"is_normalised": True},
+    {"noise": "gaussian"},
     {"cut": 1, "preconditioner": PreconditionerStart(round_number=12, lower=0.7, upper=0.3)},
 )
 """The rounds are done with each of them, one after the other."""

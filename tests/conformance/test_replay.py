@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import msgspec
@@ -11,7 +12,7 @@ from safetensors.numpy import load_file
 
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.wire.work import LoggedRound
-from edge_runtime.zero_order.noise import signs
+from edge_runtime.zero_order.noise import gaussian, quantiles, signs
 from edge_runtime.zero_order.preconditioner import apply_log
 
 
@@ -27,6 +28,13 @@ def test_noise_has_its_golden_bytes(key: tuple[int, int, int, int, int], golden:
     assert noise.dtype == np.float32
     assert np.array_equal(np.abs(noise), np.ones(noise.size))
     assert np.packbits(noise > 0, bitorder="little").tobytes().hex() == golden
+
+
+def test_gaussian_noise_has_its_golden_bytes() -> None:
+    noise = gaussian(7, 3, 2, 5, 11, 8).astype("<f4")
+    assert noise.tobytes().hex() == "645d1cbf267a2d3f6d93a93eb18111407db7953f0e672d3dea164b3fa3ffbfbf"
+    table = hashlib.sha256(quantiles().astype("<f4").tobytes()).hexdigest()
+    assert table == "8babbcaf96568f10165a1eab530c0e5c92d04de96761b6dbb3dadfa94baba37f"
 
 
 def test_rounds_done_again_end_at_the_same_bits(family_dir: Path) -> None:

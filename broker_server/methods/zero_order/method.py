@@ -147,6 +147,7 @@ class ZeroOrder(Method):
             lora_scaling=training.lora_scaling,
             is_normalised=settings.normalise,
             preconditioner=preconditioner,
+            noise=settings.noise,
             log=log.since(self._accepted.get(key.device_id), preconditioner),
         )
         return AssignedWork(
@@ -267,6 +268,7 @@ class ZeroOrder(Method):
             num_inner=asked.num_inner,
             is_normalised=asked.is_normalised,
             preconditioner=asked.preconditioner,
+            noise=asked.noise,
             scalars=scalars.astype("<f4").tobytes(),
         )
         adapter = self._applied(before, log, logged, asked)

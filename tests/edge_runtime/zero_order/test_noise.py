@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import statistics
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.zero_order.noise import signs
+from edge_runtime.zero_order.noise import draw, gaussian, quantiles, signs
 
 MASK = 2**64 - 1
 COUNTERS = st.integers(0, 2**31 - 1)
@@ -63,7 +64,8 @@ def test_noise_is_philox(seed: int, round_number: int, step: int, perturbation: 
 @given(st.integers(0, 700), st.integers(0, 700))
 def test_a_shorter_vector_begins_a_longer_one(one: int, other: int) -> None:
     shorter, longer = sorted((one, other))
-    assert np.array_equal(signs(1, 2, 3, 4, 5, longer)[:shorter], signs(1, 2, 3, 4, 5, shorter))
+    for noise in (signs, gaussian):
+        assert np.array_equal(noise(1, 2, 3, 4, 5, longer)[:shorter], noise(1, 2, 3, 4, 5, shorter))
 
 
 def test_every_number_of_the_key_gives_other_noise() -> None:
@@ -75,3 +77,40 @@ def test_every_number_of_the_key_gives_other_noise() -> None:
 
 def test_signs_are_even() -> None:
     assert abs(signs(3, 1, 1, 0, 0, 1_000_000).mean()) < 5e-3
+
+
+def test_gaussian_noise_has_its_golden_bytes() -> None:
+    noise = gaussian(7, 3, 2, 5, 11, 8)
+    assert noise.dtype == np.float32
+    assert noise.astype("<f4").tobytes().hex() == "645d1cbf267a2d3f6d93a93eb18111407db7953f0e672d3dea164b3fa3ffbfbf"
+    digest = hashlib.sha256(gaussian(7, 1, 1, 0, 0, 38_404).astype("<f4").tobytes()).hexdigest()
+    assert digest == "731b19b8ba2dd633015e26bff3435bb4e57560c20dff5eaeae8656ce53b868c0"
+    table = hashlib.sha256(quantiles().astype("<f4").tobytes()).hexdigest()
+    assert table == "8babbcaf96568f10165a1eab530c0e5c92d04de96761b6dbb3dadfa94baba37f"
+
+
+@given(st.integers(0, 2**63 - 1), COUNTERS, COUNTERS, COUNTERS, COUNTERS, st.integers(0, 60))
+def test_gaussian_noise_is_looked_up_by_16_bits(
+    seed: int, round_number: int, step: int, perturbation: int, tensor: int, size: int
+) -> None:
+    key = (seed, round_number, step, perturbation, tensor)
+    bits = [(sign + 1) // 2 for sign in by_hand(*key, 16 * size)]
+    places = [sum(bit << i for i, bit in enumerate(bits[16 * n : 16 * n + 16])) for n in range(size)]
+    assert np.array_equal(gaussian(*key, size), quantiles()[places])
+
+
+def test_quantiles_are_those_of_a_gaussian_of_variance_1() -> None:
+    normal = statistics.NormalDist()
+    by_libm = np.array([normal.inv_cdf((i + 0.5) / 65_536) for i in range(65_536)])
+    by_libm /= np.sqrt(np.mean(by_libm * by_libm))
+    table = quantiles()
+    assert np.abs(table - by_libm).max() < 2.4e-7  # half a step of float32 at 4
+    assert np.array_equal(table, -table[::-1])  # so the mean is 0 exactly
+    assert np.mean(table.astype(np.float64) ** 2) == pytest.approx(1.0, abs=1e-8)
+    assert np.mean(table.astype(np.float64) ** 4) == pytest.approx(3.0, abs=1e-3)
+
+
+def test_noise_is_drawn_by_its_law() -> None:
+    key = (1, 2, 3, 4, 5, 100)
+    assert np.array_equal(draw("rademacher", *key), signs(*key))
+    assert np.array_equal(draw("gaussian", *key), gaussian(*key))

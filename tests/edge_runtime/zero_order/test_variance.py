@@ -1,10 +1,10 @@
 """Bias and variance of the two-block estimate, as derived, by Monte Carlo on a quadratic with the code devices run.
 
 A central difference of a quadratic is its derivative exactly, so that what is left is the estimator's own noise. With
-+-1 noise, d1 and d2 elements and gradients g1 and g2 (ours; docs/zero-order.md)::
+d1 and d2 elements, gradients g1 and g2, and k = E z^4 - 2, -1 of +-1 noise, 1 of a Gaussian (docs/zero-order.md)::
 
-    E|e1 - g1|^2 = ((d1 - 1) |g1|^2 + d1 |g2|^2 / P2) / P1
-    E|e2 - g2|^2 = ((d2 - 1) |g2|^2 + d2 |g1|^2) / (P1 P2)
+    E|e1 - g1|^2 = ((d1 + k) |g1|^2 + d1 |g2|^2 / P2) / P1
+    E|e2 - g2|^2 = ((d2 + k) |g2|^2 + d2 |g1|^2) / (P1 P2)
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import numpy.typing as npt
 import pytest
 
 from edge_runtime.formats.manifest import Manifest
-from edge_runtime.wire.work import LoggedRound
+from edge_runtime.wire.work import LoggedRound, Noise
 from edge_runtime.zero_order.estimator import central_differences
+from edge_runtime.zero_order.noise import draw
 from edge_runtime.zero_order.parts import TunedParts, TunedTensor
 from edge_runtime.zero_order.replay import apply_step, perturb
 
@@ -42,10 +43,11 @@ def estimate(theta: Array, parts: TunedParts, numbers: LoggedRound, step: int, q
     losses = np.empty((2, numbers.num_outer, numbers.num_inner))
     for p in range(numbers.num_outer):
         for out, sign in ((plus, 1), (minus, -1)):
-            perturb(theta, parts, "lower", sign * EPSILON, SEED, 1, step, p, out)
+            perturb(theta, parts, "lower", sign * EPSILON, SEED, 1, step, p, out, noise=numbers.noise)
         for j in range(numbers.num_inner):
             for side, out, sign in ((0, plus, 1), (1, minus, -1)):
-                perturb(theta, parts, "upper", sign * EPSILON, SEED, 1, step, p * numbers.num_inner + j, out)
+                number = p * numbers.num_inner + j
+                perturb(theta, parts, "upper", sign * EPSILON, SEED, 1, step, number, out, noise=numbers.noise)
                 losses[side, p, j] = quadratic.loss(out)
     scalars, _ = central_differences(losses[0], losses[1], EPSILON)
     moved = theta.copy()
@@ -57,11 +59,19 @@ def of_part(flat: npt.NDArray[np.float64], tensors: tuple[TunedTensor, ...]) -> 
     return np.concatenate([flat[..., tensor.place] for tensor in tensors], axis=-1)
 
 
+@pytest.mark.parametrize(("noise", "more", "num_trials"), [("rademacher", -1, NUM_TRIALS), ("gaussian", 1, 1500)])
 @pytest.mark.parametrize(
     ("num_outer", "num_inner", "lower_rate", "rate"), [(1, 1, 0.5, 0.5), (2, 3, 0.25, 1.0), (1, 4, 0.125, 2.0)]
 )
 def test_bias_and_variance_are_as_derived(
-    manifest: Manifest, num_outer: int, num_inner: int, lower_rate: float, rate: float
+    manifest: Manifest,
+    num_outer: int,
+    num_inner: int,
+    lower_rate: float,
+    rate: float,
+    noise: Noise,
+    more: int,
+    num_trials: int,
 ) -> None:
     parts = TunedParts.of(manifest, 1, 1)
     theta = np.zeros(parts.num_elements, np.float32)
@@ -74,17 +84,18 @@ def test_bias_and_variance_are_as_derived(
         num_outer=num_outer,
         num_inner=num_inner,
         scalars=b"",
+        noise=noise,
     )
-    moves = np.array([estimate(theta, parts, numbers, step, quadratic) for step in range(1, NUM_TRIALS + 1)])
+    moves = np.array([estimate(theta, parts, numbers, step, quadratic) for step in range(1, num_trials + 1)])
     g1, g2 = of_part(quadratic.gradient, parts.lower), of_part(quadratic.gradient, parts.upper)
     e1, e2 = of_part(moves, parts.lower) / lower_rate, of_part(moves, parts.upper) / rate
-    variance1 = ((g1.size - 1) * (g1 @ g1) + g1.size * (g2 @ g2) / num_inner) / num_outer
-    variance2 = ((g2.size - 1) * (g2 @ g2) + g2.size * (g1 @ g1)) / (num_outer * num_inner)
+    variance1 = ((g1.size + more) * (g1 @ g1) + g1.size * (g2 @ g2) / num_inner) / num_outer
+    variance2 = ((g2.size + more) * (g2 @ g2) + g2.size * (g1 @ g1)) / (num_outer * num_inner)
     for estimates, gradient, variance in ((e1, g1, variance1), (e2, g2, variance2)):
         measured = np.square(estimates - gradient).sum(axis=1).mean()
         assert measured == pytest.approx(variance, rel=0.1)
         bias = np.square(estimates.mean(axis=0) - gradient).sum()
-        assert bias == pytest.approx(variance / NUM_TRIALS, rel=0.6)  # what an unbiased mean of so many has left
+        assert bias == pytest.approx(variance / num_trials, rel=0.6)  # what an unbiased mean of so many has left
 
 
 def test_topzo_leaves_the_lower_part_and_its_noise_out(manifest: Manifest) -> None:
@@ -111,3 +122,14 @@ def test_topzo_leaves_the_lower_part_and_its_noise_out(manifest: Manifest) -> No
     assert not of_part(np.array(moves), parts.lower).any()
     variance = (g2.size - 1) * (g2 @ g2) / 4
     assert np.square(e2 - g2).sum(axis=1).mean() == pytest.approx(variance, rel=0.1)
+
+
+def test_laws_differ_where_one_element_has_all_of_the_gradient() -> None:
+    """The variance of z^2 g: 0 of +-1, 2 g^2 of a Gaussian."""
+    laws: tuple[Noise, ...] = ("rademacher", "gaussian")
+    squares = {
+        law: np.square([draw(law, SEED, 1, step, 0, 0, 1)[0] for step in range(1, 4001)], dtype=np.float64)
+        for law in laws
+    }
+    assert np.square(squares["rademacher"] - 1).mean() == 0
+    assert np.square(squares["gaussian"] - 1).mean() == pytest.approx(2, rel=0.1)

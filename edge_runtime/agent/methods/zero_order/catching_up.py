@@ -11,8 +11,8 @@ from typing import Final, Self
 import numpy as np
 
 from edge_runtime.formats.manifest import Manifest
-from edge_runtime.wire.work import LoggedRound
-from edge_runtime.zero_order.noise import signs
+from edge_runtime.wire.work import LoggedRound, Noise
+from edge_runtime.zero_order.noise import draw
 from edge_runtime.zero_order.parts import TunedParts, count_elements
 
 _SMALL: Final = 64
@@ -30,9 +30,9 @@ class NoiseRate:
     """For each element, seconds."""
 
     @classmethod
-    def measure(cls) -> Self:
-        """In about a millisecond."""
-        small, large = _seconds(_SMALL), _seconds(_LARGE)
+    def measure(cls, noise: Noise) -> Self:
+        """In a few milliseconds."""
+        small, large = _seconds(noise, _SMALL), _seconds(noise, _LARGE)
         return cls(vector_s=small, element_s=max(0.0, large - small) / _LARGE)
 
     def replay_s(self, manifest: Manifest, rank: int, log: Iterable[LoggedRound], first: int) -> float:
@@ -58,13 +58,13 @@ class NoiseRate:
         return total
 
 
-def _seconds(size: int) -> float:
+def _seconds(noise: Noise, size: int) -> float:
     """For one vector; the middle of some, the first of which loads what is lacking."""
     total, times = np.zeros(size, np.float32), []
     for number in range(_REPEATS):
         began = time.perf_counter()
-        noise = signs(0, 1, 1, number, 0, size)
-        noise *= np.float32(0.5)
-        total += noise
+        drawn = draw(noise, 0, 1, 1, number, 0, size)
+        drawn *= np.float32(0.5)
+        total += drawn
         times.append(time.perf_counter() - began)
     return statistics.median(times)

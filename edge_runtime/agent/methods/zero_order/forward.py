@@ -118,8 +118,8 @@ class Estimator:
         return loss_sum / max(1, batch.num_targets)
 
     def _write(self, which: Which, epsilon: float, theta: Array, step: int, perturbation: int, out: Array) -> None:
-        seed = self._work.seed
-        perturb(theta, self._parts, which, epsilon, seed, self._round_number, step, perturbation, out, self._scale)
+        key = (self._work.seed, self._round_number, step)
+        perturb(theta, self._parts, which, epsilon, *key, perturbation, out, self._scale, self._work.noise)
 
 
 def mean_of(*losses: Float64) -> float:

@@ -91,7 +91,7 @@ class ZeroOrder:
         manifest, rank = self.artifact.manifest, work.arm.rank
         rate = around.pull_rate or start.pull_rate
         pull_s = 0.0 if rate is None else assignment.payload.size_bytes / rate
-        self._noise_rate = self._noise_rate or NoiseRate.measure()
+        self._noise_rate = self._noise_rate or NoiseRate.measure(work.noise)
         replay_s = self._noise_rate.replay_s(manifest, rank, log, first)
         if replay_s >= pull_s:
             logger.info("rounds since %d again take %.2f s, the payload %.2f s: pulling", first, replay_s, pull_s)

@@ -60,9 +60,9 @@ def test_a_lower_part_has_a_rate_of_its_own_where_anything_is_tuned_there(
     assert steps(made, start(made)).lower_learning_rate == rate
 
 
-@pytest.mark.parametrize("normalise", [False, True])
-def test_a_round_does_the_steps_of_the_averages(tmp_path: Path, *, normalise: bool) -> None:
-    made = method(normalise=normalise)
+@pytest.mark.parametrize(("normalise", "noise"), [(False, "rademacher"), (True, "rademacher"), (False, "gaussian")])
+def test_a_round_does_the_steps_of_the_averages(tmp_path: Path, noise: str, *, normalise: bool) -> None:
+    made = method(normalise=normalise, noise=noise)
     before = start(made)
     work = steps(made, before)
     replies = [scripted(tmp_path, made, work, f"d{n}", n, num_examples=n) for n in (1, 2, 5)]
@@ -81,7 +81,8 @@ def test_a_round_does_the_steps_of_the_averages(tmp_path: Path, *, normalise: bo
     assert all(np.array_equal(value, again.model.adapter[name]) for name, value in combined.model.adapter.items())
     log = Log.of(combined.model.memory)
     assert log is not None
-    assert log.entries[0].logged.is_normalised is normalise
+    logged = log.entries[0].logged
+    assert (logged.is_normalised, logged.noise, work.noise) == (normalise, noise, noise)
 
 
 def test_a_device_that_was_there_gets_the_rounds_since_and_ends_with_the_same_bits(tmp_path: Path) -> None:

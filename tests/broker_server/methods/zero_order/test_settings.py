@@ -50,6 +50,7 @@ def test_presets_differ_in_what_they_perturb() -> None:
     [
         ({"zo_outer": 0}, "--zo-outer is 0, expected a whole number from 1"),
         ({"zo_inner": 0}, "--zo-inner is 0, expected a whole number from 1"),
+        ({"zo_noise": "uniform"}, "--zo-noise is 'uniform', expected"),
         ({"zo_epsilon": 1e-8}, "--zo-epsilon is 1e-08, expected a finite number from 1e-06 to 1"),
         ({"zo_lower_learning_rate": -0.5}, "--zo-lower-learning-rate is -0.5, expected -1, or 0 or more"),
         ({"arms": "0.25:8"}, "--arms: arm '0.25:8' is not RANK"),

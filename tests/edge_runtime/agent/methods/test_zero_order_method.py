@@ -25,6 +25,7 @@ from edge_runtime.formats.adapter import AdapterLayout
 from edge_runtime.formats.payload import Payload, decode_payload, encode_payload
 from edge_runtime.formats.plan import Plan
 from edge_runtime.wire.work import Arm, PreconditionerStart, ZeroOrderWork
+from edge_runtime.zero_order.noise import quantiles
 from edge_runtime.zero_order.parts import TunedParts
 from edge_runtime.zero_order.preconditioner import Preconditioner
 from tests.edge_runtime.agent.methods.runners import BACKWARD, Make
@@ -56,6 +57,7 @@ FORMS: dict[str, dict[str, Any]] = {
         "num_outer": 1,
         "num_inner": 4,
     },
+    "gaussian": {"noise": "gaussian"},
     "preconditioned": {"preconditioner": H, "log": rounds_of(work_of(), (2, 3), cut=1, preconditioner=H)},
 }
 
@@ -90,6 +92,9 @@ class Reference:
         counter = np.array([0, perturbation, step, 1], np.uint64)
         raw = np.random.Philox(key=np.array([self.work.seed, tensor], np.uint64), counter=counter)
         size = int(np.prod(shape))
+        if self.work.noise == "gaussian":
+            places = [int(number) >> 16 * i & 0xFFFF for number in raw.random_raw(-(-size // 4)) for i in range(4)]
+            return quantiles()[places[:size]].reshape(shape)
         numbers = [int(number) for number in raw.random_raw(-(-size // 64))]
         bits = [numbers[i // 64] >> i % 64 & 1 for i in range(size)]
         return np.array([1.0 if bit else -1.0 for bit in bits], np.float32).reshape(shape)

@@ -214,7 +214,7 @@ def test_the_time_of_a_replay_is_that_of_its_vectors_and_elements(make_runner: M
     assert NoiseRate(1.0, 0.0).replay_s(manifest, 2, scaled, 1) == 2 * vectors
     assert NoiseRate(1.0, 0.0).replay_s(manifest, 2, scaled, 3) == vectors
     assert NoiseRate(1.0, 0.0).replay_s(manifest, 2, rounds, 3) == 0
-    measured = NoiseRate.measure()
+    measured = NoiseRate.measure("rademacher")
     assert 0 < measured.vector_s < 0.1
     assert 0 <= measured.element_s < 1e-5
 

@@ -117,6 +117,7 @@ def rounds_of(work: ZeroOrderWork, numbers: Sequence[int], seed: int = 3, **chan
             round_number=number,
             cut=changes.get("cut", number % 2),
             is_normalised=changes.get("is_normalised", False),
+            noise=work.noise,
             preconditioner=changes.get("preconditioner"),
             lower_learning_rate=work.lower_learning_rate,
             learning_rate=work.learning_rate,

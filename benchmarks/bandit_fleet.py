@@ -170,7 +170,7 @@ class SimulatedFleet:
         return factor * step * STEP_S * NUM_STEPS + mbit / kind.uplink_mbit_s + mbit / kind.downlink_mbit_s
 
     def fits(self, device_id: str, arm: Arm) -> bool:
-        """Whether an arm fits the device's memory."""
+        """Return whether an arm fits the device's memory."""
         return memory(arm) <= self.classes[device_id].memory
 
     def context(self, num_rounds: int) -> SchedulerContext:

@@ -1,4 +1,4 @@
-"""What a checkpoint costs beside a training step: ``python -m benchmarks.checkpoint ARTIFACT``.
+"""Measures the cost of a checkpoint beside a training step: ``python -m benchmarks.checkpoint ARTIFACT``.
 
 One process, random tokens: after every step the state is encoded with its checksum, written aside, flushed to disk and
 renamed, as a device does it every so many steps; at the end a second run takes the last one up. Writes JSON to stdout:

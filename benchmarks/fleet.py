@@ -138,7 +138,7 @@ def play_in_process(options: argparse.Namespace, folder: Path, artifact: Artifac
 
 
 class Watch:
-    """What the coordinator did, by its events, and what it took."""
+    """The coordinator's progress, by its events, and its use of processor and memory."""
 
     def __init__(self, run_dir: Path, is_running: Callable[[], bool], used: Callable[[], tuple[float, int]]) -> None:
         """Begin.

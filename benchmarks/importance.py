@@ -1,4 +1,4 @@
-"""How well scores of units foretell the true loss change when units are removed: ``python benchmarks/importance.py``.
+"""Measures how well unit scores predict the loss change when units are removed: ``python benchmarks/importance.py``.
 
 For each case (MiniLM on AG News, tiny-llama on docstrings of the standard library) the unpruned model is tuned for a
 few steps, as one device would, and units are scored from LoRA gradients on the way. Then each head, and each block of
@@ -93,7 +93,7 @@ class Removal:
 
 
 def cases(shared: Path, *, quick: bool) -> list[Case]:
-    """What is studied; ``quick`` is for a test of the script, its figures mean nothing."""
+    """Return the cases to study; ``quick`` is for a test of the script, its figures mean nothing."""
     agnews = shared / "data" / "agnews"
     return [
         Case(
@@ -173,7 +173,7 @@ def tune(trainer: Trainer, case: Case, dataset: Dataset, seed: int) -> TrainingR
 
 
 def blocks(manifest: Manifest, num_blocks: int) -> Iterator[tuple[Key, tuple[int, ...]]]:
-    """What is removed, one after the other: every head, and neighbouring channels together."""
+    """Yield the units to remove, one after the other: every head, and neighbouring channels together."""
     for spec in manifest.groups:
         count = spec.num_units if spec.group == "heads" else num_blocks
         if count > 1 or spec.group != "heads":  # the only head cannot go

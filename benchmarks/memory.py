@@ -1,4 +1,4 @@
-"""Where a device's memory goes, by mode and base: ``python -m benchmarks.memory ARTIFACT... --out FOLDER``.
+"""Measures a device's memory by mode and base: ``python -m benchmarks.memory ARTIFACT... --out FOLDER``.
 
 Every artifact (the same model with another ``--base``) trains in staged mode, the first in fused mode too, each in a
 fresh process: some steps of random tokens and one scoring of units. Writes ``memory.json`` and ``memory.svg``: the
@@ -102,7 +102,7 @@ def measure(setting: Setting) -> dict[str, Any]:
 
 
 def base_of(manifest: Manifest) -> str:
-    """How most of the blocks' matrices are stored."""
+    """Return the type in which most of the blocks' matrices are stored."""
     stored = Counter(spec.dtype for spec in manifest.tensors if spec.layer is not None and len(spec.shape) == 2)
     return stored.most_common(1)[0][0]
 

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes, by operator: ``python -m benchmarks.operators ARTIFACT``.
+"""Measures the time of a training step by operator: ``python -m benchmarks.operators ARTIFACT``.
 
 The fused training graph runs on random tokens under onnxruntime's own profiler, which slows it by some percent; times
 are medians over the steps that count. Beside each large product stands what onnxruntime's ``MatMul`` reaches on the
@@ -137,7 +137,7 @@ def sizes_of(node: dict[str, Any]) -> Sizes | None:
 
 
 def product(name: str, sizes: Sizes, group: list[dict[str, Any]], threads: int, matmul_s: float) -> dict[str, Any]:
-    """How fast a product is in the step and by itself, GFLOP/s."""
+    """Return the rates of a product in the step and by itself, GFLOP/s."""
     flops = 2 * math.prod(sizes)
     return {
         "operator": name,

@@ -1,4 +1,4 @@
-"""What a base in fewer bits costs in quality: ``python -m benchmarks.quality ARTIFACT... --train FILE --test FILE``.
+"""Measures the quality of bases in fewer bits: ``python -m benchmarks.quality ARTIFACT... --train FILE --test FILE``.
 
 Every artifact (the same model with another ``--base``) trains alone, on all examples in one place, from the same first
 adapter and on the same batches for each seed; then it is evaluated on the first held-out examples. Writes JSON to

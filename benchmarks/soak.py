@@ -1,4 +1,4 @@
-"""Whether a device's memory grows over many steps: ``python benchmarks/soak.py ARTIFACT``.
+"""Measures a device's memory over many steps: ``python benchmarks/soak.py ARTIFACT``.
 
 One process trains for ``--steps`` optimizer steps on random examples whose lengths differ from batch to batch, in
 assignments of ``--local-steps`` as a run hands them out, units scored now and then. Its resident set is read every
@@ -125,7 +125,7 @@ def hyper_parameters(options: argparse.Namespace, num_steps: int) -> HyperParame
 
 
 def environment() -> dict[str, Any]:
-    """What a result must say of where it was made."""
+    """Return the versions, system and load that a result must state."""
     packages = ("numpy", "onnxruntime", "safetensors", "msgspec")
     return {
         "date": dt.datetime.now(dt.UTC).date().isoformat(),

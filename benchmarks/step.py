@@ -42,7 +42,7 @@ NUM_WARMUP_STEPS: Final = 3
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What is timed."""
+    """The settings of one measurement."""
 
     artifact: Path
     pruning_ratio: float
@@ -143,7 +143,7 @@ def spread(seconds: list[float]) -> dict[str, float]:
 
 
 def environment() -> dict[str, Any]:
-    """What a result must say of where it was made; folders without their way there."""
+    """Return the command, versions, system and load that a result must state; folders by their last name only."""
     words = [Path(word).name for word in sys.argv[1:]]
     return {
         "date": dt.datetime.now(dt.UTC).date().isoformat(),

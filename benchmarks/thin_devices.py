@@ -122,7 +122,7 @@ class ThinDevice:
 
     @property
     def will(self) -> tuple[str, bytes]:
-        """What the broker publishes when its connection breaks."""
+        """Return the message that the broker publishes when its connection breaks."""
         will = Presence(device_id=self.device_id, session_id=self._session_id, online=False)
         return topics.up(self._fleet, self.device_id, kind_of(will)), encode_message(will)
 
@@ -239,7 +239,7 @@ class Crowd(abc.ABC):
         self.devices = [ThinDevice(f"thin-{n:05}", fleet, updates, self.counts) for n in range(num_devices)]
         now = time.monotonic()
         self._looks = [(now + LOOK_S * n / num_devices, n) for n in range(num_devices)]
-        """When to look at what a device has to say, and its number; a heap."""
+        """Time of the next look at a device, and the device's number; a heap."""
 
     def serve(self, seconds: float) -> None:
         """Read, answer and say what is due, for some time."""

@@ -18,7 +18,7 @@ from mkdocs.structure.pages import Page
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 OUTSIDE: Final = ("GLOSSARY.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "benchmarks/results/")
-"""What the site has of the repository outside ``docs/``: documents, and a folder of measured files."""
+"""Parts of the site from the repository outside ``docs/``: documents, and a folder of measured files."""
 
 _LINK: Final = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<path>[^)#:\s]*)(?P<anchor>#[^)\s]*)?\)")
 _LOG: Final = logging.getLogger("mkdocs.hooks.docs")

@@ -61,7 +61,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_sharing(parser: argparse.ArgumentParser) -> None:
-    """How a device shares its board with others, and when it rests."""
+    """Add the options by which a device shares its board with others, and rests."""
     sharing = parser.add_argument_group("sharing the board")
     sharing.add_argument(
         "--nice",
@@ -103,7 +103,7 @@ def add_sharing(parser: argparse.ArgumentParser) -> None:
 
 
 def add_pins(parser: argparse.ArgumentParser) -> None:
-    """What this device may run, whatever a coordinator says."""
+    """Add the options that limit the artifacts which this device may run."""
     pins = parser.add_argument_group("artifacts that are allowed")
     pins.add_argument(
         "--artifact-digest",
@@ -139,7 +139,7 @@ class Joined(argparse.Action):
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
-    """How this device and the broker know each other."""
+    """Add the options by which this device and the broker authenticate each other."""
     trust = parser.add_argument_group("passwords and encryption")
     trust.add_argument("--password-file", type=Path, metavar="FILE", help="file with the broker's password, one line")
     trust.add_argument(
@@ -150,7 +150,7 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
 
 
 def add_resources(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
-    """What of the board may be used."""
+    """Add the options for the threads and memory that may be used."""
     add_threads(parser)
     parser.add_argument(
         "--memory-limit",
@@ -192,7 +192,7 @@ def add_engine(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> Non
 
 
 def add_service(parser: argparse.ArgumentParser) -> None:
-    """What a service needs beside the options of the device."""
+    """Add the options of a service, beside those of the device."""
     service = parser.add_argument_group("service")
     service.add_argument(
         "--name", default="fedspine-edge", metavar="NAME", help="name of the unit (default: %(default)s)"
@@ -238,7 +238,7 @@ def service_of(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -
 
 
 def pause_limits(arguments: argparse.Namespace) -> PauseLimits:
-    """What :func:`add_sharing` was told of pauses."""
+    """Return the limits of pauses from the options of :func:`add_sharing`."""
     return PauseLimits(
         max_temperature_c=arguments.max_temperature,
         min_battery_percent=arguments.min_battery,
@@ -265,12 +265,12 @@ def broker_of(arguments: argparse.Namespace) -> BrokerAddress:
 
 
 def tls_files(arguments: argparse.Namespace) -> TlsFiles:
-    """What :func:`add_trust` was told of encryption."""
+    """Return the TLS files from the options of :func:`add_trust`."""
     return TlsFiles(ca_file=arguments.ca_file, cert_file=arguments.cert_file, key_file=arguments.key_file)
 
 
 def setup_of(arguments: argparse.Namespace, now: float) -> Setup:
-    """What a check-up looks at; ``now`` is what the clock says, Unix seconds."""
+    """Return the input of a check-up; ``now`` is the time of the clock, Unix seconds."""
     return Setup(
         data=arguments.data,
         state=arguments.state,

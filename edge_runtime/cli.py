@@ -48,7 +48,7 @@ from edge_runtime.system import streams
 from edge_runtime.system.interpreter import keep_folder_out
 
 THREAD_VARIABLES: Final = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
-"""What numpy's matrix products and the tokenizer look at; onnxruntime is told by its options."""
+"""Variables that limit threads of numpy's matrix products and of the tokenizer; onnxruntime has options for it."""
 
 INFER_BATCH: Final = 32
 """Texts that are classified at a time."""

@@ -18,7 +18,7 @@ from typing import ClassVar
 
 
 class ExitCode(enum.IntEnum):
-    """What a process of FedSpine ends with. docs/exit-codes.md has a section for each; a test holds both together."""
+    """Exit codes of FedSpine's processes. docs/exit-codes.md has a section for each; a test compares the two."""
 
     OK = 0
     UNEXPECTED = 1

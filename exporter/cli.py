@@ -21,7 +21,7 @@ from exporter.errors import MissingPackageError
 
 
 class Quantization(enum.Enum):
-    """What ``--quantize`` takes."""
+    """Values of ``--quantize``."""
 
     INT8 = "int8"
 

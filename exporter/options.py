@@ -10,21 +10,21 @@ import typer
 
 
 class Format(enum.Enum):
-    """What ``--format`` takes."""
+    """Values of ``--format``."""
 
     ARTIFACT = "artifact"
     ORT_TRAINING = "ort-training"
 
 
 class TaskName(enum.Enum):
-    """What ``--task`` takes."""
+    """Values of ``--task``."""
 
     TEXT_CLASSIFICATION = "text-classification"
     CAUSAL_LM = "causal-lm"
 
 
 class BaseType(enum.Enum):
-    """What ``--base`` takes."""
+    """Values of ``--base``."""
 
     STORED = "stored"
     FLOAT32 = "float32"

@@ -22,7 +22,7 @@ _RUST_OS_ERROR: Final = re.compile(r"\(os error (\d+)\)")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Kind:
-    """What a directory holds."""
+    """A kind of directory."""
 
     noun: str
     """For people."""

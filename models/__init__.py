@@ -1,1 +1,1 @@
-"""What the system knows of a model family: stages, prune groups, LoRA targets, cut points."""
+"""Model families: stages, prune groups, LoRA targets, cut points."""

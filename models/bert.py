@@ -128,7 +128,7 @@ class Bert(Family):
     def _attention(
         self, weights: Weights, asking: torch.Tensor, hidden: torch.Tensor, mask: torch.Tensor
     ) -> torch.Tensor:
-        """What the tokens of ``asking [B, Q, H]`` take from those of ``hidden [B, S, H]``: ``[B * Q, heads * D]``."""
+        """Return the attention of tokens ``asking [B, Q, H]`` to ``hidden [B, S, H]``: ``[B * Q, heads * D]``."""
 
         def heads(module: str, x: torch.Tensor) -> torch.Tensor:
             batch, length = x.shape[:2]

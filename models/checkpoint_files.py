@@ -12,7 +12,7 @@ from models.errors import ModelNotFoundError
 
 
 def file_of(model: str | Path, name: str) -> Path | None:
-    """Where a file of a checkpoint lies on this machine; None where it has no such file."""
+    """Return the path of a checkpoint's file on this machine; None if it has no such file."""
     found = cached_file(
         str(model),
         name,

@@ -36,7 +36,7 @@ class Configuration:
     """With what transformers is to load the checkpoint as a reference, where its own reading is known to fail; None:
     with nothing but the directory."""
     notes: tuple[str, ...]
-    """What a person should know of it."""
+    """Remarks about it for the user."""
 
 
 def read_configuration(model: str | Path, task: Task) -> Configuration:

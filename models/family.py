@@ -1,4 +1,4 @@
-"""What a model family tells the exporter: stages as functions, their parameters, what can be pruned and tuned.
+"""The interface of a model family to the exporter: stages as functions, parameters, what can be pruned and tuned.
 
 A *stage* is the embedding, one block, or the head. All blocks of a model have the same parameters under another prefix,
 so one trace of one block serves every depth. Stages are plain functions of tensors; nothing here holds weights.
@@ -58,7 +58,7 @@ class Family(abc.ABC):
     """``model_type`` values of Hugging Face configurations that it handles."""
     tasks: ClassVar[tuple[Task, ...]]
     settings: ClassVar[Settings]
-    """What it does with the keys of a configuration."""
+    """Keys of a configuration, and their treatment."""
     scores_first_only: ClassVar[bool] = False
     """Whether only the first token of a sequence is scored, so that the last block need not compute any other."""
 
@@ -95,7 +95,7 @@ class Family(abc.ABC):
 
     @classmethod
     def settings_of(cls, model_type: str) -> Settings:
-        """What it does with the keys of a configuration of one of its architectures."""
+        """Return the treatment of configuration keys for one of its architectures."""
         del model_type
         return cls.settings
 
@@ -112,7 +112,7 @@ class Family(abc.ABC):
 
     @abc.abstractmethod
     def block_prefix(self, layer: int) -> str:
-        """What precedes the names of a block's parameters, with the dot."""
+        """Return the prefix of a block's parameter names, with the dot."""
 
     @abc.abstractmethod
     def embed(
@@ -146,7 +146,7 @@ class Family(abc.ABC):
 
     @property
     def post_norm(self) -> bool:
-        """Whether a block ends in a norm of its residual sum: in more than that sum."""
+        """Return whether a block ends in a norm of its residual sum, not in that sum alone."""
         return type(self).after_residual is not Family.after_residual
 
     def block(
@@ -185,7 +185,7 @@ class Family(abc.ABC):
 
     @property
     def cut_points(self) -> tuple[int, ...]:
-        """Where the stack can be cut in two: the numbers of blocks that the lower part may have, 0 to ``num_layers``.
+        """Return the cuts of the stack in two: the numbers of blocks that the lower part may have, 0 to ``num_layers``.
 
         What crosses a cut are the hidden states; the upper part needs the context too, which follows from the mask.
         """

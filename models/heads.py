@@ -1,4 +1,4 @@
-"""Which classes a model is tuned for, and whether the checkpoint's classifier serves them or a new one is needed."""
+"""The classes that a model is tuned for, and the choice between the checkpoint's classifier and a new one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Head:
     is_new: bool
     """Whether it is made from the seed; else the checkpoint's own is kept."""
     note: str = ""
-    """What a person should know of the choice; empty where it is as expected."""
+    """Remark for the user about the choice; empty if it is as expected."""
 
 
 def wanted_labels(task: Task, labels: Sequence[str] | None, num_labels: int | None) -> tuple[str, ...] | None:
@@ -96,7 +96,7 @@ def choose_head(own: Sequence[str] | None, wanted: tuple[str, ...] | None, *, is
 
 
 def are_indices(wanted: Sequence[str], own: Sequence[str]) -> bool:
-    """Whether names are numbers of classes, none of which has a number as its name.
+    """Return whether names are numbers of classes, none of which has a number as its name.
 
     >>> are_indices(("0", "1"), ("no", "yes")), are_indices(("1", "2"), ("no", "yes")), are_indices(("0",), ("1", "0"))
     (True, False, False)

@@ -55,7 +55,7 @@ class PretrainedModel:
     dense: Mapping[str, torch.Tensor]
     """First values of the tensors that are trained whole, float32."""
     notes: tuple[str, ...]
-    """What a person should know of how it was loaded."""
+    """Remarks for the user about how it was loaded."""
 
 
 def load_model(
@@ -118,7 +118,7 @@ def load_model(
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Checkpoint:
-    """What the files of a checkpoint hold, before anything is chosen."""
+    """The contents of a checkpoint's files, before anything is chosen."""
 
     config: Any
     family: Family

@@ -18,7 +18,7 @@ from models.errors import ModelUnsupportedError
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What a family does with the keys of a configuration."""
+    """The treatment of configuration keys by a family."""
 
     used: frozenset[str]
     fixed: Mapping[str, tuple[object, ...]] = dataclasses.field(default_factory=dict)

@@ -50,5 +50,5 @@ def check_sizes(raw: Mapping[str, Any]) -> None:
 
 
 def _has_no_window(raw: Mapping[str, Any]) -> bool:
-    """Whether the size of a window is not used; qwen2 uses none unless it is told to."""
+    """Return whether the size of a window is not used; qwen2 uses none unless it is told to."""
     return raw.get("use_sliding_window", None if raw.get("model_type") == "qwen2" else True) in {False, None}

@@ -1,4 +1,4 @@
-"""What a person gave as a model, before anything is loaded: a checkpoint, or what is taken for one and is none.
+"""The model that a user named, before anything is loaded: a checkpoint, or something else that looks like one.
 
 Without torch, for whoever checks a name early.
 """
@@ -79,7 +79,7 @@ def check_quantization(raw: Mapping[str, Any], model: str | Path) -> None:
 
 
 def adapter_error(model: str | Path, config: Path) -> ModelUnsupportedError:
-    """What is said of an adapter that was given as a model; ``config`` is its :data:`ADAPTER_CONFIG`."""
+    """Return the error for an adapter that was given as a model; ``config`` is its :data:`ADAPTER_CONFIG`."""
     msg = (
         f"{model} is an adapter of PEFT, not a model: give the model that it was trained on{_base_of(config)}; to "
         "start from both, merge them (PEFT's merge_and_unload, then save_pretrained) and give the result"
@@ -116,7 +116,7 @@ def _base_of(config: Path) -> str:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    """What a file of JSON holds; empty where it cannot be read, which is said when the model is loaded."""
+    """Return the content of a JSON file; empty if it cannot be read, which is reported when the model is loaded."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -27,13 +27,13 @@ class SpecialTokens:
     eos: int | None
     """Follows each document in training; None = nothing does."""
     ends: tuple[int, ...]
-    """What ends a text that is generated, in the order of the checkpoint; ``eos`` is one of them."""
+    """Tokens that end a generated text, in the order of the checkpoint; ``eos`` is one of them."""
     notes: tuple[str, ...]
-    """What a person should know of the choice."""
+    """Remarks for the user about the choice."""
 
 
 def read_generation(model: str | Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """How the checkpoint generates: ``generation_config.json``, or what ``config.json`` says where there is none.
+    """Return the settings of generation: ``generation_config.json``, or without it those in ``config.json``.
 
     Raises:
         ModelNotFoundError: the file cannot be read.

@@ -19,7 +19,7 @@ _SPECIAL_FILE: Final = "special_tokens_map.json"
 _CHAT_FILE: Final = "chat_template.jinja"
 _SENTENCEPIECE_FILES: Final = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 _SENTENCEPIECE_PACKAGES: Final = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
-"""What converts these files, by the names that pip and Python have for it."""
+"""Packages that convert these files, by the names that pip and Python have for them."""
 _SPECIAL: Final = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _KEPT: Final = ("model_max_length", "padding_side", "truncation_side", "clean_up_tokenization_spaces", "chat_template")
 

@@ -32,7 +32,7 @@ class Contender:
 
 
 Prepare = Callable[[BenchmarkRequest], Contender]
-"""How an engine gets ready: everything up to the first step, imports that it can put off included."""
+"""Prepares an engine: does everything up to the first step, late imports included."""
 
 
 def contend(prepare: Prepare, packages: Sequence[str], arguments: Sequence[str]) -> ExitCode:

@@ -1,4 +1,4 @@
-"""What ``fedspine bench engine`` asks of a process, and what that prints: one JSON object each.
+"""The request of ``fedspine bench engine`` to a process, and the result that the process prints: one JSON object each.
 
 A contender is a command line. Its last argument is a file with a :class:`BenchmarkRequest`; the last line that it
 prints is a :class:`BenchmarkResult`.
@@ -23,7 +23,7 @@ class BenchmarkRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """One contender's work: train from a start that is the same for all, on the same batches."""
 
     engine: str
-    """Which engine, for a process that plays several."""
+    """Name of the engine, for a process that plays several."""
     artifact: str
     """Directory of the artifact: base weights, and what follows from the manifest."""
     model: str
@@ -40,12 +40,12 @@ class BenchmarkRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 
 class BenchmarkResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What one process of a contender measured of itself."""
+    """Measurements that one process of a contender made of itself."""
 
     num_trainable: Positive
     """Elements that are trained: the same for all that do the same work."""
     first_step_at: float
-    """When the first step was done, on the system's monotonic clock, seconds."""
+    """Time at which the first step was done, on the system's monotonic clock, seconds."""
     step_times_s: tuple[Seconds, ...]
     """Wall time of each step that was timed."""
     losses: tuple[float, ...]

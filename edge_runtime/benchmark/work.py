@@ -36,7 +36,7 @@ class Examples:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What all contenders begin with."""
+    """The input that all contenders begin with."""
 
     plan: Plan
     adapter: dict[str, Array]

@@ -1,4 +1,4 @@
-"""When work should pause, and when it may go on: thresholds that the owner of the board sets, with hysteresis."""
+"""Pauses of work: thresholds that the owner of the board sets, with hysteresis."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from edge_runtime.board.errors import NoSensorError
 from edge_runtime.board.sensors import Battery, Reading
 
 COOLER_C: Final = 5.0
-"""How far below the threshold a temperature must fall, degrees Celsius, before work goes on."""
+"""Degrees Celsius that a temperature must fall below the threshold before work goes on."""
 
 FULLER_PERCENT: Final = 5.0
-"""How far above the threshold a battery must be, points, before work goes on."""
+"""Points that a battery must be above the threshold before work goes on."""
 
 CALM_S: Final = 30.0
-"""How long no throttling must have been seen before work goes on, seconds."""
+"""Time without throttling before work goes on, seconds."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PauseLimits:
-    """What makes work pause; by default nothing does."""
+    """Reasons to pause work; by default there is none."""
 
     max_temperature_c: float | None = None
     """Pause above; None = whatever the temperature."""
@@ -33,7 +33,7 @@ class PauseLimits:
 
     @property
     def is_any(self) -> bool:
-        """Whether anything is watched."""
+        """Return whether any limit is set."""
         return self != PauseLimits()
 
     def check(self, reading: Reading) -> None:
@@ -68,7 +68,7 @@ class Guard:
         self._throttling = ""
 
     def judge(self, reading: Reading, now: float) -> str | None:
-        """Why work should pause; None = it may go on.
+        """Return the reason why work should pause; None = it may go on.
 
         Args:
             reading: what the sensors say; what is missing there is no reason to pause.

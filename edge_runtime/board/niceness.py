@@ -1,4 +1,4 @@
-"""How politely the process shares the board's cores with others."""
+"""The priority of the process on the board's cores."""
 
 from __future__ import annotations
 

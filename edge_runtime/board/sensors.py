@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 SYS: Final = Path("/sys")
-"""Where Linux has them."""
+"""Root of the sensors' files on Linux."""
 
 COLDEST_C: Final = -40.0
 HOTTEST_C: Final = 150.0
@@ -27,7 +27,7 @@ _SLOWS_DOWN: Final = re.compile(r".*cpu.*|.*processor.*", re.IGNORECASE)
 """Types of cooling devices that cool by slowing cores down, unlike fans."""
 
 _PI_FLAGS: Final = ("under-voltage", "frequency capped", "throttled", "soft temperature limit")
-"""What bits 0 to 3 of ``get_throttled`` mean."""
+"""Meaning of bits 0 to 3 of ``get_throttled``."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +44,12 @@ class Battery:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What all sensors say at one moment."""
+    """The values of all sensors at one moment."""
 
     temperature_c: float | None
     """The hottest zone, degrees Celsius; None without a sensor."""
     throttling: str | None
-    """Why the cores are slowed down now; empty = they are not, None = nothing here can tell."""
+    """Reason why the cores are slowed down now; empty = they are not, None = no sensor here can tell."""
     battery: Battery | None
     """None without one."""
 
@@ -88,7 +88,7 @@ class Sensors:
         return ", ".join(dict.fromkeys(reason for reason in reasons if reason))
 
     def _pi_flags(self) -> Iterator[str]:
-        """What the firmware of a Raspberry Pi says of now."""
+        """Yield the flags of a Raspberry Pi's firmware that are set now."""
         for path in self._glob("devices/platform/soc*/soc*:firmware/get_throttled"):
             flags = _number(path, base=16)
             if flags is not None:

@@ -29,10 +29,10 @@ What a broker or a server says is not among them: it may be mended there, and no
 """
 
 STATE: Final = Path("/var/lib")
-"""Where systemd makes the directories of services."""
+"""Folder in which systemd makes the directories of services."""
 
 CREDENTIALS: Final = "${CREDENTIALS_DIRECTORY}"
-"""Where a service finds what ``LoadCredential`` read for it; systemd puts it in."""
+"""Folder with the files that ``LoadCredential`` reads for a service; systemd fills in the path."""
 
 MEMORY_HEADROOM: Final = 1.25
 """A service may use so much more than training may: the page cache of the base weights counts too."""
@@ -102,12 +102,12 @@ WantedBy=multi-user.target
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """What a unit is made of."""
+    """The contents of a unit."""
 
     name: str
     """Of the unit, and of its directory under ``/var/lib``."""
     user: str | None
-    """Who it runs as; None = a user that systemd makes for it alone."""
+    """User that it runs as; None = a user that systemd makes for it alone."""
     program: tuple[str, ...]
     """Absolute path of the program, and its first words."""
     options: tuple[str, ...]
@@ -120,7 +120,7 @@ class Service:
     num_threads: int | None
     """Threads of one operator; None = all cores, and no quota."""
     memory_limit_bytes: int | None
-    """What training may use; None = a share of the machine."""
+    """Memory that training may use; None = a share of the machine's."""
 
 
 def unit(service: Service) -> str:

@@ -1,1 +1,1 @@
-"""What values from outside may be: types of fields, limits, text for a terminal."""
+"""Bounds on values from outside: types of fields, limits, text for a terminal."""

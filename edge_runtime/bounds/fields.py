@@ -39,7 +39,7 @@ Seconds = Annotated[float, msgspec.Meta(ge=0, le=limits.LONGEST_S)]
 Rate = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 """1e9 operations or bytes a second."""
 Loss = Annotated[float, msgspec.Meta(ge=-limits.MAX_FLOAT32, le=limits.MAX_FLOAT32)]
-"""What a float32 can hold: a loss that grows is not the fault of the message."""
+"""A loss of any size that a float32 holds: a loss that grows is not the fault of the message."""
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 AxisNumber = Annotated[float, msgspec.Meta(ge=0, le=limits.MOST)]
 """Of an arm on some axis; the axis says what it may be exactly."""

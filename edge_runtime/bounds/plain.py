@@ -63,7 +63,7 @@ def escaped(decoded: T) -> T:
 
 @functools.cache
 def _escape_of(hint: Any) -> Escape | None:  # noqa: ANN401 - any annotation
-    """What makes a value of an annotated type plain; None where it holds no text for people."""
+    """Return the function that makes a value of an annotated type plain; None if it holds no text for people."""
     origin = typing.get_origin(hint)
     if origin is typing.Annotated:
         lengths = [m.extra[FOR_PEOPLE] for m in hint.__metadata__ if isinstance(m, msgspec.Meta) and m.extra]

@@ -1,4 +1,4 @@
-"""What artifacts, ort-training models and compact models say of themselves: deterministic JSON with a version."""
+"""Descriptions of artifacts, ort-training models and compact models: deterministic JSON with a version."""
 
 from __future__ import annotations
 

@@ -18,12 +18,12 @@ from edge_runtime.doctor.setup import Setup
 from edge_runtime.errors import ExitCode, FedSpineError
 
 ANSWER_S: Final = 5.0
-"""How long a message may take to the broker and back, and a coordinator for its answer."""
+"""Longest time of a message to the broker and back, and of a coordinator's answer."""
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class Trial:
-    """What a device hears that says a message of every size, as the real one does."""
+    """Replies of broker and coordinator to a device that sends messages of every size, as a real one does."""
 
     address: str = ""
     fleet: str = ""
@@ -31,11 +31,11 @@ class Trial:
     num_bytes: int = 0
     """The large message."""
     problem: FedSpineError | None = None
-    """Why it was not let in."""
+    """Reason why the broker did not let it in."""
     refusal: str = ""
-    """Why the message was not taken; empty = it was, as far as the broker says."""
+    """Reason why the broker refused the message; empty = it did not, as far as it says."""
     cut: str = ""
-    """How the connection ended meanwhile; empty = it did not."""
+    """End of the connection meanwhile; empty = it did not end."""
     has_reasons: bool = False
     """Whether the broker says why it does not take a message (MQTT 5)."""
     is_confirmed: bool = False
@@ -159,7 +159,7 @@ def broker(trial: Trial) -> Finding:
 
 
 def _not_taken(trial: Trial, size: str) -> tuple[str, str]:
-    """What became of a message that the broker did not take, and what to do."""
+    """Say what happened to a message that the broker did not take, and what to do."""
     if trial.refusal:
         step = "let this user write up/<its device id>/# there (ACL), or raise the broker's limit of sizes"
         return trial.refusal, step

@@ -1,4 +1,4 @@
-"""What the owner of the board names: the folder of the state, and the examples."""
+"""Checks of the files that the owner of the board names: the state folder, and the examples."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def state(setup: Setup) -> Finding:
 
 
 def _is_locked_by_one(folder: Path) -> bool:
-    """Whether a second one is refused while a state directory is open; writes, flushes and renames on the way."""
+    """Return whether an open state directory refuses a second process; writes, flushes and renames on the way."""
     from edge_runtime.agent.errors import StateInUseError  # noqa: PLC0415 - see the package's docstring
     from edge_runtime.agent.identity import StateDirectory  # noqa: PLC0415
 

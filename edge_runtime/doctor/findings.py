@@ -1,4 +1,4 @@
-"""What a check-up found, for people and for programs."""
+"""Findings of a check-up, for people and for programs."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Finding:
     """``error``: the device would not start, or would fail; ``warning``: it runs, and could do better; ``skipped``: it
     was not asked, since nothing was named to look at."""
     detail: str
-    """What is so, on one line."""
+    """The finding, on one line."""
     next_step: str = ""
-    """What to do about it; empty where nothing is to be done."""
+    """Next step; empty if there is nothing to do."""
     exit_code: ExitCode = ExitCode.OK
     """Of an error: what ``start`` would end with."""
 

@@ -27,7 +27,7 @@ _TOLD: Final = ("avx2", "avx512f", "avx512_vnni", "amx_tile", "fma", "f16c", "as
 
 
 def processor(cpu_file: Path = Path("/proc/cpuinfo")) -> Finding:
-    """What can the processor do?"""
+    """Check the processor's architecture and extensions."""
     architecture, features = platform.machine(), _features(cpu_file)
     if architecture not in _FAST:
         step = "use 64-bit Linux on x86-64 or aarch64: there are wheels for those"

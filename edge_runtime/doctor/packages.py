@@ -78,7 +78,7 @@ def _requirements() -> Iterator[tuple[str, str]]:
 
 
 def _fault(name: str, allowed: str) -> str:
-    """What is wrong with an installed package; empty = nothing."""
+    """Say what is wrong with an installed package; empty = nothing."""
     try:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -87,7 +87,7 @@ def _fault(name: str, allowed: str) -> str:
 
 
 def is_allowed(version: str, allowed: str) -> bool:
-    """Whether a version is within a range such as ``<2,>=1.23``; release numbers only, as this project's ranges are.
+    """Return whether a version is within a range such as ``<2,>=1.23``; only release numbers count.
 
     >>> is_allowed("1.31.1", "<2,>=1.23"), is_allowed("1.9", ">=1.23"), is_allowed("2.0rc1", "<2,>=1.23")
     (True, False, False)

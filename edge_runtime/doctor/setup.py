@@ -1,4 +1,4 @@
-"""What the check-up is told: the options that ``start`` would be given."""
+"""The input of the check-up: the options that ``start`` would be given."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Setup:
     pausing: PauseLimits
     sensors: Path
     now: float
-    """What the clock says, Unix seconds."""
+    """Time of the clock, Unix seconds."""
     artifact_digests: str | None = None
     """Artifacts that it may run, with commas between them; None = any."""
     artifact_hosts: str | None = None

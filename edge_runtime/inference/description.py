@@ -55,7 +55,7 @@ class CompactInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is the model that was trained: nothing was removed, nothing is quantised."""
+        """Return whether it is the model that was trained: nothing was removed, nothing is quantised."""
         return not self.sparsity and self.quantization is None
 
     @property

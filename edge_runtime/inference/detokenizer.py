@@ -37,7 +37,7 @@ class IncrementalDetokenizer:
         return piece
 
     def flush(self) -> str:
-        """What was held back, at the end of generation: bytes that never became a character show as U+FFFD."""
+        """Return the text held back, at the end of generation: bytes that never became a character show as U+FFFD."""
         piece = self._text()
         self._accept()
         return piece

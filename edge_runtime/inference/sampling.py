@@ -12,7 +12,7 @@ from edge_runtime.inference.errors import SamplingError
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen.
+    """The rule by which the next token is chosen.
 
     Raises:
         SamplingError: a value outside its range.

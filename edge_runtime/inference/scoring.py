@@ -1,4 +1,4 @@
-"""What logits say: probabilities, and the sums that the evaluation graph of an artifact gives.
+"""Results of logits: probabilities, and the sums that the evaluation graph of an artifact gives.
 
 Shape legend: ``B`` batch, ``L`` length, ``C`` classes or vocabulary.
 """

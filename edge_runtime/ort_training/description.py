@@ -51,7 +51,7 @@ class OptimizerSettings(msgspec.Struct, frozen=True, kw_only=True):
         return cls(**{name: getattr(hyper_parameters, name) for name in cls.__struct_fields__})
 
     def difference(self, other: OptimizerSettings) -> str:
-        """What another has otherwise, for people: ``weight_decay 0.0, not 0.1``; empty where they are equal.
+        """Describe the differences of another one, for people: ``weight_decay 0.0, not 0.1``; empty if they are equal.
 
         >>> OptimizerSettings().difference(OptimizerSettings(weight_decay=0.1))
         'weight_decay 0.0, not 0.1'
@@ -67,7 +67,7 @@ class ArmModels(msgspec.Struct, frozen=True, kw_only=True):
     widths: Annotated[tuple[NumUnits, ...], msgspec.Meta(max_length=limits.MAX_GROUPS)]
     """Units kept of each group, in the order of the artifact's manifest; see :func:`widths_of`."""
     directory: Name
-    """Where the files lie, within the folder."""
+    """Folder of the files, within the models' folder."""
     files: Annotated[dict[Name, FileRef], msgspec.Meta(max_length=len(MODEL_FILES))]
 
 

@@ -16,7 +16,7 @@ from edge_runtime.formats.plan import Plan
 _RATIO: Final[dict[Task, float]] = {"text-classification": 1.15, "causal-lm": 1.6}
 """Of fused mode's estimate. Rotary positions, gates and scores over a vocabulary are what a decoder has beside."""
 _PROCESS_BYTES: Final = 20 * 1024 * 1024
-"""What its packages take more than onnxruntime's."""
+"""Memory of its packages beyond onnxruntime's."""
 
 
 def estimate_ort_training_bytes(manifest: Manifest, plan: Plan, rank: int, batch_size: int, max_length: int) -> int:

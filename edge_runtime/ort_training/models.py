@@ -24,7 +24,7 @@ from edge_runtime.wire.work import Arm, HyperParameters, LoraWork
 
 
 class ModelFolder:
-    """What ``fedspine export --format ort-training`` wrote. Make it with :meth:`open`.
+    """A folder that ``fedspine export --format ort-training`` wrote. Make it with :meth:`open`.
 
     Attributes:
         directory: where it lies.

@@ -108,7 +108,7 @@ class TrainingModule:
         return float(loss)
 
     def gradient(self) -> Array:
-        """What was summed, a copy, float32 ``[N]``."""
+        """Return the summed gradient, a copy, float32 ``[N]``."""
         return np.array(self._state.parameters[names.PARAMS].grad)
 
     def update(self, learning_rate: float) -> None:

@@ -23,15 +23,15 @@ Result = TypeVar("Result")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ended(Generic[Result]):
-    """How a job ended."""
+    """The end of a job."""
 
     tag: object
-    """What it was started with."""
+    """Value that it was started with."""
     outcome: Result | BaseException
-    """What it returned or raised."""
+    """Value that it returned, or the exception that it raised."""
 
     def result(self) -> Result:
-        """What it returned; raises what it raised."""
+        """Return the job's value, or raise its exception."""
         if isinstance(self.outcome, BaseException):
             raise self.outcome
         return self.outcome
@@ -59,7 +59,7 @@ class Background(Generic[Result]):
 
     @property
     def is_busy(self) -> bool:
-        """Whether a job's end is yet to be polled, and it was not asked to end :data:`ABANDON_S` ago."""
+        """Return whether a job's end is yet to be polled, and it was not asked to end :data:`ABANDON_S` ago."""
         if not self._is_awaited:
             return False
         is_overdue = self._stopped_at is not None and self._clock() - self._stopped_at >= ABANDON_S
@@ -94,7 +94,7 @@ class Background(Generic[Result]):
         self._thread.start()
 
     def poll(self) -> Ended[Result] | None:
-        """How a job ended, once; None while there is nothing new. Nothing comes of a job that was replaced."""
+        """Return the end of a job, once; None while there is none. A job that was replaced is ignored."""
         while True:
             try:
                 stop, ended = self._ended.get_nowait()

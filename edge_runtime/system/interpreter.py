@@ -55,7 +55,7 @@ def keep_folder_out() -> None:
 
 
 def missing(error: ImportError, command: str) -> str:
-    """What to tell a person whose command could not import something of the server's installation.
+    """Return the message for a command that could not import something of the server's installation.
 
     Args:
         error: as Python raised it.
@@ -67,14 +67,14 @@ def missing(error: ImportError, command: str) -> str:
 
 
 def install_step(error: ImportError) -> str:
-    """What to do on a device that could not import something."""
+    """Return the next step on a device that could not import something."""
     if error.name is None or is_own(error.name):
         return _MEND
     return f"pip install {error.name.partition('.')[0]}; if it is there already, install it anew"
 
 
 def is_own(module: str | None) -> bool:
-    """Whether a module is a part of FedSpine, so no package that could be installed beside it.
+    """Return whether a module is a part of FedSpine, and not a package that could be installed beside it.
 
     >>> is_own("models.registry"), is_own("models_of_others"), is_own(None)
     (True, False, False)
@@ -83,6 +83,6 @@ def is_own(module: str | None) -> bool:
 
 
 def _place(module: str | None) -> str:
-    """Where something else of that name was found."""
+    """Return the place of another module with that name, in brackets; empty = there is none."""
     found = getattr(sys.modules.get((module or "").partition(".")[0]), "__file__", None)
     return f" ({found} has its name)" if found and not found.startswith(_ROOT + os.sep) else ""

@@ -25,7 +25,7 @@ OWN_PACKAGE: Final = "fedspine"
 
 
 def nearest(name: str, known: Collection[str]) -> str:
-    """What to write in place of a name that is not known: the one that looks most like it, else all.
+    """Return a suggestion for an unknown name: the known one that is most like it, else all.
 
     >>> nearest("ruonds", ("rounds", "devices"))
     "did you mean 'rounds'?"
@@ -47,20 +47,20 @@ def subclass_of(base: type[T]) -> Callable[[object], TypeGuard[type[T]]]:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Registry(Generic[T]):
-    """What one kind of name stands for."""
+    """The objects that names of one kind stand for."""
 
     group: str
     """Group of the entry points, such as ``fedspine.schedulers``."""
     kind: str
-    """What a name is in messages, such as ``scheduler``."""
+    """Kind of its names in messages, such as ``scheduler``."""
     own: Mapping[str, T]
     """Names of FedSpine itself."""
     fits: Callable[[object], TypeGuard[T]]
     """Whether what a package offers is of this kind."""
     expected: str
-    """What ``fits`` takes, for messages, such as ``a subclass of Scheduler``."""
+    """Description of the objects that ``fits`` takes, for messages, such as ``a subclass of Scheduler``."""
     error: type[FedSpineError]
-    """What is raised."""
+    """Type of its errors."""
 
     def names(self) -> tuple[str, ...]:
         """All names that are known, sorted; nothing is imported."""
@@ -71,7 +71,7 @@ class Registry(Generic[T]):
         return " and ".join(self._packages(name))
 
     def find(self, name: str) -> T:
-        """What a name stands for. An entry point is loaded; ``pkg.mod:Name`` is not taken.
+        """Return the object of a name. An entry point is loaded; ``pkg.mod:Name`` is not accepted.
 
         A name that came from a file of a model or from the network is asked for here.
 
@@ -95,7 +95,7 @@ class Registry(Generic[T]):
         return self._load(f"{self.kind} {name!r} of the package {packages[0]}", entry)
 
     def find_or_import(self, name: str) -> T:
-        """What a name of a person's own command line or configuration stands for; ``pkg.mod:Name`` is imported.
+        """Return the object of a name from a user's command line or configuration; ``pkg.mod:Name`` is imported.
 
         Raises:
             FedSpineError: see :meth:`find`.

@@ -76,7 +76,7 @@ def prepare() -> None:
 
 
 def is_cut(stream: TextIO | None = None) -> bool:
-    """Whether what is written to a stream (None = standard output) arrives nowhere any more."""
+    """Return whether output to a stream (None = standard output) no longer arrives anywhere."""
     return _failure(sys.stdout if stream is None else stream) is not None
 
 

@@ -1,4 +1,4 @@
-"""What zero-order tuning changes: B factors and dense tensors, in a lower and an upper part that meet at a cut."""
+"""Tensors that zero-order tuning changes: B factors and dense ones, in a lower and an upper part that meet at a cut."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ Weights = list[tuple[int, np.float32]]
 def step_weights(
     parts: TunedParts, numbers: LoggedRound | ZeroOrderWork, scalars: Array
 ) -> Iterator[tuple[tuple[TunedTensor, ...], float, Weights]]:
-    """What a step's noise counts in either part.
+    """Yield the weights of a step's noise in either part.
 
     Args:
         parts: what is tuned, at the numbers' cut.

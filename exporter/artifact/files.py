@@ -41,7 +41,7 @@ _TOKENIZER_EXTRAS: Final = (
     "chat_template.jinja",
 )
 TOKENIZER_FILES: Final = (names.TOKENIZER_FILE, *_TOKENIZER_EXTRAS)
-"""What an artifact may hold of a tokenizer: the first for devices, the others for Hugging Face's ``AutoTokenizer``."""
+"""Files of a tokenizer in an artifact: the first is for devices, the others for Hugging Face's ``AutoTokenizer``."""
 _ON_DEVICE: Final = {
     names.TRAINING_GRAPH,
     names.EVALUATION_GRAPH,

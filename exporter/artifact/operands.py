@@ -1,4 +1,4 @@
-"""What an operation is made from: values with types and shapes, numbers, and sizes worked out from named ones."""
+"""Operands of an operation: values with types and shapes, numbers, and sizes computed from named ones."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Operands:
 
     @staticmethod
     def same_shape(left: Sequence[Any], right: Sequence[Any]) -> bool:
-        """Whether two shapes are the same for all values of the free sizes."""
+        """Return whether two shapes are the same for all values of the free sizes."""
         return [_expression(size) for size in left] == [_expression(size) for size in right]
 
     def sizes(self, shape: Sequence[Any]) -> str:

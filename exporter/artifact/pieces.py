@@ -1,4 +1,4 @@
-"""What the graphs of both modes are made of, beside stages."""
+"""Parts that the graphs of both modes share, beside stages."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def _block_backward(family: Family, stage: StageGraph, num_out: Dimension, *, is
 
 
 def _keeps_residual(family: Family, num_out: Dimension) -> bool:
-    """Whether a block's residual sum is kept for its backward: not worth it for first tokens alone."""
+    """Return whether a block's residual sum is kept for its backward: not worth it for first tokens alone."""
     return family.post_norm and num_out != 1
 
 

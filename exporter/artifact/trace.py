@@ -36,7 +36,7 @@ Axis = int | str | tuple[str, int]
 
 
 class Traced:
-    """What a trace yields.
+    """The result of a trace.
 
     Attributes:
         module: graph whose placeholders are the inputs in order and whose nodes carry fake values in ``meta["val"]``.

@@ -1,1 +1,1 @@
-"""What the exporter's packages take part with in a benchmark."""
+"""The exporter's contenders in a benchmark."""

@@ -125,7 +125,7 @@ def _take(model: Any, adapter: Mapping[str, Any]) -> list[torch.nn.Parameter]:
 
 
 def peft_parameter(name: str) -> str:
-    """Where a PEFT model keeps a trainable tensor of an adapter.
+    """Return the name of an adapter's trainable tensor in a PEFT model.
 
     >>> peft_parameter("bert.encoder.layer.0.output.dense.lora_A.weight")
     'base_model.model.bert.encoder.layer.0.output.dense.lora_A.default.weight'

@@ -1,4 +1,4 @@
-"""What a compact model is made from: the artifact, global adapter and importance that a run directory holds."""
+"""Sources of a compact model: the artifact, global adapter and importance of a run directory."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ class _Maker:
         return ArmModels(arm=arm, widths=ort_models.widths_of(plan), directory=folder.name, files=files)
 
     def describe(self, arms: Sequence[ArmModels]) -> OrtModels:
-        """What the folder says of itself."""
+        """Return the description of the folder."""
         return OrtModels(
             format_version=ort_models.FORMAT_VERSION,
             artifact_digest=self._artifact.digest,
@@ -173,7 +173,7 @@ class _Maker:
         )
 
     def _values(self, plan: Plan, rank: int) -> dict[str, npt.NDArray[Any]]:
-        """What stands in the checkpoint, and the sizes that are baked in."""
+        """Return the values of the checkpoint, and the sizes that are constants in the graphs."""
         manifest = self._artifact.manifest
         adapter = initial(manifest, self._artifact.initial(), rank, np.random.default_rng(self._seed))
         layout = AdapterLayout.of(manifest, plan, rank)

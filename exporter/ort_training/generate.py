@@ -30,7 +30,7 @@ _PYTORCH_ADAMW: Final = 0
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked of the child."""
+    """The request to the child process."""
 
     frozen: tuple[str, ...]
     """Initializers of the forward graph that are parameters, but are not trained."""

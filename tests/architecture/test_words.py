@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import re
 import tokenize
@@ -33,6 +34,9 @@ IN_NAMES = {
 }
 """Words of plain English that no name in code has; names of tests are sentences."""
 
+OPENINGS = {"what", "where", "how", "which", "who", "whose", "when", "why"}
+"""Words that no docstring begins with, outside the tests."""
+
 HISTORY = {"CHANGELOG.md", "tests/architecture/test_words.py"}
 TEXTS = ("*.py", "*.md", "*.toml", "*.yml", "*.j2", "scripts/*", ".ci/*")
 
@@ -54,7 +58,25 @@ def names(source: str) -> Iterator[str]:
             yield token.string
 
 
+def questions(source: str) -> Iterator[tuple[int, str]]:
+    """Line and first word of docstrings that begin like a question: of modules, classes, functions and attributes."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        asked = OPENINGS | ({"whether"} if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) else set())
+        for index, statement in enumerate(node.body):
+            if not isinstance(statement, ast.Expr) or not isinstance(statement.value, ast.Constant):
+                continue
+            word = re.match(r"\s*(\w*)", str(statement.value.value))
+            if word and word[1].lower() in (OPENINGS if index else asked):
+                yield statement.lineno, word[1]
+
+
 def test_what_is_looked_for_is_found() -> None:
+    assert list(questions('"""What a run is."""\nLIMIT = 3\n"""Where it ends."""')) == [(1, "What"), (3, "Where")]
+    assert list(questions('class Run:\n    ended: bool\n    """Whether it ended; what it left is elsewhere."""')) == []
+    assert list(questions('def ended():\n    """Whether it ended."""')) == [(2, "Whether")]
+
     assert house_words("the Mailroom of make_workbench2, officers") == {"mailroom", "workbench"}
     assert [
         name for name in names("knowledge = 1  # facts\nclass LearntState: ...") if parts(name) & IN_NAMES.keys()
@@ -62,6 +84,16 @@ def test_what_is_looked_for_is_found() -> None:
         "knowledge",
         "LearntState",
     ]
+
+
+def test_no_docstring_begins_like_a_question(root: Path) -> None:
+    found = [
+        f"{place}:{line}: begins with {word!r}; say what it is or does: 'Files of a run.', 'Return whether ...'"
+        for path in tracked(root, "*.py")
+        if not (place := path.relative_to(root).as_posix()).startswith("tests/")
+        for line, word in questions(path.read_text(encoding="utf-8"))
+    ]
+    assert not found
 
 
 def test_no_text_has_a_house_word(root: Path) -> None:

@@ -285,7 +285,7 @@ class Job:
         self._supervisor.stop([*fleet.devices.values(), *servers])
 
     def _deployed(self) -> str:
-        """What a person is told of the deploy rounds; empty where there are none."""
+        """Describe the deploy rounds; empty if there are none."""
         settings = self._settings
         num_deploy, num_rounds = settings.pruning.deploy_rounds, settings.training.num_rounds
         if not num_deploy:

@@ -32,7 +32,7 @@ from broker_server.experiments.run.processes import (
     start_servers,
     take_password,
 )
-from broker_server.experiments.run.resume import COMPACT, MEASURE, begun, reopened
+from broker_server.experiments.run.resume import COMPACT, MEASURE, begun, finished_rounds, reopened
 from broker_server.experiments.run.reuse import adopt_artifact
 from broker_server.experiments.run.settings import EMBEDDED_BROKERS, RunSettings
 from broker_server.experiments.run.starting import read_adapter, start_from
@@ -276,8 +276,7 @@ class Job:
         emulated = read_fleet(self._settings, self._directory)
         self._view.classes = {} if emulated is None else emulated.members
         events = EventReader(self._directory.events_file)
-        for event in events.new_events():  # of earlier sessions
-            self._view.apply(event)
+        self._view.go_on(events.new_events(), finished_rounds(self._directory.root))
         self._display.step(f"training begins on {plural(self._settings.num_devices, 'device')}{self._deployed()}")
         place = Place(broker_url=broker_url, fleet=config.fleet)
         fleet = start_fleet(self._supervisor, self._settings, self._directory, servers, place)

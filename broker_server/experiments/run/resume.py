@@ -137,7 +137,7 @@ def _still_done(
         directory: of the run.
         changes: names of the settings that are from the command line.
     """
-    records = _finished_rounds(directory.root)
+    records = finished_rounds(directory.root)
     num_done = records[-1].round_number if records else 0
     num_rounds = settings.training.num_rounds
     num_deploy = settings.pruning.deploy_rounds
@@ -159,7 +159,12 @@ def _still_done(
     return tuple(step for step in state.done if step not in again)
 
 
-def _finished_rounds(root: Path) -> list[RoundRecord]:
+def finished_rounds(root: Path) -> list[RoundRecord]:
+    """Records of a run's rounds so far.
+
+    Raises:
+        StoreError: they are lost, or cannot be read.
+    """
     check_not_lost(root)
     if not (root / STATE_FILE).is_file():
         return []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from broker_server.serving.report.arms import arm_text
@@ -74,6 +74,17 @@ class RunView:
                 return self._round_line(event.record)
             case _:
                 return None
+
+    def go_on(self, earlier: Iterable[events.AnyEvent], rounds: Sequence[RoundRecord]) -> None:
+        """Take in what was before this session.
+
+        Args:
+            earlier: events of earlier sessions, as many as are kept.
+            rounds: all that are finished.
+        """
+        for event in earlier:
+            self.apply(event)
+        self.rounds = list(rounds)
 
     def mark_ended(self, device_id: str) -> None:
         """A device's process ended."""

@@ -6,7 +6,6 @@ People watch these lines, nothing else reads them; so what is beyond the bounds 
 from __future__ import annotations
 
 import collections
-import logging
 from collections.abc import Callable
 from typing import Final
 
@@ -15,16 +14,12 @@ import msgspec
 from broker_server.serving.coordinator.buckets import Allowance, Bucket
 from broker_server.serving.storage.events import DeviceSeen, EventLog
 
-logger = logging.getLogger(__name__)
-
 OF_ONE: Final = Allowance(burst=60, per_s=1)
 """Lines about one device; its progress is one a second."""
 OF_ALL: Final = Allowance(burst=5_000, per_s=20)
 """Lines about all devices together."""
 FOR_PROGRESS: Final = 0.5
 """Share of both that lines may use up in which a state only moved on: the rest is for a state that changed."""
-MAX_FILE_BYTES: Final = 256 * 1024 * 1024
-"""Size of the event file from which on lines about devices are left out; what happens in rounds is always written."""
 MAX_DETAIL: Final = 200
 """Characters of a detail."""
 
@@ -38,7 +33,6 @@ class Sightings:
         self._max_devices = max_devices
         self._last: collections.OrderedDict[str, tuple[DeviceSeen, Bucket]] = collections.OrderedDict()
         self._all = Bucket()
-        self._is_full = False
 
     def see(self, event: DeviceSeen) -> None:
         """Write what became of a device, unless that was written last, or too much was written."""
@@ -46,19 +40,12 @@ class Sightings:
         before, bucket = self._last.pop(event.device_id, (None, Bucket()))
         is_progress = before is not None and (said.state, said.round_number) == (before.state, before.round_number)
         of_one, of_all = (_part(whole, FOR_PROGRESS if is_progress else 1.0) for whole in (OF_ONE, OF_ALL))
-        is_written = said != before and not self._has_no_room()
-        is_written = is_written and bucket.take(of_one, now) and self._all.take(of_all, now)
+        is_written = said != before and bucket.take(of_one, now) and self._all.take(of_all, now)
         self._last[event.device_id] = (said if is_written or before is None else before, bucket)
         while len(self._last) > self._max_devices:
             self._last.popitem(last=False)
         if is_written:
             self._events.write(msgspec.structs.replace(said, at=event.at))
-
-    def _has_no_room(self) -> bool:
-        if not self._is_full and self._events.size_bytes > MAX_FILE_BYTES:
-            self._is_full = True
-            logger.warning("the event file has %d bytes: lines about devices are left out", self._events.size_bytes)
-        return self._is_full
 
 
 def _part(whole: Allowance, share: float) -> Allowance:

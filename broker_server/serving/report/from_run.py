@@ -117,9 +117,13 @@ def _rounds(run_dir: Path) -> list[RoundRecord]:
 
 
 def _created_at(run_dir: Path) -> float:
-    """Return the time when a coordinator first began, Unix seconds."""
+    """Return when a coordinator first began, Unix seconds, or the first round where the events before it are gone."""
     first = next(iter(EventReader(run_dir / EVENTS_FILE).new_events()), None)
-    return (run_dir / CONFIG_FILE).stat().st_mtime if first is None else first.at
+    known = [] if first is None else [first.at]
+    if (run_dir / STATE_FILE).is_file():
+        with contextlib.closing(Store.open(run_dir)) as store:
+            known += [at for at in [store.load_first_round_at()] if at is not None]
+    return min(known, default=(run_dir / CONFIG_FILE).stat().st_mtime)
 
 
 def _data(run_dir: Path, config: CoordinatorConfig, manifest: Manifest, rounds: Sequence[RoundRecord]) -> DataEntry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,14 @@ from broker_server.serving.storage.records import RoundRecord
 
 EVENTS_FILE: Final = "events.jsonl"
 """In a run's directory."""
+
+MAX_FILE_BYTES: Final = 16 * 1024 * 1024
+"""Size from which on the file becomes :func:`older_file`, in place of the one that was that, and a new one begins."""
+
+
+def older_file(path: Path) -> Path:
+    """Path of the file with the events before those of an event file, as many as are kept."""
+    return path.with_suffix(f".1{path.suffix}")
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event", tag=lambda name: name.lower()):
@@ -81,6 +90,9 @@ _decoder = msgspec.json.Decoder(AnyEvent)
 class EventLog:
     """Appends events to a file, each line flushed; a line that a killed process left unfinished is ended first.
 
+    The file and the one before it have :data:`MAX_FILE_BYTES` each, or as many bytes as were gathered at once. What
+    happened before is in the store's records of the rounds.
+
     After :meth:`hold` lines wait for :meth:`settle`, so that nothing is told that is not on disk.
     """
 
@@ -91,6 +103,7 @@ class EventLog:
             path: of the file.
             told: called with each event once it is written.
         """
+        self._path = path
         self._file: IO[bytes] = path.open("a+b")
         self._told = told
         self._is_holding = False
@@ -106,11 +119,6 @@ class EventLog:
         if not self._is_holding:
             self.settle()
 
-    @property
-    def size_bytes(self) -> int:
-        """Size of the file, without what is gathered."""
-        return self._file.tell()
-
     def hold(self) -> None:
         """From now on gather events until :meth:`settle`, again and again."""
         self._is_holding = True
@@ -118,7 +126,10 @@ class EventLog:
     def settle(self) -> None:
         """Write what was gathered."""
         if self._held:
-            self._file.write(b"".join(msgspec.json.encode(event) + b"\n" for event in self._held))
+            lines = b"".join(msgspec.json.encode(event) + b"\n" for event in self._held)
+            if (size := self._file.tell()) > 0 and size + len(lines) > MAX_FILE_BYTES:
+                self._rotate()
+            self._file.write(lines)
             self._file.flush()
             settled, self._held = self._held, []
             if self._told is not None:
@@ -129,25 +140,50 @@ class EventLog:
         """Close the file; what was not settled is dropped."""
         self._file.close()
 
+    def _rotate(self) -> None:
+        self._file.close()
+        self._path.replace(older_file(self._path))
+        self._file = self._path.open("a+b")
+
 
 class EventReader:
-    """Follows a growing event file; a last line that is not finished yet waits, one that is damaged is passed over."""
+    """Follows a growing event file; a last line that is not finished yet waits, one that is damaged is passed over.
+
+    It begins with the older file, and reads one to its end before it follows the next.
+    """
 
     def __init__(self, path: Path, *, from_end: bool = False) -> None:
         self._path = path
-        self._offset = path.stat().st_size if from_end and path.exists() else 0
+        self._inode, self._offset = -1, 0
+        """Of the file that was read last, and how far."""
+        if from_end and path.exists():
+            now = path.stat()
+            self._inode, self._offset = now.st_ino, now.st_size
 
     def new_events(self) -> Iterator[AnyEvent]:
-        """Events appended since the last call."""
-        if not self._path.exists():
-            return
-        with self._path.open("rb") as file:
-            file.seek(self._offset)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    return
-                self._offset += len(line)
-                try:
-                    yield _decoder.decode(line)
-                except msgspec.DecodeError:
-                    continue
+        """Events appended since the last call, those left out of which the file is gone."""
+        with contextlib.ExitStack() as stack:
+            for file in self._unread(stack):
+                now = os.fstat(file.fileno())
+                if now.st_ino != self._inode or now.st_size < self._offset:
+                    self._inode, self._offset = now.st_ino, 0
+                file.seek(self._offset)
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break
+                    self._offset += len(line)
+                    try:
+                        yield _decoder.decode(line)
+                    except msgspec.DecodeError:
+                        continue
+
+    def _unread(self, stack: contextlib.ExitStack) -> list[IO[bytes]]:
+        """The file that was read last, if there is still one, and those after it, oldest first."""
+        found: dict[int, IO[bytes]] = {}
+        for path in (self._path, older_file(self._path)):  # in this order no file that is rotated meanwhile is missed
+            with contextlib.suppress(FileNotFoundError):
+                file = stack.enter_context(path.open("rb"))
+                found.setdefault(os.fstat(file.fileno()).st_ino, file)
+        inodes = list(reversed(found))
+        begin = inodes.index(self._inode) if self._inode in inodes else 0
+        return [found[inode] for inode in inodes[begin:]]

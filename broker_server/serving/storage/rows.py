@@ -14,7 +14,7 @@ from sqlalchemy.dialects.sqlite import insert
 
 from broker_server.methods.rounds.types import Outcome, Participant
 from broker_server.serving.storage import schema
-from edge_runtime.wire.messages import FailureReason
+from edge_runtime.wire.messages import AssignmentKey, FailureReason
 from edge_runtime.wire.work import Arm
 
 logger = logging.getLogger(__name__)
@@ -105,3 +105,13 @@ def _row(round_number: int, participant: Participant) -> dict[str, Any]:
         "reason": None if participant.reason is None else participant.reason.value,
         "detail": participant.detail,
     }
+
+
+def key_columns(key: AssignmentKey) -> dict[str, Any]:
+    """Return the columns that a key is kept in; a store is of one run."""
+    return {"round_number": key.round_number, "device_id": key.device_id, "attempt": key.attempt}
+
+
+def key_of(run_id: str, round_number: int, row: sa.Row[Any]) -> AssignmentKey:
+    """Return the key of a row of a round."""
+    return AssignmentKey(run_id=run_id, round_number=round_number, device_id=row.device_id, attempt=row.attempt)

@@ -198,6 +198,11 @@ class Store:
             msg = f"{self._run_dir / STATE_FILE}: a round's record is damaged ({error})"
             raise StoreError(msg) from error
 
+    def load_first_round_at(self) -> float | None:
+        """Unix seconds when the first round was written; None before that."""
+        (row,) = self._query(sa.select(sa.func.min(schema.rounds.c.started_at)))
+        return None if row[0] is None else float(row[0])
+
     def load_open_round(self) -> OpenRound | None:
         """The round that a restarted coordinator goes on with; None between rounds.
 
@@ -225,7 +230,7 @@ class Store:
 
     def save_work(self, key: AssignmentKey, work: AssignedWork) -> None:
         """Remember what an assignment asks for, before it is sent."""
-        row = {**_key_columns(key), "work": msgspec.msgpack.encode(work)}
+        row = {**rows.key_columns(key), "work": msgspec.msgpack.encode(work)}
         with self._transaction() as connection:
             connection.execute(rows.SAVE_WORK, row)
 
@@ -237,7 +242,7 @@ class Store:
         """
         out = {}
         for row in self._query(sa.select(schema.works).where(schema.works.c.round_number == round_number)):
-            key = _key_of(run_id, round_number, row)
+            key = rows.key_of(run_id, round_number, row)
             try:
                 out[key] = msgspec.msgpack.decode(row.work, type=AssignedWork)
             except msgspec.DecodeError as error:
@@ -264,7 +269,7 @@ class Store:
         self._files.write(self.update_path(update.key), blob)
         if not self._is_holding:
             self._files.settle()
-        row = {**_key_columns(update.key), "message": encode_message(update), "accepted_at": at}
+        row = {**rows.key_columns(update.key), "message": encode_message(update), "accepted_at": at}
         with self._transaction() as connection:
             connection.execute(rows.SAVE_UPDATE, row)
 
@@ -291,7 +296,7 @@ class Store:
         table = schema.updates
         query = sa.select(table.c.device_id, table.c.attempt, table.c.accepted_at)
         return {
-            _key_of(run_id, round_number, row): row.accepted_at
+            rows.key_of(run_id, round_number, row): row.accepted_at
             for row in self._query(query.where(table.c.round_number == round_number))
         }
 
@@ -389,12 +394,3 @@ def _set_up_connection(connection: Any, _record: object) -> None:  # noqa: ANN40
     cursor.execute("PRAGMA synchronous = FULL")
     cursor.execute("PRAGMA busy_timeout = 5000")
     cursor.close()
-
-
-def _key_columns(key: AssignmentKey) -> dict[str, Any]:
-    """The columns that a key is kept in: a store is of one run."""
-    return {"round_number": key.round_number, "device_id": key.device_id, "attempt": key.attempt}
-
-
-def _key_of(run_id: str, round_number: int, row: sa.Row[Any]) -> AssignmentKey:
-    return AssignmentKey(run_id=run_id, round_number=round_number, device_id=row.device_id, attempt=row.attempt)

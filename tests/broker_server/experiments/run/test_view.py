@@ -45,6 +45,18 @@ def test_a_round_makes_one_line() -> None:
     assert view.quality() == ("403.4", "20.1")
 
 
+def test_a_run_that_goes_on_knows_rounds_whose_events_are_gone() -> None:
+    records, view = round_records(), _view()
+
+    view.go_on([RoundFinished(at=0.0, record=records[2])], records[:3])
+
+    line = view.apply(RoundFinished(at=0.0, record=records[3]))
+    assert [record.round_number for record in view.rounds] == [0, 1, 2, 3]
+    assert view.quality() == ("403.4", "20.1")
+    assert line is not None
+    assert line.startswith("round 3/3")
+
+
 def test_devices_show_arm_state_and_step() -> None:
     view = _view()
     view.apply(RoundStarted(at=0.0, round_number=1, arms={"device-1": "0.25:8"}))

@@ -18,7 +18,6 @@ from broker_server.serving.coordinator.buckets import Allowance, Bucket
 from broker_server.serving.coordinator.device_channel import HELLOS, MAX_REGISTRATION_BYTES, Other
 from broker_server.serving.coordinator.registry import MESSAGES, Registry
 from broker_server.serving.coordinator.sightings import FOR_PROGRESS, MAX_DETAIL, OF_ALL, OF_ONE, Sightings
-from broker_server.serving.storage import events as stored_events
 from broker_server.serving.storage.events import DeviceSeen, EventLog, EventReader
 from broker_server.serving.storage.store import Store
 from edge_runtime.errors import MessageError
@@ -174,20 +173,6 @@ def test_progress_of_a_large_fleet_leaves_room_for_devices_that_leave(log: Event
     last = list(EventReader(tmp_path / "events.jsonl").new_events())[-1]
     assert isinstance(last, DeviceSeen)
     assert (last.device_id, last.state) == ("d7", "offline")
-
-
-def test_lines_about_devices_stop_at_a_size_and_others_do_not(
-    log: EventLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("broker_server.serving.coordinator.sightings.MAX_FILE_BYTES", 1000)
-    sightings = Sightings(log, lambda: 0.0, max_devices=10)
-    for step in range(50):
-        sightings.see(seen(step=step))
-    log.write(stored_events.RunFinished(at=2.0, run_id="r"))
-    found = list(EventReader(tmp_path / "events.jsonl").new_events())
-    assert len(found) < 15
-    assert isinstance(found[-1], stored_events.RunFinished)
-    assert len(caplog.records) == 1
 
 
 def test_one_line_a_device_and_interval(caplog: pytest.LogCaptureFixture) -> None:

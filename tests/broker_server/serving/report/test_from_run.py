@@ -12,6 +12,7 @@ from broker_server import cli
 from broker_server.errors import RunFailedError
 from broker_server.serving.report.from_run import report_run
 from broker_server.serving.report.schema import decode_report
+from broker_server.serving.storage.events import EVENTS_FILE, EventLog, RunFinished
 from broker_server.serving.storage.records import RoundRecord
 from broker_server.serving.storage.store import Store
 from edge_runtime.errors import ExitCode
@@ -49,6 +50,13 @@ def test_a_run_of_boards_has_a_report_in_any_state(
     assert ("device-2" in page) == bool(num_rounds)
     assert "hidden" not in page
     assert b"hidden" not in (tmp_path / "report.json").read_bytes()
+
+
+def test_a_run_began_with_its_first_round_where_the_events_of_then_are_gone(tmp_path: Path) -> None:
+    play(tmp_path, round_records(1))
+    with contextlib.closing(EventLog(tmp_path / EVENTS_FILE)) as log:
+        log.write(RunFinished(at=50.0, run_id=fleet.RUN))
+    assert report_run(tmp_path).created_at == 1.0
 
 
 def test_a_run_that_measures_nothing_has_a_report_without_quality(tmp_path: Path) -> None:

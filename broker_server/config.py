@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal, Self
 import msgspec
 
 from broker_server.errors import ConfigError
-from broker_server.methods.by_name import check_method, completed, method_of, trained_sparsity
+from broker_server.methods.by_name import check_method, completed, method_of, passed_over, trained_sparsity
 from broker_server.methods.pruning.config import PruningConfig
 from broker_server.methods.training import TrainingConfig, ZeroOrderConfig
 from broker_server.naming import as_key
@@ -141,6 +141,11 @@ class FederationConfig:
         return method_of(self.method).axes
 
     @property
+    def unused(self) -> frozenset[str]:
+        """Options that its method does not use: a file has none of them."""
+        return passed_over(self.method)
+
+    @property
     def max_rank(self) -> int:
         """Rank of the global adapter: the largest of the arms."""
         return max(arm.rank for arm in self.arms)
@@ -214,7 +219,7 @@ class CoordinatorConfig(FederationConfig):
 
     def to_toml(self) -> str:
         """TOML text that :meth:`from_toml` reads back to an equal configuration."""
-        return to_toml(self)
+        return to_toml(self, self.unused)
 
     @classmethod
     def from_toml(cls, text: str) -> Self:

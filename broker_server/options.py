@@ -12,7 +12,7 @@ import functools
 import json
 import tomllib
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -77,6 +77,8 @@ class Option:
     formerly: str
     """Name that it had in earlier releases, still read; empty = none."""
     written: Written | None
+    default: object
+    """Of the field, as it is written; ``dataclasses.MISSING`` = a value is needed."""
 
 
 _DECLARED: Final = "option"
@@ -135,12 +137,20 @@ def options_of(kind: type) -> Mapping[str, Option]:
                 panel=declared.panel,
                 formerly=declared.formerly,
                 written=written,
+                default=_default(field, written),
             )
         elif dataclasses.is_dataclass(hint):
             inner = options_of(typing.cast("type", hint)).values()
             found |= {one.name: dataclasses.replace(one, path=(field.name, *one.path)) for one in inner}
     panels = list(Panel)
     return dict(sorted(found.items(), key=lambda item: panels.index(item[1].panel)))
+
+
+def _default(field: dataclasses.Field[Any], written: Written | None) -> object:
+    """The default of a field as it is written, where that does not hang on another field."""
+    if written is None or written.by or field.default is dataclasses.MISSING:
+        return field.default
+    return written.write(field.default)
 
 
 def renamed(values: Mapping[str, T], kind: type) -> dict[str, T]:
@@ -206,18 +216,26 @@ def flat(settings: object) -> dict[str, Scalar]:
     return found
 
 
-def flat_toml(settings: object) -> str:
-    """All options as TOML, by name."""
-    return "".join(f"{name} = {toml_value(value)}\n" for name, value in flat(settings).items())
+def flat_toml(settings: object, without: Collection[str] = ()) -> str:
+    """All options as TOML, by name, but for those named in ``without``."""
+    return "".join(f"{name} = {toml_value(value)}\n" for name, value in flat(settings).items() if name not in without)
 
 
-def to_toml(settings: object) -> str:
-    """Settings as TOML that :func:`from_toml` reads: keys are names of fields, a table for each class inside."""
+def to_toml(settings: object, without: Collection[str] = ()) -> str:
+    """Settings as TOML that :func:`from_toml` reads: keys are names of fields, a table for each class inside.
+
+    Args:
+        settings: the settings.
+        without: names of options that are left out.
+    """
     keys, tables = [], []
     for field in dataclasses.fields(settings):  # type: ignore[arg-type]
-        value = getattr(settings, field.name)
+        value, declared = getattr(settings, field.name), field.metadata.get(_DECLARED)
         if dataclasses.is_dataclass(value):
-            tables.append(f"\n[{field.name}]\n{to_toml(value)}")
+            if inside := to_toml(value, without):
+                tables.append(f"\n[{field.name}]\n{inside}")
+            continue
+        if declared is not None and (declared.name or field.name) in without:
             continue
         value = _write(settings, field.name, field.metadata.get(_WRITTEN))
         if value is not None:

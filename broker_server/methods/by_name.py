@@ -1,18 +1,52 @@
-"""Methods looked up by name: FedSpine's own presets, and those of installed packages."""
+"""Methods looked up by name: FedSpine's own presets, and those of installed packages; and what each does not use."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, TypeGuard
 
 from broker_server.errors import ConfigError
 from broker_server.methods.method import Method
 from broker_server.methods.presets import PRESETS, Preset, Settings, Shared
+from broker_server.methods.pruning.config import PruningConfig
 from broker_server.methods.registry import WORKS
-from broker_server.naming import said_of
+from broker_server.methods.training import TrainingConfig, ZeroOrderConfig
+from broker_server.naming import option_name, said_of
+from broker_server.options import Option, options_of
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.system.registry import Registry
 from edge_runtime.wire.work import Arm
+
+_DECLARED: Final[Mapping[str, Option]] = {
+    name: option
+    for kind in (TrainingConfig, PruningConfig, ZeroOrderConfig)
+    for name, option in options_of(kind).items()
+}
+
+_OF_THE_RUN: Final = frozenset({"prune_scope", "protect_first", "protect_last"})
+"""The compact model of any method is cut by these."""
+
+OF_METHODS: Final = _DECLARED.keys() - _OF_THE_RUN | {"aggregation"}
+"""Options that a method uses or passes over (:attr:`broker_server.methods.method.Method.uses`); all others are those of
+the run."""
+
+
+def passed_over(name: str) -> frozenset[str]:
+    """Options that a method does not use.
+
+    Args:
+        name: of the method; empty = none was chosen, and anything goes.
+
+    Raises:
+        ConfigError: the method is not known.
+    """
+    return frozenset(OF_METHODS - method_of(name).uses) if name else frozenset()
+
+
+def needed(names: Collection[str]) -> frozenset[str]:
+    """Those of some options that have no default."""
+    return frozenset(name for name in names if name in _DECLARED and _DECLARED[name].default is dataclasses.MISSING)
 
 
 def check_method(name: str, settings: Mapping[str, object], manifest: Manifest | None = None) -> None:
@@ -26,10 +60,14 @@ def check_method(name: str, settings: Mapping[str, object], manifest: Manifest |
     Raises:
         ConfigError: begins with the option; or the method is not known.
     """
-    if name:
-        with said_of("method"):
-            method = METHODS.find_or_import(name).method
-        method.check_settings(settings, manifest)
+    if not name:
+        return
+    with said_of("method"):
+        method, unused = method_of(name), passed_over(name)
+    for option in sorted(unused - needed(unused)):
+        if option in _DECLARED and option in settings and settings[option] != _DECLARED[option].default:
+            raise _refusal(name, option, settings[option])
+    method.check_settings(settings, manifest)
 
 
 def trained_sparsity(arms: Sequence[Arm]) -> float:
@@ -55,7 +93,7 @@ def completed(name: str, given: Mapping[str, object], *, rounds: int) -> Setting
         rounds: of the run, where ``given`` does not say.
 
     Raises:
-        ConfigError: the method is not known, or it fails.
+        ConfigError: the method is not known, it fails, or it does not use a setting that is given.
         ArmError: an arm is none of the method's, or outside its range.
     """
     with said_of("method"):
@@ -73,7 +111,14 @@ def completed(name: str, given: Mapping[str, object], *, rounds: int) -> Setting
     except Exception as error:
         msg = f"--method {name!r} cannot say its settings ({type(error).__name__}: {error}): fix it, or choose another"
         raise ConfigError(msg) from error
+    for option in sorted(given.keys() & passed_over(name)):
+        if option not in own or given[option] != own[option]:
+            raise _refusal(name, option, given[option])
     return {**own, **given}
+
+
+def _refusal(method: str, option: str, value: object) -> ConfigError:
+    return ConfigError(f"{option_name(option)} is {value}, but {method} does not use it: leave it out")
 
 
 def _is_preset(value: object) -> TypeGuard[Preset]:

@@ -125,6 +125,9 @@ class Method(abc.ABC):
     """Axes of its arms; none = it has one arm. All code that reads, chooses or shows an arm goes by this."""
     default_arms: ClassVar[str] = ""
     """Arms where nothing is said, as they are written."""
+    uses: ClassVar[frozenset[str]] = frozenset({"rounds", "local_steps", "batch_size", "max_length"})
+    """Names of the options of training, pruning and zero-order tuning that it goes by. One that a person gives and that
+    is not among them is refused (:mod:`broker_server.methods.by_name`)."""
     averages: ClassVar[bool] = True
     """Whether replies are models that are averaged by their examples: then one device's share is limited, and update
     transforms apply to its change. Otherwise replies are sums that are added as they are."""

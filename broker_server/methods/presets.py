@@ -154,6 +154,7 @@ def _probe(shared: Shared) -> Settings:
         "scheduler": "fixed",
         "importance": "magnitude",
         "rounds": 1,
+        "local_steps": 1,
         "weight_decay": PENALTY,
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -13,7 +13,7 @@ import msgspec
 from broker_server.errors import ConfigError
 from broker_server.experiments.run.resolve import resolve
 from broker_server.experiments.run.settings import RunSettings
-from broker_server.methods.by_name import METHODS, method_of
+from broker_server.methods.by_name import METHODS, method_of, needed, passed_over
 from broker_server.methods.presets import Preset, Settings, Shared
 from broker_server.naming import as_key, malformed
 from edge_runtime.bounds.fields import NAME
@@ -214,6 +214,8 @@ class Comparison:
         method = self.method(key.method)
         if not method.plays_shared_arms:
             shared.pop("arms", None)
+        for name in needed(passed_over(method.preset)):
+            shared.pop(name, None)  # the other methods need it; this one says its own
         given: Settings = {
             **UNSAID,
             "compact": False,
@@ -263,7 +265,8 @@ def _method(name: str, table: dict[str, Any] | None, common: Shared) -> Method:
     if preset and preset.method.axes != method_of("").axes:
         common = dataclasses.replace(common, arms=preset.method.axes.parse(preset.method.default_arms))
     own_settings = preset.settings(common) if preset else {}
-    _check_comparable(name, {**own_settings, **given}, SAME_FOR_ALL | SET_HERE)
+    others = {**own_settings, **given}.keys() - passed_over(base or "")
+    _check_comparable(name, others, SAME_FOR_ALL | SET_HERE)
     return Method(
         name=name,
         label=head.label or (preset.label if preset and name == base else name),
@@ -311,7 +314,7 @@ def _check_name(name: str, what: str) -> None:
         raise ConfigError(msg)
 
 
-def _check_comparable(who: str, given: Settings, fixed: frozenset[str]) -> None:
+def _check_comparable(who: str, given: Collection[str], fixed: frozenset[str]) -> None:
     if wrong := sorted(fixed & set(given)):
         msg = f"{who}: setting {wrong[0]!r} must be the same for all methods: set it in [run]"
         raise ConfigError(msg)

@@ -11,7 +11,7 @@ from typing import Final
 
 from broker_server.errors import ConfigError
 from broker_server.experiments.run.settings import NOT_EMULATED, RunSettings
-from broker_server.methods.by_name import completed, method_of, trained_sparsity
+from broker_server.methods.by_name import completed, method_of, needed, passed_over, trained_sparsity
 from broker_server.naming import as_key, option_of, said_of
 from broker_server.options import build, check_values, options_of, renamed
 from edge_runtime.errors import FedSpineError
@@ -131,11 +131,13 @@ def _defaults(given: Mapping[str, object]) -> dict[str, object]:
     split = {} if given.get("data") else {"split": "by-key"}
     may_be_skewed = task == "text-classification" and not given.get("class_balance")
     aggregation = "fedspine" if may_be_skewed else "fedspine_holders"  # docs/aggregation.md
+    name = str(given.get("method", ""))
     with said_of("method"):
-        method = method_of(str(given.get("method", "")))
+        method, unused = method_of(name), passed_over(name)
     defaults = {**TASK_DEFAULTS[str(task)], **split, "aggregation": aggregation, "task": task}
     if not method.has_step_times:
         defaults["emulate"] = NOT_EMULATED[0]
+    defaults = {key: value for key, value in defaults.items() if key not in unused or key in needed(unused)}
     arms = str(given.get("arms", method.default_arms))
     return {**defaults, "arms": method.default_arms, "sparsity": _trained_sparsity(arms, method.axes)}
 

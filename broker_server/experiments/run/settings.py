@@ -216,7 +216,7 @@ class RunSettings(FederationConfig):
 
     def to_toml(self) -> str:
         """TOML text that :func:`broker_server.experiments.run.resolve.resolve` reads back to equal settings."""
-        return flat_toml(self)
+        return flat_toml(self, self.unused)
 
 
 EMBEDDED_BROKERS: Final = frozenset({"auto", "mosquitto", "amqtt"})

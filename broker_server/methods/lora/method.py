@@ -13,8 +13,11 @@ import numpy as np
 from broker_server.methods.aggregation import Aggregated, DeviceUpdate, change_norm, check_bounds, make_aggregation
 from broker_server.methods.lora.tensors import Named, importance_of
 from broker_server.methods.method import AssignedWork, Combined, Method, MethodContext, Reply
+from broker_server.methods.pruning.config import PruningConfig
 from broker_server.methods.pruning.schedule import Segment, segments
 from broker_server.methods.pruning.scores import DeviceScores, Scores, combine
+from broker_server.methods.training import TrainingConfig
+from broker_server.options import options_of
 from edge_runtime.errors import MessageError
 from edge_runtime.formats import names
 from edge_runtime.formats.adapter import AdapterLayout, Array, target_indices
@@ -43,6 +46,7 @@ class Lora(Method):
     )
     axes: ClassVar[Axes] = LORA_AXES
     default_arms: ClassVar[str] = "0.0:8,0.25:8,0.5:4"
+    uses: ClassVar[frozenset[str]] = frozenset({"aggregation", *options_of(TrainingConfig), *options_of(PruningConfig)})
 
     def __init__(self, context: MethodContext) -> None:
         super().__init__(context)

@@ -124,6 +124,13 @@ class SoftmaxProbe(Probe):
     """Devices take full gradient steps of softmax regression from the global head; heads are averaged by examples."""
 
     form = "softmax"
+    uses = Method.uses | {
+        "learning_rate",
+        "final_learning_rate_ratio",
+        "weight_decay",
+        "deploy_rounds",
+        "deploy_learning_rate_ratio",
+    }
     asks = "one forward pass for each example, and gradient steps of the head on its features"
 
     def most_bytes(self, work: Work) -> int:
@@ -154,6 +161,7 @@ class StatisticsProbe(Probe):
     """
 
     form = "statistics"
+    uses = frozenset({"rounds", "batch_size", "max_length", "weight_decay", "deploy_rounds"})
     asks = "one forward pass for each example, and sums of the products of its features"
     averages = False
 

@@ -21,11 +21,11 @@ from broker_server.methods.probe.method import LogitProbe
 from broker_server.methods.probe.ridge import PENALTY
 from broker_server.methods.pruning.schedule import Segment
 from broker_server.methods.pruning.scores import Scores
-from broker_server.methods.training import AUTOMATIC
+from broker_server.methods.training import AUTOMATIC, ZeroOrderConfig
 from broker_server.methods.zero_order.combine import RULES, typical_magnitude
 from broker_server.methods.zero_order.log import LARGEST, MAX_BYTES, Log
 from broker_server.methods.zero_order.preconditioning import start_of
-from broker_server.naming import option_name
+from broker_server.options import options_of
 from edge_runtime.errors import MessageError, TensorError
 from edge_runtime.formats.adapter import AdapterLayout, Array, restrict
 from edge_runtime.formats.manifest import Manifest
@@ -49,14 +49,6 @@ HEADER_BYTES: Final = 4096
 MAX_SCALARS: Final = (MAX_BYTES - 1024) // 4
 """Of a round: what the log must hold."""
 
-ELSEWHERE: Final[Mapping[str, object]] = {
-    "weight_decay": 0.0,
-    "accumulation_steps": 1,
-    "class_balance": 0.0,
-    "importance": "magnitude",
-}
-"""Settings of other methods, and the value that says that they are not used."""
-
 
 class ZeroOrder(Method):
     """B factors and the head of the whole model, tuned by differences of losses."""
@@ -67,6 +59,11 @@ class ZeroOrder(Method):
     is_start_exact = True
     axes = Axes((RANK,))
     default_arms = "8"
+    uses = (
+        Method.uses
+        | {"learning_rate", "final_learning_rate_ratio", "lora_scaling"}
+        | options_of(ZeroOrderConfig).keys()
+    )
 
     def __init__(self, context: MethodContext) -> None:
         super().__init__(context)
@@ -86,11 +83,7 @@ class ZeroOrder(Method):
 
     @classmethod
     def check_settings(cls, settings: Mapping[str, object], manifest: Manifest | None = None) -> None:
-        """Refuse what zero-order tuning has not, and what does not fit the model; see :meth:`Method.check_settings`."""
-        for name, unused in ELSEWHERE.items():
-            if settings[name] != unused:
-                msg = f"{option_name(name)} is {settings[name]}, but zero-order tuning has none: leave it out"
-                raise ConfigError(msg)
+        """Refuse what is too much, and what does not fit the model; see :meth:`Method.check_settings`."""
         cls._check_arms(str(settings["arms"]))
         numbers = [int(str(settings[name])) for name in ("local_steps", "zo_outer", "zo_inner")]
         if settings["zo_normalise"] and numbers[1] * numbers[2] == 1:

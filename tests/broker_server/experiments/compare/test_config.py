@@ -24,7 +24,7 @@ BENCHMARKS = Path(__file__).resolve().parents[4] / "benchmarks" / "compare"
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_a_configuration_of_the_same_system(name: str) -> None:
-    settings = resolve(PRESETS[name].settings(SHARED))
+    settings = resolve({"method": name, **PRESETS[name].settings(SHARED)})
 
     assert settings.scheduler in SCHEDULERS
     make_aggregation(settings.aggregation)

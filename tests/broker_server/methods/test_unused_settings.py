@@ -86,6 +86,20 @@ PRESETS_SAY: Final = {
 """Options that presets say themselves although the method does not use them: their value may be said again."""
 
 
+@pytest.mark.parametrize("method", PRESETS)
+def test_what_a_method_uses_may_be_given(method: str) -> None:
+    own = flat(resolve(of_run(method)))
+    for name in sorted(OF_METHODS - passed_over(method)):
+        if name in own:
+            assert flat(resolve({**of_run(method), name: own[name]})) == own
+
+
+def test_methods_use_what_there_is_and_every_option_is_used_by_one() -> None:
+    used = [method_of(method).uses for method in PRESETS]
+    assert frozenset().union(*used) - {"prune_scope", "protect_first", "protect_last"} == OF_METHODS
+    assert OPTIONS.keys() >= OF_METHODS
+
+
 FIRST_ORDER: Final = {
     "max_grad_norm",
     "warmup_steps",

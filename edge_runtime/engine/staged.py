@@ -126,21 +126,25 @@ class StagedModel:
         if targets.size == 0:
             summed[...] = grads
             return 0.0
+        # Gradient checkpointing: the forward pass keeps only the input of each tuned block (and the residual sum of
+        # those whose backward needs it). A backward graph computes its block again from that input, so the activations
+        # inside a block are in memory for one block at a time.
         num_layers, first = self._manifest.num_layers, self._graphs.first_tuned
         kept = self._manifest.residual_layers
         buffers = self._hidden(num_layers - first + 2 + len(kept), batch)
         residuals = {layer: _flat(buffer) for layer, buffer in zip(kept, buffers, strict=False)}
         state, spare, *more = buffers[len(kept) :]
         context = self._embed(batch, state)
-        # Below the first tuned block no gradient is wanted: two buffers take turns, and nothing is kept.
+        # Blocks below the first tuned one need no gradient: two buffers take turns, and no input is kept.
         for layer in range(first):
             self._forward(layer, state, spare, context, params)
             state, spare = spare, state
-        # From there on each block's input is kept: its backward graph computes the block again from it.
+        # From the first tuned block on, each block writes into a buffer of its own, which is the next block's input.
         hidden = dict(zip(range(first, num_layers + 1), (state, *more), strict=True))
         for layer in range(first, num_layers):
             self._forward(layer, hidden[layer], hidden[layer + 1], context, params, residuals.get(layer))
-        # The last block's output is not needed after the head, so the head writes its gradient over it.
+        # `upstream` is the gradient of a block's output. The head overwrites the last block's output with it, because
+        # that output is no longer needed. `other` is the whole buffer behind `upstream`, which may be its first tokens.
         upstream, other = self._given(num_layers - 1, hidden[num_layers]), hidden[num_layers]
         self._loss_scale[...] = 1.0 / num_targets
         loss = self._head(upstream, rows, targets, params, grads, summed)
@@ -154,7 +158,8 @@ class StagedModel:
             if names.INPUT_GRAD in binding.graph.outputs:
                 binding.bind_output(names.INPUT_GRAD, spare)
             binding.run()
-            # What was just written is the gradient of the next block down; the buffer of the one before is free.
+            # The gradient in `spare` belongs to the output of the block below. The buffer `other`, which held the old
+            # `upstream`, is free for the next one: the two buffers take turns.
             upstream, spare, other = spare, other, spare
         return loss
 

@@ -164,14 +164,15 @@ class Connection:
 
     def publish(self, topic: str, payload: bytes) -> paho.MQTTMessageInfo | None:
         """Hand one message to the network thread; None when it was dropped (not connected, or too much under way)."""
-        # The owner's thread calls this; so does the network thread, which answers a greeting by itself. paho tells a
-        # message's number only when its publish returns, and the broker's answer, which names that number, may have
-        # come by then in the network thread. So a message is first `_handed` (without a number), then `_unconfirmed`
-        # (by its number), and an answer to a number that is not known yet waits in `_confirmed_early`.
-        # The lock is not held while paho publishes: paho calls back under locks of its own, and two threads that take
-        # them in different orders would wait for each other for ever.
-        # What does not fit is dropped, not queued: nobody waits here, and the protocol repeats what was not answered.
-        # Bytes are counted before paho has them, so that two threads together keep to the limit as well.
+        # Two threads call this: the owner's, and the network thread, which answers a greeting by itself.
+        # The race: paho returns a message's number only when its publish returns. By then the broker's acknowledgement,
+        # which has this number, may have arrived in the network thread. So a message is first `_handed` (without a
+        # number), then `_unconfirmed` (by its number). An acknowledgement of an unknown number waits in
+        # `_confirmed_early`.
+        # The lock is not held while paho publishes. Paho calls back under locks of its own, and two threads that take
+        # both locks in different orders would deadlock.
+        # A message that does not fit is dropped, not queued: nobody waits here, and the protocol repeats a message that
+        # was not answered. Bytes are counted before paho gets them, so that two threads together keep to the limit.
         with self._lock:
             if not self.is_open or self._unconfirmed_bytes + len(payload) > MAX_QUEUED_BYTES:
                 return None
@@ -180,7 +181,7 @@ class Connection:
         info = self._client.publish(topic, payload, qos=self._qos)
         with self._lock:
             self._handed = None
-            # The connection may have ended since the look at it above: dropped too.
+            # The connection may have ended since the check above. Then the message is dropped too.
             if info.rc in {MQTTErrorCode.MQTT_ERR_NO_CONN, MQTTErrorCode.MQTT_ERR_QUEUE_SIZE}:
                 self._unconfirmed_bytes -= len(payload)
                 return None

@@ -30,7 +30,7 @@ from broker_server.methods.aggregation.targets import Float64, TargetUpdates
 def stacked_sum(
     target: TargetUpdates, weights: Sequence[Float64], *, holds_components: bool, absent_keep: bool = False
 ) -> tuple[Float64, Float64]:
-    """Left ``[O, S]`` and right ``[S, I]`` whose product is W.
+    """Return left ``[O, S]`` and right ``[S, I]`` whose product is W.
 
     Args:
         target: old factors and contributions.
@@ -38,7 +38,9 @@ def stacked_sum(
         holds_components: whether a device counts only in the components that it has; see the module.
         absent_keep: whether a device counts with the old value in what it does not hold; see the module.
     """
-    # Rows are the coordinates i, columns the components j: the sum of the w_ki, and the o_ij.
+    # The denominators of W_ij, with a row for each coordinate i and a column for each component j: `present` is the sum
+    # of the w_ki over H_ij, `absent` is o_ij. They differ by component only if `holds_components`: a device of rank r
+    # then counts in the first r components, otherwise in all (with zeros in those that it does not have).
     present = np.zeros((target.num_coordinates, target.rank))
     absent = np.zeros_like(present)
     for one, weight in zip(target.contributions, weights, strict=True):
@@ -48,7 +50,8 @@ def stacked_sum(
         if absent_keep:
             absent += np.where(own > 0, 0.0, one.num_examples)
     total = present + absent
-    # The share of the old value; all of it where nobody counts. Components whose share is 0 everywhere need no block.
+    # The share of the old value: o_ij over the denominator, and 1 where no device counts, so that the old value stays.
+    # A component whose share is 0 at every coordinate is left out of the last block.
     kept = np.divide(absent, total, out=np.ones_like(total), where=total > 0)
     (components,) = np.nonzero(kept.any(axis=0))
     num_components = sum(one.rank for one in target.contributions) + components.size
@@ -56,7 +59,8 @@ def stacked_sum(
     right = np.zeros((num_components, target.spec.in_features))
     end = 0
     for one, weight in zip(target.contributions, weights, strict=True):
-        # Only one factor of a device is scaled: the one that has the coordinates, B's rows or A's columns.
+        # Weight w_ki over the denominator scales element (i, j) of one factor: of B if its rows are the coordinates,
+        # of A if its columns are. The other factor is not scaled. Coordinates that the device does not hold stay 0.
         share = weight[:, None] / total[one.held, : one.rank]
         begin, end = end, end + one.rank
         if target.prunes_columns:
@@ -65,6 +69,7 @@ def stacked_sum(
         else:
             left[one.held, begin:end] = one.b * share
             right[begin:end] = one.a
+    # The old adapter is one more block, scaled by its share in the same way.
     if components.size:
         kept, a, b = kept[:, components], target.old_a[components], target.old_b[:, components]
         left[:, end:] = b if target.prunes_columns else b * kept

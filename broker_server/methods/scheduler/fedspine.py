@@ -199,16 +199,18 @@ class FedSpineScheduler(Scheduler):
         total = sum(credit.gain for credit in earned.values())
         if total <= 0.0:
             return []
-        # A gain is taken to be (the round's level) x (the device's level) x (what the partition says of the arm).
-        # The round's level: what all devices earned, over what they should have earned at their own levels. It falls
-        # as training goes on, so without it every arm would look worse the later it is played.
+        # The model: gain = (the round's level) x (the device's level) x (the partition's estimate for the arm).
+        # The round's level is the gain of all devices, over the gain expected of them at their own levels. It falls as
+        # training goes on. Without it, an arm would look worse the later it is played.
         level = total / sum(self._level(device_id) * value for device_id, value in expected.items())
         plays = []
         for device_id, arm in sorted(arms.items()):
             gain = earned[device_id].gain / level
-            # What is left after both levels is about the arm alone. One lucky round counts three times at most.
+            # Divided by both levels, a gain depends on the arm alone. It is cut at 3, so that one lucky round does not
+            # decide the estimate.
             plays.append((arm, min(3.0, gain / self._level(device_id))))
-            # The device's level: discounted sums of what it earned and of what its arms should have earned.
+            # The device's level is the quotient of two discounted sums: its gains, and the gains expected of its arms.
+            # Data of a device may be easier or harder to learn from than others', whatever the arm.
             seen, belief = self._levels.get(device_id, (0.0, 0.0))
             self._levels[device_id] = (
                 LEVEL_DISCOUNT * seen + gain,

@@ -59,19 +59,20 @@ class Limits:
             is_scout: whether it may go beyond what its peers managed.
         """
         mine, own = self._managed.get(device_id, ()), failed.get(device_id, ())
-        # The edge lies between the costliest arm that was managed and the cheapest that failed. What the device's peers
-        # know of it counts for all of them, unless they contradict one another: then they are not the same hardware,
-        # and the device has only what it found itself.
+        # The edge is the cost beyond which arms fail. It lies between the costliest arm that was managed and the
+        # cheapest that failed. Observations of the peers count for all of them, unless one failed at an arm that costs
+        # no more than an arm that another managed. Then they are not alike, and only its own observations count.
         managed, least_failed = self._ends([device_id], failed)
         most_managed, group_failed = self._ends(peers, failed)
         if peers and group_failed > most_managed:
             managed, least_failed = most_managed, group_failed
-        # `allowed` is a guess, by one number for the cost: up to half-way to the edge for a scout, no further than what
-        # was managed for others; and whatever costs no more, on every axis, than an arm that this device managed.
+        # `allowed` is a guess, because it compares arms by one number, their cost. A scout may go half-way to the
+        # cheapest arm that failed (anywhere if none did), others no further than the costliest that was managed. An arm
+        # that costs no more, on every axis, than one that this device managed is always allowed.
         allowed = self._costs <= _most(managed, least_failed, is_scout=is_scout) + 1e-12
         for arm in mine:
             allowed |= (self._costlier <= self._axes.costs(arm)).all(axis=1)
-        # `possible` is certain: what costs no less, on every axis, than what failed on this device fails on it too.
+        # `possible` is certain: what costs no less, on every axis, than an arm that failed on this device fails too.
         possible = np.ones(len(allowed), dtype=np.bool_)
         for arm in own:
             possible &= (self._costlier < self._axes.costs(arm)).any(axis=1)

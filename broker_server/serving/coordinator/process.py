@@ -94,7 +94,7 @@ def run_coordinator(run_dir: Path, open_link: OpenLink | None = None) -> None:
         EngineError: artifact or held-out file cannot be used.
         BrokerUnreachableError: no broker at the start; a connection lost later is tried again for ever.
         BrokerRefusedError: the broker says no.
-        FleetInUseError: another coordinator has the fleet.
+        FleetInUseError: another coordinator has the fleet, or had it first and comes back.
         DiskFullError: there is no space; nothing that was accepted is lost.
         RunFailedError: no device, or rounds without any update.
         DevicesTooSmallError: the same, because no device had the memory for any arm.
@@ -151,6 +151,7 @@ class Coordinator:
     ) -> None:
         self._config = run.config
         self._clock = clock
+        self._wall_clock = wall_clock
         self._session_id = secrets.token_hex(8)
         self._claimant = Claimant(run.config.fleet, run.config.run_id, self._session_id)
         self._link = _link(open_link, run.config.fleet, self._session_id, self._claimant)
@@ -176,7 +177,7 @@ class Coordinator:
         """Until the run is finished. See :func:`run_coordinator`."""
         self._link.connect()
         try:
-            self._claimant.take()
+            self._claimant.take(self._wall_clock())
             self._loop(*self._begin())
         finally:
             finished = None if self._leave_at is None else self._finished()
@@ -242,6 +243,8 @@ class Coordinator:
     def _next_event(self, state: RunState) -> Event:
         """The next event. Time is looked at only when nothing is pending: what was stored counts before a deadline."""
         while True:
+            if self._claimant.check():
+                self._channel.to_all(self._translator.hello)  # devices of the one that gave up are this one's now
             if self._clock() - self._settled_at >= GROUP_S:
                 self._settle()
             if self._pending:

@@ -4,6 +4,9 @@ A broker has no authority that assigns fleets. So coordinators have a topic of t
 fleet asks for it there, and the one that has it objects. The network thread objects, however busy the process is. A
 coordinator that ended does not object, so it can be started again at once. If two ask at the same time, the one with
 the lower session id goes on.
+
+Two that were cut off from each other both have the fleet. When they hear each other again, the one that has had it
+for longer goes on; the other one ends. Updates name their run, so neither ever takes one of the other's run.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import logging
 import random
 import secrets
 import threading
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -31,6 +34,12 @@ ECHO_S: Final = 5.0
 LISTEN_S: Final = 1.0
 """Longest time of an objection after that: it goes the same way, and its sender's thread waits for nothing else."""
 
+LATEST_AT: Final = 1e11
+"""Latest time that a message may name, Unix seconds."""
+
+MOST_RIVALS: Final = 100
+"""Other coordinators of a fleet that one of them takes note of."""
+
 LAST: Final = "z"
 """Sorts behind every session id: who only looks gives way to all."""
 
@@ -43,6 +52,8 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     session_id: Name
     is_held: bool
     """Whether the sender has the fleet; else it asks for it."""
+    since: Annotated[float, msgspec.Meta(ge=0, le=LATEST_AT)] = LATEST_AT
+    """Time when the sender got the fleet, which it has or gave up, Unix seconds; the latest where it never had it."""
 
 
 _decoder = msgspec.msgpack.Decoder(Claim)
@@ -64,7 +75,11 @@ class Claimant:
         self._session_id = session_id
         self._lock = threading.Lock()
         self._is_held = False
+        self._since = LATEST_AT
         self._rival: Claim | None = None
+        self._rivals: dict[str, bool] = {}
+        """Sessions that had the fleet too, and whether they gave it up."""
+        self._has_outlived = False
         self._echoed = threading.Event()
         self._objected = threading.Event()
 
@@ -73,8 +88,11 @@ class Claimant:
         """For the link: asks after every connect, and answers."""
         return Reflex(topic=topics.of_coordinators(self._fleet), greet=self._say, hear=self.hear)
 
-    def take(self) -> None:
+    def take(self, at: float) -> None:
         """Have the fleet, or find out who has it; call it once, with the link connected.
+
+        Args:
+            at: time now, Unix seconds: of two that both have it, who has had it for longer goes on.
 
         Raises:
             FleetInUseError: another coordinator has it.
@@ -82,7 +100,19 @@ class Claimant:
         self._listen()
         with self._lock:
             self._is_held = self._rival is None
+            self._since = min(at, LATEST_AT)
         self._refuse()
+
+    def check(self) -> bool:
+        """Return whether another coordinator had the fleet too and gave it up since the last call.
+
+        Raises:
+            FleetInUseError: another coordinator, which has had it for longer, has it.
+        """
+        self._refuse()
+        with self._lock:
+            news, self._has_outlived = self._has_outlived, False
+        return news
 
     def look(self) -> None:
         """Find out who has the fleet, without wanting it: a coordinator that asks meanwhile gets it.
@@ -123,19 +153,41 @@ class Claimant:
             self._echoed.set()
             return None
         with self._lock:
-            has_precedence = other.is_held or other.session_id < self._session_id
-            if not self._is_held and has_precedence:
+            if self._is_held and other.is_held:
+                return self._meet(other)
+            if not self._is_held and (other.is_held or other.session_id < self._session_id):
                 self._rival = other
                 self._objected.set()
                 return None
-            is_conflict = self._is_held and other.is_held
-        if is_conflict:  # both were cut off from each other: neither gives up a run that it is in the middle of
-            logger.error("run %r has a coordinator on fleet %r too: stop one of the two", other.run_id, self._fleet)
-            return None
-        return self._say()
+            if not other.is_held and other.since < LATEST_AT:
+                self._note(other)
+            return self._said()
+
+    def _meet(self, other: Claim) -> bytes:
+        """Hear of another coordinator that has the fleet: they were cut off from each other. Returns the answer."""
+        if (self._since, self._session_id) < (other.since, other.session_id):
+            self._note(other)
+        else:
+            self._rival, self._is_held = other, False
+        return self._said()
+
+    def _note(self, other: Claim) -> None:
+        """Tell of a coordinator that has the fleet too, or gave it up, once of each."""
+        if self._rivals.get(other.session_id) in {True, not other.is_held}:
+            return
+        if other.session_id not in self._rivals and len(self._rivals) >= MOST_RIVALS:
+            return
+        self._rivals[other.session_id] = not other.is_held
+        self._has_outlived |= not other.is_held
+        what = "must end, for it has it for less long" if other.is_held else "gave it up"
+        logger.warning("run %r had a coordinator on fleet %r too, which %s", other.run_id, self._fleet, what)
 
     def _say(self) -> bytes:
-        claim = Claim(run_id=self._run_id, session_id=self._session_id, is_held=self._is_held)
+        with self._lock:
+            return self._said()
+
+    def _said(self) -> bytes:
+        claim = Claim(run_id=self._run_id, session_id=self._session_id, is_held=self._is_held, since=self._since)
         return msgspec.msgpack.encode(claim)
 
 

@@ -13,7 +13,7 @@ import msgspec
 from broker_server.errors import ConfigError
 from broker_server.methods.by_name import check_method, completed, method_of, passed_over, trained_sparsity
 from broker_server.methods.pruning.config import PruningConfig
-from broker_server.methods.training import TrainingConfig, ZeroOrderConfig
+from broker_server.methods.training import MixedConfig, TrainingConfig, ZeroOrderConfig
 from broker_server.naming import as_key
 from broker_server.options import Panel, Scalar, Written, flat, from_toml, option, to_toml, zero_for_none
 from broker_server.ranges import check_fields
@@ -92,6 +92,7 @@ class FederationConfig:
     """See docs/aggregation.md; empty = nothing."""
     pruning: PruningConfig = dataclasses.field(default_factory=PruningConfig)
     zero_order: ZeroOrderConfig = dataclasses.field(default_factory=ZeroOrderConfig)
+    mixed: MixedConfig = dataclasses.field(default_factory=MixedConfig)
     eval_sparse: bool = option(
         Panel.PRUNING, "evaluate the sub-model at --sparsity after every round, not only after the last", default=False
     )

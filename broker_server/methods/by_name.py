@@ -11,7 +11,7 @@ from broker_server.methods.method import Method
 from broker_server.methods.presets import PRESETS, Preset, Settings, Shared
 from broker_server.methods.pruning.config import PruningConfig
 from broker_server.methods.registry import WORKS
-from broker_server.methods.training import TrainingConfig, ZeroOrderConfig
+from broker_server.methods.training import MixedConfig, TrainingConfig, ZeroOrderConfig
 from broker_server.naming import option_name, said_of
 from broker_server.options import Option, options_of
 from edge_runtime.formats.manifest import Manifest
@@ -20,7 +20,7 @@ from edge_runtime.wire.work import Arm
 
 _DECLARED: Final[Mapping[str, Option]] = {
     name: option
-    for kind in (TrainingConfig, PruningConfig, ZeroOrderConfig)
+    for kind in (TrainingConfig, PruningConfig, ZeroOrderConfig, MixedConfig)
     for name, option in options_of(kind).items()
 }
 

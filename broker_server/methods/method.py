@@ -22,7 +22,7 @@ from broker_server.methods.pruning.config import PruningConfig
 from broker_server.methods.pruning.plans import Plans
 from broker_server.methods.pruning.schedule import Segment
 from broker_server.methods.pruning.scores import Scores
-from broker_server.methods.training import TrainingConfig, ZeroOrderConfig
+from broker_server.methods.training import MixedConfig, TrainingConfig, ZeroOrderConfig
 from edge_runtime.formats.adapter import Array, Tensors, initial
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.payload import Payload
@@ -112,6 +112,7 @@ class MethodContext:
     """Rank of the global adapter."""
     seed: int
     zero_order: ZeroOrderConfig = dataclasses.field(default_factory=ZeroOrderConfig)
+    mixed: MixedConfig = dataclasses.field(default_factory=MixedConfig)
 
 
 class Method(abc.ABC):

@@ -186,6 +186,20 @@ def _zero_order(learning_rate: float, **own: object) -> Callable[[Shared], Setti
     return settings
 
 
+def _mixed(**own: object) -> Callable[[Shared], Settings]:
+    """First-order on devices that have the memory, zero-order on the others; one rank, the same tensors tuned."""
+
+    def settings(shared: Shared) -> Settings:
+        del shared
+        return {"scheduler": "costliest", "aggregation": "ffa_lora", "importance": "magnitude", **own}
+
+    return settings
+
+
+def _zowarmup(shared: Shared) -> Settings:
+    return _mixed(first_order_rounds=shared.rounds_share(0.5))(shared)
+
+
 def _fedara(shared: Shared) -> Settings:
     return {"scheduler": "fedara", "arms": shared.ranks, "aggregation": "flexlora"}
 
@@ -303,6 +317,19 @@ PRESETS: Final[Mapping[str, Preset]] = {
         about="as FedSPZO, the lower half is not tuned, and runs once for a batch",
         work="zero_order",
         settings=_zero_order(2e-2, zo_lower_learning_rate=0.0, zo_outer=1, zo_inner=4),
+    ),
+    "mixed": Preset(
+        label="Mixed",
+        about="devices with the memory for it train first-order (A frozen), the others zero-order, in the same rounds",
+        work="mixed",
+        settings=_mixed(),
+    ),
+    "zowarmup": Preset(
+        label="ZOWarmUp-like",
+        about="as Mixed for the first half of the rounds, then zero-order on all devices",
+        source="ZOWarmUp, arXiv 2509.03503, in the form of",
+        work="mixed",
+        settings=_zowarmup,
     ),
     "fedex_lora": Preset(
         label="FedEx-LoRA",

@@ -7,6 +7,7 @@ from typing import Final
 
 from broker_server.methods.lora.method import Lora
 from broker_server.methods.method import Method
+from broker_server.methods.mixed.method import Mixed
 from broker_server.methods.probe.method import SoftmaxProbe, StatisticsProbe
 from broker_server.methods.zero_order.method import ZeroOrder
 
@@ -15,4 +16,5 @@ WORKS: Final[Mapping[str, type[Method]]] = {
     "probe": StatisticsProbe,
     "probe_softmax": SoftmaxProbe,
     "zero_order": ZeroOrder,
+    "mixed": Mixed,
 }

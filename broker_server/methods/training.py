@@ -124,3 +124,33 @@ class ZeroOrderConfig:
             name = option_name("zo_lower_learning_rate")
             msg = f"{name} is {self.lower_learning_rate}, expected {AUTOMATIC}, or 0 or more"
             raise ConfigError(msg)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MixedConfig:
+    """Table ``[mixed]`` of ``config.toml``: first-order and zero-order devices in one run (docs/zero-order.md)."""
+
+    zero_order_learning_rate: Factor = option(
+        Panel.ZERO_ORDER,
+        "learning rate of zero-order steps in a run that mixes them with first-order training, whose rate is "
+        "--learning-rate",
+        2e-2,
+        name="zo_learning_rate",
+    )
+    zero_order_share: Factor = option(
+        Panel.ZERO_ORDER,
+        "weight of an example behind a zero-order update, where one behind a first-order update has 1",
+        1.0,
+        name="zo_share",
+    )
+    num_first_order_rounds: Positive | None = option(
+        Panel.ZERO_ORDER,
+        "rounds in which the devices that can train first-order; in later ones all are asked for zero-order steps; 0 = "
+        "all rounds",
+        None,
+        name="first_order_rounds",
+        written=zero_for_none(Count, 0),
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)

@@ -77,8 +77,13 @@ class Axis:
     """Share of it that goes with this axis and those before it together, before anything was seen."""
     gain: float = 0.1
     """Gain of the dearest value over the cheapest, as assumed before any was seen."""
+    choices: tuple[str, ...] = ()
+    """Names of the values 1, 2, ... of an int axis, as people write them, cheapest first; empty = numbers."""
 
     def __post_init__(self) -> None:
+        if self.choices and (self.kind, self.least, self.most) != (int, 1, len(self.choices)):
+            msg = f"axis {self.name} has {len(self.choices)} names for values from {self.least} to {self.most}"
+            raise ValueError(msg)
         if not self.least <= self.most or (self.removes and not 0 <= self.least <= self.most < 1):
             msg = f"axis {self.name} goes from {self.least} to {self.most}, expected a range, of a share in [0, 1)"
             raise ValueError(msg)
@@ -111,15 +116,31 @@ class Axis:
 
     def parse(self, text: str) -> float | None:
         """The value of a text; None where it is none."""
+        if self.choices:
+            return self.choices.index(text) + 1 if text in self.choices else None
         return self.kind(text) if _NUMBER[self.kind].fullmatch(text) else None
 
     def format(self, value: float) -> str:
         """Inverse of :meth:`parse`: never as ``1e-05``."""
+        if self.choices and 1 <= value <= len(self.choices):
+            return self.choices[int(value) - 1]
         return f"{Decimal(repr(self.kind(value))):f}"
+
+    def shown(self, value: float) -> float | str:
+        """A value for people and tables: itself, or its name."""
+        return self.format(value) if self.choices else value
+
+    @property
+    def figure_label(self) -> str:
+        """The label for means of values: with what the numbers stand for, where values have names."""
+        names = ", ".join(f"{number} = {name}" for number, name in enumerate(self.choices, start=1))
+        return f"{self.label} ({names})" if names else self.label
 
     @property
     def range_text(self) -> str:
         """The range, for people."""
+        if self.choices:
+            return f"{self.label} {' or '.join(self.choices)}"
         return f"{self.label} {self.least:g} to {self.most:g}"
 
 
@@ -200,7 +221,7 @@ class Axes:
 
     def words(self, arm: Arm) -> str:
         """An arm for people: ``25% pruned, rank 8``; :data:`ONE_ARM` where there is one."""
-        return ", ".join(axis.words.format(axis.of(arm)) for axis in self.axes) or ONE_ARM
+        return ", ".join(axis.words.format(axis.shown(axis.of(arm))) for axis in self.axes) or ONE_ARM
 
     def parse(self, text: str) -> tuple[Arm, ...]:
         """Arms from text, separated by ``,``.

@@ -76,7 +76,7 @@ def cell(value: object, path: Path, axes: Axes) -> str:
     """A field of a struct as text; empty where it, or a struct on the way, is not there."""
     for name in path:
         if isinstance(value, Arm):
-            value = axes[name].of(value) if axes.has(name) else None
+            value = axes[name].shown(axes[name].of(value)) if axes.has(name) else None
         elif value is not None:
             value = getattr(value, name)
     if value is None or value is UNSET:

@@ -197,7 +197,7 @@ def _axes(traces: Iterable[Trace]) -> tuple[ArmAxis, ...]:
     """Every axis of the runs once, in their order."""
     return tuple(
         dict.fromkeys(
-            ArmAxis(name=axis.name, label=axis.label, is_share=axis.removes, is_whole=axis.kind is int)
+            ArmAxis(name=axis.name, label=axis.figure_label, is_share=axis.removes, is_whole=axis.kind is int)
             for trace in traces
             for axis in trace.axes
         )

@@ -11,6 +11,7 @@ from broker_server.errors import ConfigError
 from broker_server.methods.scheduler.base import ArmOutcome, Scheduler, SchedulerContext
 from broker_server.methods.scheduler.box import ArmBox
 from broker_server.methods.scheduler.by_class import ByClassScheduler
+from broker_server.methods.scheduler.costliest import CostliestScheduler
 from broker_server.methods.scheduler.ducb import DiscountedUcbScheduler
 from broker_server.methods.scheduler.fedara import FedAraScheduler
 from broker_server.methods.scheduler.fedlps import FedLpsScheduler
@@ -39,6 +40,7 @@ SCHEDULERS: dict[str, type[Scheduler]] = {
     scheduler.name: scheduler
     for scheduler in (
         ByClassScheduler,
+        CostliestScheduler,
         DiscountedUcbScheduler,
         FedAraScheduler,
         FedLpsScheduler,

@@ -77,8 +77,15 @@ class Log(msgspec.Struct, frozen=True, kw_only=True):
         first = max(0, len(entries) - MAX_ROUNDS)
         while sum(sizes[first:]) > MAX_BYTES:
             first += 1
-        complete_from = entries[first - 1].logged.round_number + 1 if first else self.complete_from
-        return Log(complete_from=complete_from, entries=entries[first:])
+        left_out = entries[first - 1].logged.round_number if first else 0
+        return Log(complete_from=max(self.complete_from, left_out + 1), entries=entries[first:])
+
+    def cut_off(self, round_number: int) -> Log:
+        """After a round that changed the model by more than its scalars: nobody catches up across it by the log.
+
+        Entries stay for the bound of scalars.
+        """
+        return Log(complete_from=round_number + 1, entries=self.entries)
 
     def since(self, round_number: int | None, start: PreconditionerStart | None = None) -> tuple[LoggedRound, ...]:
         """For a device that has the model of the beginning of a round, or of a later round.

@@ -110,6 +110,10 @@ class ZeroOrder(Method):
 
     # ---- what is asked -----------------------------------------------------------------------------------------------
 
+    def awaits_head(self, model: Aggregated) -> bool:
+        """Return whether devices are asked for the sums of the probe, which gives the first head."""
+        return self._probe is not None and Log.of(model.memory) is None
+
     def ask(self, key: AssignmentKey, arm: Arm, *, at_once: bool, model: Aggregated) -> AssignedWork:
         """The probe's sums where the head is to come from them and has not yet, then steps; see :meth:`Method.ask`.
 

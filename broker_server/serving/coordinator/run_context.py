@@ -188,6 +188,7 @@ def _make_method(config: CoordinatorConfig, manifest: Manifest, plans: Plans, de
         max_rank=config.max_rank,
         seed=config.seed,
         zero_order=config.zero_order,
+        mixed=config.mixed,
     )
     try:
         check_method(config.method, flat(config), manifest)

@@ -98,6 +98,8 @@ def arms_per_device(report: Report, axes: Axes) -> None:
     beside = f", and {':'.join(axis.label for axis in others)} beside it" if others else ""
     axes.set(title=f"Arms by round: {first.label}{beside}", xlabel="round", ylabel=first.label)
     axes.set_ylim(bottom=-0.03 if first.removes else 0)
+    if first.choices:
+        axes.set_yticks(range(1, len(first.choices) + 1), first.choices)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(y=0.15)
     if axes.get_lines():

@@ -34,7 +34,7 @@ method = "{method}"
 
 def of_run(method: str) -> dict[str, object]:
     """What a run of a method is given; the built-in model has no classes."""
-    has_classes = method.startswith("probe") or PRESETS[method].work == "zero_order"
+    has_classes = method.startswith("probe") or PRESETS[method].work in {"zero_order", "mixed"}
     return {
         "method": method,
         **({"task": "text-classification", "model": "m", "data": "d.jsonl"} if has_classes else {}),
@@ -43,7 +43,7 @@ def of_run(method: str) -> dict[str, object]:
 
 def fleet(method: str, name: str = "", value: object = None) -> str:
     """A coordinator's file of a method, with one option more."""
-    tables: dict[str, dict[str, object]] = {"": {}, "training": {}, "pruning": {}, "zero_order": {}}
+    tables: dict[str, dict[str, object]] = {"": {}, "training": {}, "pruning": {}, "zero_order": {}, "mixed": {}}
     for needed, given in (("rounds", 4), ("local_steps", 2), ("batch_size", 4), ("max_length", 16), (name, value)):
         if needed and (needed == name or needed not in passed_over(method)):
             *above, key = OPTIONS[needed].path
@@ -81,7 +81,8 @@ def test_what_a_method_does_not_use_is_refused_in_one_line_even_at_its_default(m
 
 
 PRESETS_SAY: Final = {
-    method: {"importance"} for method in ("probe", "probe_softmax", "mezo", "decomfl", "fedspzo", "topzo")
+    method: {"importance"}
+    for method in ("probe", "probe_softmax", "mezo", "decomfl", "fedspzo", "topzo", "mixed", "zowarmup")
 }
 """Options that presets say themselves although the method does not use them: their value may be said again."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -180,3 +182,40 @@ def test_where_all_axes_have_defaults_the_first_stands_by_position() -> None:
 def test_axes_that_cannot_be_written_are_refused(axes: tuple[Axis, ...]) -> None:
     with pytest.raises(ValueError, match="each name once, and those without a default first"):
         Axes(axes)
+
+
+SPEED = Axis(
+    name="speed",
+    label="speed",
+    metavar="SPEED",
+    words="{} going",
+    kind=int,
+    least=1,
+    most=2,
+    example=2,
+    choices=("slow", "fast"),
+)
+
+
+def test_values_that_have_names_are_written_by_them() -> None:
+    axes = Axes((SPEED, RANK))
+    slow, fast = axes.parse("slow:8,rank=8:speed=fast")
+    assert [SPEED.of(one) for one in (slow, fast)] == [1, 2]
+    assert axes.format((slow, fast)) == "slow:8,fast:8"
+    assert (axes.form, axes.example, axes.words(fast)) == ("SPEED:RANK", "fast:8", "fast going, rank 8")
+    assert axes.costs_at_least(fast, slow)
+    assert (SPEED.shown(1), SPEED.figure_label, RANK.figure_label) == ("slow", "speed (1 = slow, 2 = fast)", "rank")
+
+
+@pytest.mark.parametrize("text", ["1:8", "Slow:8", ":8", "slow"])
+def test_what_is_no_name_of_a_value_is_refused(text: str) -> None:
+    with pytest.raises(ArmError, match=r"is not SPEED:RANK, such as fast:8$"):
+        Axes((SPEED, RANK)).parse(text)
+
+
+def test_a_value_without_a_name_is_outside_the_range() -> None:
+    axes = Axes((SPEED, RANK))
+    with pytest.raises(ArmError, match=r"^arm 3:8 is outside its range: speed slow or fast, rank 1 to 512$"):
+        axes.check(axes.arm((3, 8)))
+    with pytest.raises(ValueError, match="has 3 names for values from 1 to 2"):
+        dataclasses.replace(SPEED, choices=("slow", "fast", "faster"))

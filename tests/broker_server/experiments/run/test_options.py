@@ -12,6 +12,7 @@ from broker_server import cli
 from broker_server.errors import ConfigError
 from broker_server.experiments.run.resolve import resolve, said_of_file
 from broker_server.experiments.run.settings import RunSettings
+from broker_server.methods.by_name import passed_over
 from broker_server.naming import as_key, malformed, option_name, said_of
 from broker_server.options import options_of
 from edge_runtime.errors import ExitCode
@@ -47,6 +48,10 @@ BAD: dict[str, tuple[str, ExitCode]] = {
     "zo_lower_learning_rate": ("-0.5", USAGE),
     "zo_combine": ("sum", USAGE),
     "zo_head": ("random", USAGE),
+    "zo_noise": ("pink", USAGE),
+    "zo_learning_rate": ("0", USAGE),
+    "zo_share": ("-1", USAGE),
+    "first_order_rounds": ("-1", USAGE),
     "scheduler": ("uniformly", USAGE),
     "aggregation": ("mean", USAGE),
     "learning_rate": ("nan", USAGE),
@@ -169,6 +174,8 @@ def test_every_range_of_a_run_lies_within_the_coordinators() -> None:
     """Else a value would pass as an option and be refused under another name."""
     given = {"task": "text-classification", "model": "m", "data": "d"}
     for name, hint in HINTS.items():
+        if name in passed_over("fedspine"):
+            continue  # its ends are refused by methods that use it: too many scalars for a message
         if typing.get_origin(hint) is typing.Annotated and hint.__origin__ is not str and name != "devices":
             ends = hint.__metadata__[0].ge, hint.__metadata__[0].le
             for value in (end for end in ends if end is not None):

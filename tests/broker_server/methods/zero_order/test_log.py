@@ -57,6 +57,16 @@ def test_a_log_of_large_rounds_is_bounded_by_its_bytes() -> None:
     assert log.complete_from == 9
 
 
+def test_a_log_that_is_cut_off_keeps_what_bounds_scalars_and_no_round_to_do_again() -> None:
+    log = log_of(*range(1, MAX_ROUNDS + 1)).cut_off(MAX_ROUNDS)
+    assert numbers(log.since(None)) == numbers(log.since(MAX_ROUNDS)) == []
+    assert log.largest_scalar == log_of(1).largest_scalar
+    log = log.after(logged(MAX_ROUNDS + 1), 1.0)
+    assert log.complete_from == MAX_ROUNDS + 1, "an old round that leaves it does not make it reach further back"
+    assert numbers(log.since(None)) == numbers(log.since(MAX_ROUNDS + 1)) == [MAX_ROUNDS + 1]
+    assert numbers(log.since(MAX_ROUNDS)) == []
+
+
 def test_it_survives_in_memory_and_a_damaged_one_is_refused() -> None:
     log = log_of(2, 3)
     memory = log.in_memory()

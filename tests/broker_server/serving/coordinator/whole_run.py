@@ -48,11 +48,12 @@ class Board(threading.Thread):
     agent: Agent
     link: InProcessLink
 
-    def __init__(self, broker: InProcessBroker, folder: Path, name: str) -> None:
+    def __init__(self, broker: InProcessBroker, folder: Path, name: str, memory_limit_bytes: int) -> None:
         super().__init__(name=name, daemon=True)
         self.result: object = None
         self.state = folder / name
         self._broker = broker
+        self._memory_limit_bytes = memory_limit_bytes
         self._data = write_examples(folder / f"{name}.jsonl", name)
 
     def run(self) -> None:
@@ -60,7 +61,11 @@ class Board(threading.Thread):
             open_link=self._open_link,
             fleet=FLEET,
             work=WorkSettings(
-                data=self._data, num_holdout=4, num_threads=1, memory_limit_bytes=10**9, checkpoint_every=1
+                data=self._data,
+                num_holdout=4,
+                num_threads=1,
+                memory_limit_bytes=self._memory_limit_bytes,
+                checkpoint_every=1,
             ),
             exit_when_finished=True,
         )
@@ -88,9 +93,9 @@ class WholeRun:
         self.boards: dict[str, Board] = {}
         self.steps: dict[str, list[int]] = {name: [] for name in NAMES}
 
-    def start(self, name: str) -> None:
+    def start(self, name: str, memory_limit_bytes: int = 10**9) -> None:
         """Start a device, again where it was there before."""
-        self.boards[name] = board = Board(self.broker, self.run_dir.parent, name)
+        self.boards[name] = board = Board(self.broker, self.run_dir.parent, name, memory_limit_bytes)
         board.start()
 
     @property

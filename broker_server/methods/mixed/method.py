@@ -1,0 +1,170 @@
+"""Fleets that mix: devices that can train first-order, the others tune zero-order, in the same rounds.
+
+In the form of ZOWarmUp (arXiv 2509.03503); that both kinds of work go on side by side, and how they combine, is ours
+(docs/zero-order.md). An arm says which method a device gets, so a device that has not the memory of first-order
+training refuses that arm as any other, and the scheduler gives it the next one. Everything else is done by the methods
+of the two kinds of work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Mapping, Sequence
+from typing import ClassVar, Final
+
+import numpy as np
+
+from broker_server.errors import ConfigError
+from broker_server.methods.aggregation import Aggregated
+from broker_server.methods.lora.method import Lora
+from broker_server.methods.method import AssignedWork, Combined, Method, MethodContext, Reply
+from broker_server.methods.mixed.combine import first_order_weight, mix
+from broker_server.methods.pruning.scores import Scores
+from broker_server.methods.training import MixedConfig, TrainingConfig, ZeroOrderConfig
+from broker_server.methods.zero_order.log import Log
+from broker_server.methods.zero_order.method import ZeroOrder
+from broker_server.options import options_of
+from edge_runtime.formats.adapter import Array
+from edge_runtime.formats.manifest import Manifest
+from edge_runtime.formats.payload import Payload
+from edge_runtime.wire.arms import RANK, ArmError, Axes, Axis
+from edge_runtime.wire.messages import AssignmentKey
+from edge_runtime.wire.work import Arm, LoraWork, Work
+
+ZERO_ORDER: Final = 1
+FIRST_ORDER: Final = 2
+
+METHOD: Final = Axis(
+    name="method",
+    label="method",
+    metavar="METHOD",
+    words="{}",
+    kind=int,
+    least=ZERO_ORDER,
+    most=FIRST_ORDER,
+    example=FIRST_ORDER,
+    choices=("zero-order", "first-order"),
+    cost=1.0,
+)
+"""The work that a device is asked for, by the memory that it costs."""
+
+AGGREGATIONS: Final = ("ffa_lora", "fedit")
+"""Rules that leave each element of a factor where it is: zero-order steps are added to the same elements."""
+
+
+class Mixed(Method):
+    """Asks :class:`Lora` or :class:`ZeroOrder` for each assignment, and weighs what they make of the replies."""
+
+    work_type = "zero_order"
+    asks: ClassVar[str] = (
+        "by the arm: first-order training of the whole model's LoRA factors and head, or zero-order steps of the same"
+    )
+    has_step_times = False
+    is_start_exact = True
+    axes = Axes((METHOD, RANK))
+    default_arms = "first-order:8,zero-order:8"
+    uses = frozenset(
+        {"aggregation", *(name for kind in (TrainingConfig, ZeroOrderConfig, MixedConfig) for name in options_of(kind))}
+    )
+
+    def __init__(self, context: MethodContext) -> None:
+        super().__init__(context)
+        rate = context.mixed.zero_order_learning_rate
+        self._first_order = Lora(context)
+        self._zero_order = ZeroOrder(dataclasses.replace(context, learning_rate_at=lambda _: rate))
+
+    @classmethod
+    def check_settings(cls, settings: Mapping[str, object], manifest: Manifest | None = None) -> None:
+        """Refuse arms of several ranks, and what either kind of work cannot do; see :meth:`Method.check_settings`."""
+        try:
+            ranks = {arm.rank for arm in cls.axes.parse(str(settings["arms"]))}
+        except ArmError:
+            return  # refused in its own words
+        if len(ranks) != 1:
+            msg = f"--arms is {str(settings['arms'])!r}, but zero-order steps need one rank for all devices: give one"
+            raise ConfigError(msg)
+        if settings["aggregation"] not in AGGREGATIONS:
+            name, rules = settings["aggregation"], " or ".join(AGGREGATIONS)
+            msg = f"--aggregation is {name}, which mixes the components of factors that zero-order steps keep: {rules}"
+            raise ConfigError(msg)
+        ZeroOrder.check_settings({**settings, "arms": str(ranks.pop())}, manifest)
+
+    # ---- what is asked -----------------------------------------------------------------------------------------------
+
+    def ask(self, key: AssignmentKey, arm: Arm, *, at_once: bool, model: Aggregated) -> AssignedWork:
+        """First-order training where the arm says so, else what zero-order tuning asks for; see :meth:`Method.ask`.
+
+        The probe's round and rounds after the first-order ones are the same for all, and count as zero-order arms.
+        """
+        last = self._context.mixed.num_first_order_rounds
+        is_over = last is not None and key.round_number > last
+        if METHOD.of(arm) == FIRST_ORDER and not is_over and not self._zero_order.awaits_head(model):
+            return self._first_order.ask(key, arm, at_once=at_once, model=model)
+        arm = self.axes.changed(arm, METHOD.name, ZERO_ORDER)
+        return self._zero_order.ask(key, arm, at_once=at_once, model=model)
+
+    def _of(self, work: Work) -> Method:
+        return self._first_order if isinstance(work, LoraWork) else self._zero_order
+
+    def kept(self, work: Work) -> Work:
+        """See :meth:`Method.kept`."""
+        return self._of(work).kept(work)
+
+    def start_kind(self, work: Work) -> Hashable:
+        """The kind of work, and what it starts from; see :meth:`Method.start_kind`."""
+        return isinstance(work, LoraWork), self._of(work).start_kind(work)
+
+    def start(self, model: Aggregated, work: Work) -> Payload:
+        """See :meth:`Method.start`."""
+        return self._of(work).start(model, work)
+
+    def trained(self, work: Work) -> Mapping[str, tuple[int, ...]]:
+        """See :meth:`Method.trained`."""
+        return self._of(work).trained(work)
+
+    def before(self, model: Aggregated, work: Work, name: str) -> Array:
+        """See :meth:`Method.before`."""
+        return self._of(work).before(model, work, name)
+
+    # ---- what comes back ---------------------------------------------------------------------------------------------
+
+    def is_averaged(self, work: Work) -> bool:
+        """See :meth:`Method.is_averaged`."""
+        return self._of(work).is_averaged(work)
+
+    def most_bytes(self, work: Work) -> int:
+        """See :meth:`Method.most_bytes`."""
+        return self._of(work).most_bytes(work)
+
+    def check(self, work: Work, blob: bytes, num_examples: int) -> None:
+        """See :meth:`Method.check`."""
+        self._of(work).check(work, blob, num_examples)
+
+    def combine(
+        self,
+        round_number: int,
+        before: Aggregated,
+        importance: Scores,
+        replies: Sequence[Reply],
+        rng: np.random.Generator,
+    ) -> Combined:
+        """The mean of what either method makes of its replies, weighted by examples; see :meth:`Method.combine`.
+
+        A round with first-order replies cannot be done again from scalars, so the log is cut off after it: its devices
+        pull the next model, which is the checkpoint.
+        """
+        first_order = [reply for reply in replies if isinstance(reply.work, LoraWork)]
+        zero_order = [reply for reply in replies if not isinstance(reply.work, LoraWork)]
+        num_first, num_zero = (sum(reply.num_examples for reply in part) for part in (first_order, zero_order))
+        if not first_order or (zero_order and not num_first):
+            return self._zero_order.combine(round_number, before, importance, zero_order, rng)
+        made = self._first_order.combine(round_number, before, importance, first_order, rng)
+        adapter, memory = made.model.adapter, before.memory
+        if num_zero:
+            steps = self._zero_order.combine(round_number, before, importance, zero_order, rng)
+            weight = first_order_weight(num_first, num_zero, self._context.mixed.zero_order_share)
+            adapter, memory = mix(adapter, steps.model.adapter, weight), steps.model.memory
+            made = dataclasses.replace(made, not_finite=steps.not_finite)
+        log = (Log.of(memory) or Log()).cut_off(round_number)
+        model = Aggregated(adapter=adapter, merged=before.merged, memory={**memory, **log.in_memory()})
+        return dataclasses.replace(made, model=model)

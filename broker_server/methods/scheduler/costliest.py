@@ -1,0 +1,22 @@
+"""``costliest``: each device plays the costliest arm that it has not found infeasible."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from broker_server.methods.scheduler.base import Scheduler
+
+
+class CostliestScheduler(Scheduler):
+    """A device's memory and the deadline decide (ours): who refuses an arm, or is late with it, gets the next one.
+
+    Of arms that cannot be compared, the one that costs more on the first axis counts as costlier.
+    """
+
+    name: ClassVar[str] = "costliest"
+
+    def _pick(self, round_number: int, device_id: str, candidates: list[int], rng: np.random.Generator) -> int:
+        del round_number, device_id, rng
+        return max(candidates, key=lambda i: self.axes.costs(self.arms[i]))

@@ -118,7 +118,8 @@ def _deploying(settings: RunSettings, before: Mapping[str, Scalar]) -> RunSettin
     """
 
     def choice(rounds: object) -> object:
-        given = {name: value for name, value in flat(settings).items() if name != DEPLOY} | {"rounds": rounds}
+        left_out = settings.unused | {DEPLOY}
+        given = {name: value for name, value in flat(settings).items() if name not in left_out} | {"rounds": rounds}
         return completed(settings.method, given, rounds=settings.training.num_rounds).get(DEPLOY, 0)
 
     number, rounds = settings.pruning.deploy_rounds, settings.training.num_rounds

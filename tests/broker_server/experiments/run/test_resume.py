@@ -53,6 +53,16 @@ def test_a_finished_run_with_more_rounds_trains_again_and_keeps_that(tmp_path: P
     assert directory.load_state() == state
 
 
+@pytest.mark.parametrize("method", ["fedspine", "probe", "mezo"])
+def test_a_run_of_any_method_goes_on(tmp_path: Path, method: str) -> None:
+    classes = {"task": "text-classification", "model": "m", "data": "d.jsonl", "compact": False}
+    directory = a_run(tmp_path, rounds=2, finished=1, done=("prepare",), method=method, **classes)
+    begun_with = resolve({"rounds": 2, "devices": 2, "method": method, "emulate": "none", **classes})
+
+    assert reopened(directory, {})[0] == begun_with
+    assert reopened(directory, {"rounds": 4})[0].training.num_rounds == 4
+
+
 def test_more_rounds_may_stand_in_the_file(tmp_path: Path) -> None:
     directory = a_run(tmp_path, rounds=1, finished=1)
     text = directory.settings_file.read_text()

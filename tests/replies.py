@@ -1,4 +1,4 @@
-"""What tests read of messages whose fields may be absent, or of several kinds."""
+"""Access to fields of messages that may be absent, or of several kinds."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ def lora_of(assignment: Assignment) -> LoraWork:
 
 
 def payload_of(assignment: Assignment) -> BlobRef:
-    """What an assignment starts from, which is something."""
+    """Return the payload of an assignment, which must have one."""
     assert assignment.payload is not None
     return assignment.payload
 
 
 def blob_of(update: Update) -> BlobRef:
-    """What an update brings, which is something."""
+    """Return the blob of an update, which must have one."""
     assert update.blob is not None
     return update.blob

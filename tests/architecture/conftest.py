@@ -1,4 +1,4 @@
-"""What the architecture tests look at: the tree itself."""
+"""Fixtures of the architecture tests: the tree itself."""
 
 from __future__ import annotations
 

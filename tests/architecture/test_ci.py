@@ -1,4 +1,4 @@
-"""What ``.ci/run`` must not let pass: a stage that failed, and a test that skipped for want of a program."""
+"""Faults that ``.ci/run`` must not let pass: a stage that failed, and a test that skipped for want of a program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tree looks like: sizes, names, docstrings, and that documents name files that exist."""
+"""Rules of the tree: sizes, names, docstrings, and that documents name files that exist."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def refuse(reason: FailureReason) -> Callable[[Assignment, bytes], FailureReason
 
 
 Script = Callable[[Assignment, bytes], bytes | FailureReason | None]
-"""What a device makes of an assignment: the bytes of its update, a refusal, or nothing at all."""
+"""Turns an assignment into a device's answer: the bytes of its update, a refusal, or nothing at all."""
 
 
 class Device:

@@ -32,12 +32,12 @@ class InProcess:
 
 
 def is_in_process(url: str) -> bool:
-    """Whether a broker is inside this process."""
+    """Return whether a broker is inside this process."""
     return url in _in_process
 
 
 def open_link(url: str) -> OpenLink:
-    """What opens links to the broker at a URL."""
+    """Return the function that opens links to the broker at a URL."""
     if is_in_process(url):
         return _in_process[url].open_link
     return functools.partial(MqttLink, BrokerAddress.parse(url))

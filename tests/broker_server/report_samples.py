@@ -18,7 +18,7 @@ ARMS = ((0.0, 8), (0.25, 8), (0.5, 4))
 
 
 def measurements(**changes: Any) -> Measurements:
-    """What a device measured, but for ``changes``."""
+    """Return a device's measurements, with ``changes``."""
     made = Measurements(
         train_s=2.0,
         step_s_p50=0.2,

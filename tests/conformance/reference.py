@@ -1,4 +1,4 @@
-"""What PyTorch says: the Hugging Face model, pruned, tuned, shrunk and scored by hand.
+"""PyTorch's results: the Hugging Face model, pruned, tuned, shrunk and scored by hand.
 
 Shares no code with the engine but the reading of examples and the drawing of batches.
 """
@@ -122,7 +122,7 @@ class Reference:
         return total
 
     def gradients(self) -> Tensors:
-        """What :meth:`accumulate` left, copied."""
+        """Return a copy of the gradients that :meth:`accumulate` summed."""
         return {name: p.grad.numpy().copy() for name, p in self.parameters.items() if p.grad is not None}
 
     def apply(self, optimizer: torch.optim.AdamW, step: int) -> None:

@@ -1,4 +1,4 @@
-"""What PyTorch says of a run that shrinks on its way: losses, scores of the units, what is trained; by hand.
+"""PyTorch's results of a run that shrinks on its way: losses, scores of the units, trained tensors; by hand.
 
 The model, its parameters and the state of ``torch.optim.AdamW`` are cut and put into a smaller model, which goes on.
 Scores follow LoRAPrune (arXiv 2305.18403), dense and unit by unit, from PyTorch's gradients.

@@ -11,7 +11,7 @@ from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 SHELL: Final = {"", "console", "sh", "bash"}
-"""What a fenced block of commands is marked as; anything else is marked as what it is (text, toml, python)."""
+"""Languages that mark a fenced block as commands; other blocks are marked by theirs (text, toml, python)."""
 
 HERE: Final = "tests/documents/test_commands.py::test_commands_on_models_and_runs_do_what_they_say"
 _RUN: Final = "tests/e2e/test_run.py::"
@@ -98,7 +98,7 @@ class Command:
 
     @property
     def covered_by(self) -> str:
-        """What runs it, or why nothing does; empty where nobody said."""
+        """Return the test that runs it, or the reason why none does; empty if the document says neither."""
         return next((by for pattern, by in COVERED if re.fullmatch(pattern, self.text)), "")
 
 

@@ -129,7 +129,7 @@ def play(run_dir: Path, logs: Path, devices: Mapping[str, tuple[Sequence[str], S
 
 
 def said(logs: Path) -> dict[str, str]:
-    """What every process wrote, by name."""
+    """Return the output of every process, by name."""
     return {path.stem: path.read_text(encoding="utf-8") for path in logs.glob("*.log")}
 
 

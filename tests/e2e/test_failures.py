@@ -1,4 +1,4 @@
-"""What dies in the middle: a device, the coordinator, everything."""
+"""Deaths in the middle of a run: a device, the coordinator, everything."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ VICTIM: Final = "barn"
 MAX_RSS_BYTES: Final = 250_000_000
 """Of the coordinator: 117 MB were seen, most of it the libraries."""
 MAX_DISK_BYTES: Final = 10_000_000
-"""What the run directory may grow by in five rounds: 0.7 MB of adapters, updates, store and event log were seen."""
+"""Largest growth of the run directory in five rounds: 0.7 MB of adapters, updates, store and event log were seen."""
 TIMEOUT_S: Final = 400.0
 ATTACKERS: Final[dict[str, hostile.Make]] = {
     "liar": hostile.Liar,

@@ -80,7 +80,7 @@ def test_a_classifier_with_classes_of_its_own_from_the_command_line(
 
 @pytest.mark.slow
 def test_a_run_without_options_learns(tmp_path: Path) -> None:
-    """What README promises: perplexity falls by three quarters, and a compact model and a report are left."""
+    """The promises of README: perplexity falls by three quarters, and a compact model and a report are left."""
     with Run(folder=tmp_path) as run:
         code = run.wait(timeout_s=1800.0)
 

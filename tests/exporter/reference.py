@@ -32,7 +32,7 @@ LABELS = "labels"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Arm:
-    """What one device trains."""
+    """The tensors that one device trains."""
 
     plan: Plan
     rank: int
@@ -127,7 +127,7 @@ def batch_inputs(batch: Arrays) -> Arrays:
 
 
 def loss_scale(feeds: Arrays) -> Arrays:
-    """What makes the loss a mean over the targets."""
+    """Return the factor that makes the loss a mean over the targets."""
     return {names.LOSS_SCALE: np.array(1 / feeds[names.TARGETS].size, np.float32)}
 
 
@@ -196,7 +196,7 @@ class TorchReference:
 
 
 def peft_name(name: str) -> str:
-    """Where PEFT keeps a trainable tensor."""
+    """Return PEFT's name of a trainable tensor."""
     for factor in ("lora_A", "lora_B"):
         if name.endswith(f".{factor}.weight"):
             return f"base_model.model.{name.removesuffix('.weight')}.default.weight"

@@ -60,7 +60,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def train(run_dir: Path, artifact: Artifact, base: Path) -> dict[str, np.ndarray]:
-    """What a coordinator leaves after a round."""
+    """Write the files that a coordinator leaves after a round."""
     layout = AdapterLayout.of(artifact.manifest, Plan.full(artifact.manifest), RANK)
     rng = np.random.default_rng(3)
     adapter = {name: rng.normal(0.0, 0.2, shape).astype(np.float32) for name, shape in layout.shapes.items()}
@@ -73,7 +73,7 @@ def train(run_dir: Path, artifact: Artifact, base: Path) -> dict[str, np.ndarray
 
 
 def follow_page(run_dir: Path) -> dict[str, Any]:
-    """What the lines of Python on the page define."""
+    """Return the names that the lines of Python on the page define."""
     match = re.search(r"```python\n(.*?)```", (peft_directory(run_dir) / "README.md").read_text(), re.DOTALL)
     assert match is not None
     defined: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""What the families say of themselves agrees with transformers and with the wire's plans."""
+"""The families' own descriptions agree with transformers and with the wire's plans."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which classifier a model is tuned with: the checkpoint's own, a new one, or an error that names what to do."""
+"""The choice of a model's classifier: the checkpoint's own, a new one, or an error that names what to do."""
 
 from __future__ import annotations
 

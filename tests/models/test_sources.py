@@ -1,4 +1,4 @@
-"""What people give as a model and that is none: it is said what it is, and what to give instead."""
+"""Inputs given as a model that are not one: the message says what each is, and what to give instead."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ SMALL = ("--batch-size", "2", "--length", "8", "--runs", "1", "--steps", "2", "-
 
 @pytest.fixture
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where temporary folders are made."""
+    """The folder of temporary folders."""
     folder = tmp_path / "scratch"
     folder.mkdir()
     monkeypatch.setenv("TMPDIR", str(folder))
@@ -37,7 +37,7 @@ def bench(*arguments: str) -> Run:
 
 
 def check(report: BenchReport) -> None:
-    """What holds of every benchmark."""
+    """Check what holds of every benchmark."""
     assert report.same_work
     for name, engine in report.engines.items():
         assert 0 < engine.step_s_spread.least <= engine.step_s_p50 <= engine.step_s_spread.most < engine.cold_start_s

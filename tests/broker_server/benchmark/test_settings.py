@@ -1,4 +1,4 @@
-"""What is asked for is checked before anything runs, and becomes the same request for all."""
+"""Settings of a benchmark are checked before anything runs, and become the same request for all."""
 
 from __future__ import annotations
 

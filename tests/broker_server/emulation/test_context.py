@@ -1,4 +1,4 @@
-"""What schedulers that may know the fleet are told."""
+"""The context of schedulers that may know the fleet."""
 
 from __future__ import annotations
 

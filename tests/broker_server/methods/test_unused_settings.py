@@ -33,7 +33,7 @@ method = "{method}"
 
 
 def of_run(method: str) -> dict[str, object]:
-    """What a run of a method is given; the built-in model has no classes."""
+    """Return the settings of a run of a method; the built-in model has no classes."""
     has_classes = method.startswith("probe") or PRESETS[method].work in {"zero_order", "mixed"}
     return {
         "method": method,

@@ -106,7 +106,7 @@ class Coordinator:
         pytest.fail(f"no {kind.__name__} with {fields}")
 
     def silence(self, kind: type[AnyMessage], seconds: float) -> bool:
-        """Whether no message of a kind comes for a while."""
+        """Return whether no message of a kind comes for a while."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             self._hear()

@@ -1,4 +1,4 @@
-"""Which assignment a real device works on, and what it says of one that it cannot finish; as in test_agent."""
+"""A real device takes the right assignment, and reports one that it cannot finish; as in test_agent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a hostile coordinator may send after a good welcome: a real device says no, and takes the next good run."""
+"""A real device refuses what a hostile coordinator sends after a good welcome, and takes the next good run."""
 
 from __future__ import annotations
 

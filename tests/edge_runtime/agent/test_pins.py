@@ -1,4 +1,4 @@
-"""What the owner of a board lets it run, in words and on a real device; as in test_agent."""
+"""The owner of a board limits what it may run, in words and on a real device; as in test_agent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a server says or offers never ends a real device: it tells why, listens, and takes the next good run."""
+"""No message or artifact of a server ends a real device: it reports why, listens, and takes the next good run."""
 
 from __future__ import annotations
 

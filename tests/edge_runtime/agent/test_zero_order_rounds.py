@@ -29,7 +29,7 @@ def ask(coordinator: Coordinator, round_number: int, blob: bytes, work: ZeroOrde
 
 
 def expected(artifact_dir: Path, tmp_path: Path, assignment: Assignment, blob: bytes) -> bytes:
-    """What a device makes that pulls all it needs, and is never cut."""
+    """Return the update of a device that pulls all it needs, and is never cut off."""
     settings = WorkSettings(data=tmp_path / "data.jsonl", num_holdout=4, num_threads=1, memory_limit_bytes=10**12)
     runner = AssignmentRunner(Artifact.open(artifact_dir), settings, 0.0)
     return runner.run(assignment, blob, context_of(runner))[1]

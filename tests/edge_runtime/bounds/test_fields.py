@@ -50,7 +50,7 @@ def unbounded(kind: inspect.Type, where: str) -> list[str]:
 
 
 def num_missing_ends(kind: inspect.Type) -> int:
-    """How many limits a type should have and has not."""
+    """Return the number of limits that a type should have and lacks."""
     match kind:
         case inspect.IntType() | inspect.FloatType():
             ends = ((kind.ge, kind.gt), (kind.le, kind.lt))
@@ -64,7 +64,7 @@ def num_missing_ends(kind: inspect.Type) -> int:
 
 
 def parts_of(kind: inspect.Type, where: str) -> list[tuple[inspect.Type, str]]:
-    """What a type is made of, with the place of each part."""
+    """Return the parts of a type, with the place of each."""
     match kind:
         case inspect.StructType():
             return [(field.type, f"{where}.{field.name}") for field in kind.fields]

@@ -146,7 +146,7 @@ def test_a_password_file_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 
 def install(folder: Path, name: str, version: str, *lines: str, module: str | None = None) -> None:
-    """What pip leaves of a package beside its code."""
+    """Write the files that pip leaves of a package beside its code."""
     info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("\n".join(["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", *lines]))

@@ -1,4 +1,4 @@
-"""Whether ``fedspine-edge doctor`` sees that the artifact of the fleet's run can be fetched from this board."""
+"""``fedspine-edge doctor`` sees whether the artifact of the fleet's run can be fetched from this board."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def folder(tiny_bert_artifact: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def trial(folder: Path) -> Iterator[Trial]:
-    """What a board heard of a coordinator that serves ``folder``."""
+    """A trial in which a coordinator that serves ``folder`` answered."""
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -1,4 +1,4 @@
-"""What ``fedspine-edge doctor`` says of a broker that lets a device in and then does not take what it says."""
+"""``fedspine-edge doctor`` at a broker that lets a device in but then does not take its messages."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ Array = npt.NDArray[np.float32]
 Units = dict[tuple[int, str], list[int]]
 
 LOUD = 6.0
-"""How much larger the weights of a dead unit are that only looks important."""
+"""Factor of the weights of a dead unit, which only looks important."""
 
 KINDS = ("zero", "disconnected", "loud")
 """All weights of a unit are zero; nothing reads what it says; the same, and it says it loudly."""

@@ -1,4 +1,4 @@
-"""Where training begins in tests."""
+"""Starting points of training in tests."""
 
 from __future__ import annotations
 

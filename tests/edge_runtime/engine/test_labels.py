@@ -1,4 +1,4 @@
-"""Which class a label means."""
+"""Classes that labels mean."""
 
 from __future__ import annotations
 

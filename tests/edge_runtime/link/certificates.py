@@ -12,14 +12,14 @@ import pytest
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Made:
-    """What is said of a certificate that is not as it should be."""
+    """A faulty certificate, and the words in the message about it."""
 
     subject: str = "/CN=broker"
     alt_name: str = "IP:127.0.0.1"
     days: tuple[int, int] = (-1, 2)
     """First and last day that it is valid, counted from today."""
     is_known: bool = True
-    """Whether the device trusts who signed it."""
+    """Whether the device trusts its authority."""
     said: str
     step: str
 

@@ -21,7 +21,7 @@ DIGEST = digest_of(BODY)
 
 @dataclasses.dataclass
 class Site:
-    """What the server does, request by request; the last behaviour goes on for ever."""
+    """The server's behaviour, request by request; the last one goes on for ever."""
 
     url: str = ""
     behaviours: list[Callable[[BaseHTTPRequestHandler, int], None]] = dataclasses.field(default_factory=list)

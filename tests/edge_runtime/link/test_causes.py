@@ -1,4 +1,4 @@
-"""What a broker answers to CONNECT, in words that say what to do."""
+"""A broker's answers to CONNECT, in words that say what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How connections ended: what is said, and how long to wait."""
+"""Ends of connections: the message about each, and the wait after it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a server may not do to a device over HTTP: send it elsewhere, or have its answers published."""
+"""Limits of a server over HTTP: it cannot send a device elsewhere, or have its answers published."""
 
 from __future__ import annotations
 

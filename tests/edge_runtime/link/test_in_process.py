@@ -1,4 +1,4 @@
-"""What a link over MQTT does, one inside the process does too; and what only the latter can be asked for."""
+"""A link inside the process does what one over MQTT does; and what only the former can be asked for."""
 
 from __future__ import annotations
 

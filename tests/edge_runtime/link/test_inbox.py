@@ -1,4 +1,4 @@
-"""What waits for the owner of a link: bounded, in order, and acknowledged only when it has a place."""
+"""Messages that wait for the owner of a link: bounded, in order, acknowledged only when there is a place."""
 
 from __future__ import annotations
 

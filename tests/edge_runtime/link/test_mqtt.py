@@ -249,7 +249,7 @@ def test_websockets_work(websocket_broker: Any, make_link: MakeLink) -> None:
 def test_no_events_are_lost_when_the_owner_is_slow(
     mosquitto: Any, make_link: MakeLink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What has no place is left with the broker, which goes on when there is one; nothing comes twice."""
+    """A message without a place stays with the broker, which goes on when there is one; nothing comes twice."""
     slow = make_link(mosquitto.url, "slow")
     monkeypatch.setattr(slow, "events", Inbox(max_bytes=3 * (EVENT_BYTES + 10)))
     slow.connect()

@@ -1,4 +1,4 @@
-"""Who gets to send a blob, and when: by progress, so that weak links and ill-willed senders keep nobody from a turn."""
+"""Turns of senders of blobs: by progress, so that weak links and ill-willed senders keep nobody from a turn."""
 
 from __future__ import annotations
 

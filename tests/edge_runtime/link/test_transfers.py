@@ -241,7 +241,7 @@ def test_a_file_that_is_not_what_it_was_is_survived(tmp_path: Path, damage: str)
 
 
 def test_a_header_of_many_chunks_costs_no_memory() -> None:
-    """What a peer announces is believed only as far as it delivers."""
+    """A peer's announcement is believed only as far as it delivers."""
     net = Net()
     tracemalloc.start()
     for number in range(100):

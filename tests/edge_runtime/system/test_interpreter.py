@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def run_in(folder: Path, command: list[str], **environment: str) -> str:
-    """What a command prints."""
+    """Return the output of a command."""
     env = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
     env |= {"PYTHONPATH": str(ROOT), **environment}
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True, env=env, timeout=60)

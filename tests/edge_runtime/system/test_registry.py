@@ -20,7 +20,7 @@ Install = Callable[..., None]
 
 
 class Rule:
-    """What the registry of these tests holds."""
+    """The kind of object in the registry of these tests."""
 
 
 class Own(Rule):

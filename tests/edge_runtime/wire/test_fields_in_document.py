@@ -39,7 +39,7 @@ WORDS: list[tuple[object, str]] = [
     (fields.GroupName, "group name"),
     (bool, "boolean"),
 ]
-"""How the document calls the types that the table above its fields explains."""
+"""Names in the document of the types that the table above its fields explains."""
 
 Row = tuple[str, str, str]
 """Field, type and default, as they are written."""
@@ -101,7 +101,7 @@ def test_every_field_is_described_as_it_is(name: str) -> None:
 
 
 def words_of(hint: object) -> list[str]:
-    """What the type of a field is called: words for its parts, limits, `null`, names of structs, values of a choice."""
+    """Return the name of a field's type: words for its parts, limits, `null`, names of structs, values of a choice."""
     if (word := next((word for one, word in WORDS if one == hint), None)) is not None:
         return [word]
     origin, inner = typing.get_origin(hint), typing.get_args(hint)

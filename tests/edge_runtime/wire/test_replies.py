@@ -1,4 +1,4 @@
-"""Whose a refused reply is."""
+"""The sender of a refused reply."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def test_replay_is_the_same_bits_however_it_is_split(manifest: Manifest, cuts: s
 
 
 def test_steps_one_by_one_are_the_round(manifest: Manifest) -> None:
-    """What a device does in its assignment, and what the log says of it."""
+    """The steps of a device in its assignment, and the log's record of them, change theta alike."""
     one, parts = logged(5), TunedParts.of(manifest, RANK, 1)
     alone, whole = theta(manifest), theta(manifest)
     for step, scalars in enumerate(scalars_of(one), start=1):

@@ -38,7 +38,7 @@ class Quadratic:
 
 
 def estimate(theta: Array, parts: TunedParts, numbers: LoggedRound, step: int, quadratic: Quadratic) -> Array:
-    """What a step takes away from theta."""
+    """Return the amount that a step subtracts from theta."""
     plus, minus = theta.copy(), theta.copy()
     losses = np.empty((2, numbers.num_outer, numbers.num_inner))
     for p in range(numbers.num_outer):

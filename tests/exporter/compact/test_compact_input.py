@@ -1,4 +1,4 @@
-"""What a compact model is made from and where it goes: chosen, refused, and nothing half-written."""
+"""The source and the place of a compact model: chosen, refused, and nothing half-written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a checkpoint says of its text reaches the compact model: ends, the longest length, rotary positions."""
+"""A checkpoint's settings of text reach the compact model: ends, the longest length, rotary positions."""
 
 from __future__ import annotations
 

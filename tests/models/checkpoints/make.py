@@ -96,7 +96,7 @@ def save_tokenizer(directory: Path, special: dict[str, str], template: str) -> N
 
 
 def logits_of(path: Path) -> npt.NDArray[np.float32]:
-    """What transformers computes of a configuration, with the weights drawn."""
+    """Return the outputs of transformers for a configuration, with the weights drawn."""
     with tempfile.TemporaryDirectory() as folder:
         shutil.copyfile(path, Path(folder, "config.json"))
         config = transformers.AutoConfig.from_pretrained(folder)

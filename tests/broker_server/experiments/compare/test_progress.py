@@ -1,4 +1,4 @@
-"""What is shown of a comparison under way: a line a minute in a file, a table and a bar on a terminal."""
+"""The display of a comparison under way: a line a minute in a file, a table and a bar on a terminal."""
 
 from __future__ import annotations
 

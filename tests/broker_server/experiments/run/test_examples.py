@@ -302,7 +302,7 @@ RECORDS = st.fixed_dictionaries(
 def test_run_and_device_agree_on_any_records(
     tmp_path: Path, tiny_bert_artifact: Path, records: list[dict[str, Any]], encoding: str
 ) -> None:
-    """What the run takes, the device takes, except classes and tokens that the artifact lacks; errors are alike."""
+    """The device takes what the run takes, except classes and tokens that the artifact lacks; errors are alike."""
     path = tmp_path / "d.jsonl"
     text = "".join(json.dumps(record, ensure_ascii=encoding != "utf-8") + "\n" for record in records)
     path.write_bytes(text.encode(encoding, "surrogatepass"))

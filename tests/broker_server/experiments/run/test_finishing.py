@@ -1,4 +1,4 @@
-"""What is measured of the compact model at the end of a run."""
+"""Measures of the compact model at the end of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may change when a run goes on: more rounds, what is made of them, where it runs; nothing else."""
+"""Settings that may change when a run goes on: more rounds, the results, where it runs; nothing else."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def bert(tiny_bert_artifact: Path) -> Artifact:
 
 
 def trained(artifact: Artifact, root: Path, *, rank: int = 4, scaling: float = 2.0) -> GlobalAdapters:
-    """What another run left: a random adapter after round 1."""
+    """Return the adapters of another run: a random one after round 1."""
     rng = np.random.default_rng(7)
     adapter = initial(artifact.manifest, artifact.initial(), rank, rng)
     adapter = {name: rng.normal(0, 0.1, value.shape).astype(np.float32) for name, value in adapter.items()}
@@ -41,7 +41,7 @@ def trained(artifact: Artifact, root: Path, *, rank: int = 4, scaling: float = 2
 
 
 def deltas(artifact: Artifact, adapter: Any, scaling: float) -> dict[str, Any]:
-    """What an adapter adds to each weight."""
+    """Return the change that an adapter makes to each weight."""
     return {
         target.module: scaling * adapter[names.lora_b(target.module)] @ adapter[names.lora_a(target.module)]
         for target in artifact.manifest.targets

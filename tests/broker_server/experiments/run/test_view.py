@@ -1,4 +1,4 @@
-"""What a display is told, and what it shows."""
+"""The state that a display gets, and what it shows."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def test_the_live_display_keeps_to_the_terminal_s_letters(encoding: str) -> None
 
 
 def test_words_in_brackets_are_no_colours() -> None:
-    """What devices say may hold what rich takes for markup: it is shown as it is."""
+    """Text of devices may hold what rich takes for markup: it is shown as it is."""
     view = _view()
     view.apply(_seen("[red]device[/red]", "[bold]training[/bold]", step=3))
     console = Console(file=io.StringIO(), force_terminal=True, width=160, color_system=None)

@@ -148,7 +148,7 @@ def aggregate(name: str, old: Aggregated, updates: Sequence[DeviceUpdate]) -> Ag
 
 
 def product(target: TargetSpec, tensors: dict[str, Float32] | Aggregated) -> Float64:
-    """What the factors add to the frozen weight, dense; with an :class:`Aggregated` also what is merged."""
+    """Return the dense change of the frozen weight by factors; with an :class:`Aggregated` also by merged ones."""
     merged = tensors.merged if isinstance(tensors, Aggregated) else {}
     adapter = tensors.adapter if isinstance(tensors, Aggregated) else tensors
     pairs = [(adapter[names.lora_a(target.module)], adapter[names.lora_b(target.module)])]
@@ -159,7 +159,7 @@ def product(target: TargetSpec, tensors: dict[str, Float32] | Aggregated) -> Flo
 
 
 def held(target: TargetSpec, plan: Plan) -> npt.NDArray[np.bool_]:
-    """Which elements of the dense matrix a plan holds."""
+    """Return the elements of the dense matrix that a plan holds."""
     rows, columns = target_indices(target, plan)
     out = np.zeros((target.out_features, target.in_features), bool)
     out[

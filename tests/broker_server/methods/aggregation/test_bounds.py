@@ -1,4 +1,4 @@
-"""What is too large to be an adapter, and what of real training is not."""
+"""Bounds on adapters: too large ones are refused, those of real training are not."""
 
 from __future__ import annotations
 

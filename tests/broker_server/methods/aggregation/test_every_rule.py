@@ -1,4 +1,4 @@
-"""What holds for every rule: order does not matter, coordinates that nobody holds stay, bad updates are refused."""
+"""Properties of every rule: order does not matter, coordinates that nobody holds stay, bad updates are refused."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def test_at_equal_ranks_both_sums_are_the_same(sent: list[DeviceUpdate]) -> None
 @settings(max_examples=40, deadline=None)
 @given(data=st.data(), rank=st.integers(1, RANK))
 def test_ffa_lora_is_the_dense_sum_at_equal_ranks(data: st.DataObject, rank: int) -> None:
-    """Where columns are pruned, all plans must be the same."""
+    """All plans must be the same if columns are pruned."""
     old = before(rank=rank)
     sent = data.draw(updates(ranks=st.just(rank)))
     same = data.draw(updates(ranks=st.just(rank), plan=st.just(data.draw(plans()))))

@@ -89,7 +89,7 @@ def test_hetlora_of_untrained_adapters_goes_by_examples() -> None:
 
 
 def test_averages_of_factors_are_not_the_average_of_products() -> None:
-    """Why the other rules exist."""
+    """The reason for the other rules."""
     sent = [update("a", rank=RANK, seed=1), update("b", rank=RANK, seed=2)]
     new = aggregate("fedit", before(), sent)
     for target in MANIFEST.targets:

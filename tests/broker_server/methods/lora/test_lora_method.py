@@ -1,4 +1,4 @@
-"""What the method of FedSpine asks of devices."""
+"""The work that the method of FedSpine asks of devices."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def centralised(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def scale_of(features: np.ndarray, labels: np.ndarray) -> float:
-    """What the scores of the ridge solution are multiplied by."""
+    """The factor of the ridge solution's scores."""
     gram, cross = sum_features(features, labels, C).as_float()
     return likelihood_scale(gram, cross, PENALTY, *solve_ridge(gram, cross, PENALTY))
 

@@ -1,4 +1,4 @@
-"""What a scheduler cannot digest costs that reply, never the run."""
+"""A reply that a scheduler cannot use costs that reply, never the run."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_time_that_no_device_can_have_is_not_learnt_from(name: str, seconds: f
 
 
 def test_the_scheduler_itself_ends_at_such_a_time() -> None:
-    """Why there is a guard: without it the numbers overflow, and every later start of the run ends there."""
+    """The reason for the guard: without it the numbers overflow, and every later start of the run ends there."""
     with np.errstate(all="ignore"), pytest.raises(np.linalg.LinAlgError):
         play(make("fedspine"), 1, [1.0, 1e308, 2.0])
 

@@ -1,4 +1,4 @@
-"""What one client may send, have written and have sent, whatever it does: memory, disk and log stay bounded."""
+"""Limits on what one client may send, cause to be written and be sent: memory, disk and log stay bounded."""
 
 from __future__ import annotations
 

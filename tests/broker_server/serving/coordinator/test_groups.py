@@ -1,4 +1,4 @@
-"""What is made durable together: nothing is promised before it is on disk, and what a step costs does not grow."""
+"""Groups of durable writes: nothing is promised before it is on disk, and the cost of a step does not grow."""
 
 from __future__ import annotations
 

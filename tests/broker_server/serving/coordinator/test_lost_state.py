@@ -1,4 +1,4 @@
-"""What is absent is not taken for new, nor what is damaged for true: one clear line, and nothing is overwritten."""
+"""A missing file does not mean a new run, and a damaged file is not used: one clear line, nothing overwritten."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def record(round_number: int, files: FileDigests) -> RoundRecord:
 
 
 def play(run_dir: Path, num_rounds: int, *, notes_digests: bool = True) -> CoordinatorConfig:
-    """What a run leaves of ``num_rounds`` finished rounds."""
+    """Write the directory of a run with ``num_rounds`` finished rounds."""
     config = fleet.config(run_dir, NOBODY)
     store = Store.open(run_dir)
     run = open_run(run_dir, config, store)

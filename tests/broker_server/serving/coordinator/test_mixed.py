@@ -33,7 +33,7 @@ Play = Callable[..., WholeRun]
 
 
 def small_memory(artifact_dir: Path) -> int:
-    """What the probe and zero-order steps fit into, and first-order training does not, in either mode."""
+    """Return the memory that the probe and zero-order steps fit into, but not first-order training, in either mode."""
     manifest = Artifact.open(artifact_dir).manifest
     plan = Plan.full(manifest)
     enough = max(

@@ -99,7 +99,7 @@ def test_compact_makes_the_plan_that_the_deploy_rounds_trained(
 def test_rounds_that_are_added_train_the_arms_again_and_end_with_deploy_rounds(
     broker: InProcess, tmp_path: Path, coordinate: Coordinate, *, crashed: bool
 ) -> None:
-    """What was a deploy round stays one, also where it had begun and its record was not written yet."""
+    """A deploy round stays one, also if it had begun and its record was not written yet."""
     deploy = dataclasses.replace(LORA, deploy_rounds=2, scope="global")
     config = fleet.config(tmp_path, broker.url, training=TRAINING, pruning=deploy, sparsity=0.4)
     running = coordinate(tmp_path)

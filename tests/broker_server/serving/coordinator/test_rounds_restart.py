@@ -1,4 +1,4 @@
-"""How long a round waits after a restart of the coordinator, and what the log says of it."""
+"""The waits of a round after a restart of the coordinator, and the lines of the log about them."""
 
 from __future__ import annotations
 

@@ -31,9 +31,9 @@ CUT_OFF_AT, ENDED_AT = 3, NUM_STEPS + 3
 """After how many steps: in the middle of the first round, and of the second."""
 
 Fault = Callable[[WholeRun, str, WorkContext], None]
-"""What happens after a step of a device, in its working thread."""
+"""Called after a step of a device, in its working thread."""
 Remedy = Callable[[WholeRun], None]
-"""What the owners of devices do meanwhile."""
+"""Actions of the devices' owners meanwhile."""
 Play = Callable[..., WholeRun]
 
 
@@ -74,7 +74,7 @@ def play(
 
 
 def nothing(*_: object) -> None:
-    """What happens in a run without faults."""
+    """Check what holds of a run without faults."""
 
 
 def fail_in_the_middle(run: WholeRun, device_id: str, context: WorkContext) -> None:

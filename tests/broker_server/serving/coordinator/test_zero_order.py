@@ -72,7 +72,7 @@ class Board:
         return encode_reply(scalars, self.not_finite)
 
     def _rebuild(self, work: ZeroOrderWork, blob: bytes) -> None:
-        """What it makes of its own model by the log is what it was sent, to the last bit."""
+        """The model that it makes from its own by the log is the one that it was sent, to the last bit."""
         if self.held is None or not work.log:
             return
         number, before = self.held

@@ -114,7 +114,7 @@ class WholeRun:
         return [record.evaluation.loss for record in self.records if record.evaluation is not None]
 
     def partings(self, name: str) -> list[str]:
-        """What was said each time when a device went offline."""
+        """Return the reason that was given each time a device went offline."""
         seen = [event for event in self._events() if isinstance(event, DeviceSeen) and event.device_id == name]
         return [event.detail for event in seen if event.state == "offline"]
 

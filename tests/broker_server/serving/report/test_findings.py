@@ -1,4 +1,4 @@
-"""What a run that ended tells a person: causes and options, and nothing where all went well."""
+"""Findings about a run that ended: causes and options, and none if all went well."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ BROKER = "mqtt://lab:hidden@broker.example:1884"
 
 
 def play(run_dir: Path, records: list[RoundRecord], **changes: object) -> None:
-    """What a coordinator of boards leaves of these rounds."""
+    """Write the directory that a coordinator of boards leaves after these rounds."""
     fleet.config(run_dir, BROKER, **changes)
     (run_dir / "test.jsonl").write_text('{"text": "a"}\n\n{"text": "b"}\n')
     with contextlib.closing(Store.open(run_dir)) as store:

@@ -1,4 +1,4 @@
-"""What a report says of zero-order tuning: gain over the probe on the same examples, scalars that were not finite."""
+"""Reports of zero-order tuning: gain over the probe on the same examples, scalars that were not finite."""
 
 from __future__ import annotations
 

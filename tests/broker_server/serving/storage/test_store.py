@@ -54,7 +54,7 @@ def record(round_number: int) -> RoundRecord:
 
 
 def reopen(run_dir: Path) -> Store:
-    """What the next process sees after a crash: nothing of the last one but its files."""
+    """Return the store that the next process opens after a crash: it has only the files of the last one."""
     return Store.open(run_dir)
 
 

@@ -1,4 +1,4 @@
-"""What tests of methods share: how runners are made, and which graphs none of those that go forward may load."""
+"""Runners for tests of methods, and the graphs that none of the forward-only ones may load."""
 
 from __future__ import annotations
 

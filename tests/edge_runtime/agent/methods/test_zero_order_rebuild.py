@@ -40,7 +40,7 @@ FIRST = 4
 
 @pytest.fixture
 def kept(tmp_path: Path, make_runner: Make) -> Kept:
-    """What is kept of round 4."""
+    """The files that are kept of round 4."""
     made = Kept(tmp_path / "zero-order")
     made.save_start(start_of(payload(make_runner().artifact.manifest)))
     return made
@@ -60,7 +60,7 @@ def late(runner: AssignmentRunner, num_missed: int, log: tuple[LoggedRound, ...]
 
 
 def rebuild(runner: AssignmentRunner, assignment: Assignment, pull_rate: float | None = SLOW, **context: Any) -> bool:
-    """Whether the payload was rebuilt; what was rebuilt is right in any case."""
+    """Return whether the payload was rebuilt; a rebuilt payload is right in any case."""
     made = runner.rebuild(assignment, context_of(runner, pull_rate=pull_rate, **context))
     assert assignment.payload is not None
     assert made is None or digest_of(made) == assignment.payload.digest

@@ -109,7 +109,7 @@ def run(runner: AssignmentRunner, assignment: Assignment, blob: bytes, **context
 
 
 def rounds_of(work: ZeroOrderWork, numbers: Sequence[int], seed: int = 3, **changes: Any) -> tuple[LoggedRound, ...]:
-    """What rounds did, with scalars drawn at random; every other one at another cut, unless they have one."""
+    """Return logged rounds with scalars drawn at random; every other one at another cut, unless they have one."""
     rng = np.random.default_rng(seed)
     shape = (work.num_local_steps, work.num_outer, work.num_inner)
     return tuple(

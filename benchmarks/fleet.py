@@ -234,7 +234,7 @@ def child(name: str, folder: Path, *command: str) -> Iterator[subprocess.Popen[b
     with (folder / f"{name}.log").open("wb") as log:
         process = subprocess.Popen(
             module_command("broker_server", *command),
-            env=os.environ | {"OMP_NUM_THREADS": "1"},  # or idle threads of the matrix products count as work
+            env=os.environ | {"OMP_NUM_THREADS": "1"},  # otherwise idle threads of matrix products would count as work
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,

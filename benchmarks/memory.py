@@ -131,7 +131,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     axes.set_xlim(0, 1.15 * max(max(case["peak_rss_bytes"], total(case)) for case in results) / MIB)
     axes.set_xlabel("MiB")
     figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    mpl.rcParams["svg.hashsalt"] = "memory"  # the same figures, the same file
+    mpl.rcParams["svg.hashsalt"] = "memory"  # the same figures always give the same file
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
 

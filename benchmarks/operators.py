@@ -96,7 +96,7 @@ def profile(setting: Setting) -> tuple[list[float], list[dict[str, Any]]]:
         graph = Graph(
             artifact.path(names.TRAINING_GRAPH), num_threads=setting.threads, profile_prefix=Path(folder) / "profile"
         )
-        cast("FusedGraphs", trainer.graphs).training = graph  # in place of the one without a profiler
+        cast("FusedGraphs", trainer.graphs).training = graph  # replaces the graph without a profiler
         run = trainer.start(plan, setting.rank, start, hyper_parameters(setting))
         batch = batch_of(random_examples(manifest, setting.batch_size, setting.length, rng))
         steps_s = []

@@ -256,7 +256,7 @@ def _with_method(given: Mapping[str, Scalar]) -> Mapping[str, object]:
     """Options of a configuration with those of its method, and with what is deployed where that deploys."""
     name, rounds = given.get("method"), given.get("rounds")
     if not isinstance(name, str) or not name or not isinstance(rounds, int):
-        return given  # what is wrong with it, the reader says
+        return given  # the reader of the configuration reports the error
     try:
         method = method_of(name)
         found = {"arms": method.default_arms, **completed(name, given, rounds=rounds)}

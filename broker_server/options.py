@@ -364,5 +364,5 @@ def toml_value(value: object) -> str:
         return str(value)
     if isinstance(value, float):
         return repr(value)
-    # JSON's escapes are TOML's, but for one control character that JSON leaves as it is.
+    # JSON's escapes are valid in TOML, except for one control character that JSON does not escape.
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

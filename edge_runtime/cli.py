@@ -240,7 +240,7 @@ def _add_log_level(command: argparse.ArgumentParser, default: str) -> None:
 
 
 def _start(arguments: argparse.Namespace) -> int:
-    be_nice(arguments.nice)  # before threads are there, which inherit it
+    be_nice(arguments.nice)  # before any thread starts: threads inherit it
     from edge_runtime.agent import capabilities  # noqa: PLC0415 - see the module's docstring
     from edge_runtime.agent.methods.lora import engines  # noqa: PLC0415
     from edge_runtime.agent.opening import open_agent  # noqa: PLC0415
@@ -270,7 +270,7 @@ def _start(arguments: argparse.Namespace) -> int:
     with open_agent(settings, arguments.state, arguments.device_id) as agent:
 
         def end(number: int, _frame: FrameType | None) -> None:
-            signal.signal(number, signal.default_int_handler)  # a second one does not wait
+            signal.signal(number, signal.default_int_handler)  # a second signal ends the process at once
             agent.stop(
                 ExitCode.INTERRUPTED if number == signal.SIGINT else ExitCode.OK,
                 f"stopped by {signal.Signals(number).name}",
@@ -306,7 +306,7 @@ def _service(arguments: argparse.Namespace) -> int:
         return int(ExitCode.USAGE)
     service = service_of(arguments, arguments.parser)
     sys.stdout.flush()
-    sys.stdout.buffer.write(os.fsencode(unit(service)))  # paths byte by byte as they are, whatever the terminal shows
+    sys.stdout.buffer.write(os.fsencode(unit(service)))  # paths keep their bytes, whatever the terminal's encoding is
     sys.stdout.flush()
     closed = [] if service.user is not None else unreadable(service.readable)
     notes = [

@@ -142,7 +142,7 @@ def run(
             else:
                 start_run(wanted, root, display, told)
     except FedSpineError as error:
-        called = as_key(error)  # an argument is called as it is written here, without the command's dashes
+        called = as_key(error)  # names the argument as in Python, without the command's dashes
         if called is error:
             raise
         raise called from error

@@ -30,7 +30,7 @@ class Bert(Family):
     settings: ClassVar[Settings] = Settings(
         used=frozenset({"layer_norm_eps", "type_vocab_size"}),
         fixed={"position_embedding_type": ("absolute", None), "pooler_type": ("first_token_transform", None)},
-        # The classifier is a matrix of its own; widths of a pooler that no version of transformers has.
+        # The classifier is never tied. The pooler keys belong to a pooler that no version of transformers has.
         harmless=frozenset({"tie_word_embeddings", "directionality"})
         | {"pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head"},
     )

@@ -146,7 +146,7 @@ def _checkpoint(model: str | Path, task: Task, seed: int) -> _Checkpoint:
     family = family_for(config, task)
     tokens = choose_tokens(tokenizer, config, generation, family.vocab_size)
     config.pad_token_id = tokens.pad
-    tokenizer.model_max_length = family.max_length  # what nobody set is 10**30, and pipelines cut there
+    tokenizer.model_max_length = family.max_length  # the default is 10**30, so pipelines would not cut texts
     notes = [*configuration.notes, *check_missing(model, family, missing), *tokens.notes]
     state = source.state_dict()
     with _translated(model, "weights"):
@@ -176,7 +176,7 @@ def _head(config: Any, wanted: tuple[str, ...] | None, *, has_classifier: bool, 
     config.id2label = dict(enumerate(head.labels))
     config.label2id = {name: index for index, name in enumerate(head.labels)}
     if head.is_new:
-        config.problem_type = None  # what the checkpoint's was trained for says nothing of a new one
+        config.problem_type = None  # the checkpoint's problem type does not apply to a new head
     elif config.problem_type in _OTHER_PROBLEMS or len(head.labels) == 1:
         msg = (
             f"the checkpoint's classifier was trained for {config.problem_type or 'regression'}, and one class of "
@@ -248,7 +248,7 @@ def _translated(model: str | Path, what: str) -> Iterator[None]:
     except FedSpineError:
         raise
     except Exception as error:
-        # tokenizers raises bare Exceptions, transformers about anything for files that are not what they should be.
+        # tokenizers raises bare Exceptions, and transformers raises many types for malformed files.
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         if Path(model).is_dir():
             msg = f"{what} of the model in {model} cannot be loaded: {reason}"

@@ -115,7 +115,7 @@ def _checked(merged: Rotary, said_by: Mapping[str, str], settings: Mapping[str, 
     fields = _FIELDS[kind]
     for key in merged.keys() - fields - _SAY_NOTHING:
         if key == _ORIGINAL and kind in {"default", "linear"}:
-            continue  # it is about training, and no formula of these takes it
+            continue  # it describes training; the formulas of these types do not use it
         msg = f"config.json says {said_by[key]} = {merged[key]!r}, which rotary positions of type {kind!r} do not use"
         raise ModelUnsupportedError(msg)
     out = {_TYPE: kind, THETA: merged.get(THETA, _DEFAULT_THETA)}
@@ -175,7 +175,7 @@ def _linear(base: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, float]:
 def _llama3(base: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, float]:
     """Long waves stretched, short ones kept, those between interpolated (Dubey et al. 2024, arXiv 2407.21783)."""
     low, high = rotary["low_freq_factor"], rotary["high_freq_factor"]
-    waves = rotary[_ORIGINAL] * base / (2 * math.pi)  # how many of each fit into the length of training
+    waves = rotary[_ORIGINAL] * base / (2 * math.pi)  # number of waves in the length of training
     share = ((waves - low) / (high - low)).clamp(0.0, 1.0)
     return (1 - share) * base / rotary["factor"] + share * base, 1.0
 

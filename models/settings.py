@@ -68,9 +68,9 @@ _HARMLESS: Final = frozenset(
         "output_attentions",
         "output_hidden_states",
         "output_past",
-        "pretraining_tp",  # slices of the same products
+        "pretraining_tp",  # only splits the same products
         "return_dict",
-        "tie_last_hidden_states",  # of what is returned beside the logits
+        "tie_last_hidden_states",  # only changes what is returned beside the logits
         "torchscript",
         "use_bfloat16",
         "use_cache",

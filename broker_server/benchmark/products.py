@@ -67,7 +67,7 @@ def products_of_step(manifest: Manifest, plan: Plan, rank: int, batch_size: int,
     """
     plan.check(manifest)
     step = _Step(manifest, plan, rank, batch_size, length)
-    is_trained = False  # whether anything so far is, so that gradients are needed there
+    is_trained = False  # True after the first trained block: gradients flow from there on
     for layer in range(manifest.num_layers):
         is_trained = step.block(layer, is_trained=is_trained)
     step.head(is_trained=is_trained)
@@ -95,7 +95,7 @@ class _Step:
             Whether its output does.
         """
         is_short = self._manifest.scores_first_only and layer == self._manifest.num_layers - 1
-        asking = 1 if is_short else self._length  # positions of a sequence that the block gives
+        asking = 1 if is_short else self._length  # positions that the block computes for each sequence
         rows = self._batch_size * asking
         inward, outward = _by_role(self._manifest, layer, HEADS)
         depends = {

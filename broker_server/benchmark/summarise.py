@@ -54,7 +54,7 @@ def summarise(
         model_name=manifest.model_name,
         settings={
             **given,
-            "model": manifest.model_name,  # never a path
+            "model": manifest.model_name,  # by name, never a path of this machine
             "ort_python": None,
             "arm": format_arms((settings.arm,)),
             "against": ",".join(settings.against),

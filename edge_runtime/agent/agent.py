@@ -139,7 +139,7 @@ class Agent:
                     self._on_message(decode_message(event.payload))
                 except MessageError as error:
                     logger.warning("on %r: %s", event.topic, error)
-                except Exception:  # whatever a message may do, it does not end a device
+                except Exception:  # no message may end a device
                     logger.exception("a message on %r could not be handled; it is ignored", event.topic)
 
     def _on_message(self, message: AnyMessage) -> None:
@@ -178,7 +178,7 @@ class Agent:
             self._current.drop(f"run {welcome.run_id} began")
             if self._runner is not None:
                 self._reporter.change(DeviceState.IDLE)
-            elif self._reporter.state is not DeviceState.FETCHING:  # an assignment ended before it was ready
+            elif self._reporter.state is not DeviceState.FETCHING:  # an assignment ended before the runner was ready
                 self._reporter.change(DeviceState.FETCHING)
         if previous is not None and previous.artifact_digest != welcome.artifact_digest:
             self._current.drop("the run has another artifact now")
@@ -220,7 +220,8 @@ class Agent:
         if self._current.work is not None:
             if work.key == self._current.work.key:
                 self._current.work.deadline_at = work.deadline_at
-            if work.key <= self._current.work.key:  # both of this run: a welcome to another one drops the work
+            # both keys are of this run, because a welcome to another run drops the work
+            if work.key <= self._current.work.key:
                 self._reporter.say()
                 return
             self._current.drop(f"superseded by round {work.key.round_number}, attempt {work.key.attempt}")
@@ -232,7 +233,7 @@ class Agent:
 
     def _on_verdict(self, verdict: Verdict) -> None:
         if self._welcome is None or verdict.key.run_id != self._welcome.run_id:
-            return  # what waits for another run is that run's to answer
+            return  # an update of another run waits for a verdict of that run
         if self._uploads.close(verdict.key) is None:
             return
         word = "accepted" if verdict.accepted else "rejected"
@@ -243,7 +244,7 @@ class Agent:
     def _on_cancel(self, cancel: Cancel) -> None:
         key = cancel.key
         if self._welcome is None or key.run_id != self._welcome.run_id:
-            return  # as for a verdict
+            return  # see _on_verdict
         if is_current := self._current.work is not None and self._current.work.key == key:
             self._current.drop(f"cancelled: {cancel.detail}")
         if (self._uploads.close(key) is not None or is_current) and self._current.work is None:
@@ -276,7 +277,7 @@ class Agent:
         elif work is not None and work.payload is not None:
             work.is_running = True
             self._reporter.change(DeviceState.TRAINING, work.key, num_steps=work.assignment.work.num_counted_steps)
-            payload, work.payload = work.payload, None  # the job's alone, which lets it go
+            payload, work.payload = work.payload, None  # only the job holds it, so that its memory is freed early
             rate = self._current.pull_rate
             self._jobs.work(self._runner, work.assignment, payload, rate, welcome, self._reporter.progress)
 
@@ -314,7 +315,7 @@ class Agent:
             return
         if is_final(error):
             raise error
-        if isinstance(error, StoppedError):  # for another artifact, and now it is this one again
+        if isinstance(error, StoppedError):  # it was stopped for another artifact, and now this one is wanted again
             return
         detail = str(error) or type(error).__name__
         if not isinstance(error, FedSpineError):

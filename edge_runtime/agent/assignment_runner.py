@@ -131,12 +131,12 @@ class AssignmentRunner:
         work = assignment.work
         around = context.surroundings
         task = self.methods.of(type(work)).begin(assignment, work, blob, around)
-        del blob  # decoded by now: on a small board it is not held beside that
+        del blob  # `task` has decoded it: a small board cannot hold both
         context.check()
         dataset = self.load(task.max_length)
         started = context.pauses.working_s()
         execution = task.start(dataset)
-        del task  # and what was sent with it
+        del task  # frees the decoded payload too
         prepare_s = context.pauses.working_s() - started + self._take_prepare_s()
         context.check()
         before = execution.resume(dataset) or self._evaluate(execution, context)
@@ -276,7 +276,7 @@ def prepare(
     try:
         runner.load(welcome.max_length)
     except DataError as error:
-        count_examples(settings.data)  # raises what is wrong with the file itself
+        count_examples(settings.data)  # raises if the file itself is wrong
         raise UnfitDataError(str(error)) from error
     cache.used(artifact.digest)
     progress.detail = ""
@@ -298,7 +298,7 @@ def _evaluation(before: EvaluationResult | None, after: EvaluationResult | None)
     if before is None or after is None or not after.num_targets:
         return None
     if not (math.isfinite(before.loss) and math.isfinite(after.loss)):
-        return None  # no figure, and an update that says so would be refused
+        return None  # an update with a loss that is not finite would be refused
     return LocalEvaluation(
         num_targets=after.num_targets,
         loss_before=before.loss,

@@ -102,7 +102,7 @@ class ArtifactCache:
             url, limits.MAX_MANIFEST_BYTES, on_progress=lambda num_bytes: on_progress(num_bytes, 0), pause=self._pause
         )
         if digest_of(data) != digest:
-            # The error is published, so it does not say what was there: the server may be anybody's.
+            # The error is published, so it must not quote the answer: any server may have sent it.
             logger.warning("%s: %d bytes of digest %s", url, len(data), digest_of(data))
             msg = (
                 f"{url} does not have digest {digest[:12]}..., which the coordinator promised: "
@@ -110,7 +110,7 @@ class ArtifactCache:
             )
             raise ArtifactCorruptedError(msg, digest=digest)
         manifest = decode_manifest(data)
-        folder.mkdir(exist_ok=True)  # not before: what is named and not there leaves nothing
+        folder.mkdir(exist_ok=True)  # only now, so that an artifact that is not there leaves no folder
         write_atomically(path, data)
         return manifest
 
@@ -128,7 +128,7 @@ class ArtifactCache:
 
 
 def _url_of(base_url: str, name: str) -> str:
-    http.host_of(base_url)  # refuses what cannot be joined, too
+    http.host_of(base_url)  # also refuses a URL that cannot be joined
     return urllib.parse.urljoin(base_url, urllib.parse.quote(name))
 
 

@@ -81,7 +81,7 @@ class CoordinatorChannel:
         self._asked_at: float | None = None
         """Since when a coordinator owes an answer; None: it does not, or there is no connection."""
         self._num_silences = 0
-        # Names hold no colon, so that no two devices of one broker share an id and throw each other out.
+        # Names hold no colon, so two devices of one broker never share an id. The broker would disconnect one of them.
         self.link = open_link(
             client_id=f"fedspine:{fleet}:{device_id}",
             subscriptions=topics.device_subscriptions(fleet, device_id),

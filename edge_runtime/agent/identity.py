@@ -64,7 +64,7 @@ class StateDirectory:
             check_name(device_id, "device id")
         try:
             path.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
-            if (path / ID_FILE).exists():  # of an earlier release, which let others read it
+            if (path / ID_FILE).exists():  # an earlier release made it readable for others
                 keep_private(path, PRIVATE_FOLDER)
             for directory in (path / name for name in (ARTIFACTS, OUTBOX, CHECKPOINT, FEATURES, ZERO_ORDER)):
                 directory.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)

@@ -15,7 +15,7 @@ from edge_runtime.wire.messages import Assignment, FailureReason
 _REASONS: tuple[tuple[type[BaseException], FailureReason], ...] = (
     (engine.InsufficientMemoryError, FailureReason.ARM_INFEASIBLE),
     (MemoryError, FailureReason.ARM_INFEASIBLE),
-    # Not memory, but the same to a scheduler: this arm is never possible here, in full at once and cheaper ones may be.
+    # Not a lack of memory, but a scheduler treats it alike: this arm is never possible here, a cheaper one may be.
     (ArmNotExportedError, FailureReason.ARM_INFEASIBLE),
     (link.ArtifactUnreachableError, FailureReason.ARTIFACT_UNREACHABLE),
     (link.AddressError, FailureReason.ARTIFACT_UNREACHABLE),

@@ -105,7 +105,7 @@ def _measure(contender: Contender, request: BenchmarkRequest) -> BenchmarkResult
         step = losses.index(wrong[0]) + 1
         msg = f"the loss of {request.engine} is {wrong[0]} in step {step} of {len(losses)}: nothing can be compared"
         raise NotFiniteError(msg)
-    begin = request.num_warmup_steps - 1  # the first step is not in the list
+    begin = request.num_warmup_steps - 1  # step_times_s does not contain the first step
     return BenchmarkResult(
         num_trainable=contender.num_trainable,
         first_step_at=first_step_at,

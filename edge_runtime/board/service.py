@@ -158,7 +158,7 @@ def unreadable(paths: Iterable[Path]) -> list[Path]:
         if not path.exists():
             continue
         inside_home = any(path.is_relative_to(home) for home in _HOMES)
-        above = [] if inside_home else list(path.parents)  # what is in a home is mounted by itself
+        above = [] if inside_home else list(path.parents)  # a unit mounts paths inside a home separately
         if not path.stat().st_mode & 0o004 or any(not folder.stat().st_mode & 0o001 for folder in above):
             closed.append(path)
     return closed

@@ -97,7 +97,8 @@ def _talk(setup: Setup, device_id: str, trial: Trial) -> None:
     address = setup.broker()
     fleet = setup.fleet
     empty = Chunk(digest="0" * 64, index=0, payload=b"")
-    room = limits.MAX_MESSAGE_BYTES - len(encode_message(empty)) - 3  # msgpack: its length takes 5 bytes, not 2
+    # in msgpack the length of a large payload takes 5 bytes, not 2
+    room = limits.MAX_MESSAGE_BYTES - len(encode_message(empty)) - 3
     large = encode_message(Chunk(digest="0" * 64, index=0, payload=bytes(room)))
     trial.address, trial.num_bytes = str(address), len(large)
     trial.topic = topics.up(fleet, device_id, kind_of(empty))
@@ -131,7 +132,7 @@ def _talk(setup: Setup, device_id: str, trial: Trial) -> None:
             try:
                 message = decode_message(event.payload)
             except FedSpineError:
-                continue  # what is not a message is nobody's answer
+                continue  # not a message, so not a coordinator's answer
             if isinstance(message, Hello):
                 trial.coordinator = message.run_id
                 trial.artifact_url, trial.artifact_digest = message.artifact_url, message.artifact_digest

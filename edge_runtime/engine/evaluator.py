@@ -79,7 +79,8 @@ class Evaluator:
             ArtifactCorruptedError: the base weights are not what the manifest says.
         """
         graphs = graphs_of(artifact, mode, num_threads=num_threads)
-        layout = AdapterLayout.of(artifact.manifest, plan, 1)  # each evaluation brings its own rank and scaling
+        # rank and scaling are placeholders: each evaluation sets its own
+        layout = AdapterLayout.of(artifact.manifest, plan, 1)
         return cls(
             artifact, plan, graphs.model(slice_weights(artifact, plan, keep_stored=graphs.keeps_stored), layout, 1.0)
         )

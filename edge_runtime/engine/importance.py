@@ -68,7 +68,7 @@ def unit_scores(
         a, b = adapter[names.lora_a(target.module)], adapter[names.lora_b(target.module)]
         grad_a, grad_b = _gradients(target, a, b, gradient)
         weight = weights[f"{target.module}.weight"]
-        with np.errstate(over="ignore", invalid="ignore"):  # whoever smooths skips what is not finite
+        with np.errstate(over="ignore", invalid="ignore"):  # the tracker skips values that are not finite
             rows, columns = sensitivity_sums(weight, a, b, grad_a, grad_b, lora_scaling)
             vectors = [_unit_vector(rows if prune.axis == 0 else columns, prune) for prune in axes]
         for prune, vector in zip(axes, vectors, strict=True):

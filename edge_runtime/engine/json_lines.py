@@ -105,7 +105,7 @@ class JsonLines:
     def _read(self, file: IO[bytes]) -> Iterator[Record]:
         while line := file.readline(MAX_LINE_BYTES + 1):
             self.line += 1
-            line = line.removeprefix(_MARK)  # also where files were joined
+            line = line.removeprefix(_MARK)  # on every line: files with a mark may have been joined
             if not line.strip():
                 continue
             if len(line) > MAX_LINE_BYTES:
@@ -134,7 +134,7 @@ class JsonLines:
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
-            if error.end == len(line) and error.reason == "unexpected end of data":  # no line end after it
+            if error.end == len(line) and error.reason == "unexpected end of data":  # the file ends inside a character
                 self._refuse_cut()
             self.refuse(f"is {not_utf8(line, error.start, self._pure, is_utf8_before=self._is_utf8)}")
         self._is_utf8 = self._is_utf8 or not text.isascii()

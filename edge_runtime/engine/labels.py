@@ -34,7 +34,8 @@ class Classes:
             self._by_name.setdefault(name.strip(), index)
             if is_number(name):
                 value = _value(name)
-                self._by_value[value] = None if value in self._by_value else index  # None: two names, neither is meant
+                # None: two names have this value, so it is ambiguous
+                self._by_value[value] = None if value in self._by_value else index
         self._by_name.update((name, index) for index, name in enumerate(names))
 
     def named(self, label: Label) -> int | None:

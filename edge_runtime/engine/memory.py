@@ -89,7 +89,7 @@ def estimate_training_bytes(
     """
     parts = training_memory(manifest, plan, rank, batch_size, max_length, mode)
     stored = sum(math.prod(tensor.shape) * _STORED_BYTES[tensor.dtype] for tensor in manifest.tensors)
-    # While slicing, what is stored may be resident too; it is given back before the first step.
+    # While weights are sliced, the stored ones may be resident too; they are freed before the first step.
     return parts.process + parts.weights + max(int(stored), parts.state + parts.activations)
 
 

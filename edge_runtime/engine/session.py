@@ -136,7 +136,7 @@ def _options(num_threads: int) -> Any:  # noqa: ANN401 - onnxruntime has no type
     # Planning one block of memory per input shape costs a third more memory and saves no time (measured).
     options.enable_mem_pattern = False
     options.add_session_config_entry("session.use_env_allocators", "1")
-    # Several processes share the cores of a board (or of a simulated fleet): waiting threads must not burn them.
+    # Several processes share the cores of a board, or of an emulated fleet, so waiting threads must not spin.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
 

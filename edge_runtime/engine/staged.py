@@ -308,7 +308,7 @@ class StagedModel:
         if residual is not None:
             binding.bind_output(names.RESIDUAL, residual)
         binding.run()
-        binding.bind(names.HIDDEN, out)  # what was read is held by its owner alone
+        binding.bind(names.HIDDEN, out)  # releases the binding's reference to the input
 
     def _given(self, layer: int, buffer: Array) -> Array:
         """Return the part of a buffer for a block's hidden states: all ``[B, L, H]``, or its first ``[B, 1, H]``."""

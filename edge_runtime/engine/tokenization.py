@@ -43,7 +43,7 @@ class Tokenizer:
             raise MissingDependencyError(msg) from error
         try:
             self._tokenizer: Any = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises nothing narrower
+        except Exception as error:  # tokenizers raises bare Exceptions
             msg = f"tokenizer {path} cannot be read: {error}"
             raise ArtifactCorruptedError(msg) from error
         self._tokenizer.no_padding()

@@ -230,7 +230,7 @@ class TrainingRun(BaseRun):
         step = self.num_steps + 1
         self._scalars[names.GRAD_SCALE][...] = 1.0 / num_micro_batches
         self._scalars[names.LEARNING_RATE][...] = self._learning_rate
-        # Of the betas as the graph has them: 1 - float32(0.999) is off by 1e-5, and both sides must be off alike.
+        # The graph has float32 betas, and 1 - float32(0.999) is off by 1e-5. The correction must use the same betas.
         self._scalars[names.BIAS_CORRECTION1][...] = 1.0 - float(self._scalars[names.BETA1]) ** step
         self._scalars[names.BIAS_CORRECTION2][...] = 1.0 - float(self._scalars[names.BETA2]) ** step
         self._last_grads = grads
@@ -240,9 +240,9 @@ class TrainingRun(BaseRun):
             self._optimizer.bind_output(name + names.OUT_SUFFIX, self._next[name])
         self._optimizer.run()
         self._check_finite("gradient norm", float(self._norm))
-        for part in self._frozen:  # no decay either
+        for part in self._frozen:  # weight decay does not change them either
             self._next[names.PARAMS][part] = self._state[names.PARAMS][part]
-        self._last_params = self._state[names.PARAMS]  # untouched until the next step
+        self._last_params = self._state[names.PARAMS]  # this array is not written before the next step
         self._state, self._next = self._next, self._state
         self.num_steps, self.grad_norm = step, float(self._norm)
 

@@ -141,7 +141,7 @@ class AdapterLayout:
 
 def _is_finite(value: Array) -> bool:
     with np.errstate(over="ignore"):
-        total = np.vdot(value, value)  # without an array beside it; finite only if all of them are
+        total = np.vdot(value, value)  # needs no second array; finite only if all elements are
     return bool(np.isfinite(total)) or bool(np.isfinite(value).all())
 
 

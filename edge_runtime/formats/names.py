@@ -96,7 +96,7 @@ BIAS_CORRECTION2: Final = "bias_correction2"  # float32 [], 1 - beta2 ** step
 OUT_SUFFIX: Final = ".out"
 GRAD_NORM: Final = "grad_norm"  # float32 []
 
-# In payloads, beside the adapter.
+# Names of other tensors in payloads.
 IMPORTANCE_PREFIX: Final = "importance/"
 MERGED_A_SUFFIX: Final = ".merged_A.weight"
 MERGED_B_SUFFIX: Final = ".merged_B.weight"

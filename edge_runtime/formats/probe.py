@@ -167,7 +167,7 @@ def sum_features(features: Array, labels: Int64, num_classes: int) -> Statistics
     if not squares * max(1, num_examples) < MAX_SUM:
         msg = f"features up to {largest:g} of {num_examples} examples are too large to be summed exactly"
         raise TensorError(msg)
-    step = max(1, int(2**53 // squares))  # a float64 holds products of so many rows exactly
+    step = max(1, int(2**53 // squares))  # a float64 holds the sum of so many rows' products exactly
     gram = np.zeros((num_features + 1, num_features + 1), np.int64)
     cross = np.zeros((num_classes, num_features + 1), np.int64)
     for begin in range(0, num_examples, step):

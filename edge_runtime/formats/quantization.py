@@ -99,7 +99,8 @@ class Quantized:
         rows, columns = self.shape
         scales = self.scales.astype(np.float32)
         if self.axis == 1:
-            np.take(_PAIRS, self.codes, out=out.view(np.float64), mode="clip")  # "raise" would buffer; no code is wrong
+            # mode "raise" would need a buffer; codes are always in range
+            np.take(_PAIRS, self.codes, out=out.view(np.float64), mode="clip")
             out.reshape(rows, -1, NF4_BLOCK_SIZE)[...] *= scales[:, :, None]
         else:
             out[0::2] = _LOW[self.codes]

@@ -99,7 +99,7 @@ def _load(data: bytes, kinds: tuple[str, ...], max_bytes: int) -> dict[str, npt.
             msg = f"tensor {name[:50]!r} has a name of {len(name)} characters: expected 1 to {most}, all printable"
             raise TensorError(msg)
         kind = entry.get("dtype") if isinstance(entry, dict) else None
-        if kind not in kinds:  # not a set: it would have to hash whatever stands there
+        if kind not in kinds:  # `kinds` is not a set, because `kind` may not be hashable
             msg = f"tensor {name!r} has type {str(kind)[:50]!r}, expected {' or '.join(kinds)}"
             raise TensorError(msg)
     try:
@@ -131,7 +131,7 @@ def _with_sorted_metadata(data: bytes) -> bytes:
     header = json.loads(data[8 : 8 + size])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # what follows stays aligned
+    text += b" " * (-len(text) % 8)  # the tensors after it stay aligned
     return struct.pack("<Q", len(text)) + text + data[8 + size :]
 
 

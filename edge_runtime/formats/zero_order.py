@@ -60,7 +60,7 @@ def decode_reply(blob: bytes, shape: tuple[int, int]) -> Reply:
         msg = f"a reply has {SCALARS} {scalars.shape} and {NOT_FINITE} {counted.shape}, expected {shape} and (1,)"
         raise TensorError(msg)
     value = float(counted[0])
-    if not value.is_integer():  # neither are infinities and NaN
+    if not value.is_integer():  # False for infinities and NaN too
         msg = f"a reply counts {value} scalars that were not finite, expected a whole number"
         raise TensorError(msg)
     _check(scalars, int(value))

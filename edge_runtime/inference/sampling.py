@@ -40,7 +40,7 @@ def choose(logits: npt.NDArray[np.float32], sampling: Sampling, rng: np.random.G
     """
     if sampling.temperature == 0.0:
         return int(logits.argmax())
-    # The shift comes first: a difference of float32 cannot overflow what the division may.
+    # The shift comes first: a difference of float32 values fits a float64, and the quotient is then at most 0.
     scaled = (logits.astype(np.float64) - float(logits.max())) / sampling.temperature
     if 0 < sampling.top_k < scaled.size:
         scaled[np.argpartition(scaled, -sampling.top_k)[: -sampling.top_k]] = -np.inf

@@ -98,7 +98,7 @@ def of_silent_end(address: BrokerAddress, tls: ssl.SSLContext | None, why: str) 
         tls: of an encrypted connection.
         why: what the socket said; empty = it was closed without a word.
     """
-    if tls is not None and tls_problem(why) is None:  # what is said after the handshake is easily missed
+    if tls is not None and tls_problem(why) is None:  # the socket may have missed an alert after the handshake
         why = _said_after_handshake(address, tls) or why
     if tls is not None and (step := tls_problem(why)) is not None:
         return BrokerRefusedError(f"broker {address} ended TLS ({why}): {step}")

@@ -198,7 +198,7 @@ class Connection:
         """Say good-bye to the broker (no last will is published) and wait at most ``timeout_s`` for the end."""
         self._client.disconnect()
         if self._ended.wait(timeout_s) and threading.current_thread() is not self._network_thread:
-            self._client.loop_stop()  # its thread has nothing left to do
+            self._client.loop_stop()  # the network thread has ended
             self._client._reset_sockets()  # noqa: SLF001 - paho closes the pair that wakes its thread when collected only
         self._is_over = True
 
@@ -227,7 +227,7 @@ class Connection:
             manual_ack=True,
         )
         client.connect_timeout = settings.connect_timeout_s
-        client.max_queued_messages_set(0)  # bounded in bytes instead, by publish
+        client.max_queued_messages_set(0)  # no limit by number: `publish` limits the bytes
         if address.is_websocket:
             client.ws_set_options(path=address.path)
         if settings.tls is not None:
@@ -272,7 +272,7 @@ class Connection:
             return
         self._qos = min(1, getattr(properties, "MaximumQoS", 1))
         window = getattr(properties, "ReceiveMaximum", client.max_inflight_messages)
-        # paho sets it before a connection only, and knows it only from this answer; nothing is under way yet.
+        # Paho sets this only before a connection, but the value comes with this answer. No message is on its way yet.
         client._max_inflight_messages = min(window, client.max_inflight_messages)  # noqa: SLF001
         if self._topics:
             self._subscribe(client)
@@ -332,7 +332,7 @@ class Connection:
             return
         if message.retain:
             self._num_retained += 1
-            if self._num_retained & (self._num_retained - 1) == 0:  # 1, 2, 4, ...: they may be many
+            if self._num_retained & (self._num_retained - 1) == 0:  # at 1, 2, 4, ..., because there may be many
                 logger.warning(
                     "dropped a retained message on %r (%d so far): clear it there", topic, self._num_retained
                 )
@@ -355,7 +355,7 @@ class Connection:
         elif not self._is_over:
             self._is_over = True
             with self._lock:
-                # What the broker got last and did not answer may be why it ended: the oldest, else the one on its way.
+                # The oldest unconfirmed message, or the one that is being handed over, may be the reason for the end.
                 unconfirmed = next(iter(self._unconfirmed.values()), self._handed)
             code = reason.value if is_by_broker else None
             self._tell.on_lost(Ending(reason=self._words(reason, code), code=code, unconfirmed=unconfirmed))

@@ -89,7 +89,7 @@ class Endings:
         self._num_same = self._num_same + 1 if kind and kind == self._same_kind else int(bool(kind))
         self._same_kind = kind
         self._is_short = is_short = lasted_s < STABLE_S and not kind and ending.code is None
-        # One that lasted takes back one, no more: of two clients in turn, one has longer turns.
+        # A long connection undoes only one short one: of two clients that take turns, one has longer turns.
         self._num_short = self._num_short + 1 if is_short else max(0, self._num_short - 1)
         return self._line(ending), 0.0
 

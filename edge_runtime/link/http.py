@@ -63,7 +63,7 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
     def http_error_302(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage
     ) -> NoReturn:
-        del msg, headers  # what the server says
+        del msg, headers  # the server's text is never shown
         fp.close()
         refusal = (
             f"{req.full_url} answers with a redirect (HTTP {code}), which is not followed: "
@@ -184,7 +184,7 @@ class _Server:
                     isinstance(error, urllib.error.HTTPError)
                     and error.code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
                 ):
-                    part.unlink(missing_ok=True)  # the server's file is shorter than what we have: start from zero
+                    part.unlink(missing_ok=True)  # the server's file is shorter than our part: start again
                 failures = 1 if _size(part) > have else failures + 1
                 self._wait_or_give_up(error, failures)
 
@@ -264,12 +264,12 @@ def _cut_by_the_network() -> Iterator[None]:
         msg = "the connection was closed without an answer"
         raise _CutError(msg) from error
     except http.client.BadStatusLine as error:
-        is_tls = str(error.args[0]).startswith("\x15\x03")  # an alert
+        is_tls = str(error.args[0]).startswith("\x15\x03")  # a TLS alert record
         msg = NO_HTTP.format("BadStatusLine")
         if is_tls:
             msg = "it speaks TLS on that port: its URL must begin with https://"
         raise _CutError(msg) from error
-    except (http.client.HTTPException, ValueError) as error:  # their text quotes the answer
+    except (http.client.HTTPException, ValueError) as error:  # their text quotes the answer, so only the type is named
         msg = NO_HTTP.format(type(error).__name__)
         raise _CutError(msg) from error
     except OSError as error:
@@ -277,7 +277,7 @@ def _cut_by_the_network() -> Iterator[None]:
         if isinstance(cause, ssl.SSLError):
             raise _CutError(causes.https_problem(cause)) from error
         reason = str(getattr(error, "reason", "") or error) or type(error).__name__
-        msg = _TUNNEL.sub(r"\1", reason)  # then come the proxy's words
+        msg = _TUNNEL.sub(r"\1", reason)  # drops the proxy's own text after it
         raise _CutError(msg) from error
 
 
@@ -321,7 +321,7 @@ def host_of(url: str) -> tuple[str, int]:
     try:
         parts = urllib.parse.urlsplit(url)
         host, port = parts.hostname or "", parts.port
-        host.encode("idna")  # as the socket will: labels of 1 to 63 characters
+        host.encode("idna")  # fails for labels that are not 1 to 63 characters, as the socket would
         rest = url.partition("://")[2].partition(parts.netloc)[2]
         usable = parts.scheme in {"http", "https"} and bool(host) and "@" not in parts.netloc
         usable = usable and url.isprintable() and " " not in url and rest.isascii()

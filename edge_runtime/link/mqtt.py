@@ -241,11 +241,11 @@ class MqttLink(CountingLink):
     def _note_refusal(self, topic: str, num_bytes: int, reason: str) -> None:
         """The broker did not take a message: no fault of the network, and no reason to say it again at once."""
         if self._reflex is not None and topic == self._reflex.topic:
-            return  # who set the reflex notices that nothing comes back
+            return  # the owner of the reflex notices that no answer comes
         with self._lock:
             self.num_refused += 1
             self.last_refusal = f"broker {self._settings.address} refused {num_bytes} bytes on {topic} ({reason})"
-            is_told = self.num_refused & (self.num_refused - 1) == 0  # 1, 2, 4, ...
+            is_told = self.num_refused & (self.num_refused - 1) == 0  # told at 1, 2, 4, ...
         if is_told:
             step = refusal_step(reason)
             logger.error("%s, %d refusals so far: %s", self.last_refusal, self.num_refused, step)

@@ -183,7 +183,7 @@ class Transfers:
             if now < incoming.repeat_at:
                 continue
             incoming.timeout_s = min(LARGEST_TIMEOUT_S, incoming.timeout_s * 2)
-            if self._waiting:  # a silent peer does not keep the others from their turn
+            if self._waiting:  # a silent peer gives up its turn if others wait
                 self._park(key)
             else:
                 self._unask(incoming)

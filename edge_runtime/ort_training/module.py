@@ -140,7 +140,7 @@ class TrainingModule:
 
     def _run(self, inputs: tuple[str, ...], batch: Batch, loss_scale: float) -> Any:  # noqa: ANN401 - it has no types
         rows, targets = batch.scored()
-        if not rows.size:  # the models take one position or more; at a scale of 0 it adds nothing
+        if not rows.size:  # the models need one position or more; at a loss scale of 0 it adds nothing
             rows = targets = np.zeros(1, np.int64)
         feeds = {
             names.INPUT_IDS: batch.input_ids,

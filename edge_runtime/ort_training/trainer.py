@@ -102,12 +102,12 @@ class OrtTrainer:
             plan,
             merged,
             lora_scaling=hyper_parameters.lora_scaling,
-            keep_stored=[spec.name for spec in manifest.tensors],  # the checkpoint has them as float32
+            keep_stored=[spec.name for spec in manifest.tensors],  # weights as stored: the checkpoint has float32 ones
         )
         layout = AdapterLayout.of(manifest, plan, rank)
         module = TrainingModule(self._api, self.folder.verified(models), num_threads=self.num_threads)
         module.fill(weights, layout.flatten(adapter))
-        self.artifact.release()  # what was read to fill it
+        self.artifact.release()  # frees the weights that were read to fill the module
         return OrtRun(self.artifact, plan, layout, hyper_parameters, weights, module)
 
 
@@ -144,7 +144,7 @@ class OrtRun(BaseRun):
             GraphError: onnxruntime-training failed.
             InsufficientMemoryError: it could not allocate.
         """
-        batches = list(micro_batches)  # their number scales each of them
+        batches = list(micro_batches)  # a list, because the scale of each depends on their number
         self._module.reset_gradient()
         loss = 0.0
         for batch in batches:

@@ -46,7 +46,7 @@ def keep_folder_out() -> None:
     os.environ["PYTHONSAFEPATH"] = "1"
     try:
         here = os.getcwd()  # noqa: PTH109 - see above
-    except OSError:  # it was removed: nothing can be imported from it
+    except OSError:  # the folder was removed: nothing can be imported from it
         return
     if here == _ROOT or here in {os.path.abspath(part) for part in named}:  # noqa: PTH100 - see above
         return

@@ -64,10 +64,10 @@ def prepare() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+            os.open(os.devnull, os.O_RDWR)  # opens under the lowest free number, which is this one
     for descriptor, name in enumerate(_NAMES):
         stream = getattr(sys, name)
-        if stream is None:  # it was closed
+        if stream is None:  # Python found it closed
             mode = "w" if descriptor else "r"
             opened = open(descriptor, mode, encoding="utf-8", errors=ESCAPED, closefd=False)  # noqa: SIM115 - it lasts
             setattr(sys, name, opened)

@@ -144,14 +144,14 @@ def quantiles() -> Array:
         Float32 ``[65536]``, ascending, antisymmetric, read-only; 256 KiB.
     """
     half = 1 << (_INDEX_BITS - 1)
-    odd = 2.0 * np.arange(half) + 1  # of the lower half: the probability is odd / 2**17, exactly
+    odd = 2.0 * np.arange(half) + 1  # of the lower half; each probability is odd / 2**17, exactly
     from_middle = odd / (4 * half) - 0.5
     is_central = from_middle >= -0.425
     values = np.empty(half)
     central = from_middle[is_central]
     squares = 0.180625 - central * central
     values[is_central] = central * _polynomial(_CENTRE_ABOVE, squares) / _polynomial(_CENTRE_BELOW, squares)
-    far = np.sqrt(-_logarithm(odd[~is_central] / (4 * half))) - 1.6  # divided by a power of 2, exactly
+    far = np.sqrt(-_logarithm(odd[~is_central] / (4 * half))) - 1.6  # a division by a power of 2 is exact
     values[~is_central] = -_polynomial(_TAIL_ABOVE, far) / _polynomial(_TAIL_BELOW, far)
     mean_square = math.fsum((values * values).tolist()) / half
     lower = (values / math.sqrt(mean_square)).astype(np.float32)
@@ -170,8 +170,8 @@ def _polynomial(coefficients: Sequence[float], x: Float64) -> Float64:
 
 def _logarithm(x: Float64) -> Float64:
     """Of numbers above 0, to 1e-15, from exact exponents and the series of the inverse hyperbolic tangent."""
-    mantissa, exponent = np.frexp(x)  # from 1/2 to 1
-    ratio = (mantissa - 0.75) / (mantissa + 0.75)  # at most 1/5
+    mantissa, exponent = np.frexp(x)  # mantissa in [1/2, 1)
+    ratio = (mantissa - 0.75) / (mantissa + 0.75)  # magnitude at most 1/5
     square = ratio * ratio
     total = np.zeros_like(ratio)
     for power in range(23, 0, -2):

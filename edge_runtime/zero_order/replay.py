@@ -101,7 +101,7 @@ def apply_step(
     if divisor < LEAST_DEVIATION:
         return
     key = (seed, round_number, step)
-    with np.errstate(over="ignore", invalid="ignore"):  # a model that diverges is looked at where it is evaluated
+    with np.errstate(over="ignore", invalid="ignore"):  # the evaluation finds a model that diverged
         for tensors, rate, weights in step_weights(parts, numbers, scalars):
             size = np.float32(rate / len(weights) / divisor)
             for tensor in tensors:

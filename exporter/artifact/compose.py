@@ -58,7 +58,7 @@ class Composition:
         for spec in self._manifest.tensors:
             axes = dimensions(spec.shape, spec.prune, f"layer{spec.layer}_")
             if spec.name in self._manifest.looked_up:
-                axes[0] = "token_rows"  # those that a batch needs
+                axes[0] = "token_rows"  # only the rows that a batch needs
             graph.input(spec.name, np.float32, axes)
 
     def _unit_sizes(self, layer: int) -> dict[str, str]:

@@ -113,8 +113,10 @@ def write_model_files(directory: Path, model: PretrainedModel, base: Base) -> No
     """Write weights, tokenizer, and what a server needs to build the Hugging Face model again."""
     for name, tensors in ((names.BASE_FILE, base.tensors), (names.INITIAL_FILE, model.dense)):
         with foreign_writer(directory, sum(tensor.nbytes for tensor in tensors.values())):
-            safetensors.torch.save_file(dict(tensors), directory / name)  # from where they lie: no copy in memory
-        (directory / name).chmod((directory.stat().st_mode & 0o666) | stat.S_IWUSR)  # it is made for its owner alone
+            # writes tensors in place, without a copy in memory
+            safetensors.torch.save_file(dict(tensors), directory / name)
+        # safetensors lets only the owner read it
+        (directory / name).chmod((directory.stat().st_mode & 0o666) | stat.S_IWUSR)
     config: dict[str, Any] = model.config.to_dict()
     config.pop("_name_or_path", None)
     write_atomically(directory / names.CONFIG_FILE, config_bytes(config))

@@ -53,7 +53,8 @@ class Operands:
         if isinstance(left, Value) and isinstance(right, Value):
             if bool(left.shape) == bool(right.shape):
                 return torch.promote_types(left.dtype, right.dtype)
-            wide, narrow = (left, right) if left.shape else (right, left)  # a 0-dimensional tensor counts less
+            # PyTorch gives a 0-dimensional tensor less weight
+            wide, narrow = (left, right) if left.shape else (right, left)
             return torch.result_type(torch.empty(1, dtype=wide.dtype), torch.empty((), dtype=narrow.dtype))
         tensor, number = (left, right) if isinstance(left, Value) else (right, left)
         return torch.result_type(torch.empty(1, dtype=tensor.dtype), number)
@@ -88,7 +89,7 @@ class Operands:
         free = [axis for axis, size in enumerate(shape) if isinstance(size, torch.SymInt)]
         target = list(shape)
         if free:
-            # The most complicated one is inferred, which needs no arithmetic in the graph.
+            # The most complicated size is inferred (-1), so the graph needs no arithmetic for it.
             target[max(free, key=lambda axis: sympy.count_ops(shape[axis].node.expr))] = -1
         return self.graph.op("Reshape", x.name, self.sizes(target))
 

@@ -86,7 +86,7 @@ def _load(source: str, artifact: Path, manifest: Manifest) -> Any:
     if manifest.labels:
         config.num_labels = len(manifest.labels)
     if hasattr(config, "use_cache"):
-        config.use_cache = False  # keys and values of a training batch are of no use later
+        config.use_cache = False  # training does not use cached keys and values
     model, info = AUTO_CLASSES[manifest.task].from_pretrained(
         source, config=config, dtype=torch.float32, output_loading_info=True
     )
@@ -101,7 +101,7 @@ def _load(source: str, artifact: Path, manifest: Manifest) -> Any:
 
 def _with_lora(model: Any, manifest: Manifest, request: BenchmarkRequest) -> Any:
     config: dict[str, Any] = dict(peft_config(manifest, request.arm.rank, request.hyper_parameters.lora_scaling))
-    del config["base_model_name_or_path"]  # PEFT writes the model's own there
+    del config["base_model_name_or_path"]  # PEFT sets it from the model
     config["inference_mode"] = False
     return peft.get_peft_model(model, peft.LoraConfig(**config)).train()
 

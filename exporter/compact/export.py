@@ -108,7 +108,7 @@ def compact_source(
             graph = export_graph(model, source.manifest.task, directory)
         _write_config(directory, model)
         _write_tokenizer(directory, source)
-        if names.GENERATION_FILE in source.manifest.files:  # Optimum writes what transformers makes of config.json
+        if names.GENERATION_FILE in source.manifest.files:  # Optimum would write the generation settings of config.json
             shutil.copyfile(source.artifact_dir / names.GENERATION_FILE, directory / names.GENERATION_FILE)
         info = _describe(directory, source, plan, pruning_ratio, model, None)
         progress("comparing with PyTorch")
@@ -132,7 +132,7 @@ def _write_config(directory: Path, model: Any) -> None:
     ``num_key_value_heads`` and ``intermediate_size`` are the pruned ones.
     """
     config = model.config.to_dict()
-    config.pop("_name_or_path", None)  # of this machine
+    config.pop("_name_or_path", None)  # a path of this machine
     config["architectures"] = [type(model).__name__]
     if head_dim := config.get("head_dim"):
         if config["hidden_size"] % head_dim:

@@ -27,7 +27,7 @@ _SHIFT: Final = f"{_PREFIX}shift"
 _CONSTANTS: Final[dict[str, npt.NDArray[Any]]] = {
     _AXES: np.array([-1], np.int64),
     _STEPS: np.array(127.0, np.float32),
-    _LEAST: np.array(1e-30, np.float32),  # for a row of zeros
+    _LEAST: np.array(1e-30, np.float32),  # avoids a division by zero for a row of zeros
     _ONE: np.array(1.0, np.float32),
     _SHIFT: np.array(128, np.uint8),
 }
@@ -63,7 +63,8 @@ def quantize_by_row(model: onnx.ModelProto) -> None:
         if node.op_type == "DynamicQuantizeLinear":
             kept += added[node.output[0]]
         elif node.output[0] not in late:
-            kept += [moved[name] for name in node.input if name in moved]  # it now needs the product's Cast before it
+            # the product's Cast must come before this node
+            kept += [moved[name] for name in node.input if name in moved]
             kept.append(node)
     del graph.node[:]
     graph.node.extend(kept)

@@ -192,7 +192,7 @@ def _recorded(run_dir: Path, query: str, *values: int) -> str | None:
         with contextlib.closing(sqlite3.connect(f"{state.resolve().as_uri()}?mode=ro", uri=True)) as connection:
             found = connection.execute(query, values).fetchone()
     except sqlite3.Error:
-        return None  # the run itself says what is wrong with it
+        return None  # the reader of the run reports the error
     return str(found[0]) if found and found[0] else None
 
 

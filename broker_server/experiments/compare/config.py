@@ -210,12 +210,12 @@ class Comparison:
         shared = {
             "sparsity": resolve({**UNSAID, **self.shared}).sparsity,
             **self.shared,
-        }  # one for all, whatever a method's arms
+        }  # one sparsity for all methods, whatever their arms are
         method = self.method(key.method)
         if not method.plays_shared_arms:
             shared.pop("arms", None)
         for name in needed(passed_over(method.preset)):
-            shared.pop(name, None)  # the other methods need it; this one says its own
+            shared.pop(name, None)  # only other methods need it; this one has its own
         given: Settings = {
             **UNSAID,
             "compact": False,
@@ -225,7 +225,7 @@ class Comparison:
             "seed": key.seed,
         }
         if artifact is not None:
-            given |= {"artifact": str(artifact), "new_head": False}  # it was made by the export
+            given |= {"artifact": str(artifact), "new_head": False}  # the export has made the head
         if calibration is not None:
             given["calibration"] = str(calibration)
         try:
@@ -296,7 +296,7 @@ def _under_scenarios(file: ComparisonFile, methods: Mapping[str, Method]) -> lis
             raise ConfigError(msg)
         _check_comparable(f"scenario {scenario}", given, SET_HERE)
         for name in names:
-            if name in methods:  # --quick may leave some out
+            if name in methods:  # --quick may exclude some methods
                 method = methods[name]
                 settings = {**method.settings, **given}
                 full = f"{name}+{scenario}"

@@ -78,7 +78,7 @@ def measure(artifact: Artifact, data: Path, workload: Workload) -> StepTimes:
         steps = [list(itertools.islice(draws, workload.num_accumulation_steps)) for _ in range(1 + NUM_TIMED)]
         for (ratio, rank), known_s in times_s.items():
             run = _start(trainer, ratio, rank, workload)
-            known_s.extend([_time(run, step) for step in steps][1:])  # the first one allocates
+            known_s.extend([_time(run, step) for step in steps][1:])  # without the first step, which allocates memory
     return StepTimes(
         grid=(GridAxis(name=PRUNING_RATIO.name, values=RATIOS), GridAxis(name=RANK.name, values=RANKS)),
         step_s=tuple(statistics.median(known_s) for known_s in times_s.values()),

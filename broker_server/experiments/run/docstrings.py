@@ -50,7 +50,7 @@ def docstring_examples(root: Path) -> list[dict[str, object]]:
 
 def _sources(root: Path) -> Iterator[Path]:
     for folder, subfolders, files in os.walk(root):
-        subfolders[:] = [name for name in subfolders if name not in SKIPPED]  # walk() does not enter what is gone
+        subfolders[:] = [name for name in subfolders if name not in SKIPPED]  # walk() does not enter removed folders
         yield from (Path(folder) / name for name in files if name.endswith(".py"))
 
 

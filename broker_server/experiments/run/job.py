@@ -83,7 +83,7 @@ def prepare_run(settings: RunSettings, root: Path, display: Display[RunView]) ->
         FedSpineError: see docs/exit-codes.md; nothing is left behind.
     """
     layout.check_free(root)
-    make_callbacks(settings.callbacks)  # what cannot be made is told before anything else is
+    make_callbacks(settings.callbacks)  # an invalid callback is an error before any other work
     preparation.check_settings(settings)
     shown, settings = settings, take_password(settings, os.environ)
     if settings != shown:
@@ -134,7 +134,7 @@ def _open(
     callbacks: Sequence[Callback] | None,
 ) -> Iterator[Job]:
     """Hold a run and whatever processes it starts; ``callbacks`` None: nobody is told, no round is played."""
-    directory.load_state()  # refuses a directory without a run before anything is made in it
+    directory.load_state()  # refuses a directory without a run before it writes to it
     with layout.held(directory):
         settings, state = reopened(directory, changes)
         told = () if callbacks is None else (*make_callbacks(settings.callbacks), *callbacks)
@@ -196,7 +196,7 @@ class Job:
             self._display.step("reading the data")
             data = preparation.load(self._settings)
             export = self._provide_artifact(data.labels) if needs_labels else export
-            if preparation.may_be_indices(data.labels):  # only the model knows what the numbers stand for
+            if preparation.may_be_indices(data.labels):  # only the model knows which classes the numbers mean
                 self._finish_export(export)
                 export = None
                 data = preparation.named_classes(data, decode_manifest(self._manifest_bytes()).labels)

@@ -154,7 +154,7 @@ def created(root: Path) -> Iterator[RunDirectory]:
         keeps_logs = isinstance(error, ChildFailedError) and not error.is_specific
         _clear(root, keep=before | frozenset((root / LOGS).rglob("*") if keeps_logs else ()))
         for path in missing:
-            with contextlib.suppress(OSError):  # not empty, or never made
+            with contextlib.suppress(OSError):  # the folder is not empty, or was never made
                 path.rmdir()
         if isinstance(error, OSError):
             raise_if_disk_full(error, root)
@@ -163,11 +163,11 @@ def created(root: Path) -> Iterator[RunDirectory]:
 
 def _clear(root: Path, keep: frozenset[Path]) -> None:
     """Remove what is not to be kept; folders that hold something of that stay."""
-    for path in sorted(root.rglob("*"), reverse=True):  # what is in a folder before the folder
+    for path in sorted(root.rglob("*"), reverse=True):  # a folder comes after its contents
         if path in keep:
             continue
         if path.is_dir() and not path.is_symlink():
-            with contextlib.suppress(OSError):  # not empty
+            with contextlib.suppress(OSError):  # the folder holds something that is kept
                 path.rmdir()
         else:
             path.unlink()

@@ -118,7 +118,7 @@ def base_model(settings: RunSettings) -> str | None:
         return None
     try:
         return model_source(settings.model)
-    except ModelError:  # it has gone since the export, and rounds do not need it
+    except ModelError:  # the model was removed after the export; rounds do not need it
         return str(Path(settings.model).expanduser().absolute())
 
 

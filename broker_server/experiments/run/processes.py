@@ -94,9 +94,9 @@ def device_command(
     command += ["--state", str(directory.devices / device_id), "--threads", str(device_threads(settings))]
     if memory_mb:
         command += ["--memory-limit", f"{memory_mb}MiB"]
-    command += ["--nice", "0"]  # servers and devices share this machine as equals
+    command += ["--nice", "0"]  # servers and devices have the same priority on this machine
     if settings.is_emulated:
-        command += ["--mode", "fused", "--checkpoint-every", "0"]  # modelled time is that of this mode, and of no disk
+        command += ["--mode", "fused", "--checkpoint-every", "0"]  # modelled time is for this mode, without checkpoints
     return [*command, "--holdout", str(NUM_HOLDOUT), "--exit-when-finished"]
 
 
@@ -147,7 +147,7 @@ def check_broker(url: str, fleet_name: str) -> None:
         check_free(address, TlsFiles(), fleet_name, rng)
     else:
         with probe(address, TlsFiles(), rng):
-            pass  # it answers
+            pass  # the broker answers
 
 
 def start_servers(

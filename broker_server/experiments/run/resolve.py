@@ -106,7 +106,7 @@ def said_of_file(given: Collection[str], config: Path | None) -> Iterator[None]:
 def _settings(given: Mapping[str, object]) -> RunSettings:
     given = renamed(given, RunSettings)
     if "method" not in given:
-        # What has no LoRA factors cannot be scored by their gradients.
+        # Without LoRA factors on all layers, units cannot be scored by the factors' gradients.
         narrow = {"importance": "magnitude"} if given.get("targets") or given.get("top_blocks") else {}
         given = {"method": METHOD, **narrow, **given}
     check_values(given, RunSettings)
@@ -146,7 +146,7 @@ def _trained_sparsity(arms: str, axes: Axes) -> float:
     try:
         return trained_sparsity(axes.parse(arms))
     except ArmError:
-        return 0.0  # the settings refuse these arms in their own words
+        return 0.0  # the check of the settings reports these arms
 
 
 def _read_toml(path: Path, called: str = "--config") -> dict[str, object]:

@@ -208,7 +208,7 @@ class RunSettings(FederationConfig):
             artifact_url=artifact_url,
             artifact_digest=artifact_digest,
             emulation_file=EMULATION_FILE if self.is_emulated else None,
-            max_share=1.0,  # all devices are of this run, which dealt the examples itself
+            max_share=1.0,  # this run dealt the examples to its own devices, so it can trust their numbers
             test_file="data/test.jsonl",
             base_model=base_model,
             num_threads=num_threads,

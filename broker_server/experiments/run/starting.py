@@ -274,7 +274,7 @@ def _decode(path: Path, data: bytes) -> dict[str, Array]:
     found: dict[str, Array] = {}
     for name, entry in entries:
         if name.startswith(names.MEMORY_PREFIX):
-            continue  # of the run that wrote it
+            continue  # state of the run that wrote the file
         if entry["dtype"] == "BF16":
             wide = np.frombuffer(entry["data"], np.uint16).astype(np.uint32) << 16
             found[name] = wide.view(np.float32).reshape(entry["shape"])

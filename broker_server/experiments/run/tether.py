@@ -30,7 +30,7 @@ def become(parent: int, command: Sequence[str]) -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it died before the call above
+    if os.getppid() != parent:  # the parent died before the call above
         sys.exit(128 + signal.SIGKILL)
     os.execvp(command[0], list(command))  # noqa: S606 - replaces this launcher, no shell
 

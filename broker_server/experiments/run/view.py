@@ -183,5 +183,5 @@ class RunView:
         """An arm of an event for people."""
         try:
             return arm_text(self.axes.parse(arm)[0], self.axes)
-        except ArmError:  # an earlier release wrote it otherwise
+        except ArmError:  # an event of an earlier release has another form
             return arm

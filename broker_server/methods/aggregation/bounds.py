@@ -41,12 +41,13 @@ def check_bounds(manifest: Manifest, adapter: Mapping[str, Float32], merged: Mer
     factors = {} if merged is None else merged
     pairs = [(names.merged_a(m), a) for m, (a, _) in factors.items()]
     pairs += [(names.merged_b(m), b) for m, (_, b) in factors.items()]
-    squares = {name: float(np.vdot(value, value)) for name, value in adapter.items()}  # cheap, and mostly enough
+    # cheap, and enough for most tensors
+    squares = {name: float(np.vdot(value, value)) for name, value in adapter.items()}
     for name, value in [*adapter.items(), *pairs]:
         if squares.get(name, np.inf) <= LARGEST**2:
             continue
         largest = float(np.abs(value).max(initial=0.0))
-        if not largest <= LARGEST:  # NaN is not
+        if not largest <= LARGEST:  # also refuses NaN
             msg = f"{name} is too large: an element has the magnitude {largest:g}, at most {LARGEST:g} is accepted"
             raise AggregationError(msg)
     for target in manifest.targets:

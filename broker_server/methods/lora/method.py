@@ -161,7 +161,7 @@ class Lora(Method):
         Only those tensors are in memory that are combined at the time: of one target, of all devices.
         """
         updates = [self._device_update(reply) for reply in replies]
-        with np.errstate(over="ignore", invalid="ignore"):  # what does not fit a float32 is found by the bounds
+        with np.errstate(over="ignore", invalid="ignore"):  # check_bounds finds values that do not fit a float32
             model = self._aggregation.aggregate(self._manifest, before, updates, rng)
         check_bounds(self._manifest, model.adapter, model.merged)
         return Combined(

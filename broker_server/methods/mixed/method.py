@@ -79,7 +79,7 @@ class Mixed(Method):
         try:
             ranks = {arm.rank for arm in cls.axes.parse(str(settings["arms"]))}
         except ArmError:
-            return  # refused in its own words
+            return  # the parser of arms reports it
         if len(ranks) != 1:
             msg = f"--arms is {str(settings['arms'])!r}, but zero-order steps need one rank for all devices: give one"
             raise ConfigError(msg)

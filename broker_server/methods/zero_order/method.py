@@ -103,7 +103,7 @@ class ZeroOrder(Method):
         try:
             arms = cls.axes.parse(text)
         except ArmError:
-            return  # refused in its own words
+            return  # the parser of arms reports it
         if len(arms) != 1:
             msg = f"--arms is {text!r}, but zero-order tuning takes one rank for all devices: give one such as 8"
             raise ConfigError(msg)
@@ -252,7 +252,7 @@ class ZeroOrder(Method):
             raise AggregationError(msg)
         values = np.stack([np.asarray(reply.tensors[SCALARS], np.float64) for reply in ordered])
         magnitude = typical_magnitude(values)
-        if asked.largest_scalar is None and magnitude > 0:  # nothing was known that devices could have cut them to
+        if asked.largest_scalar is None and magnitude > 0:  # the devices had no bound to clip to
             values = np.clip(values, -LARGEST * magnitude, LARGEST * magnitude)
         weights = np.array([reply.num_examples for reply in ordered], np.float64)
         scalars = RULES[self._context.zero_order.combine](values, weights)

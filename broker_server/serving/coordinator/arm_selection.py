@@ -119,7 +119,7 @@ class ArmSelection:
             attempt=participant.attempt,
         )
         work, update = run.assigner.work(key), self._ledger.accepted(participant)
-        if work is None:  # nothing was sent: it went offline before
+        if work is None:  # it went offline before an assignment was sent
             arm, sparsity = participant.arm, run.plans.sparsity(participant.arm.pruning_ratio)
         elif participant.reason is FailureReason.ARM_INFEASIBLE and update is None:
             arm, sparsity = work.start_arm, work.start_sparsity

@@ -185,7 +185,7 @@ class DeviceChannel:
                 key = (device_id, message.digest)
                 before = self._asked[key].missing if key in self._asked else ()
                 missing = tuple(dict.fromkeys((*before, *wanted)))[:WINDOW]
-                self._asked[key] = msgspec.structs.replace(message, missing=missing)  # keeps its place
+                self._asked[key] = msgspec.structs.replace(message, missing=missing)  # keeps its place in the order
                 self._serve()
                 return
         if not self._transfers.handle(device_id, message):
@@ -202,7 +202,7 @@ class DeviceChannel:
         self._asked = {key: request for key, request in self._asked.items() if key[1] != digest}
         self._transfers.withdraw(digest)
         if not self._num_chunks:
-            self.registry.renew_pulls()  # a round is over: the next one has blobs of its own
+            self.registry.renew_pulls()  # the round is over; the next one has other blobs
 
     def pull(
         self, ref: BlobRef, device_id: str, on_complete: Callable[[bytes], None], on_failed: Callable[[str], None]

@@ -92,7 +92,8 @@ class MessageTranslator:
         if opened is None:
             return []
         device_id, message = opened
-        if message is Other.STRANGER or (isinstance(message, Presence) and message.online):  # one that asks who is here
+        # a device that is not registered, or asks for a coordinator
+        if message is Other.STRANGER or (isinstance(message, Presence) and message.online):
             self._channel.to(device_id, self.hello)
             return []
         if isinstance(message, Register):
@@ -111,7 +112,7 @@ class MessageTranslator:
     def _sign_of_life(state: RunState, device_id: str) -> list[Event]:
         """Return the events that any message of a device causes, because it shows that the device is there."""
         if device_id not in state.online:
-            return [DeviceRegistered(device_id=device_id)]  # it was silent for so long that it counted as gone
+            return [DeviceRegistered(device_id=device_id)]  # it was silent for so long that it counted as offline
         participant = state.participants.get(device_id)
         if participant is None or participant.silent_since is None:
             return []
@@ -138,7 +139,7 @@ class MessageTranslator:
         if update.blob is None:
             return [UpdateRejected(key=key, detail="the update brings nothing, and this work is answered with a blob")]
         if self._pulling.get(key.device_id) == update and self._channel.is_pulling(update.blob, key.device_id):
-            return []  # said again while it is on its way
+            return []  # announced again while its blob is on its way
         if (refusal := self._refusal(key, update.blob)) is not None:
             return [refusal]
         before = self._pulling.get(key.device_id)
@@ -226,7 +227,7 @@ class MessageTranslator:
             self._ledger.status_seen(message)
             participant = state.participants.get(message.device_id)
             if message.state is DeviceState.IDLE and participant is not None and participant.is_open:
-                # Its assignment was lost on the way: what a device that registers is told anyway is said again.
+                # Its assignment was lost on the way. A device that registers gets its open assignment again.
                 return [DeviceRegistered(device_id=message.device_id)]
         elif isinstance(message, RefusedReply):
             return self._refused(message)
@@ -266,7 +267,7 @@ class MessageTranslator:
         key = update.key
         participant = open_participant(state, key)
         if participant is None:
-            return UpdateAnnounced(key=key)  # too late by now: the state machine knows the answer
+            return UpdateAnnounced(key=key)  # the assignment is closed by now; the state machine answers the device
         if isinstance(content, str):
             return UpdateRejected(key=key, detail=content)
         try:

@@ -225,7 +225,7 @@ class Coordinator:
 
     def _execute(self, state: RunState, command: Command) -> None:
         if isinstance(command, Aggregate | Evaluate | FailRun | FinishRun):
-            self._settle()  # they read files, or end the process
+            self._settle()  # these commands read the files, or end the process
         if isinstance(command, FailRun):
             is_memory = command.reason is FailureReason.ARM_INFEASIBLE
             failed = DevicesTooSmallError if is_memory else RunFailedError
@@ -244,7 +244,7 @@ class Coordinator:
         """The next event. Time is looked at only when nothing is pending: what was stored counts before a deadline."""
         while True:
             if self._claimant.check():
-                self._channel.to_all(self._translator.hello)  # devices of the one that gave up are this one's now
+                self._channel.to_all(self._translator.hello)  # devices of a coordinator that gave up are now this one's
             if self._clock() - self._settled_at >= GROUP_S:
                 self._settle()
             if self._pending:

@@ -143,7 +143,7 @@ class HeldOut:
         is_unchanged = not merged and plan == Plan.full(self._artifact.manifest)
         if is_unchanged and len(self._unpruned) == num_threads:
             return self._unpruned
-        _ = self._graphs.evaluation  # once, before threads share it
+        _ = self._graphs.evaluation  # opens the graph once, before threads share it
         held = restrict_merged(self._artifact.manifest, merged, plan)
         weights = slice_weights(self._artifact, plan, held, lora_scaling=lora_scaling)
         layout = AdapterLayout.of(self._artifact.manifest, plan, rank)

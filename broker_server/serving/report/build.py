@@ -64,7 +64,8 @@ def build_report(summary: RunSummary, rounds: Sequence[RoundRecord], compact: Co
     evaluation = evaluated.evaluation if kept is None else kept.evaluation
     last = None if evaluation is None else evaluation.best_known
     devices = [device for record in rounds for device in record.devices]
-    training_s = max(summary.steps.get(TRAINING_STEP, 0.0), rounds[-1].elapsed_s)  # the latter survives kill -9
+    # rounds are on disk even after kill -9, steps are not
+    training_s = max(summary.steps.get(TRAINING_STEP, 0.0), rounds[-1].elapsed_s)
     steps = {**summary.steps, TRAINING_STEP: training_s}
     accuracy, ppl = _optional_quality(summary.task, last)
     sparse = next((record.sparse.best_known for record in reversed(rounds) if record.sparse is not None), None)

@@ -99,7 +99,7 @@ def serve_artifacts(directory: Path, host: str, port: int) -> None:
     with said_of("port"):
         check_port(host, port)
     logger.info("artifacts in %s on http://%s:%d/", directory, host, port)
-    with contextlib.suppress(KeyboardInterrupt):  # it has shut down by then
+    with contextlib.suppress(KeyboardInterrupt):  # the server has already shut down
         uvicorn.Server(server_config(app, gate, host=host, port=port)).run()
 
 

@@ -88,7 +88,7 @@ class Gate:
         self._stall_s = stall_s
         self._slow_s = slow_s
         self._clock = clock
-        self._inside: dict[Guarded, None] = {}  # in the order in which they came
+        self._inside: dict[Guarded, None] = {}  # in order of arrival
         self._addresses: Counter[str] = Counter()
         self._closed: Counter[str] = Counter()
         self._reported_at = clock()
@@ -181,7 +181,8 @@ class Guarded(H11Protocol):
         super().connection_made(transport)
         self.address = _site(transport.get_extra_info("peername"))
         connected: socket.socket | None = transport.get_extra_info("socket")
-        if connected is not None and hasattr(socket, "TCP_USER_TIMEOUT"):  # else a dead peer is noticed after hours
+        # without it, a dead peer is noticed only after hours
+        if connected is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
             with contextlib.suppress(OSError):
                 connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(STALL_S * 1000))
         self._is_inside = self.gate.enter(self)

@@ -66,7 +66,7 @@ def check_same_run(run_dir: Path, store: Store, identity: Mapping[str, str]) -> 
     records = store.load_round_records()
     finished = records[-1].round_number if records else 0
     last = _last_adapter(run_dir)
-    if last > finished + 1:  # that of the next round may be there: it is written before its record
+    if last > finished + 1:  # the next round's adapter may exist: it is written before its record
         msg = (
             f"{run_dir / STATE_FILE} knows {finished} rounds, but an adapter of round {last} lies beside it: put the "
             f"newer file back, or move the adapters after round {finished} away to play these rounds again"

@@ -180,7 +180,8 @@ class EventReader:
     def _unread(self, stack: contextlib.ExitStack) -> list[IO[bytes]]:
         """The file that was read last, if there is still one, and those after it, oldest first."""
         found: dict[int, IO[bytes]] = {}
-        for path in (self._path, older_file(self._path)):  # in this order no file that is rotated meanwhile is missed
+        # in this order a file that is rotated meanwhile is not missed
+        for path in (self._path, older_file(self._path)):
             with contextlib.suppress(FileNotFoundError):
                 file = stack.enter_context(path.open("rb"))
                 found.setdefault(os.fstat(file.fileno()).st_ino, file)

@@ -66,7 +66,7 @@ class PeftFolder:
         if self._artifact is None:
             return
         for name, ref in self._manifest.files.items():
-            is_wanted = name == names.TOKENIZER_FILE or not ref.on_device  # all but graphs and weights
+            is_wanted = name == names.TOKENIZER_FILE or not ref.on_device  # all files but graphs and weights
             if is_wanted and not (self._directory / name).exists():
                 write_atomically(self._directory / name, self._artifact.path(name).read_bytes())
         if not (self._directory / PAGE).exists():
@@ -85,7 +85,7 @@ def base_model(run_dir: Path, given: str | None) -> str | None:
     if path.is_dir():
         return str(path.resolve())
     if Path(given).is_absolute() or is_hub_id(given):
-        return given  # a directory may have gone since the artifact was made of it; the run does not need it
+        return given  # the directory may have been removed since the export; the run does not need it
     msg = f"base_model is {given!r}: expected a directory (relative to {run_dir}) or a hub id, or leave it out"
     raise ConfigError(msg)
 

@@ -42,7 +42,7 @@ class StoredTensors(Mapping[str, npt.NDArray[np.float32]]):
         places: dict[str, Place] = {}
         header = json.loads(blob[8:begin])
         for name, entry in header.items():
-            if entry.get("dtype") not in _DTYPES:  # metadata, or what is read whole
+            if entry.get("dtype") not in _DTYPES:  # metadata, or a tensor that is read as a whole
                 continue
             places[name] = _DTYPES[entry["dtype"]], tuple(entry["shape"]), begin + int(entry["data_offsets"][0])
         return cls(path, places)

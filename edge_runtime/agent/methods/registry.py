@@ -31,6 +31,6 @@ class Methods:
     def of(self, kind: type[Work]) -> Method[Any]:
         """The method for a kind of work."""
         if kind not in self._made:
-            self._made.clear()  # graphs of one method at a time
+            self._made.clear()  # only one method's graphs are in memory
             self._made[kind] = METHODS[kind](self._artifact, self._settings)
         return self._made[kind]

@@ -103,7 +103,7 @@ class Regression:
         for _ in range(_NUM_POWER_STEPS):
             vector = gram @ vector
             vector /= np.linalg.norm(vector)
-        # A Rayleigh quotient is below the eigenvalue: what is missing is at most the residual's norm.
+        # A Rayleigh quotient is below the eigenvalue by at most the residual's norm.
         value = float(vector @ gram @ vector)
         return min(value + float(np.linalg.norm(gram @ vector - value * vector)), float(np.trace(gram)))
 

@@ -206,7 +206,7 @@ class ZeroOrderExecution:
         if not self._around.checkpoints.every:
             return None
         work = self._work
-        without_log = msgspec.structs.replace(work, log=())  # it may have been cut since
+        without_log = msgspec.structs.replace(work, log=())  # the server may have cut the log since
         scaled = "" if self._scale is None else digest_of(self._scale.tobytes())
         self._identity = scaled + identity_of(self._assignment, without_log, self._method.artifact.digest, dataset)
         steps = self._method.kept.load_steps(self._identity)

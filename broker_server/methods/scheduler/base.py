@@ -108,16 +108,19 @@ class Scheduler(abc.ABC):
         return self.arms[self._pick(round_number, device_id, candidates, rng)] if candidates else None
 
     def observe(self, outcome: ArmOutcome) -> None:
-        """Learn from one assignment. An arm that is infeasible is so for good, and so is everything costlier.
+        """Learn from one assignment. An arm that is infeasible stays so, and so does everything costlier.
 
-        Infeasible is what the device refused as such, and what missed the round's deadline.
+        Infeasible is what the device refused as such, and what missed the round's deadline; until the device manages
+        it, or a costlier one: then its memory is free again, or another spoke in its name.
         """
+        known = self._infeasible.get(outcome.device_id, [])
         was_refused = outcome.outcome is Outcome.FAILED and outcome.reason is FailureReason.ARM_INFEASIBLE
         if was_refused or outcome.outcome is Outcome.TIMED_OUT:
-            known = self._infeasible.get(outcome.device_id, [])
             if not any(self.axes.costs_at_least(outcome.arm, arm) for arm in known):
                 kept = [arm for arm in known if not self.axes.costs_at_least(arm, outcome.arm)]
                 self._infeasible[outcome.device_id] = [*kept, outcome.arm]
+        elif outcome.outcome is Outcome.ACCEPTED and known:
+            self._infeasible[outcome.device_id] = [a for a in known if not self.axes.costs_at_least(outcome.arm, a)]
 
     def observe_round(self, outcomes: Sequence[ArmOutcome]) -> None:
         """Learn from a finished round: its last outcome for each device, each of them already observed."""

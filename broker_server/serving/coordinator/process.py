@@ -298,9 +298,12 @@ def mqtt_of(config: CoordinatorConfig) -> OpenLink:
 
 
 def _link(open_link: OpenLink, fleet: str, session_id: str, claimant: Claimant) -> Link:
-    """The link; under an id of its own, so that it throws nobody out (:mod:`broker_server.serving.services.fleets`)."""
+    """Make the link, under an id of its own: it throws nobody out (:mod:`broker_server.serving.services.fleets`).
+
+    The id is in no message, unlike the session's, so nobody can throw this one out by it.
+    """
     return open_link(
-        client_id=f"fedspine-coordinator:{fleet}:{session_id}",
+        client_id=f"fedspine-coordinator:{fleet}:{secrets.token_hex(8)}",
         subscriptions=topics.coordinator_subscriptions(fleet),
         will=None,
         max_message_bytes=limits.MAX_MESSAGE_BYTES,

@@ -103,6 +103,21 @@ def test_device_that_no_arm_fits_is_offered_the_cheapest(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULERS))
+def test_an_arm_that_a_device_manages_after_all_is_feasible_again(name: str) -> None:
+    scheduler = make(name)
+    for arm in (SMALL, Arm(pruning_ratio=0.5, rank=4)):
+        scheduler.observe(out_of_memory("board-1", arm))
+        scheduler.observe(out_of_memory("board-2", arm))
+    managed = ArmOutcome(round_number=2, device_id="board-1", arm=SMALL, sparsity=0.4, outcome=Outcome.ACCEPTED)
+    scheduler.observe(managed)
+    assert scheduler.feasible("board-1") == [0, 1, 2]
+    assert scheduler.feasible("board-2") == []
+    scheduler.observe(out_of_memory("board-1", LARGE))
+    scheduler.observe(managed)
+    assert scheduler.feasible("board-1") == [1, 2]  # a cheaper arm says nothing of a costlier one
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULERS))
 def test_other_failures_make_no_arm_infeasible(name: str) -> None:
     scheduler = make(name)
     outcome = ArmOutcome(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -98,6 +99,28 @@ def test_a_lane_that_fails_stops_there_and_fails_the_whole_when_the_others_are_d
     assert "three" in done.stderr
     assert "== two" not in done.stdout
     assert "== four" not in done.stdout
+
+
+def test_a_lane_that_is_joined_by_its_name_is_not_waited_for_with_the_others(root: Path) -> None:
+    script = "a() { stage one false; }; b() { stage two sleep 30; }; lane a; lane b; join a; echo not reached"
+    start = time.monotonic()
+
+    done = run_stages(root, script)
+
+    assert time.monotonic() - start < 15
+    assert "FAILED in one with status 1" in done.stderr
+    assert "not reached" not in done.stdout
+
+
+def test_the_table_has_the_time_of_processors(root: Path) -> None:
+    busy = "import time\nwhile time.process_time() < 1: pass"
+    script = f"a() {{ stage one {shlex.join([sys.executable, '-c', busy])}; }}"
+    done = run_stages(root, f'{script}; lane a; join; cat "$work/summary"')
+
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("one ")]
+    found = re.search(r"\d s, of processors 0m([\d.]+)s \+ 0m([\d.]+)s ", line)
+    assert found, line
+    assert 0.9 < float(found[1]) + float(found[2]) < 5
 
 
 def test_lanes_end_with_the_script(root: Path, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def cumulative_regret(played: Sequence[Played], oracle: Sequence[Played]) -> Flo
 
 
 def exponent(regret: Floats, from_round: int) -> float:
-    """Least-squares slope of log regret over log round from a round on; 0 where there is no regret."""
+    """Least-squares slope of log regret over log round from a round on; 0 if there is no regret."""
     rounds = np.arange(1, len(regret) + 1)
     keep = (rounds >= from_round) & (regret > 0)
     if keep.sum() < 2:

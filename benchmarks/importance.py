@@ -128,7 +128,7 @@ def cases(shared: Path, *, quick: bool) -> list[Case]:
 
 
 def spearman(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
-    """Spearman's rank correlation, ties at their mean rank; NaN where one side is constant.
+    """Spearman's rank correlation, ties at their mean rank; NaN if one side is constant.
 
     Raises:
         ValueError: the lengths differ.

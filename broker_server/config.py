@@ -52,7 +52,7 @@ class FederationConfig:
         by="method",
         written=ARMS,
     )
-    """Arms that the scheduler may play; for one that plays between them, the corners of what it may play."""
+    """Arms that the scheduler may play; for one that plays between them, the corners of its space."""
     method: str = option(
         Panel.TRAINING,
         "method by name, such as fedspine or fedit (`fedspine methods` lists them). It brings settings; the options "
@@ -154,9 +154,9 @@ class FederationConfig:
     def learning_rate_at(self, round_number: int) -> float:
         """Learning rate of a round (1-based).
 
-        A cosine from ``learning_rate`` to its final ratio over the rounds before the deploy rounds. They begin again
-        at ``deploy_learning_rate_ratio`` of it, and end there too: what has just lost units must move to recover. A
-        warm restart as in SGDR (arXiv 1608.03983); its place and height are ours.
+        A cosine from ``learning_rate`` to its final ratio over the rounds before the deploy rounds. Those begin again
+        at ``deploy_learning_rate_ratio`` of it, and end at the same final ratio: a model that has just lost units must
+        move to recover. A warm restart as in SGDR (arXiv 1608.03983); its place and height are ours.
         """
         peak, num_deploy = self.training.learning_rate, min(self.pruning.deploy_rounds, self.training.num_rounds)
         low = peak * self.training.final_learning_rate_ratio
@@ -183,7 +183,7 @@ class CoordinatorConfig(FederationConfig):
     artifact_digest: str
     """Digest of the artifact to train."""
     emulation_file: str | None = None
-    """Classes of emulated devices, relative to the run directory (docs/emulation.md); None = time is what it is."""
+    """Classes of emulated devices, relative to the run directory (docs/emulation.md); None = wall time."""
     max_share: Annotated[float, msgspec.Meta(ge=0.5, le=1)] = 0.5
     """Largest share of a round's examples that one of three or more devices counts with; 1 = no ceiling."""
     registration_timeout_s: Duration = 120.0
@@ -253,7 +253,7 @@ class CoordinatorConfig(FederationConfig):
 
 
 def _with_method(given: Mapping[str, Scalar]) -> Mapping[str, object]:
-    """Options of a configuration with those of its method, and with what is deployed where that deploys."""
+    """Options of a configuration with those of its method, and with the deployed plan's options if it deploys one."""
     name, rounds = given.get("method"), given.get("rounds")
     if not isinstance(name, str) or not name or not isinstance(rounds, int):
         return given  # the reader of the configuration reports the error

@@ -86,8 +86,8 @@ class ChildFailedError(CoordinatorError):
     """A process of the run ended with an error.
 
     Attributes:
-        child_exit_code: what the process ended with where that says more than "failed", else RUN_FAILED.
-        log: where its output is.
+        child_exit_code: exit code of the process if it says more than "failed", else RUN_FAILED.
+        log: file with its output.
     """
 
     exit_code = ExitCode.RUN_FAILED

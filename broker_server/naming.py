@@ -73,7 +73,7 @@ def malformed(error: msgspec.ValidationError, kind: type[msgspec.Struct]) -> str
 
     Args:
         error: of a conversion to ``kind``.
-        kind: what the file should have held.
+        kind: type that the file should have held.
     """
     text, _, place = str(error).partition(" - at `$")
     place = place.rstrip("`").removeprefix(".")

@@ -45,7 +45,7 @@ class Written:
     """The written form of a value, if that is not the value itself."""
 
     kind: Any
-    """Annotation of what is written, with its range."""
+    """Annotation of the written form, with its range."""
     read: Callable[..., Any]
     write: Callable[..., Scalar]
     by: str = ""
@@ -107,11 +107,11 @@ def option(
 
     Args:
         panel: where ``--help`` shows it.
-        text: what it means.
+        text: its meaning.
         default: of the field; none = a value is needed, which ``fedspine run`` takes from the task.
         name: of the option, where that is not the field's.
         formerly: its name in earlier releases.
-        by: what decides where nothing is said, if that is not the default of the field.
+        by: what decides by default, if that is not the default of the field.
         written: how a value is written, if that is not the value itself.
     """
     shown = by or ("task" if default is dataclasses.MISSING else "")
@@ -268,7 +268,7 @@ def from_toml(
 
 
 def _complete(table: dict[str, Any], kind: type, complete: Callable[[Mapping[str, Any]], Mapping[str, object]]) -> None:
-    """Add to a table, and to those in it, what the options that it has bring with them."""
+    """Add the values that a table's options imply to the table, and to those in it."""
     options = options_of(kind)
     found = {name: _at(table, one.path) for name, one in options.items()}
     given = {name: value for name, value in found.items() if value is not None}
@@ -321,7 +321,7 @@ def _read(
     """The value of a field.
 
     Args:
-        table: what was written for the fields of its class, by name, checked already.
+        table: written values of the fields of its class, by name, already checked.
         field: the field.
         hint: its annotation.
         fields: all of its class.
@@ -342,7 +342,7 @@ def _write(settings: object, name: str, written: Written | None) -> Any:  # noqa
 
 
 def _made(kind: type[T], tree: Mapping[str, Any]) -> T:
-    """Settings from what was written for their fields, and for those of the classes that they hold."""
+    """Settings from the written values of their fields, and of the fields of the classes that they hold."""
     hints = typing.get_type_hints(kind, include_extras=True)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     values: dict[str, object] = {}

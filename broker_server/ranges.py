@@ -38,7 +38,7 @@ def check_value(called: str, value: object, hint: object) -> None:
     """Refuse a value that an annotation does not permit; a number without a range must be finite.
 
     Args:
-        called: what a person knows it by.
+        called: its name for people.
         value: of anything.
         hint: a type, or ``Annotated`` with the ``msgspec.Meta`` of its range.
 

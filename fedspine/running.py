@@ -1,4 +1,4 @@
-"""``fedspine.run``: what the command ``fedspine run`` does, with its options as keyword arguments."""
+"""``fedspine.run``: the command ``fedspine run`` as a function, with its options as keyword arguments."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Curve:
     rounds: tuple[int, ...]
     """Round numbers, ascending; 0 = before training."""
     values: tuple[float, ...]
-    """The metric after each of ``rounds``, on the held-out examples that are measured every round; NaN where it was
+    """The metric after each of ``rounds``, on the held-out examples that are measured every round; NaN if it was
     not finite."""
 
 
@@ -56,7 +56,7 @@ class RunResult:
     adapter: Path
     """The tuned adapter in PEFT's format: ``PeftModel.from_pretrained(model, result.adapter)`` loads it."""
     compact: Path | None
-    """The compact model, for :func:`fedspine.load_compact`; None where ``compact=False``."""
+    """The compact model, for :func:`fedspine.load_compact`; None if ``compact=False``."""
 
     @property
     def curve(self) -> Curve:
@@ -118,7 +118,7 @@ def run(
         **settings: options of ``fedspine run``, with underscores; ``fedspine run --help`` describes them.
 
     Returns:
-        What the run left.
+        The result of the run.
 
     Raises:
         FedSpineError: see docs/exit-codes.md.
@@ -164,7 +164,7 @@ def _declare_settings() -> None:
 
 
 def _plain(hint: object) -> object:
-    """A type without what typer reads beside it."""
+    """A type without typer's annotations."""
     return typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
 
 

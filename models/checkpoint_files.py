@@ -24,7 +24,7 @@ def file_of(model: str | Path, name: str) -> Path | None:
 
 
 def json_of(model: str | Path, name: str) -> dict[str, Any] | None:
-    """A file that holds an object; None where it has no such file.
+    """A file that holds an object; None if it has no such file.
 
     Raises:
         ModelNotFoundError: it holds something else.

@@ -90,7 +90,7 @@ def check_tied(model: str | Path, family: Family, state: Mapping[str, torch.Tens
 
 
 def _stored(model: str | Path, name: str) -> torch.Tensor | None:
-    """A weight as it lies in safetensors files; None where it is in none."""
+    """A weight as it lies in safetensors files; None if it is in none."""
     index = file_of(model, f"{_FILE}.index.json")
     if index is None:
         path = file_of(model, _FILE)

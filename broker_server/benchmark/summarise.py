@@ -156,7 +156,7 @@ def _machine(loads: tuple[float, float]) -> dict[str, str]:
 
 
 def _processor(cpuinfo: Path) -> str:
-    """The processor's name, as Linux tells it on x86; empty where it does not."""
+    """The processor's name, as Linux tells it on x86; empty if it does not."""
     try:
         lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

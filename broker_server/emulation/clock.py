@@ -60,7 +60,7 @@ class VirtualClock:
 
         Args:
             key: whose, and which.
-            arm: what is played, but for its ratio.
+            arm: the arm; its ratio is not used.
             segments: ratios of the steps, see :func:`broker_server.methods.pruning.schedule.segments`.
             num_local_steps: optimizer steps.
             bytes_down: assignment and its blob.
@@ -102,5 +102,5 @@ class VirtualClock:
 
 
 def round_s(times_s: Mapping[str, float | None], deadline_s: float) -> float:
-    """Length of a round: its slowest device, at most the deadline; 0 where nobody trained."""
+    """Length of a round: its slowest device, at most the deadline; 0 if nobody trained."""
     return min(deadline_s, max((s for s in times_s.values() if s is not None), default=0.0))

@@ -1,4 +1,4 @@
-"""Classes of emulated devices: what a file for ``--emulate`` says, checked, and dealt to the devices of a run."""
+"""Classes of emulated devices: a file for ``--emulate``, checked, and dealt to the devices of a run."""
 
 from __future__ import annotations
 

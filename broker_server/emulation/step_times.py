@@ -79,7 +79,7 @@ def provide(path: Path, key: str, measure: Callable[[], StepTimes]) -> StepTimes
 
     Args:
         path: JSON file, an object by key; made when it is missing.
-        key: what the times are of: model, task, batch, length.
+        key: setting of the times: model, task, batch, length.
         measure: called once, while other runs that need the file wait.
 
     Raises:

@@ -1,10 +1,10 @@
 """The server's side of a method: the work that devices get, the check of a reply, and the next model from replies.
 
-A method does arithmetic and opens no file. State machine, transfers, storage, report and emulation know none of them:
-they carry :class:`AssignedWork`, bytes and :class:`Reply`. Its other half is a room of the same name on the device.
+A method does arithmetic and opens no file. State machine, transfers, storage, report and emulation do not depend on any
+method: they carry :class:`AssignedWork`, bytes and :class:`Reply`. The device's side is a room of the same name.
 
-The global model is what devices start from, what is evaluated, and what a checkpoint of a round holds: for every method
-an adapter on the frozen base (:class:`broker_server.methods.aggregation.Aggregated`).
+Devices start from the global model, the server evaluates it, and the checkpoint of a round holds it. For every method
+it is an adapter on the frozen base (:class:`broker_server.methods.aggregation.Aggregated`).
 """
 
 from __future__ import annotations
@@ -89,9 +89,9 @@ class Combined:
     importance: Scores
     """Scores that rank the units from now on."""
     deltas: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """By device, the Frobenius norm of the change of B A that its training made; empty where no factor is trained."""
+    """By device, the Frobenius norm of the change of B A that its training made; empty if no factor is trained."""
     not_finite: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """By device, how many of its measurements were not finite and count as 0; empty where none are counted."""
+    """By device, how many of its measurements were not finite and count as 0; empty if none are counted."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +116,7 @@ class MethodContext:
 
 
 class Method(abc.ABC):
-    """One method. Stateless between rounds: what it must remember is in the model and in the assignments."""
+    """One method. It keeps no state between rounds: the model and the assignments hold all state."""
 
     work_type: ClassVar[WorkType] = "lora"
     """Tag of the work that devices are asked for: they get ready for it before the first assignment."""
@@ -125,15 +125,15 @@ class Method(abc.ABC):
     axes: ClassVar[Axes] = Axes()
     """Axes of its arms; none = it has one arm. All code that reads, chooses or shows an arm goes by this."""
     default_arms: ClassVar[str] = ""
-    """Arms where nothing is said, as they are written."""
+    """Arms by default, as they are written."""
     uses: ClassVar[frozenset[str]] = frozenset({"rounds", "local_steps", "batch_size", "max_length"})
-    """Names of the options of training, pruning and zero-order tuning that it goes by. One that a person gives and that
-    is not among them is refused (:mod:`broker_server.methods.by_name`)."""
+    """Names of the options of training, pruning and zero-order tuning that it uses. If a user gives another one, it is
+    refused (:mod:`broker_server.methods.by_name`)."""
     averages: ClassVar[bool] = True
     """Whether replies are models that are averaged by their examples: then one device's share is limited, and update
     transforms apply to its change. Otherwise replies are sums that are added as they are."""
     is_start_exact: ClassVar[bool] = False
-    """Whether devices start from float32 whatever the run's ``wire_dtype``: they do again what the server does."""
+    """Whether devices start from float32 whatever the run's ``wire_dtype``, because they repeat the server's steps."""
 
     has_step_times: ClassVar[bool] = True
     """Whether its steps take the time that calibration measures, so that devices can be emulated."""

@@ -120,7 +120,7 @@ class AssignmentRunner:
             context: see :class:`WorkContext`.
 
         Returns:
-            The update, and the bytes that were made, empty where there are none: inside it too, where they are few.
+            The update, and the bytes that were made, empty if there are none: inside it too, where they are few.
 
         Raises:
             StoppedError: it was asked to stop.
@@ -170,7 +170,7 @@ class AssignmentRunner:
         return update, made
 
     def _evaluate(self, execution: Execution, context: WorkContext) -> Before:
-        """Quality on the device's own held-out examples, None where it has none; and the seconds that took."""
+        """Quality on the device's own held-out examples, None if it has none; and the seconds that took."""
         if self._holdout is None or len(self._holdout) == 0:
             return None, 0.0
         clock = context.pauses.working_s

@@ -29,7 +29,7 @@ class BenchmarkRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     model: str
     """Hugging Face directory or hub id that it was exported from."""
     ort_models: str
-    """Directory of ort-training models of the arm; empty where no contender needs them."""
+    """Directory of ort-training models of the arm; empty if no contender needs them."""
     arm: Arm
     num_threads: Positive
     num_warmup_steps: Positive

@@ -134,7 +134,7 @@ def _is_constant(zone: Path) -> bool:
 
 
 def _text(path: Path) -> str:
-    """First line of a file; empty where it cannot be read."""
+    """First line of a file; empty if it cannot be read."""
     try:
         return path.read_text(encoding="ascii", errors="replace").strip()
     except OSError:
@@ -142,7 +142,7 @@ def _text(path: Path) -> str:
 
 
 def _number(path: Path, base: int = 10) -> int | None:
-    """The number that a file holds; None where it holds none."""
+    """The number that a file holds; None if it holds none."""
     try:
         return int(_text(path), base)
     except ValueError:

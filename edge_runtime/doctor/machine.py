@@ -118,7 +118,7 @@ def clock(setup: Setup) -> Finding:
 
 
 def _features(cpu_file: Path) -> set[str]:
-    """Words of ``flags`` (x86) or ``Features`` (Arm); empty where the kernel does not say."""
+    """Words of ``flags`` (x86) or ``Features`` (Arm); empty if the kernel does not say."""
     try:
         lines = cpu_file.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:

@@ -54,7 +54,7 @@ class Artifact:
 
         Args:
             directory: folder with ``manifest.json`` and the files that it names.
-            verify: whether size and SHA-256 of every file that a device needs are checked; False where the caller has
+            verify: whether size and SHA-256 of every file that a device needs are checked; False if the caller has
                 just done so, for example after a checked download.
 
         Raises:
@@ -112,7 +112,7 @@ class Artifact:
         return self.directory / name
 
     def initial(self) -> dict[str, npt.NDArray[np.float32]]:
-        """First values of the dense tensors (the new classifier), float32 by name; empty where there are none.
+        """First values of the dense tensors (the new classifier), float32 by name; empty if there are none.
 
         Raises:
             ArtifactCorruptedError: the file is malformed or its tensors are not the manifest's.

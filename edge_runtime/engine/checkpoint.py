@@ -45,7 +45,7 @@ class Checkpoint:
     state: TrainingState
     history: History
     before: EvaluationResult | None
-    """The evaluation before training; None where nothing is held out."""
+    """The evaluation before training; None if nothing is held out."""
     before_s: float
     """Seconds that it took."""
     paused_s: float

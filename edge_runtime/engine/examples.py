@@ -51,7 +51,7 @@ class Fields(NamedTuple):
 
     text: str = "text"
     label: str | None = None
-    """None where labels are not needed."""
+    """None if labels are not needed."""
     key: str | None = None
     """A further field that is needed, text or a whole number; None for none."""
     text_advice: str = "rename the one that holds the text to 'text'"

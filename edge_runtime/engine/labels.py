@@ -39,13 +39,13 @@ class Classes:
         self._by_name.update((name, index) for index, name in enumerate(names))
 
     def named(self, label: Label) -> int | None:
-        """The class that a label names, None where the model knows none such; 1 names the class "1.0" too."""
+        """The class that a label names, None if the model knows none such; 1 names the class "1.0" too."""
         if isinstance(label, str):
             return self._by_name.get(label)
         return self._by_name[str(label)] if str(label) in self._by_name else self._by_value.get(label)
 
     def numbered(self, label: Label) -> int | None:
-        """The class whose index a label is; None where it is none, or where any class is named by a number."""
+        """The class whose index a label is; None if it is none, or where any class is named by a number."""
         if self._by_value or not _INDEX.fullmatch(str(label)):
             return None
         return int(label) if int(label) < len(self._names) else None

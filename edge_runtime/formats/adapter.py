@@ -146,7 +146,7 @@ def _is_finite(value: Array) -> bool:
 
 
 def target_indices(target: TargetSpec, plan: Plan) -> tuple[Indices | None, Indices | None]:
-    """Rows of B and columns of A that stay under ``plan``; None where that side is never pruned."""
+    """Rows of B and columns of A that stay under ``plan``; None if that side is never pruned."""
     rows = None if target.out_prune is None else plan.indices(target.layer, target.out_prune)
     columns = None if target.in_prune is None else plan.indices(target.layer, target.in_prune)
     return rows, columns

@@ -133,7 +133,7 @@ class CompactModel:
         Ends with the end-of-text token, after ``max_new_tokens``, or where the model's positions end.
 
         Args:
-            prompt: what to continue; may be empty where the tokenizer begins every text with a token.
+            prompt: what to continue; may be empty if the tokenizer begins every text with a token.
             max_new_tokens: most tokens to generate, 1 or more.
             temperature: 0 = greedy; otherwise tokens are drawn, the likelier ones more often the lower it is.
             top_k: draw from this many of the likeliest tokens only; 0 = all.

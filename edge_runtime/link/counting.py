@@ -76,7 +76,7 @@ class CountingLink(abc.ABC):
         Args:
             topic: where it was published.
             payload: its bytes.
-            acknowledge: tells the broker that it is taken; None where the broker wants no answer (QoS 0).
+            acknowledge: tells the broker that it is taken; None if the broker wants no answer (QoS 0).
         """
         with self._lock:
             self.bytes_received += len(payload)

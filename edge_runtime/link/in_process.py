@@ -107,7 +107,7 @@ class InProcessBroker:
             link.restore()
 
     def attach(self, link: InProcessLink, *, is_patient: bool) -> bool:
-        """Connect a link; False where the broker is not there and the link is to wait for it.
+        """Connect a link; False if the broker is not there and the link is to wait for it.
 
         Raises:
             BrokerUnreachableError: the broker is not there, and the link is not patient.
@@ -131,7 +131,7 @@ class InProcessBroker:
         return True
 
     def detach(self, link: InProcessLink) -> bool:
-        """Disconnect a link; False where it is not connected."""
+        """Disconnect a link; False if it is not connected."""
         with self._lock:
             if link in self._waiting:
                 self._waiting.remove(link)
@@ -219,7 +219,7 @@ class InProcessLink(CountingLink):
             self.publish_will()
 
     def restore(self) -> None:
-        """Connect again after a connection ended; nothing where it has not, or was closed."""
+        """Connect again after a connection ended; nothing if it has not, or was closed."""
         if not self._is_closed and not self.is_connected:
             self._connect(is_patient=True)
 

@@ -100,7 +100,7 @@ class Inbox:
 
         Args:
             event: the message.
-            acknowledge: tells the broker that it is taken; None where the broker wants no answer (QoS 0).
+            acknowledge: tells the broker that it is taken; None if the broker wants no answer (QoS 0).
         """
         with self._changed:
             if self._has_room(event):

@@ -303,7 +303,7 @@ class Transfers:
         return held
 
     def _make_room(self, but: Key) -> bool:
-        """Drop what came of a transfer that hardly moves; False where there is none."""
+        """Drop what came of a transfer that hardly moves; False if there is none."""
         for key, incoming in [*self._active.items(), *((key, self._waiting[key]) for key in self._parked)]:
             if key != but and incoming.received_bytes and incoming.pace < DRIP_BYTES_S:
                 if key in self._active:

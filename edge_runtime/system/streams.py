@@ -47,7 +47,7 @@ def use_utf8() -> None:
     """Start this program again in Python's UTF-8 mode where the locale is plain ASCII and that mode was switched off.
 
     Labels and paths with other letters could be neither printed nor handed to another process there. Call it before
-    anything else; it does nothing where it would change nothing.
+    anything else; it does nothing if it would change nothing.
     """
     is_ascii = sys.getfilesystemencoding().lower() in {"ascii", "us-ascii", "646"}
     if is_ascii and not sys.flags.ignore_environment and sys.executable and os.environ.get(_UTF8_VARIABLE) != "1":

@@ -115,7 +115,7 @@ class Axis:
         return -value if self.removes else value
 
     def parse(self, text: str) -> float | None:
-        """The value of a text; None where it is none."""
+        """The value of a text; None if it is none."""
         if self.choices:
             return self.choices.index(text) + 1 if text in self.choices else None
         return self.kind(text) if _NUMBER[self.kind].fullmatch(text) else None

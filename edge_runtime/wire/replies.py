@@ -37,7 +37,7 @@ _decoder = msgspec.msgpack.Decoder(_Head)
 
 
 def refused_reply(data: bytes, why: str) -> RefusedReply | None:
-    """The reply that a refused payload was to be; None where that cannot be told."""
+    """The reply that a refused payload was to be; None if that cannot be told."""
     try:
         head = _decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -51,7 +51,7 @@ class Arm(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             raise ValueError(msg)
 
     def value(self, name: str) -> float | None:
-        """On an axis; None where the arm does not say it."""
+        """On an axis; None if the arm does not say it."""
         match name:
             case "pruning_ratio":
                 return self.pruning_ratio

@@ -40,7 +40,7 @@ class TunedParts:
     cut: int
     """Blocks below it are the lower part."""
     lower: tuple[TunedTensor, ...]
-    """B factors of the blocks below the cut; none where no such block has targets."""
+    """B factors of the blocks below the cut; none if no such block has targets."""
     upper: tuple[TunedTensor, ...]
     """B factors of the blocks from the cut on, and the dense tensors."""
     num_elements: int

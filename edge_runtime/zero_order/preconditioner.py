@@ -45,7 +45,7 @@ class Preconditioner:
     def __init__(self, parts: TunedParts, start: PreconditionerStart) -> None:
         self._parts = parts
         self.diagonal: Array = np.ones(parts.num_elements, np.float32)
-        """H, float32 ``[N]``; 1 where nothing is tuned."""
+        """H, float32 ``[N]``; 1 if nothing is tuned."""
         for tensors, value in ((parts.lower, start.lower), (parts.upper, start.upper)):
             for tensor in tensors:
                 self.diagonal[tensor.place] = np.clip(np.float32(value), LEAST, MOST)
@@ -70,7 +70,7 @@ class Preconditioner:
         return made
 
     def mean(self, which: Which) -> float:
-        """Of H, over the elements of a part; 1 where it has none."""
+        """Of H, over the elements of a part; 1 if it has none."""
         values = [self.diagonal[tensor.place] for tensor in self._parts.part(which)]
         return float(np.concatenate(values).mean(dtype=np.float64)) if values else 1.0
 

@@ -33,7 +33,7 @@ class Stages:
     embedding: StageGraph
     block: StageGraph
     plain_block: StageGraph | None
-    """A block without LoRA factors, forward only; None where all blocks have some."""
+    """A block without LoRA factors, forward only; None if all blocks have some."""
     last_block: StageGraph
     """The block that computes what is scored alone; the same as the others where that is every token."""
     head: StageGraph

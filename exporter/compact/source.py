@@ -184,7 +184,7 @@ def _check_recorded(run_dir: Path, path: Path) -> None:
 
 
 def _recorded(run_dir: Path, query: str, *values: int) -> str | None:
-    """The digest that a query finds in the run's records; None where there is none, or no database."""
+    """The digest that a query finds in the run's records; None if there is none, or no database."""
     state = run_dir / STATE_FILE
     if not state.is_file():
         return None

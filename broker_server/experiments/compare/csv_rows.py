@@ -35,7 +35,7 @@ def to_csv(reports: Mapping[RunKey, Report]) -> str:
     """All finished runs with a header, in the order of the mapping, then by round and device.
 
     The evaluation of a round is on the row of each of its devices. A round without devices, as that before training, is
-    one row without a device. An arm has a column for each axis of any of the runs, empty where its method has none.
+    one row without a device. An arm has a column for each axis of any of the runs, empty if its method has none.
 
     Raises:
         ConfigError: a method is of a package that is not here.
@@ -73,7 +73,7 @@ def paths(kind: type[msgspec.Struct], axes: Sequence[str]) -> list[Path]:
 
 
 def cell(value: object, path: Path, axes: Axes) -> str:
-    """A field of a struct as text; empty where it, or a struct on the way, is not there."""
+    """A field of a struct as text; empty if it, or a struct on the way, is not there."""
     for name in path:
         if isinstance(value, Arm):
             value = axes[name].shown(axes[name].of(value)) if axes.has(name) else None

@@ -58,7 +58,7 @@ def regret_curve(trace: Trace, oracle: Trace) -> list[float]:
 def growth_exponent(curve: Sequence[float]) -> float | None:
     """Exponent b of the least-squares fit ``regret ~ a * round^b`` over the later half; below 1 is sublinear.
 
-    None where a value of that half is not positive, or there are fewer than six rounds.
+    None if a value of that half is not positive, or there are fewer than six rounds.
     """
     later = range(len(curve) // 2, len(curve))
     if len(curve) < 6 or any(curve[index] <= 0 for index in later):
@@ -79,7 +79,7 @@ def infeasible_plays_ratio(trace: Trace, *, after_round: int = 0) -> float | Non
 
 
 def idle_ratio(trace: Trace) -> float | None:
-    """Share of the devices' time spent waiting for the slowest of their round, in [0, 1); None where nothing is known.
+    """Share of the devices' time spent waiting for the slowest of their round, in [0, 1); None if nothing is known.
 
     In a round, a device that finished after T_i waits for max_j T_j - T_i. The figure is the sum of that over devices
     and rounds, divided by the sum of max_j T_j over the same. Devices without a completion time are left out. T goes

@@ -93,7 +93,7 @@ def figure(values: Sequence[float | None], *, unknown: float | None = None, num_
     """Median and spread of one figure.
 
     Args:
-        values: by seed; None where there is none.
+        values: by seed; None if there is none.
         unknown: what a finished run without a value counts as in the median (infinity: never reached); None = nothing.
         num_finished: finished runs.
     """

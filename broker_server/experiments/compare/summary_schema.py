@@ -25,7 +25,7 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
     max: float | None
     """Largest known value."""
     values: tuple[float | None, ...]
-    """By seed, in the order of ``seeds``; null where not reached, not applicable, or not run."""
+    """By seed, in the order of ``seeds``; null if not reached, not applicable, or not run."""
     num_known: int
     """Seeds with a value: of a cost to a target, those that reached it."""
 
@@ -51,7 +51,7 @@ class CurvePoint(msgspec.Struct, frozen=True, kw_only=True):
     quality_min: float
     quality_max: float
     sparse_quality: float | None
-    """Median, of the sub-model at the wanted sparsity; null where it was not measured."""
+    """Median, of the sub-model at the wanted sparsity; null if it was not measured."""
 
 
 class RegretPoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,7 +109,7 @@ class MethodSummary(msgspec.Struct, frozen=True, kw_only=True):
     accuracy_at_sparsity: Figure | UnsetType = UNSET
     perplexity_at_sparsity: Figure | UnsetType = UNSET
     regret: Figure
-    """Seconds that all rounds took longer than the oracle's; null where no oracle ran."""
+    """Seconds that all rounds took longer than the oracle's; null if no oracle ran."""
     regret_exponent: float | None
     """Exponent of the growth of the median regret over the later half of the rounds; below 1 is sublinear."""
     infeasible_plays_ratio: Figure

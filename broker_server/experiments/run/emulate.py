@@ -34,7 +34,7 @@ def settle_fleet(settings: RunSettings, directory: RunDirectory, artifact_digest
 
 
 def read_fleet(settings: RunSettings, directory: RunDirectory) -> Fleet | None:
-    """The fleet of a run, dealt; None where nothing is emulated.
+    """The fleet of a run, dealt; None if nothing is emulated.
 
     Raises:
         ConfigError: its file cannot be used.

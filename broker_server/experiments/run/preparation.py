@@ -113,7 +113,7 @@ def model_source(model: str) -> str:
 
 
 def base_model(settings: RunSettings) -> str | None:
-    """Directory or hub id that the run's artifact was made from; None where only the artifact was given."""
+    """Directory or hub id that the run's artifact was made from; None if only the artifact was given."""
     if settings.artifact and not settings.model:
         return None
     try:

@@ -44,7 +44,7 @@ class RunView:
         rounds: finished rounds, in order.
         round_number: the round that is going on, or the last one.
         num_rounds: rounds of the whole run.
-        classes: class of each emulated device; empty where nothing is emulated.
+        classes: class of each emulated device; empty if nothing is emulated.
         axes: what arms are points on.
     """
 

@@ -1,10 +1,10 @@
 """Bounds on adapters: a device's adapter beyond them is refused, and no global adapter beyond them is written.
 
-One bound for every element of a factor or a dense tensor, and for the Frobenius norm of each target's product B A. Why
-10 000: the frozen weights that a product is added to have norms of tens to hundreds (4096 x 11008 elements of 0.02 have
-134), so a product beyond it is not fine-tuning but an overflow on its way; trained elements are below a few hundred,
-since AdamW moves an element by about the learning rate in a step. And it leaves room below what float16 on the wire
-holds (65 504), for what is sent down: the adapter is held to the same bound after aggregation, merged factors too.
+One bound applies to every element of a factor or a dense tensor, and to the Frobenius norm of each target's B A. It is
+10 000 for three reasons. The frozen weights that a product is added to have norms of tens to hundreds (4096 x
+11008 elements of 0.02 have 134), so a larger product is not fine-tuning but a beginning overflow. Trained elements are
+below a few hundred, because AdamW moves an element by about the learning rate in a step. And float16 on the wire holds
+up to 65 504: the global adapter and the merged factors must keep to the same bound after aggregation.
 
 The bound guards the run, not its quality: an update within it may still be a bad one.
 """

@@ -1,14 +1,14 @@
-"""``fedex_lora``: average A and B, fold what that misses into the frozen weight (FedEx-LoRA, arXiv 2410.09432).
+"""``fedex_lora``: average A and B, and add the residual to the frozen weight (FedEx-LoRA, arXiv 2410.09432).
 
 The averages are those of ``fedit``. The residual, the exact sum by examples minus mean(B) mean(A), has a small rank:
 
     residual = [ L  -mean(B) ] [ M ; mean(A) ],     L M the exact sum of :mod:`broker_server.methods.aggregation.exact`
 
-and is added to what is merged, so that adapter and merged factors together are the exact sum. As with ``flora`` the
+and is added to the merged factors, so that adapter and merged factors together are the exact sum. As with ``flora`` the
 merged factors of all rounds are sent to devices compressed (ours).
 
 The paper has equal ranks. Otherwise a device counts only in the components that it has, in the averages and in the sum
-alike (ours): if it counted with zero in the sum alone, the residual would take away in every round what the averages
+alike (ours): if it counted with zero in the sum alone, the residual would subtract in every round what the averages
 keep, and grow without bound.
 """
 

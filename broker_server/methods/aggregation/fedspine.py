@@ -1,20 +1,20 @@
-"""``fedspine``: an exact sum that asks each device only of what it holds, and more of what matters to it.
+"""``fedspine``: an exact sum in which each device counts only where it holds units, and more where they matter to it.
 
-The paper (arXiv 2501.02438) says that updates are rebuilt into compatible shapes and combined by weights that know of
-heterogeneity; how is ours. As in ``flexlora`` products are summed exactly and decomposed again to the global rank, with
-three differences:
+The paper (arXiv 2501.02438) says that updates are rebuilt into compatible shapes and combined by weights that consider
+heterogeneity. The formulas are ours. As in ``flexlora`` products are summed exactly and decomposed again to the global
+rank, with three differences:
 
-* *Components are held, too.* A device of rank r trains the leading r components and says nothing of the others. (In
-  ``flexlora`` it says that the others are zero, and every small rank in a round pulls them down.) So that it does not
-  learn the others' part once more, it is sent them to be merged into its frozen weights: every device starts from the
-  whole global model, whatever its rank. That costs a download of R instead of r components; training and upload stay
-  those of rank r. With equal ranks nothing differs.
-* *What a device does not hold, it leaves as it is*: in units that its plan removed and in components beyond its rank it
-  counts with the old value, by its examples. Every device's change so enters the model with its share of all examples,
-  whatever it held. (Dividing by the weight of those that hold a coordinate lifts that of devices which hold more, in
-  the units that they alone hold. Their labels then outweigh the others' there, round after round: with skewed labels
-  the whole model falls for the classes of the large devices. Where labels are not skewed, it learns faster: that is
-  ``fedspine_holders``. docs/aggregation.md has the figures.)
+* *A device holds components, too.* A device of rank r trains the leading r components and does not affect the others.
+  (In ``flexlora`` it counts with zero in the others, so every small rank in a round shrinks them.) The server sends it
+  the other components too, to be merged into its frozen weights, so that it does not learn them once more: every device
+  starts from the whole global model, whatever its rank. That costs a download of R instead of r components; training
+  and upload stay those of rank r. With equal ranks nothing differs.
+* *A device does not change units and components that it does not hold.* In units that its plan removed, and in
+  components beyond its rank, it counts with the old value, by its examples. So every device's change enters the model
+  with its share of all examples, whatever it held. (If a coordinate were divided by the weight of its holders only, as
+  ``fedspine_holders`` does, devices that hold more units would count more in the units that only they hold. Their
+  labels would outweigh the others' there, round after round: with skewed labels the whole model would predict the
+  classes of the large devices. Without skew it learns faster. docs/aggregation.md has the figures.)
 * *Weights are those of a unit.* At the coordinates of unit ``u`` (a head, a channel) device ``k`` weighs
 
       w_ku = n_k clip(s_ku / mean_u, 1/2, 2)
@@ -54,7 +54,7 @@ class FedSpine(Aggregation):
     name: ClassVar[str] = "fedspine"
     sends_rest: ClassVar[bool] = True
     absent_keep: ClassVar[bool] = True
-    """Whether a device counts with the old value in what it does not hold."""
+    """Whether a device counts with the old value in units and components that it does not hold."""
 
     def _combine(self, target: TargetUpdates, rng: np.random.Generator) -> Combined:
         weights = unit_weights(target)

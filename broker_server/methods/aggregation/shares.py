@@ -1,4 +1,4 @@
-"""A ceiling on what one device counts for (ours): a number of examples is a device's own word."""
+"""A ceiling on the share of one device (ours), because devices state their numbers of examples themselves."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Contribution:
     num_examples: int
     """1 or more."""
     units: Indices | None
-    """Units that the device holds, each with as many coordinates as the others; None where no side is ever pruned."""
+    """Units that the device holds, each with as many coordinates as the others; None if no side is ever pruned."""
     importance: Float32 | None
     """One score of 0 or more for each of ``units``; None = the device sent none."""
 

@@ -10,7 +10,7 @@ from edge_runtime.formats.adapter import Array
 
 
 def first_order_weight(first_order_examples: int, zero_order_examples: int, share: float) -> float:
-    """Weight of what first-order devices made, in [0, 1]; the rest is that of zero-order devices.
+    """Weight of the first-order devices' model, in [0, 1]; the rest is that of zero-order devices.
 
     ``n_F / (n_F + share * n_Z)``: FedAvg's weights by examples (arXiv 1602.05629), with one factor for all examples
     behind zero-order updates (ours).

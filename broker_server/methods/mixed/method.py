@@ -1,9 +1,8 @@
 """Fleets that mix: devices that can train first-order, the others tune zero-order, in the same rounds.
 
-In the form of ZOWarmUp (arXiv 2509.03503); that both kinds of work go on side by side, and how they combine, is ours
-(docs/zero-order.md). An arm says which method a device gets, so a device that has not the memory of first-order
-training refuses that arm as any other, and the scheduler gives it the next one. Everything else is done by the methods
-of the two kinds of work.
+In the form of ZOWarmUp (arXiv 2509.03503). Both kinds of work at the same time, and their combination, are ours
+(docs/zero-order.md). An arm says which method a device gets. A device without memory for first-order training
+refuses that arm as any other, and the scheduler gives it the next one. The two kinds' methods do everything else.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ AGGREGATIONS: Final = ("ffa_lora", "fedit")
 
 
 class Mixed(Method):
-    """Asks :class:`Lora` or :class:`ZeroOrder` for each assignment, and weighs what they make of the replies."""
+    """Uses :class:`Lora` or :class:`ZeroOrder` for each assignment, and weighs the models that they make of replies."""
 
     work_type = "zero_order"
     asks: ClassVar[str] = (
@@ -148,7 +147,7 @@ class Mixed(Method):
         replies: Sequence[Reply],
         rng: np.random.Generator,
     ) -> Combined:
-        """The mean of what either method makes of its replies, weighted by examples; see :meth:`Method.combine`.
+        """The mean of both methods' models, weighted by examples; see :meth:`Method.combine`.
 
         A round with first-order replies cannot be done again from scalars, so the log is cut off after it: its devices
         pull the next model, which is the checkpoint.

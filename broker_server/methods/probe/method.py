@@ -1,6 +1,6 @@
 """Federated linear probes: a head averaged over rounds, or solved at once from sums that are added exactly.
 
-What is trained is the last linear layer alone. The LoRA factors of the global adapter stay as they begin (B is
+Only the last linear layer is trained. The LoRA factors of the global adapter stay as they begin (B is
 zero), so its file, its folder in PEFT's format and the compact model hold the pretrained model with another head.
 """
 

@@ -24,7 +24,7 @@ LARGEST_SCALE: Final = 100.0
 NUM_DRAWS: Final = 512
 """Points that an expectation over a normal distribution is taken at."""
 NUM_HALVINGS: Final = 40
-"""Of the logarithm's range: to far below what a loss tells apart."""
+"""Bisection steps over the range of the logarithm, until far below any visible difference in loss."""
 
 
 def solve_ridge(gram: Float64, cross: Float64, penalty: float) -> tuple[Float64, Float64]:
@@ -72,7 +72,7 @@ def likelihood_scale(gram: Float64, cross: Float64, penalty: float, weight: Floa
         bias: of the solution, ``[C]``.
 
     Returns:
-        Above 0, at most :data:`LARGEST_SCALE`; 1 where there are no more examples than features, so that nothing is
+        Above 0, at most :data:`LARGEST_SCALE`; 1 if there are no more examples than features, so that nothing is
         known of how such a head does on others.
     """
     num_examples, counts = gram[-1, -1], cross[:, -1]

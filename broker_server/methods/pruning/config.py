@@ -1,4 +1,4 @@
-"""Settings of pruning: what ranks the units, and how a device's ratio grows."""
+"""Settings of pruning: the scores that rank the units, and the growth of a device's ratio."""
 
 from __future__ import annotations
 

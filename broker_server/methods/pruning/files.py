@@ -1,8 +1,8 @@
 """Importance on disk: ``importance.safetensors``, the current one, and with scores from devices one file a round.
 
-A round that was cut off is aggregated again from what was known before it, so the scores of every round are kept:
-``importance/round-NNNN.safetensors``, 0 = before training. All carry the plan policy as metadata, so that whoever reads
-them makes the plans that the run makes.
+A round that was interrupted is aggregated again from the scores before it, so the scores of every round are kept:
+``importance/round-NNNN.safetensors``, 0 = before training. All carry the plan policy as metadata, so that every reader
+makes the plans that the run makes.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ class Plans:
     """Makes each plan once, and measures it once, until the importance changes."""
 
     def __init__(self, manifest: Manifest, importance: Importance, policy: PlanPolicy) -> None:
-        """Start from what is known.
+        """Start from the current scores.
 
         Args:
             manifest: of the artifact.
@@ -24,7 +24,7 @@ class Plans:
         self._made: dict[float, tuple[Plan, float]] = {}
 
     def use(self, importance: Importance) -> None:
-        """Rank units by other scores from now on; what was assigned stays as it is."""
+        """Rank units by other scores from now on; earlier assignments keep their plans."""
         self._importance = importance
         self._made = {}
 

@@ -84,7 +84,7 @@ class Miss:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
-    """Everything that decides what happens next."""
+    """The state of a round: all that the next transition depends on."""
 
     limits: RoundLimits
     phase: Phase
@@ -163,7 +163,7 @@ class DeviceOffline:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ArmsChosen:
-    """The scheduler's answer for some devices; None where no arm is left to try."""
+    """The scheduler's answer for some devices; None if no arm is left to try."""
 
     round_number: int
     arms: Mapping[str, Arm | None]
@@ -272,7 +272,7 @@ class SendAssignment:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SendVerdict:
-    """Tell a device what became of its update."""
+    """Send a device the verdict on its update."""
 
     key: AssignmentKey
     accepted: bool

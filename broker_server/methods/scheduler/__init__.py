@@ -65,10 +65,10 @@ _REGISTRY: Final = Registry(
 
 
 def make_scheduler(name: str, arms: tuple[Arm, ...], context: SchedulerContext | None = None) -> Scheduler:
-    """A new scheduler; ``context`` holds what some of them have to be told (see :class:`SchedulerContext`).
+    """A new scheduler; ``context`` holds the facts that some of them need (see :class:`SchedulerContext`).
 
     Raises:
-        ConfigError: see :func:`scheduler_class`; or it needs to be told what ``context`` does not say.
+        ConfigError: see :func:`scheduler_class`; or it needs a fact that ``context`` does not have.
     """
     return scheduler_class(name)(arms, context)
 

@@ -65,7 +65,7 @@ class SchedulerContext:
 
 
 class Scheduler(abc.ABC):
-    """Chooses arms for devices and learns from what came of them.
+    """Chooses arms for devices and learns from their outcomes.
 
     Subclasses say which of a device's feasible arms they take (:meth:`_pick`, or :meth:`choose` and
     :meth:`choose_again` where arms are not taken from the list), and say what they learnt in :meth:`to_json`. All
@@ -110,8 +110,8 @@ class Scheduler(abc.ABC):
     def observe(self, outcome: ArmOutcome) -> None:
         """Learn from one assignment. An arm that is infeasible stays so, and so does everything costlier.
 
-        Infeasible is what the device refused as such, and what missed the round's deadline; until the device manages
-        it, or a costlier one: then its memory is free again, or another spoke in its name.
+        An arm is infeasible if the device refused it as such, or missed the round's deadline with it, until the device
+        manages it or a costlier one. Then its memory is free again, or another client had answered in its name.
         """
         known = self._infeasible.get(outcome.device_id, [])
         was_refused = outcome.outcome is Outcome.FAILED and outcome.reason is FailureReason.ARM_INFEASIBLE

@@ -7,7 +7,7 @@ relative to the others [third-party notes]. Ours is all of how:
 
 *Why not one bandit per device on the reward.* The reward of one device depends on the mean time of all, so while they
 explore, every device's rewards move; and a round ends with its slowest device, so of 80 devices that explore one in
-twenty rounds, some device spoils every round. The reward is therefore taken apart into what is shared and what is not:
+twenty rounds, some device delays every round. The reward is therefore split into a shared and a separate part:
 
 1. *Gain* (the reward's numerator) is shared by all devices: one :class:`.Partition` for the fleet. Gains are divided
    by the round's level (they shrink as training goes on) and by the device's own (data differ).
@@ -17,8 +17,8 @@ twenty rounds, some device spoils every round. The reward is therefore taken apa
 4. *Each device* then maximises the optimistic reward (U(x) for the gain, tau for mean T) over the points that it is
    expected to finish by tau. So it explores only where that costs nobody time: fast devices, which have time to spare,
    learn the gain for all, and prune nothing they need not.
-5. *Feasibility*: what a device refused or did not end in time, and all that is costlier, is never played again;
-   :mod:`.limits` keeps devices from failing more than a few times each.
+5. *Feasibility*: an arm that a device refused or did not finish in time, and every costlier one, is not played again
+   unless the device manages it after all; :mod:`.limits` keeps devices from failing more than a few times each.
 
 A device of which nothing is known plays an arm from the cheaper (more pruned) half, spread so that the first round
 tells the shape. Nothing is told of a device's class.

@@ -1,9 +1,8 @@
 """A scheduler that no reply can end: a reply that it cannot learn from is ignored, with a line in the log.
 
-Devices measure their own work, and whoever holds a device's name on a broker can say anything in its place. Messages
-keep numbers within their ranges (:mod:`edge_runtime.bounds.fields`); here a time that no device can have is not
-believed, and where learning or choosing fails all the same, it is the replies of that round that are given up, or what
-was learnt, never the run.
+Devices measure their own work, and a client that holds a device's name on a broker can send anything in its place.
+Messages keep numbers within their ranges (:mod:`edge_runtime.bounds.fields`). Here impossible times are ignored. If
+learning or choosing still fails, the scheduler drops the replies of that round, or its state. The run continues.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""Limits on a device's arms (ours), from those that failed or were managed on it and on devices of its speed.
+"""Limits on a device's arms (ours), from arms that failed or were managed on it and on devices of its speed.
 
-What failed on a device, and all that is costlier, is never played on it again: that is exact, and only its own. But
-between the costliest arm that it managed and the cheapest that failed lie many, and each failure costs an update. So
+An arm that failed on a device, and every costlier one, is not played on that device again, unless the device manages
+it after all. This is exact, and holds for that device only. But many arms lie between the costliest that it managed and
+the cheapest that failed, and each failure costs an update. So
 
-- arms between are tried half-way in cost, and not at all once the two ends are near;
-- devices of like speed (known from their completion times, not told) are likely the same hardware: what fails on one
-  narrows the space between for all of them, as long as they do not contradict one another;
-- only some of them, the scouts, go beyond what one of them managed, in any one round.
+- an arm between the two is tried half-way in cost, and none once the two are near;
+- devices of like speed (inferred from their completion times) are likely the same hardware: a failure on one narrows
+  the space between for all of them, as long as they do not contradict one another;
+- in any one round only some of them, the scouts, go beyond the arms that one of them managed.
 """
 
 from __future__ import annotations
@@ -54,9 +55,9 @@ class Limits:
 
         Args:
             device_id: the device.
-            failed: infeasible arms by device; what is costlier is so too.
+            failed: infeasible arms by device; costlier arms are infeasible too.
             peers: devices of like speed, itself among them.
-            is_scout: whether it may go beyond what its peers managed.
+            is_scout: whether it may go beyond the arms that its peers managed.
         """
         mine, own = self._managed.get(device_id, ()), failed.get(device_id, ())
         # The edge is the cost beyond which arms fail. It lies between the costliest arm that was managed and the

@@ -1,13 +1,13 @@
 """The best profile of arms for a fleet, given what each arm takes and gives: solved exactly, in one pass.
 
-A round of a synchronous run ends with its slowest device, so what a profile a = (a_1 ... a_n) is worth is its learning
+A round of a synchronous run ends with its slowest device, so the value of a profile a = (a_1 ... a_n) is its learning
 speed (ours)::
 
     J(a) = mean_i g(a_i) / max_i T_i(a_i)            gain of a round per second
 
 It is separable once the round time is fixed: for a time tau every device takes its largest gain among the arms that it
 finishes in tau. So the maximum of J is found by going through the values of tau that matter, the completion times
-themselves. ``fedspine`` maximises J over what it has learnt, ``oracle`` over the truth.
+themselves. ``fedspine`` maximises J by its estimates, ``oracle`` by the true values.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Frontier:
         return float(self.target_s[int(np.argmax(good))])
 
     def at(self, target_s: float) -> float:
-        """J at a round time, 0 where no profile ends by then."""
+        """J at a round time, 0 if no profile ends by then."""
         place = int(np.searchsorted(self.target_s, target_s * (1 + 1e-12), side="right")) - 1
         return float(self.speed[place]) * float(self.target_s[place]) / target_s if place >= 0 else 0.0
 

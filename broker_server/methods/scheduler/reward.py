@@ -1,4 +1,4 @@
-"""The reward of an arm: its formula, its range, and which part is whose. Nothing else in the project restates it.
+"""The reward of an arm: its formula, its range, and the source of each part. Nothing else in the project restates it.
 
 For device i in round t::
 
@@ -12,9 +12,9 @@ For device i in round t::
 completion time; maxima and the mean go over the devices whose update was accepted in the round; [x]+ = max(x, 0). A
 device without an accepted update has reward 0.
 
-Whose is what: that the reward combines local loss improvement, pruning progress, importance of the LoRA update and the
-completion time relative to the others is reported of FedSpine (arXiv 2501.02438, third-party notes). The source has no
-formula, so all of the above is ours: the quotient, the weights, and in particular
+Sources: FedSpine (arXiv 2501.02438, third-party notes) is reported to combine local loss improvement, pruning progress,
+importance of the LoRA update and the completion time relative to the others. The source has no formula, so all of the
+above is ours: the quotient, the weights, and in particular
 
 - the factor 1 - s_i: a sub-model starts worse, so its relative improvement looks larger the more was pruned, while it
   teaches the global model only the coordinates that it holds. Without the factor every bandit prunes to the end;
@@ -58,7 +58,7 @@ class Credit:
     reward: float
     """[0, 1]."""
     completion_s: float | None
-    """Time that the reward was computed with; None where none is known (no deviation then)."""
+    """Time that the reward was computed with; None if none is known (no deviation then)."""
 
 
 def combine(gain: Floats | float, completion_s: Floats | float, mean_completion_s: float) -> Floats:
@@ -70,8 +70,8 @@ def combine(gain: Floats | float, completion_s: Floats | float, mean_completion_
 def prior_gain(box: ArmBox, arms: Sequence[Arm]) -> Floats:
     """Gain that is believed of arms of a box before anything was seen, [num_arms], in (0, 1] (ours).
 
-    Coverage, which is what an axis that removes leaves, times ``1 - gain (1 - place)`` for every other axis, with the
-    place between its cheapest value, 0, and its dearest, 1.
+    The product of the share that an axis which removes work leaves, and of ``1 - gain (1 - place)`` for every other
+    axis, with the place between its cheapest value, 0, and its dearest, 1.
     """
     rows, gain = box.rows(arms), np.ones(len(arms))
     for axis, values, places in zip(box.axes, rows.T, box.places(rows).T, strict=True):
@@ -80,7 +80,7 @@ def prior_gain(box: ArmBox, arms: Sequence[Arm]) -> Floats:
 
 
 def completion_s(outcome: ArmOutcome) -> float | None:
-    """Completion time of an assignment; where nobody timed it, what the device itself measured; else None."""
+    """Completion time of an assignment; if it was not timed, the time that the device measured; else None."""
     seconds = outcome.completion_s
     if seconds is None and outcome.measurements is not None:
         seconds = outcome.measurements.fetch_s + outcome.measurements.prepare_s + outcome.measurements.train_s
@@ -121,7 +121,7 @@ def credit_round(outcomes: Sequence[ArmOutcome], deepest: Mapping[str, float]) -
 
 
 def _improvement(outcome: ArmOutcome) -> float:
-    """Relative improvement of the local loss, [0, 1]; NaN where it was not measured."""
+    """Relative improvement of the local loss, [0, 1]; NaN if it was not measured."""
     local = outcome.evaluation
     if local is None or not (math.isfinite(local.loss_before) and math.isfinite(local.loss_after)):
         return math.nan

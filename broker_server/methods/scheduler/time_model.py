@@ -1,12 +1,12 @@
 """The time that an arm takes on each device, learnt from completion times without prior knowledge (ours).
 
-A device's completion time is linear in what an arm makes it do::
+A device's completion time is linear in the work of an arm::
 
     T_i(p, r) = theta_i . [ 1, 1 - p, (1 - p) r / R, r / R ],  theta_i >= 0
 
 (fixed work; work on what is kept; LoRA work on what is kept, and bytes of factors whose pruned side shrank; bytes of
 factors whose side never shrinks). That is of LoRA's two axes. In general there is a feature for every set of axes: the
-product of what an arm makes the device do on each of them (:meth:`.ArmBox.work`).
+product of the device's work on each of them (:meth:`.ArmBox.work`).
 
 Devices differ mostly by a factor, so theta_i is shrunk towards ``scale_i * shape``: one observation of a device tells
 its scale, the fleet's observations tell the shape, and its own move theta_i away from it where it is different (a slow

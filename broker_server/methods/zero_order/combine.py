@@ -22,7 +22,7 @@ def mean(values: Float64, weights: Float64) -> Float64:
 
 
 def median(values: Float64, weights: Float64) -> Float64:
-    """Each device counts once: fewer than half of them cannot move it beyond what the others said."""
+    """Each device counts once: fewer than half of them cannot move it beyond the values of the others."""
     del weights
     return np.asarray(np.median(values, axis=0), np.float64)
 
@@ -50,7 +50,7 @@ RULES: Final[Mapping[str, Callable[[Float64, Float64], Float64]]] = {
 def typical_magnitude(values: Float64) -> float:
     """Median of the magnitudes of all scalars of all devices.
 
-    Of single devices and not of what they are combined to: that is smaller the more devices there are, and a bound by
-    it would cut what is ordinary, which would make it smaller still.
+    Of single devices, not of the combined scalars: those are smaller the more devices there are. A bound by them would
+    clip ordinary scalars, which would make the next bound smaller still.
     """
     return float(np.median(np.abs(values)))

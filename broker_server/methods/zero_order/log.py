@@ -1,7 +1,7 @@
-"""The log of the last rounds, by which a device brings itself up to date; it lies in the memory of the model.
+"""The log of the last rounds, by which a device brings itself up to date; it is in the memory of the model.
 
-It is bounded, and the model of each round is a checkpoint: a device that was away for longer than the log reaches pulls
-the model. So nobody who is away holds anything here.
+The log is bounded. A device that was away for longer than the log reaches pulls the model, because the model of each
+round is a checkpoint. So the server keeps nothing for devices that are away.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Log(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, memory: Mapping[str, Octets]) -> Self | None:
-        """The log in the memory of a model; None where zero-order tuning has not begun.
+        """The log in the memory of a model; None if zero-order tuning has not begun.
 
         Raises:
             AggregationError: it is damaged.
@@ -117,7 +117,7 @@ class Log(msgspec.Struct, frozen=True, kw_only=True):
     def lower_share(self) -> float | None:
         """Of the gradient's squared norm, what is in the lower part, estimated from the last rounds, 0 to 1.
 
-        None where the last round does not tell the parts apart: one inner perturbation, none of the lower part, or
+        None if the last round does not tell the parts apart: one inner perturbation, none of the lower part, or
         differences from one side, whose curvature would count for the lower part.
         """
         if not self.entries:

@@ -165,7 +165,7 @@ class ZeroOrder(Method):
         return self._begun[2]
 
     def _lower_rate(self, rate: float) -> float:
-        """Learning rate of the lower part; 0 where nothing is tuned there, so that nothing is perturbed."""
+        """Learning rate of the lower part; 0 if nothing is tuned there, so that nothing is perturbed."""
         given = self._context.zero_order.lower_learning_rate
         if not self._parts.lower:
             return 0.0

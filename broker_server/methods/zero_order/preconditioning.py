@@ -25,7 +25,7 @@ def start_of(log: Log, parts: TunedParts, seed: int, round_number: int) -> Preco
 
     Returns:
         That of the last round in the log, while all of its rounds are there and few. Else a new one: at the mean that H
-        had in either part, at 1 where that is not known.
+        had in either part, at 1 if that is not known.
 
     Raises:
         TensorError: the log is damaged.

@@ -239,7 +239,7 @@ class CommandExecutor:
 
 
 def _known(round_number: int, sparse: EvaluationRecord) -> EvaluationRecord | None:
-    """Quality of a sub-model; None where its loss is not finite."""
+    """Quality of a sub-model; None if its loss is not finite."""
     loss = sparse.best_known.loss
     if math.isfinite(loss):
         return sparse

@@ -36,7 +36,7 @@ TRIM_EVERY: Final = 256
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Quality:
-    """Quality of a global adapter; None where it was not measured."""
+    """Quality of a global adapter; None if it was not measured."""
 
     full: EvaluationRecord | None = None
     sparse: EvaluationRecord | None = None

@@ -61,7 +61,7 @@ class Registry:
         return session_id == session.session_id or now - session.replaced_at > LATE_S
 
     def register(self, device_id: str, session_id: str, now: float) -> bool:
-        """A device registered; False where there are too many, all of them online.
+        """A device registered; False if there are too many, all of them online.
 
         A new one takes the place of that which has been offline longest.
         """
@@ -104,7 +104,7 @@ class Registry:
         return session.is_online
 
     def leave(self, device_id: str, session_id: str) -> bool:
-        """A device's good-bye or will; False where it tells of a session that is over, or of none."""
+        """A device's good-bye or will; False if it tells of a session that is over, or of none."""
         session = self._sessions.get(device_id)
         if session is None or session.session_id != session_id or not session.is_online:
             return False

@@ -68,7 +68,7 @@ class RunContext:
         return math.inf if self.clock is None else self.clock.deadline_s
 
     def emulated_s(self, key: AssignmentKey, bytes_up: int) -> float | None:
-        """Emulated seconds from an assignment to its update of ``bytes_up``; None where nothing is emulated."""
+        """Emulated seconds from an assignment to its update of ``bytes_up``; None if nothing is emulated."""
         work = self.assigner.work(key)
         if self.clock is None or work is None:
             return None

@@ -56,7 +56,7 @@ def finite(round_number: int, record: EvaluationRecord) -> EvaluationRecord:
 
 
 def shared_sample(examples: Dataset, num_examples: int | None, seed: int) -> tuple[Dataset, Dataset]:
-    """The sample that all rounds are measured on, and the other examples; all and none where it is no smaller.
+    """The sample that all rounds are measured on, and the other examples; all and none if it is no smaller.
 
     Args:
         examples: all held-out examples.

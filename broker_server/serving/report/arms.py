@@ -23,7 +23,7 @@ class DeviceArms:
 
     device_id: str
     device_class: str
-    """Class of an emulated device; empty where nothing is emulated."""
+    """Class of an emulated device; empty if nothing is emulated."""
     played: Sequence[DeviceRecord | None]
     """Its part in each round after round 0; None = it had none."""
 

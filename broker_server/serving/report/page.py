@@ -72,7 +72,7 @@ def _change(report: Report, before: float | None, after: float | None) -> str:
 
 
 def _change_class(report: Report, before: float | None, after: float | None) -> str:
-    """Class of the change's colour: ``good``, ``bad``, or none where nothing changed."""
+    """Class of the change's colour: ``good``, ``bad``, or none if nothing changed."""
     if before is None or after is None or before == after:
         return ""
     return "good" if (after < before) == (report.task == "causal-lm") else "bad"

@@ -39,7 +39,7 @@ class RoundEntry(msgspec.Struct, frozen=True, kw_only=True):
     is_deploy: bool = False
     """Whether all devices trained the plan that is deployed."""
     emulated_s: float | None = None
-    """Length of the round on the virtual clock: emulated; null where nothing is."""
+    """Length of the round on the virtual clock: emulated; null if nothing is."""
     elapsed_emulated_s: float | None = None
     """The virtual clock at its end: emulated."""
     discarded: str = ""
@@ -59,7 +59,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     accuracy: float | UnsetType = UNSET
     perplexity: float | UnsetType = UNSET
     loss: float | None
-    """Null where the server has no held-out examples."""
+    """Null if the server has no held-out examples."""
     seconds: float
     """Wall time of the whole job, all its sessions and steps."""
     bytes_up: int
@@ -71,7 +71,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     perplexity_at_sparsity: float | UnsetType = UNSET
     loss_at_sparsity: float | None = None
     emulated_s: float | None = None
-    """All rounds on the virtual clock: emulated; null where nothing is."""
+    """All rounds on the virtual clock: emulated; null if nothing is."""
     round_number: int = 0
     """The round whose adapter is kept: the last one, or with ``--keep best`` the best; 0 in older reports."""
     num_targets: int = 0
@@ -92,7 +92,7 @@ class Compact(msgspec.Struct, frozen=True, kw_only=True):
     perplexity: float | UnsetType = UNSET
     """Absent where ``loss`` is null."""
     loss: float | None
-    """Null where it is not finite: quantisation, or pruning, broke the model."""
+    """Null if it is not finite: quantisation, or pruning, broke the model."""
     latency_ms: float
     """Median time of one ``latency_unit``, batch 1, on this machine."""
     latency_unit: Literal["example", "token"]
@@ -191,7 +191,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     environment: dict[str, str]
     """Versions, processor, cores."""
     fleet: FleetEntry | None = None
-    """Classes of the emulated devices; null where nothing is emulated."""
+    """Classes of the emulated devices; null if nothing is emulated."""
     warnings: tuple[str, ...] = ()
     """Warnings about this run for the user, one line each; empty if there is nothing to warn of."""
     over_probe: OverProbe | None = None

@@ -33,7 +33,7 @@ MAX_QUEUED_BYTES: Final = 64 * 1024 * 1024
 
 
 def find_mosquitto() -> str | None:
-    """Path of mosquitto, or None where it is not installed."""
+    """Path of mosquitto, or None if it is not installed."""
     return shutil.which("mosquitto", path=os.pathsep.join([os.environ.get("PATH", ""), *SYSTEM_FOLDERS]))
 
 

@@ -98,7 +98,7 @@ class Gate:
         return self._clock()
 
     def enter(self, newcomer: Guarded) -> bool:
-        """Let a connection in, if need be in place of another one; False where there is no place."""
+        """Let a connection in, if need be in place of another one; False if there is no place."""
         if len(self._inside) >= self._most and not self._make_room():
             self._closed["refused"] += 1
             newcomer.dismiss(_FULL)

@@ -74,7 +74,7 @@ class PeftFolder:
 
 
 def base_model(run_dir: Path, given: str | None) -> str | None:
-    """The base model as PEFT finds it from any folder: an absolute path, or a hub id; None where none was given.
+    """The base model as PEFT finds it from any folder: an absolute path, or a hub id; None if none was given.
 
     Raises:
         ConfigError: it is neither a directory nor a hub id.

@@ -41,7 +41,7 @@ class DeviceRecord(msgspec.Struct, frozen=True, kw_only=True):
     """``accepted``, ``rejected``, ``failed``, ``lost`` or ``timed_out``."""
     detail: str
     num_examples: int | None
-    """Its training examples: its weight in the aggregation; None where no update was accepted."""
+    """Its training examples: its weight in the aggregation; None if no update was accepted."""
     train_loss: float | None
     """Mean loss over its local steps; None as above."""
     measurements: Measurements | None
@@ -53,7 +53,7 @@ class DeviceRecord(msgspec.Struct, frozen=True, kw_only=True):
     num_steps: int | None = None
     """Optimizer steps of the assignment."""
     completion_s: float | None = None
-    """From assignment to stored update: emulated where devices are, else wall time; None where neither is known."""
+    """From assignment to stored update: emulated where devices are, else wall time; None if neither is known."""
     device_class: str | None = None
     """Class of an emulated device."""
     emulated_s: float | None = None
@@ -61,12 +61,12 @@ class DeviceRecord(msgspec.Struct, frozen=True, kw_only=True):
     adapter_delta: float | None = None
     """Frobenius norm of the change of B A, over all targets."""
     work: str = ""
-    """Kind of work that it was asked for: ``lora``, ``probe`` or ``zero_order``; empty where nothing was sent."""
+    """Kind of work that it was asked for: ``lora``, ``probe`` or ``zero_order``; empty if nothing was sent."""
     method_bytes_up: int | None = None
     """Payload bytes of its reply: the update, and what came in chunks. Status messages and requests are apart (they are
     in its ``measurements``); None as in ``num_examples``."""
     not_finite: int | None = None
-    """Scalars that counted as 0, because what it measured was not finite; None where none are counted."""
+    """Scalars that counted as 0, because what it measured was not finite; None if none are counted."""
 
 
 class KeptRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,7 +103,7 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     is_deploy: bool = False
     """Whether all devices trained the plan that is deployed."""
     emulated_s: float | None = None
-    """The round on the virtual clock: its slowest device, at most the deadline; None where nothing is emulated."""
+    """The round on the virtual clock: its slowest device, at most the deadline; None if nothing is emulated."""
     elapsed_emulated_s: float | None = None
     """The virtual clock at the end of the round."""
     kept: KeptRecord | None = None

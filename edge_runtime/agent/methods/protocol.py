@@ -16,7 +16,7 @@ from edge_runtime.wire.messages import Assignment, Welcome
 from edge_runtime.wire.work import Work
 
 Before = tuple[EvaluationResult | None, float]
-"""The evaluation before training, None where nothing is held out, and the seconds that it took."""
+"""The evaluation before training, None if nothing is held out, and the seconds that it took."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +102,7 @@ class Method(Protocol[W_contra]):
         Args:
             assignment: what to do.
             work: its work.
-            blob: its payload, empty where it has none.
+            blob: its payload, empty if it has none.
             around: see :class:`Surroundings`.
 
         Raises:

@@ -86,7 +86,7 @@ class FeatureStore:
             logger.warning("features are not kept, and will be computed again: %s", error)
 
     def _make_room(self, num_bytes: int) -> bool:
-        """Remove the oldest other files until so many bytes fit; False where they never do."""
+        """Remove the oldest other files until so many bytes fit; False if they never do."""
         if self._path is None or num_bytes > MAX_BYTES:
             return False
         others = [path for path in self._path.parent.glob(f"*{_SUFFIX}") if path != self._path]

@@ -32,7 +32,7 @@ class Measured:
     num_not_finite: int
     """Of them, those that are 0 because what was measured was not finite."""
     loss: float
-    """Mean of the losses that are finite, nats; NaN where none is."""
+    """Mean of the losses that are finite, nats; NaN if none is."""
 
 
 class Estimator:
@@ -123,7 +123,7 @@ class Estimator:
 
 
 def mean_of(*losses: Float64) -> float:
-    """Of those that are finite; NaN where none is."""
+    """Of those that are finite; NaN if none is."""
     values = np.concatenate([one.ravel() for one in losses])
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if finite.size else math.nan

@@ -69,7 +69,7 @@ class Steps(msgspec.Struct, frozen=True, kw_only=True):
     """Float32, little-endian, ``[steps done, num_outer, num_inner]``."""
     num_not_finite: Annotated[int, msgspec.Meta(ge=0)]
     losses: list[float]
-    """Mean loss of every step, nats; NaN where none was finite."""
+    """Mean loss of every step, nats; NaN if none was finite."""
     step_times_s: list[float]
     before: EvaluationResult | None
     before_s: float

@@ -1,4 +1,4 @@
-"""The matrix products of a training step, counted from the model's shapes.
+"""The matrix products of a training step, or of forward passes alone, counted from the model's shapes.
 
 What is counted is what the step's mathematics needs, nothing that an engine computes twice:
 
@@ -74,11 +74,35 @@ def products_of_step(manifest: Manifest, plan: Plan, rank: int, batch_size: int,
     return step.products
 
 
-class _Step:
-    """Adds up the products of one step, stage by stage."""
+def products_of_forward(
+    manifest: Manifest, rank: int, batch_size: int, length: int, layers: range, *, is_scored: bool
+) -> Products:
+    """Matrix products of one forward pass through some blocks of the whole model, on a batch without padding.
 
-    def __init__(self, manifest: Manifest, plan: Plan, rank: int, batch_size: int, length: int) -> None:
+    Args:
+        manifest: the artifact's manifest.
+        rank: LoRA rank; 0 = there are no factors.
+        batch_size: B.
+        length: L, tokens.
+        layers: indices of the blocks.
+        is_scored: whether the head follows.
+    """
+    step = _Step(manifest, Plan.full(manifest), rank, batch_size, length, has_backward=False)
+    for layer in layers:
+        step.block(layer, is_trained=False)
+    if is_scored:
+        step.head(is_trained=False)
+    return step.products
+
+
+class _Step:
+    """Adds up the products of one step, stage by stage; without a backward pass nothing counts as trained."""
+
+    def __init__(
+        self, manifest: Manifest, plan: Plan, rank: int, batch_size: int, length: int, *, has_backward: bool = True
+    ) -> None:
         self.products: Products = Counter()
+        self._has_backward = has_backward
         self._manifest, self._plan, self._rank = manifest, plan, rank
         self._batch_size, self._length = batch_size, length
         self._tokens = batch_size * length
@@ -125,7 +149,8 @@ class _Step:
             if len(dense.shape) == 2:
                 columns, inner = dense.shape
                 self._add(rows, inner, columns)
-                self._add(columns, rows, inner)
+                if self._has_backward:
+                    self._add(columns, rows, inner)
                 if is_trained:
                     self._add(rows, columns, inner)
 
@@ -136,15 +161,16 @@ class _Step:
         self._add(rows, inner, out)
         if is_trained:
             self._add(rows, out, inner)
-        if is_target:
+        if is_target and rank:
             self._add(rows, inner, rank)  # x A^T
             self._add(rows, rank, out)  # (x A^T) B^T
+        if is_target and self._has_backward:
             self._add(out, rows, rank)  # gradient of B
             self._add(rows, out, rank)  # gradient of x A^T
             self._add(rank, rows, inner)  # gradient of A
             if is_trained:
                 self._add(rows, rank, inner)
-        return is_trained or is_target
+        return is_trained or (is_target and self._has_backward)
 
     def _attention(self, layer: int, inward: list[TensorSpec], depends: dict[str, bool], asking: int) -> bool:
         """Scores and mixes; query heads of one key/value head lie side by side in one product."""

@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from broker_server.benchmark.products import Product, products_of_step, total_flops
+from broker_server.benchmark.products import Product, products_of_forward, products_of_step, total_flops
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.errors import PlanError
 from edge_runtime.formats import names
@@ -145,6 +145,41 @@ def test_flops_of_a_small_bert_by_hand(tiny_bert_artifact: Path) -> None:
 
     counted = products_of_step(manifest, Plan.full(manifest), rank, BATCH, LENGTH)
     assert total_flops(counted) == forward + backward
+
+
+def test_flops_of_forward_passes_of_a_small_bert_by_hand(tiny_bert_artifact: Path) -> None:
+    manifest = Artifact.open(tiny_bert_artifact).manifest
+    tokens, hidden, channels = BATCH * LENGTH, 32, 24
+    attention = 2 * 2 * (BATCH * 4) * LENGTH * LENGTH * 8
+    head = 2 * BATCH * hidden * hidden + 2 * BATCH * hidden * 3
+
+    def whole(rank: int) -> int:
+        """A block all of whose tokens count."""
+        square = 2 * tokens * (hidden * hidden + rank * (hidden + hidden))
+        return 4 * square + 2 * 2 * tokens * (hidden * channels + rank * (hidden + channels)) + attention
+
+    def last(rank: int) -> int:
+        """A block that gives one token in LENGTH, of keys and values of all."""
+        keys_and_values = 2 * 2 * tokens * (hidden * hidden + rank * (hidden + hidden))
+        return keys_and_values + (whole(rank) - keys_and_values) // LENGTH
+
+    def flops(layers: range, *, is_scored: bool, rank: int = RANK) -> int:
+        return total_flops(products_of_forward(manifest, rank, BATCH, LENGTH, layers, is_scored=is_scored))
+
+    assert flops(range(1), is_scored=False) == whole(RANK)
+    assert flops(range(1, 2), is_scored=True) == last(RANK) + head
+    assert flops(range(2), is_scored=True) == whole(RANK) + last(RANK) + head
+    assert flops(range(2), is_scored=True, rank=0) == whole(0) + last(0) + head
+    assert flops(range(0), is_scored=False) == 0
+
+
+def test_forward_products_are_those_of_a_step_whose_backward_pass_is_left_out(tiny_llama_artifact: Path) -> None:
+    manifest = Artifact.open(tiny_llama_artifact).manifest
+    step = products_of_step(manifest, Plan.full(manifest), RANK, BATCH, LENGTH)
+    forward = products_of_forward(manifest, RANK, BATCH, LENGTH, range(manifest.num_layers), is_scored=True)
+
+    assert all(step[product] >= count for product, count in forward.items())
+    assert 2 < total_flops(step) / total_flops(forward) < 2.5  # frozen weights have no gradient
 
 
 def test_flops_with_factors_on_query_and_value_by_hand(tiny_bert_artifact: Path) -> None:

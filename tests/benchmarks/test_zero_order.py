@@ -1,0 +1,140 @@
+"""The script that compares methods by counted work plays the real methods, counts what they did, and goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import zero_order, zero_order_table
+from benchmarks.counted_fleet import Fleet
+from broker_server.benchmark.products import products_of_forward, products_of_step, total_flops
+from broker_server.experiments.run.resolve import resolve
+from edge_runtime.engine.artifact import Artifact
+from edge_runtime.engine.data import load_examples
+from edge_runtime.formats.plan import Plan
+
+DEVICES, STEPS, BATCH, LENGTH = 2, 3, 4, 8
+OUTER, INNER = 4, 4
+TEXTS = {"red": "the cat sat on the mat", "green": "the dog sat on the mat", "blue": "on the mat the cat sat"}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Texts of one length, so that every batch has the same shape."""
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for label, text in TEXTS.items()) * 12)
+    return path
+
+
+@pytest.fixture
+def fleet(tiny_bert_artifact: Path, data: Path, tmp_path: Path) -> Any:
+    """A function that gives a fleet whose devices all have the same examples."""
+    artifact = Artifact.open(tiny_bert_artifact)
+    dataset = load_examples(data, artifact, LENGTH)
+    assert len(set(dataset.lengths)) == 1
+
+    def made(method: str, **more: object) -> Fleet:
+        given = {"local_steps": STEPS, "batch_size": BATCH, "max_length": LENGTH, "devices": DEVICES, "split": "iid"}
+        settings = resolve(
+            {
+                "task": "text-classification",
+                "model": str(tiny_bert_artifact),
+                "data": str(data),
+                "method": method,
+                "emulate": "none",
+                "rounds": 9,
+                **given,
+                **more,
+            }
+        )
+        folder = tmp_path / method
+        folder.mkdir()
+        return Fleet(artifact, settings, dict.fromkeys(("one", "two"), dataset), folder)
+
+    return made
+
+
+def forward(artifact: Artifact, layers: range, *, is_scored: bool, rank: int = 8, batch: int = BATCH) -> int:
+    """Texts have 6 words, and a token at either end."""
+    return total_flops(products_of_forward(artifact.manifest, rank, batch, LENGTH, layers, is_scored=is_scored))
+
+
+@pytest.mark.parametrize("method", ["decomfl", "fedspzo", "topzo"])
+def test_a_step_takes_the_passes_that_the_document_says(fleet: Any, tiny_bert_artifact: Path, method: str) -> None:
+    played = fleet(method)
+    artifact = Artifact.open(tiny_bert_artifact)
+    model = played.play_round(1, played.initial())
+    probe = forward(artifact, range(2), is_scored=True, rank=0, batch=1)
+    assert played.counts["flops"] == DEVICES * 3 * 12 * probe
+
+    before = played.counts["flops"]
+    after = played.play_round(2, model)
+    lower, upper = (forward(artifact, range(1), is_scored=False), forward(artifact, range(1, 2), is_scored=True))
+    passes = {
+        "decomfl": 2 * OUTER * (lower + upper),
+        "fedspzo": 2 * (lower + INNER * upper),
+        "topzo": lower + 2 * INNER * upper,
+    }
+    assert played.counts["flops"] - before == DEVICES * STEPS * passes[method]
+    assert len(played.losses) == DEVICES * STEPS
+    changed = [name for name in model.adapter if np.any(after.adapter[name] != model.adapter[name])]
+    assert changed
+    assert all("lora_A" not in name for name in changed)
+
+
+def test_a_device_that_missed_nothing_pulls_the_model_once(fleet: Any) -> None:
+    played = fleet("topzo")
+    model, down, up = played.initial(), [], []
+    for number in range(1, 5):
+        before = dict(played.counts)
+        model = played.play_round(number, model)
+        down.append(played.counts["bytes_down"] - before.get("bytes_down", 0))
+        up.append(played.counts["bytes_up"] - before.get("bytes_up", 0))
+    payload = 4 * sum(value.size for value in model.adapter.values())
+    assert down[1] > DEVICES * payload
+    assert max(down[2:]) < DEVICES * 1500
+    assert max(up[1:]) < DEVICES * 900
+
+
+def test_first_order_steps_count_with_their_backward_pass(fleet: Any, tiny_bert_artifact: Path) -> None:
+    played = fleet("fedit", learning_rate=1e-3)
+    manifest = Artifact.open(tiny_bert_artifact).manifest
+    model = played.initial()
+    after = played.play_round(1, model)
+
+    step = total_flops(products_of_step(manifest, Plan.full(manifest), 8, BATCH, LENGTH))
+    assert played.counts["flops"] == DEVICES * STEPS * step
+    size = 4 * sum(value.size for value in model.adapter.values())
+    assert played.counts["bytes_up"] > DEVICES * size
+    assert any(np.any(after.adapter[name] != model.adapter[name]) for name in model.adapter)
+
+
+def test_runs_start_from_one_head_and_are_not_run_again(
+    tiny_bert_artifact: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    given = [str(tiny_bert_artifact), "--train", str(data), "--out", str(out), "--devices", "2", "--steps", "2"]
+    given += ["--examples", "24", "--batch-size", "4", "--max-length", "8", "--budget", "1e-6", "--seeds", "0,1"]
+    runs = ["--run", "decomfl@0.01", "--run", "fedit@0.001", "--run", "topzo@0.02,zo_cut=1,zo_inner=8"]
+    zero_order.main([*given, *runs])
+
+    results = {path.name: json.loads(path.read_text()) for path in out.glob("*.json")}
+    assert len(results) == 6
+    starts = {(result["points"][0]["flops"], result["points"][0]["loss"]) for result in results.values()}
+    assert len(starts) == 1
+    assert all(result["points"][-1]["flops"] > 1e6 for result in results.values())
+    capsys.readouterr()
+    zero_order.main([*given, *runs])
+    assert capsys.readouterr().err == ""
+
+    zero_order_table.main([str(out), "--json", str(tmp_path / "all.json")])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + 3
+    row = next(line for line in lines if line.startswith("| `decomfl@0.01`"))
+    assert "| 1.00 (1.00, 1.00) |" in row
+    merged = json.loads((tmp_path / "all.json").read_text())
+    assert [run["seed"] for run in merged["runs"]] == [0, 1] * 3

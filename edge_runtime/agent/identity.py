@@ -6,8 +6,7 @@ STATE/capabilities.json  measured once per machine and version
 STATE/artifacts/         files by digest of their artifact
 STATE/outbox/            updates that the coordinator has not yet answered
 STATE/checkpoint/        training under way, every so many steps
-STATE/features/          features of examples (probe)
-STATE/zero-order/        the adapter that the last round began at, and scalars so far
+STATE/methods/           a folder for each method that keeps something between assignments
 """
 
 from __future__ import annotations
@@ -34,8 +33,7 @@ CAPABILITIES_FILE: Final = "capabilities.json"
 ARTIFACTS: Final = "artifacts"
 OUTBOX: Final = "outbox"
 CHECKPOINT: Final = "checkpoint"
-FEATURES: Final = "features"
-ZERO_ORDER: Final = "zero-order"
+METHODS: Final = "methods"
 
 
 class StateDirectory:
@@ -66,7 +64,7 @@ class StateDirectory:
             path.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
             if (path / ID_FILE).exists():  # an earlier release made it readable for others
                 keep_private(path, PRIVATE_FOLDER)
-            for directory in (path / name for name in (ARTIFACTS, OUTBOX, CHECKPOINT, FEATURES, ZERO_ORDER)):
+            for directory in (path / name for name in (ARTIFACTS, OUTBOX, CHECKPOINT, METHODS)):
                 directory.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
                 keep_private(directory, PRIVATE_FOLDER)
             lock = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_FILE)
@@ -97,14 +95,9 @@ class StateDirectory:
         return self.path / OUTBOX
 
     @property
-    def features(self) -> Path:
-        """Folder of the features that were computed of examples."""
-        return self.path / FEATURES
-
-    @property
-    def zero_order(self) -> Path:
-        """Folder of what zero-order tuning keeps between rounds, and within one."""
-        return self.path / ZERO_ORDER
+    def methods(self) -> Path:
+        """Folder of what methods keep between assignments."""
+        return self.path / METHODS
 
     @property
     def checkpoint(self) -> Path:

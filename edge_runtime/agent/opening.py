@@ -51,9 +51,7 @@ def open_agent(settings: AgentSettings, path: Path, device_id: str | None = None
         logger.warning("%s", warning)
     with StateDirectory(path, device_id) as state:
         logger.info("device %s, %d examples", state.device_id, examples.num_examples)
-        kept = dataclasses.replace(
-            settings, work=dataclasses.replace(work, features=state.features, zero_order=state.zero_order)
-        )
+        kept = dataclasses.replace(settings, work=dataclasses.replace(work, methods=state.methods))
         capabilities = find_capabilities(state.capabilities_file, work.num_threads, work.memory_limit_bytes)
         rng = random.Random()  # noqa: S311 - jitter, guards nothing
         channel = CoordinatorChannel(settings.open_link, settings.fleet, state.device_id, capabilities, examples, rng)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +12,9 @@ from edge_runtime.board.guard import PauseLimits
 from edge_runtime.board.sensors import SYS
 from edge_runtime.engine.model import MODES, Mode
 from edge_runtime.link.protocol import OpenLink
+from edge_runtime.system.files import PRIVATE_FOLDER
+
+logger = logging.getLogger(__name__)
 
 MIN_TRAINING_RATIO: Final = 5
 """At most one in so many examples is held out, however small the file is."""
@@ -36,12 +40,26 @@ class WorkSettings:
     """Limits at which work pauses."""
     sensors: Path = SYS
     """Folder of the kernel's files that the sensors are read from."""
-    features: Path | None = None
-    """Folder where features are kept, see :mod:`edge_runtime.agent.methods.probe.feature_store`; None = nowhere."""
-    zero_order: Path | None = None
-    """Folder of :mod:`edge_runtime.agent.methods.zero_order.kept`; None = nothing is kept."""
+    methods: Path | None = None
+    """Folder in which methods keep what is worth it between assignments; None = nothing is kept."""
     ort_models: Path | None = None
     """Folder of ort-training models, to train with these; None = the portable engine."""
+
+    def folder_of(self, method: str) -> Path | None:
+        """Folder of one method, made if need be; None = it keeps nothing.
+
+        Args:
+            method: tag of its work.
+        """
+        if self.methods is None:
+            return None
+        folder = self.methods / method
+        try:
+            folder.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
+        except OSError as error:
+            logger.warning("%s cannot be made, nothing is kept in it: %s", folder, error)
+            return None
+        return folder
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,6 @@ from edge_runtime.agent.refused import Refused
 from edge_runtime.agent.reporter import Reporter
 from edge_runtime.link.transfers import Transfers
 from edge_runtime.wire.messages import Assignment, AssignmentKey, BlobRef, DeviceState, FailureReason
-from edge_runtime.wire.work import ZeroOrderWork
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +70,7 @@ class CurrentWork:
         self._reporter.change(DeviceState.FETCHING, work.key)
         if assignment.payload is None:
             work.payload = (b"", 0.0)
-        elif isinstance(assignment.work, ZeroOrderWork) and assignment.work.log:
+        elif assignment.work.has_history:
             work.is_to_rebuild = True
         else:
             self._pull(work, assignment.payload)

@@ -24,7 +24,7 @@ from edge_runtime.engine.session import Graph
 from edge_runtime.engine.stage_bindings import StageBindings
 from edge_runtime.formats import names
 from edge_runtime.formats.adapter import AdapterLayout
-from edge_runtime.formats.probe import Head
+from edge_runtime.formats.head import Head
 
 SCORE_BYTES: Final = 4 * 2**20
 """Size of the scores that are computed at a time; several arrays of that size are alive."""

@@ -125,6 +125,11 @@ class LoraWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=
         return f"pruning ratio {self.arm.pruning_ratio:g}, rank {self.arm.rank}"
 
     @property
+    def has_history(self) -> bool:
+        """Return whether it says enough of earlier rounds that a device may make the payload of what it has."""
+        return False
+
+    @property
     def num_counted_steps(self) -> int:
         """Steps that a device counts while it works."""
         return self.hyper_parameters.num_local_steps
@@ -155,6 +160,11 @@ class ProbeWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag
     def __str__(self) -> str:
         """A few words."""
         return f"probe, {self.form}"
+
+    @property
+    def has_history(self) -> bool:
+        """Return whether it says enough of earlier rounds that a device may make the payload of what it has."""
+        return False
 
     @property
     def num_counted_steps(self) -> int:
@@ -252,6 +262,11 @@ class ZeroOrderWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type",
         """A few words."""
         each = f"{self.num_outer} x {self.num_inner} perturbations"
         return f"zero order, {each}, cut {self.cut}, rank {self.arm.rank}"
+
+    @property
+    def has_history(self) -> bool:
+        """Return whether it says enough of earlier rounds that a device may make the payload of what it has."""
+        return bool(self.log)
 
     @property
     def num_counted_steps(self) -> int:

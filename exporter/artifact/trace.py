@@ -63,8 +63,8 @@ class Tracer:
         self._sizes: dict[str, torch.SymInt] = {}
         context: Any = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])
         for index, name in enumerate(sizes):
-            probe = torch.empty(_FIRST_HINT + index * _HINT_STEP, device="meta")
-            self._sizes[name] = cast("torch.SymInt", self._mode.from_tensor(probe, symbolic_context=context).shape[0])
+            hint = torch.empty(_FIRST_HINT + index * _HINT_STEP, device="meta")
+            self._sizes[name] = cast("torch.SymInt", self._mode.from_tensor(hint, symbolic_context=context).shape[0])
 
     def tensor(self, shape: Sequence[Axis], dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """A fake tensor."""

@@ -129,9 +129,9 @@ def model_name(settings: RunSettings) -> str:
 
 def free_port() -> int:
     """A port on HOST that nothing listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind((HOST, 0))
+        port: int = listener.getsockname()[1]
         return port
 
 

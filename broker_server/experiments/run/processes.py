@@ -22,7 +22,7 @@ from broker_server.serving.services.fleets import check_free
 from broker_server.serving.storage.events import EventReader, Started
 from edge_runtime.errors import ExitCode
 from edge_runtime.link.address import PASSWORD_VARIABLE, BrokerAddress, TlsFiles
-from edge_runtime.link.probe import probe
+from edge_runtime.link.visit import visit
 from edge_runtime.system.files import PRIVATE_FOLDER
 from edge_runtime.system.interpreter import module_command
 
@@ -146,7 +146,7 @@ def check_broker(url: str, fleet_name: str) -> None:
     if fleet_name:
         check_free(address, TlsFiles(), fleet_name, rng)
     else:
-        with probe(address, TlsFiles(), rng):
+        with visit(address, TlsFiles(), rng):
             pass  # the broker answers
 
 

@@ -23,6 +23,7 @@ from broker_server.methods.pruning.scores import Scores
 from edge_runtime.errors import MessageError, TensorError
 from edge_runtime.formats import names, probe
 from edge_runtime.formats.adapter import Array
+from edge_runtime.formats.head import Head
 from edge_runtime.formats.payload import Payload
 from edge_runtime.wire.arms import PRUNING_RATIO, Axes
 from edge_runtime.wire.messages import AssignmentKey
@@ -44,7 +45,7 @@ class Probe(Method):
     def __init__(self, context: MethodContext) -> None:
         super().__init__(context)
         try:
-            self._head = probe.Head.of(context.manifest)
+            self._head = Head.of(context.manifest)
         except TensorError as error:
             raise ConfigError(str(error)) from error
         num_classes, num_features = self._head.num_classes, self._head.num_features

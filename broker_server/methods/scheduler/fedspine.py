@@ -75,7 +75,7 @@ class FedSpineScheduler(Scheduler):
         del round_number
         known = [device_id for device_id in sorted(device_ids) if self._time.knows(device_id)]
         unknown = [device_id for device_id in sorted(device_ids) if not self._time.knows(device_id)]
-        choices = self._probe(unknown, rng)
+        choices = self._explore(unknown, rng)
         if known:
             mean, extra = self._gain.estimate()
             times_s = np.where(self._allowed(known, rng), self._time.predict(known, self._features), np.inf)
@@ -95,7 +95,7 @@ class FedSpineScheduler(Scheduler):
         if not any(self.is_feasible(device_id, arm) for arm in self._points):
             return None
         if self._target_s is None or not self._time.knows(device_id):
-            return self._probe([device_id], rng)[device_id]
+            return self._explore([device_id], rng)[device_id]
         allowed = self._limits.allowed(device_id, self._infeasible, is_scout=False)
         times_s = np.where(allowed, self._time.predict([device_id], self._features), np.inf)
         gain = np.add(*self._gain.estimate())
@@ -159,7 +159,7 @@ class FedSpineScheduler(Scheduler):
         reward = KAPPA * optimistic_gain / (deviation + KAPPA)
         return self._points[int(np.argmax(np.where(fits, reward, -np.inf)))]
 
-    def _probe(self, device_ids: Sequence[str], rng: np.random.Generator) -> dict[str, Arm]:
+    def _explore(self, device_ids: Sequence[str], rng: np.random.Generator) -> dict[str, Arm]:
         """First arms: on the first axis from the cheaper half of the box in equal steps, on others by lot."""
         if not device_ids:
             return {}
@@ -171,13 +171,13 @@ class FedSpineScheduler(Scheduler):
         for axis in list(self.axes)[1:]:
             values = self.box.values(axis.name)
             dealt.append(rng.permutation([values[k % len(values)] for k in range(len(device_ids))]))
-        probes = {}
+        explored = {}
         for device_id, *wanted in zip(device_ids, *dealt, strict=True):
             away = np.abs(self._rows - np.array(wanted))
             distance = away[:, 0] + 1e-3 * away[:, 1:].sum(axis=1)
             allowed = self._limits.allowed(device_id, self._infeasible)
-            probes[device_id] = self._points[int(np.argmin(np.where(allowed, distance, np.inf)))]
-        return probes
+            explored[device_id] = self._points[int(np.argmin(np.where(allowed, distance, np.inf)))]
+        return explored
 
     def _allowed(self, device_ids: Sequence[str], rng: np.random.Generator) -> npt.NDArray[np.bool_]:
         """Points that known devices may play in a round, [num_devices, num_points], one or more for each."""

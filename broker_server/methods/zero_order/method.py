@@ -28,10 +28,10 @@ from broker_server.methods.zero_order.preconditioning import start_of
 from broker_server.options import options_of
 from edge_runtime.errors import MessageError, TensorError
 from edge_runtime.formats.adapter import AdapterLayout, Array, restrict
+from edge_runtime.formats.head import Head
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.payload import Payload
 from edge_runtime.formats.plan import Plan
-from edge_runtime.formats.probe import Head
 from edge_runtime.formats.zero_order import NOT_FINITE, SCALARS, decode_reply
 from edge_runtime.wire.arms import RANK, ArmError, Axes
 from edge_runtime.wire.messages import AssignmentKey

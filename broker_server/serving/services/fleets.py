@@ -23,7 +23,7 @@ from broker_server.errors import FleetInUseError
 from edge_runtime.bounds.fields import Name
 from edge_runtime.link.address import BrokerAddress, TlsFiles
 from edge_runtime.link.mqtt import Reflex
-from edge_runtime.link.probe import probe
+from edge_runtime.link.visit import visit
 from edge_runtime.wire import topics
 
 logger = logging.getLogger(__name__)
@@ -206,5 +206,5 @@ def check_free(address: BrokerAddress, tls: TlsFiles, fleet: str, rng: random.Ra
         BrokerRefusedError: the broker says no.
     """
     claimant = Claimant(fleet, "check", LAST + secrets.token_hex(8))
-    with probe(address, tls, rng, claimant.reflex):
+    with visit(address, tls, rng, claimant.reflex):
         claimant.look()

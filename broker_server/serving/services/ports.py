@@ -23,10 +23,10 @@ def check_port(host: str, port: int) -> None:
         raise ConfigError(msg)
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            probe.listen(1)
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(1)
     except OSError as error:
         if error.errno in {errno.EADDRINUSE, errno.EACCES}:
             why = "is in use by another program" if error.errno == errno.EADDRINUSE else "may not be used by this user"

@@ -233,7 +233,7 @@ class Device:
             num_threads=1,
             memory_limit_bytes=settings.pop("memory_limit_bytes", 10**12),
             checkpoint_every=20,
-            zero_order=self._state.zero_order,
+            methods=self._state.methods,
         )
         capabilities = Capabilities(
             architecture="x",

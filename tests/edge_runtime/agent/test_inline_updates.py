@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge_runtime.formats.head import Head
 from edge_runtime.formats.plan import Plan
-from edge_runtime.formats.probe import Head, decode_head, encode_head
+from edge_runtime.formats.probe import decode_head, encode_head
 from edge_runtime.wire.messages import Assignment, ChunkRequest, DeviceState, Presence, Register, Status, Update
 from edge_runtime.wire.work import ProbeWork
 from tests.edge_runtime.agent.stage import Coordinator, StartDevice

@@ -12,6 +12,7 @@ import pytest
 from msgspec import structs
 
 from edge_runtime.errors import TensorError
+from edge_runtime.formats.head import Head
 from edge_runtime.formats.manifest import DenseSpec, Manifest
 from edge_runtime.formats.probe import (
     COUNT,
@@ -19,7 +20,6 @@ from edge_runtime.formats.probe import (
     FRACTION_BITS,
     GRAM,
     ONE,
-    Head,
     Statistics,
     decode_head,
     decode_statistics,
@@ -151,5 +151,5 @@ def test_the_head_of_an_artifact_is_its_classifier(manifest: Manifest) -> None:
     dense = (DenseSpec(name="classifier.weight", shape=(3, 5)), DenseSpec(name="classifier.bias", shape=(3,)))
     assert Head.of(structs.replace(manifest, dense=dense)) == HEAD
     for wrong in ((), dense[:1], (*dense, DenseSpec(name="pooler.weight", shape=(5, 5)))):
-        with pytest.raises(TensorError, match="a probe needs a classifier"):
+        with pytest.raises(TensorError, match="a classifier with one weight and one bias is needed"):
             Head.of(structs.replace(manifest, dense=wrong))

@@ -23,8 +23,9 @@ from edge_runtime.engine.staged import StagedGraphs, StagedModel
 from edge_runtime.engine.trainer import TrainingResult
 from edge_runtime.errors import TensorError
 from edge_runtime.formats.adapter import AdapterLayout
+from edge_runtime.formats.head import Head
 from edge_runtime.formats.plan import Plan
-from edge_runtime.formats.probe import Head, decode_head, encode_head, encode_statistics, sum_features
+from edge_runtime.formats.probe import decode_head, encode_head, encode_statistics, sum_features
 from edge_runtime.formats.tensors import WireDtype
 from edge_runtime.wire.messages import Assignment, Welcome
 from edge_runtime.wire.work import ProbeWork
@@ -39,7 +40,7 @@ class Probe:
     def __init__(self, artifact: Artifact, settings: WorkSettings) -> None:
         self.artifact = artifact
         self.graphs = StagedGraphs(artifact, num_threads=settings.num_threads)
-        self.features = settings.features
+        self.features = settings.folder_of("probe")
         self._limit = settings.memory_limit_bytes
 
     def check_run(self, welcome: Welcome) -> None:

@@ -58,7 +58,7 @@ class ZeroOrder:
     def __init__(self, artifact: Artifact, settings: WorkSettings) -> None:
         self.artifact = artifact
         self.graphs = StagedGraphs(artifact, num_threads=settings.num_threads)
-        self.kept = Kept(settings.zero_order)
+        self.kept = Kept(settings.folder_of("zero_order"))
         self._limit = settings.memory_limit_bytes
         self._pull_rate: float | None = None
         self._noise_rate: NoiseRate | None = None

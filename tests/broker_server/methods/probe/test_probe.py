@@ -20,8 +20,9 @@ from broker_server.methods.registry import WORKS
 from broker_server.methods.training import TrainingConfig
 from broker_server.serving.storage.stored_tensors import StoredTensors
 from edge_runtime.errors import TensorError
+from edge_runtime.formats.head import Head
 from edge_runtime.formats.manifest import DenseSpec, Manifest
-from edge_runtime.formats.probe import Head, encode_head, encode_statistics, sum_features
+from edge_runtime.formats.probe import encode_head, encode_statistics, sum_features
 from edge_runtime.wire.messages import AssignmentKey
 from edge_runtime.wire.work import Arm, ProbeWork
 from tests.broker_server import tiny

@@ -78,7 +78,7 @@ def test_what_cannot_be_is_refused_with_its_option(given: dict[str, object], lin
     ("given", "changes", "line"),
     [
         ({"zo_cut": 3}, {}, "--zo-cut is 3: the cut is 3, expected 0 to 2, the number of blocks"),
-        ({}, {"dense": ()}, "--zo-head is probe, but a probe needs a classifier with one weight and one bias"),
+        ({}, {"dense": ()}, "--zo-head is probe, but a classifier with one weight and one bias is needed"),
         ({"zo_cut": 2}, {"dense": ()}, "--zo-cut is 2: nothing above a cut of 2 is tuned"),
         ({"update_transforms": "noise:1"}, {}, "--update-transforms do not apply to the sums of --zo-head probe"),
     ],

@@ -19,7 +19,6 @@ from tests.edge_runtime.agent.stage import EXAMPLES
 def make_runner(tiny_bert_artifact: Path, tmp_path: Path) -> Make:
     data = tmp_path / "data.jsonl"
     data.write_text("\n".join(EXAMPLES))
-    (tmp_path / "zero-order").mkdir()
 
     def make(artifact: Path = tiny_bert_artifact, **changes: Any) -> AssignmentRunner:
         settings: dict[str, Any] = {
@@ -27,8 +26,7 @@ def make_runner(tiny_bert_artifact: Path, tmp_path: Path) -> Make:
             "num_holdout": 4,
             "num_threads": 1,
             "memory_limit_bytes": 10**12,
-            "features": tmp_path / "features",
-            "zero_order": tmp_path / "zero-order",
+            "methods": tmp_path / "methods",
             **changes,
         }
         return AssignmentRunner(Artifact.open(artifact), WorkSettings(**settings), 0.0)

@@ -29,8 +29,9 @@ from edge_runtime.engine.slicing import slice_weights
 from edge_runtime.engine.staged import StagedGraphs, StagedModel
 from edge_runtime.errors import PlanError, TensorError
 from edge_runtime.formats.adapter import AdapterLayout
+from edge_runtime.formats.head import Head
 from edge_runtime.formats.plan import KeptUnits, Plan
-from edge_runtime.formats.probe import Head, decode_head, decode_statistics, encode_head, sum_features
+from edge_runtime.formats.probe import decode_head, decode_statistics, encode_head, sum_features
 from edge_runtime.wire import chunks
 from edge_runtime.wire.messages import Assignment, AssignmentKey, Update, Welcome
 from edge_runtime.wire.work import ProbeWork
@@ -196,7 +197,7 @@ def test_damaged_features_are_computed_again(
     make_runner: Make, tmp_path: Path, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     _, expected = run(make_runner())
-    (file,) = (tmp_path / "features").iterdir()
+    (file,) = (tmp_path / "methods" / "probe").iterdir()
     whole = file.read_bytes()
     file.write_bytes(damage(whole))
     assert run(make_runner())[1] == expected
@@ -209,11 +210,11 @@ def test_what_features_depend_on_keeps_them_apart_and_the_oldest_make_room(
 ) -> None:
     for max_length in range(4, 10):
         run(make_runner(), max_length=max_length)
-    files = list((tmp_path / "features").iterdir())
+    files = list((tmp_path / "methods" / "probe").iterdir())
     assert len(files) == feature_store.MAX_FILES
     monkeypatch.setattr(feature_store, "MAX_BYTES", 100)
     run(make_runner(), max_length=10)
-    assert set((tmp_path / "features").iterdir()) == set(files)
+    assert set((tmp_path / "methods" / "probe").iterdir()) == set(files)
 
 
 def test_a_stop_keeps_the_features_that_were_computed(
@@ -264,7 +265,7 @@ def names_only() -> bytes:
 
 def test_a_language_model_has_no_head_to_train(make_runner: Make, tiny_llama_artifact: Path) -> None:
     runner = make_runner(tiny_llama_artifact)
-    with pytest.raises(TensorError, match="choose method lora"):
+    with pytest.raises(TensorError, match="choose a method that trains LoRA factors"):
         runner.check_run(welcome_of(runner))
 
 

@@ -147,7 +147,7 @@ def test_a_log_that_is_malformed_leads_to_a_pull(make_runner: Make, change: dict
 def test_a_file_that_is_damaged_leads_to_a_pull(
     make_runner: Make, kept: Kept, tmp_path: Path, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
-    runner, file = make_runner(), tmp_path / "zero-order/start"
+    runner, file = make_runner(), tmp_path / "methods/zero_order/start"
     assert rebuild(runner, late(runner, 1))
     file.write_bytes(damage(file.read_bytes()))
     assert not rebuild(runner, late(runner, 1))
@@ -168,7 +168,7 @@ def test_what_was_kept_of_another_run_or_model_leads_to_a_pull(make_runner: Make
     ):
         kept.save_start(start)
         assert not rebuild(runner, late(runner, 1))
-    assert not rebuild(make_runner(zero_order=None), late(runner, 1))
+    assert not rebuild(make_runner(methods=None), late(runner, 1))
 
 
 def test_the_faster_way_is_taken_by_what_was_measured(make_runner: Make, kept: Kept) -> None:

@@ -46,7 +46,7 @@ def test_a_process_killed_in_the_middle_goes_on_to_the_same_scalars(
     """Twelve passes a step; the kill comes in the middle of one."""
     work = work_of()
     blob = payload(make_runner().artifact.manifest)
-    whole, expected = run(make_runner(zero_order=None), assignment_of(blob, work), blob)
+    whole, expected = run(make_runner(methods=None), assignment_of(blob, work), blob)
 
     kill_at(passes, 12 * done + 7)
     with pytest.raises(KilledError):
@@ -69,7 +69,7 @@ def test_steps_of_anything_else_are_not_gone_on_from(
     with pytest.raises(KilledError):
         run(make_runner(), assignment_of(blob, work), blob)
     kill_at(passes, 0)
-    every, file = 20, tmp_path / "zero-order/steps"
+    every, file = 20, tmp_path / "methods/zero_order/steps"
     match change:
         case "round":
             round_number = 2
@@ -85,7 +85,7 @@ def test_steps_of_anything_else_are_not_gone_on_from(
         case _:
             every = 0
     assignment = assignment_of(blob, work, round_number)
-    _, expected = run(make_runner(zero_order=None), assignment, blob)
+    _, expected = run(make_runner(methods=None), assignment, blob)
     kill_at(passes, 0)
     _, reply = run(make_runner(), assignment, blob, every=every)
     np.testing.assert_array_equal(reply.scalars, expected.scalars)

@@ -8,12 +8,12 @@ import pytest
 
 from edge_runtime.link.address import BrokerAddress, TlsFiles
 from edge_runtime.link.errors import BrokerUnreachableError
-from edge_runtime.link.probe import probe
+from edge_runtime.link.visit import visit
 
 
 def test_a_broker_that_answers_lets_a_probe_in_and_out(broker: Any) -> None:
     for _ in range(2):
-        with probe(BrokerAddress.parse(broker.url), TlsFiles(), random.Random(0)):
+        with visit(BrokerAddress.parse(broker.url), TlsFiles(), random.Random(0)):
             pass
 
 
@@ -22,6 +22,6 @@ def test_nobody_answers_a_probe() -> None:
         port = server.getsockname()[1]
     with (
         pytest.raises(BrokerUnreachableError, match=str(port)),
-        probe(BrokerAddress.parse(f"mqtt://127.0.0.1:{port}"), TlsFiles(), random.Random(0)),
+        visit(BrokerAddress.parse(f"mqtt://127.0.0.1:{port}"), TlsFiles(), random.Random(0)),
     ):
         pytest.fail("connected")

@@ -14,7 +14,7 @@ from edge_runtime.link.reflex import Reflex
 
 
 @contextlib.contextmanager
-def probe(address: BrokerAddress, tls: TlsFiles, rng: random.Random, reflex: Reflex | None = None) -> Iterator[None]:
+def visit(address: BrokerAddress, tls: TlsFiles, rng: random.Random, reflex: Reflex | None = None) -> Iterator[None]:
     """Be connected under a name of its own inside the ``with``.
 
     Args:

@@ -20,6 +20,8 @@ def make_runner(tiny_bert_artifact: Path, tmp_path: Path) -> Make:
     data = tmp_path / "data.jsonl"
     data.write_text("\n".join(EXAMPLES))
 
+    (tmp_path / "methods" / "zero_order").mkdir(parents=True)
+
     def make(artifact: Path = tiny_bert_artifact, **changes: Any) -> AssignmentRunner:
         settings: dict[str, Any] = {
             "data": data,

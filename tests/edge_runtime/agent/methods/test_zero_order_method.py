@@ -179,7 +179,7 @@ def test_what_is_kept_after_a_round_is_theta_at_its_start(make_runner: Make, tmp
     runner = make_runner()
     blob = payload(runner.artifact.manifest)
     run(runner, assignment_of(blob, work_of(), 5), blob, pull_rate=123.0)
-    start = Kept(tmp_path / "zero-order").load_start("run")
+    start = Kept(tmp_path / "methods" / "zero_order").load_start("run")
     assert start is not None
     assert (start.payload, start.round_number, start.pull_rate) == (blob, 5, 123.0)
     again = run(make_runner(), assignment_of(start.payload, work_of(), 5), start.payload)
@@ -314,7 +314,7 @@ def test_what_does_not_fit_is_refused_before_any_graph_is_loaded(
         with pytest.raises(TensorError, match=why):
             run(runner, assignment_of(given or b"-", work_of(**fields)), given)
     assert loaded == []
-    assert not list((tmp_path / "zero-order").iterdir())
+    assert not list((tmp_path / "methods" / "zero_order").iterdir())
 
 
 def test_a_decoder_has_nothing_above_its_last_block(make_runner: Make, tiny_llama_artifact: Path) -> None:

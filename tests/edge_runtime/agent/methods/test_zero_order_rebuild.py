@@ -41,7 +41,7 @@ FIRST = 4
 @pytest.fixture
 def kept(tmp_path: Path, make_runner: Make) -> Kept:
     """The files that are kept of round 4."""
-    made = Kept(tmp_path / "zero-order")
+    made = Kept(tmp_path / "methods" / "zero_order")
     made.save_start(start_of(payload(make_runner().artifact.manifest)))
     return made
 
@@ -192,7 +192,7 @@ def test_the_rate_of_an_earlier_process_is_kept_where_nothing_is_pulled(
     blob = runner.rebuild(assignment, context)
     assert blob is not None
     runner.run(assignment, blob, context)
-    start = Kept(tmp_path / "zero-order").load_start("run")
+    start = Kept(tmp_path / "methods" / "zero_order").load_start("run")
     assert start is not None
     assert (start.round_number, start.pull_rate, start.payload) == (FIRST + 2, SLOW, blob)
 
@@ -228,8 +228,8 @@ def test_a_stop_ends_it(make_runner: Make) -> None:
 
 def test_a_full_disk_keeps_nothing_and_work_goes_on(make_runner: Make, tmp_path: Path) -> None:
     runner = make_runner()
-    (tmp_path / "zero-order").rmdir()
-    (tmp_path / "zero-order").write_text("in the way")
+    (tmp_path / "methods" / "zero_order").rmdir()
+    (tmp_path / "methods" / "zero_order").write_text("in the way")
     blob = payload(runner.artifact.manifest)
     update, _ = runner.run(assignment_of(blob, work_of()), blob, context_of(runner))
     assert update.inline

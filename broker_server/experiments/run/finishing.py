@@ -20,7 +20,7 @@ from broker_server.experiments.run.settings import EMBEDDED_BROKERS, RunSettings
 from broker_server.options import flat
 from broker_server.serving.evaluation.held_out import shared_sample
 from broker_server.serving.evaluation.parallel import evaluate_in_parts
-from broker_server.serving.report.arms import MOST_SHOWN, arm_text, arms_by_device, axes_of
+from broker_server.serving.report.arms import MOST_SHOWN, arms_by_device, axes_of, is_of_many_kinds, played_text
 from broker_server.serving.report.build import RunSummary, build_report, quality_fields
 from broker_server.serving.report.from_run import COMPACT_RESULT, fleet_entry, report_run, write_report
 from broker_server.serving.report.quality import bytes_text, duration_text, metric_name, metric_text, plural
@@ -198,8 +198,10 @@ def arm_lines(report: Report) -> list[str]:
     devices, axes = arms_by_device(report), axes_of(report.config)
     if len({d.arm for one in devices for d in one.played if d is not None}) < MIN_ARMS:
         return []
+    with_work = is_of_many_kinds(devices)
     lines = [
-        f"  {one.name}: {' '.join('-' if d is None else arm_text(d.arm, axes) for d in one.played)}"
+        f"  {one.name}: "
+        + " ".join("-" if d is None else played_text(d, axes, with_work=with_work) for d in one.played)
         for one in devices[:MOST_SHOWN]
     ]
     return [f"arms ({axes.labels}) over the rounds:", *lines]

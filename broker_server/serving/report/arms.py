@@ -63,6 +63,18 @@ def arm_text(arm: Arm, axes: Axes) -> str:
     return ONE_ARM if not axes else axes.format((axes.arm([round(value, 2) for value in axes.row(arm)]),))
 
 
+def is_of_many_kinds(devices: Sequence[DeviceArms]) -> bool:
+    """Return whether devices were asked for different kinds of work in a round."""
+    rounds = zip(*(one.played for one in devices), strict=True)
+    return any(len({played.work for played in entry if played is not None}) > 1 for entry in rounds)
+
+
+def played_text(played: DeviceRecord, axes: Axes, *, with_work: bool) -> str:
+    """The arm of a device in a round for people, and the kind of work where that is wanted: ``0.42:6 (lora)``."""
+    text = arm_text(played.arm, axes)
+    return f"{text} ({played.work})" if with_work and played.work else text
+
+
 def natural(device_id: str) -> list[tuple[int, str]]:
     """Sorts ``device-2`` before ``device-10``."""
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", device_id)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from msgspec import UnsetType
 
-from broker_server.serving.report.arms import MOST_SHOWN, arm_text, arms_by_device, axes_of
+from broker_server.serving.report.arms import MOST_SHOWN, arms_by_device, axes_of, is_of_many_kinds, played_text
 from broker_server.serving.report.charts import all_charts
 from broker_server.serving.report.quality import bytes_text, duration_text, metric_name, metric_text
 from broker_server.serving.report.schema import Report, RoundEntry
@@ -19,6 +19,7 @@ def render_page(report: Report) -> str:
     """HTML of a report; needs nothing from the network."""
     filters = {"bytes": bytes_text, "duration": duration_text, "percent": lambda value: f"{value:.1%}"}
     kept, axes = report.kept, axes_of(report.config)
+    devices = arms_by_device(report)
     before, after = _quality(report, report.rounds[0]), _quality(report, kept)
     return load_template(Path(__file__).with_name("report.html.j2"), filters).render(
         report=report,
@@ -34,10 +35,10 @@ def render_page(report: Report) -> str:
         sparse=_sparse_text(report),
         charts=all_charts(report),
         rounds=[(entry, _summary(entry)) for entry in report.rounds],
-        arms=arms_by_device(report)[:MOST_SHOWN] if axes else [],
+        arms=devices[:MOST_SHOWN] if axes else [],
         arm_labels=_listed([axis.label for axis in axes]),
         arm_form=axes.form,
-        arm_text=lambda arm: arm_text(arm, axes),
+        played_text=lambda played: played_text(played, axes, with_work=is_of_many_kinds(devices)),
         pruned=PRUNING_RATIO.of if axes.has(PRUNING_RATIO.name) else None,
     )
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from broker_server.experiments.run.finishing import summary_lines
+from broker_server.experiments.run.finishing import arm_lines, summary_lines
+from broker_server.methods.mixed.method import Mixed
 from broker_server.serving.report.page import render_page
 from broker_server.serving.report.schema import Report
 from broker_server.serving.storage.records import RoundRecord
@@ -82,3 +83,26 @@ def test_scalars_that_were_not_finite_are_a_warning_with_their_number() -> None:
     (line,) = found
     assert line.startswith("12 scalars of rounds 2 and 3 counted as 0, because a loss was not finite")
     assert not [line for line in report(records("pzz")).warnings if "counted as 0" in line]
+
+
+def test_the_kind_of_work_stands_behind_arms_where_devices_of_a_round_differ() -> None:
+    rounds = records("plz")
+    axes = Mixed.axes
+    arms = axes.parse("first-order:8,zero-order:8")
+    for number, kinds in ((1, ("probe", "probe")), (2, ("lora", "zero_order")), (3, ("zero_order", "zero_order"))):
+        devices = [
+            msgspec.structs.replace(device, arm=arm, work=kind)
+            for device, arm, kind in zip(rounds[number].devices[:2], arms, kinds, strict=True)
+        ]
+        rounds[number] = msgspec.structs.replace(rounds[number], devices=tuple(devices))
+    made = report(rounds)
+    made = msgspec.structs.replace(made, config={**made.config, "method": "mixed"})
+    names = [device.device_id for device in rounds[1].devices]
+    assert arm_lines(made) == [
+        "arms (method:rank) over the rounds:",
+        f"  {names[0]}: first-order:8 (probe) first-order:8 (lora) first-order:8 (zero_order)",
+        f"  {names[1]}: zero-order:8 (probe) zero-order:8 (zero_order) zero-order:8 (zero_order)",
+    ]
+    page = render_page(made)
+    assert "first-order:8 (lora)" in page
+    assert "zero-order:8 (zero_order)" in page

@@ -48,7 +48,7 @@ def contenders_of(settings: BenchSettings) -> list[Contender]:
 
     Raises:
         ConfigError: a peer is not known.
-        MissingExtraError: what a peer needs is not installed.
+        MissingExtraError: a package of a peer is not installed.
     """
     unknown = [name for name in settings.against if name not in PEERS]
     if unknown:

@@ -25,18 +25,18 @@ from edge_runtime.formats.manifest import Manifest
 
 
 def measure(settings: BenchSettings, say: Callable[[str], None], clock: Callable[[], float]) -> BenchReport:
-    """Export the model, let the contenders take turns, and put together what they measured.
+    """Export the model, let the contenders take turns, and combine their measurements.
 
     However it ends, no process is left running and no file is left behind.
 
     Args:
-        settings: what is asked for.
+        settings: of the benchmark.
         say: takes a line about each thing that is done.
         clock: Unix seconds.
 
     Raises:
         ConfigError: a peer is not known, or the examples are longer than the model's positions allow.
-        MissingExtraError: what a peer needs is not installed.
+        MissingExtraError: a package of a peer is not installed.
         ModelError: the model is a path without a model.
         ChildFailedError: a process failed; its exit code is passed on where it says more than that.
         DiskFullError: there is no space for the artifact.

@@ -1,4 +1,4 @@
-"""Options of ``fedspine bench engine``: what each is called, takes and says."""
+"""Options of ``fedspine bench engine``: names, values and help."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The matrix products of a training step, or of forward passes alone, counted from the model's shapes.
 
-What is counted is what the step's mathematics needs, nothing that an engine computes twice:
+Only products that the step's mathematics needs are counted, none that an engine computes twice:
 
 - forward: every linear layer, attention's scores and mixes, both products of every LoRA target, the head;
 - backward: gradients with respect to activations wherever something below is trained; both factors of every target; of
@@ -53,7 +53,7 @@ def total_flops(products: Products) -> int:
 
 
 def products_of_step(manifest: Manifest, plan: Plan, rank: int, batch_size: int, length: int) -> Products:
-    """Matrix products of one optimizer step on a batch without padding; see the module for what counts.
+    """Matrix products of one optimizer step on a batch without padding, counted as the module says.
 
     Args:
         manifest: the artifact's manifest.

@@ -32,7 +32,7 @@ QUOTABLE_RUNS: Final = 5
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class BenchSettings:
-    """Everything that decides what is measured. The optimizer is the same for all: AdamW, clipped at 1."""
+    """All settings of a benchmark. The optimizer is the same for all: AdamW, clipped at 1."""
 
     model: Words
     """Directory or hub id of a pretrained model."""
@@ -59,7 +59,7 @@ class BenchSettings:
     """Interpreter of the environment that scripts/setup-ort-training makes."""
 
     def __post_init__(self) -> None:
-        """Refuse what is of a wrong type or out of range.
+        """Refuse a value of a wrong type or out of range.
 
         Raises:
             ConfigError: names the first such field.

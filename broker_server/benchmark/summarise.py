@@ -36,7 +36,7 @@ def summarise(
     """The report of a benchmark.
 
     Args:
-        settings: what was asked for.
+        settings: of the benchmark.
         manifest: of the artifact.
         contenders: who took part; ``fused`` is one of them.
         products: of a step of ``fused``.

@@ -1,4 +1,4 @@
-"""A benchmark for people: one row an engine, ratios to ours in brackets, and what must be known beside them."""
+"""A benchmark for people: one row for each engine, ratios to ours in brackets, and remarks."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""``fedspine compare``: methods x seeds as runs of their own, and what came of them side by side."""
+"""``fedspine compare``: methods x seeds, each as a run of its own, and their results side by side."""

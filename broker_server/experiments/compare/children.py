@@ -53,7 +53,7 @@ class RunChild:
         return cls(key, settings, child, run.events_file)
 
     def poll(self) -> bool:
-        """Take in what happened; whether the process is still running."""
+        """Read the new events; return whether the process is still running."""
         is_running = self._child.returncode is None  # first, so that the last events are not missed
         for event in self._events.new_events():
             self.view.apply(event)

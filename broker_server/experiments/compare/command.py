@@ -1,4 +1,4 @@
-"""``fedspine compare``: parse, run what is not finished, write what came of it."""
+"""``fedspine compare``: parses the file, plays the runs that are not finished, writes the results."""
 
 from __future__ import annotations
 

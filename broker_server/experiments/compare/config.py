@@ -49,7 +49,7 @@ class MethodTable(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QuickTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``[quick]``: what ``--quick`` changes."""
+    """``[quick]``: the settings that ``--quick`` changes."""
 
     seeds: tuple[int, ...] | None = None
     methods: tuple[str, ...] | None = None

@@ -1,4 +1,4 @@
-"""The directory of a comparison: where its runs lie, how far each came, and what of a finished one is kept."""
+"""The directory of a comparison: the place and progress of its runs, and the files of a finished one that are kept."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from edge_runtime.formats.names import MANIFEST_FILE
 
 RUNS: Final = "runs"
 NO_MATTER: Final = frozenset({"artifact", "calibration", "method", "callbacks"})
-"""Settings that only say where things of the comparison lie, or name what the other settings say in full."""
+"""Settings that are only paths of the comparison, or a name for what the other settings say in full."""
 
 
 class Progress(enum.Enum):
@@ -98,7 +98,7 @@ class ComparisonDirectory:
         return trace_of(report, sum(ref.size_bytes for ref in manifest.files.values() if ref.on_device))
 
     def tidy(self, key: RunKey) -> None:
-        """Remove what a finished run needs no more: the devices' copies of the artifact, and updates."""
+        """Remove the files that a finished run no longer needs: the devices' copies of the artifact, and updates."""
         directory = self.run(key)
         shutil.rmtree(directory.devices, ignore_errors=True)
         shutil.rmtree(directory.root / UPDATES_FOLDER, ignore_errors=True)

@@ -15,7 +15,7 @@ from typing import Final
 from broker_server.experiments.compare.trace import Point, Trace
 
 EXPLORED_AFTER: Final = 10
-"""Rounds after which a bandit should know what is infeasible (``late_infeasible_plays_ratio``)."""
+"""Rounds after which a bandit should know the infeasible arms (``late_infeasible_plays_ratio``)."""
 
 
 def first_reach(trace: Trace, target: float, *, sparse: bool = False) -> Point | None:

@@ -1,4 +1,4 @@
-"""All runs of a comparison: artifacts first, then as many runs at a time as fit; what fails does not stop the rest."""
+"""Plays all runs of a comparison: artifacts first, then as many runs at once as fit. A failed run stops no other."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ DEVICE_MB: Final = 512
 
 
 def default_jobs(num_devices: int, *, is_emulated: bool) -> int:
-    """Runs at a time: what cores and free memory allow; one where wall time is measured."""
+    """Runs at a time: as many as cores and free memory allow; one if wall time is measured."""
     if not is_emulated:
         return 1
     free_mb: int = psutil.virtual_memory().available // 2**20
@@ -57,7 +57,7 @@ class Results:
 
 
 def check(comparison: Comparison, directory: ComparisonDirectory) -> None:
-    """Refuse what can be known to fail before anything is written.
+    """Refuse a comparison that is certain to fail before anything is written.
 
     Raises:
         FedSpineError: settings of a run that cannot work, or a directory with runs of other settings.
@@ -89,7 +89,7 @@ def play(
     jobs: int,
     display: Display[ComparisonView],
 ) -> Results:
-    """Run what is not finished yet.
+    """Play the runs that are not finished yet.
 
     Args:
         comparison: all methods and seeds.
@@ -144,7 +144,7 @@ class _Pool:
         return 1 if is_emulated and not self._directory.calibration.exists() else jobs
 
     def start(self, key: RunKey) -> None:
-        """Start or go on with a run; what is wrong with it is its failure."""
+        """Start or resume a run; an error makes it a failed run."""
         artifact = self._artifact(key)
         settings = self._comparison.settings(key, artifact=artifact, calibration=self._directory.calibration)
         try:
@@ -153,7 +153,7 @@ class _Pool:
             self._fail(key, str(error))
 
     def poll(self) -> None:
-        """Take in what happened, and the results of runs that ended."""
+        """Read the new events, and the results of runs that ended."""
         ended = [child for child in self.running if not child.poll()]
         self.running = [child for child in self.running if child not in ended]
         for child in ended:

@@ -42,7 +42,7 @@ def summarise(
     """Put the figures together.
 
     Args:
-        comparison: what was asked for.
+        comparison: the settings.
         finished: runs with a result.
         failed: runs that ended without one, and why.
         created_at: Unix seconds, UTC.
@@ -94,7 +94,7 @@ def figure(values: Sequence[float | None], *, unknown: float | None = None, num_
 
     Args:
         values: by seed; None if there is none.
-        unknown: what a finished run without a value counts as in the median (infinity: never reached); None = nothing.
+        unknown: value of a finished run without one in the median (infinity: never reached); None = left out.
         num_finished: finished runs.
     """
     known = [value for value in values if value is not None]

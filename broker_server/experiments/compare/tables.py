@@ -150,7 +150,7 @@ def cost_to_target(summary: Summary) -> Table:
 
 
 def equal_sparsity(summary: Summary) -> Table:
-    """Final quality of what is deployed, all at the same size."""
+    """Final quality of the deployed sub-models, all at the same size."""
     reference = summary.methods[summary.reference]
     rows = [
         (

@@ -1,4 +1,4 @@
-"""One finished run as the comparison sees it: what it was worth at which cost, round by round, and who played what."""
+"""One finished run as the comparison sees it: quality and cost round by round, and each device's arms."""
 
 from __future__ import annotations
 

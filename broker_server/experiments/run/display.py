@@ -56,7 +56,7 @@ def make_display(
 
     Args:
         stream: where to show.
-        render: what a terminal shows of a view, and of the seconds since the start.
+        render: the terminal's picture of a view, and of the seconds since the start.
         standing: a line on it, to print once a minute where there is no terminal; None = nothing is printed.
         clock: monotonic seconds.
     """

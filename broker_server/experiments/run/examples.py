@@ -1,6 +1,6 @@
 """The whole job's data: read, checked and normalised before anything starts, so that devices meet no surprise.
 
-What a line may hold is in :mod:`edge_runtime.engine.examples`, which devices read their files with too.
+:mod:`edge_runtime.engine.examples` defines the contents of a line; devices read their files with it too.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ def read_examples(path: Path, fields: Fields, warn: Callable[[str], None] | None
 
     Args:
         path: JSON lines.
-        fields: what is needed; fields that are not named are left out.
-        warn: is given what a person should know, a line at a time.
+        fields: the needed fields; all others are left out.
+        warn: takes the warnings for the user, a line at a time.
 
     Raises:
         DataInvalidError: the file cannot be read, or a line is not an example.

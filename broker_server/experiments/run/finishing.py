@@ -1,4 +1,4 @@
-"""After the last round: what the compact model is worth, the report, and the last words on the screen."""
+"""The end of a run: quality of the compact model, the report, and the last lines on the screen."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _evaluate(settings: RunSettings, directory: RunDirectory, num_threads: int) 
 
 
 def report_job(settings: RunSettings, directory: RunDirectory, state: JobState) -> Report:
-    """Put ``report.json`` and ``report.html`` together from what lies in the run directory.
+    """Write ``report.json`` and ``report.html`` from the files in the run directory.
 
     Raises:
         RunFailedError: no round was evaluated.
@@ -135,7 +135,7 @@ def report_again(run_dir: Path) -> Report:
 
 
 def summary_lines(report: Report, root: Path) -> list[str]:
-    """Last words of a run: quality before and after, the compact model, what to know, and where things are.
+    """Last lines of a run: quality before and after, the compact model, warnings, and the paths of its files.
 
     Figures on one line are of the same held-out examples, whose number stands beside them.
     """

@@ -116,7 +116,7 @@ def resume_run(
         callbacks: told of the rounds, beside those that the settings name.
 
     Raises:
-        FedSpineError: see docs/exit-codes.md; what is done stays done.
+        FedSpineError: see docs/exit-codes.md; finished steps stay finished.
     """
     hint = f"; go on with `fedspine run --resume --out {root}`"
     opened = _open(RunDirectory(root), display, changes or {}, callbacks)
@@ -145,7 +145,7 @@ def _open(
 
 @contextlib.contextmanager
 def _explained(explanation: Callable[[ChildFailedError], str]) -> Iterator[None]:
-    """Add what a person should know to the error of a process."""
+    """Add advice for the user to the error of a process."""
     try:
         yield
     except ChildFailedError as error:
@@ -304,7 +304,7 @@ class Job:
         return self._supervisor.start("export", command)
 
     def _finish_export(self, export: Child | None) -> None:
-        """Wait for an export that is under way, and show what it noted of the model."""
+        """Wait for an export that is under way, and show its notes on the model."""
         if export is None:
             return
         self._supervisor.finish(export)

@@ -1,4 +1,4 @@
-"""The run directory of a whole run: where things lie, what is done already, and who may work on it."""
+"""The run directory of a whole run: its paths, its finished steps, and the lock on it."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def created(root: Path) -> Iterator[RunDirectory]:
 
 
 def _clear(root: Path, keep: frozenset[Path]) -> None:
-    """Remove what is not to be kept; folders that hold something of that stay."""
+    """Remove all files that are not to be kept; folders that hold kept ones stay."""
     for path in sorted(root.rglob("*"), reverse=True):  # a folder comes after its contents
         if path in keep:
             continue

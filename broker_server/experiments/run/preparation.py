@@ -44,7 +44,7 @@ _MAX_CLASSES_SHOWN = 8
 
 
 def check_settings(settings: RunSettings) -> None:
-    """Refuse what can be known to fail before anything is written.
+    """Refuse settings that are certain to fail before anything is written.
 
     Raises:
         ModelError: the model is a path without a model.
@@ -99,7 +99,7 @@ def model_source(model: str) -> str:
     """Directory or hub id to export.
 
     Args:
-        model: what a person gave; empty = the small Llama that comes with the package.
+        model: as the user gave it; empty = the small Llama that comes with the package.
 
     Raises:
         ModelError: a path that is not a model; see :func:`models.sources.check_source`.

@@ -88,7 +88,7 @@ def compact_command(settings: RunSettings, directory: RunDirectory, round_number
 def device_command(
     settings: RunSettings, directory: RunDirectory, device_id: str, place: Place, memory_mb: int
 ) -> list[str]:
-    """Command line of one device: what a person would type on a board; ``memory_mb`` 0 = its own choice."""
+    """Command line of one device, as a person would type it on a board; ``memory_mb`` 0 = its own choice."""
     command = module_command("edge_runtime", "start", "--broker", place.broker_url, "--fleet", place.fleet)
     command += ["--device-id", device_id, "--data", str(directory.device_data(device_id))]
     command += ["--state", str(directory.devices / device_id), "--threads", str(device_threads(settings))]

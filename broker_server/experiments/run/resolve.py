@@ -93,7 +93,7 @@ def said_of_file(given: Collection[str], config: Path | None) -> Iterator[None]:
         config: TOML file of the others, or None.
 
     Raises:
-        FedSpineError: what was raised inside.
+        FedSpineError: the one that was raised inside.
     """
     try:
         yield

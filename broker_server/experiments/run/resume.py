@@ -46,7 +46,7 @@ CHANGEABLE: Final = (
     "device_memory_mb",
     "callbacks",
 )
-"""Settings that a run does not keep from its beginning: how long it is, what is made of it, and where it runs."""
+"""Settings that may change when a run is resumed: its length, its results, and where it runs."""
 
 
 def check_changes(given: Collection[str]) -> None:
@@ -62,7 +62,7 @@ def check_changes(given: Collection[str]) -> None:
 
 
 def reopened(directory: RunDirectory, changes: Mapping[str, object]) -> tuple[RunSettings, JobState]:
-    """Settings and state of a run that goes on, with what was changed in them; written only if all is well.
+    """Settings and state of a resumed run, with the changes; written only if all of them are valid.
 
     Args:
         directory: of the run, which this process holds.

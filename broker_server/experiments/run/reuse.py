@@ -17,11 +17,11 @@ from models.heads import are_indices
 def check_artifact(
     directory: Path, task: Task, *, base: BaseDtype = "stored", targets: Sequence[str] = (), top_blocks: int = 0
 ) -> None:
-    """Refuse an artifact that is not what a run would have exported itself, before anything is written.
+    """Refuse an artifact that differs from the one that a run would export itself, before anything is written.
 
     Args:
         directory: the artifact.
-        task: what the run is for.
+        task: of the run.
         base: how its frozen weights should be stored.
         targets: which linear layers should carry factors, whole modules or their last parts; empty for any.
         top_blocks: how many blocks should, counted from the head; 0 for any.
@@ -80,7 +80,7 @@ def _dtypes(tensor: TensorSpec, base: BaseDtype) -> set[str]:
 
 
 def _check_targets(manifest: Manifest, names: Sequence[str], directory: Path) -> None:
-    """Nothing but what was named carries factors, and all of it does."""
+    """Refuse an artifact whose factors are not on exactly the named modules."""
     if not names:
         return
     matrices = {

@@ -36,7 +36,7 @@ MOST_DEVICES: Final = 10_000
 """Devices that one machine may be asked to play."""
 
 NOT_EMULATED: Final = ("none", "")
-"""Values of ``--emulate`` where time is what it is; earlier releases wrote the empty one."""
+"""Values of ``--emulate`` that mean wall time; earlier releases wrote the empty one."""
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=MAX_PORT)]
 """0 = any free one."""

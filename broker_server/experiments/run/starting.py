@@ -68,7 +68,7 @@ def read_adapter(path: Path) -> Given:
         path: folder that PEFT's ``save_pretrained`` wrote, or a run's directory, or its ``round-NNNN.safetensors``.
 
     Raises:
-        ConfigError: it is none of these, damaged, or holds what a run cannot go on with.
+        ConfigError: it is none of these, is damaged, or holds tensors that a run cannot start from.
     """
     if path.is_dir() and not (path / CONFIG_FILE).is_file():
         path = peft_directory(path)
@@ -102,10 +102,10 @@ def start_from(given: Given, artifact: Artifact, run_dir: Path, rank: int, lora_
         run_dir: of the run, which has no adapter yet.
         rank: of the run's global adapter.
         lora_scaling: of the run.
-        seed: of what the adapter lacks.
+        seed: of the tensors that the adapter lacks.
 
     Returns:
-        What a person should know.
+        Notes for the user.
 
     Raises:
         ConfigError: it does not fit the model or the run.
@@ -157,7 +157,7 @@ def _place(given: Given, target: TargetSpec, lora_scaling: float, adapter: dict[
 
 
 def _place_others(given: Given, artifact: Artifact, modules: set[str], adapter: dict[str, Array]) -> None:
-    """Tensors that are trained whole; those that are frozen here must be what the model has."""
+    """Tensors that are trained as a whole; those that are frozen here must equal the model's."""
     frozen = {spec.name: spec for spec in artifact.manifest.tensors}
     factors = {name(module) for module in modules for name in (names.lora_a, names.lora_b)}
     for name, value in given.tensors.items():
@@ -183,7 +183,7 @@ def _order(given: Given, labels: tuple[str, ...]) -> Any:  # noqa: ANN401 - what
 
 
 def _same(one: Array, other: npt.NDArray[Any]) -> bool:
-    """Equal up to what half precision keeps."""
+    """Return whether two arrays are equal within half precision."""
     return one.shape == other.shape and bool(np.allclose(one, np.asarray(other, np.float32), rtol=1e-2, atol=1e-3))
 
 

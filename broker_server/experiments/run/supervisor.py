@@ -49,7 +49,7 @@ class Child:
                 os.killpg(self.process.pid, number)
 
     def _note_end(self, options: int) -> int | None:
-        """Look whether it ended; if so, kill what is left of its group, and only then give its id back."""
+        """Check whether it ended; if so, kill the rest of its group, and only then release its process id."""
         if self.process.returncode is None:
             if os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT | options) is None:
                 return None

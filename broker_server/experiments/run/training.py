@@ -30,8 +30,8 @@ def watch(
 
     Args:
         fleet: the processes.
-        events: what the coordinator writes.
-        view: what is known of the rounds.
+        events: of the coordinator.
+        view: state of the rounds.
         display: shows it.
         told: called with each event.
 

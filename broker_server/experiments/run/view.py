@@ -45,7 +45,7 @@ class RunView:
         round_number: the round that is going on, or the last one.
         num_rounds: rounds of the whole run.
         classes: class of each emulated device; empty if nothing is emulated.
-        axes: what arms are points on.
+        axes: of the arms.
     """
 
     def __init__(self, task: Task, device_ids: tuple[str, ...], num_rounds: int, axes: Axes) -> None:
@@ -76,7 +76,7 @@ class RunView:
                 return None
 
     def go_on(self, earlier: Iterable[events.AnyEvent], rounds: Sequence[RoundRecord]) -> None:
-        """Take in what was before this session.
+        """Read the rounds before this session.
 
         Args:
             earlier: events of earlier sessions, as many as are kept.
@@ -133,7 +133,7 @@ class RunView:
         return f"round {event.round_number}/{self.num_rounds}, arms: {', '.join(shown)}{more}"
 
     def name(self, device_id: str) -> str:
-        """A device, and what it is emulated as."""
+        """A device, and its emulated class."""
         name = self.classes.get(device_id)
         return device_id if name is None else f"{device_id} (emulated {name})"
 

@@ -27,9 +27,9 @@ class RunInfo:
 
 
 class Callback:
-    """Told what happens, in the process of ``fedspine run`` or ``fedspine coordinate``.
+    """Base class of callbacks, called on events in the process of ``fedspine run`` or ``fedspine coordinate``.
 
-    All methods are called in one thread of their own, in the order of what happened, so they may take their time: the
+    All methods are called in one thread of their own, in the order of the events, so they may take their time: the
     rounds do not wait. An exception becomes a line in the log, and the run goes on. Rounds that had ended before this
     process began are not told again.
     """

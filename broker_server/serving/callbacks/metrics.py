@@ -1,4 +1,4 @@
-"""A round and a report as named numbers, for what draws curves."""
+"""A round and a report as named numbers, for programs that draw curves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edge_runtime.wire.arms import Axes
 def round_metrics(record: RoundRecord, task: Task, axes: Axes) -> dict[str, float]:
     """Figures of a round: ``held_out/...``, ``held_out_at_sparsity/...``, ``round/...``, ``device/FIGURE/DEVICE``.
 
-    What was not measured is absent.
+    Values that were not measured are absent.
 
     Args:
         record: of the round.

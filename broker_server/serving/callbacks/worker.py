@@ -1,4 +1,4 @@
-"""The thread that calls callbacks: they cannot delay a round, and what they raise ends nothing."""
+"""The thread that calls callbacks: they cannot delay a round, and their exceptions end nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLOSE_S: Final = 60.0
 class CallbackWorker:
     """Calls callbacks one after the other, in a thread that is not started without one.
 
-    A context: leaving it waits at most ``close_s`` for what is yet to be called.
+    A context: leaving it waits at most ``close_s`` for calls that are still to be made.
     """
 
     def __init__(self, callbacks: Sequence[Callback], say: Callable[[str], None], *, close_s: float = CLOSE_S) -> None:

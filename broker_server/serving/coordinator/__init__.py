@@ -1,1 +1,1 @@
-"""The coordinator process: from messages to events of the rounds, and from their commands to what is done."""
+"""The coordinator process: turns messages into events of the rounds, and carries out their commands."""

@@ -1,4 +1,4 @@
-"""Between the rounds and the scheduler: who plays which arm, and what the scheduler is told of what came of it."""
+"""The link between rounds and scheduler: asks it for each device's arm, and reports the outcomes to it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from edge_runtime.wire.work import Arm
 
 
 class ArmSelection:
-    """Deals arms, and reports what became of them.
+    """Asks for arms, and reports their outcomes.
 
     In deploy rounds the scheduler chooses ranks only, and is told of nothing but refusals: the ratio is not its choice.
     A device that refuses an arm as infeasible has its ramp lifted (ours): a ratio that grows slowly would
@@ -28,7 +28,7 @@ class ArmSelection:
     """
 
     def __init__(self, run: RunContext, ledger: Ledger, refusers: Iterable[str]) -> None:
-        """Start from what is known.
+        """Start from the ledger.
 
         Args:
             run: the parts of the run.
@@ -74,12 +74,12 @@ class ArmSelection:
     def finish(
         self, round_number: int, participants: Sequence[Participant], made: GlobalState
     ) -> tuple[tuple[DeviceRecord, ...], float | None]:
-        """Tell the scheduler what became of a round.
+        """Report a round's outcomes to the scheduler.
 
         Args:
             round_number: 0 = before training, without participants.
             participants: of the round.
-            made: what came of its updates.
+            made: result of its updates.
 
         Returns:
             The devices' records, and the length of the round on the virtual clock (None: nothing is emulated).

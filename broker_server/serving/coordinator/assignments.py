@@ -1,6 +1,6 @@
-"""The assignments of a round: what was asked of whom, and the blobs that devices start from.
+"""The assignments of a round: each device's work, and the blobs that devices start from.
 
-What was asked for is kept for each assignment, on disk too: an update is read under what was *sent*, also by a
+The work of each assignment is kept, on disk too: an update is read under the work that was *sent*, also by a
 coordinator that was restarted in between.
 """
 
@@ -26,10 +26,10 @@ class Assigner:
     def __init__(
         self, method: Method, wire_dtype: WireDtype, *, works: Mapping[AssignmentKey, AssignedWork] | None = None
     ) -> None:
-        """Start from what is known.
+        """Start from the stored assignments.
 
         Args:
-            method: what devices are asked to do.
+            method: of the devices' work.
             wire_dtype: type of tensors on the wire.
             works: assignments of a round that had begun.
         """
@@ -47,7 +47,7 @@ class Assigner:
 
         Args:
             command: the assignment.
-            model: what all devices of the round start from.
+            model: that all devices of the round start from.
             at_once: whether the arm's ratio is played in full from the first step on, without a ramp.
         """
         key = command.key
@@ -93,7 +93,7 @@ class Assigner:
             raise MessageError(msg, device_id=key.device_id, round_number=key.round_number)
 
     def check_update(self, blob: bytes, key: AssignmentKey, num_examples: int) -> None:
-        """Refuse an update that is not what was asked for.
+        """Refuse an update that is not of the assigned work.
 
         Raises:
             TensorError: malformed, or other names, shapes or values than were asked for.

@@ -8,7 +8,7 @@ from edge_runtime.formats.manifest import Task
 from edge_runtime.wire.messages import Register
 
 TOKENS_BESIDE: Final = 4
-"""Tokens that a tokenizer adds to a line at most: its begin, its end, and what a normaliser puts there."""
+"""Most tokens that a tokenizer adds to a line: its begin, its end, and those of a normaliser."""
 
 
 def most_examples(register: Register, task: Task, max_length: int) -> int:
@@ -19,7 +19,7 @@ def most_examples(register: Register, task: Task, max_length: int) -> int:
     that does not say how many bytes it has (an earlier release) counts its lines.
 
     Args:
-        register: what the device said of itself.
+        register: the device's registration.
         task: of the run.
         max_length: tokens of a window.
     """

@@ -1,4 +1,4 @@
-"""From the updates of a round to what the fleet knows after it: model and importance; in the background."""
+"""Combines the updates of a round into the next model and importance, in the background."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class GlobalState:
 def combine_round(
     run: RunContext, store: Store, round_number: int, before: GlobalState, accepted: Sequence[Update]
 ) -> GlobalState:
-    """Combine the updates of a round and write what came out; without updates all stays as it was.
+    """Combine the updates of a round and write the result; without updates nothing changes.
 
     So it does where no model comes out that could be sent to devices again: the run goes on from the last one, now
     and after a restart, which would combine the same.

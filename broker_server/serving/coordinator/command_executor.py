@@ -83,7 +83,7 @@ class CommandExecutor:
         return SchedulerState(scheduler=self._run.scheduler.name, state=self._run.scheduler.to_json())
 
     def execute(self, state: RunState, command: Command) -> list[Event]:
-        """Do what a command says; the answers that are known at once."""
+        """Carry out a command; return the answers that are known at once."""
         match command:
             case ChooseArms(round_number=round_number, device_ids=device_ids):
                 return [ArmsChosen(round_number=round_number, arms=self._arms.choose(round_number, device_ids))]
@@ -103,7 +103,7 @@ class CommandExecutor:
         return []
 
     def poll(self) -> list[Event]:
-        """The answer of a background job that has just finished; raises what it raised."""
+        """Return the answer of a background job that has just finished, or raise its exception."""
         try:
             ended = self._background.poll()
             done = None if ended is None else ended.result()
@@ -144,7 +144,7 @@ class CommandExecutor:
         self._channel.to(key.device_id, Verdict(key=key, accepted=accepted, detail=detail))
 
     def _assign(self, command: SendAssignment) -> None:
-        """Write an assignment; what it asks for is on disk before it leaves, so that its update can be read later."""
+        """Write an assignment; its work is on disk before it is sent, so that its update can be read later."""
         assigner, key = self._run.assigner, command.key
         at_once = self._arms.plays_at_once(key.device_id)
         is_known = assigner.work(key) is not None

@@ -1,4 +1,4 @@
-"""The coordinator's post: messages out, messages in, blobs both ways; what comes in is checked here or refused."""
+"""Messages and blobs between coordinator and devices; every incoming message is checked here or refused."""
 
 from __future__ import annotations
 
@@ -105,16 +105,16 @@ class DeviceChannel:
         self._messages.append((topics.to_all(self._fleet, kind_of(message)), encode_message(message)))
 
     def post(self) -> None:
-        """Publish what was written."""
+        """Publish the messages that wait."""
         waiting, self._messages = self._messages, []
         for topic, payload in waiting:
             self._link.publish(topic, payload)
         self._serve()
 
     def open(self, topic: str, payload: bytes) -> tuple[str, DeviceMessage | Other] | None:
-        """Sender of a payload, and its message or what else it is; None if it was refused.
+        """Sender of a payload, and its message or kind; None if it was refused.
 
-        Of a refused reply to an assignment, what assignment it answers and why it was refused.
+        For a refused reply: the assignment that it answers, and the reason of the refusal.
         """
         try:
             device_id = topics.sender(topic)
@@ -133,7 +133,7 @@ class DeviceChannel:
         return device_id, Other.BLOBS
 
     def _decode(self, device_id: str, topic: str, payload: bytes) -> AnyMessage | RefusedReply | None:
-        """A device's message; of a refused reply, what assignment it answers; None if it was refused."""
+        """A device's message; for a refused reply, the assignment that it answers; None if it was refused."""
         kind = topic.rpartition("/")[2]
         try:
             message = decode_message(payload)
@@ -219,7 +219,7 @@ class DeviceChannel:
         self._transfers.cancel(ref.digest, device_id)
 
     def reconnected(self) -> None:
-        """Ask again for what is missing, and forgive silence that was on this side."""
+        """Ask again for missing chunks, and do not count silence that was on this side."""
         self.registry.excuse(self._clock())
         self._transfers.ask_again()
 

@@ -57,7 +57,7 @@ class Made:
 
 
 class Ledger:
-    """Writes what happened: to the store what a restart needs, to the event log what people watch."""
+    """Writes the state that a restart needs to the store, and the events that people watch to the event log."""
 
     def __init__(
         self,
@@ -94,12 +94,12 @@ class Ledger:
         """Finished rounds whose updates made the next adapter."""
 
     def hold(self) -> None:
-        """From now on gather what is written until :meth:`settle`, again and again."""
+        """From now on gather all writes until :meth:`settle`, again and again."""
         self._store.hold()
         self._events.hold()
 
     def settle(self) -> None:
-        """Make what was gathered durable, then tell of it.
+        """Make the gathered writes durable, then write their events.
 
         Raises:
             DiskFullError: there is no space.
@@ -138,12 +138,12 @@ class Ledger:
                 self._sent_at[key] = now - (wall_now - work.sent_at)
 
     def save(self, before: RunState, after: RunState, scheduler_state: Callable[[], SchedulerState | None]) -> None:
-        """Write what a step changed, before anything is sent that depends on it.
+        """Write the changes of a step, before anything is sent that depends on them.
 
         Args:
             before: the state before the step.
             after: the state after it.
-            scheduler_state: what the scheduler knows, where it learnt something since it was last asked; else None.
+            scheduler_state: of the scheduler, if it changed since it was last written; else None.
         """
         if after.participants is before.participants or after.phase is Phase.WAITING:
             return
@@ -207,10 +207,10 @@ class Ledger:
 
         Args:
             round_number: 0 = before training.
-            devices: what became of its assignments.
+            devices: outcomes of its assignments.
             quality: of its adapter.
-            scheduler_state: what the scheduler knows by now; None: nothing that is not on disk.
-            made: what came of its updates.
+            scheduler_state: of the scheduler; None: it is on disk.
+            made: result of its updates.
             emulated_s: length of the round on the virtual clock; None = nothing is emulated.
             is_deploy: whether all trained the plan that is deployed.
         """
@@ -281,7 +281,7 @@ class Ledger:
         return self._store.load_sessions()
 
     def device_registered(self, message: Register) -> None:
-        """A device said what it is."""
+        """Write a device's registration."""
         self._store.save_device(message, self._wall_clock())
         if self._num_registered % TRIM_EVERY == 0:
             self._store.trim_devices(self._max_devices)

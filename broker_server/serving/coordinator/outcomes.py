@@ -1,4 +1,4 @@
-"""From what happened in a round to its record, and to what the scheduler learns from."""
+"""Makes the record of a round, and the outcomes that the scheduler learns from."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def reply_bytes(update: Update) -> int:
     """Payload bytes of a reply as its device sent it: the message and what is inside, or the message and its chunks.
 
     Args:
-        update: as it is kept, with the header of what was inside.
+        update: as it is kept, with the header of the blob inside.
     """
     blob = update.blob
     if blob is None:

@@ -72,7 +72,7 @@ TICK_S: Final = 0.25
 BUSY_TICK_S: Final = 0.02
 """The same while a background job is under way."""
 STALL_S: Final = 2.0
-"""Between two looks at the clock; after more, what devices said meanwhile is yet to be read."""
+"""Longest time between two steps; after a longer one, messages of devices may still be unread."""
 GROUP_S: Final = 0.1
 """Longest time that an event waits to be made durable together with the next ones."""
 LINGER_S: Final = 3.0
@@ -241,7 +241,7 @@ class Coordinator:
         self._pending.extend(self._executor.execute(state, command))
 
     def _next_event(self, state: RunState) -> Event:
-        """The next event. Time is looked at only when nothing is pending: what was stored counts before a deadline."""
+        """The next event. The clock is read only if nothing is pending: a stored update counts before a deadline."""
         while True:
             if self._claimant.check():
                 self._channel.to_all(self._translator.hello)  # devices of a coordinator that gave up are now this one's

@@ -60,7 +60,7 @@ class RunContext:
     held_out: HeldOut | None
     """None: no held-out file was given, nothing is evaluated."""
     clock: VirtualClock | None = None
-    """Of an emulated fleet; None: time is what it is."""
+    """Clock of an emulated fleet; None: wall time."""
 
     @property
     def deadline_s(self) -> float:
@@ -82,7 +82,7 @@ class RunContext:
 
 
 def open_run(run_dir: Path, config: CoordinatorConfig, store: Store) -> RunContext:
-    """Open artifact, importance, adapters and held-out examples; make what is not there yet.
+    """Open artifact, importance, adapters and held-out examples; make those that are missing.
 
     Raises:
         EngineError: the artifact or the held-out file cannot be used.
@@ -162,7 +162,7 @@ def _transforms(config: CoordinatorConfig, method: Method) -> tuple[Transform, .
 def _deploy_rounds(config: CoordinatorConfig, works: Mapping[AssignmentKey, AssignedWork]) -> Callable[[int], bool]:
     """Says which rounds are deploy rounds: the last ones of the run.
 
-    A round that had begun stays what it was, though the number of rounds may be another one now.
+    A round that had begun stays a deploy round or not, although the number of rounds may have changed.
 
     Args:
         config: of the run.

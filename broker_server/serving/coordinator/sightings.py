@@ -1,6 +1,6 @@
 """Limits on event lines about devices: only changes are written, and so many a second for one device and for all.
 
-People watch these lines, nothing else reads them; so what is beyond the bounds is left out.
+Only people read these lines, so lines beyond the limits are left out.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Sightings:
         self._all = Bucket()
 
     def see(self, event: DeviceSeen) -> None:
-        """Write what became of a device, unless that was written last, or too much was written."""
+        """Write a device's state, unless it did not change, or too much was written."""
         now, said = self._clock(), msgspec.structs.replace(event, at=0.0, detail=event.detail[:MAX_DETAIL])
         before, bucket = self._last.pop(event.device_id, (None, Bucket()))
         is_progress = before is not None and (said.state, said.round_number) == (before.state, before.round_number)

@@ -81,7 +81,7 @@ class HeldOut:
         """Read the examples.
 
         Args:
-            artifact: what is trained.
+            artifact: of the run.
             path: JSON lines.
             max_length: tokens of an example.
             num_examples: size of the sample; None = everything.

@@ -27,7 +27,7 @@ def evaluate_in_parts(
         evaluators: one or more; each is called at most once.
 
     Raises:
-        EngineError: what an evaluator raises.
+        EngineError: one that an evaluator raises.
     """
     by_length = np.argsort(-dataset.lengths, kind="stable")
     shares = (by_length[start :: len(evaluators)] for start in range(len(evaluators)))

@@ -29,7 +29,7 @@ class DeviceArms:
 
     @property
     def name(self) -> str:
-        """The device, and what it is emulated as."""
+        """The device, and its emulated class."""
         return f"{self.device_id} (emulated {self.device_class})" if self.device_class else self.device_id
 
 

@@ -1,4 +1,4 @@
-"""From what a run left behind to a :class:`~broker_server.serving.report.schema.Report`; pure."""
+"""Builds a :class:`~broker_server.serving.report.schema.Report` from the records of a run; pure."""
 
 from __future__ import annotations
 

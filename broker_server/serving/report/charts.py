@@ -205,7 +205,7 @@ def quality_axis(axes: Axes, task: Task, *, is_log: bool) -> None:
 
     Args:
         axes: of the chart.
-        task: says what is drawn.
+        task: decides which figure is drawn.
         is_log: whether perplexities spread so widely that they need a logarithmic scale, which the name then says.
     """
     if task != "causal-lm":

@@ -1,4 +1,4 @@
-"""The bytes of what is left for programs: reports of runs, comparisons and benchmarks."""
+"""The bytes of reports for programs: of runs, comparisons and benchmarks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def encode(report: msgspec.Struct) -> bytes:
 
 
 def decode(data: bytes, kind: type[R], *, what: str) -> R:
-    """Read what :func:`encode` wrote.
+    """Read a report that :func:`encode` wrote.
 
     Args:
         data: the file's bytes.

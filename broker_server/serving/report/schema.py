@@ -67,7 +67,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     bytes_down: int
     """Payload bytes to devices, all rounds, artifact included, as said with accepted updates."""
     accuracy_at_sparsity: float | UnsetType = UNSET
-    """Of the sub-model at the run's ``sparsity``: what would be deployed, before quantisation."""
+    """Of the sub-model at the run's ``sparsity``, which would be deployed, before quantisation."""
     perplexity_at_sparsity: float | UnsetType = UNSET
     loss_at_sparsity: float | None = None
     emulated_s: float | None = None
@@ -199,7 +199,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def kept(self) -> RoundEntry:
-        """The round whose adapter is kept, on the same examples as round 0: what may be compared with that."""
+        """The round whose adapter is kept, on the same examples as round 0, so that the two can be compared."""
         return next(entry for entry in self.rounds if entry.round_number == self.final.round_number)
 
     @property

@@ -14,7 +14,7 @@ def load_template(file: Path, filters: Mapping[str, Callable[..., str]] | None =
 
     Args:
         file: where it lies.
-        filters: what its expressions may use beside jinja's own.
+        filters: those that its expressions may use beside jinja's own.
     """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(file.parent),

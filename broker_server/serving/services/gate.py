@@ -117,7 +117,7 @@ class Gate:
                 del self._addresses[one.address]
 
     def sweep(self) -> None:
-        """Close what was silent for too long; say how many, once a minute at most."""
+        """Close connections that were silent for too long; log their number, at most once a minute."""
         now = self._clock()
         for one in list(self._inside):
             one.look(now)
@@ -193,7 +193,7 @@ class Guarded(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """See :class:`asyncio.Protocol`; what comes after the request, or from one who was sent away, is dropped."""
+        """See :class:`asyncio.Protocol`; bytes after the request, or from a refused client, are dropped."""
         if not self._is_inside or not self.is_asking:
             return
         self._asked += len(data)

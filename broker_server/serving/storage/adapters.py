@@ -1,6 +1,6 @@
 """The global adapter of each round on disk: ``adapters/round-NNNN.safetensors`` and ``adapters/peft/``.
 
-Merged factors lie in the same file, under the names that they have on the wire, and what the method remembers.
+The same file holds the merged factors, under the names that they have on the wire, and the method's memory.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class GlobalAdapters:
         """Adapter, merged factors and memory of a round.
 
         Raises:
-            StoreError: the file is missing, is not what was written, or is not an adapter of this run.
+            StoreError: the file is missing, has changed, or is not an adapter of this run.
         """
         path = adapter_path(self._run_dir, round_number)
         try:

@@ -50,7 +50,7 @@ def check_same_run(run_dir: Path, store: Store, identity: Mapping[str, str]) -> 
     Args:
         run_dir: run directory.
         store: its database; one of an earlier release says nothing of the run, and takes this one's word.
-        identity: what may not change within a run, by setting.
+        identity: settings that may not change within a run.
 
     Raises:
         StoreError: the settings are of another run, or the database knows too few rounds.

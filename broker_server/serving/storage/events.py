@@ -1,4 +1,4 @@
-"""``events.jsonl``: what happens in a run, one JSON object a line; from the coordinator to people and displays."""
+"""``events.jsonl``: the events of a run, one JSON object a line; from the coordinator to people and displays."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class EventLog:
         self._is_holding = True
 
     def settle(self) -> None:
-        """Write what was gathered."""
+        """Write the gathered lines."""
         if self._held:
             lines = b"".join(msgspec.json.encode(event) + b"\n" for event in self._held)
             if (size := self._file.tell()) > 0 and size + len(lines) > MAX_FILE_BYTES:
@@ -137,7 +137,7 @@ class EventLog:
                     self._told(event)
 
     def close(self) -> None:
-        """Close the file; what was not settled is dropped."""
+        """Close the file; gathered lines that were not settled are dropped."""
         self._file.close()
 
     def _rotate(self) -> None:

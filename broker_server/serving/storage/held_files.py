@@ -70,7 +70,7 @@ class HeldFiles:
         self._held.clear()
 
     def close(self) -> None:
-        """Drop what was not settled."""
+        """Drop files that were not settled."""
         self._threads.shutdown()
         for aside in self._held.values():
             with contextlib.suppress(OSError):
@@ -79,7 +79,7 @@ class HeldFiles:
 
 
 def sweep(directory: Path) -> None:
-    """Remove what a process that was killed left aside, one folder below ``directory``."""
+    """Remove temporary files of a process that was killed, one folder below ``directory``."""
     for aside in directory.glob(f"*/.*{_ASIDE}"):
         with contextlib.suppress(OSError):
             aside.unlink()

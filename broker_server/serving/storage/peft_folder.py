@@ -48,7 +48,7 @@ class PeftFolder:
         self._frozen = {} if artifact is None else {spec.name: artifact.weight(spec) for spec in _head(manifest)}
 
     def write(self, state: Aggregated, rank: int, lora_scaling: float) -> None:
-        """Write the sum of adapter and merged factors, and what is missing beside it.
+        """Write the sum of adapter and merged factors, and the other files that are missing.
 
         Raises:
             DiskFullError: there is no space.

@@ -35,7 +35,7 @@ class DeviceRecord(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int
     """Assignments that it got in this round; all but the last were refused as infeasible."""
     arm: Arm
-    """Of the last of them: what the scheduler chose."""
+    """Arm of the last of them, as the scheduler chose it."""
     sparsity: float
     outcome: str
     """``accepted``, ``rejected``, ``failed``, ``lost`` or ``timed_out``."""
@@ -66,7 +66,7 @@ class DeviceRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Payload bytes of its reply: the update, and what came in chunks. Status messages and requests are apart (they are
     in its ``measurements``); None as in ``num_examples``."""
     not_finite: int | None = None
-    """Scalars that counted as 0, because what it measured was not finite; None if none are counted."""
+    """Scalars that counted as 0, because its measurement was not finite; None if none are counted."""
 
 
 class KeptRecord(msgspec.Struct, frozen=True, kw_only=True):

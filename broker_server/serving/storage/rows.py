@@ -1,4 +1,4 @@
-"""Rows of the tables: how they are written, and what they stand for."""
+"""Rows of the tables: how they are written, and what they mean."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _SAVE_SCHEDULER: Final = _replacing(schema.scheduler)
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerState:
-    """State of a scheduler, written along with what it followed from."""
+    """State of a scheduler, written together with the records that it learnt from."""
 
     scheduler: str
     state: Mapping[str, Any]
@@ -64,7 +64,7 @@ def save_participants(connection: sa.Connection, round_number: int, participants
 
 
 def save_scheduler(connection: sa.Connection, scheduler_state: SchedulerState | None) -> None:
-    """Write what a scheduler learnt (None: nothing)."""
+    """Write a scheduler's state (None: it did not change)."""
     if scheduler_state is None:
         return
     row = {"name": scheduler_state.scheduler, "state": msgspec.json.encode(scheduler_state.state).decode()}

@@ -1,6 +1,6 @@
 """The registry and the checkpoints of a run: ``state.sqlite`` and the accepted updates beside it.
 
-What a restarted coordinator needs is on disk before anything that depends on it leaves the process:
+The state that a restarted coordinator needs is on disk before anything that depends on it leaves the process:
 
     assignments     row, and the plans that it asks for, then the message
     update          file (flushed to disk), row, then the verdict
@@ -10,7 +10,7 @@ So a crash between any two of these costs repeated work at most, never an accept
 ``synchronous = FULL``: a transaction that returned survives a power cut.
 
 A disk takes milliseconds to make anything durable, one thing or many. After :meth:`Store.hold` writes gather, in one
-transaction, until :meth:`Store.settle`: what depends on them may leave the process after that.
+transaction, until :meth:`Store.settle`: messages that depend on them may leave the process after that.
 """
 
 from __future__ import annotations
@@ -77,16 +77,16 @@ class Store:
         return store
 
     def close(self) -> None:
-        """Close the database; what was not settled is dropped."""
+        """Close the database; writes that were not settled are dropped."""
         self._files.close()
         if self._group is not None:
             self._group.close()
         self._engine.dispose()
 
     def hold(self) -> None:
-        """From now on gather writes until :meth:`settle`, again and again. Reads see what was gathered.
+        """From now on gather writes until :meth:`settle`, again and again. Reads see the gathered writes.
 
-        Only one process may do so: it removes what one that was killed left aside.
+        Only one process may do so: it removes temporary files of one that was killed.
         """
         self._is_holding = True
         sweep(self._run_dir / UPDATES_FOLDER)
@@ -118,7 +118,7 @@ class Store:
     # ---- devices -----------------------------------------------------------------------------------------------------
 
     def save_device(self, register: Register, at: float) -> None:
-        """Remember what a device said of itself, ``at`` Unix seconds: for people, docs/server.md has the query."""
+        """Write a device's registration, ``at`` Unix seconds: for people, docs/server.md has the query."""
         row = {
             "device_id": register.device_id,
             "register": msgspec.json.encode(register).decode(),
@@ -129,7 +129,7 @@ class Store:
             connection.execute(rows.SAVE_DEVICE, row)
 
     def trim_devices(self, most: int) -> None:
-        """Forget what devices said of themselves, but for the ``most`` that registered last."""
+        """Remove registrations of devices, except the ``most`` latest ones."""
         table = schema.devices
         kept = sa.select(table.c.device_id).order_by(table.c.last_seen_at.desc()).limit(most)
         with self._transaction() as connection:
@@ -148,7 +148,7 @@ class Store:
     def begin_round(
         self, round_number: int, participants: Iterable[Participant], scheduler: SchedulerState | None, at: float
     ) -> None:
-        """Write a round with its first assignments and what its scheduler learnt (None: nothing), all or nothing."""
+        """Write a round with its first assignments and its scheduler's state (None: unchanged), all or nothing."""
         row = {"round_number": round_number, "started_at": at, "active_s": 0.0}
         with self._transaction() as connection:
             connection.execute(insert(schema.rounds).values(row).on_conflict_do_nothing())
@@ -158,7 +158,7 @@ class Store:
     def save_participants(
         self, round_number: int, participants: Iterable[Participant], scheduler: SchedulerState | None, active_s: float
     ) -> None:
-        """Write how assignments of a round stand by now, and what the scheduler learnt (None: nothing)."""
+        """Write the state of a round's assignments, and the scheduler's state (None: unchanged)."""
         with self._transaction() as connection:
             rows.save_participants(connection, round_number, participants)
             rows.save_scheduler(connection, scheduler)
@@ -206,7 +206,7 @@ class Store:
     def load_open_round(self) -> OpenRound | None:
         """The round that a restarted coordinator goes on with; None between rounds.
 
-        An update whose file is no longer what was accepted does not count: its assignment is open again.
+        An update whose file has changed since it was accepted does not count: its assignment is open again.
         """
         rounds = schema.rounds
         found = self._query(sa.select(rounds.c.round_number, rounds.c.active_s).where(rounds.c.record.is_(None)))
@@ -229,7 +229,7 @@ class Store:
     # ---- what was assigned -------------------------------------------------------------------------------------------
 
     def save_work(self, key: AssignmentKey, work: AssignedWork) -> None:
-        """Remember what an assignment asks for, before it is sent."""
+        """Write the work of an assignment, before it is sent."""
         row = {**rows.key_columns(key), "work": msgspec.msgpack.encode(work)}
         with self._transaction() as connection:
             connection.execute(rows.SAVE_WORK, row)

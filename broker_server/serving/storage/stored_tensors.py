@@ -52,7 +52,7 @@ class StoredTensors(Mapping[str, npt.NDArray[np.float32]]):
 
         Raises:
             KeyError: there is none of that name.
-            StoreError: the file is no longer what it was.
+            StoreError: the file has changed.
         """
         dtype, shape, offset = self._places[name]
         num_bytes = math.prod(shape) * dtype.itemsize

@@ -1,4 +1,4 @@
-"""The device process: one loop that reads the link, keeps the background thread busy, and says what it does.
+"""The device process: one loop that reads the link, keeps the background thread busy, and reports its state.
 
 Everything that arrives may be lost, repeated or late; each has a decided answer (docs/wire.md). Work runs in the
 background thread; all decisions are taken here, in one thread.
@@ -112,7 +112,7 @@ class Agent:
         return code
 
     def _turn(self) -> None:
-        """One turn of the loop: hear, collect what is done, start and say what is due."""
+        """One turn of the loop: read messages, collect finished jobs, start jobs and send messages that are due."""
         with contextlib.suppress(queue.Empty):
             self._on_link(self._link.events.get(timeout=POLL_S))
         self._collect()
@@ -282,7 +282,7 @@ class Agent:
             self._jobs.work(self._runner, work.assignment, payload, rate, welcome, self._reporter.progress)
 
     def _collect(self) -> None:
-        """Take what the background thread has finished."""
+        """Take the results of the background thread."""
         if (ended := self._jobs.poll()) is None:
             return
         tag, outcome, work = ended.tag, ended.outcome, self._current.work

@@ -97,7 +97,7 @@ class AssignmentRunner:
         return self._training
 
     def rebuild(self, assignment: Assignment, context: WorkContext) -> bytes | None:
-        """The payload of an assignment, of what this device has; None = it must be pulled, which is always right.
+        """Rebuild the payload of an assignment from this device's files; None = it must be pulled.
 
         Raises:
             StoppedError: it was asked to stop.
@@ -115,7 +115,7 @@ class AssignmentRunner:
         """Work on one assignment.
 
         Args:
-            assignment: what to do.
+            assignment: the work.
             blob: payload to start from.
             context: see :class:`WorkContext`.
 
@@ -216,7 +216,7 @@ class WorkContext:
 
     @property
     def surroundings(self) -> Surroundings:
-        """Return the part of this that a method sees; what is paused is counted from here."""
+        """Return the part of this that a method sees; pauses are counted from here."""
 
         def say(detail: str) -> None:
             self.progress.detail = detail
@@ -246,9 +246,9 @@ def prepare(
     """Get ready for a run: fetch the artifact, check that its work fits, load the graphs, read the examples.
 
     Args:
-        welcome: what the coordinator said.
+        welcome: of the coordinator.
         cache: artifacts of this device.
-        settings: what its owner said.
+        settings: of its owner.
         progress: where to note how far it is.
         on_bytes: counts bytes that arrive over HTTP; raises to stop.
 

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 MAX_ARTIFACTS: Final = 2
 """Artifacts that stay on disk: the one in use and the one before."""
 
-"""Names of folders that this cache made; what else lies there is not its own."""
+"""Names of folders that this cache made; other files there are not its own."""
 
 RESERVE_BYTES: Final = 16_000_000
 """Space that an artifact leaves free on the disk: for updates, and for the rest of the board."""
@@ -50,7 +50,7 @@ class ArtifactCache:
         self._pause = pause
 
     def fetch(self, base_url: str, digest: str, on_progress: Progress) -> Artifact:
-        """The artifact ``digest``, every file of it complete and checked; only what is lacking is downloaded.
+        """The artifact ``digest``, every file of it complete and checked; only missing parts are downloaded.
 
         Args:
             base_url: URL of the folder that holds ``manifest.json``, with a slash at the end.
@@ -60,7 +60,7 @@ class ArtifactCache:
         Raises:
             AddressError: the URL cannot be used.
             ArtifactUnreachableError: HTTP fails after all attempts.
-            ArtifactCorruptedError: the server's files are not what manifest and digest say.
+            ArtifactCorruptedError: the server's files do not match manifest and digest.
             ArtifactVersionError: of another format version.
             ManifestError: the manifest is malformed.
             DiskFullError: there is no space.
@@ -117,7 +117,7 @@ class ArtifactCache:
     def _make_room_beside(self, current: Path) -> None:
         """Remove other artifacts: those that were never ready for work first, then those that were longest ago.
 
-        What is longest ago is told by the clock, which may have been set back.
+        The order of use follows the clock, which may have been set back.
         """
         found = (path for path in self._directory.iterdir() if re.fullmatch(DIGEST, path.name) and path.is_dir())
         others = [path for path in found if path != current]
@@ -152,7 +152,7 @@ def _check_space(folder: Path, lacking: Mapping[str, FileRef]) -> None:
 
 
 def _is_whole(path: Path, ref: FileRef) -> bool:
-    """Return whether a cached file is what the manifest says; remove a wrong one."""
+    """Return whether a cached file matches the manifest; remove a wrong one."""
     if not path.exists():
         return False
     if path.stat().st_size == ref.size_bytes and measure(path) == (ref.size_bytes, ref.digest):

@@ -66,7 +66,7 @@ def find_capabilities(cache: Path, num_threads: int, memory_limit_bytes: int) ->
     Args:
         cache: JSON file, written when it is absent, unreadable, or of another machine.
         num_threads: threads that training uses.
-        memory_limit_bytes: what training may use.
+        memory_limit_bytes: that training may use.
     """
     machine = Machine(
         architecture=platform.machine(),
@@ -103,7 +103,7 @@ def total_memory() -> int:
 
 
 def default_memory_limit() -> int:
-    """Return the default memory limit: a share of what is available now, bytes."""
+    """Return the default memory limit: a share of the memory that is available now, bytes."""
     return int(DEFAULT_MEMORY_RATIO * min([int(psutil.virtual_memory().available), *_container_limits()]))
 
 

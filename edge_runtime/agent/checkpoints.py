@@ -30,8 +30,8 @@ class Checkpoints:
     """Keeps the newest checkpoint of the assignment under way.
 
     Args:
-        directory: where it lies; what a write that was cut off left there is removed, all else stays.
-        every: steps from one to the next, 0 = none is written, and what an earlier process left is removed.
+        directory: of the file; temporary files of interrupted writes are removed, all others stay.
+        every: steps from one to the next; 0 = none is written, and that of an earlier process is removed.
     """
 
     def __init__(self, directory: Path, every: int) -> None:
@@ -83,9 +83,9 @@ def identity_of(assignment: Assignment, work: Work, artifact_digest: str, datase
     """Digest of all that the training of an assignment depends on; not of its deadline, nor of how it is run.
 
     Args:
-        assignment: what is asked for.
+        assignment: the work.
         work: its work.
-        artifact_digest: what it is trained on.
+        artifact_digest: of the model that is trained.
         dataset: the examples to train on.
     """
     parts = (

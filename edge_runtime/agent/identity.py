@@ -96,7 +96,7 @@ class StateDirectory:
 
     @property
     def methods(self) -> Path:
-        """Folder of what methods keep between assignments."""
+        """Folder of the files that methods keep between assignments."""
         return self.path / METHODS
 
     @property

@@ -37,7 +37,7 @@ class Jobs(Background[Job]):
 
     Args:
         artifacts: folder of the artifact cache.
-        settings: what the owner of the board said.
+        settings: of the board's owner.
         traffic: where bytes are counted.
         checkpoints: where training under way is kept.
     """
@@ -57,7 +57,7 @@ class Jobs(Background[Job]):
         self._interrupt.set()
 
     def prepare(self, welcome: Welcome, progress: Progress) -> None:
-        """Start getting ready for a run; the tag is what the coordinator said of it."""
+        """Start preparing for a run; the tag is the coordinator's welcome."""
 
         def job(stop: threading.Event) -> AssignmentRunner:
             def count(num_bytes: int) -> None:
@@ -77,7 +77,7 @@ class Jobs(Background[Job]):
         welcome: Welcome,
         progress: Progress,
     ) -> None:
-        """Start making a payload of what is here; the tag is the assignment's key. See :meth:`work` for the rest."""
+        """Start rebuilding a payload from this device's files; the tag is the assignment's key. See :meth:`work`."""
 
         def job(stop: threading.Event) -> Rebuilt:
             return Rebuilt(runner.rebuild(assignment, self._context(welcome, stop, progress, 0.0, pull_rate)))
@@ -97,10 +97,10 @@ class Jobs(Background[Job]):
 
         Args:
             runner: ready for the run.
-            assignment: what to do.
+            assignment: the work.
             payload: safetensors bytes to start from, and how long they took to arrive, seconds.
             pull_rate: how fast the last payload was pulled, bytes a second; None = none was.
-            welcome: what the coordinator said.
+            welcome: of the coordinator.
             progress: where to note how far it is.
         """
         given, fetch_s = [payload[0]], payload[1]

@@ -1,7 +1,7 @@
 """Make an agent that can run from the owner's settings: the part of ``fedspine-edge start`` before its loop.
 
 Nothing here belongs to the process: no signals, no priority, no environment. So many agents can run in one process,
-each in a thread of its own. What is measured of a process (its resident set) is then that of all of them.
+each in a thread of its own. Measurements of the process (its resident set) are then those of all of them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def open_agent(settings: AgentSettings, path: Path, device_id: str | None = None
     """An agent whose state directory is locked until the block ends; call :meth:`Agent.run` within it.
 
     Args:
-        settings: what the owner of the board decided.
+        settings: of the board's owner.
         path: its state directory, made if need be.
         device_id: name of the device; None = the one used before, or a new one.
 

@@ -27,14 +27,14 @@ MAX_ENTRIES: Final = 4
 _MESSAGE: Final = ".update"
 _BLOB: Final = ".safetensors"
 _OURS: Final = re.compile(r"[0-9a-f]{24}\.(update|safetensors)|\.[0-9a-f]{24}\.(update|safetensors)\.[0-9a-f]{8}\.part")
-"""Names of entries, and of what :func:`write_atomically` writes aside for them."""
+"""Names of entries, and of the temporary files of :func:`write_atomically` for them."""
 
 
 class Outbox:
     """The updates of one device that wait for a verdict.
 
     Args:
-        directory: where they lie; what was written there and cannot be read any more is removed, all else stays.
+        directory: of the entries; entries that cannot be read are removed, all other files stay.
     """
 
     def __init__(self, directory: Path) -> None:

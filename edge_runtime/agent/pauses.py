@@ -30,8 +30,8 @@ class Pauses:
         paused_s: seconds that were waited so far.
 
     Args:
-        limits: what makes work pause.
-        sensors: what is read.
+        limits: reasons to pause.
+        sensors: of the board.
         look_s: seconds from one look to the next.
         clock: monotonic seconds.
     """
@@ -52,7 +52,7 @@ class Pauses:
         self._look_at = float("-inf")
 
     def count(self) -> PausedTime:
-        """Count, from now on, what an assignment is paused."""
+        """Count an assignment's pauses from now on."""
         return PausedTime(self)
 
     def working_s(self) -> float:
@@ -100,5 +100,5 @@ class PausedTime:
         return self._pauses.paused_s - self._begun_s
 
     def add_earlier(self, paused_s: float) -> None:
-        """Count what an earlier process was paused, which this one goes on from."""
+        """Add the pauses of an earlier process, from which this one continues."""
         self._begun_s -= paused_s

@@ -51,7 +51,7 @@ def too_large(assignment: Assignment, memory_limit_bytes: int) -> str | None:
 def is_final(error: BaseException) -> bool:
     """Return whether an error while getting ready for a run has its cause on this board, for its owner to remove.
 
-    All others may come from what a server said or sent: this board reports them and goes on listening.
+    All others may be caused by a server's messages or files: this board reports them and goes on listening.
     """
     return isinstance(error, engine.DataError | engine.MissingDependencyError | OrtMissingError)
 

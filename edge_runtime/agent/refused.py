@@ -18,7 +18,7 @@ class Refused:
     """Remembers refusals, so that the same question gets the same answer.
 
     Args:
-        pins: what the owner of the board allows.
+        pins: artifacts and hosts that the board's owner allows.
     """
 
     def __init__(self, pins: Pins) -> None:

@@ -41,7 +41,7 @@ class WorkSettings:
     sensors: Path = SYS
     """Folder of the kernel's files that the sensors are read from."""
     methods: Path | None = None
-    """Folder in which methods keep what is worth it between assignments; None = nothing is kept."""
+    """Folder in which methods keep files between assignments; None = nothing is kept."""
     ort_models: Path | None = None
     """Folder of ort-training models, to train with these; None = the portable engine."""
 

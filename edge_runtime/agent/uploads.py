@@ -43,7 +43,7 @@ class Uploads:
         return waiting[-1] if waiting else None
 
     def open(self, run_id: str) -> None:
-        """Announce what waits for run ``run_id``; what waits for another one stays on disk until that one is back."""
+        """Announce the updates of run ``run_id``; those of another run stay on disk until that run is back."""
         for update in self._outbox.updates():
             if update.key.run_id == run_id:
                 self._offer(update)
@@ -94,7 +94,7 @@ class Uploads:
             timer.restart()
 
     def tick(self) -> None:
-        """Announce what is due; call it often."""
+        """Announce updates that are due; call it often."""
         for update in self._outbox.updates():
             timer = self._timers.get(update.key)
             if timer is not None and timer.is_due:

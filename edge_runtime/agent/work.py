@@ -27,7 +27,7 @@ class Work:
     """Safetensors bytes to start from, and how long they took to arrive, seconds; None until they are here, and once
     the work has begun."""
     is_to_rebuild: bool = False
-    """Whether the payload is to be made of what is here, before it is pulled."""
+    """Whether to try to rebuild the payload from this device's files, before it is pulled."""
     is_running: bool = False
 
     @property
@@ -40,11 +40,11 @@ class CurrentWork:
     """The work that a device is on.
 
     Args:
-        channel: says what became of it.
+        channel: reports the result.
         transfers: pull its payload.
         jobs: work on it.
         reporter: says how far it is.
-        refused: remembers what was given up.
+        refused: remembers refused assignments.
 
     Attributes:
         work: the assignment; None = there is none.
@@ -63,7 +63,7 @@ class CurrentWork:
         self._refused = refused
 
     def begin(self, work: Work) -> None:
-        """Ask for what the work starts from, if it starts from anything: of what is here, or pulled."""
+        """Get the payload that the work starts from, if any: rebuilt from this device's files, or pulled."""
         assignment = work.assignment
         logger.info("round %d, attempt %d: %s", work.key.round_number, work.key.attempt, assignment.work)
         self.work = work
@@ -76,7 +76,7 @@ class CurrentWork:
             self._pull(work, assignment.payload)
 
     def rebuilt(self, work: Work, outcome: Rebuilt) -> None:
-        """Take the payload that was made of what is here, or pull it."""
+        """Take the rebuilt payload, or pull it."""
         work.is_running = work.is_to_rebuild = False
         if outcome.blob is not None:
             work.payload = (outcome.blob, self._channel.clock() - work.received_at)

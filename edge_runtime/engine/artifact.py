@@ -187,12 +187,12 @@ class MappedTensors:
         self.tensors = _views(memoryview(self._map))
 
     def release(self) -> None:
-        """Drop the pages from this process; what is used again is read again."""
+        """Drop the pages from this process; pages that are used again are read again."""
         self._map.madvise(mmap.MADV_DONTNEED)
 
 
 def _views(mapped: memoryview) -> dict[str, npt.NDArray[np.generic]]:
-    """Arrays over the data of a safetensors file; see :class:`MappedTensors` for what is raised."""
+    """Arrays over the data of a safetensors file; :class:`MappedTensors` lists the errors."""
     header_bytes = int.from_bytes(mapped[:8], "little")
     if len(mapped) < 8 or header_bytes > min(limits.MAX_TENSOR_HEADER_BYTES, len(mapped) - 8):
         msg = f"header of {header_bytes} bytes announced in a file of {len(mapped)} bytes"

@@ -108,7 +108,7 @@ def encode_checkpoint(checkpoint: Checkpoint) -> tuple[Part, ...]:
 
 
 def decode_checkpoint(data: bytes) -> Checkpoint:
-    """Parse what :func:`encode_checkpoint` made.
+    """Parse a checkpoint of :func:`encode_checkpoint`.
 
     Raises:
         CheckpointError: damaged, cut, or of another version of the format.

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_examples(path: Path, artifact: Artifact, max_length: int) -> Dataset:
-    """Read and tokenise a file of examples, see :mod:`edge_runtime.engine.examples`; what it warns of is logged.
+    """Read and tokenise a file of examples, see :mod:`edge_runtime.engine.examples`; its warnings are logged.
 
     text-classification: each line is an example, truncated to ``max_length`` tokens. causal-lm: each line is a
     document; documents are joined and cut into windows of ``max_length`` tokens (the last may be shorter, at least two
@@ -127,7 +127,7 @@ class _Loader:
         return index
 
     def _add(self, examples: list[Example]) -> None:
-        """Tokenise what is text, and append all in order."""
+        """Tokenise the texts, and append all examples in order."""
         texts = [example.text for example in examples if example.text is not None]
         if texts and self._tokenizer is None:
             self._tokenizer = Tokenizer(self._artifact, max_length=self._max_length)

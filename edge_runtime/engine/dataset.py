@@ -94,7 +94,7 @@ class Dataset:
         )
 
     def split_holdout(self, num_holdout: int, seed: int) -> tuple[Self, Self]:
-        """Two disjoint parts: what is trained on, and ``num_holdout`` examples drawn at random for evaluation.
+        """Two disjoint parts: training examples, and ``num_holdout`` examples drawn at random for evaluation.
 
         Args:
             num_holdout: examples to hold out, 0 or more; at least one example is left for training.

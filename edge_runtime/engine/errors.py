@@ -64,7 +64,7 @@ class InsufficientMemoryError(EngineError):
 
 
 class MissingDependencyError(EngineError):
-    """An optional package is needed for what was asked."""
+    """An optional package is missing that this work needs."""
 
     exit_code = ExitCode.MISSING_DEPENDENCY
 

@@ -76,7 +76,7 @@ class Evaluator:
 
         Raises:
             PlanError: the plan is for another model.
-            ArtifactCorruptedError: the base weights are not what the manifest says.
+            ArtifactCorruptedError: the base weights do not match the manifest.
         """
         graphs = graphs_of(artifact, mode, num_threads=num_threads)
         # rank and scaling are placeholders: each evaluation sets its own

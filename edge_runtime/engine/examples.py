@@ -27,7 +27,7 @@ MAX_TOKEN_ID: Final = 2**31 - 1
 """Largest token id that any vocabulary could have."""
 
 MAX_LABEL_CHARACTERS: Final = 200
-"""Longest class name; what is longer is not a class."""
+"""Longest class name; a longer text is not a class."""
 
 _MAX_WHOLE: Final = 2.0**53
 _SHOWN_FIELDS: Final = 8
@@ -74,7 +74,7 @@ class ExampleReader:
 
     Args:
         path: JSON lines.
-        fields: what is needed.
+        fields: the needed ones.
         is_label_optional: whether a label that is missing or cannot be used is only worth a warning.
 
     Attributes:

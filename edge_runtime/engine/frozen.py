@@ -19,7 +19,7 @@ Held = npt.NDArray[Any] | Quantized
 
 
 class FrozenWeights(Mapping[str, Array]):
-    """Weights by name. What is kept as float32 is read as it lies; anything else is converted each time.
+    """Weights by name. Float32 weights are read in place; all others are converted each time.
 
     Args:
         held: arrays are C-contiguous; read-only where they are views of the base blob.

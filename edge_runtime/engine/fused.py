@@ -49,7 +49,7 @@ class FusedGraphs:
 
     @property
     def keeps_stored(self) -> Collection[str]:
-        """Only what is looked up; the graphs take everything else as float32, all at once."""
+        """Only tables that are looked up; the graphs take all other weights as float32, all at once."""
         return self._artifact.manifest.looked_up
 
     def load_training(self) -> None:

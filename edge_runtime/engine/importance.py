@@ -14,7 +14,7 @@ head with all its query heads: ``unit_size`` of each target says how many rows o
 first scores instead of zero is ours, and so is that a matrix whose sums are all zero adds nothing.
 
 ``G`` and ``W + s B A`` exist for a few rows at a time: two products of inner size ``2 r`` and ``r`` that stay in the
-cache. docs/importance.md has what that costs beside a training step.
+cache. docs/importance.md has the cost beside a training step.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class ImportanceTracker:
         self._plan = plan
 
     def so_far(self) -> Scores:
-        """Smoothed scores of the groups that have any: what :meth:`take_up` goes on from."""
+        """Smoothed scores of the groups that have any, for :meth:`take_up`."""
         return dict(self._scores)
 
     def take_up(self, scores: Scores) -> None:

@@ -45,8 +45,8 @@ class JsonLines:
     Args:
         path: the file; None = ``stream``.
         stream: bytes to read in its place.
-        name: what errors call it; by default, its path.
-        expected: what a line should hold, for errors.
+        name: in errors; by default, its path.
+        expected: contents of a line, for errors.
 
     Attributes:
         line: number of the line that was read last, from 1.
@@ -89,7 +89,7 @@ class JsonLines:
         """End with an error about a line.
 
         Args:
-            fault: what follows "line N", such as "has no field 'text'".
+            fault: text after "line N", such as "has no field 'text'".
             line: its number; None = the line that was read last.
 
         Raises:
@@ -184,7 +184,7 @@ class JsonLines:
 
 
 def check_file(path: Path) -> None:
-    """Refuse what cannot be a data file, before it is opened: a pipe would wait for ever, and is read only once.
+    """Refuse a path that cannot be a data file, before it is opened: a pipe would wait for ever.
 
     Raises:
         DataInvalidError: there is none, a directory, or no regular file.
@@ -219,7 +219,7 @@ def in_words(value: object) -> str:
 
 
 def shown(value: object) -> str:
-    """A piece of what was found, without control characters, short enough for one line."""
+    """An excerpt of the value that was found, without control characters, short enough for one line."""
     text = repr(value[: _SHOWN + 1]) if isinstance(value, str) else repr(value)
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 

@@ -54,7 +54,7 @@ class Classes:
         """Return the text after "line N" for a label that is not found.
 
         Args:
-            label: what the file gives.
+            label: as the file gives it.
             owner: whose classes they are, such as "the artifact".
             can_be_index: whether indices count too: not where the order of the classes is known to nobody.
         """

@@ -1,9 +1,9 @@
-"""Memory: what training will need.
+"""The memory that training will need.
 
-The estimate is a sum of what must be alive at the peak, in units that follow from shapes. Its constants were fitted to
-VmHWM of onnxruntime 1.31 on x86-64 over two models (a 22.7 M parameter encoder, a 5.5 M parameter decoder) and 18
-settings of batch, length, pruning ratio and rank for each mode; measured again on 2026-11-21 (MiniLM, both modes),
-estimates are 5 % above.
+The estimate is the sum of all arrays that must be alive at the peak, in units that follow from shapes. Its constants
+were fitted to VmHWM of onnxruntime 1.31 on x86-64 over two models (a 22.7 M parameter encoder, a 5.5 M parameter
+decoder) and 18 settings of batch, length, pruning ratio and rank for each mode. Measured again on 2026-11-21 (MiniLM,
+both modes), estimates are 5 % above.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _STAGED_ATTENTION_FLOATS: Final = 1.9
 _SHORT_LINEAR_SHARE: Final = 0.3
 """Of a last block that gives first tokens alone: about what its keys and values are of all its linear layers."""
 _LOGIT_FLOATS: Final = 4.65
-"""Floats per score of a causal-lm (tokens x vocabulary, or what staged mode computes of them at a time)."""
+"""Floats per score of a causal-lm (tokens x vocabulary, or the part that staged mode computes at a time)."""
 FEATURE_BATCHES: Final = 4
 """Features are computed of as many tokens at a time as so many full batches have: a block is loaded once for them."""
 
@@ -58,7 +58,7 @@ class TrainingMemory:
     hidden: int
     """Staged mode: hidden states between blocks and residual sums; fused mode: 0, they are among the next."""
     linear: int
-    """Inputs and outputs of linear layers, and what is computed from them: of all blocks, or of one."""
+    """Inputs and outputs of linear layers, and arrays computed from them: of all blocks, or of one."""
     attention: int
     """Attention weights: of all blocks, or of one."""
     scores: int

@@ -53,7 +53,7 @@ class Model(Scorer, Protocol):
         Args:
             batch: examples.
             params: flat adapter ``[N]``.
-            grads: what was summed before, ``[N]``.
+            grads: sum of the earlier gradients, ``[N]``.
             summed: another array ``[N]``; becomes ``grads`` plus the gradient.
             num_targets: of the batch, or of the larger one that it is a part of.
 
@@ -70,7 +70,7 @@ class Graphs(Protocol):
     """Graphs of one artifact in one mode; without weights, so they serve all arms and, once loaded, all threads."""
 
     def load_training(self) -> None:
-        """Load what training needs now, not on first use.
+        """Load the graphs and weights of training now, not on first use.
 
         Raises:
             GraphError: onnxruntime refuses a graph.

@@ -22,14 +22,14 @@ _NO_MEMORY: Final = ("bad_alloc", "bad allocation", "Failed to allocate", "out o
 class Interrupt:
     """Ends the run of a graph from another thread: between two operators, also those of a loop that would never end.
 
-    A context manager: what the thread runs inside can be ended, and every run after :meth:`set` ends at once.
+    A context manager: runs of the thread inside it can be ended, and every run after :meth:`set` ends at once.
     """
 
     def __init__(self) -> None:
         self.options: Any = ort.RunOptions()
 
     def set(self) -> None:
-        """End what runs, with a :class:`GraphError` there; may be called from any thread, and twice."""
+        """End the current run, with a :class:`GraphError` there; may be called from any thread, and twice."""
         self.options.terminate = True
 
     def __enter__(self) -> None:
@@ -86,7 +86,7 @@ class Binding:
         self._values: dict[str, Any] = {}
 
     def bind(self, name: str, value: npt.NDArray[Any]) -> None:
-        """Bind an input, replacing what was bound; the array must be C-contiguous."""
+        """Bind an input, replacing an earlier array; the array must be C-contiguous."""
         self._io.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(value))
         self._alive[name] = value
 
@@ -96,12 +96,12 @@ class Binding:
         self._alive[name] = value
 
     def bind_value(self, name: str, value: Any) -> None:  # noqa: ANN401 - onnxruntime has no types
-        """Bind an input to what :meth:`run_for` of another binding returned; nothing is copied."""
+        """Bind an input to an output of another binding's :meth:`run_for`; nothing is copied."""
         self._io.bind_ortvalue_input(name, value)
         self._values[name] = value
 
     def run_for(self, outputs: Sequence[str]) -> dict[str, Any]:
-        """Run the graph once on what is bound, and return outputs that are bound to no array, as onnxruntime has them.
+        """Run the graph once on the bound arrays; return outputs that are bound to no array, as onnxruntime has them.
 
         Raises:
             GraphError: onnxruntime failed.
@@ -113,7 +113,7 @@ class Binding:
         return dict(zip(outputs, self._io.get_outputs()[-len(outputs) :], strict=True)) if outputs else {}
 
     def run(self) -> None:
-        """Run the graph once on what is bound.
+        """Run the graph once on the bound arrays.
 
         Raises:
             GraphError: onnxruntime failed.
@@ -143,7 +143,7 @@ def _options(num_threads: int) -> Any:  # noqa: ANN401 - onnxruntime has no type
 
 @functools.cache
 def _share_one_arena() -> None:
-    """Let all sessions of the process allocate from one arena: what training freed, evaluation uses.
+    """Let all sessions of the process allocate from one arena: evaluation uses memory that training freed.
 
     It grows by powers of two; growing by what is asked for (``kSameAsRequested``) needs a quarter more memory when the
     lengths of batches vary (measured).

@@ -39,7 +39,7 @@ def slice_weights(
         artifact: the opened artifact.
         plan: units that stay.
         merged: factors under ``plan``, by target module; see :mod:`edge_runtime.formats.payload`.
-        lora_scaling: alpha / rank, what the factors were trained with; of no effect without ``merged``.
+        lora_scaling: alpha / rank of the merged factors; of no effect without ``merged``.
         keep_stored: tensors that are kept in the type that they are stored in, unless something is merged; all others
             are float32.
 
@@ -49,7 +49,7 @@ def slice_weights(
     Raises:
         PlanError: the plan is for another model.
         TensorError: merged factors do not fit the plan.
-        ArtifactCorruptedError: the base blob is not what the manifest says.
+        ArtifactCorruptedError: the base blob does not match the manifest.
     """
     plan.check(artifact.manifest)
     check_merged(artifact.manifest, plan, merged)

@@ -68,7 +68,7 @@ class StageBindings:
             stage: its file.
             layer: number of the block.
             hidden: hidden states before it, float32 ``[B, L, H]``.
-            context: what all blocks take beside it, as onnxruntime has it.
+            context: other inputs of all blocks, as onnxruntime has them.
             params: flat adapter, float32 ``[N]``.
         """
         binding = self.stage(stage, layer)

@@ -318,7 +318,7 @@ class StagedModel:
         return buffer.reshape(-1)[: batch * hidden_size].reshape(batch, 1, hidden_size)
 
     def _at(self, rows: Int64, hidden: Array) -> Array:
-        """Hidden states of the scored positions, ``[T, H]``, of what the last block gives."""
+        """Hidden states of the scored positions, ``[T, H]``, from the last block's output."""
         return hidden.reshape(-1, self._manifest.hidden_size)[self._among_given(rows)]
 
     def _among_given(self, rows: Int64) -> Int64 | slice:

@@ -82,7 +82,7 @@ class Trainer:
         Raises:
             PlanError: the plan is for another model.
             TensorError: adapter or merged factors do not fit plan and rank.
-            ArtifactCorruptedError: the base weights are not what the manifest says.
+            ArtifactCorruptedError: the base weights do not match the manifest.
         """
         weights = slice_weights(
             self.artifact,
@@ -156,7 +156,7 @@ class TrainingRun(BaseRun):
     def prune(self, plan: Plan) -> None:
         """Shrink to a smaller plan where it is: weights, adapter, moments and smoothed scores lose the same units.
 
-        What stays keeps its value bit for bit, the step count goes on, and so do warm-up and bias correction.
+        Elements that stay keep their value bit for bit. Step count, warm-up and bias correction go on.
 
         Raises:
             PlanError: the plan is for another model, or keeps a unit that is gone.
@@ -221,7 +221,7 @@ class TrainingRun(BaseRun):
     def gradient(self) -> dict[str, Array]:
         """Mean gradient of the last step's micro-batches, before clipping, by name.
 
-        Zeros before the first step, and for what is not trained; under a smaller plan, after :meth:`prune`.
+        Zeros before the first step, and for tensors that are not trained; under a smaller plan after :meth:`prune`.
         """
         return self.layout.unflatten(self._last_grads * self._scalars[names.GRAD_SCALE])
 
@@ -313,11 +313,11 @@ def train(
     Units are scored after every ``importance_every_steps`` steps, and after the last one when there are fewer.
 
     Args:
-        run: what the engine started, such as :meth:`Trainer.start`.
+        run: of the engine, as from :meth:`Trainer.start`.
         batches: endless batches, see :func:`edge_runtime.engine.dataset.batches`; those of earlier steps are drawn.
         hyper_parameters: number of steps and of micro-batches in each.
         on_step: called after each step with the number of steps made and the step's loss.
-        on_batch: called before each micro-batch; raises to stop, and what the step under way has summed is dropped.
+        on_batch: called before each micro-batch; raises to stop, and the sum of the step under way is dropped.
         prunings: before which steps the run shrinks to which plans.
         history: steps that were made before, by another process too; those of now are added. None: this is the first.
         clock: seconds; may stand still while nothing is trained.

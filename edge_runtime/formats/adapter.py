@@ -29,7 +29,7 @@ Trainable = Literal["all", "lora_b"]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class BlockSlices:
-    """The flat vector by block: one after the other, in the order of the manifest, then what is dense."""
+    """The flat vector by block: one after the other, in the order of the manifest, then the dense tensors."""
 
     blocks: tuple[slice, ...]
     block_sizes: tuple[npt.NDArray[np.int64], ...]
@@ -65,7 +65,7 @@ class AdapterLayout:
         return cls(rank=rank, shapes=shapes)
 
     def trained(self, trainable: Trainable) -> AdapterLayout:
-        """The part that is trained, in the same order: what a device sends back."""
+        """The part that is trained, and that a device sends back, in the same order."""
         if trainable == "all":
             return self
         shapes = {name: shape for name, shape in self.shapes.items() if not names.is_lora_a(name)}

@@ -102,7 +102,7 @@ MERGED_A_SUFFIX: Final = ".merged_A.weight"
 MERGED_B_SUFFIX: Final = ".merged_B.weight"
 
 MEMORY_PREFIX: Final = "memory."
-"""Of octets in the file of a round's global adapter: what the server's method remembers, and no part of the model."""
+"""Prefix of uint8 tensors in a round's global adapter: the state of the server's method, not a part of the model."""
 
 IGNORE_LABEL: Final = -100
 """Label of a position that is not a target (PyTorch's ``ignore_index``)."""

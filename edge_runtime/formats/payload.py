@@ -1,4 +1,4 @@
-"""Payloads: what a blob holds. Down: the adapter to start from, and merged factors. Up: the adapter, and importance.
+"""Payloads, the contents of blobs. Down: the adapter to start from, and merged factors. Up: adapter and importance.
 
 ``merged`` are low-rank factors that are added to the frozen weight of a target, with the run's ``lora_scaling``:
 
@@ -34,7 +34,7 @@ _IMPORTANCE: Final = re.compile(re.escape(names.IMPORTANCE_PREFIX) + r"(0|[1-9][
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Payload:
-    """The tensors of a blob, by what they are."""
+    """The tensors of a blob, by their kind."""
 
     adapter: dict[str, Array]
     """Under the names of :mod:`edge_runtime.formats.adapter`."""
@@ -67,7 +67,7 @@ def decode_payload(blob: bytes) -> Payload:
 
 
 def payload_of(tensors: Mapping[str, Array]) -> Payload:
-    """The tensors of a blob, by what their names say.
+    """The tensors of a blob, by the kind that their names tell.
 
     Raises:
         TensorError: a malformed name, or one of two merged factors alone.
@@ -109,10 +109,10 @@ def check_payload(
         manifest: the artifact's manifest.
         plan: units that stay; for an update the last plan of the assignment.
         rank: LoRA rank of the adapter.
-        payload: what was decoded.
+        payload: the decoded one.
         is_update: whether it came from a device. Then it may hold importance but no merged factors, and the A factors
             are missing where they are not trained; otherwise it is the other way round.
-        trainable: what the assignment says.
+        trainable: of the assignment.
         layout: of manifest, plan and rank, where the caller has made it already.
 
     Raises:

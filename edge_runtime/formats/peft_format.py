@@ -82,7 +82,7 @@ def write_peft(
 def unknown_base(manifest: Manifest) -> str:
     """Return the name for a base model of unknown origin: a hub id as it is, else a folder of that name.
 
-    A bare name of a directory must not stand alone: PEFT would fetch what a stranger keeps under it on the hub.
+    The bare name of a directory is not safe: PEFT would fetch a stranger's model of that name from the hub.
     """
     name = manifest.model_name
     return name if "/" in name else f"./{name}"

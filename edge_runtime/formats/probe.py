@@ -50,7 +50,7 @@ def decode_head(blob: bytes, head: Head, *, with_others: bool = False) -> dict[s
 
     Args:
         blob: safetensors bytes.
-        head: what it must be.
+        head: the expected one.
         with_others: whether the blob may hold other tensors (an adapter), which are passed over.
 
     Returns:
@@ -139,8 +139,8 @@ def decode_statistics(blob: bytes, head: Head) -> Statistics:
     """Sums from a blob from outside.
 
     Args:
-        blob: what :func:`encode_statistics` wrote.
-        head: what they are for.
+        blob: of :func:`encode_statistics`.
+        head: that they are for.
 
     Raises:
         TensorError: malformed, other tensors or shapes, or numbers that are the sums of no examples.
@@ -158,7 +158,7 @@ def decode_statistics(blob: bytes, head: Head) -> Statistics:
 
 
 def _check_consistent(sums: Statistics) -> None:
-    """Refuse what no examples give."""
+    """Refuse sums that no examples can give."""
     count, diagonal = sums.count, sums.gram.diagonal()
     _check_sums(diagonal, np.zeros_like(diagonal))
     is_count = (count >= 0).all() and sum(map(int, count)) == int(sums.gram[-1, -1]) >> (2 * FRACTION_BITS)

@@ -71,7 +71,7 @@ def decode_with_octets(data: bytes) -> tuple[dict[str, npt.NDArray[np.float32]],
 
 
 def encode_integers(tensors: Mapping[str, npt.NDArray[np.int64]]) -> bytes:
-    """Safetensors bytes of named int64 arrays: what must arrive to the last unit."""
+    """Safetensors bytes of named int64 arrays, for values that must arrive exactly."""
     return safetensors.numpy.save({name: np.ascontiguousarray(value, np.int64) for name, value in tensors.items()})
 
 
@@ -114,7 +114,7 @@ def check_digest(data: bytes, expected: str | None) -> None:
     """Refuse a file that is not the one that was written.
 
     Args:
-        data: what was read.
+        data: the bytes that were read.
         expected: SHA-256, 64 hexadecimal digits; None = it was not noted, anything goes.
 
     Raises:

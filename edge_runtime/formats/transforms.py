@@ -1,4 +1,4 @@
-"""Update transforms: between what a device trained and what it sends, and between what arrived and what is combined.
+"""Update transforms: changes of an update before a device sends it, and before the server combines it.
 
 A chain of them is applied in order. Tensors are read, changed and let go one at a time, so that a round may have more
 of them than memory. A transform draws from generators that follow from the run's seed, the round, the device and its
@@ -44,11 +44,11 @@ class Change:
     start: Callable[[str], Array]
     """Returns a tensor of that name as it was before, of the same shape."""
     shapes: Mapping[str, tuple[int, ...]]
-    """The layout: names and shapes of what was trained, in order."""
+    """The layout: names and shapes of the trained tensors, in order."""
 
 
 class Transform(abc.ABC):
-    """One transform; subclasses say what becomes of each tensor."""
+    """One transform; subclasses change each tensor."""
 
     name: ClassVar[str]
     parameter: ClassVar[str]
@@ -70,7 +70,7 @@ class Clip(Transform):
     """Scale a change to a Frobenius norm over all tensors together, where it has a larger one.
 
     With ``d = trained - start`` and a bound ``C``: ``start + d * min(1, C / |d|)``. This is fixed clipping of DP-FedAvg
-    (arXiv 1710.06963); it bounds what one device can do to the model, and is not privacy by itself.
+    (arXiv 1710.06963); it bounds the effect of one device on the model, and is not privacy by itself.
     """
 
     name = "clip"

@@ -24,7 +24,7 @@ class Reply:
     scalars: Array
     """Float32 ``[steps, num_outer * num_inner]``, all finite."""
     num_not_finite: int
-    """Scalars that are 0 because what was measured was not finite."""
+    """Scalars that are 0 because a loss was not finite."""
 
 
 def encode_reply(scalars: Array, num_not_finite: int) -> bytes:
@@ -35,7 +35,7 @@ def encode_reply(scalars: Array, num_not_finite: int) -> bytes:
         num_not_finite: 0 to their number.
 
     Raises:
-        TensorError: they are not what :func:`decode_reply` takes.
+        TensorError: :func:`decode_reply` would refuse them.
     """
     _check(scalars, num_not_finite)
     return encode_tensors({SCALARS: scalars, NOT_FINITE: np.array([num_not_finite], np.float32)})

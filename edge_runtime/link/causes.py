@@ -14,7 +14,7 @@ from edge_runtime.link.address import BrokerAddress
 from edge_runtime.link.errors import BrokerRefusedError, BrokerUnreachableError, LinkError
 
 LOOK_S: Final = 2.0
-"""Longest look at what a port speaks."""
+"""Longest time of a check which protocol a port speaks."""
 
 PLAIN_CONNECT: Final = b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x1e\x00\x00"
 """CONNECT of MQTT 3.1.1 without a name and without a password: any broker answers something."""
@@ -50,7 +50,7 @@ def certificate_problem(error: ssl.SSLCertVerificationError, trust: str) -> str:
     """Say what is wrong with a certificate, and what to do: ``why: step``.
 
     Args:
-        error: what the check said.
+        error: of the check.
         trust: how an authority is named, such as ``--ca-file``.
     """
     why = error.verify_message.rstrip(".") or "it cannot be verified"
@@ -96,7 +96,7 @@ def of_silent_end(address: BrokerAddress, tls: ssl.SSLContext | None, why: str) 
     Args:
         address: the broker.
         tls: of an encrypted connection.
-        why: what the socket said; empty = it was closed without a word.
+        why: the socket's error; empty = it was closed without one.
     """
     if tls is not None and tls_problem(why) is None:  # the socket may have missed an alert after the handshake
         why = _said_after_handshake(address, tls) or why

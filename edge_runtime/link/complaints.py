@@ -1,4 +1,4 @@
-"""Lines in the log about what others send, so few that nobody can fill a disk with them."""
+"""Log lines about messages of others, so few that nobody can fill a disk with them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LOG_INTERVAL_S: Final = 60.0
 MAX_LINES: Final = 100
 """In an interval, about all of them together."""
 MAX_LINE: Final = 500
-"""Characters of what a line says."""
+"""Longest text of a line, characters."""
 _MAX_LOGGED: Final = 1024
 """Names that are remembered to have a line in the log."""
 

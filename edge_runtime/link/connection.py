@@ -36,7 +36,7 @@ TOPIC_ALLOWANCE_BYTES: Final = 1024
 """Largest size of a PUBLISH packet without its payload: topic, properties, fixed header."""
 
 MAX_QUEUED_BYTES: Final = 32 * 1024 * 1024
-"""Most payload bytes that wait for the broker's confirmation; what is published beyond is dropped."""
+"""Most payload bytes that wait for the broker's confirmation; further messages are dropped."""
 
 RECEIVE_MAXIMUM: Final = 64
 """Most QoS 1 messages that an MQTT 5 broker may have under way to us at once."""
@@ -66,7 +66,7 @@ class Callbacks:
     """Functions that a connection calls, all from its network thread, which they must not hold up."""
 
     on_message: Callable[[str, bytes, Callable[[], None] | None], None]
-    """A message: topic, payload, and what tells the broker that it was taken (None: the broker wants no answer)."""
+    """A message: topic, payload, and a function that acknowledges it (None: the broker wants no acknowledgement)."""
     on_lost: Callable[[Ending], None]
     """The end; at most once, and never of a connection that :meth:`Connection.open` did not bring about."""
     on_refused: Callable[[str, int, str], None]
@@ -281,7 +281,7 @@ class Connection:
             self._outcome.put(None)
 
     def _subscribe(self, client: paho.Client) -> None:
-        """Ask for the topics, without what was retained on them: that is of another time, or of somebody else."""
+        """Subscribe to the topics, without their retained messages, which may be old or somebody else's."""
         topics = self._topics
         if self.protocol == MQTTProtocolVersion.MQTTv5:
             options = SubscribeOptions(qos=self._qos, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND)
@@ -341,7 +341,7 @@ class Connection:
         self._tell.on_message(topic, bytes(message.payload), acknowledge if message.qos else None)
 
     def _handle_log(self, _client: paho.Client, _userdata: object, level: int, text: str) -> None:
-        """Keep what the socket said: paho passes on no more than "Unspecified error"."""
+        """Keep the socket's error, because paho only passes on "Unspecified error"."""
         if level == LogLevel.MQTT_LOG_ERR and " on socket: " in text:
             self._network_error = text.partition(" on socket: ")[2]
 

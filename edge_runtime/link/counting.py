@@ -18,14 +18,14 @@ class CountingLink(abc.ABC):
     """Base of the links.
 
     Attributes:
-        events: what happened, oldest first.
+        events: oldest first.
         bytes_sent: payload bytes published so far.
         bytes_received: payload bytes received so far, oversized messages included.
         largest_message_bytes: the largest payload published or received so far.
         num_dropped_out: messages not published: no connection, or too many bytes unconfirmed.
         num_oversized_in: messages received over the limit, and dropped.
         num_refused: messages that the broker did not take.
-        last_refusal: what it said of the last of them, one line; empty while there is none.
+        last_refusal: message about the last of them, one line; empty while there is none.
     """
 
     def __init__(self, max_message_bytes: int, reflex: Reflex | None) -> None:
@@ -33,7 +33,7 @@ class CountingLink(abc.ABC):
 
         Args:
             max_message_bytes: largest payload that is published or accepted.
-            reflex: what the link answers by itself.
+            reflex: greeting and answer that the link gives by itself.
         """
         self.events = Inbox()
         self.bytes_sent = 0

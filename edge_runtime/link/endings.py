@@ -81,7 +81,7 @@ class Endings:
             lasted_s: how long the connection had lasted.
 
         Returns:
-            What to say about it (one line), and the least wait before the next attempt.
+            The line to log about it, and the shortest wait before the next attempt.
         """
         if ending.code == TAKEN_OVER:
             return self._taken_over(lasted_s)

@@ -2,10 +2,10 @@
 
 LinkError
 ├── AddressError              a URL or a TLS file that cannot be used
-├── BrokerUnreachableError    nobody answers, or what answers is not an MQTT broker
+├── BrokerUnreachableError    nobody answers, or the answer is not that of an MQTT broker
 ├── BrokerRefusedError        a broker answers and says no
 ├── ArtifactUnreachableError  HTTP fails after all attempts
-└── ArtifactCorruptedError    what HTTP delivers is not what the manifest says
+└── ArtifactCorruptedError    the bytes over HTTP do not match the manifest
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from edge_runtime.errors import ExitCode, FedSpineError
 
 
 class LinkError(FedSpineError):
-    """Base of what goes wrong between this machine and another."""
+    """Base of the errors between this machine and another."""
 
 
 class AddressError(LinkError):

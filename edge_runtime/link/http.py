@@ -199,7 +199,7 @@ class _Server:
                 self._wait_or_give_up(error, failures)
 
     def _append(self, part: Path, have: int, size_bytes: int, report: Progress) -> None:
-        """One attempt: ask for what is lacking and append what comes, never more than the file's size."""
+        """One attempt: request the missing bytes and append them, never more than the file's size."""
         with self._open(have) as response:
             resumed = response.status == HTTPStatus.PARTIAL_CONTENT
             if resumed and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):

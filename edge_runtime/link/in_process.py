@@ -35,7 +35,7 @@ class InProcessBroker:
     """Routes messages between the links of this process; for any number of threads.
 
     Attributes:
-        num_dropped: messages beyond what is kept for a link.
+        num_dropped: messages that did not fit into a link's queue.
     """
 
     def __init__(self, max_queued_messages: int = MAX_QUEUED_MESSAGES) -> None:
@@ -73,7 +73,7 @@ class InProcessBroker:
             will: topic and payload that the broker publishes when the connection breaks.
             max_message_bytes: largest payload that is published or accepted.
             optional_subscriptions: further topic filters; none is refused here.
-            reflex: what the link answers by itself.
+            reflex: greeting and answer that the link gives by itself.
             rng: not used: no attempt to connect has to wait.
             on_event: called after each event, in the thread that caused it, so that one thread can serve many links;
                 it must not wait.
@@ -232,7 +232,7 @@ class InProcessLink(CountingLink):
         self._drop_queued()
 
     def end(self, reason: str) -> None:
-        """Note that the broker ended the connection: what was under way is gone."""
+        """Note that the broker ended the connection: messages under way are lost."""
         self._drop_queued()
         self.events.note(Disconnected(reason))
         self._on_event()

@@ -18,11 +18,11 @@ from typing import Final
 logger = logging.getLogger(__name__)
 
 MAX_BYTES: Final = 32 * 1024 * 1024
-"""Messages that wait for the owner of a link, with what each takes in memory beside its payload."""
+"""Most bytes of messages that wait for the owner of a link, with the memory of each beside its payload."""
 
 MAX_ASIDE_BYTES: Final = 16 * 1024 * 1024
 """Messages without a place there, not acknowledged, counted in the same way; what a broker sends beyond is dropped.
-More than what MQTT 5's Receive Maximum allows: mosquitto 2.0 goes beyond it, and MQTT 3.1.1 does not know it."""
+More than MQTT 5's Receive Maximum allows: mosquitto 2.0 exceeds it, and MQTT 3.1.1 does not have it."""
 
 EVENT_BYTES: Final = 500
 """Memory of a message beside topic and payload, about."""
@@ -65,8 +65,8 @@ class Inbox:
         """Make an empty one.
 
         Args:
-            max_bytes: what may wait for the owner.
-            max_aside_bytes: what may wait for a place, not acknowledged.
+            max_bytes: of messages that wait for the owner.
+            max_aside_bytes: of messages that wait for a place, not acknowledged.
         """
         self.num_dropped = 0
         self._max_bytes = max_bytes
@@ -80,7 +80,7 @@ class Inbox:
         self._changed = threading.Condition()
 
     def note(self, event: Connected | Disconnected) -> None:
-        """Take a change of the connection; a lost one takes what was set aside with it, as the broker does.
+        """Take a change of the connection; a lost connection also loses its messages without a place, as at the broker.
 
         A connection that came and went unseen leaves one event: nothing grows while the owner looks elsewhere.
         """

@@ -73,7 +73,7 @@ class MqttLink(CountingLink):
             tls: files for an encrypted address.
             connect_timeout_s: limit of one attempt.
             optional_subscriptions: further topic filters; a broker that refuses them is not an error.
-            reflex: what the network thread answers by itself.
+            reflex: greeting and answer that the network thread gives by itself.
             rng: source of the jitter.
 
         Raises:

@@ -84,7 +84,7 @@ class OpenLink(Protocol):
             will: topic and payload that the broker publishes when the connection breaks.
             max_message_bytes: largest payload that is published or accepted.
             optional_subscriptions: further topic filters; a broker that refuses them is not an error.
-            reflex: what the link answers by itself.
+            reflex: greeting and answer that the link gives by itself.
             rng: source of the jitter between attempts to connect.
 
         Raises:

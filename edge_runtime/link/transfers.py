@@ -124,7 +124,7 @@ class Transfers:
         self._offers[digest] = cut
 
     def offer_file(self, ref: BlobRef, path: Path) -> None:
-        """Answer requests for a blob that lies in a file; of it, only what is asked for is read."""
+        """Answer requests for a blob in a file; only the requested chunks are read."""
         self._offers[ref.digest] = functools.partial(chunks.cut_file, path, ref)
 
     def withdraw(self, digest: str) -> None:
@@ -303,7 +303,7 @@ class Transfers:
         return held
 
     def _make_room(self, but: Key) -> bool:
-        """Drop what came of a transfer that hardly moves; False if there is none."""
+        """Drop the chunks of a transfer that hardly progresses; False if there is none."""
         for key, incoming in [*self._active.items(), *((key, self._waiting[key]) for key in self._parked)]:
             if key != but and incoming.received_bytes and incoming.pace < DRIP_BYTES_S:
                 if key in self._active:

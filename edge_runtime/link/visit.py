@@ -21,7 +21,7 @@ def visit(address: BrokerAddress, tls: TlsFiles, rng: random.Random, reflex: Ref
         address: the broker, password included.
         tls: files for an encrypted address.
         rng: source of jitter.
-        reflex: what the link answers by itself.
+        reflex: greeting and answer that the link gives by itself.
 
     Raises:
         BrokerUnreachableError: nobody answers.

@@ -37,7 +37,7 @@ class ArmError(WireError):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Axis:
-    """One axis of arms: what it is called, what it may be, and what it costs.
+    """One axis of arms: its name, its range, and its cost.
 
     Raises:
         ValueError: a range that does not suit the way the axis counts.
@@ -70,7 +70,7 @@ class Axis:
     at_most: int = 8
     """Of an int: values in a lattice."""
     cost: float = 0.1
-    """Cost of the dearest value over that of the whole of an axis that removes: only to find what lies half-way."""
+    """Cost of the dearest value over that of a whole axis that removes: only to find the arm half-way between two."""
     time_alone: float = 0.05
     """Share of an assignment's time that goes with this axis alone, before anything was seen."""
     time_joint: float = 0.05
@@ -111,7 +111,7 @@ class Axis:
         return self.least <= value <= self.most and arm.value(self.name) in {value, None}
 
     def costlier(self, value: float) -> float:
-        """A number that grows with what a value costs."""
+        """A number that grows with the cost of a value."""
         return -value if self.removes else value
 
     def parse(self, text: str) -> float | None:
@@ -132,7 +132,7 @@ class Axis:
 
     @property
     def figure_label(self) -> str:
-        """The label for means of values: with what the numbers stand for, where values have names."""
+        """The label for means of values; if values have names, it says which number stands for which."""
         names = ", ".join(f"{number} = {name}" for number, name in enumerate(self.choices, start=1))
         return f"{self.label} ({names})" if names else self.label
 
@@ -212,7 +212,7 @@ class Axes:
         return self.arm([value if axis.name == name else axis.of(arm) for axis in self.axes])
 
     def costs(self, arm: Arm) -> tuple[float, ...]:
-        """Numbers that grow with what an arm costs, one for each axis."""
+        """Numbers that grow with the cost of an arm, one for each axis."""
         return tuple(axis.costlier(axis.of(arm)) for axis in self.axes)
 
     def costs_at_least(self, arm: Arm, other: Arm) -> bool:

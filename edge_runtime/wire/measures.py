@@ -8,7 +8,7 @@ from edge_runtime.bounds.fields import Count, Loss, NumBytes, Positive, Rate, Se
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
-    """The hardware of a device, and what it measured of itself at start."""
+    """The hardware of a device, and its measurements of itself at start."""
 
     architecture: Short
     operating_system: Short

@@ -38,7 +38,7 @@ SCHEMA_VERSION: Final = 2
 ChunkIndex = Annotated[int, msgspec.Meta(ge=0, lt=limits.MAX_BLOB_BYTES // limits.MIN_CHUNK_BYTES)]
 
 _MAX_REASON: Final = 300
-"""Characters of what msgspec says of a message that is refused."""
+"""Longest text of msgspec about a refused message, characters."""
 
 
 class DeviceState(enum.StrEnum):
@@ -74,7 +74,7 @@ class Message(
 
 
 class AssignmentKey(msgspec.Struct, frozen=True, kw_only=True, order=True):
-    """Identity of an assignment and of all that follows from it: what makes delivery effectively once."""
+    """Identity of an assignment and of all messages about it, by which delivery is effectively once."""
 
     run_id: Name
     round_number: Positive
@@ -135,11 +135,11 @@ class Status(Message, frozen=True, kw_only=True):
 
 
 class Update(Message, frozen=True, kw_only=True):
-    """The device's reply to an assignment; what its work made is inside, or follows in chunks where it is larger."""
+    """The device's reply to an assignment; the result of its work is inside, or follows in chunks if it is larger."""
 
     key: AssignmentKey
     blob: BlobRef | None = None
-    """None = what the work made is inside, or it made nothing."""
+    """None = the result of the work is inside, or there is none."""
     inline: Annotated[bytes, msgspec.Meta(max_length=limits.MAX_INLINE_BYTES)] = b""
     """Result of the work, if it has at most MAX_INLINE_BYTES; there is no ``blob`` then."""
     num_examples: Positive
@@ -182,7 +182,7 @@ class Hello(Message, frozen=True, kw_only=True):
 
 
 class Welcome(Message, frozen=True, kw_only=True):
-    """Answer to Register: what the device needs before its first assignment."""
+    """Answer to Register: the facts that the device needs before its first assignment."""
 
     run_id: Name
     device_id: Name
@@ -190,7 +190,7 @@ class Welcome(Message, frozen=True, kw_only=True):
     """URL of the folder that holds ``manifest.json``, with a slash at the end."""
     artifact_digest: Digest
     arms: Annotated[tuple[Arm, ...], msgspec.Meta(max_length=limits.MAX_ARMS)]
-    """Arms that may be assigned; a device that cannot afford the cheapest says so, and refuses what it is assigned."""
+    """Arms that may be assigned; a device that cannot afford the cheapest says so, and refuses its assignments."""
     batch_size: Positive
     max_length: Positive
     work: WorkType = "lora"

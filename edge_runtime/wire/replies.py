@@ -1,6 +1,6 @@
 """Replies of devices that cannot be read whole: whose they are is found all the same, so that they can be answered.
 
-A device repeats its update until there is a verdict, and a round waits for it; so what is refused is said to be.
+A device repeats its update until there is a verdict, and a round waits for it; so a refusal is reported to both.
 """
 
 from __future__ import annotations

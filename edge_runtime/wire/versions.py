@@ -34,7 +34,7 @@ def check_version(data: bytes, ours: int) -> None:
     """Tell a message of another release from one that is malformed; the latter passes.
 
     Args:
-        data: what could not be decoded.
+        data: the bytes that could not be decoded.
         ours: the schema version of this release.
 
     Raises:

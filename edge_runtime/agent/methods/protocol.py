@@ -68,14 +68,14 @@ class Task:
     max_length: int
     """Tokens that examples are cut at."""
     start: Callable[[Dataset], Execution]
-    """Loads graphs, slices weights, and computes what the device's examples need beforehand; call it once."""
+    """Loads graphs, slices weights, and prepares the device's examples; call it once."""
 
 
 W_contra = TypeVar("W_contra", bound=Work, contravariant=True)
 
 
 class Method(Protocol[W_contra]):
-    """A method's device side for one artifact; keeps between assignments what is worth it."""
+    """A method's device side for one artifact; may keep data between assignments."""
 
     def check_run(self, welcome: Welcome) -> None:
         """Refuse a run of which this device can do nothing, before its first assignment; and get ready for it.
@@ -85,10 +85,10 @@ class Method(Protocol[W_contra]):
         """
 
     def rebuild(self, assignment: Assignment, work: W_contra, around: Surroundings) -> bytes | None:
-        """The payload of an assignment, of what this device has: then it is not pulled.
+        """Rebuild the payload of an assignment from this device's files, so that it is not pulled.
 
         Args:
-            assignment: what came, with a payload.
+            assignment: one with a payload.
             work: its work.
             around: see :class:`Surroundings`.
 
@@ -100,7 +100,7 @@ class Method(Protocol[W_contra]):
         """Look at everything that was sent, before any work is done.
 
         Args:
-            assignment: what to do.
+            assignment: the work.
             work: its work.
             blob: its payload, empty if it has none.
             around: see :class:`Surroundings`.

@@ -55,7 +55,7 @@ class Engines:
     Args:
         artifact: the opened artifact.
         num_threads: threads of one operator.
-        memory_limit_bytes: what training may use.
+        memory_limit_bytes: that training may use.
         modes: how graphs may be run; the first that fits is taken.
         ort_models: folder of ort-training models, to train with these; None = the portable engine.
 
@@ -86,7 +86,7 @@ class Engines:
         return self._modes[0]
 
     def load(self, mode: Mode) -> Engine:
-        """The engine in a mode; what another mode has loaded is given up."""
+        """The engine in a mode; the graphs of another mode are released."""
         if self._engine is None or self._engine.mode != mode:
             self._engine = None
             if self._models is None:

@@ -27,7 +27,7 @@ class LocalTraining:
     """The progress of an assignment.
 
     Args:
-        assignment: what to do.
+        assignment: the work.
         work: its work.
         artifact_digest: the artifact that is trained.
         around: see :class:`Surroundings`.

@@ -1,4 +1,4 @@
-"""The device's side of first-order LoRA: what it needs, does and sends."""
+"""The device's side of first-order LoRA: its needs, its work and its reply."""
 
 from __future__ import annotations
 

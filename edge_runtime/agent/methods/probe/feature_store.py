@@ -28,7 +28,7 @@ Known = dict[bytes, Array]
 MAX_FILES: Final = 4
 """Artifacts, plans and truncations that are kept; the oldest make room."""
 MAX_BYTES: Final = 2**30
-"""Size of all files together; what would make them larger is not kept."""
+"""Largest size of all files together; a file that would exceed it is not kept."""
 
 _DIGEST_BYTES: Final = 32
 _SUFFIX: Final = ".features"
@@ -72,7 +72,7 @@ class FeatureStore:
         return {body[i * _DIGEST_BYTES : (i + 1) * _DIGEST_BYTES]: features[i] for i in range(count)}
 
     def save(self, known: Mapping[bytes, Array]) -> None:
-        """Keep these in place of what was there; where there is no room nothing is kept, and work goes on."""
+        """Keep these and remove the earlier ones; without room nothing is kept, and work goes on."""
         if self._path is None or not known:
             return
         body = b"".join(known) + np.stack(list(known.values())).astype(np.float32).tobytes()

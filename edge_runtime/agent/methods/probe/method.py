@@ -110,7 +110,7 @@ class ProbeExecution:
         self._compute(dataset)
 
     def resume(self, dataset: Dataset) -> None:
-        """There are no checkpoints: what takes time are features, which are kept."""
+        """There are no checkpoints, because most of the time goes into the features, which are kept."""
         del dataset
 
     def evaluate(self, holdout: Dataset) -> EvaluationResult:
@@ -118,7 +118,7 @@ class ProbeExecution:
         return evaluate(self._examples(holdout), self._weight, self._bias)
 
     def train(self, dataset: Dataset, before: Before, on_step: Callable[[int, float], None]) -> TrainingResult:
-        """Train the head, or sum what the server solves for one.
+        """Train the head, or compute the sums from which the server solves one.
 
         Raises:
             DivergedError: the loss left the finite numbers.

@@ -59,7 +59,7 @@ class NoiseRate:
 
 
 def _seconds(noise: Noise, size: int) -> float:
-    """For one vector; the middle of some, the first of which loads what is lacking."""
+    """Time for one vector: the median of some, because the first one may load a table."""
     total, times = np.zeros(size, np.float32), []
     for number in range(_REPEATS):
         began = time.perf_counter()

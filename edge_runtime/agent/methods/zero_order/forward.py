@@ -30,7 +30,7 @@ class Measured:
     scalars: Array
     """Rho, float32 ``[P1, P2]``, all finite."""
     num_not_finite: int
-    """Of them, those that are 0 because what was measured was not finite."""
+    """Number of scalars that are 0 because a loss was not finite."""
     loss: float
     """Mean of the losses that are finite, nats; NaN if none is."""
 
@@ -43,10 +43,10 @@ class Estimator:
 
     Args:
         model: holds theta's layout.
-        parts: what is tuned.
+        parts: the tuned tensors.
         work: counts, epsilon and seed.
         round_number: of the assignment.
-        scale: what the noise is multiplied by, float32 ``[N]``; None = nothing.
+        scale: factor of the noise, float32 ``[N]``; None = 1.
         check: called before each forward pass; raises to stop.
     """
 

@@ -48,7 +48,7 @@ class _Header(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """Theta at the start of the last assignment that was begun: what the device has, its own steps taken back."""
+    """Theta at the start of the last assignment that was begun, without the device's own steps."""
 
     run_id: str
     round_number: int
@@ -84,7 +84,7 @@ class Kept:
     """The two files.
 
     Args:
-        directory: where they lie; None = nothing is kept. What a write that was cut off left there is removed.
+        directory: of the files; None = nothing is kept. Temporary files of interrupted writes are removed.
     """
 
     def __init__(self, directory: Path | None) -> None:
@@ -94,7 +94,7 @@ class Kept:
                 path.unlink(missing_ok=True)
 
     def save_start(self, start: Start) -> None:
-        """Keep this in place of what was there; where it cannot be written nothing is kept, and work goes on."""
+        """Replace the kept start by this one; if it cannot be written nothing is kept, and work goes on."""
         header = msgspec.msgpack.encode(
             _Header(
                 run_id=start.run_id,
@@ -136,7 +136,7 @@ class Kept:
         )
 
     def save_steps(self, steps: Steps) -> None:
-        """Keep this in place of what was there, which stays where this cannot be written."""
+        """Replace the kept steps by these; the earlier ones stay if these cannot be written."""
         self._write(_STEPS, msgspec.msgpack.encode(steps))
 
     def load_steps(self, identity: str) -> Steps | None:

@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 Array = npt.NDArray[np.float32]
 
 MAX_SCALARS: Final = limits.MAX_MESSAGE_BYTES // 4
-"""Of one assignment: what the log can hold of a round."""
+"""Most scalars of one assignment, because the log must hold those of a round."""
 
 
 class ZeroOrder:
@@ -76,7 +76,7 @@ class ZeroOrder:
         """Theta, from that at the start of the last round here and the rounds since; see :meth:`Method.rebuild`.
 
         Raises:
-            TensorError: what was kept is of another model, or the log is malformed.
+            TensorError: the kept theta is of another model, or the log is malformed.
         """
         start = self.kept.load_start(assignment.key.run_id)
         if start is None or assignment.payload is None:

@@ -24,7 +24,7 @@ from broker_server.methods.training import MixedConfig, TrainingConfig, ZeroOrde
 from broker_server.methods.zero_order.log import Log
 from broker_server.options import flat
 from broker_server.serving.storage.stored_tensors import StoredTensors
-from edge_runtime.errors import FedSpineError
+from edge_runtime.errors import FedSpineError, TensorError
 from edge_runtime.formats.payload import Payload, encode_payload
 from edge_runtime.formats.probe import encode_statistics, sum_features
 from edge_runtime.formats.zero_order import encode_reply
@@ -203,6 +203,19 @@ def test_one_kind_alone_is_what_its_method_makes_of_it(tmp_path: Path) -> None:
     assert all(np.array_equal(value, with_nothing.adapter[name]) for name, value in alone.adapter.items())
     with pytest.raises(AggregationError, match="no examples together"):
         combine(made, model, [zero])
+    counted, uncounted = scalars(tmp_path, made, model, "d", 10), trained(tmp_path, made, model, "b", 0)
+    steps = [combine(made, model, part).model for part in ([counted], [counted, uncounted])]
+    assert all(np.array_equal(value, steps[1].adapter[name]) for name, value in steps[0].adapter.items())
+    assert log_of(steps[1]).complete_from == 1, "nothing but scalars changed the model: the round can be done again"
+
+
+def test_a_reply_of_the_other_kind_is_refused(tmp_path: Path) -> None:
+    made = method()
+    model = start(made)
+    first, zero = trained(tmp_path, made, model, "a", 10), scalars(tmp_path, made, model, "c", 10)
+    for mine, other in ((first, zero), (zero, first)):
+        with pytest.raises(TensorError):
+            made.check(mine.work, other.read(), 10)
 
 
 def settings(given: Mapping[str, object] | None = None, name: str = "mixed") -> RunSettings:

@@ -70,6 +70,13 @@ class ZeroOrderConfig:
         name="zo_cut",
         by="method",
     )
+    move_cut: bool = option(
+        Panel.ZERO_ORDER,
+        "the server moves the cut by the share of the gradient below it, from --zo-cut on or, with -1, from the last "
+        "block down",
+        default=False,
+        name="zo_move_cut",
+    )
     num_outer: Positive = option(
         Panel.ZERO_ORDER, "perturbations of the lower part in a step", 1, name="zo_outer", by="method"
     )

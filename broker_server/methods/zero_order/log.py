@@ -6,8 +6,9 @@ round is a checkpoint. So the server keeps nothing for devices that are away.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 import msgspec
 import numpy as np
@@ -19,6 +20,7 @@ from edge_runtime.wire.work import LoggedRound, PreconditionerStart
 from edge_runtime.zero_order.estimator import gradient_energies
 from edge_runtime.zero_order.replay import scalars_of
 
+Array = npt.NDArray[np.float32]
 Octets = npt.NDArray[np.uint8]
 
 NAME: Final = "zero_order.log"
@@ -33,7 +35,21 @@ MEDIAN_ROUNDS: Final = 8
 LARGEST: Final = 5.0
 """Scalars are cut to so many times the median of magnitudes."""
 
+SHARE_DRAWS: Final = 64
+"""Outer perturbations after which a share's standard deviation is about 0.1."""
+
 _encode = msgspec.msgpack.Encoder().encode
+
+
+class LowerShare(NamedTuple):
+    """Of the gradient's squared norm, what is in the lower part."""
+
+    last: LoggedRound
+    """Of the rounds that it is estimated from."""
+    share: float
+    """0 to 1."""
+    num_draws: int
+    """Outer perturbations that it is estimated from."""
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,19 +130,39 @@ class Log(msgspec.Struct, frozen=True, kw_only=True):
         return min(bound, MAX_FACTOR) if bound > 0 else None
 
     @property
-    def lower_share(self) -> float | None:
-        """Of the gradient's squared norm, what is in the lower part, estimated from the last rounds, 0 to 1.
+    def lower_share(self) -> LowerShare | None:
+        """The lower part's share of the gradient in the last rounds; see :meth:`lower_shares`."""
+        found = self.lower_shares() if self.entries else []
+        return found[-1] if found and found[-1].last is self.entries[-1].logged else None
 
-        None if the last round does not tell the parts apart: one inner perturbation, none of the lower part, or
-        differences from one side, whose curvature would count for the lower part.
+    def lower_shares(self) -> list[LowerShare]:
+        """The lower part's share of the gradient, one for each series of rounds that were alike, the oldest first.
+
+        From the last rounds of each: no more than are needed for :data:`MEDIAN_ROUNDS` and :data:`SHARE_DRAWS`. None
+        of rounds that do not tell the parts apart: one inner perturbation, none of the lower part, or differences from
+        one side, whose curvature would count for the lower part.
         """
-        if not self.entries:
-            return None
-        last = self.entries[-1].logged
-        if last.num_inner < 2 or last.lower_learning_rate == 0 or last.is_normalised:
-            return None
-        counts = (last.cut, last.num_outer, last.num_inner)
-        rounds = [entry.logged for entry in self.entries[-MEDIAN_ROUNDS:]]
-        alike = [one for one in rounds if (one.cut, one.num_outer, one.num_inner) == counts]
-        lower, upper = gradient_energies(np.concatenate([scalars_of(one) for one in alike]))
-        return max(lower, 0.0) / (max(lower, 0.0) + upper) if upper > 0 else None
+        series = itertools.groupby((entry.logged for entry in self.entries), _counts)
+        return [share for _, rounds in series if (share := _share_of(list(rounds))) is not None]
+
+
+def _counts(logged: LoggedRound) -> tuple[int, int, int, bool, bool]:
+    is_lower_tuned = logged.lower_learning_rate > 0
+    return logged.cut, logged.num_outer, logged.num_inner, logged.is_normalised, is_lower_tuned
+
+
+def _share_of(rounds: list[LoggedRound]) -> LowerShare | None:
+    """Of rounds that were alike."""
+    last = rounds[-1]
+    if last.num_inner < 2 or last.lower_learning_rate == 0 or last.is_normalised:
+        return None
+    scalars: list[Array] = []
+    num_draws = 0
+    for logged in reversed(rounds):
+        if len(scalars) >= MEDIAN_ROUNDS and num_draws >= SHARE_DRAWS:
+            break
+        scalars.append(scalars_of(logged))
+        num_draws += scalars[-1].size // logged.num_inner
+    lower, upper = gradient_energies(np.concatenate(scalars))
+    total = max(lower, 0.0) + upper
+    return LowerShare(last=last, share=1 - upper / total, num_draws=num_draws) if total > 0 else None

@@ -23,6 +23,7 @@ from broker_server.methods.pruning.schedule import Segment
 from broker_server.methods.pruning.scores import Scores
 from broker_server.methods.training import AUTOMATIC, ZeroOrderConfig
 from broker_server.methods.zero_order.combine import RULES, typical_magnitude
+from broker_server.methods.zero_order.cut import Stack, check_movable, next_cut
 from broker_server.methods.zero_order.log import LARGEST, MAX_BYTES, Log
 from broker_server.methods.zero_order.preconditioning import start_of
 from broker_server.options import options_of
@@ -68,8 +69,8 @@ class ZeroOrder(Method):
     def __init__(self, context: MethodContext) -> None:
         super().__init__(context)
         settings, manifest = context.zero_order, context.manifest
-        self._cut = _cut(settings.cut, manifest)
-        self._parts = TunedParts.of(manifest, context.max_rank, self._cut)
+        self._stack = Stack.of(manifest, self._parts_at) if settings.move_cut else None
+        self._cut = _cut(settings.cut, manifest, self._stack)
         self._layout = AdapterLayout.of(manifest, Plan.full(manifest), context.max_rank)
         self._probe = None
         if settings.head == "probe" and manifest.task == "text-classification":
@@ -86,6 +87,8 @@ class ZeroOrder(Method):
         """Refuse what is too much, and what does not fit the model; see :meth:`Method.check_settings`."""
         cls._check_arms(str(settings["arms"]))
         numbers = [int(str(settings[name])) for name in ("local_steps", "zo_outer", "zo_inner")]
+        if settings["zo_move_cut"]:
+            check_movable(settings)
         if settings["zo_normalise"] and numbers[1] * numbers[2] == 1:
             msg = "--zo-normalise divides by the standard deviation of a step's scalars: give --zo-inner 2 or more"
             raise ConfigError(msg)
@@ -125,14 +128,15 @@ class ZeroOrder(Method):
             return self._probe.ask(key, arm, at_once=at_once, model=model)
         log = log or Log()
         training, settings = self._context.training, self._context.zero_order
-        self._check_epsilon(model)
+        parts = self._parts_at(self._next_cut(log))
+        self._check_epsilon(model, parts)
         rate = self._context.learning_rate_at(key.round_number)
-        preconditioner = self._preconditioner(log, model, key.round_number)
+        preconditioner = self._preconditioner(log, model, parts, key.round_number)
         work = ZeroOrderWork(
             arm=arm,
             seed=self._context.seed,
-            cut=self._cut,
-            lower_learning_rate=self._lower_rate(rate),
+            cut=parts.cut,
+            lower_learning_rate=self._lower_rate(rate, parts),
             learning_rate=rate,
             num_outer=settings.num_outer,
             num_inner=settings.num_inner,
@@ -156,26 +160,35 @@ class ZeroOrder(Method):
             num_steps=training.num_local_steps,
         )
 
-    def _preconditioner(self, log: Log, model: Aggregated, round_number: int) -> PreconditionerStart | None:
+    def _parts_at(self, cut: int) -> TunedParts:
+        return TunedParts.of(self._manifest, self._context.max_rank, cut)
+
+    def _next_cut(self, log: Log) -> int:
+        """The same for all devices of a round: it follows from the log alone."""
+        return self._cut if self._stack is None else next_cut(log, self._stack, self._cut)
+
+    def _preconditioner(
+        self, log: Log, model: Aggregated, parts: TunedParts, round_number: int
+    ) -> PreconditionerStart | None:
         """The same for all devices of a round."""
         if not self._context.zero_order.precondition:
             return None
         if self._begun is None or self._begun[0] is not model or self._begun[1] != round_number:
-            self._begun = (model, round_number, start_of(log, self._parts, self._context.seed, round_number))
+            self._begun = (model, round_number, start_of(log, parts, self._context.seed, round_number))
         return self._begun[2]
 
-    def _lower_rate(self, rate: float) -> float:
+    def _lower_rate(self, rate: float, parts: TunedParts) -> float:
         """Learning rate of the lower part; 0 if nothing is tuned there, so that nothing is perturbed."""
         given = self._context.zero_order.lower_learning_rate
-        if not self._parts.lower:
+        if not parts.lower:
             return 0.0
         return rate / 2 if given == AUTOMATIC else given
 
-    def _check_epsilon(self, model: Aggregated) -> None:
+    def _check_epsilon(self, model: Aggregated, parts: TunedParts) -> None:
         if model is self._checked:
             return
         self._checked = model
-        for tensor in (*self._parts.lower, *self._parts.upper):
+        for tensor in (*parts.lower, *parts.upper):
             try:
                 check_epsilon(model.adapter[tensor.name], self._context.zero_order.epsilon)
             except TensorError as error:
@@ -270,10 +283,11 @@ class ZeroOrder(Method):
         )
         adapter = self._applied(before, log, logged, asked)
         log = log.after(logged, magnitude)
-        if (share := log.lower_share) is not None:
-            logger.info(
-                "round %d: of the gradient %.0f %% are below the cut of %d", round_number, 100 * share, asked.cut
-            )
+        if (measured := log.lower_share) is not None:
+            percent = 100 * measured.share
+            logger.info("round %d: of the gradient %.0f %% are below the cut of %d", round_number, percent, asked.cut)
+        if (cut := self._next_cut(log)) != asked.cut:
+            logger.info("after round %d the cut moves from %d to %d", round_number, asked.cut, cut)
         self._accepted |= {reply.device_id: round_number for reply in replies}
         self._accepted = {name: last for name, last in self._accepted.items() if last >= log.complete_from}
         return Combined(
@@ -289,7 +303,7 @@ class ZeroOrder(Method):
             AggregationError: it is beyond every bound.
         """
         flat = self._layout.flatten(before.adapter)
-        parts = self._parts if asked.cut == self._cut else TunedParts.of(self._manifest, asked.arm.rank, asked.cut)
+        parts = self._parts_at(asked.cut)
         scale = None
         if logged.preconditioner is not None:
             rounds = (entry.logged for entry in log.entries)
@@ -333,14 +347,22 @@ def _same_work(replies: Sequence[Reply]) -> ZeroOrderWork:
     return asked
 
 
-def _cut(given: int, manifest: Manifest) -> int:
+def _cut(given: int, manifest: Manifest, stack: Stack | None) -> int:
+    """Of the first round.
+
+    Raises:
+        TensorError: it cannot move from there.
+    """
+    if stack is not None:
+        return stack.first(None if given == AUTOMATIC else given)
     return manifest.num_layers // 2 if given == AUTOMATIC else given
 
 
 def _check_model(settings: Mapping[str, object], manifest: Manifest) -> None:
     cut = int(str(settings["zo_cut"]))
     try:
-        TunedParts.of(manifest, 1, _cut(cut, manifest))
+        stack = Stack.of(manifest, lambda cut: TunedParts.of(manifest, 1, cut)) if settings["zo_move_cut"] else None
+        TunedParts.of(manifest, 1, _cut(cut, manifest, stack))
     except TensorError as error:
         msg = f"--zo-cut is {cut}: {error}"
         raise ConfigError(msg) from error

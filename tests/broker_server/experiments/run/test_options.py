@@ -90,7 +90,7 @@ BAD: dict[str, tuple[str, ExitCode]] = {
     "calibration": (".", USAGE),
 }
 LATER = {"targets": "what layers there are is known to the model: tests/exporter/artifact/test_gradients.py"}
-FLAGS = {"new_head", "eval_sparse", "compact", "zo_normalise", "zo_precondition"}
+FLAGS = {"new_head", "eval_sparse", "compact", "zo_move_cut", "zo_normalise", "zo_precondition"}
 HINTS = {name: one.kind for name, one in options_of(RunSettings).items()}
 
 

@@ -101,8 +101,19 @@ def test_the_lower_parts_share_of_the_gradient_is_told_from_the_last_rounds() ->
     log = Log()
     for number in range(1, 20):
         log = log.after(linear(number, 1.0, 2.0) if number > 9 else linear(number, 5.0, 1.0), 1.0)
-    assert log.lower_share == pytest.approx(1 / 5, abs=0.02)
-    assert log.after(linear(20, 0.0, 1.0, cut=0), 1.0).lower_share == pytest.approx(0, abs=0.05)
+    share, num_draws = share_of(log)
+    assert share == pytest.approx(1 / 5, abs=0.02)
+    assert num_draws == 8 * 80
+    share, num_draws = share_of(log.after(linear(20, 0.0, 1.0, cut=0), 1.0))
+    assert share == pytest.approx(0, abs=0.05)
+    assert num_draws == 80
+    assert [found.last.round_number for found in log.lower_shares()] == [19]
+    assert [found.last.cut for found in log.after(linear(20, 0.0, 1.0, cut=0), 1.0).lower_shares()] == [1, 0]
+
+
+def share_of(log: Log) -> tuple[float, int]:
+    assert log.lower_share is not None
+    return log.lower_share.share, log.lower_share.num_draws
 
 
 def test_where_rounds_do_not_tell_parts_apart_no_share_is_told() -> None:

@@ -61,6 +61,10 @@ def test_presets_differ_in_what_they_perturb() -> None:
         ({"emulate": "jetson"}, "--emulate is jetson, but step times are those of first-order training"),
         ({"importance": "lora"}, "--importance is lora, but fedspzo does not use it: leave it out"),
         ({"deploy_rounds": 1}, "--deploy-rounds is 1, but fedspzo does not use it: leave it out"),
+        ({"zo_move_cut": True, "zo_inner": 1}, "--zo-move-cut goes by what the scalars say of either part, which"),
+        ({"zo_move_cut": True, "zo_inner": 129}, "--zo-move-cut goes by what the scalars say of either part, which"),
+        ({"zo_move_cut": True, "zo_lower_learning_rate": 0.0}, "--zo-move-cut goes by what the scalars say of either"),
+        ({"zo_move_cut": True, "zo_normalise": True}, "--zo-move-cut goes by what the scalars say of either part,"),
         (
             {"local_steps": 100, "zo_inner": 200},
             "--local-steps 100, with 1 x 200 perturbations each, gives 20000 scalars",
@@ -79,6 +83,12 @@ def test_what_cannot_be_is_refused_with_its_option(given: dict[str, object], lin
     [
         ({"zo_cut": 3}, {}, "--zo-cut is 3: the cut is 3, expected 0 to 2, the number of blocks"),
         ({}, {"dense": ()}, "--zo-head is probe, but a classifier with one weight and one bias is needed"),
+        ({"zo_cut": 2, "zo_move_cut": True}, {}, "--zo-cut is 2: with --zo-move-cut it is 1 to 1, so that something"),
+        (
+            {"zo_move_cut": True},
+            {"targets": tiny.manifest().targets[-2:], "dense": ()},
+            "--zo-cut is -1: the model has no two blocks with factors for --zo-move-cut",
+        ),
         ({"zo_cut": 2}, {"dense": ()}, "--zo-cut is 2: nothing above a cut of 2 is tuned"),
         ({"update_transforms": "noise:1"}, {}, "--update-transforms do not apply to the sums of --zo-head probe"),
     ],

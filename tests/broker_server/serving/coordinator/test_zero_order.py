@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from broker_server.errors import StoreError
@@ -54,6 +55,11 @@ class Board:
         self.num_rebuilt = 0
         self.logged: list[list[int]] = []
 
+    def measure(self, work: ZeroOrderWork, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+        """Scalars of a round."""
+        del work
+        return rng.normal(size=(STEPS, 4))
+
     def __call__(self, assignment: Assignment, blob: bytes) -> bytes | FailureReason:
         rng = np.random.default_rng([ord(assignment.key.device_id), assignment.key.round_number])
         if isinstance(assignment.work, ProbeWork):
@@ -66,7 +72,7 @@ class Board:
         self.logged.append([one.round_number for one in work.log])
         self._rebuild(work, blob)
         self.held = assignment.key.round_number, blob
-        scalars = rng.normal(size=(STEPS, 4)).astype(np.float32)
+        scalars = self.measure(work, rng).astype(np.float32)
         if work.largest_scalar is not None:
             scalars = scalars.clip(-np.float32(work.largest_scalar), np.float32(work.largest_scalar))
         return encode_reply(scalars, self.not_finite)
@@ -83,6 +89,20 @@ class Board:
                 apply_round(flat, parts, work.seed, one)
         assert encode_payload(Payload(adapter=LAYOUT.unflatten(flat))) == blob
         self.num_rebuilt += 1
+
+
+class SteepBelow(Board):
+    """Its scalars say that nine tenths of the gradient are below the cut, wherever that is."""
+
+    def measure(self, work: ZeroOrderWork, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+        self.cuts.append(work.cut)
+        shape = work.num_local_steps, work.num_outer, work.num_inner
+        values = 0.9 * rng.choice([-1, 1], (*shape[:2], 1)) + 0.3 * rng.choice([-1, 1], shape)
+        return np.asarray(values, np.float64).reshape(shape[0], -1)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cuts: list[int] = []
 
 
 def prepare(run_dir: Path, url: str, head: str = "probe", **changes: object) -> None:
@@ -199,6 +219,41 @@ def test_a_restart_in_the_middle_of_a_round_gives_the_same_bits(
         assert whole == cut, "the log beside the model too"
     assert boards[0].logged[-1] == [3], "it combined round 3 itself, so that it knows who was in it"
     assert boards[0].num_rebuilt == (2 if head == "probe" else 3)
+
+
+def test_the_cut_moves_and_is_the_same_after_a_restart_in_the_middle_of_a_round(
+    broker: InProcess, tmp_path: Path, coordinate: Coordinate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One run is played to its end; of another, the coordinator ends in each round before that is combined."""
+    monkeypatch.setattr(tiny, "LAYERS", 4)
+    layout = AdapterLayout.of(tiny.manifest(has_bias=True), Plan.full(tiny.manifest()), RANK)
+    monkeypatch.setattr(f"{__name__}.LAYOUT", layout)
+    moving = ZeroOrderConfig(head="as-it-is", move_cut=True, num_outer=7)
+    combine, combined = ZeroOrder.combine, []
+
+    def fail(made: Method, round_number: int, *rest: object) -> Combined:
+        if round_number not in combined:
+            combined.append(round_number)
+            msg = "cut"
+            raise StoreError(msg)
+        return combine(made, round_number, *rest)  # type: ignore[arg-type]
+
+    fleets = {name: (SteepBelow(), SteepBelow()) for name in ("whole", "cut")}
+    for name in fleets:
+        prepare(tmp_path / name, broker.url, zero_order=moving)
+    play(broker, tmp_path / "whole", coordinate, *fleets["whole"])
+    with monkeypatch.context() as patched:
+        patched.setattr(ZeroOrder, "combine", fail)
+        for _ in range(ROUNDS):
+            with pytest.raises(StoreError, match="cut"):
+                play(broker, tmp_path / "cut", coordinate, *fleets["cut"])
+        play(broker, tmp_path / "cut", coordinate, *fleets["cut"])
+    assert fleets["whole"][0].cuts[:3] == [3, 2, 1]
+    assert [board.cuts for board in fleets["cut"]] == [board.cuts for board in fleets["whole"]]
+    for number in range(ROUNDS + 1):
+        whole, cut = (adapter_path(tmp_path / name, number).read_bytes() for name in fleets)
+        assert whole == cut
+    assert fleets["whole"][0].num_rebuilt == ROUNDS - 1, "devices do rounds at several cuts again, to the last bit"
 
 
 def test_a_new_process_sends_all_of_the_log_to_devices_that_it_does_not_know(

@@ -1,0 +1,168 @@
+"""The cut between the two parts, if the server moves it: high first, lower as more of the gradient is below it.
+
+After each round the scalars at the cut say what share of the gradient's energy is below it. From that follows how much
+progress a forward pass makes at every cut (docs/zero-order.md); the cut moves towards the best. All of it follows from
+the log, so a server that starts again asks for the same, and a logged round says at which cut it was. Ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Final, Self
+
+import numpy as np
+
+from broker_server.errors import ConfigError
+from broker_server.methods.zero_order.log import SHARE_DRAWS, Log
+from edge_runtime.errors import TensorError
+from edge_runtime.formats.manifest import Manifest, TensorSpec
+from edge_runtime.zero_order.parts import TunedParts, count_elements
+
+MOST_INNER: Final = 128
+"""Inner perturbations: the log holds so many outer ones as are needed."""
+MARGIN: Final = 1.1
+"""Predicted gain from which on the cut moves; less is within the noise, and it would move to and fro."""
+MOST_MOVED: Final = 8
+"""A move is at most the blocks divided by this, and at least one block."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Stack:
+    """Shares of tuned elements and of a forward pass below each cut, from 0 to the last block."""
+
+    elements: tuple[float, ...]
+    """Share of the tuned elements."""
+    passes: tuple[float, ...]
+    """Share of a forward pass."""
+
+    @classmethod
+    def of(cls, manifest: Manifest, parts_at: Callable[[int], TunedParts]) -> Self:
+        """Of a model.
+
+        Args:
+            manifest: of the artifact.
+            parts_at: what is tuned on either side of a cut.
+        """
+        sizes = [count_elements(parts_at(cut).lower) for cut in range(manifest.num_layers)]
+        num_tuned, costs = count_elements(parts_at(0).upper), _costs(manifest)
+        return cls(
+            elements=tuple(size / num_tuned for size in sizes),
+            passes=tuple(sum(costs[:cut]) / sum(costs) for cut in range(manifest.num_layers)),
+        )
+
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """Those with a block and something that is tuned on either side, ascending, without a gap."""
+        return tuple(cut for cut, size in enumerate(self.elements) if 0 < size < 1)
+
+    def first(self, given: int | None) -> int:
+        """Return the cut of the first round: high, unless it is given.
+
+        Raises:
+            TensorError: there is no cut in the model, or not that one.
+        """
+        if not self.cuts:
+            msg = "the model has no two blocks with factors for --zo-move-cut to move between"
+            raise TensorError(msg)
+        if given is not None and given not in self.cuts:
+            msg = f"with --zo-move-cut it is {self.cuts[0]} to {self.cuts[-1]}, so that something is tuned either side"
+            raise TensorError(msg)
+        return self.cuts[-1] if given is None else given
+
+    def progress(self, cut: int, share: float, rate: float, num_inner: float) -> float:
+        """Fall of the loss for a forward pass, where noise limits the learning rate; MeZO at one rate = 1.
+
+        Args:
+            cut: one of :attr:`cuts`.
+            share: of the gradient's energy below it, 0 to 1.
+            rate: of the lower part's learning rate to the upper's.
+            num_inner: perturbations of the upper part for each of the lower.
+        """
+        size, passes = self.elements[cut], self.passes[cut]
+        noise = rate**2 * size * (share + (1 - share) / num_inner) + (1 - size) / num_inner
+        return (rate * share + 1 - share) ** 2 / noise / (passes + num_inner * (1 - passes))
+
+    def shares_below(self, log: Log) -> dict[int, float]:
+        """The gradient's share below each of the cuts, by what a log says of some of them.
+
+        What was measured last at a cut holds, if it does not contradict what was measured later at others: nothing is
+        below 0. Between those cuts the gradient is taken to be spread as the elements are.
+        """
+        known = {0.0: 0.0, 1.0: 1.0}  # by the share of the elements
+        for found in reversed(log.lower_shares()):
+            size = self.elements[found.last.cut]
+            if size not in known and found.num_draws >= SHARE_DRAWS:
+                least = max(share for below, share in known.items() if below < size)
+                most = min(share for above, share in known.items() if above > size)
+                known[size] = min(max(found.share, least), most)
+        sizes = sorted(known)
+        shares = np.interp([self.elements[cut] for cut in self.cuts], sizes, [known[size] for size in sizes])
+        return dict(zip(self.cuts, shares.tolist(), strict=True))
+
+
+def check_movable(settings: Mapping[str, object]) -> None:
+    """Refuse settings that leave scalars which say nothing of the parts.
+
+    Args:
+        settings: values of all options, by name, as they are written.
+
+    Raises:
+        ConfigError: begins with the option.
+    """
+    num_inner = int(str(settings["zo_inner"]))
+    if not 2 <= num_inner <= MOST_INNER:
+        what = f"--zo-inner {num_inner}: give 2 to {MOST_INNER}"
+    elif settings["zo_lower_learning_rate"] == 0:
+        what = "--zo-lower-learning-rate 0: give another, so that the lower part is perturbed"
+    elif settings["zo_normalise"]:
+        what = "--zo-normalise, whose scalars have the loss's curvature in them: leave one of them out"
+    else:
+        return
+    msg = f"--zo-move-cut goes by what the scalars say of either part, which they do not with {what}"
+    raise ConfigError(msg)
+
+
+def next_cut(log: Log, stack: Stack, first: int) -> int:
+    """Cut of the round that comes after a log.
+
+    Args:
+        log: of the rounds before.
+        stack: of the model.
+        first: cut of the first round, one of the stack's.
+    """
+    last = log.entries[-1].logged if log.entries else None
+    if last is None or last.cut not in stack.cuts:
+        return first
+    measured = log.lower_share
+    if measured is None or measured.num_draws < SHARE_DRAWS:
+        return last.cut
+    rate = last.lower_learning_rate / last.learning_rate
+    shares = stack.shares_below(log)
+    gains = {cut: stack.progress(cut, shares[cut], rate, last.num_inner) for cut in stack.cuts}
+    best = max(gains, key=gains.__getitem__)
+    if gains[best] < MARGIN * gains[last.cut]:
+        return last.cut
+    most = max(1, len(stack.elements) // MOST_MOVED)
+    return last.cut + max(-most, min(most, best - last.cut))
+
+
+def _costs(manifest: Manifest) -> list[int]:
+    """Products of a forward pass by frozen matrices for each token: of every block, and of the head.
+
+    Attention's scores and factors are left out: every block has the same. Of a last block that gives first tokens
+    alone, keys and values are for every token.
+    """
+    costs = [0] * (manifest.num_layers + 1)
+    for spec in manifest.tensors:
+        is_short = manifest.scores_first_only and spec.layer == manifest.num_layers - 1
+        if spec.layer is not None and len(spec.shape) == 2 and (not is_short or _is_of_keys_or_values(spec)):
+            costs[spec.layer] += spec.shape[0] * spec.shape[1]
+    if manifest.task == "causal-lm":
+        costs[-1] = manifest.text.vocab_size * manifest.hidden_size
+    return costs
+
+
+def _is_of_keys_or_values(spec: TensorSpec) -> bool:
+    """By how the names of both families' projections begin."""
+    return spec.name.removesuffix(".weight").rpartition(".")[2][0] in "kv"

@@ -199,11 +199,18 @@ class Fleet:
         dense = self._artifact.initial() if self._artifact.manifest.dense else {}
         return self.method.initial(dense, np.random.default_rng([self.settings.seed, 0]))
 
-    def play_round(self, number: int, model: Aggregated) -> Aggregated:
-        """All devices take part; returns the next model."""
+    def play_round(self, number: int, model: Aggregated, num_devices: int | None = None) -> Aggregated:
+        """The next model.
+
+        Args:
+            number: of the round.
+            model: that devices start from.
+            num_devices: devices that take part, drawn from all; None = all of them.
+        """
         self.losses = []
-        replies = [self._reply(name, number, model) for name in self._datasets]
         rng = np.random.default_rng([self.settings.seed, number])
+        drawn = rng.permutation(list(self._datasets))[:num_devices]
+        replies = [self._reply(str(name), number, model) for name in sorted(drawn)]
         self._assigner.clear()
         return self.method.combine(number, model, {}, replies, rng).model
 

@@ -9,9 +9,9 @@ until it has taken ``--budget`` operations beyond its start, and writes a file f
 run again. A run is a method, its learning rate, and other options of ``fedspine run``.
 
 A seed draws the split, the adapter, the batches and the noise; the examples and those that are held out are the same
-for all. All devices take part in every round. A classifier starts from the probe's head, of a round before, with the
-scale that makes logits of its scores, for first-order methods too. That round's operations and bytes are in the first
-point of each run.
+for all, and the same devices take part in a round. A classifier starts from the probe's head, of a round before with
+all devices, with the scale that makes logits of its scores, for first-order methods too. That round's operations and
+bytes are in the first point of each run.
 
 ``--tune`` evaluates on examples of the training file that no device has, to choose rates by.
 
@@ -88,7 +88,7 @@ class Bench:
         end = points[0]["flops"] + options.budget * 1e12
         while fleet.counts["flops"] < end and number < MOST_ROUNDS:
             number += 1
-            model = fleet.play_round(number, model)
+            model = fleet.play_round(number, model, options.per_round)
             if fleet.counts["flops"] >= end or (number - 1) % options.eval_every == 0:
                 points.append(self._point(fleet, number, model))
                 show(run, seed, points[-1])
@@ -206,6 +206,7 @@ def play(options: argparse.Namespace) -> None:
 
 KEPT: Final = (
     "devices",
+    "per_round",
     "split",
     "examples",
     "steps",
@@ -231,6 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--budget", type=float, default=5.0, help="TFLOP of a run after the probe, default: %(default)s"
     )
     parser.add_argument("--devices", type=int, default=12, help="default: %(default)s")
+    parser.add_argument("--per-round", type=int, help="devices that tune in a round, default: all")
     parser.add_argument("--split", default="dirichlet:0.5", help="default: %(default)s")
     parser.add_argument("--examples", type=int, default=3000, help="of all devices, default: %(default)s")
     parser.add_argument("--steps", type=int, default=5, help="of a device in a round, default: %(default)s")

@@ -100,6 +100,16 @@ def test_a_device_that_missed_nothing_pulls_the_model_once(fleet: Any) -> None:
     assert max(up[1:]) < DEVICES * 900
 
 
+def test_some_devices_take_part_in_a_round_and_others_in_the_next(fleet: Any, tmp_path: Path) -> None:
+    played = fleet("mezo", zo_head="as-it-is")
+    model, seen = played.initial(), []
+    for number in range(1, 6):
+        model = played.play_round(number, model, 1)
+        assert len(played.losses) == STEPS
+        seen.append({path.name for path in (tmp_path / "mezo").glob("*.reply")})
+    assert seen[0] < seen[-1] == {"one.reply", "two.reply"}
+
+
 def test_first_order_steps_count_with_their_backward_pass(fleet: Any, tiny_bert_artifact: Path) -> None:
     played = fleet("fedit", learning_rate=1e-3)
     manifest = Artifact.open(tiny_bert_artifact).manifest

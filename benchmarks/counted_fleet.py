@@ -171,7 +171,7 @@ class Fleet:
         artifact: the opened artifact.
         settings: of the run.
         datasets: examples by device.
-        folder: for replies, states of devices and features.
+        folder: for replies, states of devices, and features that devices share (``probe``).
     """
 
     def __init__(
@@ -185,9 +185,7 @@ class Fleet:
         self._datasets = {name: Drawn.of(dataset) for name, dataset in datasets.items()}
         self.method = make_method(artifact, settings)
         self._assigner = Assigner(self.method, settings.wire_dtype)
-        work = WorkSettings(
-            data=folder, num_holdout=0, num_threads=1, memory_limit_bytes=MEMORY_LIMIT, features=folder / "features"
-        )
+        work = WorkSettings(data=folder, num_holdout=0, num_threads=1, memory_limit_bytes=MEMORY_LIMIT, methods=folder)
         self._devices: dict[type[Work], Callable[[], Any]] = {
             ProbeWork: functools.cache(lambda: Probe(artifact, work)),
             LoraWork: functools.cache(lambda: Lora(artifact, work)),

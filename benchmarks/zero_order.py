@@ -191,7 +191,7 @@ def play(options: argparse.Namespace) -> None:
     features.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="fedspine-zero-order-") as name:
         folder = Path(name)
-        (folder / "features").symlink_to(features.resolve())
+        (folder / "probe").symlink_to(features.resolve())
         bench: Bench | None = None
         for seed in map(int, options.seeds.split(",")):
             for run in options.run:

@@ -1,4 +1,4 @@
-"""A simulated fleet for real schedulers: what devices take and give is a formula, all else is the product's code.
+"""A simulated fleet for real schedulers: times and gains of devices are formulas, all else is the product's code.
 
 The formulas have the shape of what was measured on the small encoder (step time and bytes fall linearly with the ratio)
 and are unknown to every scheduler but ``oracle``:

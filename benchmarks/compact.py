@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def measure(run: Path, case: str, threads: int) -> dict[str, Any]:
-    """One compact model: what making it took, what it weighs, how fast it is."""
+    """One compact model: time to make it, size, and speed."""
     sparsity, _, quantization = case.partition(":")
     lines: list[str] = []
     begin = time.process_time()

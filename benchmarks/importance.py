@@ -53,7 +53,7 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 RANK: Final = 8
 EVALUATION_BATCH: Final = 16
 NUM_RANDOM: Final = 200
-"""Random rankings; the mean of their correlation is 0, its spread is what chance gives."""
+"""Random rankings; the mean of their correlation is 0, and its spread is that of chance."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +78,7 @@ class Case:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Removal:
-    """One head or block of channels, and what removing it alone does."""
+    """One head or block of channels, and the effect of removing it alone."""
 
     layer: int
     group: str

@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def measure(setting: Setting) -> dict[str, Any]:
-    """Train a little; the peak of this process, and what the estimate says of it."""
+    """Train a little; return the peak of this process, and the estimate of it."""
     artifact, rng = Artifact.open(setting.artifact), np.random.default_rng(setting.seed)
     manifest = artifact.manifest
     plan = Plan.full(manifest)

@@ -69,7 +69,7 @@ class MqttClient:
         self.socket.close()
 
     def read(self) -> bool:
-        """Take what arrived; False when the connection is over."""
+        """Read the bytes that arrived; False when the connection is over."""
         try:
             data = self.socket.recv(READ_BYTES)
         except BlockingIOError:
@@ -88,7 +88,7 @@ class MqttClient:
         return True
 
     def write(self) -> bool:
-        """Write what waits; False while some of it still does."""
+        """Write the waiting bytes; False while some of them still wait."""
         with contextlib.suppress(BlockingIOError, OSError):
             while self._to_write:
                 del self._to_write[: self.socket.send(self._to_write)]

@@ -185,7 +185,7 @@ def time_matmul(sizes: Sizes, num_sets: int, threads: int, timed_s: float) -> li
 
 
 def grouped(nodes: list[dict[str, Any]], key: Any) -> dict[Any, list[dict[str, Any]]]:  # noqa: ANN401 - keys of two kinds
-    """Nodes by what they have in common."""
+    """Nodes by their key."""
     groups: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for node in nodes:
         groups[key(node)].append(node)

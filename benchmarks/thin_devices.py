@@ -57,7 +57,7 @@ SAY_AGAIN_S: Final = 5.0
 LONGEST_SAY_AGAIN_S: Final = 60.0
 KEEPALIVE_S: Final = 60
 LOOK_S: Final = 2.0
-"""Longest time from one look at what a device has to say to the next."""
+"""Longest time between two checks of a device's waiting messages."""
 SCALE: Final = 1e-3
 """Standard deviation of the elements of an update."""
 
@@ -131,7 +131,7 @@ class ThinDevice:
         self._take(decode_message(payload))
 
     def keep_up(self, now: float) -> None:
-        """Say what is due."""
+        """Send the messages that are due."""
         if not self._is_ready:
             return
         if now > self._beat_at:
@@ -150,7 +150,7 @@ class ThinDevice:
         self.publish(topic, encode_message(message))
 
     def register(self) -> None:
-        """Say what it is."""
+        """Send its registration."""
         self._is_ready = True
         capabilities = Capabilities(
             architecture="x86_64",
@@ -242,7 +242,7 @@ class Crowd(abc.ABC):
         """Time of the next look at a device, and the device's number; a heap."""
 
     def serve(self, seconds: float) -> None:
-        """Read, answer and say what is due, for some time."""
+        """Read, answer and send messages that are due, for some time."""
         until = time.monotonic() + seconds
         while (now := time.monotonic()) < until:
             self._wait(min(0.02, until - now))
@@ -262,7 +262,7 @@ class Crowd(abc.ABC):
 
     @abc.abstractmethod
     def _keep_up(self, number: int, now: float) -> None:
-        """Let a device say what is due."""
+        """Let a device send the messages that are due."""
 
 
 class MqttCrowd(Crowd):

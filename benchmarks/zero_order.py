@@ -54,7 +54,7 @@ EVAL_BATCH: Final = 32
 
 
 class Bench:
-    """One artifact, the examples, and what is held out.
+    """One artifact, the training examples, and the held-out ones.
 
     Args:
         options: of ``play``.
@@ -220,7 +220,7 @@ KEPT: Final = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse, and do what is asked for."""
+    """Parse the arguments and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artifact", type=Path, help="directory that `fedspine export` wrote")
     parser.add_argument("--train", type=Path, help="JSON lines to train on")

@@ -89,7 +89,7 @@ def spread(values: Sequence[float], digits: int) -> str:
 
 
 def merged(results: Sequence[Result]) -> dict[str, Any]:
-    """All results as one; what they share is said once."""
+    """All results as one; fields that they share are written once."""
     first, *others = results
     for other in others:
         if other["options"] | {"budget": 0} != first["options"] | {"budget": 0}:

@@ -1,4 +1,4 @@
-"""Options that several commands of ``fedspine-edge`` share, and what their values may be."""
+"""Options that several commands of ``fedspine-edge`` share, with the ranges of their values."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DEFAULT_CHECKPOINT_EVERY: Final = 20
 logger = logging.getLogger(__name__)
 
 MAX_DIGITS: Final = 18
-"""Of a whole number: what 64 bits hold."""
+"""Most digits of a whole number, so that 64 bits hold it."""
 MAX_THREADS: Final = 1024
 
 SECRETS: Final = ("password_file", "ca_file", "cert_file", "key_file")
@@ -132,7 +132,7 @@ class Joined(argparse.Action):
         values: object,
         option_string: str | None = None,
     ) -> None:
-        """Add a list to what was given before."""
+        """Add a list to the values given before."""
         del parser, option_string
         before = getattr(namespace, self.dest)
         setattr(namespace, self.dest, values if before is None else f"{before},{values}")
@@ -206,7 +206,7 @@ def service_of(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -
     """The service that runs a device with these options: those of ``start`` that are not the default, paths absolute.
 
     Args:
-        arguments: what ``parser`` read.
+        arguments: as ``parser`` read them.
         parser: knows the options of the device, and those of :func:`add_service`.
     """
     options, credentials = [], {}

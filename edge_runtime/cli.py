@@ -190,7 +190,7 @@ def _add_start(start: argparse.ArgumentParser) -> None:
 def _add_device(
     start: argparse.ArgumentParser, *, is_needed: bool = True, log_level: str = "info"
 ) -> argparse._ArgumentGroup:
-    """All that is said of a device but where its state is; returns the group of what ``start`` needs."""
+    """Add all options of a device but its state folder; return the group of those that ``start`` needs."""
     needed = start.add_argument_group("required" if is_needed else "what to check")
     urls = "URL of the broker: mqtt://, mqtts://, ws:// or wss://[user@]host[:port]"
     needed.add_argument("--broker", required=is_needed, metavar="URL", help=urls)

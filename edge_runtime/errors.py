@@ -8,7 +8,7 @@
     │   └── ManifestError       a manifest (ArtifactVersionError: of another version)
     └── one base per room       ModelError, ExportError, EngineError, LinkError, AgentError, CoordinatorError, ...
 
-A message says what, got, expected, where and the next step. Context that a program may want travels as attributes.
+A message says what is wrong, got, expected, where, and the next step. Attributes hold context for programs.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class FedSpineError(Exception):
     """Base of every error that FedSpine raises on purpose.
 
     Attributes:
-        exit_code: what a command ends with when this error reaches it.
+        exit_code: of a command that this error ends.
         device_id: the device concerned, or None.
         round_number: the round concerned (1-based), or None.
         digest: SHA-256 (hex) of the artifact, blob or plan concerned, or None.
@@ -72,7 +72,7 @@ class FedSpineError(Exception):
 
 
 class WireError(FedSpineError):
-    """Bytes from outside are not what the protocol or the artifact format says."""
+    """Bytes from outside break the rules of the protocol or of the artifact format."""
 
 
 class MessageError(WireError):

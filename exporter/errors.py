@@ -4,13 +4,13 @@ ExportError                    base
 ├── OutputExistsError          the output directory is taken (exit 2)
 ├── OptionError                an option's value does not go with the model (exit 2)
 ├── MissingPackageError        torch or another package of the server is not installed (exit 27)
-├── ModelTooLargeError         a model beyond what a format can hold (exit 11)
+├── ModelTooLargeError         a model too large for a format (exit 11)
 ├── OrtExportError             models for onnxruntime-training cannot be made of an artifact (exit 17)
 ├── OrtGenerateError           onnxruntime-training failed while it made them (exit 1)
 └── CompactError               a compact model cannot be made
-    ├── CompactInputError      the run lacks what is needed, or it is damaged (exit 17)
+    ├── CompactInputError      the run lacks a needed file, or it is damaged (exit 17)
     ├── CompactRatioError      a sparsity outside [0, 1) (exit 21)
-    └── CompactParityError     the exported graph does not say what PyTorch says (exit 1)
+    └── CompactParityError     the exported graph differs from PyTorch (exit 1)
 """
 
 from __future__ import annotations

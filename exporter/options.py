@@ -1,4 +1,4 @@
-"""Options of ``fedspine export``: what each is called, takes and says."""
+"""Options of ``fedspine export``: names, values and help."""
 
 from __future__ import annotations
 

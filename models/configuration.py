@@ -44,7 +44,7 @@ def read_configuration(model: str | Path, task: Task) -> Configuration:
 
     Args:
         model: local directory, or id on the hub.
-        task: what it is tuned for.
+        task: of the tuning.
 
     Raises:
         ModelUnsupportedError: an architecture, a task or a setting that no family handles; names the key.

@@ -3,7 +3,7 @@
 ModelError                  base
 ├── ModelNotFoundError      no such directory or hub model, or files of it are missing (exit 10)
 ├── ModelUnsupportedError   an architecture, a task or a setting that no family handles (exit 11)
-│   └── ParityError         the stages do not compute what transformers computes
+│   └── ParityError         the stages compute something else than transformers
 ├── ModelPackageError       a package that reads the model's files is not installed (exit 27)
 └── LabelsError             class names are needed, or make no sense (exit 2)
     └── LabelsDifferError   they are not those of the checkpoint's classifier (exit 14)
@@ -31,7 +31,7 @@ class ModelUnsupportedError(ModelError):
 
 
 class ParityError(ModelUnsupportedError):
-    """The stages do not compute what transformers computes of the same checkpoint."""
+    """The stages compute something else than transformers from the same checkpoint."""
 
 
 class ModelPackageError(ModelError):

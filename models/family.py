@@ -31,7 +31,7 @@ class ParamSpec:
     """One parameter of a stage."""
 
     name: str
-    """Hugging Face name; for a block, what follows the block's prefix."""
+    """Hugging Face name; for a block, the part after the block's prefix."""
     shape: tuple[int, ...]
     prune: tuple[PruneAxis, ...] = ()
 
@@ -106,7 +106,7 @@ class Family(abc.ABC):
             model: the checkpoint as transformers loads it.
 
         Raises:
-            ParityError: it is something else than what the stages compute with.
+            ParityError: it differs from the values that the stages compute with.
         """
         del model
 
@@ -135,7 +135,7 @@ class Family(abc.ABC):
         Args:
             weights: the block's parameters without prefix, of the units kept, with the LoRA factors of its targets.
             hidden: ``[B, S, H]``.
-            context: what the embedding computed.
+            context: of the embedding.
             first_only: give that of the first tokens alone, ``[B, H]``; for families that score no other.
         """
 
@@ -152,7 +152,7 @@ class Family(abc.ABC):
     def block(
         self, weights: Weights, hidden: torch.Tensor, context: Mapping[str, torch.Tensor], *, first_only: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One block; takes what :meth:`residual` takes.
+        """One block; takes the arguments of :meth:`residual`.
 
         Returns:
             Hidden states ``[B, S, H]``, or ``[B, 1, H]`` of first tokens alone, and the residual sum before them.
@@ -187,7 +187,7 @@ class Family(abc.ABC):
     def cut_points(self) -> tuple[int, ...]:
         """Return the cuts of the stack in two: the numbers of blocks that the lower part may have, 0 to ``num_layers``.
 
-        What crosses a cut are the hidden states; the upper part needs the context too, which follows from the mask.
+        The hidden states cross a cut; the upper part needs the context too, which follows from the mask.
         """
         return tuple(range(self.num_layers + 1))
 

@@ -59,12 +59,12 @@ def choose_head(own: Sequence[str] | None, wanted: tuple[str, ...] | None, *, is
 
     Args:
         own: classes of the checkpoint's classifier; None = it has none.
-        wanted: classes of the data, in any order; None = nobody said.
+        wanted: classes of the data, in any order; None = not given.
         is_new: a new classifier is wanted in any case.
 
     Raises:
-        LabelsError: nobody said what the classes of a new classifier are.
-        LabelsDifferError: what is wanted looks like the checkpoint's classes, and is not.
+        LabelsError: the classes of a new classifier are not given.
+        LabelsDifferError: the wanted classes look like the checkpoint's classes, but differ.
     """
     if own is None or is_new:
         if wanted is None:

@@ -1,4 +1,4 @@
-"""Names of models on the Hugging Face hub; without torch, for whoever checks a name before anything is loaded."""
+"""Names of models on the Hugging Face hub; without torch, to check a name before anything is loaded."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ _EMBEDDINGS = "model.embed_tokens.weight"
 _BIASES = frozenset({"attention_bias", "mlp_bias"})
 _LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
 _ANGLE_TOLERANCE = 1e-3
-"""Of a cosine or sine: what rounding of frequencies makes of it a hundred thousand positions on."""
+"""Error of a cosine or sine a hundred thousand positions on, from the rounding of frequencies."""
 
 
 class Llama(Family):

@@ -1,4 +1,4 @@
-"""Pretrained models from a local directory or the Hugging Face hub, through transformers, reduced to what is needed."""
+"""Pretrained models from a local directory or the Hugging Face hub, through transformers, without unneeded parts."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def load_model(
 
     Args:
         model: local directory, or id on the hub.
-        task: what it is tuned for.
+        task: of the tuning.
         labels: class names, for text-classification; see :func:`models.heads.choose_head`.
         num_labels: their number, where they have no names.
         seed: of the weights that the checkpoint lacks: the classifier, normal with the configuration's deviation.
@@ -80,7 +80,7 @@ def load_model(
     Raises:
         ModelNotFoundError: there is no such model, or files are missing or unreadable.
         ModelUnsupportedError: no family handles it, or one of its settings.
-        ParityError: the stages do not compute what transformers does.
+        ParityError: the stages compute something else than transformers.
         ModelPackageError: a package that reads its tokenizer is not installed.
         LabelsError: class names are needed, or make no sense.
         LabelsDifferError: they are not those of the checkpoint's classifier.
@@ -199,7 +199,7 @@ def _own_labels(config: Any, *, are_needed: bool) -> list[str]:
 
 
 def _source_model(model: str | Path, task: Task, seed: int, reference: Any | None) -> tuple[Any, dict[str, Any]]:
-    """The model as transformers builds it, and what it says of weights that were lacking or left over."""
+    """The model as transformers builds it, and its report on missing and unused weights."""
     options = {} if reference is None else {"config": reference}
     with _translated(model, "weights"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -260,7 +260,7 @@ def _translated(model: str | Path, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers from writing to stderr what the notes say."""
+    """Keep transformers from writing to stderr; the notes have the same content."""
     before = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()

@@ -1,4 +1,4 @@
-"""Do the stages compute what transformers computes? Asked of the checkpoint as transformers itself loads it.
+"""Compares the stages with transformers, on the checkpoint as transformers itself loads it.
 
 The reference never goes through what this project reads of the configuration: transformers reads the directory. Where
 transformers 5 wrote the file and transformers 4 is installed, the rotary settings are spelled as version 4 does, and

@@ -1,4 +1,4 @@
-"""Every key of a ``config.json`` against what the stages compute: what matters and is not used is refused by its name.
+"""Checks every key of a ``config.json``: one that matters, but that the stages do not use, is refused by its name.
 
 A key is *used* (the stages compute with its value), *harmless* (it changes nothing that they compute), or *fixed* (they
 reproduce some values of it alone). Of a key that the family does not know, transformers' own class computes nothing
@@ -135,14 +135,14 @@ _SHOWN: Final = 60
 
 
 def check_settings(raw: Mapping[str, Any], settings: Settings) -> list[str]:
-    """Compare a configuration, as it is written, with what the stages compute.
+    """Compare a configuration, as it is written, with the computation of the stages.
 
     Args:
         raw: ``config.json``.
-        settings: what the family does with its keys.
+        settings: the family's treatment of the keys.
 
     Returns:
-        A line for a person, if there are keys that nobody uses and that seem to change nothing.
+        A line for the user, if there are keys that are not used and that seem to change nothing.
 
     Raises:
         ModelUnsupportedError: a key changes the model and is not used; names it and its value.

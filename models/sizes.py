@@ -33,7 +33,7 @@ def check_sizes(raw: Mapping[str, Any]) -> None:
     """Refuse a configuration with a size that no model has.
 
     Args:
-        raw: ``config.json``; what it leaves out or has as null is for transformers.
+        raw: ``config.json``; transformers sets keys that are missing or null.
 
     Raises:
         ModelUnsupportedError: names the first key and its range.

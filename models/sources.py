@@ -1,6 +1,6 @@
 """The model that a user named, before anything is loaded: a checkpoint, or something else that looks like one.
 
-Without torch, for whoever checks a name early.
+Without torch, so that a name can be checked early.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _TORCH_WEIGHTS: Final = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 
 
 def check_source(model: str | Path) -> None:
-    """Refuse what is not a checkpoint; the id of a model on the hub is looked at when it is loaded.
+    """Refuse an input that is not a checkpoint; the id of a model on the hub is checked when it is loaded.
 
     Raises:
         ModelNotFoundError: there is nothing, or no model.
-        ModelUnsupportedError: it is known what it is; says what to give instead.
+        ModelUnsupportedError: it is something else that is known; says what to give instead.
     """
     path = Path(model)
     if path.is_dir():
@@ -58,7 +58,7 @@ def check_quantization(raw: Mapping[str, Any], model: str | Path) -> None:
 
     Args:
         raw: its ``config.json``.
-        model: what a person gave.
+        model: as the user gave it.
 
     Raises:
         ModelUnsupportedError: names the method.

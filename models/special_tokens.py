@@ -96,7 +96,7 @@ def without_foreign_ids(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def written_generation(generation: Mapping[str, Any], tokens: SpecialTokens, vocab_size: int) -> dict[str, Any]:
-    """``generation_config.json`` of what is exported: the checkpoint's, with the ids that were chosen."""
+    """``generation_config.json`` of the export: the checkpoint's, with the ids that were chosen."""
     ends = list(tokens.ends)
     kept = {key: value for key, value in generation.items() if not key.endswith("_token_id")}
     if _is_inside(generation.get("bos_token_id"), vocab_size):

@@ -37,7 +37,7 @@ def load_tokenizer(model: str | Path) -> Any:
         ModelPackageError: there is no ``tokenizer.json``, and a package that makes one is not installed.
         ModelNotFoundError: the directory holds no tokenizer.
         ModelUnsupportedError: it has no fast version.
-        Exception: as transformers raises it, where files are not what they should be.
+        Exception: as transformers raises it for malformed files.
     """
     try:
         tokenizer: Any = transformers.AutoTokenizer.from_pretrained(str(model), use_fast=True)

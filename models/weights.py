@@ -1,4 +1,4 @@
-"""The weights of a checkpoint against what the stages take of them: none lost, none left over, none contradicted."""
+"""Compares a checkpoint's weights with those that the stages take: none lost, none left over, none contradicted."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def check_unused(model: str | Path, unused: Collection[str]) -> None:
 def check_tied(model: str | Path, family: Family, state: Mapping[str, torch.Tensor]) -> None:
     """Refuse a checkpoint that says of its output matrix that it is the embedding, and stores another one.
 
-    transformers 4 takes the embedding there, and version 5 what is stored.
+    transformers 4 takes the embedding there, and version 5 the stored matrix.
 
     Args:
         model: local directory, or id on the hub.

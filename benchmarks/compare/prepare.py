@@ -1,4 +1,4 @@
-"""Make the model and the data of agnews.toml and sst2.toml from what their authors publish.
+"""Make the model and the data of agnews.toml and sst2.toml from their authors' files.
 
     python benchmarks/compare/prepare.py model --to ../shared/models/minilm-l6
     python benchmarks/compare/prepare.py agnews train.csv test.csv --to ../shared/data/agnews
@@ -84,7 +84,7 @@ def _write(path: Path, rows: Sequence[Row]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Make what is asked for."""
+    """Make the files that the arguments ask for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True)
     inputs = {"model": (), "agnews": ("train", "test"), "sst2": ("train",)}

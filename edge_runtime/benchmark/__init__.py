@@ -1,1 +1,1 @@
-"""A benchmark of training engines: what every contender is asked, does, and answers. No engine is imported here."""
+"""A benchmark of training engines: every contender's request, work and answer. No engine is imported here."""

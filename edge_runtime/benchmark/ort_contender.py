@@ -25,7 +25,7 @@ from edge_runtime.ort_training.trainer import OrtRun
 
 
 def prepare(request: BenchmarkRequest) -> Contender:
-    """Load the models of the request's arm, and put in what they do not hold.
+    """Load the models of the request's arm, and fill in the tensors that they do not hold.
 
     Raises:
         OrtTrainingError: onnxruntime-training or the models cannot be used.

@@ -1,4 +1,4 @@
-"""The life of a contender's process: read the request, make the steps, print what was measured."""
+"""The life of a contender's process: read the request, make the steps, print the measurements."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Prepare = Callable[[BenchmarkRequest], Contender]
 
 
 def contend(prepare: Prepare, packages: Sequence[str], arguments: Sequence[str]) -> ExitCode:
-    """Play one contender: what its module's ``__main__`` calls.
+    """Play one contender, for its module's ``__main__``.
 
     Args:
         prepare: the engine.

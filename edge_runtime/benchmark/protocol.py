@@ -25,7 +25,7 @@ class BenchmarkRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     engine: str
     """Name of the engine, for a process that plays several."""
     artifact: str
-    """Directory of the artifact: base weights, and what follows from the manifest."""
+    """Directory of the artifact: base weights and manifest."""
     model: str
     """Hugging Face directory or hub id that it was exported from."""
     ort_models: str

@@ -1,8 +1,8 @@
 """Errors of the board.
 
 BoardError
-├── NoSensorError    what should be watched is measured by nothing here
-└── ServiceError     no unit can be written for what was asked
+├── NoSensorError    this board has no sensor for a value that should be watched
+└── ServiceError     no unit can be written for these options
 """
 
 from __future__ import annotations

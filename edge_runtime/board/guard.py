@@ -55,10 +55,10 @@ class PauseLimits:
 
 
 class Guard:
-    """Judges readings one after the other; remembers what it paused for.
+    """Judges readings one after the other; remembers the reason of a pause.
 
     Args:
-        limits: what makes work pause.
+        limits: reasons to pause.
     """
 
     def __init__(self, limits: PauseLimits) -> None:
@@ -71,7 +71,7 @@ class Guard:
         """Return the reason why work should pause; None = it may go on.
 
         Args:
-            reading: what the sensors say; what is missing there is no reason to pause.
+            reading: of the sensors; a missing value is not a reason to pause.
             now: monotonic seconds.
         """
         reasons = (self._hot(reading.temperature_c), self._low(reading.battery), self._slowed(reading.throttling, now))

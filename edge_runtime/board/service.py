@@ -172,7 +172,7 @@ def _limits(service: Service) -> list[str]:
 
 
 def _homes(readable: Iterable[Path]) -> list[str]:
-    """Homes are hidden; what of them is needed is shown, to be read only."""
+    """Homes are hidden; needed paths in them are visible, read-only."""
     shown = sorted({path for path in readable if any(path.is_relative_to(home) for home in _HOMES)})
     outermost = [path for path in shown if not any(other in path.parents for other in shown)]
     if not outermost:
@@ -203,7 +203,7 @@ def _quoted(word: str) -> str:
 
 
 def _path(path: Path) -> str:
-    """A path as settings take it: quotes would be part of it, so what needs them is refused."""
+    """A path as settings take it: quotes would be part of it, so a path that needs them is refused."""
     text = str(path)
     _check(text)
     if re.search(r"[\s\"':\\]", text):

@@ -27,7 +27,7 @@ FOR_PEOPLE: Final = "for_people"
 Count = Annotated[int, msgspec.Meta(ge=0, le=limits.MOST)]
 Positive = Annotated[int, msgspec.Meta(ge=1, le=limits.MOST)]
 Integer = Annotated[int, msgspec.Meta(ge=-limits.MOST, le=limits.MOST)]
-"""A number that may be negative; what it may be exactly is checked where it is used."""
+"""A number that may be negative; its exact range is checked where it is used."""
 Seed = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 NumBytes = Annotated[int, msgspec.Meta(ge=0, le=limits.MAX_BYTES)]
 """Memory, or traffic."""
@@ -42,7 +42,7 @@ Loss = Annotated[float, msgspec.Meta(ge=-limits.MAX_FLOAT32, le=limits.MAX_FLOAT
 """A loss of any size that a float32 holds: a loss that grows is not the fault of the message."""
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 AxisNumber = Annotated[float, msgspec.Meta(ge=0, le=limits.MOST)]
-"""Of an arm on some axis; the axis says what it may be exactly."""
+"""Of an arm on some axis; the axis declares the exact range."""
 PruningRatio = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 Factor = Annotated[float, msgspec.Meta(gt=0, le=limits.MAX_FACTOR)]
 Decay = Annotated[float, msgspec.Meta(ge=0, le=limits.MAX_FACTOR)]
@@ -57,7 +57,7 @@ Name = Annotated[str, msgspec.Meta(pattern=rf"^{NAME.pattern}\Z")]
 """Run, device, session, model family; and a file within a folder."""
 GroupName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_]{1,64}\Z")]
 TensorName = Annotated[str, msgspec.Meta(pattern=r"^[!-~]{1,255}\Z")]
-"""A parameter, a module, or what names of a block begin with: printable ASCII without spaces."""
+"""A parameter, a module, or the prefix of a block's names: printable ASCII without spaces."""
 Url = Annotated[str, msgspec.Meta(pattern=r"^[!-~]{1,2000}\Z")]
 
 # ---- text ------------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ MAX_TENSORS: Final = 16_384
 """Most tensors in one blob."""
 
 MAX_TENSOR_NAME: Final = 400
-"""Longest name of a tensor in a blob, characters: a module path, and what is put behind it."""
+"""Longest name of a tensor in a blob, characters: a module path and a suffix."""
 
 MAX_TENSOR_HEADER_BYTES: Final = 8 * 1024 * 1024
 """Largest safetensors header, bytes."""
@@ -51,10 +51,10 @@ MAX_CHUNK_INDICES: Final = 8_192
 """Most indices in one request for missing chunks."""
 
 MOST: Final = 2**31 - 1
-"""Largest count: what every graph, message and table along the way can hold."""
+"""Largest count, which every graph, message and table on the way can hold."""
 
 MAX_BYTES: Final = 2**53
-"""Largest amount of memory or traffic that is believed, bytes: what every reader of JSON keeps exactly."""
+"""Largest amount of memory or traffic that is believed, bytes: every reader of JSON keeps it exactly."""
 
 MAX_FILE_BYTES: Final = 1 << 40
 """Largest file of an artifact, bytes."""
@@ -102,4 +102,4 @@ MAX_FACTOR: Final = 1e6
 """Largest learning rate, scaling or norm: beyond it a float32 overflows where such numbers are multiplied."""
 
 MAX_FLOAT32: Final = 3.5e38
-"""Just beyond what a float32 can hold."""
+"""Just above the largest float32."""

@@ -28,8 +28,8 @@ def decode_description(data: bytes, kind: type[D], *, version: int, file: str, w
         data: the file's bytes.
         kind: a Struct with a field ``format_version``.
         version: the only one that is read.
-        file: what the file is called in errors.
-        what: what it describes.
+        file: name of the file in errors.
+        what: kind of thing that it describes.
         remedy: how it is made anew, as a command to the reader.
 
     Raises:

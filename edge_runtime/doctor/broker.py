@@ -1,4 +1,4 @@
-"""The broker: does it take what this device says, does a coordinator answer, is its artifact there?"""
+"""Checks of the broker: it takes this device's messages, a coordinator answers, its artifact can be fetched."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def try_out(setup: Setup) -> Trial:
 
 @contextlib.contextmanager
 def _silent_link() -> Iterator[None]:
-    """Without the link's own lines: what they say is in the findings."""
+    """Without the link's own log lines, because the findings have their content."""
     logger = logging.getLogger("edge_runtime.link")
     before = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -16,7 +16,7 @@ def check_up(setup: Setup) -> Iterator[Finding]:
     """Ask everything, one after the other.
 
     Args:
-        setup: what ``start`` would be told.
+        setup: the options of ``start``.
     """
     for name, ask in _questions(setup):
         try:

@@ -20,7 +20,7 @@ AMPLE_DISK_BYTES: Final = 500_000_000
 def state(setup: Setup) -> Finding:
     """Is there space, and do writing, flushing, renaming and locking work where the state will be?
 
-    It is tried in a folder beside what is there, which is removed again; a device that runs is not disturbed.
+    It is tried in a new folder beside the existing files, which is removed again; a running device is not disturbed.
     """
     if setup.state is None:
         return skipped("state", "--state")

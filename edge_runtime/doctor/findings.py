@@ -25,7 +25,7 @@ class Finding:
     next_step: str = ""
     """Next step; empty if there is nothing to do."""
     exit_code: ExitCode = ExitCode.OK
-    """Of an error: what ``start`` would end with."""
+    """For an error: exit code with which ``start`` would end."""
 
     def line(self) -> str:
         """For people."""

@@ -103,7 +103,7 @@ def is_allowed(version: str, allowed: str) -> bool:
 
 
 def _release(version: str) -> Version:
-    """The numbers of a version up to what is not a number.
+    """The leading numbers of a version.
 
     >>> _release("1.31.1"), _release("2.0rc1")
     ((1, 31, 1), (2, 0))

@@ -12,12 +12,12 @@ from edge_runtime.link.address import BrokerAddress, TlsFiles
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """All of it may be left out; what is not named is not asked about."""
+    """All of it may be left out; checks without their option are left out too."""
 
     data: Path | None
     state: Path | None
     broker: Callable[[], BrokerAddress] | None
-    """Finds the broker and the password; raises what ``start`` would end with."""
+    """Finds the broker and the password; raises the error with which ``start`` would end."""
     fleet: str
     device_id: str | None
     """None: the one that the state keeps, or none yet."""

@@ -1,4 +1,4 @@
-"""``fedspine.json``: what a device must know of a compact model, so that it needs neither torch nor transformers."""
+"""``fedspine.json``: description of a compact model for a device, which has neither torch nor transformers."""
 
 from __future__ import annotations
 

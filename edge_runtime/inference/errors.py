@@ -1,7 +1,7 @@
 """Errors of inference.
 
 InferenceError
-├── CompactModelError      a directory that is not a compact model, or whose files are not what it says
+├── CompactModelError      a directory that is not a compact model, or whose files do not match it
 ├── CompactVersionError    a compact model of another format version
 ├── WrongTaskError         text asked of a classifier, or a class of a model that generates
 ├── PromptError            a prompt that leaves no room for an answer, or has no token

@@ -73,7 +73,7 @@ class CompactModel:
         """Load a compact model.
 
         Args:
-            directory: what ``fedspine compact`` wrote.
+            directory: of ``fedspine compact``.
             num_threads: threads for one operator, 1 or more; None = one for each physical core.
             verify: whether the files' SHA-256 are checked.
 
@@ -133,7 +133,7 @@ class CompactModel:
         Ends with the end-of-text token, after ``max_new_tokens``, or where the model's positions end.
 
         Args:
-            prompt: what to continue; may be empty if the tokenizer begins every text with a token.
+            prompt: text to continue; may be empty if the tokenizer begins every text with a token.
             max_new_tokens: most tokens to generate, 1 or more.
             temperature: 0 = greedy; otherwise tokens are drawn, the likelier ones more often the lower it is.
             top_k: draw from this many of the likeliest tokens only; 0 = all.
@@ -241,7 +241,7 @@ class CompactModel:
         its cache grows by a token with each repeat. Tokenisation is not included.
 
         Args:
-            length: tokens; cut to what the model's positions allow.
+            length: tokens; cut to the model's positions.
             num_repeats: measured repeats, 1 or more.
             clock: monotonic seconds.
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class TextCodec:
-    """Encodes what is asked and decodes what is answered.
+    """Encodes the prompt and decodes the answer.
 
     Args:
         artifact: gives the tokenizer's file and the text spec.

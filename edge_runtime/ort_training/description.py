@@ -1,4 +1,4 @@
-"""ort-training models: what a folder of them says of itself (``ort-training.json``).
+"""ort-training models: the description of a folder of them (``ort-training.json``).
 
 onnxruntime-training bakes widths, rank and hyper-parameters of the optimizer into its models, so a folder holds one
 set of files for each arm, beside the artifact that they were made from. Weights are not baked in: a device puts its own

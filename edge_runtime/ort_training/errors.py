@@ -3,7 +3,7 @@
 OrtTrainingError (EngineError)
 ├── OrtMissingError             no onnxruntime-training here, or not for this machine (exit 27)
 ├── OrtModelsError              a folder of models that is missing, damaged, or of another artifact (exit 17)
-├── ArmNotExportedError         no models for what an assignment plays (exit 21)
+├── ArmNotExportedError         no models for an assignment's arm (exit 21)
 └── FixedHyperParametersError   an assignment asks for others than the models have (exit 2)
 """
 

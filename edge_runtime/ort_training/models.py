@@ -1,4 +1,4 @@
-"""A folder of ort-training models on disk: opened, checked against the artifact, and searched for what is played."""
+"""A folder of ort-training models on disk: opened, checked against the artifact, and searched for an arm."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """One arm's models, loaded: parameters in and out, gradients summed, an optimizer step, an evaluation.
 
-The only file that calls onnxruntime-training on the device. What it raises becomes this project's errors here.
+The only file that calls onnxruntime-training on the device. Its errors become this project's errors here.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class TrainingModule:
             self._evaluation_inputs = tuple(self._module.input_names())
 
     def fill(self, weights: Mapping[str, Array], params: Array) -> None:
-        """Put frozen weights and a flat adapter ``[N]`` in the place of what was exported.
+        """Replace the exported weights by frozen weights and a flat adapter ``[N]``.
 
         Raises:
             OrtModelsError: the checkpoint has a parameter that is none of them.

@@ -90,7 +90,7 @@ class OrtTrainer:
             OrtModelsError: a file of the models is damaged.
             PlanError: the plan is for another model.
             TensorError: adapter or merged factors do not fit plan and rank.
-            ArtifactCorruptedError: the base weights are not what the manifest says.
+            ArtifactCorruptedError: the base weights do not match the manifest.
             GraphError: onnxruntime-training refuses a model.
             InsufficientMemoryError: it could not allocate.
         """

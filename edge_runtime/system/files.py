@@ -15,7 +15,7 @@ from edge_runtime.errors import ExitCode, FedSpineError
 
 PRIVATE_FOLDER: Final = 0o700
 PRIVATE_FILE: Final = 0o600
-"""Modes of what holds state: of its owner alone."""
+"""Modes of folders and files with state: only their owner may use them."""
 
 
 class DiskFullError(FedSpineError):
@@ -30,7 +30,7 @@ def write_atomically(path: Path, *parts: bytes | memoryview, is_private: bool = 
     Args:
         path: the file.
         parts: its new content, one piece after the other.
-        is_private: whether nobody but its owner may read it.
+        is_private: whether only its owner may read it.
 
     Raises:
         DiskFullError: there is no space; nothing is left behind.
@@ -63,7 +63,7 @@ def keep_private(path: Path, mode: int) -> None:
     """Take a file or folder of ours from all but its owner; where the file system knows no owners, it stays as it is.
 
     Args:
-        path: what lies there; nothing may.
+        path: a file, or nothing.
         mode: :data:`PRIVATE_FOLDER` or :data:`PRIVATE_FILE`.
     """
     with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Python as a child process: one builder of its command lines, and nobody's current folder on any import path.
+"""Python as a child process: one builder of its command lines; the current folder is never on the import path.
 
 ``python -m`` and ``python -c`` put the current folder before the standard library: a ``models.py`` or ``random.py`` of
 the person who started FedSpine would be executed in place of ours. ``-P`` leaves it out. Only the standard library is
@@ -59,7 +59,7 @@ def missing(error: ImportError, command: str) -> str:
 
     Args:
         error: as Python raised it.
-        command: what needs it.
+        command: that needs it.
     """
     if is_own(error.name):
         return f"{command} cannot import {error.name!r}, a part of FedSpine{_place(error.name)}: {_MEND}"

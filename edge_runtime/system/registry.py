@@ -1,4 +1,4 @@
-"""Names and what they stand for: those of FedSpine, those of installed packages, and ``pkg.mod:Name``.
+"""Names and their objects: those of FedSpine, those of installed packages, and ``pkg.mod:Name``.
 
 A package offers a name by an entry point (https://packaging.python.org/specifications/entry-points/). Nothing of it is
 imported before its name is asked for, so a package that cannot be imported harms only those who ask for it. Modules are
@@ -56,7 +56,7 @@ class Registry(Generic[T]):
     own: Mapping[str, T]
     """Names of FedSpine itself."""
     fits: Callable[[object], TypeGuard[T]]
-    """Whether what a package offers is of this kind."""
+    """Whether an object of a package is of this kind."""
     expected: str
     """Description of the objects that ``fits`` takes, for messages, such as ``a subclass of Scheduler``."""
     error: type[FedSpineError]

@@ -26,7 +26,7 @@ class LastingFile(io.FileIO):
     """A descriptor that takes bytes also when they arrive nowhere.
 
     Attributes:
-        failure: the first error of a write, or None; what comes later is dropped.
+        failure: the first error of a write, or None; later output is dropped.
     """
 
     failure: OSError | None = None
@@ -81,7 +81,7 @@ def is_cut(stream: TextIO | None = None) -> bool:
 
 
 def finish() -> None:
-    """Write what is left in standard output.
+    """Write the rest of standard output.
 
     Raises:
         DiskFullError: the disk under it is full, so that something is missing. A reader that went away is not an error.

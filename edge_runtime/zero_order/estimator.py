@@ -1,4 +1,4 @@
-"""From losses to scalars, and what scalars say of the gradient's share in either part.
+"""Scalars from losses, and the gradient's share in either part from scalars.
 
 Shape legend: ``P1`` outer and ``P2`` inner perturbations.
 """
@@ -98,7 +98,7 @@ def check_epsilon(values: Array, epsilon: float) -> None:
     """Refuse a perturbation that float32 cannot tell from the values it is added to.
 
     Args:
-        values: what is perturbed, float32, any shape.
+        values: the perturbed ones, float32, any shape.
         epsilon: size of the perturbation.
 
     Raises:

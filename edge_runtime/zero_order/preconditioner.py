@@ -1,4 +1,4 @@
-"""HiSo's diagonal from scalars alone: nobody sends it, everybody who has the log has it to the last bit.
+"""HiSo's diagonal from scalars alone: it is never sent, because everyone with the log has it to the last bit.
 
 HiSo (arXiv 2506.02370) and its public code: noise is ``z = H^-1/2 u``, and after a round, for each of its steps, ``H <-
 0.95 H + 0.05 e^2`` with the step's estimate ``e``, the mean of ``rho z`` over the perturbations. Ours: +-1 for its
@@ -31,11 +31,11 @@ ADDED: Final = np.float32(0.05)
 LEAST: Final = np.float32(1e-8)
 """Of H: noise is at most 10,000 times as large as without."""
 MOST: Final = np.float32(1e8)
-"""Of H: noise is at least a ten-thousandth of what it is without."""
+"""Largest element of H: noise is at least a ten-thousandth of its size without H."""
 
 
 class Preconditioner:
-    """H before some round, and what the noise of that round is multiplied by.
+    """H before some round, and the factor of that round's noise.
 
     Args:
         parts: what is tuned, at the cut of all rounds since the start.

@@ -24,7 +24,7 @@ from edge_runtime.zero_order.parts import TunedParts, TunedTensor, Which
 Array = npt.NDArray[np.float32]
 
 LEAST_DEVIATION: Final = 1e-10
-"""Of a step's scalars, to normalise by (ours): far below what losses in float32 tell apart."""
+"""Least deviation of a step's scalars to normalise by (ours): far below differences of float32 losses."""
 
 
 def perturb(  # noqa: PLR0913, PLR0917 - what to write where, and the four numbers that name the noise
@@ -42,7 +42,7 @@ def perturb(  # noqa: PLR0913, PLR0917 - what to write where, and the four numbe
 ) -> None:
     """Write theta + epsilon * z of one part.
 
-    Always from theta into another buffer: what is added and taken away in place does not come back to the last bit.
+    Always from theta into another buffer, because adding and subtracting in place does not restore the last bit.
 
     Args:
         flat: theta, float32 ``[N]``.
@@ -111,7 +111,7 @@ def apply_step(
 
 
 Weights = list[tuple[int, np.float32]]
-"""Numbers of perturbations, ascending, and what their noise counts."""
+"""Numbers of perturbations, ascending, and the weight of each one's noise."""
 
 
 def step_weights(
@@ -142,7 +142,7 @@ def weighted_noise(
         tensor: of either part.
         weights: of that part.
         key: seed, round and step.
-        scale: what the sum is multiplied by, float32 ``[N]``; None = nothing.
+        scale: factor of the sum, float32 ``[N]``; None = 1.
         noise: its law.
 
     Returns:

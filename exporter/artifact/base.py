@@ -22,7 +22,7 @@ class Base:
 
     Attributes:
         dtypes: type of each weight by name.
-        tensors: what the blob holds: weights, or their codes, by name, and scales.
+        tensors: of the blob: weights, or their codes, by name, and scales.
     """
 
     def __init__(self, model: PretrainedModel, wanted: BaseDtype) -> None:

@@ -116,7 +116,7 @@ class Composition:
         return {prefix + factor: out[grad_of(factor)] for factor in factors}, out.get(INPUT_GRAD)
 
     def head(self, hidden: str, wanted: list[str]) -> dict[str, str]:
-        """Place the head, or what ``wanted`` needs of it, on the positions that are scored.
+        """Place the head, or the part that ``wanted`` needs, on the positions that are scored.
 
         Args:
             hidden: hidden states of the last block, ``[B, S, H]``, or ``[B, 1, H]`` where no others are scored.

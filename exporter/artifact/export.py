@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 NOTE: Final = "note: "
-"""Begins a line of progress that a person should know even where nobody watches the export."""
+"""Prefix of a progress line that the user should see even if the export is not watched."""
 
 
 def _silent(line: str) -> None:
@@ -53,7 +53,7 @@ def export_model(  # noqa: PLR0913 - all but three are options of the command
 
     Args:
         model: local directory, or id on the Hugging Face hub.
-        task: what it is to be tuned for.
+        task: of the tuning.
         out: directory of the artifact; it appears whole or not at all.
         labels: class names, for text-classification.
         num_labels: their number, where they have no names.

@@ -110,7 +110,7 @@ def write_graph(directory: Path, name: str, graph: onnx.ModelProto) -> None:
 
 
 def write_model_files(directory: Path, model: PretrainedModel, base: Base) -> None:
-    """Write weights, tokenizer, and what a server needs to build the Hugging Face model again."""
+    """Write weights, tokenizer, and the files from which a server builds the Hugging Face model again."""
     for name, tensors in ((names.BASE_FILE, base.tensors), (names.INITIAL_FILE, model.dense)):
         with foreign_writer(directory, sum(tensor.nbytes for tensor in tensors.values())):
             # writes tensors in place, without a copy in memory

@@ -99,7 +99,7 @@ class Graph:
             self._scope = before
 
     def needed(self, values: Sequence[str], given: Collection[str] = ()) -> list[Node]:
-        """The nodes that ``values`` depend on, in order; what only leads to ``given`` values is left out."""
+        """The nodes that ``values`` depend on, in order; nodes that only lead to ``given`` values are left out."""
         wanted, known = set(values).difference(given), set(given)
         kept = []
         for node in reversed(self.nodes):
@@ -109,7 +109,7 @@ class Graph:
         return kept[::-1]
 
     def model(self, name: str, outputs: Mapping[str, Output]) -> onnx.ModelProto:
-        """Serialisable model of what the outputs need; all declared inputs stay.
+        """Serialisable model of the nodes that the outputs need; all declared inputs stay.
 
         Args:
             name: name of the graph.

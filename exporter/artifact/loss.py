@@ -1,4 +1,4 @@
-"""The loss: cross entropy, its gradient with respect to the scores, and what an evaluation counts."""
+"""The loss: cross entropy, its gradient with respect to the scores, and the counts of an evaluation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def cross_entropy(scores: torch.Tensor, targets: torch.Tensor, scale: torch.Tens
     Args:
         scores: float ``[T, C]``.
         targets: int64 ``[T]``, in [0, C).
-        scale: float ``[]``, what the sum is multiplied by; 1 / T makes it the mean.
+        scale: float ``[]``, factor of the sum; 1 / T makes it the mean.
 
     Returns:
         ``loss`` (scaled), ``loss_sum``, float ``[]``; ``num_correct``, int64 ``[]``.

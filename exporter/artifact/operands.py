@@ -33,7 +33,7 @@ class Value:
 
 
 class Operands:
-    """The operands of one operation after the other; what the functions in :mod:`exporter.artifact.operators` see.
+    """The operands of one operation after the other, as the functions in :mod:`exporter.artifact.operators` see them.
 
     Attributes:
         graph: where nodes go.

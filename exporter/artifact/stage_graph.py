@@ -13,7 +13,7 @@ class StageGraph:
     """A translated stage."""
 
     def __init__(self, graph: Graph, outputs: Mapping[str, str], sizes: Mapping[str, str]) -> None:
-        """Take what a translation made.
+        """Take the result of a translation.
 
         Args:
             graph: nodes of the stage; its inputs bear the stage's names.

@@ -102,7 +102,7 @@ def _residual_shape(family: Family) -> tuple[Dimension, ...]:
 
 
 def _block_inputs(graph: Graph, family: Family, *, has_factors: bool = True) -> tuple[dict[str, str], dict[str, str]]:
-    """Declare what a block takes; returns its inputs and sizes."""
+    """Declare the inputs of a block; returns them and its sizes."""
     inputs = {names.HIDDEN: graph.input(names.HIDDEN, np.float32, (*_TOKENS, family.hidden_size))}
     inputs |= {spec.name: graph.input(spec.name, np.float32, spec.shape) for spec in family.context}
     inputs |= _weights(graph, family.block_params)
@@ -148,7 +148,7 @@ def _score(family: Family, manifest: Manifest, stages: Stages) -> onnx.ModelProt
 
 
 def _head_inputs(graph: Graph, family: Family) -> tuple[dict[str, str], dict[str, str]]:
-    """Declare what a head takes; returns its inputs and sizes."""
+    """Declare the inputs of a head; returns them and its sizes."""
     inputs = {
         names.HIDDEN: graph.input(names.HIDDEN, np.float32, ("targets", family.hidden_size)),
         names.TARGETS: graph.input(names.TARGETS, np.int64, ("targets",)),

@@ -35,7 +35,7 @@ class Stages:
     plain_block: StageGraph | None
     """A block without LoRA factors, forward only; None if all blocks have some."""
     last_block: StageGraph
-    """The block that computes what is scored alone; the same as the others where that is every token."""
+    """The block that computes only scored tokens; the same as the others if every token is scored."""
     head: StageGraph
 
 

@@ -1,4 +1,4 @@
-"""Does the compact model say what PyTorch says? Asked of the finished directory, through the code that devices run."""
+"""Compares a compact model with PyTorch: the finished directory, through the code that devices run."""
 
 from __future__ import annotations
 

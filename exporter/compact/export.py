@@ -61,9 +61,9 @@ def compact_run(
 
     Raises:
         OutputExistsError: ``out`` exists and ``force`` is not set.
-        CompactInputError: the run lacks what is needed, or it is damaged.
+        CompactInputError: the run lacks a needed file, or it is damaged.
         CompactRatioError: ``sparsity`` is out of range.
-        CompactParityError: the exported graph does not say what PyTorch says; nothing is written.
+        CompactParityError: the exported graph differs from PyTorch; nothing is written.
         DiskFullError: there is no space; nothing is left behind.
     """
     run_dir, out = Path(run_dir), Path(out)
@@ -165,7 +165,7 @@ def _describe(
     model: Any,
     quantization: Quantization | None,
 ) -> CompactInfo:
-    """Write ``fedspine.json`` for what lies in the directory."""
+    """Write ``fedspine.json`` for the files in the directory."""
     manifest = source.manifest
     files = {
         path.name: file_ref(path, on_device=path.name == names.TOKENIZER_FILE or path.name.startswith(MODEL_FILE))

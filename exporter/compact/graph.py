@@ -32,7 +32,7 @@ def export_graph(model: Any, task: Task, directory: Path) -> Path:
 
     Args:
         model: pruned, float32, in evaluation mode.
-        task: what it is for; a decoder gets inputs and outputs for its key/value cache.
+        task: of the model; a decoder gets inputs and outputs for its key/value cache.
         directory: an existing directory.
 
     Returns:

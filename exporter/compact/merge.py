@@ -57,7 +57,7 @@ def base_model(artifact_dir: Path, manifest: Manifest) -> Any:
 def merged_model(source: CompactSource) -> Any:
     """The artifact's model with the source's adapter in its weights, and all that was merged before; dense tensors set.
 
-    The adapter goes through PEFT's own format and code, so that what is deployed is what PEFT makes of the adapter.
+    The adapter goes through PEFT's own format and code, so that the deployed model is the one that PEFT would make.
 
     Raises:
         CompactInputError: see :func:`base_model`.

@@ -37,7 +37,7 @@ def quantize_by_row(model: onnx.ModelProto) -> None:
     """Give every dynamically quantised activation of a graph a scale for each row, in place.
 
     Args:
-        model: what ``quantize_dynamic`` wrote: ``MatMulInteger``, ``Cast``, a ``Mul`` by the product of both scales.
+        model: of ``quantize_dynamic``: ``MatMulInteger``, ``Cast``, a ``Mul`` by the product of both scales.
 
     Raises:
         CompactParityError: the graph has another form.
@@ -86,7 +86,7 @@ def _row_quantizer(values: str, quantized: str, scale: str) -> list[onnx.NodePro
 
 
 def _scale_by_row(scales: onnx.NodeProto, scale: str, users: dict[str, list[onnx.NodeProto]]) -> str:
-    """Turn ``cast * (scale * weight_scale)`` into ``(cast * scale) * weight_scale``; returns what is now made late.
+    """Turn ``cast * (scale * weight_scale)`` into ``(cast * scale) * weight_scale``; return values computed later now.
 
     The product of the scales would be as large as the result: a row of scales for each row of activations.
     """

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import safetensors
 import torch
 
+from edge_runtime.formats import names
 from models.checkpoint_files import file_of
 from models.errors import ModelNotFoundError, ModelUnsupportedError
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 _OF_STACK: Final = re.compile(r"(^|\.)(layers?\.\d+|embed_tokens|embeddings|norm)\.")
 """In names of weights that heads of other tasks do not have."""
 _NO_WEIGHT: Final = re.compile(r"(inv_freq|_ids)$")
-_FILE: Final = "model.safetensors"
+_FILE: Final = names.CHECKPOINT_FILE
 _OUTPUT: Final = "lm_head.weight"
 
 

@@ -142,6 +142,11 @@ class Method(abc.ABC):
         self._context = context
         self._manifest = context.manifest
 
+    @classmethod
+    def of(cls, context: MethodContext) -> Method:
+        """Make the method that a run's settings ask for: this one, unless they ask for another form of it."""
+        return cls(context)
+
     def initial(self, dense: Tensors, rng: np.random.Generator) -> Aggregated:
         """The model before training: A at random, B zero, so that nothing is changed.
 

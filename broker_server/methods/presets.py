@@ -312,6 +312,13 @@ PRESETS: Final[Mapping[str, Preset]] = {
         work="zero_order",
         settings=_zero_order(2e-2, zo_outer=1, zo_inner=4),
     ),
+    "fedkseed": Preset(
+        label="FedKSeed-like",
+        about="all weights tuned by forward passes alone, along the noise of a finite pool of seeds",
+        source="FedKSeed, arXiv 2312.06353, like",
+        work="zero_order",
+        settings=_zero_order(1e-5, tune="all", zo_cut=0, zo_outer=1, zo_inner=1, zo_epsilon=1e-3),
+    ),
     "topzo": Preset(
         label="Top-half ZO",
         about="as FedSPZO, the lower half is not tuned, and runs once for a batch",

@@ -13,7 +13,7 @@ from broker_server.options import Panel, option, zero_for_none
 from broker_server.ranges import Ratio, check_fields
 from edge_runtime.bounds import limits
 from edge_runtime.bounds.fields import Count, Decay, Factor, Positive, Share
-from edge_runtime.wire.work import Noise
+from edge_runtime.formats.seed_pool import Noise
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +54,9 @@ class TrainingConfig:
 
 AUTOMATIC: Final = -1
 """Of a cut: half of the blocks. Of a learning rate: half of the other part's."""
+
+NUM_SEEDS: Final = 1024
+"""Of a pool; FedKSeed's scripts have as many, its paper finds 1,024 to 4,096 enough for models of 10^9 weights."""
 
 SMALLEST_EPSILON: Final = 1e-6
 """Eight times the spacing of float32 at 1: below it a perturbation is lost in the rounding of weights and losses."""
@@ -104,6 +107,16 @@ class ZeroOrderConfig:
         "noise is divided by the root of a diagonal that follows from the scalars of the rounds before (HiSo)",
         default=False,
         name="zo_precondition",
+    )
+    tune: Literal["adapter", "all"] = option(
+        Panel.ZERO_ORDER,
+        "what is tuned: adapter, LoRA's B factors and the head; or all weights, along the noise of a pool of seeds",
+        "adapter",
+        name="tune",
+        by="method",
+    )
+    num_seeds: Annotated[int, msgspec.Meta(ge=2, le=limits.MAX_SEEDS)] = option(
+        Panel.ZERO_ORDER, "seeds of that pool", NUM_SEEDS, name="zo_seeds"
     )
     noise: Noise = option(
         Panel.ZERO_ORDER,

@@ -83,6 +83,9 @@ MAX_PRUNINGS: Final = 1_024
 MAX_LOGGED_ROUNDS: Final = 256
 """Rounds of zero-order tuning in an assignment."""
 
+MAX_SEEDS: Final = 8_192
+"""In a pool of zero-order tuning: their coefficients are a part of one message."""
+
 MAX_GROUPS: Final = 16 * MAX_LAYERS
 """Most prune groups of one model."""
 

@@ -125,6 +125,29 @@ def estimate_forward_bytes(manifest: Manifest, rank: int, batch_size: int, max_l
     return parts.process + parts.weights + max(int(stored), vectors + activations)
 
 
+def estimate_whole_bytes(manifest: Manifest, batch_size: int, max_length: int) -> int:
+    """Peak resident memory of a device process that tunes all weights by forward passes alone, bytes.
+
+    An upper bound, as :func:`estimate_forward_bytes`: all weights as float32, those of one block and outside the blocks
+    once more, but for a word embedding that is only looked up.
+
+    Raises:
+        TensorError: the manifest has no adapter of rank 1.
+    """
+    parts = training_memory(manifest, Plan.full(manifest), 1, batch_size, max_length, "staged")
+    sizes = {tensor.name: (tensor.layer, math.prod(tensor.shape)) for tensor in manifest.tensors}
+    blocks = dict.fromkeys(range(manifest.num_layers), 0)
+    outside = 0
+    for name, (layer, size) in sizes.items():
+        if layer is not None:
+            blocks[layer] += size
+        elif name not in manifest.looked_up:
+            outside += size
+    num_floats = sum(size for _, size in sizes.values()) + max(blocks.values(), default=0) + outside
+    num_floats += 3 * batch_size * max_length * manifest.hidden_size
+    return parts.process + _FLOAT_BYTES * num_floats + parts.linear + parts.attention + parts.scores
+
+
 def training_memory(
     manifest: Manifest, plan: Plan, rank: int, batch_size: int, max_length: int, mode: Mode
 ) -> TrainingMemory:

@@ -18,6 +18,8 @@ from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.payload import Merged, check_merged
 from edge_runtime.formats.plan import Indices, Plan
 from edge_runtime.formats.quantization import Quantized
+from edge_runtime.formats.seed_pool import SeedPool
+from edge_runtime.zero_order.pool import Direction, moved, tensor_indices
 
 NOTHING_MERGED: Final[Merged] = MappingProxyType({})
 
@@ -29,6 +31,7 @@ def slice_weights(
     *,
     lora_scaling: float = 1.0,
     keep_stored: Collection[str] = (),
+    pool: SeedPool | None = None,
 ) -> FrozenWeights:
     """The frozen weights under ``plan``, by name: ``W``, or ``W + lora_scaling * merged_B @ merged_A``.
 
@@ -42,21 +45,26 @@ def slice_weights(
         lora_scaling: alpha / rank of the merged factors; of no effect without ``merged``.
         keep_stored: tensors that are kept in the type that they are stored in, unless something is merged; all others
             are float32.
+        pool: moves all weights before anything is cut; None = they are the artifact's.
 
     Returns:
         C-contiguous arrays, one for each tensor of the manifest; every axis named in ``prune`` has the plan's size.
 
     Raises:
         PlanError: the plan is for another model.
-        TensorError: merged factors do not fit the plan.
+        TensorError: merged factors do not fit the plan, or weights are stored in so few bits that no pool moves them.
         ArtifactCorruptedError: the base blob does not match the manifest.
     """
+    direction = None if pool is None else Direction.of(pool)
+    indices = {} if direction is None else tensor_indices(artifact.manifest)
     plan.check(artifact.manifest)
     check_merged(artifact.manifest, plan, merged)
     factors = {f"{module}.weight": pair for module, pair in merged.items()}
     weights: dict[str, Held] = {}
     for spec in artifact.manifest.tensors:
         value = artifact.stored(spec)
+        if direction is not None:
+            value = moved(as_float32(value), indices[spec.name], direction)
         for prune in spec.prune:
             if spec.layer is not None:
                 value = _take(value, plan.indices(spec.layer, prune), prune.axis)

@@ -61,6 +61,10 @@ class StageBindings:
             if name.startswith(prefix) and name.removeprefix(prefix) in binding.graph.inputs:
                 binding.bind(name.removeprefix(prefix), self._blocks.readable(name, prefix))
 
+    def convert_again(self) -> None:
+        """Read the weights of blocks anew, which are other values now, not other arrays."""
+        self._blocks.reload()
+
     def block(self, stage: str, layer: int, hidden: Array, context: Mapping[str, Any], params: Array) -> Binding:
         """A stage of a block with all but its outputs and gradients bound.
 

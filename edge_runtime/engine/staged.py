@@ -120,6 +120,10 @@ class StagedModel:
         """See :meth:`edge_runtime.engine.model.Model.reload`."""
         self._stages.reload(name)
 
+    def convert_again(self) -> None:
+        """See :meth:`edge_runtime.engine.stage_bindings.StageBindings.convert_again`."""
+        self._stages.convert_again()
+
     def gradient(self, batch: Batch, params: Array, grads: Array, summed: Array, num_targets: int) -> float:
         """See :meth:`edge_runtime.engine.model.Model.gradient`."""
         rows, targets = batch.scored()

@@ -81,6 +81,12 @@ class AdapterLayout:
         """N, the length of the flat vector."""
         return int(self.sizes.sum())
 
+    @property
+    def places(self) -> dict[str, slice]:
+        """Place of each tensor in the flat vector, by name."""
+        ends = np.cumsum(self.sizes).tolist()
+        return {name: slice(begin, end) for name, begin, end in zip(self.shapes, [0, *ends], ends, strict=False)}
+
     def parts(self, manifest: Manifest) -> BlockSlices:
         """Return the parts of the flat vector that hold each block's tensors and the dense ones."""
         sizes, counts = self.sizes, [0] * manifest.num_layers

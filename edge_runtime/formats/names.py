@@ -104,6 +104,12 @@ MERGED_B_SUFFIX: Final = ".merged_B.weight"
 MEMORY_PREFIX: Final = "memory."
 """Prefix of uint8 tensors in a round's global adapter: the state of the server's method, not a part of the model."""
 
+CHECKPOINT_FILE: Final = "model.safetensors"
+"""All weights of a model, as transformers names and reads them."""
+
+POOL: Final = "pool"
+"""Of octets in the file of a round's global model: how far all weights are from where they began."""
+
 IGNORE_LABEL: Final = -100
 """Label of a position that is not a target (PyTorch's ``ignore_index``)."""
 

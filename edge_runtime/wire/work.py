@@ -22,6 +22,7 @@ from edge_runtime.bounds.fields import (
 )
 from edge_runtime.formats.adapter import Trainable
 from edge_runtime.formats.plan import Plan
+from edge_runtime.formats.seed_pool import Noise, SeedPool
 
 
 class AxisValue(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,10 +173,6 @@ class ProbeWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag
         return self.num_steps if self.form == "softmax" else 1
 
 
-Noise = Literal["rademacher", "gaussian"]
-"""Law of the perturbations' elements: +-1, or a Gaussian's quantiles; the same bits on every platform."""
-
-
 class PreconditionerStart(msgspec.Struct, frozen=True, kw_only=True):
     """The start of HiSo's diagonal H; the rounds from there on in the log, all at one cut, give its present value."""
 
@@ -274,10 +271,46 @@ class ZeroOrderWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type",
         return self.num_local_steps
 
 
-WorkType = Literal["lora", "probe", "zero_order"]
+class SeedPoolWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="seed_pool"):
+    """Tuning of all weights by forward passes alone, along the noise of a pool of seeds; scalars go up.
+
+    In each step a device draws ``num_perturbations`` seeds of the pool for itself (FedKSeed, arXiv 2312.06353).
+    """
+
+    arm: Arm
+    """Nothing is pruned; its factors are not tuned, and stay at 0."""
+    pool: SeedPool
+    """The model that the device starts from."""
+    learning_rate: Factor
+    num_perturbations: Positive
+    num_local_steps: Positive
+    epsilon: Factor
+    """Size of a perturbation."""
+    largest_scalar: Factor | None = None
+    """Beyond it a scalar is cut to it; None = none is."""
+    batch_size: Positive
+    max_length: Positive
+    """Tokens; longer examples are truncated (text-classification) or cut into windows (causal-lm)."""
+
+    def __str__(self) -> str:
+        """A few words."""
+        return f"all weights along a pool of {self.pool.num_seeds} seeds, {self.num_perturbations} in a step"
+
+    @property
+    def has_history(self) -> bool:
+        """Return whether it says enough of earlier rounds that a device may make the payload of what it has."""
+        return False
+
+    @property
+    def num_counted_steps(self) -> int:
+        """Steps that a device counts while it works."""
+        return self.num_local_steps
+
+
+WorkType = Literal["lora", "probe", "zero_order", "seed_pool"]
 """Tags of :data:`Work`."""
 
-Work = LoraWork | ProbeWork | ZeroOrderWork
+Work = LoraWork | ProbeWork | ZeroOrderWork | SeedPoolWork
 """The work that a device may be asked to do, by the tag ``type``: one member for each method."""
 
 

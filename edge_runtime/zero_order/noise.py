@@ -19,23 +19,31 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from edge_runtime.wire.work import Noise
+from edge_runtime.formats.seed_pool import Noise
 
 Array = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
 _BITS: Final = 64
 """In one number of the generator."""
+_BLOCK: Final = 4
+"""Numbers of the generator for one value of its counter."""
 _INDEX_BITS: Final = 16
 """Of a number that names a quantile."""
+_SIGNS: Final[Array] = np.where(
+    np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), 1, -1
+).astype(np.float32)
+"""Of each byte, lowest bit first, float32 ``[256, 8]``."""
 
 
-def draw(noise: Noise, seed: int, round_number: int, step: int, perturbation: int, tensor: int, size: int) -> Array:
+def draw(
+    noise: Noise, seed: int, round_number: int, step: int, perturbation: int, tensor: int, size: int, begin: int = 0
+) -> Array:
     """A vector of either noise; see :func:`signs` and :func:`gaussian`."""
-    return _DRAWN[noise](seed, round_number, step, perturbation, tensor, size)
+    return _DRAWN[noise](seed, round_number, step, perturbation, tensor, size, begin)
 
 
-def signs(seed: int, round_number: int, step: int, perturbation: int, tensor: int, size: int) -> Array:
+def signs(seed: int, round_number: int, step: int, perturbation: int, tensor: int, size: int, begin: int = 0) -> Array:
     """A vector of +-1.
 
     Args:
@@ -46,19 +54,19 @@ def signs(seed: int, round_number: int, step: int, perturbation: int, tensor: in
         tensor: index in the order of the flat vector (:class:`edge_runtime.formats.adapter.AdapterLayout`), A factors
             counted.
         size: number of elements.
+        begin: elements of the tensor before them, which need not be drawn.
 
     Returns:
         Float32 ``[size]``. Bits of the generator's numbers as little-endian bytes, lowest bit of each byte first; a bit
         of 1 is +1. A shorter vector is the beginning of a longer one.
     """
-    as_bytes = _raw((seed, tensor), (perturbation, step, round_number), size).view(np.uint8)
-    values = np.unpackbits(as_bytes, bitorder="little", count=size).astype(np.float32)
-    values *= 2
-    values -= 1
-    return values
+    raw, skipped = _raw((seed, tensor), (perturbation, step, round_number), begin, size)
+    return _SIGNS.take(raw.view(np.uint8), axis=0).reshape(-1)[skipped : skipped + size]
 
 
-def gaussian(seed: int, round_number: int, step: int, perturbation: int, tensor: int, size: int) -> Array:
+def gaussian(
+    seed: int, round_number: int, step: int, perturbation: int, tensor: int, size: int, begin: int = 0
+) -> Array:
     """A vector of a standard Gaussian's quantiles, as far as 4.3; mean 0 exactly, variance 1 to float32's rounding.
 
     Args:
@@ -68,25 +76,30 @@ def gaussian(seed: int, round_number: int, step: int, perturbation: int, tensor:
         perturbation: within the step.
         tensor: index in the order of the flat vector.
         size: number of elements.
+        begin: elements before them.
 
     Returns:
         Float32 ``[size]``: element i is the quantile that number i of 16 bits names, lowest bits of each of the
         generator's numbers first. A shorter vector is the beginning of a longer one.
     """
-    raw = _raw((seed, tensor), (perturbation, step, round_number), size * _INDEX_BITS)
-    return np.take(quantiles(), raw.view("<u2")[:size])
+    raw, skipped = _raw((seed, tensor), (perturbation, step, round_number), begin * _INDEX_BITS, size * _INDEX_BITS)
+    begun = skipped // _INDEX_BITS
+    return np.take(quantiles(), raw.view("<u2")[begun : begun + size])
 
 
-_DRAWN: Final[Mapping[Noise, Callable[[int, int, int, int, int, int], Array]]] = {
+_DRAWN: Final[Mapping[Noise, Callable[[int, int, int, int, int, int, int], Array]]] = {
     "rademacher": signs,
     "gaussian": gaussian,
 }
 
 
-def _raw(key: tuple[int, int], counter: tuple[int, int, int], num_bits: int) -> npt.NDArray[np.uint64]:
-    """Numbers of the generator that have so many bits together, little-endian."""
-    generator = np.random.Philox(key=np.array(key, np.uint64), counter=np.array([0, *counter], np.uint64))
-    return generator.random_raw(-(-num_bits // _BITS)).astype("<u8", copy=False)
+def _raw(
+    key: tuple[int, int], counter: tuple[int, int, int], begin: int, num_bits: int
+) -> tuple[npt.NDArray[np.uint64], int]:
+    """Numbers of the generator, little-endian, that have bits from ``begin`` on; and how many bits before those."""
+    block, skipped = divmod(begin, _BITS * _BLOCK)
+    generator = np.random.Philox(key=np.array(key, np.uint64), counter=np.array([block, *counter], np.uint64))
+    return generator.random_raw(-(-(skipped + num_bits) // _BITS)).astype("<u8", copy=False), skipped
 
 
 _LN_2: Final = 0.6931471805599453

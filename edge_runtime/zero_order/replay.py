@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_runtime.errors import TensorError
-from edge_runtime.wire.work import LoggedRound, Noise, ZeroOrderWork
+from edge_runtime.formats.seed_pool import Noise
+from edge_runtime.wire.work import LoggedRound, ZeroOrderWork
 from edge_runtime.zero_order.noise import draw
 from edge_runtime.zero_order.parts import TunedParts, TunedTensor, Which
 

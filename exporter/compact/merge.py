@@ -19,13 +19,20 @@ from edge_runtime.formats import names
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.peft_format import write_peft
 from edge_runtime.formats.quantization import Quantized, stored_tensor
+from edge_runtime.formats.seed_pool import SeedPool
+from edge_runtime.zero_order.pool import Direction, moved, moved_dense, tensor_indices
 from exporter.compact.source import CompactSource
 from exporter.errors import CompactInputError
 from models.loading import AUTO_CLASSES
 
 
-def base_model(artifact_dir: Path, manifest: Manifest) -> Any:
+def base_model(artifact_dir: Path, manifest: Manifest, pool: SeedPool | None = None) -> Any:
     """The Hugging Face model of an artifact in float32, built from its files alone; dense tensors are not yet set.
+
+    Args:
+        artifact_dir: of the artifact.
+        manifest: of the artifact.
+        pool: moves all weights; None = they are the artifact's.
 
     Raises:
         CompactInputError: configuration and weights do not make a model.
@@ -38,7 +45,11 @@ def base_model(artifact_dir: Path, manifest: Manifest) -> Any:
         with no_init_weights():
             model: Any = AUTO_CLASSES[manifest.task].from_config(config, dtype=torch.float32)
         stored = safetensors.numpy.load_file(artifact_dir / names.BASE_FILE)
+        direction = None if pool is None else Direction.of(pool)
+        indices = {} if direction is None else tensor_indices(manifest)
         state = {spec.name: _float32(stored_tensor(stored, spec)) for spec in manifest.tensors}
+        if direction is not None:
+            state = {name: torch.from_numpy(moved(v.numpy(), indices[name], direction)) for name, v in state.items()}
         missing, unexpected = model.load_state_dict(state, strict=False)
     except (OSError, ValueError, RuntimeError, TensorError, safetensors.SafetensorError) as error:
         msg = f"artifact {artifact_dir} does not make a model ({str(error).splitlines()[0]}): export it again"
@@ -63,12 +74,13 @@ def merged_model(source: CompactSource) -> Any:
         CompactInputError: see :func:`base_model`.
         TensorError: the adapter is not a full one.
     """
-    model = base_model(source.artifact_dir, source.manifest)
+    model = base_model(source.artifact_dir, source.manifest, source.pool)
+    adapter = source.adapter
+    if source.pool is not None:
+        adapter = {**adapter, **moved_dense(source.manifest, adapter, source.pool)}
     with tempfile.TemporaryDirectory(prefix="fedspine-peft-") as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        write_peft(
-            Path(folder), source.manifest, source.adapter, source.rank, source.lora_scaling, merged=source.merged
-        )
+        write_peft(Path(folder), source.manifest, adapter, source.rank, source.lora_scaling, merged=source.merged)
         merged = peft.PeftModel.from_pretrained(model, folder).merge_and_unload()
     return merged.eval().requires_grad_(requires_grad=False)
 

@@ -29,6 +29,7 @@ from edge_runtime.formats.run_directory import (
     round_file,
     round_of,
 )
+from edge_runtime.formats.seed_pool import SeedPool, coefficients_of, pool_of
 from edge_runtime.formats.tensors import check_digest, decode_tensors, decode_with_octets
 from edge_runtime.inference.description import file_ref
 from exporter.errors import CompactInputError, CompactRatioError
@@ -53,6 +54,8 @@ class CompactSource:
     """0 = before training."""
     merged: Merged = dataclasses.field(default_factory=dict)
     """Factors that the run folded into the frozen weights, under the full plan; empty for most rules of aggregation."""
+    pool: SeedPool | None = None
+    """Distance of all weights from their start, where all were tuned; None = they were not."""
 
 
 def read_source(run_dir: Path, *, adapter: Path | None = None, round_number: int | None = None) -> CompactSource:
@@ -69,10 +72,10 @@ def read_source(run_dir: Path, *, adapter: Path | None = None, round_number: int
         ManifestError: the artifact's manifest is malformed or of another version.
     """
     path = adapter or _adapter_path(run_dir, round_number)
-    payload, metadata = _read_adapter(path)
+    payload, pool, metadata = _read_adapter(path)
     if adapter is None:
         _check_recorded(run_dir, path)
-    if adapter is None and round_number is None:
+    if adapter is None and round_number is None and (pool is None or not coefficients_of(pool).any()):
         _check_trained(path, payload)
     try:
         digest = metadata["artifact_digest"]
@@ -107,6 +110,7 @@ def read_source(run_dir: Path, *, adapter: Path | None = None, round_number: int
         lora_scaling=lora_scaling,
         round_number=number,
         merged=payload.merged,
+        pool=pool,
     )
 
 
@@ -205,7 +209,7 @@ def _check_trained(path: Path, payload: Payload) -> None:
     first = path.with_name(round_file(0))
     if not first.is_file():
         return
-    before, _ = _read_adapter(first)
+    before, _, _ = _read_adapter(first)
     if before.merged.keys() != payload.merged.keys() or before.adapter.keys() != payload.adapter.keys():
         return
     pairs = [(before.adapter[name], value) for name, value in payload.adapter.items()]
@@ -220,12 +224,13 @@ def _check_trained(path: Path, payload: Payload) -> None:
         raise CompactInputError(msg)
 
 
-def _read_adapter(path: Path) -> tuple[Payload, dict[str, str]]:
+def _read_adapter(path: Path) -> tuple[Payload, SeedPool | None, dict[str, str]]:
     try:
-        tensors, _ = decode_with_octets(path.read_bytes())
+        tensors, octets = decode_with_octets(path.read_bytes())
         payload = payload_of(tensors)
+        pool = pool_of(octets[names.POOL]) if names.POOL in octets else None
         with safetensors.safe_open(path, framework="numpy") as file:
-            return payload, file.metadata() or {}
+            return payload, pool, file.metadata() or {}
     except OSError as error:
         msg = f"adapter {path} cannot be read: {error.strerror}"
         raise CompactInputError(msg) from error

@@ -134,3 +134,63 @@ def test_killed_on_both_sides_it_ends_with_the_same_bits(
     for number in range(ROUNDS + 1):
         name = f"adapters/round-{number:04d}.safetensors"
         assert (root / name).read_bytes() == (whole[0] / name).read_bytes()
+
+
+# ---- all weights --------------------------------------------------------------------------------------------------
+
+
+FEDKSEED: dict[str, Any] = {
+    **FEDSPZO,
+    "method": "fedkseed",
+    "tune": "all",
+    "zo_cut": 0,
+    "zo_inner": 1,
+    "zo_seeds": 32,
+    "zo_epsilon": 1e-3,
+    "learning_rate": 1e-5,
+    "compact": True,
+}
+
+
+def test_all_weights_are_tuned_and_killed_on_both_sides_end_with_the_same_bits(
+    prepared_classifier: Path, copy_of: Copy, tmp_path: Path
+) -> None:
+    """A whole run and one that is killed give the same models: a checkpoint, and a compact model of it."""
+    import torch
+    import transformers
+
+    from edge_runtime.inference import CompactModel
+
+    undisturbed = copy_of(prepared_classifier, **{**FEDKSEED, "compact": False})
+    first = fedspine_run("--resume", "--out", str(undisturbed))
+    assert first.process.returncode == 0, first.errors
+    assert f"model:         {undisturbed / 'adapters' / 'whole'} (a whole checkpoint" in first.output
+    undisturbed = undisturbed.rename(tmp_path / "undisturbed")
+
+    root = copy_of(prepared_classifier, **FEDKSEED)
+    with Run("--resume", "--out", str(root)) as run:
+        wait_for_event(root, lambda event: isinstance(event, RoundStarted) and event.round_number == 3, run)
+        run.child("start", "device-2").kill()
+        wait_for_event(root, lambda event: isinstance(event, UpdateAccepted) and event.round_number == 3, run)
+        run.child("coordinate").kill()
+        assert run.wait() == ExitCode.RUN_FAILED
+    resumed = fedspine_run("--resume", "--out", str(root))
+    assert resumed.process.returncode == 0, resumed.errors
+    rounds = [f"adapters/round-{number:04d}.safetensors" for number in range(ROUNDS + 1)]
+    for name in [*rounds, "adapters/whole/model.safetensors"]:
+        assert (root / name).read_bytes() == (undisturbed / name).read_bytes(), name
+    assert len({(root / name).read_bytes() for name in rounds}) == ROUNDS + 1
+
+    report = report_of(root)
+    works = [{device["work"] for device in entry["devices"]} for entry in report["rounds"][1:]]
+    assert works == [{"probe"}, *[{"seed_pool"}] * (ROUNDS - 1)]
+    assert {device["outcome"] for entry in report["rounds"] for device in entry["devices"]} == {"accepted"}
+    sizes = [device["method_bytes_up"] for entry in report["rounds"][2:] for device in entry["devices"]]
+    assert 4 * STEPS < min(sizes) <= max(sizes) < MOST_BYTES
+
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(root / "adapters" / "whole")
+    compact = CompactModel.open(root / "compact", num_threads=1)
+    ids, mask = torch.tensor([[5, 6, 7, 8], [9, 5, 6, 7]]), torch.ones(2, 4, dtype=torch.int64)
+    with torch.no_grad():
+        logits = model(input_ids=ids, attention_mask=mask).logits.numpy()
+    assert abs(compact.logits(ids.numpy(), mask.numpy()) - logits).max() < 1e-4

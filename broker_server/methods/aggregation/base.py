@@ -28,16 +28,22 @@ from edge_runtime.formats.adapter import AdapterLayout, Trainable, restrict, tar
 from edge_runtime.formats.manifest import Manifest, TargetSpec
 from edge_runtime.formats.payload import Merged, Payload, check_merged, restrict_merged
 from edge_runtime.formats.plan import Indices, Plan
+from edge_runtime.formats.seed_pool import SeedPool
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Aggregated:
-    """The global model: in each target the weight counts as W + lora_scaling * (B A + merged_B merged_A)."""
+    """The global model: in each target the weight counts as W + lora_scaling * (B A + merged_B merged_A).
+
+    W and the tensors without factors are those of artifact and adapter, less what a pool of seeds moved them by.
+    """
 
     adapter: Mapping[str, Float32]
     """Full plan, rank ``R``; named as in :class:`edge_runtime.formats.adapter.AdapterLayout`."""
     merged: Merged = dataclasses.field(default_factory=dict)
     """Factors folded into the frozen weights so far, by target module; empty for rules that fold nothing."""
+    pool: SeedPool | None = None
+    """Distance of all weights from their start, where all are tuned; None = they are not."""
     memory: Mapping[str, npt.NDArray[np.uint8]] = dataclasses.field(default_factory=dict)
     """State that the method keeps over rounds beside the model, by name; no device and no evaluation sees it."""
 

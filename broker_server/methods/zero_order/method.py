@@ -21,11 +21,13 @@ from broker_server.methods.probe.method import LogitProbe
 from broker_server.methods.probe.ridge import PENALTY
 from broker_server.methods.pruning.schedule import Segment
 from broker_server.methods.pruning.scores import Scores
-from broker_server.methods.training import AUTOMATIC, ZeroOrderConfig
+from broker_server.methods.training import AUTOMATIC, NUM_SEEDS, ZeroOrderConfig
 from broker_server.methods.zero_order.combine import RULES, typical_magnitude
 from broker_server.methods.zero_order.cut import Stack, check_movable, next_cut
 from broker_server.methods.zero_order.log import LARGEST, MAX_BYTES, Log
 from broker_server.methods.zero_order.preconditioning import start_of
+from broker_server.methods.zero_order.reply import HEADER_BYTES, check_reply
+from broker_server.methods.zero_order.whole import SeedPoolTuning, check_whole
 from broker_server.options import options_of
 from edge_runtime.errors import MessageError, TensorError
 from edge_runtime.formats.adapter import AdapterLayout, Array, restrict
@@ -33,7 +35,7 @@ from edge_runtime.formats.head import Head
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.payload import Payload
 from edge_runtime.formats.plan import Plan
-from edge_runtime.formats.zero_order import NOT_FINITE, SCALARS, decode_reply
+from edge_runtime.formats.zero_order import NOT_FINITE, SCALARS
 from edge_runtime.wire.arms import RANK, ArmError, Axes
 from edge_runtime.wire.messages import AssignmentKey
 from edge_runtime.wire.work import Arm, LoggedRound, PreconditionerStart, ProbeWork, Work, ZeroOrderWork
@@ -43,9 +45,6 @@ from edge_runtime.zero_order.preconditioner import Preconditioner
 from edge_runtime.zero_order.replay import apply_round
 
 logger = logging.getLogger(__name__)
-
-HEADER_BYTES: Final = 4096
-"""Allowance for the safetensors header of a reply, which has two tensors."""
 
 MAX_SCALARS: Final = (MAX_BYTES - 1024) // 4
 """Of a round: what the log must hold."""
@@ -83,6 +82,11 @@ class ZeroOrder(Method):
         began that round with, or a later one."""
 
     @classmethod
+    def of(cls, context: MethodContext) -> Method:
+        """Tuning of all weights is another class; see :meth:`Method.of`."""
+        return SeedPoolTuning(context) if context.zero_order.tune == "all" else cls(context)
+
+    @classmethod
     def check_settings(cls, settings: Mapping[str, object], manifest: Manifest | None = None) -> None:
         """Refuse what is too much, and what does not fit the model; see :meth:`Method.check_settings`."""
         cls._check_arms(str(settings["arms"]))
@@ -97,6 +101,11 @@ class ZeroOrder(Method):
                 f"--local-steps {numbers[0]}, with {numbers[1]} x {numbers[2]} perturbations each, gives {num_scalars} "
                 f"scalars a round, and the log of rounds holds {MAX_SCALARS}: give fewer steps, and more rounds"
             )
+            raise ConfigError(msg)
+        if settings["tune"] == "all":
+            check_whole(settings, manifest)
+        elif settings["zo_seeds"] != NUM_SEEDS:
+            msg = f"--zo-seeds is {settings['zo_seeds']}, but only --tune all has a pool of seeds: leave it out"
             raise ConfigError(msg)
         if manifest is not None:
             _check_model(settings, manifest)
@@ -239,11 +248,7 @@ class ZeroOrder(Method):
             self._probe_of(work).check(work, blob, num_examples)
             return
         asked = _asked(work)
-        reply = decode_reply(blob, _shape(asked))
-        largest = float(np.abs(reply.scalars).max())
-        if asked.largest_scalar is not None and largest > np.float32(asked.largest_scalar):
-            msg = f"a scalar has the magnitude {largest:g}, and was to be cut to {asked.largest_scalar:g}"
-            raise TensorError(msg)
+        check_reply(blob, _shape(asked), asked.largest_scalar)
 
     def combine(
         self,

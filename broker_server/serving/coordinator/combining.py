@@ -124,7 +124,8 @@ def _combine(run: RunContext, round_number: int, before: GlobalState, replies: S
 def _is_same(before: Aggregated, after: Aggregated) -> bool:
     """Return whether two adapters, and the factors merged beside them, are equal to the last bit."""
     return (
-        before.merged.keys() == after.merged.keys()
+        before.pool == after.pool
+        and before.merged.keys() == after.merged.keys()
         and before.adapter.keys() == after.adapter.keys()
         and all(np.array_equal(value, after.adapter[name]) for name, value in before.adapter.items())
         and all(

@@ -194,7 +194,7 @@ def _make_method(config: CoordinatorConfig, manifest: Manifest, plans: Plans, de
         check_method(config.method, flat(config), manifest)
     except ConfigError as error:
         raise as_key(error) from error
-    method = method_of(config.method)(context)
+    method = method_of(config.method).of(context)
     if config.emulation_file is not None and not method.has_step_times:
         msg = f"method {config.method} cannot be emulated: step times are those of training; take `emulate = none`"
         raise ConfigError(msg)

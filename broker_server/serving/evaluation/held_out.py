@@ -24,8 +24,9 @@ from edge_runtime.engine.evaluator import EvaluationResult, Evaluator
 from edge_runtime.engine.fused import FusedGraphs
 from edge_runtime.engine.slicing import slice_weights
 from edge_runtime.formats.adapter import AdapterLayout, restrict
-from edge_runtime.formats.payload import Merged, restrict_merged
+from edge_runtime.formats.payload import restrict_merged
 from edge_runtime.formats.plan import Plan
+from edge_runtime.zero_order.pool import moved_dense
 
 MAX_BATCH_SIZE: Final = 16
 """Examples at a time; for causal-lm at most the training batch, since logits grow with the vocabulary."""
@@ -126,8 +127,11 @@ class HeldOut:
         """
         started = time.perf_counter()
         manifest, full = self._artifact.manifest, Plan.full(self._artifact.manifest)
-        adapter = state.adapter if plan is None else restrict(manifest, state.adapter, plan, rank)
-        evaluators = self._evaluators(full if plan is None else plan, state.merged, rank, lora_scaling, num_threads)
+        whole = state.adapter
+        if state.pool is not None:
+            whole = {**whole, **moved_dense(manifest, whole, state.pool)}
+        adapter = whole if plan is None else restrict(manifest, whole, plan, rank)
+        evaluators = self._evaluators(state, full if plan is None else plan, rank, lora_scaling, num_threads)
         workers = [partial(self._run, evaluator, adapter, rank, lora_scaling) for evaluator in evaluators]
         result = evaluate_in_parts(self._sample, workers)
         record = _record(result, is_complete=not len(self._rest), since=started)
@@ -137,15 +141,15 @@ class HeldOut:
         return msgspec.structs.replace(record, on_all=_record(everything, is_complete=True, since=started))
 
     def _evaluators(
-        self, plan: Plan, merged: Merged, rank: int, lora_scaling: float, num_threads: int
+        self, state: Aggregated, plan: Plan, rank: int, lora_scaling: float, num_threads: int
     ) -> list[Evaluator]:
         """One evaluator for each thread; they share graph and weights. Those of the unchanged model are kept."""
-        is_unchanged = not merged and plan == Plan.full(self._artifact.manifest)
+        is_unchanged = not state.merged and state.pool is None and plan == Plan.full(self._artifact.manifest)
         if is_unchanged and len(self._unpruned) == num_threads:
             return self._unpruned
         _ = self._graphs.evaluation  # opens the graph once, before threads share it
-        held = restrict_merged(self._artifact.manifest, merged, plan)
-        weights = slice_weights(self._artifact, plan, held, lora_scaling=lora_scaling)
+        held = restrict_merged(self._artifact.manifest, state.merged, plan)
+        weights = slice_weights(self._artifact, plan, held, lora_scaling=lora_scaling, pool=state.pool)
         layout = AdapterLayout.of(self._artifact.manifest, plan, rank)
         models = [self._graphs.model(weights, layout, lora_scaling) for _ in range(num_threads)]
         evaluators = [Evaluator(self._artifact, plan, model) for model in models]

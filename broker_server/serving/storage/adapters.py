@@ -1,6 +1,7 @@
 """The global adapter of each round on disk: ``adapters/round-NNNN.safetensors`` and ``adapters/peft/``.
 
-The same file holds the merged factors, under the names that they have on the wire, and the method's memory.
+The same file holds the merged factors, under the names that they have on the wire, and the method's memory. If all
+weights are tuned there is no adapter in PEFT's format: a whole checkpoint, ``adapters/whole/``, takes its place.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from edge_runtime.formats.manifest import Manifest, digest_of
 from edge_runtime.formats.payload import check_payload, payload_of
 from edge_runtime.formats.plan import Plan
 from edge_runtime.formats.run_directory import ADAPTERS_FOLDER, round_file
+from edge_runtime.formats.seed_pool import pool_octets, pool_of
 from edge_runtime.formats.tensors import check_digest, decode_with_octets, encode_tensors
 from edge_runtime.system.files import make_directories, write_atomically
 
@@ -90,6 +92,8 @@ class GlobalAdapters:
         for module, (a, b) in state.merged.items():
             tensors[names.merged_a(module)], tensors[names.merged_b(module)] = a, b
         octets = {names.MEMORY_PREFIX + name: value for name, value in state.memory.items()}
+        if state.pool is not None:
+            octets[names.POOL] = pool_octets(state.pool)
         data = encode_tensors(tensors, metadata=metadata, octets=octets)
         if self._digests.get(round_number, digest_of(data)) != digest_of(data):
             msg = f"adapter {path} of a finished round cannot be made again: put it back from a copy"
@@ -140,16 +144,20 @@ class GlobalAdapters:
             tensors, octets = decode_with_octets(data)
             payload = payload_of(tensors)
             check_payload(self._manifest, Plan.full(self._manifest), self.rank, payload, is_update=False)
+            pool = pool_of(octets.pop(names.POOL)) if names.POOL in octets else None
         except (OSError, TensorError) as error:
             msg = f"global adapter {path} cannot be used ({error}): start a new run, or put the file back"
             raise StoreError(msg, round_number=round_number) from error
         self._digests[round_number] = digest_of(data)
         memory = {name.removeprefix(names.MEMORY_PREFIX): value for name, value in octets.items()}
-        return Aggregated(adapter=payload.adapter, merged=payload.merged, memory=memory)
+        return Aggregated(adapter=payload.adapter, merged=payload.merged, pool=pool, memory=memory)
 
     def digest(self, round_number: int) -> str | None:
         """SHA-256 of the file of a round that was read or written here; None = neither."""
         return self._digests.get(round_number)
 
     def _write_peft(self, state: Aggregated) -> None:
-        self._peft_folder.write(state, self.rank, self.lora_scaling)
+        if state.pool is None:
+            self._peft_folder.write(state, self.rank, self.lora_scaling)
+        else:
+            self._peft_folder.write_whole(state, state.pool)

@@ -5,7 +5,10 @@ Beside PEFT's two files lie the tokenizer, the configuration with the labels, an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import math
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -15,10 +18,14 @@ from edge_runtime.engine.artifact import Artifact
 from edge_runtime.formats import names
 from edge_runtime.formats.manifest import Manifest, TensorSpec
 from edge_runtime.formats.peft_format import unknown_base, write_peft
-from edge_runtime.system.files import write_atomically
+from edge_runtime.formats.seed_pool import SeedPool
+from edge_runtime.system.files import make_directories, write_atomically, write_stream_atomically
+from edge_runtime.zero_order.pool import Direction, moved, moved_dense, tensor_indices
 from models.hub import is_hub_id
 
 PAGE: Final = "README.md"
+WHOLE_FOLDER: Final = "whole"
+"""Beside that folder: the last model, where all weights are tuned."""
 _HERE: Final = "adapters/peft"
 _LABELS: Final = """,
     num_labels=labels.num_labels,
@@ -63,14 +70,60 @@ class PeftFolder:
             base_model=self._base,
             frozen=self._frozen,
         )
+        if self._artifact is not None:
+            self._write_beside(self._directory, self._artifact, page(self._manifest, self._base))
+
+    def write_whole(self, state: Aggregated, pool: SeedPool) -> None:
+        """Write a checkpoint with all weights in ``whole`` beside this folder, which goes: there is no adapter.
+
+        Raises:
+            DiskFullError: there is no space.
+        """
         if self._artifact is None:
             return
+        directory = self._directory.with_name(WHOLE_FOLDER)
+        make_directories(directory)
+        _write_whole(directory / names.CHECKPOINT_FILE, self._artifact, state, pool)
+        self._write_beside(directory, self._artifact, whole_page(self._manifest))
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _write_beside(self, directory: Path, artifact: Artifact, text: str) -> None:
         for name, ref in self._manifest.files.items():
             is_wanted = name == names.TOKENIZER_FILE or not ref.on_device  # all files but graphs and weights
-            if is_wanted and not (self._directory / name).exists():
-                write_atomically(self._directory / name, self._artifact.path(name).read_bytes())
-        if not (self._directory / PAGE).exists():
-            write_atomically(self._directory / PAGE, page(self._manifest, self._base).encode())
+            if is_wanted and not (directory / name).exists():
+                write_atomically(directory / name, artifact.path(name).read_bytes())
+        if not (directory / PAGE).exists():
+            write_atomically(directory / PAGE, text.encode())
+
+
+def _write_whole(path: Path, artifact: Artifact, state: Aggregated, pool: SeedPool) -> None:
+    """``model.safetensors`` as transformers reads it, tensor by tensor: none but the one that is written is in memory.
+
+    Raises:
+        DiskFullError: there is no space.
+    """
+    manifest, direction = artifact.manifest, Direction.of(pool)
+    dense = moved_dense(manifest, state.adapter, pool)
+    indices = tensor_indices(manifest)
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    shapes = {spec.name: spec.shape for spec in manifest.tensors} | {spec.name: spec.shape for spec in manifest.dense}
+    for name, shape in shapes.items():
+        begin, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+
+    def parts() -> Iterator[bytes]:
+        yield len(encoded).to_bytes(8, "little") + encoded
+        for spec in manifest.tensors:
+            value = moved(artifact.weight(spec), indices[spec.name], direction)
+            yield value.astype("<f4", copy=False).tobytes()
+        for value in dense.values():
+            yield value.astype("<f4", copy=False).tobytes()
+
+    write_stream_atomically(path, parts())
+    artifact.release()
 
 
 def base_model(run_dir: Path, given: str | None) -> str | None:
@@ -114,6 +167,27 @@ tokenizer = AutoTokenizer.from_pretrained("{_HERE}")
 ```
 
 `adapter_config.json` names the base model, `{base}`: change it there where it lies elsewhere.
+"""
+
+
+def whole_page(manifest: Manifest) -> str:
+    """Page that says how to load the checkpoint, as Markdown."""
+    kind = "CausalLM" if manifest.task == "causal-lm" else "SequenceClassification"
+    here = f"adapters/{WHOLE_FOLDER}"
+    return f"""---
+library_name: transformers
+---
+
+# {manifest.model_name}, all weights tuned by FedSpine
+
+```python
+from transformers import AutoModelFor{kind}, AutoTokenizer
+
+model = AutoModelFor{kind}.from_pretrained("{here}")
+tokenizer = AutoTokenizer.from_pretrained("{here}")
+```
+
+All weights were tuned, so this is a whole checkpoint, not an adapter.
 """
 
 

@@ -9,14 +9,16 @@ from edge_runtime.agent.methods.lora.method import Lora
 from edge_runtime.agent.methods.probe.method import Probe
 from edge_runtime.agent.methods.protocol import Method
 from edge_runtime.agent.methods.zero_order.method import ZeroOrder
+from edge_runtime.agent.methods.zero_order.whole import SeedPoolTuning
 from edge_runtime.agent.settings import WorkSettings
 from edge_runtime.engine.artifact import Artifact
-from edge_runtime.wire.work import LoraWork, ProbeWork, Work, ZeroOrderWork
+from edge_runtime.wire.work import LoraWork, ProbeWork, SeedPoolWork, Work, ZeroOrderWork
 
 METHODS: Final[Mapping[type[Work], Callable[[Artifact, WorkSettings], Method[Any]]]] = {
     LoraWork: Lora,
     ProbeWork: Probe,
     ZeroOrderWork: ZeroOrder,
+    SeedPoolWork: SeedPoolTuning,
 }
 
 

@@ -82,7 +82,7 @@ def test_what_a_method_does_not_use_is_refused_in_one_line_even_at_its_default(m
 
 PRESETS_SAY: Final = {
     method: {"importance"}
-    for method in ("probe", "probe_softmax", "mezo", "decomfl", "fedspzo", "topzo", "mixed", "zowarmup")
+    for method in ("probe", "probe_softmax", "mezo", "decomfl", "fedspzo", "fedkseed", "topzo", "mixed", "zowarmup")
 }
 """Options that presets say themselves although the method does not use them: their value may be said again."""
 

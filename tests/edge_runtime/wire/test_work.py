@@ -8,8 +8,19 @@ from typing import Any
 import msgspec
 import pytest
 
+from edge_runtime.formats.seed_pool import SeedPool
 from edge_runtime.wire.messages import Assignment
-from edge_runtime.wire.work import Arm, LoggedRound, LoraWork, ProbeWork, Work, WorkType, ZeroOrderWork, type_of
+from edge_runtime.wire.work import (
+    Arm,
+    LoggedRound,
+    LoraWork,
+    ProbeWork,
+    SeedPoolWork,
+    Work,
+    WorkType,
+    ZeroOrderWork,
+    type_of,
+)
 from tests.edge_runtime.wire.test_messages import EXAMPLES
 
 LORA = next(m.work for m in EXAMPLES if isinstance(m, Assignment) and isinstance(m.work, LoraWork))
@@ -52,6 +63,25 @@ def test_zero_order_work_survives_the_wire() -> None:
     assert decoded(is_normalised=True) == msgspec.structs.replace(WORK, is_normalised=True)
 
 
+def test_work_on_all_weights_survives_the_wire() -> None:
+    work = SeedPoolWork(
+        arm=Arm(pruning_ratio=0.0, rank=1),
+        pool=SeedPool(seed=3, noise="gaussian", coefficients=bytes(4 * 1024)),
+        learning_rate=1e-5,
+        num_perturbations=2,
+        num_local_steps=10,
+        epsilon=1e-3,
+        batch_size=8,
+        max_length=32,
+    )
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(work), type=Work) == work
+    assert work.pool.num_seeds == 1024
+    for coefficients in (b"", bytes(6), bytes(4 * 8193)):
+        pool = plain(work.pool) | {"coefficients": coefficients}
+        with pytest.raises(msgspec.ValidationError, match="coefficients"):
+            msgspec.msgpack.decode(msgspec.msgpack.encode(plain(work) | {"pool": pool}), type=Work)
+
+
 @pytest.mark.parametrize("numbers", [(5, 2), (2, 2)])
 def test_a_log_that_does_not_ascend_is_refused(numbers: tuple[int, ...]) -> None:
     rounds = [plain(LOGGED) | {"round_number": number} for number in numbers]
@@ -72,7 +102,7 @@ def test_nothing_of_it_is_zero(name: str) -> None:
 
 def test_every_tag_has_its_member_of_the_union() -> None:
     members = {tag: type_of(tag) for tag in typing.get_args(WorkType)}
-    assert members == {"lora": LoraWork, "probe": ProbeWork, "zero_order": ZeroOrderWork}
+    assert members == {"lora": LoraWork, "probe": ProbeWork, "zero_order": ZeroOrderWork, "seed_pool": SeedPoolWork}
     assert set(members.values()) == set(typing.get_args(Work))
 
 

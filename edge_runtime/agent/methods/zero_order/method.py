@@ -2,41 +2,32 @@
 
 from __future__ import annotations
 
-import collections
-import itertools
 import logging
-import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Final
+from collections.abc import Iterable, Iterator
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from edge_runtime.agent.checkpoints import identity_of
-from edge_runtime.agent.methods.protocol import Before, Surroundings, Task
+from edge_runtime.agent.methods.protocol import Surroundings, Task
 from edge_runtime.agent.methods.zero_order.catching_up import NoiseRate
-from edge_runtime.agent.methods.zero_order.forward import Estimator, mean_of
-from edge_runtime.agent.methods.zero_order.kept import Kept, Start, Steps
+from edge_runtime.agent.methods.zero_order.forward import Estimator, Measured
+from edge_runtime.agent.methods.zero_order.kept import Kept, Start
+from edge_runtime.agent.methods.zero_order.steps import ScalarSteps, check_count
 from edge_runtime.agent.settings import WorkSettings
-from edge_runtime.bounds import limits
 from edge_runtime.engine import memory
 from edge_runtime.engine.artifact import Artifact
-from edge_runtime.engine.dataset import Dataset, batches
+from edge_runtime.engine.dataset import Batch, Dataset
 from edge_runtime.engine.errors import InsufficientMemoryError
 from edge_runtime.engine.evaluator import EvaluationResult, score_all
-from edge_runtime.engine.run import check_finite
 from edge_runtime.engine.slicing import slice_weights
 from edge_runtime.engine.staged import StagedGraphs, StagedModel
-from edge_runtime.engine.trainer import TrainingResult
-from edge_runtime.engine.training_state import History
 from edge_runtime.errors import TensorError
 from edge_runtime.formats.adapter import AdapterLayout
 from edge_runtime.formats.manifest import digest_of
 from edge_runtime.formats.payload import Payload, check_payload, decode_payload, encode_payload
 from edge_runtime.formats.plan import Plan
-from edge_runtime.formats.tensors import WireDtype
-from edge_runtime.formats.zero_order import encode_reply
 from edge_runtime.wire.messages import Assignment, Welcome
 from edge_runtime.wire.work import LoggedRound, ZeroOrderWork
 from edge_runtime.zero_order.estimator import check_epsilon
@@ -47,9 +38,6 @@ from edge_runtime.zero_order.replay import apply_step
 logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.float32]
-
-MAX_SCALARS: Final = limits.MAX_MESSAGE_BYTES // 4
-"""Most scalars of one assignment, because the log must hold those of a round."""
 
 
 class ZeroOrder:
@@ -114,10 +102,7 @@ class ZeroOrder:
                 float32 does not resolve epsilon, or the log does not give the preconditioner.
             InsufficientMemoryError: it does not fit this device.
         """
-        num_scalars = work.num_local_steps * work.num_outer * work.num_inner
-        if num_scalars > MAX_SCALARS:
-            msg = f"work of {num_scalars} scalars, at most {MAX_SCALARS} go into one round"
-            raise TensorError(msg)
+        check_count(work, work.num_outer * work.num_inner)
         parts = TunedParts.of(self.artifact.manifest, work.arm.rank, work.cut)
         self._check_memory(work.arm.rank, work.batch_size, work.max_length)
         theta, scale = self._theta_of(blob, work.arm.rank), None
@@ -172,7 +157,7 @@ class ZeroOrder:
             raise InsufficientMemoryError(msg)
 
 
-class ZeroOrderExecution:
+class ZeroOrderExecution(ScalarSteps):
     """See :class:`edge_runtime.agent.methods.protocol.Execution`.
 
     Theta is changed in place, step by step, and is no more needed when the work is done: what the device keeps is
@@ -188,98 +173,34 @@ class ZeroOrderExecution:
         vectors: tuple[Array, Array | None],
         around: Surroundings,
     ) -> None:
-        self._method = method
-        self._assignment = assignment
-        self._round_number = assignment.key.round_number
-        self._work = work
+        super().__init__(method.kept, assignment, (work.num_outer, work.num_inner), work, work.seed, around)
+        self._digest = method.artifact.digest
+        self._asked = work
         self._theta, self._scale = vectors
+        self._perturbed = self._theta.copy()
         self._parts = parts
-        self._around = around
         self._model = method.model(work)
-        self._scalars = np.zeros((work.num_local_steps, work.num_outer, work.num_inner), np.float32)
-        self._num_not_finite = 0
-        self._history = History()
-        self._identity = ""
-
-    def resume(self, dataset: Dataset) -> Before | None:
-        """Do the steps again whose scalars an earlier process left, without a forward pass."""
-        if not self._around.checkpoints.every:
-            return None
-        work = self._work
-        without_log = msgspec.structs.replace(work, log=())  # the server may have cut the log since
-        scaled = "" if self._scale is None else digest_of(self._scale.tobytes())
-        self._identity = scaled + identity_of(self._assignment, without_log, self._method.artifact.digest, dataset)
-        steps = self._method.kept.load_steps(self._identity)
-        if steps is None:
-            return None
-        done = np.frombuffer(steps.scalars, "<f4").astype(np.float32).reshape(-1, work.num_outer, work.num_inner)
-        self._scalars[: len(done)] = done
-        for step, scalars in enumerate(done, start=1):
-            self._apply(step, scalars)
-        self._num_not_finite = steps.num_not_finite
-        self._history = History(losses=steps.losses, step_times_s=steps.step_times_s)
-        self._around.paused.add_earlier(steps.paused_s)
-        logger.info("going on after step %d of %d", len(done), work.num_local_steps)
-        return steps.before, steps.before_s
+        round_number = assignment.key.round_number
+        self._estimator = Estimator(self._model, parts, work, round_number, scale=self._scale, check=self._around.check)
 
     def evaluate(self, holdout: Dataset) -> EvaluationResult:
         """Quality at theta as it stands."""
-        return score_all(self._model, self._theta, holdout, self._work.batch_size, self._around.check)
+        return score_all(self._model, self._theta, holdout, self._asked.batch_size, self._around.check)
 
-    def train(self, dataset: Dataset, before: Before, on_step: Callable[[int, float], None]) -> TrainingResult:
-        """Make the steps that are lacking; each is kept, since it took many forward passes.
+    def identity(self, dataset: Dataset) -> str:
+        """See :meth:`ScalarSteps.identity`."""
+        without_log = msgspec.structs.replace(self._asked, log=())  # the server may have cut the log since
+        scaled = "" if self._scale is None else digest_of(self._scale.tobytes())
+        return scaled + identity_of(self._assignment, without_log, self._digest, dataset)
 
-        Raises:
-            DivergedError: no loss was finite, in no step.
-        """
-        work, history, clock = self._work, self._history, self._around.clock
-        rng = np.random.default_rng([work.seed, self._round_number])
-        drawn, num_done = batches(dataset, work.batch_size, rng), len(history.losses)
-        collections.deque(itertools.islice(drawn, num_done), maxlen=0)
-        estimator = Estimator(
-            self._model, self._parts, work, self._round_number, scale=self._scale, check=self._around.check
-        )
-        perturbed = self._theta.copy()
-        for step in range(num_done + 1, work.num_local_steps + 1):
-            began = clock()
-            measured = estimator.measure(self._theta, perturbed, next(drawn), step)
-            self._apply(step, measured.scalars)
-            self._scalars[step - 1] = measured.scalars
-            self._num_not_finite += measured.num_not_finite
-            history.losses.append(measured.loss)
-            history.step_times_s.append(clock() - began)
-            if math.isfinite(history.losses[-1]):
-                on_step(step, history.losses[-1])
-            if self._around.checkpoints.every and step < work.num_local_steps:
-                self._save(step, before)
-        mean_loss = mean_of(np.array(history.losses))
-        check_finite("loss", mean_loss, step=work.num_local_steps, learning_rate=work.learning_rate)
-        return TrainingResult(mean_loss=mean_loss, step_times_s=tuple(history.step_times_s), importance_s=0.0)
+    def measure(self, batch: Batch, step: int) -> Measured:
+        """See :meth:`ScalarSteps.measure`."""
+        return self._estimator.measure(self._theta, self._perturbed, batch, step)
 
-    def encode(self, dtype: WireDtype) -> bytes:
-        """The scalars, float32 whatever the run's type is."""
-        del dtype
-        return encode_reply(self._scalars.reshape(len(self._scalars), -1), self._num_not_finite)
-
-    def _apply(self, step: int, scalars: Array) -> None:
-        apply_step(
-            self._theta, self._parts, self._work, self._work.seed, self._round_number, step, scalars, self._scale
-        )
-
-    def _save(self, num_steps: int, before: Before) -> None:
-        result, seconds = before
-        self._method.kept.save_steps(
-            Steps(
-                identity=self._identity,
-                scalars=self._scalars[:num_steps].astype("<f4").tobytes(),
-                num_not_finite=self._num_not_finite,
-                losses=self._history.losses,
-                step_times_s=self._history.step_times_s,
-                before=result,
-                before_s=seconds,
-                paused_s=self._around.paused.seconds,
-            )
-        )
+    def apply(self, step: int, scalars: Array) -> None:
+        """See :meth:`ScalarSteps.apply`."""
+        work = self._asked
+        apply_step(self._theta, self._parts, work, work.seed, self._round_number, step, scalars, self._scale)
 
 
 def _watched(log: Iterable[LoggedRound], around: Surroundings) -> Iterator[LoggedRound]:

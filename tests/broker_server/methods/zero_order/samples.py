@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from broker_server.methods.aggregation import Aggregated
-from broker_server.methods.method import MethodContext, Reply
+from broker_server.methods.method import Method, MethodContext, Reply
 from broker_server.methods.pruning.config import PruningConfig
 from broker_server.methods.pruning.plans import Plans
 from broker_server.methods.training import TrainingConfig, ZeroOrderConfig
@@ -69,7 +69,7 @@ def sums(made: ZeroOrder, model: Aggregated) -> ProbeWork:
     return work
 
 
-def reply(folder: Path, made: ZeroOrder, work: Work, device_id: str, blob: bytes, num_examples: int = 10) -> Reply:
+def reply(folder: Path, made: Method, work: Work, device_id: str, blob: bytes, num_examples: int = 10) -> Reply:
     """An accepted update: checked, and on disk."""
     made.check(work, blob, num_examples)
     assert len(blob) <= made.most_bytes(work)

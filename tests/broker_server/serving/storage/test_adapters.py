@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from broker_server.errors import StoreError
 from broker_server.methods.aggregation import Aggregated
-from broker_server.serving.storage.adapters import PEFT_FOLDER, GlobalAdapters, adapter_path
+from broker_server.serving.storage.adapters import PEFT_FOLDER, GlobalAdapters, adapter_path, peft_directory
+from broker_server.serving.storage.peft_folder import WHOLE_FOLDER, PeftFolder
 from edge_runtime.formats import names, peft_format
+from edge_runtime.formats.adapter import initial
 from edge_runtime.formats.plan import Plan
+from edge_runtime.formats.seed_pool import SeedPool
 from edge_runtime.formats.tensors import decode_tensors, decode_with_octets, encode_tensors
+from edge_runtime.zero_order.noise import signs
 from tests.broker_server import tiny
 
 MANIFEST = tiny.manifest()
+POOL = SeedPool(seed=5, coefficients=np.array([0, 0.25], "<f4").tobytes())
 
 
 def state(*, merged: bool) -> Aggregated:
@@ -44,6 +51,48 @@ def test_what_is_written_is_read(adapters: GlobalAdapters, *, merged: bool) -> N
         for mine, theirs in zip(pair, read.merged[module], strict=True):
             np.testing.assert_array_equal(mine, theirs)
     assert {name: value.tobytes() for name, value in read.memory.items()} == {"log": bytes(range(256))}
+
+
+def test_a_pool_of_seeds_comes_back(adapters: GlobalAdapters, tmp_path: Path) -> None:
+    written = dataclasses.replace(state(merged=False), pool=POOL)
+    adapters.write(2, written)
+    assert adapters.read(2).pool == POOL
+    assert not peft_directory(tmp_path).exists(), "there is no adapter where all weights are tuned"
+    adapters.write(3, state(merged=False))
+    assert adapters.read(3).pool is None
+
+
+def test_a_pool_that_is_damaged_is_refused(adapters: GlobalAdapters, tmp_path: Path) -> None:
+    broken = SeedPool(seed=1, coefficients=np.array([np.nan], "<f4").tobytes())
+    adapters.write(2, dataclasses.replace(state(merged=False), pool=broken))
+    with pytest.raises(StoreError, match=r"coefficients that are not finite.*: start a new run, or put the file back"):
+        adapters.read(2)
+    assert adapter_path(tmp_path, 2).exists()
+
+
+def test_a_whole_checkpoint_takes_the_place_of_the_adapter(tmp_path: Path) -> None:
+    """Every weight and the head less the noise of the pool, under the names that transformers reads."""
+    artifact = tiny.write_artifact(tmp_path / "artifact", has_bias=True)
+    manifest = artifact.manifest
+    folder = PeftFolder(peft_directory(tmp_path), manifest, artifact)
+    adapters = GlobalAdapters(tmp_path, manifest, artifact.digest, rank=2, lora_scaling=2.0, peft_folder=folder)
+    before = Aggregated(adapter=initial(manifest, artifact.initial(), 2, np.random.default_rng(0)))
+    adapters.write(0, before)
+    assert peft_directory(tmp_path).is_dir()
+    adapters.write(1, dataclasses.replace(before, pool=POOL))
+    assert not peft_directory(tmp_path).exists()
+    whole = tmp_path / "adapters" / WHOLE_FOLDER
+    made = load_file(whole / "model.safetensors")
+    starts = {spec.name: artifact.weight(spec) for spec in manifest.tensors}
+    starts |= {spec.name: before.adapter[spec.name] for spec in manifest.dense}
+    assert made.keys() == starts.keys()
+    for index, (name, start) in enumerate(starts.items()):
+        noise = signs(5, 0, 0, 1, index, start.size).reshape(start.shape)
+        np.testing.assert_array_equal(made[name], start - np.float32(0.25) * noise)
+    assert "not an adapter" in (whole / "README.md").read_text()
+    assert (whole / names.TOKENIZER_FILE).exists() == (names.TOKENIZER_FILE in manifest.files)
+    assert adapters.keep(0).pool is None
+    assert peft_directory(tmp_path).is_dir()
 
 
 def test_peft_s_file_holds_the_sum(adapters: GlobalAdapters, tmp_path: Path) -> None:

@@ -1,0 +1,85 @@
+"""All weights of a model in one copy, and beside it a block's worth of what they are when they are perturbed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_runtime.engine.artifact import Artifact
+from edge_runtime.engine.frozen import FrozenWeights
+from edge_runtime.zero_order.pool import Direction, moved_rows, tensor_indices
+
+Array = npt.NDArray[np.float32]
+Int64 = npt.NDArray[np.int64]
+
+
+class WholeWeights(FrozenWeights):
+    """Weights that are tuned: theta, of which theta - direction is read.
+
+    Theta is the only whole copy. A block's weights less the direction are written when it is the block's turn, to
+    memory that all blocks share; a word embedding's rows when they are looked up; other weights outside the blocks,
+    which are bound once, have a second copy.
+
+    Args:
+        artifact: where the weights began.
+        direction: how far they are from there.
+        before_tensor: called before each tensor is made; raises to stop.
+
+    Attributes:
+        theta: by name.
+
+    Raises:
+        TensorError: a weight is stored in too few bits.
+        ArtifactCorruptedError: the base weights are not what the manifest says.
+    """
+
+    def __init__(self, artifact: Artifact, direction: Direction, before_tensor: Callable[[], None]) -> None:
+        manifest = artifact.manifest
+        self._indices = tensor_indices(manifest)
+        self._direction = Direction(direction.seed, direction.noise, ())
+        self._in_blocks = {spec.name for spec in manifest.tensors if spec.layer is not None}
+        theta: dict[str, Array] = {}
+        for spec in manifest.tensors:
+            before_tensor()
+            value = np.array(artifact.weight(spec), np.float32, order="C")
+            direction.subtract_from(value.reshape(-1), self._indices[spec.name], value.reshape(-1))
+            theta[spec.name] = value
+            artifact.release()
+        super().__init__(theta)
+        self.theta = theta
+        outside = theta.keys() - self._in_blocks - manifest.looked_up
+        self._outside = {name: theta[name].copy() for name in theta if name in outside}
+
+    def move(self, direction: Direction) -> None:
+        """Subtract a direction from theta, in place."""
+        for name, value in self.theta.items():
+            flat = value.reshape(-1)
+            direction.subtract_from(flat, self._indices[name], flat)
+
+    def read_less(self, direction: Direction) -> None:
+        """From now on theta - direction is read."""
+        self._direction = direction
+        for name, out in self._outside.items():
+            direction.subtract_from(self.theta[name].reshape(-1), self._indices[name], out.reshape(-1))
+
+    def __getitem__(self, name: str) -> Array:
+        """A weight outside the blocks, in memory that stays where it is."""
+        return self._outside[name] if name in self._outside else self.theta[name]
+
+    def is_float32(self, name: str) -> bool:
+        """Return whether a weight is read as it lies: those of blocks are written each time."""
+        return name not in self._in_blocks
+
+    def write(self, name: str, out: Array) -> None:
+        """Write a weight less the direction to a C-contiguous array of its shape."""
+        self._direction.subtract_from(self.theta[name].reshape(-1), self._indices[name], out.reshape(-1))
+
+    def table(self, name: str, token_ids: Int64) -> tuple[Array, Int64]:
+        """See :meth:`FrozenWeights.table`."""
+        tokens, indices = np.unique(token_ids, return_inverse=True)
+        if name in self._outside:
+            return self._outside[name][tokens], indices.reshape(token_ids.shape)
+        rows = moved_rows(self.theta[name], tokens, self._indices[name], self._direction)
+        return rows, indices.reshape(token_ids.shape)

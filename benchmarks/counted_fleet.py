@@ -302,7 +302,6 @@ def make_method(artifact: Artifact, settings: RunSettings) -> Method:
         aggregation=settings.aggregation,
         max_rank=settings.max_rank,
         seed=settings.seed,
-        zero_order=settings.zero_order,
-        mixed=settings.mixed,
+        tables=settings,
     )
     return method_of(settings.method)(context)

@@ -32,7 +32,8 @@ from benchmarks.step import environment
 from broker_server.config import CONFIG_FILE, CoordinatorConfig
 from broker_server.methods.by_name import method_of
 from broker_server.methods.pruning.config import PruningConfig
-from broker_server.methods.training import MixedConfig, TrainingConfig, ZeroOrderConfig
+from broker_server.methods.tables import MixedConfig, ZeroOrderConfig
+from broker_server.methods.training import TrainingConfig
 from broker_server.serving.coordinator.process import run_coordinator
 from broker_server.serving.evaluation.held_out import HeldOut
 from broker_server.serving.storage.adapters import GlobalAdapters

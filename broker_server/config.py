@@ -13,7 +13,8 @@ import msgspec
 from broker_server.errors import ConfigError
 from broker_server.methods.by_name import check_method, completed, method_of, passed_over, trained_sparsity
 from broker_server.methods.pruning.config import PruningConfig
-from broker_server.methods.training import MixedConfig, TrainingConfig, ZeroOrderConfig
+from broker_server.methods.tables import MethodTables
+from broker_server.methods.training import TrainingConfig
 from broker_server.naming import as_key
 from broker_server.options import Panel, Scalar, Written, flat, from_toml, option, to_toml, zero_for_none
 from broker_server.ranges import check_fields
@@ -40,7 +41,7 @@ ARMS: Final = Written(
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class FederationConfig:
+class FederationConfig(MethodTables):
     """The training settings that ``fedspine run`` and ``config.toml`` have in common."""
 
     num_devices: Positive = option(Panel.TRAINING, "devices that take part", name="devices")
@@ -91,8 +92,6 @@ class FederationConfig:
     )
     """See docs/aggregation.md; empty = nothing."""
     pruning: PruningConfig = dataclasses.field(default_factory=PruningConfig)
-    zero_order: ZeroOrderConfig = dataclasses.field(default_factory=ZeroOrderConfig)
-    mixed: MixedConfig = dataclasses.field(default_factory=MixedConfig)
     eval_sparse: bool = option(
         Panel.PRUNING, "evaluate the sub-model at --sparsity after every round, not only after the last", default=False
     )

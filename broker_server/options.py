@@ -29,11 +29,10 @@ Scalar = str | int | float | bool
 
 
 class Panel(enum.StrEnum):
-    """Groups of options in ``fedspine run --help``, in this order."""
+    """Groups of options in ``fedspine run --help``, in this order; methods have others, which follow on training."""
 
     MODEL = "Model and data"
     TRAINING = "Training"
-    ZERO_ORDER = "Zero-order tuning"
     PRUNING = "Pruning"
     RESULT = "Result"
     PROCESSES = "Processes"
@@ -73,7 +72,7 @@ class Option:
     kind: Any
     """Annotation of what is written, with its range."""
     help: str
-    panel: Panel
+    panel: str
     formerly: str
     """Name that it had in earlier releases, still read; empty = none."""
     written: Written | None
@@ -87,14 +86,14 @@ _WRITTEN: Final = "written"
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Declared:
-    panel: Panel
+    panel: str
     help: str
     name: str
     formerly: str
 
 
 def option(
-    panel: Panel,
+    panel: str,
     text: str,
     default: object = dataclasses.MISSING,
     *,
@@ -142,8 +141,12 @@ def options_of(kind: type) -> Mapping[str, Option]:
         elif dataclasses.is_dataclass(hint):
             inner = options_of(typing.cast("type", hint)).values()
             found |= {one.name: dataclasses.replace(one, path=(field.name, *one.path)) for one in inner}
-    panels = list(Panel)
-    return dict(sorted(found.items(), key=lambda item: panels.index(item[1].panel)))
+    panels = [str(panel) for panel in Panel]
+
+    def place(option: Option) -> float:
+        return panels.index(option.panel) if option.panel in panels else panels.index(Panel.TRAINING) + 0.5
+
+    return dict(sorted(found.items(), key=lambda item: place(item[1])))
 
 
 def _default(field: dataclasses.Field[Any], written: Written | None) -> object:

@@ -11,7 +11,8 @@ from broker_server.methods.method import Method
 from broker_server.methods.presets import PRESETS, Preset, Settings, Shared
 from broker_server.methods.pruning.config import PruningConfig
 from broker_server.methods.registry import WORKS
-from broker_server.methods.training import MixedConfig, TrainingConfig, ZeroOrderConfig
+from broker_server.methods.tables import MethodTables
+from broker_server.methods.training import TrainingConfig
 from broker_server.naming import option_name, said_of
 from broker_server.options import Option, options_of
 from edge_runtime.formats.manifest import Manifest
@@ -19,9 +20,7 @@ from edge_runtime.system.registry import Registry
 from edge_runtime.wire.work import Arm
 
 _DECLARED: Final[Mapping[str, Option]] = {
-    name: option
-    for kind in (TrainingConfig, PruningConfig, ZeroOrderConfig, MixedConfig)
-    for name, option in options_of(kind).items()
+    name: option for kind in (TrainingConfig, PruningConfig, MethodTables) for name, option in options_of(kind).items()
 }
 
 _OF_THE_RUN: Final = frozenset({"prune_scope", "protect_first", "protect_last"})

@@ -22,7 +22,8 @@ from broker_server.methods.pruning.config import PruningConfig
 from broker_server.methods.pruning.plans import Plans
 from broker_server.methods.pruning.schedule import Segment
 from broker_server.methods.pruning.scores import Scores
-from broker_server.methods.training import MixedConfig, TrainingConfig, ZeroOrderConfig
+from broker_server.methods.tables import MethodTables
+from broker_server.methods.training import TrainingConfig
 from edge_runtime.formats.adapter import Array, Tensors, initial
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.payload import Payload
@@ -111,8 +112,8 @@ class MethodContext:
     max_rank: int
     """Rank of the global adapter."""
     seed: int
-    zero_order: ZeroOrderConfig = dataclasses.field(default_factory=ZeroOrderConfig)
-    mixed: MixedConfig = dataclasses.field(default_factory=MixedConfig)
+    tables: MethodTables = dataclasses.field(default_factory=MethodTables)
+    """Settings that some methods have beside those of training."""
 
 
 class Method(abc.ABC):
@@ -135,6 +136,9 @@ class Method(abc.ABC):
     is_start_exact: ClassVar[bool] = False
     """Whether devices start from float32 whatever the run's ``wire_dtype``, because they repeat the server's steps."""
 
+    first_work: ClassVar[WorkType | None] = None
+    """Tag of other work that its run may begin with, for the model that its own work starts from: a report tells the
+    gain over that model. None = there is none."""
     has_step_times: ClassVar[bool] = True
     """Whether its steps take the time that calibration measures, so that devices can be emulated."""
 

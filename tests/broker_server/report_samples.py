@@ -79,7 +79,7 @@ def sampled_records() -> list[RoundRecord]:
     return [*records[:-1], msgspec.structs.replace(records[-1], evaluation=evaluation, sparse=evaluation)]
 
 
-def sample_report(task: Task = "causal-lm", rounds: Sequence[RoundRecord] | None = None) -> Report:
+def sample_report(task: Task = "causal-lm", rounds: Sequence[RoundRecord] | None = None, *, method: str = "") -> Report:
     """A whole report, of :func:`round_records` unless others are given."""
     is_causal = task == "causal-lm"
     compact = Compact(
@@ -113,6 +113,6 @@ def sample_report(task: Task = "causal-lm", rounds: Sequence[RoundRecord] | None
         created_at=1_790_000_000.0,
         steps={"prepare": 10.0, "compact": 5.0},
         data=data,
-        config={"rounds": 3, "model": "", "sparsity": 0.25},
+        config={"rounds": 3, "model": "", "sparsity": 0.25, "method": method},
     )
     return build_report(summary, round_records() if rounds is None else rounds, compact)

@@ -89,7 +89,7 @@ def test_a_round_takes_a_device_less_than_a_kilobyte(whole: tuple[Path, Tap, Run
     report = report_of(root)
     for entry in report["rounds"][2:]:
         for device in entry["devices"]:
-            told, on_wire = device["method_bytes_up"], heard[device["device_id"], entry["round_number"]]["update"]
+            told, on_wire = device["method"]["bytes_up"], heard[device["device_id"], entry["round_number"]]["update"]
             assert 4 * 4 * STEPS < told < on_wire < told + 120, "the difference is the topic and MQTT's header"
 
 
@@ -106,7 +106,7 @@ def test_it_tells_its_gain_over_the_probe(whole: tuple[Path, Tap, Run]) -> None:
     report = report_of(root)
     works = [{device["work"] for device in entry["devices"]} for entry in report["rounds"][1:]]
     assert works == [{"probe"}, *[{"zero_order"}] * (ROUNDS - 1)]
-    over = report["over_probe"]
+    over = report["over_first_work"]
     first, last = report["rounds"][1], report["rounds"][-1]
     assert (over["round_number"], over["accuracy"], over["loss"]) == (1, first["accuracy"], first["loss"])
     assert over["loss_fall"] == pytest.approx(first["loss"] - last["loss"])
@@ -185,7 +185,7 @@ def test_all_weights_are_tuned_and_killed_on_both_sides_end_with_the_same_bits(
     works = [{device["work"] for device in entry["devices"]} for entry in report["rounds"][1:]]
     assert works == [{"probe"}, *[{"seed_pool"}] * (ROUNDS - 1)]
     assert {device["outcome"] for entry in report["rounds"] for device in entry["devices"]} == {"accepted"}
-    sizes = [device["method_bytes_up"] for entry in report["rounds"][2:] for device in entry["devices"]]
+    sizes = [device["method"]["bytes_up"] for entry in report["rounds"][2:] for device in entry["devices"]]
     assert 4 * STEPS < min(sizes) <= max(sizes) < MOST_BYTES
 
     model = transformers.AutoModelForSequenceClassification.from_pretrained(root / "adapters" / "whole")

@@ -47,7 +47,7 @@ def to_csv(reports: Mapping[RunKey, Report]) -> str:
     of_round = [path for path in paths(RoundEntry, every_axis) if path != ("devices",)]
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    names = [path[-1] for path in of_device] + [f"{ROUND}{path[-1].removeprefix(ROUND)}" for path in of_round]
+    names = columns(of_device) + [f"{ROUND}{path[-1].removeprefix(ROUND)}" for path in of_round]
     writer.writerow(["method", "seed", *names])
     for key, report in reports.items():
         axes = axes_by_run[key]
@@ -56,6 +56,14 @@ def to_csv(reports: Mapping[RunKey, Report]) -> str:
             for device in entry.devices or (None,):
                 writer.writerow([key.method, key.seed, *(cell(device, path, axes) for path in of_device), *shared])
     return table.getvalue()
+
+
+def columns(found: Sequence[Path]) -> list[str]:
+    """Name of each field's column: its own, or where another has that already, those of the structs around it too."""
+    names: list[str] = []
+    for path in found:
+        names.append("_".join(path) if path[-1] in names else path[-1])
+    return names
 
 
 def paths(kind: type[msgspec.Struct], axes: Sequence[str]) -> list[Path]:

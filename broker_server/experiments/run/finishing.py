@@ -24,7 +24,7 @@ from broker_server.serving.report.arms import MOST_SHOWN, arms_by_device, axes_o
 from broker_server.serving.report.build import RunSummary, build_report, quality_fields
 from broker_server.serving.report.from_run import COMPACT_RESULT, fleet_entry, report_run, write_report
 from broker_server.serving.report.quality import bytes_text, duration_text, metric_name, metric_text, plural
-from broker_server.serving.report.schema import REPORT_JSON, REPORT_PAGE, Compact, OverProbe, Report
+from broker_server.serving.report.schema import REPORT_JSON, REPORT_PAGE, Compact, OverFirstWork, Report
 from broker_server.serving.storage.peft_folder import WHOLE_FOLDER
 from broker_server.serving.storage.store import Store
 from edge_runtime.engine.artifact import Artifact
@@ -170,8 +170,8 @@ def summary_lines(report: Report, root: Path) -> list[str]:
         )
     elif is_sampled:
         lines.append(on_all)
-    if report.over_probe is not None:
-        lines.append(over_probe_line(report.over_probe, final.round_number))
+    if report.over_first_work is not None:
+        lines.append(over_first_work_line(report.over_first_work, final.round_number))
     lines += arm_lines(report)
     if final.emulated_s is not None:
         lines.append(f"emulated time: {duration_text(final.emulated_s)} on the virtual clock of the fleet")
@@ -193,12 +193,13 @@ def tuned_line(root: Path) -> str:
     return f"adapter:       {root / 'adapters' / 'peft'} (PEFT's format)"
 
 
-def over_probe_line(probe: OverProbe, kept_round: int) -> str:
-    """Describe the gain or loss against the probe's head on the same examples."""
-    before, gain = 100 * probe.accuracy, 100 * probe.accuracy_gain
+def over_first_work_line(over: OverFirstWork, kept_round: int) -> str:
+    """Describe the gain or loss against the model that the run's work started from, on the same examples."""
+    before, gain = 100 * over.accuracy, 100 * over.accuracy_gain
     return (
-        f"over the probe's head: {before:.1f} % after round {probe.round_number}, {before + gain:.1f} % after round "
-        f"{kept_round} ({gain:+.1f} points), loss {probe.loss:.4f} -> {probe.loss - probe.loss_fall:.4f}"
+        f"over the {over.work} that it began with: {before:.1f} % after round {over.round_number}, "
+        f"{before + gain:.1f} % after round {kept_round} ({gain:+.1f} points), "
+        f"loss {over.loss:.4f} -> {over.loss - over.loss_fall:.4f}"
     )
 
 

@@ -19,7 +19,8 @@ from broker_server.methods.lora.method import Lora
 from broker_server.methods.method import AssignedWork, Combined, Method, MethodContext, Reply
 from broker_server.methods.mixed.combine import first_order_weight, mix
 from broker_server.methods.pruning.scores import Scores
-from broker_server.methods.training import MixedConfig, TrainingConfig, ZeroOrderConfig
+from broker_server.methods.tables import MixedConfig, ZeroOrderConfig
+from broker_server.methods.training import TrainingConfig
 from broker_server.methods.zero_order.log import Log
 from broker_server.methods.zero_order.method import ZeroOrder
 from broker_server.options import options_of
@@ -58,6 +59,7 @@ class Mixed(Method):
     asks: ClassVar[str] = (
         "by the arm: first-order training of the whole model's LoRA factors and head, or zero-order steps of the same"
     )
+    first_work = "probe"
     has_step_times = False
     is_start_exact = True
     axes = Axes((METHOD, RANK))
@@ -68,7 +70,7 @@ class Mixed(Method):
 
     def __init__(self, context: MethodContext) -> None:
         super().__init__(context)
-        rate = context.mixed.zero_order_learning_rate
+        rate = context.tables.mixed.zero_order_learning_rate
         self._first_order = Lora(context)
         self._zero_order = ZeroOrder(dataclasses.replace(context, learning_rate_at=lambda _: rate))
 
@@ -95,7 +97,7 @@ class Mixed(Method):
 
         The probe's round and rounds after the first-order ones are the same for all, and count as zero-order arms.
         """
-        last = self._context.mixed.num_first_order_rounds
+        last = self._context.tables.mixed.num_first_order_rounds
         is_over = last is not None and key.round_number > last
         if METHOD.of(arm) == FIRST_ORDER and not is_over and not self._zero_order.awaits_head(model):
             return self._first_order.ask(key, arm, at_once=at_once, model=model)
@@ -161,7 +163,7 @@ class Mixed(Method):
         adapter, memory = made.model.adapter, before.memory
         if num_zero:
             steps = self._zero_order.combine(round_number, before, importance, zero_order, rng)
-            weight = first_order_weight(num_first, num_zero, self._context.mixed.zero_order_share)
+            weight = first_order_weight(num_first, num_zero, self._context.tables.mixed.zero_order_share)
             adapter, memory = mix(adapter, steps.model.adapter, weight), steps.model.memory
             made = dataclasses.replace(made, not_finite=steps.not_finite)
         log = (Log.of(memory) or Log()).cut_off(round_number)

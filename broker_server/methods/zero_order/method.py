@@ -21,7 +21,7 @@ from broker_server.methods.probe.method import LogitProbe
 from broker_server.methods.probe.ridge import PENALTY
 from broker_server.methods.pruning.schedule import Segment
 from broker_server.methods.pruning.scores import Scores
-from broker_server.methods.training import AUTOMATIC, NUM_SEEDS, ZeroOrderConfig
+from broker_server.methods.tables import AUTOMATIC, NUM_SEEDS, ZeroOrderConfig
 from broker_server.methods.zero_order.combine import RULES, typical_magnitude
 from broker_server.methods.zero_order.cut import Stack, check_movable, next_cut
 from broker_server.methods.zero_order.log import LARGEST, MAX_BYTES, Log
@@ -55,6 +55,7 @@ class ZeroOrder(Method):
 
     work_type = "zero_order"
     asks: ClassVar[str] = "forward passes over the whole model at perturbed parameters; a scalar for each perturbation"
+    first_work = "probe"
     has_step_times = False
     is_start_exact = True
     axes = Axes((RANK,))
@@ -67,7 +68,7 @@ class ZeroOrder(Method):
 
     def __init__(self, context: MethodContext) -> None:
         super().__init__(context)
-        settings, manifest = context.zero_order, context.manifest
+        settings, manifest = context.tables.zero_order, context.manifest
         self._stack = Stack.of(manifest, self._parts_at) if settings.move_cut else None
         self._cut = _cut(settings.cut, manifest, self._stack)
         self._layout = AdapterLayout.of(manifest, Plan.full(manifest), context.max_rank)
@@ -84,7 +85,7 @@ class ZeroOrder(Method):
     @classmethod
     def of(cls, context: MethodContext) -> Method:
         """Tuning of all weights is another class; see :meth:`Method.of`."""
-        return SeedPoolTuning(context) if context.zero_order.tune == "all" else cls(context)
+        return SeedPoolTuning(context) if context.tables.zero_order.tune == "all" else cls(context)
 
     @classmethod
     def check_settings(cls, settings: Mapping[str, object], manifest: Manifest | None = None) -> None:
@@ -136,7 +137,7 @@ class ZeroOrder(Method):
         if log is None and self._probe is not None:
             return self._probe.ask(key, arm, at_once=at_once, model=model)
         log = log or Log()
-        training, settings = self._context.training, self._context.zero_order
+        training, settings = self._context.training, self._context.tables.zero_order
         parts = self._parts_at(self._next_cut(log))
         self._check_epsilon(model, parts)
         rate = self._context.learning_rate_at(key.round_number)
@@ -180,7 +181,7 @@ class ZeroOrder(Method):
         self, log: Log, model: Aggregated, parts: TunedParts, round_number: int
     ) -> PreconditionerStart | None:
         """The same for all devices of a round."""
-        if not self._context.zero_order.precondition:
+        if not self._context.tables.zero_order.precondition:
             return None
         if self._begun is None or self._begun[0] is not model or self._begun[1] != round_number:
             self._begun = (model, round_number, start_of(log, parts, self._context.seed, round_number))
@@ -188,7 +189,7 @@ class ZeroOrder(Method):
 
     def _lower_rate(self, rate: float, parts: TunedParts) -> float:
         """Learning rate of the lower part; 0 if nothing is tuned there, so that nothing is perturbed."""
-        given = self._context.zero_order.lower_learning_rate
+        given = self._context.tables.zero_order.lower_learning_rate
         if not parts.lower:
             return 0.0
         return rate / 2 if given == AUTOMATIC else given
@@ -199,7 +200,7 @@ class ZeroOrder(Method):
         self._checked = model
         for tensor in (*parts.lower, *parts.upper):
             try:
-                check_epsilon(model.adapter[tensor.name], self._context.zero_order.epsilon)
+                check_epsilon(model.adapter[tensor.name], self._context.tables.zero_order.epsilon)
             except TensorError as error:
                 msg = f"zo_epsilon is too small for {tensor.name}: {error}"
                 raise ConfigError(msg) from error
@@ -273,7 +274,7 @@ class ZeroOrder(Method):
         if asked.largest_scalar is None and magnitude > 0:  # the devices had no bound to clip to
             values = np.clip(values, -LARGEST * magnitude, LARGEST * magnitude)
         weights = np.array([reply.num_examples for reply in ordered], np.float64)
-        scalars = RULES[self._context.zero_order.combine](values, weights)
+        scalars = RULES[self._context.tables.zero_order.combine](values, weights)
         logged = LoggedRound(
             round_number=round_number,
             cut=asked.cut,

@@ -57,7 +57,7 @@ class SeedPoolTuning(Method):
     def __init__(self, context: MethodContext) -> None:
         super().__init__(context)
         self._probe = None
-        if context.zero_order.head == "probe" and context.manifest.task == "text-classification":
+        if context.tables.zero_order.head == "probe" and context.manifest.task == "text-classification":
             training = dataclasses.replace(context.training, weight_decay=PENALTY)
             self._probe = LogitProbe(dataclasses.replace(context, training=training))
 
@@ -76,7 +76,7 @@ class SeedPoolTuning(Method):
         """The probe's sums where the head is to come from them and has not yet, then steps; see :meth:`Method.ask`."""
         if model.pool is None and self._probe is not None:
             return self._probe.ask(key, arm, at_once=at_once, model=model)
-        training, settings = self._context.training, self._context.zero_order
+        training, settings = self._context.training, self._context.tables.zero_order
         work = SeedPoolWork(
             arm=arm,
             pool=self._pool(model),
@@ -98,7 +98,7 @@ class SeedPoolTuning(Method):
         )
 
     def _pool(self, model: Aggregated) -> SeedPool:
-        settings = self._context.zero_order
+        settings = self._context.tables.zero_order
         nowhere = bytes(4 * settings.num_seeds)
         return model.pool or SeedPool(seed=self._context.seed, noise=settings.noise, coefficients=nowhere)
 

@@ -8,7 +8,7 @@ import msgspec
 
 from broker_server.methods.rounds.types import Outcome, Participant
 from broker_server.methods.scheduler import ArmOutcome
-from broker_server.serving.storage.records import DeviceRecord
+from broker_server.serving.storage.records import DeviceRecord, MethodBytes
 from edge_runtime.bounds import limits
 from edge_runtime.wire.messages import Chunk, Update, encode_message
 from edge_runtime.wire.work import Arm
@@ -56,7 +56,7 @@ def device_record(participant: Participant, played: PlayedArm, update: Update | 
         emulated_s=played.emulated_s,
         adapter_delta=played.adapter_delta,
         work=played.work,
-        method_bytes_up=None if update is None else reply_bytes(update),
+        method=None if update is None else MethodBytes(bytes_up=reply_bytes(update)),
         not_finite=played.not_finite,
     )
 

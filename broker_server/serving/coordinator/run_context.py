@@ -187,8 +187,7 @@ def _make_method(config: CoordinatorConfig, manifest: Manifest, plans: Plans, de
         aggregation=config.aggregation,
         max_rank=config.max_rank,
         seed=config.seed,
-        zero_order=config.zero_order,
-        mixed=config.mixed,
+        tables=config,
     )
     try:
         check_method(config.method, flat(config), manifest)

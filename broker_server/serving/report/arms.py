@@ -42,6 +42,15 @@ def axes_of(config: Mapping[str, str | int | float | bool]) -> Axes:
     return method_of(str(config.get("method", ""))).axes
 
 
+def first_work_of(config: Mapping[str, str | int | float | bool]) -> str:
+    """Return the kind of other work that a run's method may begin with; empty = none.
+
+    Raises:
+        ConfigError: as :func:`axes_of`.
+    """
+    return method_of(str(config.get("method", ""))).first_work or ""
+
+
 def arms_by_device(report: Report) -> list[DeviceArms]:
     """The arms of all devices, by device; each round's are those that the last steps of its assignment played."""
     rounds = [{device.device_id: device for device in entry.devices} for entry in report.rounds[1:]]

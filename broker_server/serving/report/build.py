@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from msgspec import UNSET, UnsetType
 
 from broker_server.errors import RunFailedError
+from broker_server.serving.report.arms import first_work_of
 from broker_server.serving.report.findings import find_warnings
 from broker_server.serving.report.quality import perplexity
 from broker_server.serving.report.schema import (
@@ -15,7 +16,7 @@ from broker_server.serving.report.schema import (
     DataEntry,
     FleetEntry,
     Outcome,
-    OverProbe,
+    OverFirstWork,
     Report,
     RoundEntry,
 )
@@ -101,7 +102,7 @@ def build_report(summary: RunSummary, rounds: Sequence[RoundRecord], compact: Co
         environment=environment(),
         fleet=summary.fleet,
         warnings=find_warnings(summary.task, entries, number, compact, summary.config),
-        over_probe=_over_probe(entries, number),
+        over_first_work=_over_first_work(entries, number, first_work_of(summary.config)),
     )
 
 
@@ -117,18 +118,19 @@ def _optional_quality(task: Task, evaluation: EvaluationRecord | None) -> tuple[
     return (UNSET, UNSET) if evaluation is None else quality_fields(task, evaluation.loss, evaluation.accuracy)
 
 
-def _over_probe(rounds: Sequence[RoundEntry], final_round: int) -> OverProbe | None:
+def _over_first_work(rounds: Sequence[RoundEntry], final_round: int, first_work: str) -> OverFirstWork | None:
     used = [entry for entry in rounds if entry.was_used]
     works = [{device.work for device in entry.devices} - {""} for entry in used]
     kept = next((entry for entry in used if entry.round_number == final_round), None)
-    if kept is None or {"probe"} not in works or all(work == {"probe"} for work in works):
+    if kept is None or {first_work} not in works or all(work == {first_work} for work in works):
         return None
-    first = used[works.index({"probe"})]
+    first = used[works.index({first_work})]
     if not isinstance(first.accuracy, float) or not isinstance(kept.accuracy, float) or kept.loss is None:
         return None
     if first.loss is None or first.num_targets != kept.num_targets:
         return None
-    return OverProbe(
+    return OverFirstWork(
+        work=first_work,
         round_number=first.round_number,
         accuracy=first.accuracy,
         loss=first.loss,

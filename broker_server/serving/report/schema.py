@@ -156,11 +156,13 @@ class FleetEntry(msgspec.Struct, frozen=True, kw_only=True):
     """Longest round on the virtual clock; 0 = none."""
 
 
-class OverProbe(msgspec.Struct, frozen=True, kw_only=True):
-    """Gain of a run that began with the probe's head over that head, on the same held-out examples."""
+class OverFirstWork(msgspec.Struct, frozen=True, kw_only=True):
+    """Gain over the model that the work of a run started from and that other work made, on the same examples."""
 
+    work: str
+    """Kind of that other work."""
     round_number: int
-    """The round that the head came from."""
+    """The round that it was made in."""
     accuracy: float
     """After that round."""
     loss: float
@@ -194,8 +196,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Classes of the emulated devices; null if nothing is emulated."""
     warnings: tuple[str, ...] = ()
     """Warnings about this run for the user, one line each; empty if there is nothing to warn of."""
-    over_probe: OverProbe | None = None
-    """Of a run whose head is the probe's; null for others, and where either was not measured."""
+    over_first_work: OverFirstWork | None = None
+    """Of a run that began with work of another kind; null for others, and where either was not measured."""
 
     @property
     def kept(self) -> RoundEntry:

@@ -28,6 +28,13 @@ class EvaluationRecord(msgspec.Struct, frozen=True, kw_only=True):
         return self.on_all or self
 
 
+class MethodBytes(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes of a method's own messages in one round; a device's :class:`Measurements` count all that it sent."""
+
+    bytes_up: int
+    """Payload bytes of the reply: the update, and what came in chunks; status messages and requests are apart."""
+
+
 class DeviceRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One device's part in one round, as the store keeps it and the report shows it."""
 
@@ -61,10 +68,9 @@ class DeviceRecord(msgspec.Struct, frozen=True, kw_only=True):
     adapter_delta: float | None = None
     """Frobenius norm of the change of B A, over all targets."""
     work: str = ""
-    """Kind of work that it was asked for: ``lora``, ``probe`` or ``zero_order``; empty if nothing was sent."""
-    method_bytes_up: int | None = None
-    """Payload bytes of its reply: the update, and what came in chunks. Status messages and requests are apart (they are
-    in its ``measurements``); None as in ``num_examples``."""
+    """Kind of work that it was asked for, a tag of the union of work; empty if nothing was sent."""
+    method: MethodBytes | None = None
+    """Bytes of the work itself; None as in ``num_examples``."""
     not_finite: int | None = None
     """Scalars that counted as 0, because its measurement was not finite; None if none are counted."""
 

@@ -20,7 +20,8 @@ from broker_server.methods.method import Combined, MethodContext, Reply
 from broker_server.methods.mixed.method import FIRST_ORDER, ZERO_ORDER, Mixed
 from broker_server.methods.pruning.config import PruningConfig
 from broker_server.methods.pruning.plans import Plans
-from broker_server.methods.training import MixedConfig, TrainingConfig, ZeroOrderConfig
+from broker_server.methods.tables import MethodTables, MixedConfig, ZeroOrderConfig
+from broker_server.methods.training import TrainingConfig
 from broker_server.methods.zero_order.log import Log
 from broker_server.options import flat
 from broker_server.serving.storage.stored_tensors import StoredTensors
@@ -50,8 +51,10 @@ def method(aggregation: str = "fedit", *, head: str = "as-it-is", precondition: 
         aggregation=aggregation,
         max_rank=RANK,
         seed=11,
-        zero_order=ZeroOrderConfig(num_inner=2, head=head, precondition=precondition),  # type: ignore[arg-type]
-        mixed=MixedConfig(**mixed),
+        tables=MethodTables(
+            zero_order=ZeroOrderConfig(num_inner=2, head=head, precondition=precondition),  # type: ignore[arg-type]
+            mixed=MixedConfig(**mixed),
+        ),
     )
     return Mixed(context)
 

@@ -13,7 +13,8 @@ from broker_server.methods.aggregation import Aggregated
 from broker_server.methods.method import Method, MethodContext, Reply
 from broker_server.methods.pruning.config import PruningConfig
 from broker_server.methods.pruning.plans import Plans
-from broker_server.methods.training import TrainingConfig, ZeroOrderConfig
+from broker_server.methods.tables import MethodTables, ZeroOrderConfig
+from broker_server.methods.training import TrainingConfig
 from broker_server.methods.zero_order.method import ZeroOrder
 from broker_server.serving.storage.stored_tensors import StoredTensors
 from edge_runtime.formats.zero_order import encode_reply
@@ -39,7 +40,9 @@ def method(**settings: Any) -> ZeroOrder:
         aggregation="fedit",
         max_rank=RANK,
         seed=SEED,
-        zero_order=ZeroOrderConfig(**{"num_outer": 2, "num_inner": 2, "head": "as-it-is", **settings}),
+        tables=MethodTables(
+            zero_order=ZeroOrderConfig(**{"num_outer": 2, "num_inner": 2, "head": "as-it-is", **settings})
+        ),
     )
     return ZeroOrder(context)
 

@@ -15,7 +15,8 @@ from broker_server.methods.by_name import method_of
 from broker_server.methods.method import Combined, Method
 from broker_server.methods.mixed.method import Mixed
 from broker_server.methods.pruning.config import PruningConfig
-from broker_server.methods.training import MixedConfig, TrainingConfig, ZeroOrderConfig
+from broker_server.methods.tables import MixedConfig, ZeroOrderConfig
+from broker_server.methods.training import TrainingConfig
 from broker_server.serving.storage.records import DeviceRecord
 from edge_runtime.engine import memory
 from edge_runtime.engine.artifact import Artifact
@@ -115,7 +116,7 @@ def test_each_device_does_what_its_memory_allows_and_both_change_one_model(play:
     attempts = by_device(run, lambda d: d.attempt)
     assert [one["cellar"] for one in attempts] == [1, 2, 1, 1], "first-order work is refused once, and not asked again"
     assert {one["attic"] for one in attempts} == {1}
-    sent = [one["cellar"] for one in by_device(run, lambda d: d.method_bytes_up)][1:]
+    sent = [one["cellar"] for one in by_device(run, lambda d: d.method and d.method.bytes_up)][1:]
     assert all(isinstance(number, int) and number < 1024 for number in sent)
     models = [decode_with_octets(blob)[0] for blob in run.adapters]
     for before, after in itertools.pairwise(models[1:]):

@@ -13,7 +13,8 @@ import pytest
 
 from broker_server.errors import StoreError
 from broker_server.methods.method import Combined, Method
-from broker_server.methods.training import TrainingConfig, ZeroOrderConfig
+from broker_server.methods.tables import ZeroOrderConfig
+from broker_server.methods.training import TrainingConfig
 from broker_server.methods.zero_order.method import ZeroOrder
 from broker_server.serving.storage.adapters import adapter_path
 from broker_server.serving.storage.records import DeviceRecord
@@ -131,6 +132,12 @@ def records(run_dir: Path) -> list[dict[str, DeviceRecord]]:
     return [{d.device_id: d for d in record.devices} for record in Store.open(run_dir).load_round_records()]
 
 
+def bytes_of(device: DeviceRecord) -> int:
+    """Bytes of a device's reply."""
+    assert device.method is not None
+    return device.method.bytes_up
+
+
 def test_a_head_of_the_probe_then_scalars_of_few_bytes(
     broker: InProcess, tmp_path: Path, coordinate: Coordinate
 ) -> None:
@@ -145,7 +152,7 @@ def test_a_head_of_the_probe_then_scalars_of_few_bytes(
     assert [{d.work for d in one.values()} for one in rounds[1:]] == [{"probe"}, *[{"zero_order"}] * 3]
     assert [one["b"].not_finite for one in rounds[1:]] == [None, 2, 2, 2]
     assert all(d.outcome == "accepted" and d.adapter_delta is None for one in rounds for d in one.values())
-    sent = [d.method_bytes_up for one in rounds[2:] for d in one.values()]
+    sent = [bytes_of(d) for one in rounds[2:] for d in one.values()]
     assert all(160 < number < 1000 for number in sent if number is not None), "40 scalars, and what is said of them"
     assert None not in sent
     assert a.logged == [[], [2], [3]]
@@ -174,7 +181,7 @@ def test_bytes_of_a_reply_are_those_of_its_message(broker: InProcess, tmp_path: 
 
         a.say = counted  # type: ignore[method-assign]
         running.finish()
-    told = [(number, one["a"].method_bytes_up) for number, one in enumerate(records(tmp_path)) if one]
+    told = [(number, bytes_of(one["a"])) for number, one in enumerate(records(tmp_path)) if one]
     assert told == sorted(set(sizes))
 
 

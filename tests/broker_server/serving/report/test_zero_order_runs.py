@@ -29,21 +29,21 @@ def records(works: str, not_finite: int = 0) -> list[RoundRecord]:
 
 
 def report(rounds: list[RoundRecord]) -> Report:
-    return sample_report("text-classification", rounds)
+    return sample_report("text-classification", rounds, method="fedspzo")
 
 
 def test_the_gain_is_over_the_round_that_the_head_came_from() -> None:
     """Sample rounds have accuracies 0.45, 0.65, 0.85 and losses 5, 4, 3."""
-    over = report(records("pzz")).over_probe
+    over = report(records("pzz")).over_first_work
     assert over is not None
     assert (over.round_number, over.accuracy, over.loss) == (1, 0.45, 5.0)
     assert over.accuracy_gain == pytest.approx(0.4)
     assert over.loss_fall == 2.0
     made = report(records("pzz"))
     line = "45.0 % after round 1, 85.0 % after round 3 (+40.0 points), loss 5.0000 -> 3.0000"
-    assert f"over the probe's head: {line}" in summary_lines(made, Path())
+    assert f"over the probe that it began with: {line}" in summary_lines(made, Path())
     page = render_page(made)
-    assert "Over the probe's head" in page
+    assert "Over the probe that it began with" in page
     assert "+40.0" in page
 
 
@@ -59,14 +59,14 @@ def test_a_first_round_that_nobody_answered_is_not_the_probes() -> None:
     rounds = records("ppz")
     lost = [msgspec.structs.replace(d, outcome="failed") for d in rounds[1].devices]
     rounds[1] = msgspec.structs.replace(rounds[1], devices=tuple(lost))
-    over = report(rounds).over_probe
+    over = report(rounds).over_first_work
     assert over is not None
     assert over.round_number == 2
 
 
 @pytest.mark.parametrize("works", ["ppp", "lll", "zzz"])
 def test_other_runs_have_no_gain_over_a_probe(works: str) -> None:
-    assert report(records(works)).over_probe is None
+    assert report(records(works)).over_first_work is None
     assert "Over the probe" not in render_page(report(records(works)))
 
 
@@ -75,7 +75,7 @@ def test_a_gain_on_other_examples_is_none() -> None:
     evaluation = rounds[-1].evaluation
     assert evaluation is not None
     rounds[-1] = msgspec.structs.replace(rounds[-1], evaluation=msgspec.structs.replace(evaluation, num_targets=20))
-    assert report(rounds).over_probe is None
+    assert report(rounds).over_first_work is None
 
 
 def test_scalars_that_were_not_finite_are_a_warning_with_their_number() -> None:

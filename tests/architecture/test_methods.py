@@ -46,12 +46,12 @@ def words(name: str) -> Iterator[str]:
 
 
 def knows(text: str) -> bool:
-    """Whether an identifier names a method."""
+    """Return whether an identifier names a method."""
     return any(re.search(rf"(^|_){name}s?(_|$)", word) for word in words(text) for name in NAMES)
 
 
 def says(text: str) -> bool:
-    """Whether a string that a program reads or shows names a method."""
+    """Return whether a string that a program reads or shows names a method."""
     return any(re.search(rf"\b{name}\b", text) for name in NAMES)
 
 
@@ -63,7 +63,7 @@ def docstrings(tree: ast.Module) -> set[int]:
 
 
 def named(tree: ast.Module) -> Iterator[str]:
-    """Where a module names a method: identifiers, imports, strings that are no documentation."""
+    """The lines of a module that name a method: identifiers, imports, strings that are no documentation."""
     documentation = docstrings(tree)
     for node in ast.walk(tree):
         match node:

@@ -19,7 +19,7 @@ from broker_server.methods.by_name import check_method
 from broker_server.methods.method import Method, MethodContext, Reply
 from broker_server.methods.pruning.config import PruningConfig
 from broker_server.methods.pruning.plans import Plans
-from broker_server.methods.tables import ZeroOrderConfig
+from broker_server.methods.tables import MethodTables, ZeroOrderConfig
 from broker_server.methods.training import TrainingConfig
 from broker_server.methods.zero_order.method import ZeroOrder
 from broker_server.methods.zero_order.whole import SeedPoolTuning

@@ -204,6 +204,25 @@ class StagedModel:
         (hidden,) = self._after(layers, [lowered.hidden], [batch], [lowered.context], params)
         return self._score(hidden, batch, params)
 
+    def upper_each(
+        self, lowered: Lowered, batch: Batch, params: Array, cut: int, count: int, write: Callable[[int, slice], None]
+    ) -> list[float]:
+        """Sums of the losses that :meth:`upper` gives for several adapters, to the last bit.
+
+        All pass a block before the next block is loaded: its weights are converted once. ``write`` puts the elements
+        of an adapter, by its number below ``count``, at a place of ``params``, before they are read. The hidden states
+        of all are in memory together, twice.
+        """
+        layers, parts = range(cut, self._manifest.num_layers), self._stages.parts
+        turns = iter([(index, parts.blocks[layer]) for layer in layers for index in range(count)])
+        states, contexts = [lowered.hidden] * count, [lowered.context] * count
+        given = self._after(layers, states, [batch] * count, contexts, params, lambda: write(*next(turns)))
+        sums = []
+        for index, hidden in enumerate(given):
+            write(index, parts.dense)
+            sums.append(self._score(hidden, batch, params)[0])
+        return sums
+
     def _score(self, hidden: Array, batch: Batch, params: Array) -> tuple[float, int]:
         """Of what the last block gives."""
         rows, targets = batch.scored()

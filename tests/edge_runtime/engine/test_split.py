@@ -13,6 +13,7 @@ import pytest
 
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.dataset import Batch
+from edge_runtime.engine.frozen import FrozenWeights
 from edge_runtime.engine.session import Graph
 from edge_runtime.engine.slicing import slice_weights
 from edge_runtime.engine.staged import StagedGraphs, StagedModel
@@ -106,6 +107,49 @@ def test_what_came_out_below_serves_any_number_of_adapters(artifact: Artifact, c
         assert found == whole.score(batches[turn], params)
     for key, value in lowered.items():
         np.testing.assert_array_equal(value.hidden, before[key])
+
+
+@pytest.mark.parametrize("cut", range(NUM_LAYERS + 1))
+def test_adapters_that_pass_block_by_block_give_what_each_gives(artifact: Artifact, cut: int) -> None:
+    """In memory for one adapter, written block by block; also after a batch of another size."""
+    model, alone = model_of(artifact), model_of(artifact)
+    layout = AdapterLayout.of(artifact.manifest, Plan.full(artifact.manifest), RANK)
+    for seed, (rows, length, count) in enumerate([(2, 7, 3), (3, 9, 4), (1, 5, 1)]):
+        batch, adapters = (
+            batch_of(artifact.manifest, rows, length, seed),
+            [adapter_of(artifact, n) for n in range(count)],
+        )
+        params, lowered = np.full(layout.num_elements, np.nan, np.float32), model.lower(batch, adapters[0], cut)
+
+        def write(index: int, place: slice, adapters: list[Array] = adapters, params: Array = params) -> None:
+            params[...] = np.nan
+            params[place] = adapters[index][place]
+
+        before = lowered.hidden.copy()
+        found = model.upper_each(lowered, batch, params, cut, count, write)
+        expected = [alone.upper(alone.lower(batch, adapters[0], cut), batch, one, cut)[0] for one in adapters]
+        assert found == expected
+        assert len(set(expected)) == count or cut == NUM_LAYERS
+        np.testing.assert_array_equal(lowered.hidden, before)
+
+
+def test_weights_are_converted_once_for_all_adapters(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    converted: list[str] = []
+    original = FrozenWeights.write
+
+    def write(self: FrozenWeights, name: str, out: Array) -> None:
+        converted.append(name)
+        original(self, name, out)
+
+    monkeypatch.setattr(FrozenWeights, "write", write)
+    model, params, batch = model_of(artifact), adapter_of(artifact, 0), batch_of(artifact.manifest, 2, 5, 0)
+    lowered = model.lower(batch, params, 1)
+    model.upper(lowered, batch, params, 1)
+    converted.clear()
+    model.upper_each(lowered, batch, params, 1, 4, lambda *_: None)
+    is_stored_otherwise = any(spec.dtype != "float32" for spec in artifact.manifest.tensors if len(spec.shape) > 1)
+    assert len(converted) == len(set(converted))
+    assert bool(converted) == is_stored_otherwise
 
 
 def test_no_graph_but_forward_ones_is_loaded(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:

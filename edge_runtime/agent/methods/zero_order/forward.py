@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
+from edge_runtime.agent.methods.zero_order.ways import Ways
 from edge_runtime.engine.dataset import Batch
 from edge_runtime.engine.staged import Lowered, StagedModel
 from edge_runtime.wire.work import ZeroOrderWork
@@ -47,7 +49,8 @@ class Estimator:
         work: counts, epsilon and seed.
         round_number: of the assignment.
         scale: factor of the noise, float32 ``[N]``; None = 1.
-        check: called before each forward pass; raises to stop.
+        check: called before each forward pass or block; raises to stop.
+        ways: the order of the upper blocks' passes.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Estimator:
         *,
         scale: Array | None,
         check: Callable[[], None],
+        ways: Ways,
     ) -> None:
         self._model = model
         self._parts = parts
@@ -66,6 +70,9 @@ class Estimator:
         self._round_number = round_number
         self._scale = scale
         self._check = check
+        self._ways = ways
+        self._group_size = 1
+        self._parts_at: dict[int, TunedParts] = {}
         self._is_lower_perturbed = work.lower_learning_rate > 0 and bool(parts.lower)
 
     def measure(self, theta: Array, out: Array, batch: Batch, step: int) -> Measured:
@@ -82,6 +89,18 @@ class Estimator:
             InsufficientMemoryError: it could not allocate.
         """
         work = self._work
+        count = work.num_inner if self._is_lower_perturbed else work.num_outer * work.num_inner
+        group_size = self._ways.group_size(batch.input_ids.size, count)
+        is_by_block = group_size > 1 and self._ways.is_by_block()
+        self._group_size = group_size if is_by_block else 1
+        began = time.perf_counter()
+        measured = self._measure(theta, out, batch, step)
+        if group_size > 1:
+            self._ways.add((time.perf_counter() - began) / batch.input_ids.size, is_by_block=is_by_block)
+        return measured
+
+    def _measure(self, theta: Array, out: Array, batch: Batch, step: int) -> Measured:
+        work = self._work
         below = None if self._is_lower_perturbed else self._lower(batch, theta)
         if work.is_normalised:
             clean = self._loss(below or self._lower(batch, theta), batch, theta)
@@ -97,16 +116,42 @@ class Estimator:
     ) -> Float64:
         """Mean losses at theta + epsilon z, float64 ``[P1, P2]``; ``below`` where the lower part is not perturbed."""
         num_outer, num_inner = self._work.num_outer, self._work.num_inner
+        if below is not None:
+            numbers = range(num_outer * num_inner)
+            return self._upper(below, numbers, epsilon, theta, out, batch, step).reshape(num_outer, num_inner)
         losses = np.empty((num_outer, num_inner), np.float64)
         for outer in range(num_outer):
-            lowered = below
-            if lowered is None:
-                self._write("lower", epsilon, theta, step, outer, out)
-                lowered = self._lower(batch, out)
-            for inner in range(num_inner):
-                self._write("upper", epsilon, theta, step, outer * num_inner + inner, out)
-                losses[outer, inner] = self._loss(lowered, batch, out)
+            self._write(self._parts, "lower", epsilon, theta, step, outer, out)
+            numbers = range(outer * num_inner, (outer + 1) * num_inner)
+            losses[outer] = self._upper(self._lower(batch, out), numbers, epsilon, theta, out, batch, step)
         return losses
+
+    def _upper(
+        self, lowered: Lowered, numbers: range, epsilon: float, theta: Array, out: Array, batch: Batch, step: int
+    ) -> Float64:
+        """Mean losses at the perturbations of these numbers, in turn or block by block for some at a time."""
+        losses: list[float] = []
+        for begin in range(0, len(numbers), self._group_size):
+            group = numbers[begin : begin + self._group_size]
+            if len(group) == 1:
+                self._write(self._parts, "upper", epsilon, theta, step, group[0], out)
+                losses.append(self._loss(lowered, batch, out))
+                continue
+
+            def write(index: int, place: slice, group: range = group) -> None:
+                self._check()
+                self._write(self._within(place), "upper", epsilon, theta, step, group[index], out)
+
+            sums = self._model.upper_each(lowered, batch, out, self._work.cut, len(group), write)
+            losses += [loss_sum / max(1, batch.num_targets) for loss_sum in sums]
+        return np.array(losses, np.float64)
+
+    def _within(self, place: slice) -> TunedParts:
+        """The tuned tensors at a place of the flat vector."""
+        if place.start not in self._parts_at:
+            inside = [one for one in self._parts.upper if place.start <= one.place.start < place.stop]
+            self._parts_at[place.start] = dataclasses.replace(self._parts, lower=(), upper=tuple(inside))
+        return self._parts_at[place.start]
 
     def _lower(self, batch: Batch, params: Array) -> Lowered:
         self._check()
@@ -117,9 +162,11 @@ class Estimator:
         loss_sum, _ = self._model.upper(lowered, batch, params, self._work.cut)
         return loss_sum / max(1, batch.num_targets)
 
-    def _write(self, which: Which, epsilon: float, theta: Array, step: int, perturbation: int, out: Array) -> None:
+    def _write(
+        self, parts: TunedParts, which: Which, epsilon: float, theta: Array, step: int, perturbation: int, out: Array
+    ) -> None:
         key = (self._work.seed, self._round_number, step)
-        perturb(theta, self._parts, which, epsilon, *key, perturbation, out, self._scale, self._work.noise)
+        perturb(theta, parts, which, epsilon, *key, perturbation, out, self._scale, self._work.noise)
 
 
 def mean_of(*losses: Float64) -> float:

@@ -15,6 +15,7 @@ from edge_runtime.agent.methods.zero_order.catching_up import NoiseRate
 from edge_runtime.agent.methods.zero_order.forward import Estimator, Measured
 from edge_runtime.agent.methods.zero_order.kept import Kept, Start
 from edge_runtime.agent.methods.zero_order.steps import ScalarSteps, check_count
+from edge_runtime.agent.methods.zero_order.ways import Ways
 from edge_runtime.agent.settings import WorkSettings
 from edge_runtime.engine import memory
 from edge_runtime.engine.artifact import Artifact
@@ -50,6 +51,7 @@ class ZeroOrder:
         self._limit = settings.memory_limit_bytes
         self._pull_rate: float | None = None
         self._noise_rate: NoiseRate | None = None
+        self._ways: dict[tuple[int, ...], Ways] = {}
 
     def check_run(self, welcome: Welcome) -> None:
         """Refuse a run that does not fit this device.
@@ -133,6 +135,14 @@ class ZeroOrder:
         weights = slice_weights(artifact, plan, keep_stored=self.graphs.keeps_stored)
         return self.graphs.model(weights, layout, work.lora_scaling)
 
+    def ways(self, work: ZeroOrderWork) -> Ways:
+        """The order of the upper blocks' passes; measured anew for another cut or another size."""
+        size = (work.arm.rank, work.batch_size, work.max_length)
+        if (work.cut, *size) not in self._ways:
+            manifest = self.artifact.manifest
+            self._ways = {(work.cut, *size): Ways(manifest, memory.estimate_forward_bytes(manifest, *size))}
+        return self._ways[work.cut, *size]
+
     def _theta_of(self, blob: bytes, rank: int) -> Array:
         """The flat vector of a payload, float32 ``[N]``.
 
@@ -181,7 +191,15 @@ class ZeroOrderExecution(ScalarSteps):
         self._parts = parts
         self._model = method.model(work)
         round_number = assignment.key.round_number
-        self._estimator = Estimator(self._model, parts, work, round_number, scale=self._scale, check=self._around.check)
+        self._estimator = Estimator(
+            self._model,
+            parts,
+            work,
+            round_number,
+            scale=self._scale,
+            check=self._around.check,
+            ways=method.ways(work),
+        )
 
     def evaluate(self, holdout: Dataset) -> EvaluationResult:
         """Quality at theta as it stands."""

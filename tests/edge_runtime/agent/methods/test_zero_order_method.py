@@ -13,6 +13,7 @@ import pytest
 from edge_runtime.agent.assignment_runner import AssignmentRunner
 from edge_runtime.agent.jobs import Jobs
 from edge_runtime.agent.methods.zero_order.kept import Kept
+from edge_runtime.agent.methods.zero_order.ways import Ways
 from edge_runtime.agent.settings import WorkSettings
 from edge_runtime.bounds import limits
 from edge_runtime.engine.dataset import batches
@@ -142,8 +143,18 @@ def reference(runner: AssignmentRunner, work: ZeroOrderWork, blob: bytes) -> Arr
     return np.stack([made.step(next(drawn), step).ravel() for step in range(1, work.num_local_steps + 1)])
 
 
+def pass_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ways, "group_size", lambda _ways, _num_tokens, count: min(3, count))
+    monkeypatch.setattr(Ways, "is_by_block", lambda _: True)
+
+
+@pytest.mark.parametrize("is_by_block", [False, True])
 @pytest.mark.parametrize("form", FORMS)
-def test_the_scalars_are_those_of_the_formula_to_the_last_bit(make_runner: Make, form: str) -> None:
+def test_the_scalars_are_those_of_the_formula_to_the_last_bit(
+    make_runner: Make, monkeypatch: pytest.MonkeyPatch, form: str, *, is_by_block: bool
+) -> None:
+    if is_by_block:
+        pass_by_block(monkeypatch)
     runner, work = make_runner(), work_of(**FORMS[form])
     blob = payload(runner.artifact.manifest)
     expected = reference(runner, work, blob)
@@ -157,7 +168,12 @@ def test_the_scalars_are_those_of_the_formula_to_the_last_bit(make_runner: Make,
     assert update.evaluation.num_targets == 4
 
 
-def test_a_language_model_is_tuned_by_its_next_tokens(make_runner: Make, tiny_llama_artifact: Path) -> None:
+@pytest.mark.parametrize("is_by_block", [False, True])
+def test_a_language_model_is_tuned_by_its_next_tokens(
+    make_runner: Make, tiny_llama_artifact: Path, monkeypatch: pytest.MonkeyPatch, *, is_by_block: bool
+) -> None:
+    if is_by_block:
+        pass_by_block(monkeypatch)
     runner, work = make_runner(tiny_llama_artifact), work_of()
     blob = payload(runner.artifact.manifest)
     update, reply = run(runner, assignment_of(blob, work), blob)

@@ -11,8 +11,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from edge_runtime.engine.artifact import Artifact
+from edge_runtime.formats.seed_pool import SeedPool
 from edge_runtime.wire.work import LoggedRound
 from edge_runtime.zero_order.noise import gaussian, quantiles, signs
+from edge_runtime.zero_order.pool import PIECE, Direction, moved
 from edge_runtime.zero_order.preconditioner import apply_log
 
 
@@ -35,6 +37,15 @@ def test_gaussian_noise_has_its_golden_bytes() -> None:
     assert noise.tobytes().hex() == "645d1cbf267a2d3f6d93a93eb18111407db7953f0e672d3dea164b3fa3ffbfbf"
     table = hashlib.sha256(quantiles().astype("<f4").tobytes()).hexdigest()
     assert table == "8babbcaf96568f10165a1eab530c0e5c92d04de96761b6dbb3dadfa94baba37f"
+
+
+def test_weights_along_a_pool_of_seeds_have_their_golden_bytes() -> None:
+    coefficients, digests = np.array([0.125, 0, 3e-3], "<f4").tobytes(), []
+    start = np.array(np.arange(2 * PIECE + 100) % 255 - 127, np.float32) / np.float32(64)
+    for noise in ("rademacher", "gaussian"):
+        pool = SeedPool(seed=9, noise=noise, coefficients=coefficients)
+        digests.append(hashlib.sha256(moved(start, 2, Direction.of(pool)).astype("<f4").tobytes()).hexdigest()[:16])
+    assert digests == ["b5b39254a1c2c19b", "ab47efaff6b196ca"]
 
 
 def test_rounds_done_again_end_at_the_same_bits(family_dir: Path) -> None:

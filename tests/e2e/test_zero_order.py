@@ -185,6 +185,7 @@ def test_all_weights_are_tuned_and_killed_on_both_sides_end_with_the_same_bits(
     works = [{device["work"] for device in entry["devices"]} for entry in report["rounds"][1:]]
     assert works == [{"probe"}, *[{"seed_pool"}] * (ROUNDS - 1)]
     assert {device["outcome"] for entry in report["rounds"] for device in entry["devices"]} == {"accepted"}
+    assert len({entry["loss"] for entry in report["rounds"][1:]}) == ROUNDS, "the server evaluates what was tuned"
     sizes = [device["method"]["bytes_up"] for entry in report["rounds"][2:] for device in entry["devices"]]
     assert 4 * STEPS < min(sizes) <= max(sizes) < MOST_BYTES
 

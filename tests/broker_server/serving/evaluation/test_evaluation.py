@@ -14,12 +14,15 @@ from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.data import load_examples
 from edge_runtime.engine.errors import DataEmptyError, DataInvalidError, UnknownLabelError
 from edge_runtime.engine.evaluator import Evaluator
+from edge_runtime.engine.frozen import FrozenWeights
 from edge_runtime.engine.fused import FusedGraphs
-from edge_runtime.engine.slicing import slice_weights
+from edge_runtime.engine.slicing import shrink_weights, slice_weights
 from edge_runtime.formats import names
 from edge_runtime.formats.adapter import AdapterLayout, initial, restrict
 from edge_runtime.formats.payload import restrict_merged
 from edge_runtime.formats.plan import Plan
+from edge_runtime.formats.seed_pool import SeedPool
+from edge_runtime.zero_order.noise import signs
 
 pytest.importorskip("torch", reason="needs an exported model")
 
@@ -135,6 +138,45 @@ def test_merged_factors_count_as_more_components_of_the_adapter(tiny_bert_artifa
     without = examples.evaluate(Aggregated(adapter=state.adapter), 4, 2.0, use_all=True, num_threads=2)
     assert record.loss == pytest.approx(expected.loss, rel=1e-4)
     assert abs(without.loss - record.loss) > 1e-3
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_a_pool_of_seeds_moves_all_weights_before_anything_is_cut(
+    tiny_bert_artifact: Path, held_out_file: Path, *, is_cut: bool
+) -> None:
+    """By hand: each weight and the head less the noise of the pool, cut by the plan; LoRA's factors are 0."""
+    artifact = Artifact.open(tiny_bert_artifact)
+    manifest, full = artifact.manifest, Plan.full(artifact.manifest)
+    half = Plan.from_kept(manifest, {(g.layer, g.group): np.arange(0, g.num_units, 2) for g in manifest.groups})
+    plan = half if is_cut else full
+    adapter = initial(manifest, artifact.initial(), 4, np.random.default_rng(0))
+    pool = SeedPool(seed=3, coefficients=np.array([0, 0.02], "<f4").tobytes())
+    record = held_out(artifact, held_out_file).evaluate(
+        Aggregated(adapter=adapter, pool=pool), 4, 2.0, use_all=True, num_threads=1, plan=plan if is_cut else None
+    )
+    weights = FrozenWeights(dict(slice_weights(artifact, full)))
+    for index, spec in enumerate(manifest.tensors):
+        noise = signs(3, 0, 0, 1, index, weights[spec.name].size).reshape(spec.shape)
+        weights.put(spec.name, weights[spec.name] - np.float32(0.02) * noise)
+    for index, dense in enumerate(manifest.dense, start=len(manifest.tensors)):
+        noise = signs(3, 0, 0, 1, index, adapter[dense.name].size).reshape(dense.shape)
+        adapter[dense.name] = adapter[dense.name] - np.float32(0.02) * noise
+    for name, value in shrink_weights(manifest, weights, full, plan):
+        weights.put(name, value)
+    model = FusedGraphs(artifact, num_threads=1).model(weights, AdapterLayout.of(manifest, plan, 4), 2.0)
+    expected = Evaluator(artifact, plan, model).evaluate(
+        restrict(manifest, adapter, plan, 4), 4, 2.0, load_examples(held_out_file, artifact, 16), 16
+    )
+    assert record.loss == pytest.approx(expected.loss, rel=1e-6)
+    unmoved = held_out(artifact, held_out_file).evaluate(
+        Aggregated(adapter=initial(manifest, artifact.initial(), 4, np.random.default_rng(0))),
+        4,
+        2.0,
+        use_all=True,
+        num_threads=1,
+        plan=plan if is_cut else None,
+    )
+    assert abs(unmoved.loss - record.loss) > 1e-4
 
 
 def test_a_sub_model_is_evaluated_as_a_device_would(tiny_bert_artifact: Path, held_out_file: Path) -> None:

@@ -222,6 +222,22 @@ def test_weights_are_there_once(make_runner: Make) -> None:
     assert peak < sum(sizes.values()) + outside + 8 * 2**17
 
 
+def test_blocks_are_written_anew_before_each_pass(make_runner: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a model of one block would go on with the weights of the pass before."""
+    order: list[str] = []
+    for name in ("convert_again", "score"):
+        original = getattr(StagedModel, name)
+
+        def spy(self: StagedModel, *arguments: Any, name: str = name, original: Any = original) -> Any:
+            order.append(name)
+            return original(self, *arguments)
+
+        monkeypatch.setattr(StagedModel, name, spy)
+    run(make_runner(), work_of(num_local_steps=1))
+    passes = order[: 2 * 2 * 2 + 2]
+    assert passes == ["convert_again", "score"] * 5, "one evaluation, and both sides of two seeds"
+
+
 # ---- what is refused ----------------------------------------------------------------------------------------------
 
 

@@ -6,9 +6,10 @@ device needs to slice its own base weights.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
-from typing import Annotated, Self
+from typing import Annotated, Final, Self
 
 import msgspec
 import numpy as np
@@ -20,6 +21,11 @@ from edge_runtime.errors import PlanError
 from edge_runtime.formats.manifest import GroupSpec, Manifest, PruneAxis, TensorSpec, digest_of
 
 Indices = npt.NDArray[np.int64]
+
+MAX_OPENED: Final = 256
+"""Bitmaps whose units stay in memory: those of the plans of an assignment, or of the arms of a round."""
+MAX_OPENED_UNITS: Final = 1 << 14
+"""Units of such a bitmap at most: together they take 32 MiB at most."""
 
 
 class KeptUnits(msgspec.Struct, frozen=True, kw_only=True):
@@ -179,5 +185,17 @@ def uniform_num_kept(spec: GroupSpec, pruning_ratio: float) -> int:
 
 
 def _units(entry: KeptUnits) -> Indices:
-    bits = np.unpackbits(np.frombuffer(entry.bitmap, dtype=np.uint8), bitorder="little", count=entry.num_units)
-    return np.flatnonzero(bits).astype(np.int64)
+    """The units of a group that stay, ascending, int64, read-only."""
+    is_small = entry.num_units <= MAX_OPENED_UNITS
+    return _opened(entry.bitmap, entry.num_units) if is_small else _unpacked(entry.bitmap, entry.num_units)
+
+
+def _unpacked(bitmap: bytes, num_units: int) -> Indices:
+    bits = np.unpackbits(np.frombuffer(bitmap, dtype=np.uint8), bitorder="little", count=num_units)
+    units = np.flatnonzero(bits).astype(np.int64)
+    units.flags.writeable = False
+    return units
+
+
+_opened = functools.lru_cache(maxsize=MAX_OPENED)(_unpacked)
+"""By bits and not by plan: the plans of a round's devices, and those that are read from a store, have the same."""

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime.errors import PlanError
+from edge_runtime.formats import plan as plan_module
 from edge_runtime.formats.manifest import GroupSpec, Manifest, PruneAxis
 from edge_runtime.formats.plan import KeptUnits, Plan, uniform_num_kept
 
@@ -141,3 +145,34 @@ def test_a_plan_that_brings_units_back_is_no_shrinking(manifest: Manifest) -> No
         Plan.from_kept(manifest, {(0, "heads"): [1, 2]}).check_within(manifest, larger)
     with pytest.raises(PlanError, match="another model"):
         Plan(groups=()).check_within(manifest, larger)
+
+
+def test_the_bits_of_a_plan_are_unpacked_once_whoever_asks(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = manifest.groups[0]
+    plan = Plan.from_kept(manifest, {(spec.layer, spec.group): [spec.num_units - 1]})
+    copy = msgspec.msgpack.decode(msgspec.msgpack.encode(plan), type=Plan)
+    unpacked: list[int] = []
+    original = np.unpackbits
+
+    def spy(bits: npt.NDArray[np.uint8], **options: Any) -> npt.NDArray[np.uint8]:
+        unpacked.append(bits.size)
+        return original(bits, **options)
+
+    monkeypatch.setattr(np, "unpackbits", spy)
+    plan_module._opened.cache_clear()
+
+    for each in (plan, copy):
+        each.check(manifest)
+        each.check_within(manifest, plan)
+        units = each.kept(spec.layer, spec.group)
+    assert len(unpacked) == len({(entry.bitmap, entry.num_units) for entry in plan.groups})
+    with pytest.raises(ValueError, match="read-only"):
+        units[0] = 0
+
+
+def test_units_of_very_large_groups_are_not_held() -> None:
+    num_units = plan_module.MAX_OPENED_UNITS + 1
+    entry = KeptUnits(layer=0, group="channels", num_units=num_units, bitmap=b"\x01" + bytes(num_units // 8))
+    held = plan_module._opened.cache_info().currsize
+    assert Plan(groups=(entry,)).kept(0, "channels").tolist() == [0]
+    assert plan_module._opened.cache_info().currsize == held

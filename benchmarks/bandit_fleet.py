@@ -25,14 +25,14 @@ from broker_server.methods.rounds.machine import MAX_ATTEMPTS
 from broker_server.methods.rounds.types import Outcome
 from broker_server.methods.scheduler import ArmOutcome, Scheduler, SchedulerContext, make_scheduler
 from broker_server.methods.scheduler.reward import ADAPTER_SHARE, LOSS_SHARE, Credit, credit_round
-from edge_runtime.wire.arms import parse_arms
+from edge_runtime.wire.arms import LORA_AXES
 from edge_runtime.wire.measures import LocalEvaluation
 from edge_runtime.wire.messages import FailureReason
 from edge_runtime.wire.work import Arm
 
 Floats = npt.NDArray[np.float64]
 
-ARMS = parse_arms(",".join(f"{ratio}:{rank}" for ratio in (0.0, 0.25, 0.5, 0.75, 0.875) for rank in (2, 4, 8, 16)))
+ARMS = LORA_AXES.parse(",".join(f"{ratio}:{rank}" for ratio in (0.0, 0.25, 0.5, 0.75, 0.875) for rank in (2, 4, 8, 16)))
 """Grid of the schedulers that take arms from a list; its box is the space of the others."""
 MAX_RANK = 16
 STEP_S, NUM_STEPS, BYTES_PER_RANK = 0.1, 10, 160_000

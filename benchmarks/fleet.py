@@ -48,7 +48,7 @@ from broker_server.serving.storage.events import EVENTS_FILE, EventReader, Round
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.link.in_process import InProcessBroker
 from edge_runtime.system.interpreter import module_command
-from edge_runtime.wire.arms import parse_arms
+from edge_runtime.wire.arms import LORA_AXES
 
 HOST: Final = "127.0.0.1"
 FLEET: Final = "bench"
@@ -218,7 +218,7 @@ def write_config(options: argparse.Namespace, run_dir: Path, digest: str, port: 
         artifact_digest=digest,
         num_devices=options.devices,
         training=TrainingConfig(num_rounds=options.rounds, num_local_steps=2, batch_size=2, max_length=32),
-        arms=parse_arms(options.arms),
+        arms=LORA_AXES.parse(options.arms),
         scheduler=options.scheduler,
         aggregation=options.aggregation,
         round_deadline_s=options.deadline,

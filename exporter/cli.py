@@ -15,7 +15,7 @@ import typer
 from edge_runtime.formats.ranking import PlanPolicy
 from edge_runtime.ort_training.description import OptimizerSettings
 from edge_runtime.system.interpreter import missing
-from edge_runtime.wire.arms import ArmError, parse_arms
+from edge_runtime.wire.arms import LORA_AXES, ArmError
 from exporter import options
 from exporter.errors import MissingPackageError
 
@@ -103,7 +103,7 @@ def _export_ort_training(
     force: bool,
 ) -> None:
     try:
-        parsed = tuple(one for text in arms for one in parse_arms(text))
+        parsed = tuple(one for text in arms for one in LORA_AXES.parse(text))
     except ArmError as error:
         msg = f"--arm: {error}"
         raise ArmError(msg) from error

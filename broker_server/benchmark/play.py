@@ -22,7 +22,7 @@ from broker_server.experiments.run.supervisor import Supervisor
 from edge_runtime.benchmark.protocol import BenchmarkResult, RatesRequest, RatesResult
 from edge_runtime.errors import ExitCode
 from edge_runtime.system.files import write_atomically
-from edge_runtime.wire.arms import format_arms
+from edge_runtime.wire.arms import LORA_AXES
 
 LIMIT: Final = "limit"
 """Name of the process that times matrix products."""
@@ -113,7 +113,7 @@ class Stage:
         """
         given = self._settings
         command = server_command("export", str(self.artifact), "--format", "ort-training", "-o", str(self.ort_models))
-        command += ["--arm", format_arms((given.arm,)), "--weight-decay", str(WEIGHT_DECAY)]
+        command += ["--arm", LORA_AXES.format((given.arm,)), "--weight-decay", str(WEIGHT_DECAY)]
         command += ["--max-grad-norm", str(MAX_GRAD_NORM), "--ort-python", given.ort_python]
         self._say("making ort-training models")
         self._supervisor.finish(self._supervisor.start("export-ort-training", command))

@@ -15,7 +15,7 @@ from edge_runtime.benchmark.protocol import BenchmarkRequest
 from edge_runtime.bounds import limits
 from edge_runtime.bounds.fields import Count, Positive
 from edge_runtime.formats.manifest import BaseDtype, Task
-from edge_runtime.wire.arms import ArmError, parse_arms
+from edge_runtime.wire.arms import LORA_AXES, ArmError
 from edge_runtime.wire.work import Arm, HyperParameters
 
 WEIGHT_DECAY: Final = 0.01
@@ -103,7 +103,7 @@ def parse_arm(text: str) -> Arm:
         ArmError: not one arm, or outside the range.
     """
     with said_of("arm"):
-        arms = parse_arms(text)
+        arms = LORA_AXES.parse(text)
     if len(arms) != 1:
         msg = f"--arm {text!r} holds {len(arms)} arms, expected one: such as 0.25:8"
         raise ArmError(msg)

@@ -17,7 +17,7 @@ from broker_server.benchmark.settings import LOSS_STEPS, LOSS_TOLERANCE, BenchSe
 from broker_server.versions import environment
 from edge_runtime.engine.model import MODES
 from edge_runtime.formats.manifest import Manifest
-from edge_runtime.wire.arms import format_arms
+from edge_runtime.wire.arms import LORA_AXES
 
 FUSED = MODES[0]
 """Contender that the others are set against."""
@@ -56,7 +56,7 @@ def summarise(
             **given,
             "model": manifest.model_name,  # by name, never a path of this machine
             "ort_python": None,
-            "arm": format_arms((settings.arm,)),
+            "arm": LORA_AXES.format((settings.arm,)),
             "against": ",".join(settings.against),
         },
         engines=engines,
@@ -101,7 +101,7 @@ def _figures(contender: Contender, samples: Samples, medians: dict[str, _Medians
         gap = max(abs(loss - expected) for loss, expected in pairs)
         same = gap <= LOSS_TOLERANCE and first.num_trainable == other.num_trainable
     return EngineFigures(
-        arm=format_arms((contender.arm,)),
+        arm=LORA_AXES.format((contender.arm,)),
         base=contender.base,
         num_trainable=first.num_trainable,
         step_s_p50=median.step_s_p50,

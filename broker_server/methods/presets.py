@@ -15,7 +15,7 @@ from typing import Final
 from broker_server.methods.method import Method
 from broker_server.methods.probe.ridge import PENALTY
 from broker_server.methods.registry import WORKS
-from edge_runtime.wire.arms import format_arms
+from edge_runtime.wire.arms import LORA_AXES
 from edge_runtime.wire.work import Arm
 
 Settings = dict[str, object]
@@ -40,24 +40,24 @@ class Shared:
     @property
     def unpruned(self) -> str:
         """The one arm of methods that do not prune and know one rank."""
-        return format_arms((Arm(pruning_ratio=0.0, rank=self.max_rank),))
+        return LORA_AXES.format((Arm(pruning_ratio=0.0, rank=self.max_rank),))
 
     @property
     def pruned(self) -> str:
         """The one arm of methods that prune to the wanted ratio."""
-        return format_arms((Arm(pruning_ratio=self.sparsity, rank=self.max_rank),))
+        return LORA_AXES.format((Arm(pruning_ratio=self.sparsity, rank=self.max_rank),))
 
     @property
     def ranks(self) -> str:
         """Unpruned arms, one for each rank of the grid, largest first."""
         ranks = sorted({arm.rank for arm in self.arms}, reverse=True)
-        return format_arms(tuple(Arm(pruning_ratio=0.0, rank=rank) for rank in ranks))
+        return LORA_AXES.format(tuple(Arm(pruning_ratio=0.0, rank=rank) for rank in ranks))
 
     @property
     def ratios(self) -> str:
         """Arms of the largest rank, one for each ratio of the grid, ascending."""
         ratios = sorted({arm.pruning_ratio for arm in self.arms})
-        return format_arms(tuple(Arm(pruning_ratio=ratio, rank=self.max_rank) for ratio in ratios))
+        return LORA_AXES.format(tuple(Arm(pruning_ratio=ratio, rank=self.max_rank) for ratio in ratios))
 
     def rounds_share(self, share: float) -> int:
         """A share of the rounds, at least one."""

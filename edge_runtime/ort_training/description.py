@@ -17,7 +17,7 @@ from edge_runtime.bounds.versioned import decode_description
 from edge_runtime.errors import ManifestError
 from edge_runtime.formats.manifest import FileRef
 from edge_runtime.formats.plan import Plan
-from edge_runtime.wire.arms import format_arms
+from edge_runtime.wire.arms import LORA_AXES
 from edge_runtime.wire.work import Arm, HyperParameters
 
 FORMAT_VERSION: Final = 1
@@ -87,7 +87,7 @@ class OrtModels(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def names(self) -> str:
         """The arms, for people: ``0.0:8,0.5:4``."""
-        return format_arms(tuple(models.arm for models in self.arms))
+        return LORA_AXES.format(tuple(models.arm for models in self.arms))
 
 
 def widths_of(plan: Plan) -> tuple[int, ...]:

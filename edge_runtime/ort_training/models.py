@@ -19,7 +19,7 @@ from edge_runtime.ort_training.description import (
 )
 from edge_runtime.ort_training.errors import ArmNotExportedError, FixedHyperParametersError, OrtModelsError
 from edge_runtime.system.files import measure
-from edge_runtime.wire.arms import format_arms
+from edge_runtime.wire.arms import LORA_AXES
 from edge_runtime.wire.work import Arm, HyperParameters, LoraWork
 
 
@@ -76,7 +76,7 @@ class ModelFolder:
         missing = tuple(arm for arm in arms if arm not in known)
         if arms and len(missing) == len(arms):
             msg = (
-                f"{self.directory} has models of {self.models.names}, but this run plays {format_arms(arms)}: "
+                f"{self.directory} has models of {self.models.names}, but this run plays {LORA_AXES.format(arms)}: "
                 "export those with --format ort-training, or start with --engine portable"
             )
             raise ArmNotExportedError(msg)

@@ -326,20 +326,3 @@ RANK: Final = Axis(
 
 LORA_AXES: Final = Axes((PRUNING_RATIO, RANK))
 """Axes of first-order LoRA's arms."""
-
-
-def parse_arms(text: str) -> tuple[Arm, ...]:
-    """LoRA's arms from ``RATIO:RANK,RATIO:RANK``; values may be named, see :meth:`Axes.parse`.
-
-    Raises:
-        ArmError: not of that form, or outside the range.
-
-    >>> [(a.pruning_ratio, a.rank) for a in parse_arms("0.0:8,rank=4:pruning_ratio=0.5")]
-    [(0.0, 8), (0.5, 4)]
-    """
-    return LORA_AXES.parse(text)
-
-
-def format_arms(arms: Sequence[Arm]) -> str:
-    """Inverse of :func:`parse_arms`."""
-    return LORA_AXES.format(arms)

@@ -28,7 +28,7 @@ from edge_runtime.ort_training import description as ort_models
 from edge_runtime.ort_training.description import ArmModels, OptimizerSettings, OrtModels
 from edge_runtime.system.files import write_atomically
 from edge_runtime.system.interpreter import module_command
-from edge_runtime.wire.arms import format_arms
+from edge_runtime.wire.arms import LORA_AXES
 from exporter.artifact.stages import trace_stages
 from exporter.errors import MissingPackageError, ModelTooLargeError, OptionError, OrtGenerateError
 from exporter.ort_training import generate
@@ -96,7 +96,7 @@ def export_ort_training(  # noqa: PLR0913 - each is an option of the command
     made = []
     with written_aside(out, ORT_MODELS) as directory:
         for arm, plan in plans.items():
-            progress(f"making the models of {format_arms((arm,))}")
+            progress(f"making the models of {LORA_AXES.format((arm,))}")
             made.append(maker.make(directory, arm, plan))
         models = maker.describe(made)
         write_atomically(directory / ort_models.DESCRIPTION_FILE, encode_description(models))
@@ -113,8 +113,9 @@ def check_size(manifest: Manifest, plan: Plan, arm: Arm) -> None:
     whole = sum(math.prod(tensor.shape) for tensor in manifest.tensors if not tensor.prune)
     num_elements = prunable + whole + AdapterLayout.of(manifest, plan, arm.rank).num_elements
     if num_elements * _FLOAT_BYTES >= ort_models.MAX_MODEL_BYTES:
+        name = LORA_AXES.format((arm,))
         msg = (
-            f"arm {format_arms((arm,))} of {manifest.model_name} has {num_elements * _FLOAT_BYTES / 1e9:.2f} GB of "
+            f"arm {name} of {manifest.model_name} has {num_elements * _FLOAT_BYTES / 1e9:.2f} GB of "
             f"float32 weights, and onnxruntime-training's files hold {ort_models.MAX_MODEL_BYTES / 1e9:.2f}: choose a "
             "larger pruning ratio, or train with --engine portable, which has no such limit"
         )
@@ -127,7 +128,7 @@ def _plan(manifest: Manifest, arm: Arm, policy: ranking.PlanPolicy) -> Plan:
     try:
         return ranking.plan_at(manifest, alike, arm.pruning_ratio, policy)
     except PlanError as error:
-        msg = f"arm {format_arms((arm,))} of {manifest.model_name}: {error}"
+        msg = f"arm {LORA_AXES.format((arm,))} of {manifest.model_name}: {error}"
         raise OptionError(msg) from error
 
 
@@ -146,7 +147,7 @@ class _Maker:
 
     def make(self, directory: Path, arm: Arm, plan: Plan) -> ArmModels:
         """Write an arm's models to a folder of their own."""
-        folder = directory / format_arms((arm,)).replace(":", "-")
+        folder = directory / LORA_AXES.format((arm,)).replace(":", "-")
         folder.mkdir()
         forward = with_values(self._forward, self._values(plan, arm.rank))
         known = {entry.name for entry in forward.graph.initializer}

@@ -27,7 +27,7 @@ from edge_runtime.formats.tensors import decode_tensors, encode_tensors
 from edge_runtime.link.inbox import Connected, Received
 from edge_runtime.link.transfers import Transfers
 from edge_runtime.wire import chunks, topics
-from edge_runtime.wire.arms import parse_arms
+from edge_runtime.wire.arms import LORA_AXES
 from edge_runtime.wire.measures import Measurements
 from edge_runtime.wire.messages import (
     AnyMessage,
@@ -67,7 +67,7 @@ def config(run_dir: Path, url: str, **changes: object) -> CoordinatorConfig:
         artifact_digest=digest,
         num_devices=2,
         training=TrainingConfig(num_rounds=2, num_local_steps=1, batch_size=2, max_length=8),
-        arms=parse_arms("0.0:3,0.5:2"),
+        arms=LORA_AXES.parse("0.0:3,0.5:2"),
         scheduler="fixed",
         registration_timeout_s=20.0,
         round_deadline_s=20.0,

@@ -23,10 +23,10 @@ from broker_server.methods.rounds.types import (
     Tick,
     UpdateStored,
 )
-from edge_runtime.wire.arms import parse_arms
+from edge_runtime.wire.arms import LORA_AXES
 from edge_runtime.wire.messages import AssignmentKey
 
-LARGE, SMALL = parse_arms("0.0:8,0.5:4")
+LARGE, SMALL = LORA_AXES.parse("0.0:8,0.5:4")
 LIMITS = RoundLimits(
     run_id="run", num_rounds=3, num_devices=2, round_deadline_s=100, registration_timeout_s=50, rejoin_s=5
 )

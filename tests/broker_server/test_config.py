@@ -14,7 +14,7 @@ from broker_server.errors import ConfigError
 from broker_server.methods.training import TrainingConfig
 from broker_server.options import toml_value
 from edge_runtime.errors import ExitCode
-from edge_runtime.wire.arms import MAX_PRUNING_RATIO, ArmError, format_arms, parse_arms
+from edge_runtime.wire.arms import LORA_AXES, MAX_PRUNING_RATIO, ArmError
 from edge_runtime.wire.work import Arm
 
 TRAINING = TrainingConfig(num_rounds=10, num_local_steps=5, batch_size=4, max_length=64)
@@ -26,7 +26,7 @@ CONFIG = CoordinatorConfig(
     artifact_digest="0" * 64,
     num_devices=3,
     training=TRAINING,
-    arms=parse_arms("0.0:8,0.25:8,0.5:4"),
+    arms=LORA_AXES.parse("0.0:8,0.25:8,0.5:4"),
 )
 
 CHANGES: list[dict[str, object]] = [
@@ -151,24 +151,24 @@ def test_malformed_configuration(text: str) -> None:
 @pytest.mark.parametrize("text", ["", "8", "0.5", "0.5:0", "1.0:8", "0.96:8", "0.5:100000", "a:b", "0.5:8,", "-0.1:8"])
 def test_arm_outside_its_range_has_its_own_exit_code(text: str) -> None:
     with pytest.raises(ArmError) as caught:
-        parse_arms(text)
+        LORA_AXES.parse(text)
     assert caught.value.exit_code is ExitCode.ARM_OUT_OF_RANGE
 
 
 @given(st.lists(st.tuples(st.integers(0, 95), st.integers(1, 512)), min_size=1, max_size=5))
 def test_arms_there_and_back(pairs: list[tuple[int, int]]) -> None:
-    arms = parse_arms(",".join(f"{percent / 100}:{rank}" for percent, rank in pairs))
-    assert parse_arms(format_arms(arms)) == arms
+    arms = LORA_AXES.parse(",".join(f"{percent / 100}:{rank}" for percent, rank in pairs))
+    assert LORA_AXES.parse(LORA_AXES.format(arms)) == arms
 
 
 @given(st.floats(0.0, MAX_PRUNING_RATIO))
 def test_the_smallest_ratio_is_written_as_it_is_read(ratio: float) -> None:
     arms = (Arm(pruning_ratio=ratio, rank=8),)
-    assert parse_arms(format_arms(arms)) == arms
+    assert LORA_AXES.parse(LORA_AXES.format(arms)) == arms
 
 
 def test_no_ratio_is_written_with_an_exponent() -> None:
-    assert format_arms((Arm(pruning_ratio=1e-05, rank=8), Arm(pruning_ratio=0.0, rank=4))) == "0.00001:8,0.0:4"
+    assert LORA_AXES.format((Arm(pruning_ratio=1e-05, rank=8), Arm(pruning_ratio=0.0, rank=4))) == "0.00001:8,0.0:4"
 
 
 def rates(num_rounds: int, deploy_rounds: int, final_ratio: float = 0.1) -> list[float]:
@@ -211,5 +211,5 @@ def test_short_runs_have_learning_rates_too(
 @pytest.mark.parametrize("text", ["0.5:" + "9" * 5_000, "1" * 5_000 + ":4", "1e999:4", "nan:4", "inf:4", "\u00b2:4"])
 def test_arms_of_endless_numbers_are_refused(text: str) -> None:
     with pytest.raises(ArmError) as caught:
-        parse_arms(text)
+        LORA_AXES.parse(text)
     assert len(str(caught.value)) < 200

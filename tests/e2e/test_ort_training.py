@@ -12,7 +12,7 @@ import pytest
 from broker_server.cli import call
 from broker_server.methods.pruning.config import PruningConfig
 from broker_server.methods.training import TrainingConfig
-from edge_runtime.wire.arms import parse_arms
+from edge_runtime.wire.arms import LORA_AXES
 from tests.e2e.boards import make_run_dir, play, records_of, said
 
 pytestmark = pytest.mark.e2e
@@ -30,7 +30,7 @@ class Case:
     def run_dir(self, root: Path, arms: str, num_rounds: int) -> Path:
         training = TrainingConfig(num_rounds=num_rounds, num_local_steps=2, batch_size=4, max_length=16)
         pruning = PruningConfig(importance="lora")
-        changes = {"training": training, "arms": parse_arms(arms), "pruning": pruning}
+        changes = {"training": training, "arms": LORA_AXES.parse(arms), "pruning": pruning}
         return make_run_dir(root / "my-run", self.artifact, **changes)
 
 

@@ -16,7 +16,7 @@ from broker_server.methods.scheduler import ArmOutcome, make_scheduler
 from broker_server.serving.callbacks import CallbackWorker, RunInfo, make_callbacks
 from broker_server.serving.storage.events import RoundFinished
 from edge_runtime.formats import names
-from edge_runtime.wire.arms import LORA_AXES, parse_arms
+from edge_runtime.wire.arms import LORA_AXES
 from edge_runtime.wire.messages import FailureReason
 from tests.broker_server.methods.aggregation import samples
 from tests.broker_server.report_samples import round_records
@@ -36,7 +36,7 @@ def test_the_method_is_listed_with_its_package(capsys: pytest.CaptureFixture[str
 
 
 def test_the_scheduler_gives_the_largest_arm_that_fits() -> None:
-    small, large, ranked = parse_arms("0.5:4,0.0:8,0.0:4")
+    small, large, ranked = LORA_AXES.parse("0.5:4,0.0:8,0.0:4")
     scheduler = make_scheduler("largest_first", (small, large, ranked))
     rng = np.random.default_rng(0)
 

@@ -9,7 +9,7 @@ import pytest
 
 from broker_server.emulation.clock import VirtualClock, round_s
 from broker_server.methods.pruning.schedule import Segment
-from edge_runtime.wire.arms import parse_arms
+from edge_runtime.wire.arms import LORA_AXES
 from edge_runtime.wire.messages import AssignmentKey
 from edge_runtime.wire.work import Arm
 from tests.broker_server.emulation.test_fleet import IDS, make_fleet
@@ -55,7 +55,7 @@ def test_what_the_oracle_is_told_is_the_mean_of_what_happens() -> None:
 
 def test_times_between_grid_points_and_beyond() -> None:
     def at(text: str) -> list[float]:
-        return [TIMES.at(arm) for arm in parse_arms(text)]
+        return [TIMES.at(arm) for arm in LORA_AXES.parse(text)]
 
     assert at("0.0:2,0.25:2,0.5:2,0.9:2") == pytest.approx([1.0, 0.75, 0.5, 0.5])
     assert at("0.0:1,0.0:2,0.0:5,0.0:8,0.0:64") == pytest.approx([1.0, 1.0, 1.3, 1.6, 1.6])

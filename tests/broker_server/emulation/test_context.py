@@ -14,14 +14,14 @@ from broker_server.emulation.fleet import Fleet
 from broker_server.errors import ConfigError
 from broker_server.methods.scheduler import SchedulerContext, make_scheduler
 from broker_server.methods.training import TrainingConfig
-from edge_runtime.wire.arms import LORA_AXES, Axes, parse_arms
+from edge_runtime.wire.arms import LORA_AXES, Axes
 from edge_runtime.wire.work import Arm
 from tests.broker_server import tiny
 from tests.broker_server.emulation.test_fleet import make_fleet
 from tests.broker_server.step_times import step_times
 from tests.three_axes import AXES
 
-ARMS = parse_arms("0.0:3,0.5:2")
+ARMS = LORA_AXES.parse("0.0:3,0.5:2")
 CONFIG = CoordinatorConfig(
     run_id="r",
     fleet="f",

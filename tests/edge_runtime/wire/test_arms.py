@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.wire.arms import LORA_AXES, PRUNING_RATIO, RANK, ArmError, Axes, Axis, format_arms, parse_arms
+from edge_runtime.wire.arms import LORA_AXES, PRUNING_RATIO, RANK, ArmError, Axes, Axis
 from edge_runtime.wire.work import Arm, AxisValue
 from tests.three_axes import AXES, BATCH_SIZE
 
@@ -23,7 +23,7 @@ def arm(ratio: float, rank: int, batch_size: int) -> Arm:
     ["0.25:8", " 0.25 : 8 ", ".25:8", "rank=8:pruning_ratio=0.25", "0.25:rank=8", " rank = 8 : pruning_ratio = 0.25"],
 )
 def test_an_arm_is_written_by_position_or_by_name(text: str) -> None:
-    assert parse_arms(text) == (Arm(pruning_ratio=0.25, rank=8),)
+    assert LORA_AXES.parse(text) == (Arm(pruning_ratio=0.25, rank=8),)
 
 
 @pytest.mark.parametrize(
@@ -47,13 +47,13 @@ def test_an_arm_is_written_by_position_or_by_name(text: str) -> None:
 )
 def test_what_is_no_arm_is_refused_with_the_form(text: str) -> None:
     with pytest.raises(ArmError, match=r"is not RATIO:RANK, such as 0\.25:8$"):
-        parse_arms(text)
+        LORA_AXES.parse(text)
 
 
 @pytest.mark.parametrize("text", ["0.96:8", "1.0:8", "0.5:0", "0.5:513", "0.5:99999999999999999999"])
 def test_an_arm_outside_the_ranges_is_refused_with_them(text: str) -> None:
     with pytest.raises(ArmError, match=r"is outside its range: pruning ratio 0 to 0\.95, rank 1 to 512$"):
-        parse_arms(text)
+        LORA_AXES.parse(text)
 
 
 def test_a_third_axis_is_parsed_and_written_by_name_and_may_be_left_out() -> None:
@@ -69,7 +69,7 @@ def test_a_third_axis_is_parsed_and_written_by_name_and_may_be_left_out() -> Non
 @given(ratio=st.floats(0, 0.95), rank=st.integers(1, 512), batch_size=st.integers(1, 64), num_arms=st.integers(1, 3))
 def test_what_is_written_is_read_back(ratio: float, rank: int, batch_size: int, num_arms: int) -> None:
     plain = (Arm(pruning_ratio=ratio, rank=rank),) * num_arms
-    assert parse_arms(format_arms(plain)) == plain
+    assert LORA_AXES.parse(LORA_AXES.format(plain)) == plain
     wide = (arm(ratio, rank, batch_size),) * num_arms
     assert AXES.parse(AXES.format(wide)) == wide
 

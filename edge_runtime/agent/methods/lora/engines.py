@@ -18,7 +18,7 @@ from edge_runtime.ort_training import api
 from edge_runtime.ort_training.memory import estimate_ort_training_bytes
 from edge_runtime.ort_training.models import ModelFolder
 from edge_runtime.ort_training.trainer import OrtTrainer
-from edge_runtime.wire.arms import format_arms
+from edge_runtime.wire.arms import LORA_AXES
 from edge_runtime.wire.work import Arm, LoraWork
 
 logger = logging.getLogger(__name__)
@@ -102,7 +102,9 @@ class Engines:
             ArmNotExportedError: it has them for none of the arms.
         """
         if self._models is not None and (missing := self._models.check_arms(arms)):
-            logger.warning("no ort-training models of %s: assignments of them will be refused", format_arms(missing))
+            logger.warning(
+                "no ort-training models of %s: assignments of them will be refused", LORA_AXES.format(missing)
+            )
 
     def check(self, work: LoraWork) -> None:
         """Refuse work that the engine cannot do.

@@ -14,11 +14,11 @@ from broker_server.methods.aggregation import make_aggregation
 from broker_server.methods.presets import PRESETS, Shared
 from broker_server.methods.scheduler import SCHEDULERS
 from broker_server.options import flat
-from edge_runtime.wire.arms import ArmError, parse_arms
+from edge_runtime.wire.arms import LORA_AXES, ArmError
 from tests.broker_server.experiments.compare.samples import comparison
 from tests.broker_server.other_axes import ONE_ARM, THREE_AXES
 
-SHARED = Shared(rounds=20, sparsity=0.5, arms=parse_arms("0.0:4,0.0:16,0.25:8,0.5:16"))
+SHARED = Shared(rounds=20, sparsity=0.5, arms=LORA_AXES.parse("0.0:4,0.0:16,0.25:8,0.5:16"))
 BENCHMARKS = Path(__file__).resolve().parents[4] / "benchmarks" / "compare"
 
 
@@ -32,7 +32,7 @@ def test_every_preset_is_a_configuration_of_the_same_system(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["fedit", "hetlora", "fedara", "ffa_lora", "flexlora", "flora", "fedex_lora"])
 def test_baselines_that_do_not_prune_play_only_the_ratio_zero(name: str) -> None:
-    arms = parse_arms(str(PRESETS[name].settings(SHARED)["arms"]))
+    arms = LORA_AXES.parse(str(PRESETS[name].settings(SHARED)["arms"]))
 
     assert {arm.pruning_ratio for arm in arms} == {0.0}
     assert max(arm.rank for arm in arms) == 16
@@ -75,7 +75,7 @@ def test_a_method_cannot_change_what_is_exported(setting: dict[str, object]) -> 
 def test_a_run_s_settings_are_the_shared_ones_under_the_method_s_and_its_seed() -> None:
     settings = comparison().settings(RunKey(method="fedit", seed=1), artifact=Path("a"), calibration=Path("c.json"))
 
-    assert (settings.training.num_rounds, settings.seed, settings.arms) == (4, 1, parse_arms("0.0:8"))
+    assert (settings.training.num_rounds, settings.seed, settings.arms) == (4, 1, LORA_AXES.parse("0.0:8"))
     assert (settings.aggregation, settings.scheduler) == ("fedit", "fixed")
     assert (settings.artifact, settings.calibration, settings.compact) == ("a", "c.json", False)
 

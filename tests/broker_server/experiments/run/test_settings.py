@@ -19,7 +19,7 @@ from broker_server.experiments.run.settings import RunSettings
 from broker_server.options import options_of
 from edge_runtime.errors import ExitCode
 from edge_runtime.link.address import PASSWORD_VARIABLE
-from edge_runtime.wire.arms import ArmError, parse_arms
+from edge_runtime.wire.arms import LORA_AXES, ArmError
 
 CLASSIFY = {"task": "text-classification", "model": "m", "data": "d.jsonl"}
 
@@ -56,7 +56,7 @@ def test_a_file_overrides_defaults_and_options_override_the_file(tmp_path: Path)
     settings = resolve({"rounds": 7, "devices": None}, config)
 
     assert (settings.training.num_rounds, settings.seed, settings.num_devices) == (7, 5, 4)
-    assert settings.arms == parse_arms("0.5:4")
+    assert settings.arms == LORA_AXES.parse("0.5:4")
 
 
 def test_settings_survive_their_file(tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ import numpy as np
 from broker_server.methods.rounds.types import Outcome
 from broker_server.methods.scheduler import ArmOutcome, SchedulerContext, make_scheduler
 from broker_server.methods.scheduler.base import Scheduler
-from edge_runtime.wire.arms import LORA_AXES, parse_arms
+from edge_runtime.wire.arms import LORA_AXES
 from edge_runtime.wire.messages import FailureReason
 
-ARMS = parse_arms("0.5:4,0.0:8,0.25:8,0.0:4")
+ARMS = LORA_AXES.parse("0.5:4,0.0:8,0.25:8,0.0:4")
 RNG = np.random.default_rng(0)
 
 

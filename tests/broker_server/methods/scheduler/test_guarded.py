@@ -22,11 +22,11 @@ from broker_server.methods.scheduler import (
     make_scheduler,
 )
 from edge_runtime.bounds import limits
-from edge_runtime.wire.arms import parse_arms
+from edge_runtime.wire.arms import LORA_AXES
 from edge_runtime.wire.measures import LocalEvaluation, Measurements
 from edge_runtime.wire.work import Arm
 
-ARMS = parse_arms("0.0:8,0.25:8,0.5:4")
+ARMS = LORA_AXES.parse("0.0:8,0.25:8,0.5:4")
 DEVICES = ["board-0", "board-1", "board-2"]
 CONTEXT = SchedulerContext(
     num_rounds=10,

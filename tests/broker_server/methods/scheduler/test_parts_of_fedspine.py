@@ -17,10 +17,10 @@ from broker_server.methods.scheduler.partition import SMALLEST_SIDE, Partition
 from broker_server.methods.scheduler.profile import frontier, profile
 from broker_server.methods.scheduler.time_model import TimeModel
 from broker_server.methods.scheduler.ucb import DiscountedCounts, bonus
-from edge_runtime.wire.arms import LORA_AXES, parse_arms
+from edge_runtime.wire.arms import LORA_AXES
 from edge_runtime.wire.work import Arm
 
-BOX = ArmBox.of(parse_arms("0.0:2,0.875:16"), LORA_AXES)
+BOX = ArmBox.of(LORA_AXES.parse("0.0:2,0.875:16"), LORA_AXES)
 POINTS = BOX.lattice()
 
 

@@ -20,7 +20,7 @@ from broker_server.methods.scheduler.reward import (
     credit_round,
     prior_gain,
 )
-from edge_runtime.wire.arms import LORA_AXES, parse_arms
+from edge_runtime.wire.arms import LORA_AXES
 from edge_runtime.wire.measures import LocalEvaluation
 from edge_runtime.wire.work import Arm
 
@@ -108,8 +108,8 @@ def test_reward_is_always_between_0_and_1(rows: list[tuple[float, float, float, 
 
 
 def test_prior_gain_falls_with_the_ratio_and_grows_with_the_rank() -> None:
-    box = ArmBox.of(parse_arms("0.0:2,0.5:16"), LORA_AXES)
-    largest, little, much, low = prior_gain(box, parse_arms("0.0:16,0.25:8,0.5:8,0.5:4"))
+    box = ArmBox.of(LORA_AXES.parse("0.0:2,0.5:16"), LORA_AXES)
+    largest, little, much, low = prior_gain(box, LORA_AXES.parse("0.0:16,0.25:8,0.5:8,0.5:4"))
     assert largest == pytest.approx(1.0)
     assert little > much > low
-    assert prior_gain(ArmBox.of(parse_arms("0.5:4"), LORA_AXES), parse_arms("0.5:4")) > 0
+    assert prior_gain(ArmBox.of(LORA_AXES.parse("0.5:4"), LORA_AXES), LORA_AXES.parse("0.5:4")) > 0

@@ -14,11 +14,11 @@ from broker_server.errors import ConfigError
 from broker_server.methods.rounds.types import Outcome
 from broker_server.methods.scheduler import SCHEDULERS, ArmOutcome, Scheduler, SchedulerContext, make_scheduler
 from broker_server.methods.scheduler.box import ArmBox
-from edge_runtime.wire.arms import LORA_AXES, parse_arms
+from edge_runtime.wire.arms import LORA_AXES
 from edge_runtime.wire.messages import FailureReason
 from edge_runtime.wire.work import Arm
 
-ARMS = parse_arms("0.0:8,0.25:8,0.5:4")
+ARMS = LORA_AXES.parse("0.0:8,0.25:8,0.5:4")
 LARGE, MIDDLE, SMALL = ARMS
 DEVICES = [f"board-{i}" for i in range(6)]
 LISTED = ("ducb", "fixed", "random", "thompson", "uniform")
@@ -183,13 +183,13 @@ def test_missed_deadline_makes_an_arm_infeasible(name: str) -> None:
 
 
 def test_box_holds_both_ends_and_multiples_of_a_64th() -> None:
-    box = ArmBox.of(parse_arms("0.1:2,0.7:64"), LORA_AXES)
+    box = ArmBox.of(LORA_AXES.parse("0.1:2,0.7:64"), LORA_AXES)
     ratios, ranks = box.values("pruning_ratio"), box.values("rank")
     assert (ratios[0], ratios[-1], ranks[0], ranks[-1]) == (0.1, 0.7, 2, 64)
     assert all(ratio * 64 == int(ratio * 64) for ratio in ratios[1:-1])
     assert len(ranks) == 8
     assert len(box.lattice()) == len(ratios) * len(ranks)
-    assert ArmBox.of(parse_arms("0.5:4"), LORA_AXES).lattice() == parse_arms("0.5:4")
+    assert ArmBox.of(LORA_AXES.parse("0.5:4"), LORA_AXES).lattice() == LORA_AXES.parse("0.5:4")
 
 
 def test_by_class_deals_arms_by_speed_and_the_context_may_name_them() -> None:
@@ -204,7 +204,7 @@ def test_by_class_deals_arms_by_speed_and_the_context_may_name_them() -> None:
 
 
 def test_fedara_lowers_ranks_within_its_budget_and_favours_large_updates() -> None:
-    arms = parse_arms("0.0:2,0.0:16,0.5:4")
+    arms = LORA_AXES.parse("0.0:2,0.0:16,0.5:4")
     scheduler = make_scheduler("fedara", arms, SchedulerContext(num_rounds=20))
     first = scheduler.choose(1, DEVICES, rng())
     assert {arm.rank for arm in first.values()} == {16}

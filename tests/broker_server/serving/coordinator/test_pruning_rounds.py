@@ -20,7 +20,7 @@ from broker_server.methods.training import TrainingConfig
 from broker_server.serving.storage.store import Store
 from edge_runtime.formats.ranking import from_tensors, plan_at
 from edge_runtime.formats.run_directory import STATE_FILE
-from edge_runtime.wire.arms import parse_arms
+from edge_runtime.wire.arms import LORA_AXES
 from edge_runtime.wire.messages import Assignment, FailureReason, Verdict
 from exporter.compact.source import read_plan
 from tests.broker_server import fleet, tiny
@@ -159,7 +159,9 @@ def test_a_device_that_cannot_hold_the_ramp_plays_its_arm_at_once(
         return fleet.train_and_score(assignment, blob) if fits else FailureReason.ARM_INFEASIBLE
 
     ramp = dataclasses.replace(LORA, ramp_rounds=100)
-    fleet.config(tmp_path, broker.url, training=TRAINING, pruning=ramp, num_devices=1, arms=parse_arms("0.5:3,0.5:2"))
+    fleet.config(
+        tmp_path, broker.url, training=TRAINING, pruning=ramp, num_devices=1, arms=LORA_AXES.parse("0.5:3,0.5:2")
+    )
     running = coordinate(tmp_path)
     with Device(broker.url, "a", small) as a:
         running.finish()

@@ -28,7 +28,7 @@ from edge_runtime.agent.opening import open_agent
 from edge_runtime.agent.settings import AgentSettings, WorkSettings
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.link.in_process import InProcessBroker, InProcessLink
-from edge_runtime.wire.arms import parse_arms
+from edge_runtime.wire.arms import LORA_AXES
 
 FLEET: Final = "one-process"
 NAMES: Final = ("attic", "barn", "cellar")
@@ -154,7 +154,7 @@ def write_run(run_dir: Path, artifact: Path, artifact_url: str, broker_url: str,
         training=TrainingConfig(
             num_rounds=NUM_ROUNDS, num_local_steps=NUM_STEPS, batch_size=4, max_length=8, learning_rate=2e-2
         ),
-        arms=parse_arms("0.0:4,0.5:2"),
+        arms=LORA_AXES.parse("0.0:4,0.5:2"),
         scheduler="fixed",
         pruning=PruningConfig(importance="lora", importance_every_steps=2),
         test_file="test.jsonl",

@@ -14,12 +14,12 @@ from broker_server.serving.storage.rows import SchedulerState
 from broker_server.serving.storage.store import Store
 from edge_runtime.system import files
 from edge_runtime.wire import chunks
-from edge_runtime.wire.arms import parse_arms
+from edge_runtime.wire.arms import LORA_AXES
 from edge_runtime.wire.measures import Measurements
 from edge_runtime.wire.messages import AssignmentKey, FailureReason, Register, Update
 from tests.broker_server import tiny
 
-LARGE, SMALL = parse_arms("0.0:8,0.5:4")
+LARGE, SMALL = LORA_AXES.parse("0.0:8,0.5:4")
 SCHEDULER_STATE = SchedulerState(scheduler="uniform", state={"counts": {"a": [1, 0]}})
 BLOB = b"an adapter" * 100
 

@@ -317,7 +317,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
         about="all weights tuned by forward passes alone, along the noise of a finite pool of seeds",
         source="FedKSeed, arXiv 2312.06353, like",
         work="zero_order",
-        settings=_zero_order(1e-5, tune="all", zo_cut=0, zo_outer=1, zo_inner=1, zo_epsilon=1e-3),
+        settings=_zero_order(1e-6, tune="all", zo_cut=0, zo_outer=1, zo_inner=1, zo_epsilon=1e-3),
     ),
     "topzo": Preset(
         label="Top-half ZO",

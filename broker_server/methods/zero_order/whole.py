@@ -210,7 +210,7 @@ def check_whole(settings: Mapping[str, object], manifest: Manifest | None) -> No
     if float(str(settings["learning_rate"])) > LARGEST_RATE:
         msg = (
             f"--learning-rate is {settings['learning_rate']}, beyond {LARGEST_RATE:g}: with --tune all a step moves "
-            "every weight; give 1e-5 or so"
+            "every weight; give 1e-6 or so"
         )
         raise ConfigError(msg)
     if manifest is not None:

@@ -34,10 +34,10 @@ from edge_runtime.wire.work import Arm, LoraWork, Work
 ZERO_ORDER: Final = 1
 FIRST_ORDER: Final = 2
 
-METHOD: Final = Axis(
-    name="method",
-    label="method",
-    metavar="METHOD",
+ORDER: Final = Axis(
+    name="order",
+    label="order",
+    metavar="ORDER",
     words="{}",
     kind=int,
     least=ZERO_ORDER,
@@ -62,7 +62,7 @@ class Mixed(Method):
     first_work = "probe"
     has_step_times = False
     is_start_exact = True
-    axes = Axes((METHOD, RANK))
+    axes = Axes((ORDER, RANK))
     default_arms = "first-order:8,zero-order:8"
     uses = frozenset(
         {"aggregation", *(name for kind in (TrainingConfig, ZeroOrderConfig, MixedConfig) for name in options_of(kind))}
@@ -99,9 +99,9 @@ class Mixed(Method):
         """
         last = self._context.tables.mixed.num_first_order_rounds
         is_over = last is not None and key.round_number > last
-        if METHOD.of(arm) == FIRST_ORDER and not is_over and not self._zero_order.awaits_head(model):
+        if ORDER.of(arm) == FIRST_ORDER and not is_over and not self._zero_order.awaits_head(model):
             return self._first_order.ask(key, arm, at_once=at_once, model=model)
-        arm = self.axes.changed(arm, METHOD.name, ZERO_ORDER)
+        arm = self.axes.changed(arm, ORDER.name, ZERO_ORDER)
         return self._zero_order.ask(key, arm, at_once=at_once, model=model)
 
     def _of(self, work: Work) -> Method:

@@ -14,6 +14,7 @@ from broker_server.errors import ConfigError
 from broker_server.experiments.compare.config import RunKey
 from broker_server.experiments.compare.csv_rows import to_csv
 from broker_server.methods.by_name import method_of
+from broker_server.methods.presets import PRESETS
 from tests.broker_server.experiments.compare.samples import DOCS, device, report
 from tests.broker_server.other_axes import ONE_ARM, THREE_AXES
 
@@ -73,6 +74,20 @@ def test_an_arm_has_a_column_for_each_axis_that_its_method_plays() -> None:
     }  # fmt: skip
     (_, row) = rows(to_csv({key: one for key, one in runs.items() if key.method == "probe"}))
     assert "rank" not in row
+
+
+@pytest.mark.parametrize("method", PRESETS)
+def test_no_axis_has_the_name_of_another_column_and_values_with_names_stand_by_them(method: str) -> None:
+    axes = method_of(method).axes
+    played = msgspec.structs.replace(device(1, 5.0), arm=axes.parse(method_of(method).default_arms)[0])
+    text = to_csv({RunKey(method=method, seed=0): report([0.2, 0.7], devices={1: (played,)}, method=method)})
+    header = text.splitlines()[0].split(",")
+    assert len(set(header)) == len(header)
+    (_, row) = rows(text)
+    assert {axis.name: row[axis.name] for axis in axes} == {
+        axis.name: str(axis.shown(axis.of(played.arm))) for axis in axes
+    }
+    assert row.get("order", "") == ("first-order" if method in {"mixed", "zowarmup"} else "")
 
 
 @pytest.mark.parametrize("name", ["missing/rows.csv", "."])

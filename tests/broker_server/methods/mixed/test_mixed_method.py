@@ -236,8 +236,8 @@ def test_presets() -> None:
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        ({"arms": "0.0:8"}, "--arms: arm '0.0:8' is not METHOD:RANK, such as first-order:8"),
-        ({"arms": "second-order:8"}, "--arms: arm 'second-order:8' is not METHOD:RANK"),
+        ({"arms": "0.0:8"}, "--arms: arm '0.0:8' is not ORDER:RANK, such as first-order:8"),
+        ({"arms": "second-order:8"}, "--arms: arm 'second-order:8' is not ORDER:RANK"),
         ({"arms": "first-order:8,zero-order:4"}, "--arms is 'first-order:8,zero-order:4', but zero-order steps need"),
         ({"aggregation": "flexlora"}, "--aggregation is flexlora, which mixes the components of factors"),
         ({"importance": "lora"}, "--importance is lora, but mixed does not use it: leave it out"),

@@ -110,7 +110,7 @@ def test_each_device_does_what_its_memory_allows_and_both_change_one_model(play:
         kinds("lora", "zero_order"),
         kinds("zero_order", "zero_order"),
     ]
-    axis = Mixed.axes["method"]
+    axis = Mixed.axes["order"]
     arms = by_device(run, lambda d: axis.format(axis.of(d.arm)))
     assert arms[1:] == [kinds("first-order", "zero-order")] * 3, "what the scheduler chose"
     attempts = by_device(run, lambda d: d.attempt)

@@ -99,7 +99,7 @@ def test_the_kind_of_work_stands_behind_arms_where_devices_of_a_round_differ() -
     made = msgspec.structs.replace(made, config={**made.config, "method": "mixed"})
     names = [device.device_id for device in rounds[1].devices]
     assert arm_lines(made) == [
-        "arms (method:rank) over the rounds:",
+        "arms (order:rank) over the rounds:",
         f"  {names[0]}: first-order:8 (probe) first-order:8 (lora) first-order:8 (zero_order)",
         f"  {names[1]}: zero-order:8 (probe) zero-order:8 (zero_order) zero-order:8 (zero_order)",
     ]

@@ -26,7 +26,7 @@ from broker_server.options import options_of
 from broker_server.serving.callbacks import Callback
 from broker_server.serving.report.quality import metric_name
 from broker_server.serving.report.schema import Report, decode_report
-from broker_server.serving.storage.adapters import peft_directory
+from broker_server.serving.storage.adapters import peft_directory, whole_directory
 from edge_runtime.errors import FedSpineError
 
 __all__ = ["Callback", "Curve", "RunResult", "run"]
@@ -54,7 +54,8 @@ class RunResult:
     report: Report
     """Content of ``report.json`` (docs/report.md)."""
     adapter: Path
-    """The tuned adapter in PEFT's format: ``PeftModel.from_pretrained(model, result.adapter)`` loads it."""
+    """The tuned adapter in PEFT's format: ``PeftModel.from_pretrained(model, result.adapter)`` loads it. If all weights
+    were tuned, a whole checkpoint, which ``AutoModelForCausalLM.from_pretrained(result.adapter)`` loads."""
     compact: Path | None
     """The compact model, for :func:`fedspine.load_compact`; None if ``compact=False``."""
 
@@ -89,7 +90,7 @@ class RunResult:
         return cls(
             directory=root,
             report=report,
-            adapter=peft_directory(root),
+            adapter=whole_directory(root) or peft_directory(root),
             compact=RunDirectory(root).compact if report.compact is not None else None,
         )
 

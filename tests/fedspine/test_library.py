@@ -175,6 +175,8 @@ def test_the_result_of_a_run_that_ended_is_read_from_its_directory(tmp_path: Pat
     assert result.curve.rounds == tuple(entry.round_number for entry in report.rounds)
     assert result.curve.values == tuple(entry.accuracy for entry in report.rounds)
     assert result.adapter == tmp_path / "adapters" / "peft"
+    (tmp_path / "adapters" / "whole").mkdir(parents=True)
+    assert fedspine.RunResult.read(tmp_path).adapter == tmp_path / "adapters" / "whole", "all weights were tuned"
     with pytest.raises(RunExistsError, match="no run that ended"):
         fedspine.RunResult.read(tmp_path / "other")
 

@@ -25,7 +25,7 @@ from broker_server.serving.report.build import RunSummary, build_report, quality
 from broker_server.serving.report.from_run import COMPACT_RESULT, fleet_entry, report_run, write_report
 from broker_server.serving.report.quality import bytes_text, duration_text, metric_name, metric_text, plural
 from broker_server.serving.report.schema import REPORT_JSON, REPORT_PAGE, Compact, OverFirstWork, Report
-from broker_server.serving.storage.peft_folder import WHOLE_FOLDER
+from broker_server.serving.storage.adapters import whole_directory
 from broker_server.serving.storage.store import Store
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.data import load_examples
@@ -187,8 +187,7 @@ def summary_lines(report: Report, root: Path) -> list[str]:
 
 def tuned_line(root: Path) -> str:
     """Say where what was tuned lies: an adapter, or a whole checkpoint."""
-    whole = root / "adapters" / WHOLE_FOLDER
-    if whole.is_dir():
+    if (whole := whole_directory(root)) is not None:
         return f"model:         {whole} (a whole checkpoint: all weights are tuned, so there is no adapter)"
     return f"adapter:       {root / 'adapters' / 'peft'} (PEFT's format)"
 

@@ -21,7 +21,7 @@ import safetensors
 from broker_server.errors import ConfigError
 from broker_server.methods.aggregation import Aggregated
 from broker_server.serving.report.quality import plural
-from broker_server.serving.storage.adapters import PEFT_FOLDER, GlobalAdapters, peft_directory
+from broker_server.serving.storage.adapters import PEFT_FOLDER, GlobalAdapters, peft_directory, whole_directory
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.formats import names
 from edge_runtime.formats.adapter import initial
@@ -71,6 +71,8 @@ def read_adapter(path: Path) -> Given:
         ConfigError: it is none of these, is damaged, or holds tensors that a run cannot start from.
     """
     if path.is_dir() and not (path / CONFIG_FILE).is_file():
+        if (whole := whole_directory(path)) is not None:
+            _refuse(path, f"is a run that tuned all weights, and has no adapter: give --model {whole}")
         path = peft_directory(path)
     if path.is_dir() and (path / CONFIG_FILE).is_file():
         return _read_peft(path)
@@ -273,6 +275,8 @@ def _decode(path: Path, data: bytes) -> dict[str, Array]:
         _refuse(path, f"is not a safetensors file ({error}): save it again")
     found: dict[str, Array] = {}
     for name, entry in entries:
+        if name == names.POOL:
+            _refuse(path, "is of a run that tuned all weights, and is no adapter: give its adapters/whole as --model")
         if name.startswith(names.MEMORY_PREFIX):
             continue  # state of the run that wrote the file
         if entry["dtype"] == "BF16":

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from broker_server.errors import StoreError
 from broker_server.methods.aggregation import Aggregated
-from broker_server.serving.storage.peft_folder import PeftFolder
+from broker_server.serving.storage.peft_folder import WHOLE_FOLDER, PeftFolder
 from edge_runtime.errors import TensorError
 from edge_runtime.formats import names
 from edge_runtime.formats.manifest import Manifest, digest_of
@@ -38,6 +38,12 @@ def adapter_path(run_dir: Path, round_number: int) -> Path:
 def peft_directory(run_dir: Path) -> Path:
     """Return the path of the last global adapter in PEFT's format."""
     return run_dir / ADAPTERS_FOLDER / PEFT_FOLDER
+
+
+def whole_directory(run_dir: Path) -> Path | None:
+    """Folder of the last model as a whole checkpoint; None if the run does not tune all weights."""
+    directory = run_dir / ADAPTERS_FOLDER / WHOLE_FOLDER
+    return directory if directory.is_dir() else None
 
 
 class GlobalAdapters:

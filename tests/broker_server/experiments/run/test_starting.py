@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ from broker_server.serving.storage.adapters import GlobalAdapters
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.formats import names
 from edge_runtime.formats.adapter import initial
+from edge_runtime.formats.seed_pool import SeedPool
 
 
 @pytest.fixture
@@ -223,6 +225,17 @@ def test_a_frozen_weight_in_an_adapter_must_be_the_models(bert: Artifact, tmp_pa
     safetensors.numpy.save_file(tensors | {name: own + 1}, weights)
     with pytest.raises(ConfigError, match="which is not what this model has"):
         started(bert, tmp_path / "one", tmp_path / "three")
+
+
+def test_a_run_that_tuned_all_weights_has_no_adapter_to_start_from(bert: Artifact, tmp_path: Path) -> None:
+    adapters = trained(bert, tmp_path)
+    pool = SeedPool(seed=1, coefficients=np.array([0.5], "<f4").tobytes())
+    adapters.write(2, dataclasses.replace(adapters.read(1), pool=pool))
+    with pytest.raises(ConfigError, match=r"0002\.safetensors is of a run that tuned all weights"):
+        read_adapter(tmp_path / "adapters" / "round-0002.safetensors")
+    (tmp_path / "adapters" / "whole").mkdir()
+    with pytest.raises(ConfigError, match=r"is a run that tuned all weights, and has no adapter: give --model .*whole"):
+        read_adapter(tmp_path)
 
 
 @pytest.mark.parametrize(("name", "said"), [("none", "is not an adapter"), ("empty", "is not an adapter")])

@@ -92,8 +92,8 @@ class Connection:
         self._ended = threading.Event()
         self._unconfirmed: dict[int, tuple[str, int]] = {}
         self._confirmed_early: dict[int, ReasonCode] = {}
-        self._handed: tuple[str, int] | None = None
-        """A message on its way to the network thread, whose number is not known yet."""
+        self._handed: list[tuple[str, int]] = []
+        """Messages on their way to the network thread, whose numbers are not known yet."""
         self._network_error = ""
         self._num_retained = 0
         self._unconfirmed_bytes = 0
@@ -114,7 +114,7 @@ class Connection:
     @property
     def is_all_confirmed(self) -> bool:
         """Return whether the broker has acknowledged every message."""
-        return not self._unconfirmed and self._handed is None
+        return not self._unconfirmed and not self._handed
 
     @property
     def has_room(self) -> bool:
@@ -166,8 +166,8 @@ class Connection:
         """Hand one message to the network thread; None when it was dropped (not connected, or too much under way)."""
         # Two threads call this: the owner's, and the network thread, which answers a greeting by itself.
         # The race: paho returns a message's number only when its publish returns. By then the broker's acknowledgement,
-        # which has this number, may have arrived in the network thread. So a message is first `_handed` (without a
-        # number), then `_unconfirmed` (by its number). An acknowledgement of an unknown number waits in
+        # which has this number, may have arrived in the network thread. So a message is first in `_handed` (without a
+        # number), then in `_unconfirmed` (by its number). An acknowledgement of an unknown number waits in
         # `_confirmed_early`.
         # The lock is not held while paho publishes. Paho calls back under locks of its own, and two threads that take
         # both locks in different orders would deadlock.
@@ -177,10 +177,10 @@ class Connection:
             if not self.is_open or self._unconfirmed_bytes + len(payload) > MAX_QUEUED_BYTES:
                 return None
             self._unconfirmed_bytes += len(payload)
-            self._handed = (topic, len(payload))
+            self._handed.append((topic, len(payload)))
         info = self._client.publish(topic, payload, qos=self._qos)
         with self._lock:
-            self._handed = None
+            self._handed.remove((topic, len(payload)))
             # The connection may have ended since the check above. Then the message is dropped too.
             if info.rc in {MQTTErrorCode.MQTT_ERR_NO_CONN, MQTTErrorCode.MQTT_ERR_QUEUE_SIZE}:
                 self._unconfirmed_bytes -= len(payload)
@@ -356,7 +356,7 @@ class Connection:
             self._is_over = True
             with self._lock:
                 # The oldest unconfirmed message, or the one that is being handed over, may be the reason for the end.
-                unconfirmed = next(iter(self._unconfirmed.values()), self._handed)
+                unconfirmed = next(iter((*self._unconfirmed.values(), *self._handed)), None)
             code = reason.value if is_by_broker else None
             self._tell.on_lost(Ending(reason=self._words(reason, code), code=code, unconfirmed=unconfirmed))
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import MQTTProtocolVersion
 
@@ -20,7 +21,7 @@ from edge_runtime.link.mqtt import (
     Disconnected,
     Received,
 )
-from tests.edge_runtime.link.links import Jitter, MakeLink, next_event
+from tests.edge_runtime.link.links import Jitter, MakeLink, next_event, wait_until
 
 
 def test_a_message_arrives_at_every_subscriber(broker: Any, make_link: MakeLink) -> None:
@@ -65,6 +66,32 @@ def test_delays_grow_to_a_cap_with_full_jitter(mosquitto: Any, make_link: MakeLi
         time.sleep(0.01)
     assert [low for low, _ in jitter.bounds[:9]] == [0.0] * 9
     assert [high for _, high in jitter.bounds[:9]] == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]
+
+
+def test_a_message_of_another_thread_is_unconfirmed_until_it_has_its_number(
+    broker: Any, make_link: MakeLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish, may_go_on = paho.Client.publish, threading.Event()
+
+    def slow_for_one(self: paho.Client, topic: str, *arguments: Any, **options: Any) -> paho.MQTTMessageInfo:
+        if topic == "t/slow":
+            assert may_go_on.wait(20)
+        return publish(self, topic, *arguments, **options)
+
+    monkeypatch.setattr(paho.Client, "publish", slow_for_one)
+    link = make_link(broker.url)
+    link.connect()
+    other = threading.Thread(target=link.publish, args=("t/slow", b"1"))
+    other.start()
+    wait_until(lambda: not link.is_all_confirmed)
+
+    link.publish("t/fast", b"2")
+
+    assert next_event(link, Received).topic == "t/fast"
+    assert not link.is_all_confirmed
+    may_go_on.set()
+    other.join()
+    wait_until(lambda: link.is_all_confirmed)
 
 
 def test_nothing_published_while_offline_is_queued(mosquitto: Any, make_link: MakeLink) -> None:

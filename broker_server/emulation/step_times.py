@@ -6,7 +6,7 @@ import bisect
 import contextlib
 import fcntl
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -91,7 +91,7 @@ def provide(path: Path, key: str, measure: Callable[[], StepTimes]) -> StepTimes
         known = _read(path)
         if key not in known:
             known[key] = measure()
-            _write(path, known)
+            write_step_times(path, known)
         return known[key]
 
 
@@ -108,17 +108,13 @@ def read_step_times(path: Path) -> StepTimes:
         raise ConfigError(msg) from error
 
 
-def write_step_times(path: Path, times: StepTimes) -> None:
-    """Write the step times of one run.
+def write_step_times(path: Path, times: StepTimes | Mapping[str, StepTimes]) -> None:
+    """Write the step times of one run, or those of several by key.
 
     Raises:
         DiskFullError: there is no space.
     """
-    _write(path, times)
-
-
-def _write(path: Path, content: StepTimes | dict[str, StepTimes]) -> None:
-    write_atomically(path, msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
+    write_atomically(path, msgspec.json.format(msgspec.json.encode(times), indent=2) + b"\n")
 
 
 def _read(path: Path) -> dict[str, StepTimes]:

@@ -288,18 +288,15 @@ class Ledger:
         self._num_registered += 1
         self.device_seen(message.device_id, DeviceState.IDLE, "registered")
 
-    def device_seen(self, device_id: str, device_state: DeviceState, detail: str) -> None:
-        """A device came or went."""
-        self._see(device_id, device_state, detail)
-
     def status_seen(self, status: Status) -> None:
         """A device's work moved on."""
         moved = (status.round_number, status.step, status.num_steps)
-        self._see(status.device_id, status.state, status.detail, *moved)
+        self.device_seen(status.device_id, status.state, status.detail, *moved)
 
-    def _see(
+    def device_seen(
         self, device_id: str, state: DeviceState, detail: str, round_number: int = 0, step: int = 0, num_steps: int = 0
     ) -> None:
+        """A device came or went, or its work moved on."""
         self._sightings.see(
             DeviceSeen(
                 at=self._wall_clock(),

@@ -73,7 +73,7 @@ class Probe:
 
         def start(dataset: Dataset) -> ProbeExecution:
             execution = ProbeExecution(self, work, head, given, around)
-            execution.prepare(dataset)
+            execution.compute(dataset)
             return execution
 
         return Task(max_length=work.max_length, start=start)
@@ -104,10 +104,6 @@ class ProbeExecution:
         digest = method.artifact.digest
         self._store = FeatureStore(method.features, digest, work.plan.digest(), work.max_length, head.num_features)
         self._known: Known = self._store.load()
-
-    def prepare(self, dataset: Dataset) -> None:
-        """Load graphs for examples that are new, and compute their features."""
-        self._compute(dataset)
 
     def resume(self, dataset: Dataset) -> None:
         """There are no checkpoints, because most of the time goes into the features, which are kept."""
@@ -155,13 +151,13 @@ class ProbeExecution:
     # ---- features ----------------------------------------------------------------------------------------------------
 
     def _examples(self, dataset: Dataset) -> Examples:
-        digests = self._compute(dataset)
+        digests = self.compute(dataset)
         if dataset.labels is None:
             msg = "examples have no classes, expected text-classification"
             raise TensorError(msg)
         return Examples(features=np.stack([self._known[digest] for digest in digests]), labels=dataset.labels)
 
-    def _compute(self, dataset: Dataset) -> list[bytes]:
+    def compute(self, dataset: Dataset) -> list[bytes]:
         """Compute the features of the examples that are new; they are kept also where the work is stopped.
 
         Batches hold examples of one length, without padding, and never one alone, for which onnxruntime has other

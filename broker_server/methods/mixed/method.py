@@ -66,7 +66,7 @@ class Mixed(Method):
     default_arms = "first-order:8,zero-order:8"
     uses = frozenset(
         {"aggregation", *(name for kind in (TrainingConfig, ZeroOrderConfig, MixedConfig) for name in options_of(kind))}
-    )
+    ) - {"tune", "zo_seeds"}  # both kinds of steps tune one adapter
 
     def __init__(self, context: MethodContext) -> None:
         super().__init__(context)

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 TRIALS: Final = 3
 """Steps that are timed in either order. The least counts: graphs load in a first step, and others work beside it."""
-MEMORY_SHARE: Final = 1 / 50
+MEMORY_SHARE: Final = 1 / 100
 """Of the memory of evaluation, for hidden states that wait for a block."""
 
 

@@ -111,7 +111,7 @@ def test_it_tells_its_gain_over_the_probe(whole: tuple[Path, Tap, Run]) -> None:
     assert (over["round_number"], over["accuracy"], over["loss"]) == (1, first["accuracy"], first["loss"])
     assert over["loss_fall"] == pytest.approx(first["loss"] - last["loss"])
     assert over["loss_fall"] > 0
-    assert "over the probe's head: " in run.output
+    assert "over the probe that it began with: " in run.output
     assert {device["not_finite"] for entry in report["rounds"][2:] for device in entry["devices"]} == {0}
 
 

@@ -99,7 +99,7 @@ class ZeroOrder(Method):
             raise ConfigError(msg)
         if (num_scalars := int(np.prod(numbers))) > MAX_SCALARS:
             msg = (
-                f"--local-steps {numbers[0]}, with {numbers[1]} x {numbers[2]} perturbations each, gives {num_scalars} "
+                f"--local-steps {numbers[0]}, --zo-outer {numbers[1]} and --zo-inner {numbers[2]} give {num_scalars} "
                 f"scalars a round, and the log of rounds holds {MAX_SCALARS}: give fewer steps, and more rounds"
             )
             raise ConfigError(msg)

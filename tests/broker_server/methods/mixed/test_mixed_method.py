@@ -245,7 +245,7 @@ def test_presets() -> None:
         ({"emulate": "jetson"}, "--emulate is jetson, but step times are those of first-order training"),
         ({"zo_share": 0.0}, "--zo-share is 0.0, expected a finite number"),
         ({"first_order_rounds": -1}, "--first-order-rounds is -1, expected a whole number from 0"),
-        ({"local_steps": 9999, "zo_inner": 9}, "--local-steps 9999, with 1 x 9 perturbations each, gives 89991"),
+        ({"local_steps": 9999, "zo_inner": 9}, "--local-steps 9999, --zo-outer 1 and --zo-inner 9 give 89991"),
     ],
 )
 def test_what_cannot_be_is_refused_with_its_option(given: dict[str, object], line: str) -> None:

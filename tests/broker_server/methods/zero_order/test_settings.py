@@ -67,7 +67,7 @@ def test_presets_differ_in_what_they_perturb() -> None:
         ({"zo_move_cut": True, "zo_normalise": True}, "--zo-move-cut goes by what the scalars say of either part,"),
         (
             {"local_steps": 100, "zo_inner": 200},
-            "--local-steps 100, with 1 x 200 perturbations each, gives 20000 scalars",
+            "--local-steps 100, --zo-outer 1 and --zo-inner 200 give 20000 scalars",
         ),
     ],
 )

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -182,6 +183,7 @@ class Fleet:
         """Of the steps of the last round, on their batches."""
         self.settings = settings
         self._artifact, self._folder = artifact, folder
+        self._states = Path(tempfile.mkdtemp(prefix="states-", dir=folder))  # no run takes up that of another
         self._datasets = {name: Drawn.of(dataset) for name, dataset in datasets.items()}
         self.method = make_method(artifact, settings)
         self._assigner = Assigner(self.method, settings.wire_dtype)
@@ -232,7 +234,7 @@ class Fleet:
         """The device's side; what it sends."""
         work, dataset = assignment.work, self._datasets[name]
         device = self._devices[type(work)]()
-        state = self._folder / name
+        state = self._states / name
         state.mkdir(exist_ok=True)
         if isinstance(device, ZeroOrder):
             device.kept = Kept(state)

@@ -30,6 +30,14 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     return report
 
 
+@pytest.fixture(autouse=True)
+def same_nice_level() -> Iterator[None]:
+    """Fail a test that makes its process give way to others: all tests after it would be slow."""
+    level = os.getpriority(os.PRIO_PROCESS, 0)
+    yield
+    assert os.getpriority(os.PRIO_PROCESS, 0) == level, "the test changed the nice level: give --nice 0"
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Folder with real models and data, beside the checkout."""

@@ -62,6 +62,6 @@ def test_a_broker_that_is_no_url_is_said_of_its_option(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("d.jsonl").write_text('{"text": "a"}\n')
-    code = main(["start", "--broker", "localhost", "--data", "d.jsonl", "--state", "s"])
+    code = main(["start", "--broker", "localhost", "--data", "d.jsonl", "--state", "s", "--nice", "0"])
     assert code == ExitCode.USAGE
     assert "error: --broker: broker URL has scheme 'none'" in capsys.readouterr().err

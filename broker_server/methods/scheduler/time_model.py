@@ -227,10 +227,21 @@ def _fit_device(x: Floats, seconds: Floats, weights: Floats, prior: Floats) -> F
 
 
 def _nonnegative(a: Floats, b: Floats, start: Floats) -> Floats:
-    """Minimise x a x / 2 - b x over x >= 0 by coordinate descent; ``a`` is positive definite."""
-    x = np.linalg.solve(a, b)
-    if (x >= 0).all():
-        return np.asarray(x)
+    """Minimise x a x / 2 - b x over x >= 0 by coordinate descent; ``a`` is positive definite.
+
+    Times that are eight orders of magnitude apart make ``a`` singular in float64. Coordinate descent needs its diagonal
+    alone.
+
+    Raises:
+        LinAlgError: a number is not finite.
+    """
+    try:
+        x = np.linalg.solve(a, b)
+        if (x >= 0).all():
+            return np.asarray(x)
+    except np.linalg.LinAlgError:
+        if not (np.isfinite(a).all() and np.isfinite(b).all()):
+            raise
     x = start.copy()
     for _ in range(60):
         before = x.copy()

@@ -90,7 +90,7 @@ def test_an_assignment_that_is_cut_goes_on_after_a_restart(
     while coordinator.wait(Status).step < 2:
         pass
     coordinator.asked.clear()
-    with caplog.at_level("INFO", "edge_runtime.agent.methods.zero_order.method"):
+    with caplog.at_level("INFO", "edge_runtime.agent.methods.zero_order.steps"):
         come_back(coordinator, start_device, device)
         coordinator.say(assignment)
         update = coordinator.wait(Update)

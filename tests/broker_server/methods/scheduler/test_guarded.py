@@ -94,9 +94,10 @@ def test_a_time_that_no_device_can_have_is_not_learnt_from(name: str, seconds: f
 def test_the_scheduler_itself_ends_at_such_a_time() -> None:
     """The reason for the guard: without it the numbers overflow, and every later start of the run ends there."""
     scheduler = make("fedspine")
+    with np.errstate(all="ignore"):
+        play(scheduler, 1, [1.0, 1e308, 2.0])
     with np.errstate(all="ignore"), pytest.raises(ValueError, match="zero-size array"):
-        for round_number in (1, 2):
-            play(scheduler, round_number, [1.0, 1e308, 2.0])
+        play(scheduler, 2, [1.0, 1e308, 2.0])
 
 
 def test_the_other_replies_of_the_round_are_learnt_from(caplog: pytest.LogCaptureFixture) -> None:

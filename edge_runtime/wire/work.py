@@ -270,6 +270,11 @@ class ZeroOrderWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type",
         """Steps that a device counts while it works."""
         return self.num_local_steps
 
+    @property
+    def scalars_shape(self) -> tuple[int, int]:
+        """Shape of the scalars in a reply: steps, perturbations of each."""
+        return self.num_local_steps, self.num_outer * self.num_inner
+
 
 class SeedPoolWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="seed_pool"):
     """Tuning of all weights by forward passes alone, along the noise of a pool of seeds; scalars go up.
@@ -305,6 +310,11 @@ class SeedPoolWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", 
     def num_counted_steps(self) -> int:
         """Steps that a device counts while it works."""
         return self.num_local_steps
+
+    @property
+    def scalars_shape(self) -> tuple[int, int]:
+        """Shape of the scalars in a reply: steps, perturbations of each."""
+        return self.num_local_steps, self.num_perturbations
 
 
 WorkType = Literal["lora", "probe", "zero_order", "seed_pool"]

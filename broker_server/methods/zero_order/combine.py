@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+
+from edge_runtime.bounds.limits import MAX_FACTOR
 
 Array = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
 TRIMMED_SHARE: Final = 0.1
 """Of the devices, left out at either end."""
+
+MEDIAN_ROUNDS: Final = 8
+"""Last rounds whose magnitudes bound the scalars of the next."""
+LARGEST: Final = 5.0
+"""Scalars are cut to so many times the median of magnitudes."""
 
 
 def mean(values: Float64, weights: Float64) -> Float64:
@@ -54,3 +61,14 @@ def typical_magnitude(values: Float64) -> float:
     clip ordinary scalars, which would make the next bound smaller still.
     """
     return float(np.median(np.abs(values)))
+
+
+def largest_scalar(magnitudes: Sequence[float]) -> float | None:
+    """Bound that devices cut the scalars of the next round to; None while nothing is known.
+
+    Args:
+        magnitudes: typical ones by ascending round.
+    """
+    last = magnitudes[-MEDIAN_ROUNDS:]
+    bound = LARGEST * float(np.median(last)) if len(last) else 0.0
+    return min(bound, MAX_FACTOR) if bound > 0 else None

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from broker_server.errors import AggregationError
-from edge_runtime.bounds.limits import MAX_FACTOR, MAX_MESSAGE_BYTES
+from broker_server.methods.zero_order.combine import MEDIAN_ROUNDS, largest_scalar
+from edge_runtime.bounds.limits import MAX_MESSAGE_BYTES
 from edge_runtime.wire.work import LoggedRound, PreconditionerStart
 from edge_runtime.zero_order.estimator import gradient_energies
 from edge_runtime.zero_order.replay import scalars_of
@@ -29,11 +30,6 @@ MAX_ROUNDS: Final = 64
 """Rounds that are kept."""
 MAX_BYTES: Final = MAX_MESSAGE_BYTES // 2
 """Of the rounds that are kept, as they are sent: they are a part of one message."""
-
-MEDIAN_ROUNDS: Final = 8
-"""Last rounds whose magnitudes bound the scalars of the next."""
-LARGEST: Final = 5.0
-"""Scalars are cut to so many times the median of magnitudes."""
 
 SHARE_DRAWS: Final = 64
 """Outer perturbations after which a share's standard deviation is about 0.1."""
@@ -125,9 +121,7 @@ class Log(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def largest_scalar(self) -> float | None:
         """Return the bound to which scalars of the next round are clipped; None while nothing is known."""
-        magnitudes = [entry.magnitude for entry in self.entries[-MEDIAN_ROUNDS:]]
-        bound = LARGEST * float(np.median(magnitudes)) if magnitudes else 0.0
-        return min(bound, MAX_FACTOR) if bound > 0 else None
+        return largest_scalar([entry.magnitude for entry in self.entries])
 
     @property
     def lower_share(self) -> LowerShare | None:

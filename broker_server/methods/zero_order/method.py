@@ -14,19 +14,16 @@ from typing import ClassVar, Final
 import msgspec
 import numpy as np
 
-from broker_server.errors import AggregationError, ConfigError
+from broker_server.errors import ConfigError
 from broker_server.methods.aggregation import Aggregated, check_bounds
 from broker_server.methods.method import AssignedWork, Combined, Method, MethodContext, Reply
-from broker_server.methods.probe.method import LogitProbe
-from broker_server.methods.probe.ridge import PENALTY
-from broker_server.methods.pruning.schedule import Segment
 from broker_server.methods.pruning.scores import Scores
 from broker_server.methods.tables import AUTOMATIC, NUM_SEEDS, ZeroOrderConfig
-from broker_server.methods.zero_order.combine import RULES, typical_magnitude
+from broker_server.methods.zero_order.combine import RULES
 from broker_server.methods.zero_order.cut import Stack, check_movable, next_cut
-from broker_server.methods.zero_order.log import LARGEST, MAX_BYTES, Log
+from broker_server.methods.zero_order.log import MAX_BYTES, Log
 from broker_server.methods.zero_order.preconditioning import start_of
-from broker_server.methods.zero_order.reply import HEADER_BYTES, check_reply
+from broker_server.methods.zero_order.scalars import ScalarTuning
 from broker_server.methods.zero_order.whole import SeedPoolTuning, check_whole
 from broker_server.options import options_of
 from edge_runtime.errors import MessageError, TensorError
@@ -35,8 +32,8 @@ from edge_runtime.formats.head import Head
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.payload import Payload
 from edge_runtime.formats.plan import Plan
-from edge_runtime.formats.zero_order import NOT_FINITE, SCALARS
-from edge_runtime.wire.arms import RANK, ArmError, Axes
+from edge_runtime.formats.zero_order import NOT_FINITE
+from edge_runtime.wire.arms import ArmError
 from edge_runtime.wire.messages import AssignmentKey
 from edge_runtime.wire.work import Arm, LoggedRound, PreconditionerStart, ProbeWork, Work, ZeroOrderWork
 from edge_runtime.zero_order.estimator import check_epsilon
@@ -50,16 +47,12 @@ MAX_SCALARS: Final = (MAX_BYTES - 1024) // 4
 """Of a round: what the log must hold."""
 
 
-class ZeroOrder(Method):
+class ZeroOrder(ScalarTuning[ZeroOrderWork]):
     """B factors and the head of the whole model, tuned by differences of losses."""
 
     work_type = "zero_order"
     asks: ClassVar[str] = "forward passes over the whole model at perturbed parameters; a scalar for each perturbation"
     first_work = "probe"
-    has_step_times = False
-    is_start_exact = True
-    axes = Axes((RANK,))
-    default_arms = "8"
     uses = (
         Method.uses
         | {"learning_rate", "final_learning_rate_ratio", "lora_scaling"}
@@ -72,10 +65,6 @@ class ZeroOrder(Method):
         self._stack = Stack.of(manifest, self._parts_at) if settings.move_cut else None
         self._cut = _cut(settings.cut, manifest, self._stack)
         self._layout = AdapterLayout.of(manifest, Plan.full(manifest), context.max_rank)
-        self._probe = None
-        if settings.head == "probe" and manifest.task == "text-classification":
-            training = dataclasses.replace(context.training, weight_decay=PENALTY)
-            self._probe = LogitProbe(dataclasses.replace(context, training=training))
         self._checked: Aggregated | None = None
         self._begun: tuple[Aggregated, int, PreconditionerStart] | None = None
         self._accepted: dict[str, int] = {}
@@ -161,14 +150,7 @@ class ZeroOrder(Method):
             noise=settings.noise,
             log=log.since(self._accepted.get(key.device_id), preconditioner),
         )
-        return AssignedWork(
-            work=work,
-            arm=arm,
-            segments=(Segment(at_step=1, pruning_ratio=0.0),),
-            start_sparsity=0.0,
-            sparsity=0.0,
-            num_steps=training.num_local_steps,
-        )
+        return self._assigned(work, arm)
 
     def _parts_at(self, cut: int) -> TunedParts:
         return TunedParts.of(self._manifest, self._context.max_rank, cut)
@@ -213,43 +195,16 @@ class ZeroOrder(Method):
 
     def start_kind(self, work: Work) -> Hashable:
         """The rank, or that it is the probe's; see :meth:`Method.start_kind`."""
-        return self._probe_of(work).start_kind(work) if isinstance(work, ProbeWork) else _asked(work).arm.rank
+        return self._probe_of(work).start_kind(work) if isinstance(work, ProbeWork) else self._asked(work).arm.rank
 
     def start(self, model: Aggregated, work: Work) -> Payload:
         """The whole adapter, or the probe's head; see :meth:`Method.start`."""
         if isinstance(work, ProbeWork):
             return self._probe_of(work).start(model, work)
-        plan, rank = Plan.full(self._manifest), _asked(work).arm.rank
+        plan, rank = Plan.full(self._manifest), self._asked(work).arm.rank
         return Payload(adapter=restrict(self._manifest, model.adapter, plan, rank))
 
-    def trained(self, work: Work) -> Mapping[str, tuple[int, ...]]:
-        """The scalars: transforms apply to them as to a change; not to sums. See :meth:`Method.trained`."""
-        return {} if isinstance(work, ProbeWork) else {SCALARS: _shape(_asked(work))}
-
-    def before(self, model: Aggregated, work: Work, name: str) -> Array:
-        """Zeros: no scalar, no change; see :meth:`Method.before`."""
-        del model, name
-        return np.zeros(_shape(_asked(work)), np.float32)
-
     # ---- what comes back ---------------------------------------------------------------------------------------------
-
-    def is_averaged(self, work: Work) -> bool:
-        """Scalars are, the probe's sums are not; see :meth:`Method.is_averaged`."""
-        return not isinstance(work, ProbeWork)
-
-    def most_bytes(self, work: Work) -> int:
-        """A float32 for each perturbation; see :meth:`Method.most_bytes`."""
-        if isinstance(work, ProbeWork):
-            return self._probe_of(work).most_bytes(work)
-        return 4 * (int(np.prod(_shape(_asked(work)))) + 1) + HEADER_BYTES
-
-    def check(self, work: Work, blob: bytes, num_examples: int) -> None:
-        """Refuse what are not the scalars that were asked for, within their bound; see :meth:`Method.check`."""
-        if isinstance(work, ProbeWork):
-            self._probe_of(work).check(work, blob, num_examples)
-            return
-        asked = _asked(work)
-        check_reply(blob, _shape(asked), asked.largest_scalar)
 
     def combine(
         self,
@@ -264,15 +219,8 @@ class ZeroOrder(Method):
             combined = self._probe_of(replies[0].work).combine(round_number, before, importance, replies, rng)
             memory = {**before.memory, **Log(complete_from=round_number + 1).in_memory()}
             return dataclasses.replace(combined, model=dataclasses.replace(combined.model, memory=memory))
-        log, asked = Log.of(before.memory) or Log(complete_from=round_number), _same_work(replies)
-        ordered = sorted((reply for reply in replies if reply.num_examples > 0), key=lambda reply: reply.device_id)
-        if not ordered:
-            msg = f"{len(replies)} updates have no examples together: their total weight is zero"
-            raise AggregationError(msg)
-        values = np.stack([np.asarray(reply.tensors[SCALARS], np.float64) for reply in ordered])
-        magnitude = typical_magnitude(values)
-        if asked.largest_scalar is None and magnitude > 0:  # the devices had no bound to clip to
-            values = np.clip(values, -LARGEST * magnitude, LARGEST * magnitude)
+        log, asked = Log.of(before.memory) or Log(complete_from=round_number), self._same_work(replies)
+        ordered, values, magnitude = self._values(replies, asked)
         weights = np.array([reply.num_examples for reply in ordered], np.float64)
         scalars = RULES[self._context.tables.zero_order.combine](values, weights)
         logged = LoggedRound(
@@ -319,38 +267,15 @@ class ZeroOrder(Method):
         check_bounds(self._manifest, adapter)
         return adapter
 
-    def _probe_of(self, work: Work) -> LogitProbe:
-        if self._probe is None:
-            msg = f"assignment asks for {type(work).__name__}, and this run's head is not the probe's: start a new run"
+    def _asked(self, work: Work) -> ZeroOrderWork:
+        if not isinstance(work, ZeroOrderWork):
+            msg = f"assignment asks for {type(work).__name__}, this run's method is zero-order: start a new run"
             raise MessageError(msg)
-        return self._probe
+        return work
 
-
-def _asked(work: Work) -> ZeroOrderWork:
-    if not isinstance(work, ZeroOrderWork):
-        msg = f"assignment asks for {type(work).__name__}, this run's method is zero-order: start a new run"
-        raise MessageError(msg)
-    return work
-
-
-def _shape(work: ZeroOrderWork) -> tuple[int, int]:
-    """Of the scalars in a reply."""
-    return work.num_local_steps, work.num_outer * work.num_inner
-
-
-def _same_work(replies: Sequence[Reply]) -> ZeroOrderWork:
-    """Return the work that all devices of a round were asked for, without the log.
-
-    Raises:
-        AggregationError: not all were asked for the same, so that their scalars are of different perturbations.
-    """
-    first, *others = (reply.work for reply in replies)
-    asked = msgspec.structs.replace(_asked(first), log=())
-    for work in others:
-        if not isinstance(work, ZeroOrderWork) or msgspec.structs.replace(work, log=()) != asked:
-            msg = "devices of this round were asked for different steps: settings changed within it"
-            raise AggregationError(msg)
-    return asked
+    def _comparable(self, work: ZeroOrderWork) -> ZeroOrderWork:
+        """Without the log, which is each device's own."""
+        return msgspec.structs.replace(work, log=())
 
 
 def _cut(given: int, manifest: Manifest, stack: Stack | None) -> int:

@@ -15,24 +15,18 @@ import numpy as np
 
 from broker_server.errors import AggregationError, ConfigError
 from broker_server.methods.aggregation import Aggregated
-from broker_server.methods.method import AssignedWork, Combined, Method, MethodContext, Reply
-from broker_server.methods.probe.method import LogitProbe
-from broker_server.methods.probe.ridge import PENALTY
-from broker_server.methods.pruning.schedule import Segment
+from broker_server.methods.method import AssignedWork, Combined, Reply
 from broker_server.methods.pruning.scores import Scores
-from broker_server.methods.zero_order.combine import typical_magnitude
-from broker_server.methods.zero_order.log import LARGEST, MEDIAN_ROUNDS
-from broker_server.methods.zero_order.reply import HEADER_BYTES, check_reply
+from broker_server.methods.zero_order.combine import MEDIAN_ROUNDS, largest_scalar
+from broker_server.methods.zero_order.scalars import ScalarTuning
 from broker_server.naming import option_name
 from edge_runtime.bounds.limits import MAX_FACTOR
 from edge_runtime.errors import MessageError, TensorError
 from edge_runtime.formats import names
-from edge_runtime.formats.adapter import Array
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.payload import Payload
 from edge_runtime.formats.seed_pool import SeedPool, coefficients_of
-from edge_runtime.formats.zero_order import NOT_FINITE, SCALARS
-from edge_runtime.wire.arms import RANK, Axes
+from edge_runtime.formats.zero_order import NOT_FINITE
 from edge_runtime.wire.messages import AssignmentKey
 from edge_runtime.wire.work import Arm, ProbeWork, SeedPoolWork, Work
 from edge_runtime.zero_order.pool import device_number, seeds_of_step, step_weights, tensor_indices
@@ -44,22 +38,11 @@ LARGEST_RATE: Final = 1e-3
 """Learning rate that all weights are tuned with at most: a step moves each of them by that times a scalar."""
 
 
-class SeedPoolTuning(Method):
+class SeedPoolTuning(ScalarTuning[SeedPoolWork]):
     """All weights, tuned by differences of losses along the noise of a pool of seeds."""
 
     work_type = "seed_pool"
     asks: ClassVar[str] = "forward passes over the whole model with all weights perturbed; a scalar for each pair"
-    has_step_times = False
-    is_start_exact = True
-    axes = Axes((RANK,))
-    default_arms = "8"
-
-    def __init__(self, context: MethodContext) -> None:
-        super().__init__(context)
-        self._probe = None
-        if context.tables.zero_order.head == "probe" and context.manifest.task == "text-classification":
-            training = dataclasses.replace(context.training, weight_decay=PENALTY)
-            self._probe = LogitProbe(dataclasses.replace(context, training=training))
 
     def check_initial(self, model: Aggregated) -> None:
         """All weights are tuned, and factors are not among them; see :meth:`Method.check_initial`."""
@@ -84,18 +67,11 @@ class SeedPoolTuning(Method):
             num_perturbations=settings.num_outer,
             num_local_steps=training.num_local_steps,
             epsilon=settings.epsilon,
-            largest_scalar=_largest(model),
+            largest_scalar=largest_scalar(list(_magnitudes(model))),
             batch_size=training.batch_size,
             max_length=training.max_length,
         )
-        return AssignedWork(
-            work=work,
-            arm=arm,
-            segments=(Segment(at_step=1, pruning_ratio=0.0),),
-            start_sparsity=0.0,
-            sparsity=0.0,
-            num_steps=training.num_local_steps,
-        )
+        return self._assigned(work, arm)
 
     def _pool(self, model: Aggregated) -> SeedPool:
         settings = self._context.tables.zero_order
@@ -111,34 +87,7 @@ class SeedPoolTuning(Method):
         del work
         return Payload(adapter={dense.name: model.adapter[dense.name] for dense in self._manifest.dense})
 
-    def trained(self, work: Work) -> Mapping[str, tuple[int, ...]]:
-        """The scalars: transforms apply to them as to a change; not to sums. See :meth:`Method.trained`."""
-        return {} if isinstance(work, ProbeWork) else {SCALARS: _shape(_asked(work))}
-
-    def before(self, model: Aggregated, work: Work, name: str) -> Array:
-        """Zeros: no scalar, no change; see :meth:`Method.before`."""
-        del model, name
-        return np.zeros(_shape(_asked(work)), np.float32)
-
     # ---- what comes back ---------------------------------------------------------------------------------------------
-
-    def is_averaged(self, work: Work) -> bool:
-        """Scalars are, the probe's sums are not; see :meth:`Method.is_averaged`."""
-        return not isinstance(work, ProbeWork)
-
-    def most_bytes(self, work: Work) -> int:
-        """A float32 for each perturbation; see :meth:`Method.most_bytes`."""
-        if isinstance(work, ProbeWork):
-            return self._probe_of(work).most_bytes(work)
-        return 4 * (int(np.prod(_shape(_asked(work)))) + 1) + HEADER_BYTES
-
-    def check(self, work: Work, blob: bytes, num_examples: int) -> None:
-        """Refuse what are not the scalars that were asked for, within their bound; see :meth:`Method.check`."""
-        if isinstance(work, ProbeWork):
-            self._probe_of(work).check(work, blob, num_examples)
-        else:
-            asked = _asked(work)
-            check_reply(blob, _shape(asked), asked.largest_scalar)
 
     def combine(
         self,
@@ -152,18 +101,11 @@ class SeedPoolTuning(Method):
         if all(isinstance(reply.work, ProbeWork) for reply in replies):
             combined = self._probe_of(replies[0].work).combine(round_number, before, importance, replies, rng)
             return dataclasses.replace(combined, model=dataclasses.replace(combined.model, pool=self._pool(before)))
-        asked = _same_work(replies)
-        ordered = sorted((reply for reply in replies if reply.num_examples > 0), key=lambda reply: reply.device_id)
-        if not ordered:
-            msg = f"{len(replies)} updates have no examples together: their total weight is zero"
-            raise AggregationError(msg)
-        values = np.stack([np.asarray(reply.tensors[SCALARS], np.float32) for reply in ordered])
-        magnitude = typical_magnitude(values.astype(np.float64))
-        if asked.largest_scalar is None and magnitude > 0:  # nothing was known that devices could have cut them to
-            values = np.clip(values, np.float32(-LARGEST * magnitude), np.float32(LARGEST * magnitude))
+        asked = self._same_work(replies)
+        ordered, values, magnitude = self._values(replies, asked)
         num_all = sum(reply.num_examples for reply in ordered)
         total = coefficients_of(asked.pool).astype(np.float64)
-        for reply, scalars in zip(ordered, values, strict=True):
+        for reply, scalars in zip(ordered, values.astype(np.float32), strict=True):
             share, device = reply.num_examples / num_all, device_number(reply.device_id)
             for step, weights in enumerate(step_weights(scalars, asked.learning_rate), start=1):
                 pool = asked.pool
@@ -182,11 +124,11 @@ class SeedPoolTuning(Method):
             not_finite={reply.device_id: int(reply.tensors[NOT_FINITE][0]) for reply in replies},
         )
 
-    def _probe_of(self, work: Work) -> LogitProbe:
-        if self._probe is None:
-            msg = f"assignment asks for {type(work).__name__}, and this run's head is not the probe's: start a new run"
+    def _asked(self, work: Work) -> SeedPoolWork:
+        if not isinstance(work, SeedPoolWork):
+            msg = f"assignment asks for {type(work).__name__}, this run tunes all weights: start a new run"
             raise MessageError(msg)
-        return self._probe
+        return work
 
 
 def check_whole(settings: Mapping[str, object], manifest: Manifest | None) -> None:
@@ -221,38 +163,6 @@ def check_whole(settings: Mapping[str, object], manifest: Manifest | None) -> No
             raise ConfigError(msg) from error
 
 
-def _asked(work: Work) -> SeedPoolWork:
-    if not isinstance(work, SeedPoolWork):
-        msg = f"assignment asks for {type(work).__name__}, this run tunes all weights: start a new run"
-        raise MessageError(msg)
-    return work
-
-
-def _shape(work: SeedPoolWork) -> tuple[int, int]:
-    """Of the scalars in a reply."""
-    return work.num_local_steps, work.num_perturbations
-
-
-def _same_work(replies: Sequence[Reply]) -> SeedPoolWork:
-    """Return the work of all devices of a round.
-
-    Raises:
-        AggregationError: not all were asked for the same.
-    """
-    works = [_asked(reply.work) for reply in replies]
-    if any(work != works[0] for work in works):
-        msg = "devices of this round were asked for different steps: settings changed within it"
-        raise AggregationError(msg)
-    return works[0]
-
-
 def _magnitudes(model: Aggregated) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     octets = model.memory.get(NAME)
     return np.zeros(0) if octets is None else np.frombuffer(octets.tobytes(), "<f8").astype(np.float64)
-
-
-def _largest(model: Aggregated) -> float | None:
-    """Bound of the next round's scalars; None while nothing is known."""
-    magnitudes = _magnitudes(model)
-    bound = LARGEST * float(np.median(magnitudes)) if magnitudes.size else 0.0
-    return min(bound, MAX_FACTOR) if bound > 0 else None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from broker_server.methods.zero_order.combine import RULES, typical_magnitude
+from broker_server.methods.zero_order.combine import RULES, largest_scalar, typical_magnitude
+from edge_runtime.bounds.limits import MAX_FACTOR
 
 
 def combined(rule: str, values: list[float], weights: list[float] | None = None) -> float:
@@ -37,3 +38,10 @@ def test_the_typical_magnitude_is_that_of_single_devices_however_many_there_are(
     values = np.random.default_rng(0).normal(size=(400, 10, 4))
     assert typical_magnitude(values) == pytest.approx(0.6745, rel=0.02)
     assert np.median(np.abs(values.mean(axis=0))) < 0.1
+
+
+def test_the_bound_of_scalars_is_five_times_the_median_of_the_last_eight_rounds() -> None:
+    assert largest_scalar([]) is None
+    assert largest_scalar([0.0]) is None
+    assert largest_scalar([100.0] * 9 + [1.0] * 5 + [7.0] * 3) == 5.0
+    assert largest_scalar([1e30]) == MAX_FACTOR

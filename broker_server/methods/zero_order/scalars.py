@@ -1,0 +1,142 @@
+"""The common part of zero-order methods on the server: replies of scalars, and a first head that is the probe's."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Final, Generic, TypeVar
+
+import numpy as np
+
+from broker_server.errors import AggregationError
+from broker_server.methods.aggregation import Aggregated
+from broker_server.methods.method import AssignedWork, Method, MethodContext, Reply
+from broker_server.methods.probe.method import LogitProbe
+from broker_server.methods.probe.ridge import PENALTY
+from broker_server.methods.pruning.schedule import Segment
+from broker_server.methods.zero_order.combine import LARGEST, Float64, typical_magnitude
+from edge_runtime.errors import MessageError, TensorError
+from edge_runtime.formats.adapter import Array
+from edge_runtime.formats.zero_order import SCALARS, decode_reply
+from edge_runtime.wire.arms import RANK, Axes
+from edge_runtime.wire.work import Arm, ProbeWork, SeedPoolWork, Work, ZeroOrderWork
+
+HEADER_BYTES: Final = 4096
+"""Allowance for the safetensors header of a reply, which has two tensors."""
+
+ScalarWork = TypeVar("ScalarWork", ZeroOrderWork, SeedPoolWork)
+
+
+class ScalarTuning(Method, Generic[ScalarWork]):
+    """Devices send scalars, after a round of the probe's sums where the first head comes from them."""
+
+    has_step_times = False
+    is_start_exact = True
+    axes = Axes((RANK,))
+    default_arms = "8"
+
+    def __init__(self, context: MethodContext) -> None:
+        super().__init__(context)
+        self._probe = None
+        if context.tables.zero_order.head == "probe" and context.manifest.task == "text-classification":
+            training = dataclasses.replace(context.training, weight_decay=PENALTY)
+            self._probe = LogitProbe(dataclasses.replace(context, training=training))
+
+    @abc.abstractmethod
+    def _asked(self, work: Work) -> ScalarWork:
+        """Return work that asks for scalars.
+
+        Raises:
+            MessageError: it is of another kind.
+        """
+
+    def _comparable(self, work: ScalarWork) -> ScalarWork:
+        """Return what all devices of a round are asked for."""
+        return work
+
+    # ---- what is asked -----------------------------------------------------------------------------------------------
+
+    def _assigned(self, work: ScalarWork, arm: Arm) -> AssignedWork:
+        """Nothing is pruned."""
+        return AssignedWork(
+            work=work,
+            arm=arm,
+            segments=(Segment(at_step=1, pruning_ratio=0.0),),
+            start_sparsity=0.0,
+            sparsity=0.0,
+            num_steps=work.num_local_steps,
+        )
+
+    def trained(self, work: Work) -> Mapping[str, tuple[int, ...]]:
+        """The scalars: transforms apply to them as to a change; not to sums. See :meth:`Method.trained`."""
+        return {} if isinstance(work, ProbeWork) else {SCALARS: self._asked(work).scalars_shape}
+
+    def before(self, model: Aggregated, work: Work, name: str) -> Array:
+        """Zeros: no scalar, no change; see :meth:`Method.before`."""
+        del model, name
+        return np.zeros(self._asked(work).scalars_shape, np.float32)
+
+    # ---- what comes back ---------------------------------------------------------------------------------------------
+
+    def is_averaged(self, work: Work) -> bool:
+        """Scalars are, the probe's sums are not; see :meth:`Method.is_averaged`."""
+        return not isinstance(work, ProbeWork)
+
+    def most_bytes(self, work: Work) -> int:
+        """A float32 for each perturbation; see :meth:`Method.most_bytes`."""
+        if isinstance(work, ProbeWork):
+            return self._probe_of(work).most_bytes(work)
+        return 4 * (int(np.prod(self._asked(work).scalars_shape)) + 1) + HEADER_BYTES
+
+    def check(self, work: Work, blob: bytes, num_examples: int) -> None:
+        """Refuse what are not the scalars that were asked for, within their bound; see :meth:`Method.check`."""
+        if isinstance(work, ProbeWork):
+            self._probe_of(work).check(work, blob, num_examples)
+            return
+        asked = self._asked(work)
+        magnitude, largest = float(np.abs(decode_reply(blob, asked.scalars_shape).scalars).max()), asked.largest_scalar
+        if largest is not None and magnitude > np.float32(largest):
+            msg = f"a scalar has the magnitude {magnitude:g}, and was to be cut to {largest:g}"
+            raise TensorError(msg)
+
+    def _same_work(self, replies: Sequence[Reply]) -> ScalarWork:
+        """Return the work of all devices of a round.
+
+        Raises:
+            AggregationError: not all were asked for the same, so that their scalars are of different perturbations.
+        """
+        first, *others = (reply.work for reply in replies)
+        asked = self._comparable(self._asked(first))
+        for work in others:
+            if type(work) is not type(asked) or self._comparable(self._asked(work)) != asked:
+                msg = "devices of this round were asked for different steps: settings changed within it"
+                raise AggregationError(msg)
+        return asked
+
+    def _values(self, replies: Sequence[Reply], asked: ScalarWork) -> tuple[list[Reply], Float64, float]:
+        """Return replies with examples by the device's name, their scalars, and these scalars' typical magnitude.
+
+        Scalars are cut where the devices had no bound to cut them to.
+
+        Returns:
+            Replies, values ``[replies, steps, perturbations]``, and a magnitude of 0 or more.
+
+        Raises:
+            AggregationError: no reply has examples.
+        """
+        ordered = sorted((reply for reply in replies if reply.num_examples > 0), key=lambda reply: reply.device_id)
+        if not ordered:
+            msg = f"{len(replies)} updates have no examples together: their total weight is zero"
+            raise AggregationError(msg)
+        values = np.stack([np.asarray(reply.tensors[SCALARS], np.float64) for reply in ordered])
+        magnitude = typical_magnitude(values)
+        if asked.largest_scalar is None and magnitude > 0:
+            values = np.clip(values, -LARGEST * magnitude, LARGEST * magnitude)
+        return ordered, values, magnitude
+
+    def _probe_of(self, work: Work) -> LogitProbe:
+        if self._probe is None:
+            msg = f"assignment asks for {type(work).__name__}, and this run's head is not the probe's: start a new run"
+            raise MessageError(msg)
+        return self._probe

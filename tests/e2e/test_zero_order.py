@@ -115,20 +115,25 @@ def test_it_tells_its_gain_over_the_probe(whole: tuple[Path, Tap, Run]) -> None:
     assert {device["not_finite"] for entry in report["rounds"][2:] for device in entry["devices"]} == {0}
 
 
-def test_killed_on_both_sides_it_ends_with_the_same_bits(
-    whole: tuple[Path, Tap, Run], prepared_classifier: Path, copy_of: Copy
-) -> None:
-    root = copy_of(prepared_classifier, **FEDSPZO)
+def run_killed_on_both_sides(root: Path) -> None:
+    """Kill a device and the coordinator in round 3, and go on to the end."""
     with Run("--resume", "--out", str(root)) as run:
         wait_for_event(root, lambda event: isinstance(event, RoundStarted) and event.round_number == 3, run)
         run.child("start", "device-2").kill()
         wait_for_event(root, lambda event: isinstance(event, UpdateAccepted) and event.round_number == 3, run)
         run.child("coordinate").kill()
         assert run.wait() == ExitCode.RUN_FAILED
-
     resumed = fedspine_run("--resume", "--out", str(root))
-
     assert resumed.process.returncode == 0, resumed.errors
+
+
+def test_killed_on_both_sides_it_ends_with_the_same_bits(
+    whole: tuple[Path, Tap, Run], prepared_classifier: Path, copy_of: Copy
+) -> None:
+    root = copy_of(prepared_classifier, **FEDSPZO)
+
+    run_killed_on_both_sides(root)
+
     outcomes = {device["outcome"] for entry in report_of(root)["rounds"] for device in entry["devices"]}
     assert outcomes == {"accepted"}
     for number in range(ROUNDS + 1):
@@ -168,14 +173,7 @@ def test_all_weights_are_tuned_and_killed_on_both_sides_end_with_the_same_bits(
     undisturbed = undisturbed.rename(tmp_path / "undisturbed")
 
     root = copy_of(prepared_classifier, **FEDKSEED)
-    with Run("--resume", "--out", str(root)) as run:
-        wait_for_event(root, lambda event: isinstance(event, RoundStarted) and event.round_number == 3, run)
-        run.child("start", "device-2").kill()
-        wait_for_event(root, lambda event: isinstance(event, UpdateAccepted) and event.round_number == 3, run)
-        run.child("coordinate").kill()
-        assert run.wait() == ExitCode.RUN_FAILED
-    resumed = fedspine_run("--resume", "--out", str(root))
-    assert resumed.process.returncode == 0, resumed.errors
+    run_killed_on_both_sides(root)
     rounds = [f"adapters/round-{number:04d}.safetensors" for number in range(ROUNDS + 1)]
     for name in [*rounds, "adapters/whole/model.safetensors"]:
         assert (root / name).read_bytes() == (undisturbed / name).read_bytes(), name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from broker_server.methods.tables import MethodTables, MixedConfig, ZeroOrderCon
 from broker_server.methods.training import TrainingConfig
 from broker_server.methods.zero_order.log import Log
 from broker_server.options import flat
-from broker_server.serving.storage.stored_tensors import StoredTensors
 from edge_runtime.errors import FedSpineError, TensorError
 from edge_runtime.formats.payload import Payload, encode_payload
 from edge_runtime.formats.probe import encode_statistics, sum_features
@@ -32,6 +30,7 @@ from edge_runtime.formats.zero_order import encode_reply
 from edge_runtime.wire.messages import AssignmentKey
 from edge_runtime.wire.work import Arm, LoraWork, ProbeWork, Work, ZeroOrderWork
 from tests.broker_server import tiny
+from tests.broker_server.methods.replies import reply
 
 RANK, STEPS = 2, 3
 MANIFEST = tiny.manifest(has_bias=True)
@@ -67,20 +66,6 @@ def start(made: Mixed) -> Aggregated:
 def asked(made: Mixed, model: Aggregated, arm: Arm, round_number: int = 1, device_id: str = "a") -> Work:
     key = AssignmentKey(run_id="run", round_number=round_number, device_id=device_id, attempt=1)
     return made.ask(key, arm, at_once=False, model=model).work
-
-
-def reply(folder: Path, made: Mixed, work: Work, device_id: str, blob: bytes, num_examples: int) -> Reply:
-    made.check(work, blob, num_examples)
-    assert len(blob) <= made.most_bytes(work)
-    path = folder / f"{device_id}.safetensors"
-    path.write_bytes(blob)
-    return Reply(
-        device_id=device_id,
-        work=work,
-        num_examples=num_examples,
-        tensors=StoredTensors.of(path, blob),
-        read=functools.partial(bytes, blob),
-    )
 
 
 def trained(

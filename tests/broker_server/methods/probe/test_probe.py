@@ -18,7 +18,6 @@ from broker_server.methods.pruning.config import PruningConfig
 from broker_server.methods.pruning.plans import Plans
 from broker_server.methods.registry import WORKS
 from broker_server.methods.training import TrainingConfig
-from broker_server.serving.storage.stored_tensors import StoredTensors
 from edge_runtime.errors import TensorError
 from edge_runtime.formats.head import Head
 from edge_runtime.formats.manifest import DenseSpec, Manifest
@@ -26,6 +25,7 @@ from edge_runtime.formats.probe import encode_head, encode_statistics, sum_featu
 from edge_runtime.wire.messages import AssignmentKey
 from edge_runtime.wire.work import Arm, ProbeWork
 from tests.broker_server import tiny
+from tests.broker_server.methods import replies
 
 H, C, N = 24, 4, 4000
 PENALTY = 1e-4
@@ -78,19 +78,8 @@ def test_factors_that_change_the_model_are_refused_as_a_start(kind: type[Method]
 
 
 def reply(made: Method, folder: Path, device_id: str, blob: bytes, num_examples: int) -> Reply:
-    """An accepted update: checked, and on disk."""
-    work = work_of(made)
-    made.check(work, blob, num_examples)
-    assert len(blob) <= made.most_bytes(work)
-    path = folder / f"{device_id}.safetensors"
-    path.write_bytes(blob)
-    return Reply(
-        device_id=device_id,
-        work=work,
-        num_examples=num_examples,
-        tensors=StoredTensors.of(path, blob),
-        read=path.read_bytes,
-    )
+    """An accepted update."""
+    return replies.reply(folder, made, work_of(made), device_id, blob, num_examples)
 
 
 def examples() -> tuple[np.ndarray, np.ndarray]:

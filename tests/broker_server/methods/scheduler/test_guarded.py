@@ -135,7 +135,10 @@ def test_whatever_messages_let_through_can_be_digested(
     )
     for round_number, seconds in enumerate(times, start=1):
         play(scheduler, round_number, seconds, evaluation=local, adapter_delta=delta)
-    json.dumps(scheduler.to_json(), allow_nan=False)
+    state = json.dumps(scheduler.to_json(), allow_nan=False)
+    again = make(name)
+    again.load_json(json.loads(state))
+    assert json.dumps(again.to_json()) == state
 
 
 @pytest.mark.parametrize(

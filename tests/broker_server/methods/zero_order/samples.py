@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +9,17 @@ import numpy as np
 import numpy.typing as npt
 
 from broker_server.methods.aggregation import Aggregated
-from broker_server.methods.method import Method, MethodContext, Reply
+from broker_server.methods.method import MethodContext, Reply
 from broker_server.methods.pruning.config import PruningConfig
 from broker_server.methods.pruning.plans import Plans
 from broker_server.methods.tables import MethodTables, ZeroOrderConfig
 from broker_server.methods.training import TrainingConfig
 from broker_server.methods.zero_order.method import ZeroOrder
-from broker_server.serving.storage.stored_tensors import StoredTensors
 from edge_runtime.formats.zero_order import encode_reply
 from edge_runtime.wire.messages import AssignmentKey
 from edge_runtime.wire.work import Arm, ProbeWork, Work, ZeroOrderWork
 from tests.broker_server import tiny
+from tests.broker_server.methods.replies import reply
 
 RANK, STEPS, SEED = 2, 3, 11
 MANIFEST = tiny.manifest(has_bias=True)
@@ -70,21 +69,6 @@ def sums(made: ZeroOrder, model: Aggregated) -> ProbeWork:
     work = asked(made, model)
     assert isinstance(work, ProbeWork)
     return work
-
-
-def reply(folder: Path, made: Method, work: Work, device_id: str, blob: bytes, num_examples: int = 10) -> Reply:
-    """An accepted update: checked, and on disk."""
-    made.check(work, blob, num_examples)
-    assert len(blob) <= made.most_bytes(work)
-    path = folder / f"{device_id}.safetensors"
-    path.write_bytes(blob)
-    return Reply(
-        device_id=device_id,
-        work=work,
-        num_examples=num_examples,
-        tensors=StoredTensors.of(path, blob),
-        read=functools.partial(bytes, blob),
-    )
 
 
 def scalars(seed: int, shape: tuple[int, int] = (STEPS, 4)) -> npt.NDArray[np.float32]:

@@ -22,7 +22,8 @@ from edge_runtime.wire.work import LoggedRound, ZeroOrderWork
 from edge_runtime.zero_order.parts import TunedParts
 from edge_runtime.zero_order.replay import apply_round
 from tests.broker_server import tiny
-from tests.broker_server.methods.zero_order.samples import RANK, SEED, method, reply, start, steps
+from tests.broker_server.methods.replies import reply
+from tests.broker_server.methods.zero_order.samples import RANK, SEED, method, start, steps
 
 EVEN = Stack(elements=(0.0, 0.25, 0.5, 0.75), passes=(0.0, 0.25, 0.5, 0.75))
 """Four equal blocks, and no head."""
@@ -92,6 +93,18 @@ def test_what_was_measured_at_cuts_is_known_and_between_them_the_gradient_is_spr
     later = EVEN.shares_below(log)
     assert later == pytest.approx({1: 0.5, 2: 0.5, 3: 0.9}, abs=0.1)
     assert later[1] == later[2], "what is newer is right"
+
+
+def test_the_cut_moves_from_a_predicted_gain_of_a_tenth_on() -> None:
+    gains = {}
+    for percent in range(30, 100):
+        log = Log().after(measured(1, 3, percent / 100, num_draws=2000), 1.0)
+        below = EVEN.shares_below(log)
+        progress = {cut: EVEN.progress(cut, below[cut], 0.5, 4) for cut in EVEN.cuts}
+        gains[max(progress.values()) / progress[3]] = next_cut(log, EVEN, 3) != 3
+    assert all(has_moved == (gain >= 1.1) for gain, has_moved in gains.items()), gains
+    assert any(1.02 < gain < 1.08 for gain in gains)
+    assert any(1.12 < gain < 1.2 for gain in gains)
 
 
 def test_a_stack_is_counted_from_the_model() -> None:

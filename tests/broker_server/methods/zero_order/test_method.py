@@ -21,6 +21,7 @@ from edge_runtime.wire.work import LoggedRound, ProbeWork, ZeroOrderWork
 from edge_runtime.zero_order.parts import TunedParts
 from edge_runtime.zero_order.replay import apply_round, apply_step
 from tests.broker_server import tiny
+from tests.broker_server.methods.replies import reply
 from tests.broker_server.methods.zero_order.samples import (
     ARM,
     MANIFEST,
@@ -29,7 +30,6 @@ from tests.broker_server.methods.zero_order.samples import (
     STEPS,
     asked,
     method,
-    reply,
     scalars,
     scripted,
     start,

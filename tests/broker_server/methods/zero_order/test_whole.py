@@ -34,6 +34,7 @@ from edge_runtime.wire.work import ProbeWork, SeedPoolWork, Work
 from edge_runtime.zero_order.noise import signs
 from edge_runtime.zero_order.pool import Direction, device_number, moved, seeds_of_step
 from tests.broker_server import tiny
+from tests.broker_server.methods import replies
 from tests.broker_server.methods.zero_order import samples
 
 Array = npt.NDArray[np.float32]
@@ -77,7 +78,7 @@ def steps(made: Method, model: Aggregated, round_number: int = 1) -> SeedPoolWor
 
 
 def reply(folder: Path, made: Method, work: Work, device_id: str, scalars: Array, num_examples: int = 1) -> Reply:
-    return samples.reply(folder, made, work, device_id, encode_reply(scalars, 0), num_examples)
+    return replies.reply(folder, made, work, device_id, encode_reply(scalars, 0), num_examples)
 
 
 def scalars(seed: int) -> Array:
@@ -133,7 +134,7 @@ def test_the_head_is_the_probes_first_and_moves_with_all_else(tmp_path: Path) ->
     assert isinstance(work, ProbeWork)
     features = np.random.default_rng(1).normal(size=(20, tiny.HIDDEN)).astype(np.float32)
     sums = encode_statistics(sum_features(features, (features[:, 0] > 0).astype(np.int64), 2))
-    model = made.combine(1, before, {}, [samples.reply(tmp_path, made, work, "a", sums, 20)], RNG).model
+    model = made.combine(1, before, {}, [replies.reply(tmp_path, made, work, "a", sums, 20)], RNG).model
     assert model.pool is not None
     assert not np.array_equal(model.adapter["classifier.weight"], before.adapter["classifier.weight"])
     second = steps(made, model, 2)

@@ -244,7 +244,7 @@ def test_a_welcome_that_is_none_is_not_believed(coordinator: Coordinator, start_
 def test_a_hello_is_a_reason_to_try_again(
     coordinator: Coordinator, start_device: StartDevice, artifact_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start_device()
+    device = start_device()
     coordinator.wait(Register)
     good = (artifact_dir / "base.safetensors").read_bytes()
     (artifact_dir / "base.safetensors").write_bytes(bytes(len(good)))
@@ -256,8 +256,8 @@ def test_a_hello_is_a_reason_to_try_again(
     (artifact_dir / "base.safetensors").write_bytes(good)
     coordinator.hello()
     coordinator.wait(Register)
-    coordinator.welcome()
-    coordinator.wait(Status, state=DeviceState.IDLE, detail="")
+    assert_trains(coordinator)
+    assert device.thread.is_alive()
 
 
 def test_a_message_that_nobody_foresaw_is_survived(

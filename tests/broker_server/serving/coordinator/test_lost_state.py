@@ -67,9 +67,19 @@ def goes_on(run_dir: Path) -> None:
         run_coordinator(run_dir)
 
 
+def rounds_of(run_dir: Path) -> list[int]:
+    store = Store.open(run_dir)
+    numbers = [one.round_number for one in store.load_round_records()]
+    store.close()
+    return numbers
+
+
 def test_a_run_goes_on(finished: Path) -> None:
+    adapters = content(finished / "adapters")
     goes_on(finished)
     goes_on(finished)  # as one that knows whose state it is
+    assert rounds_of(finished) == [0, 1, 2]
+    assert content(finished / "adapters") == adapters
 
 
 @pytest.mark.parametrize("leave", ["missing", "empty"])
@@ -101,6 +111,8 @@ def test_a_run_that_ended_before_its_first_record_begins(tmp_path: Path) -> None
     store.close()
     (tmp_path / "state.sqlite").unlink()
     goes_on(tmp_path)
+    assert rounds_of(tmp_path) == []
+    assert (tmp_path / "adapters/round-0000.safetensors").is_file()
 
 
 def test_a_state_that_is_older_than_the_adapters_is_refused(finished: Path) -> None:
@@ -153,6 +165,7 @@ def test_more_rounds_are_the_same_run(finished: Path) -> None:
     longer = dataclasses.replace(config, training=dataclasses.replace(config.training, num_rounds=9))
     (finished / "config.toml").write_text(longer.to_toml())
     goes_on(finished)
+    assert rounds_of(finished) == [0, 1, 2]
 
 
 # ---- damage ----------------------------------------------------------------------------------------------------------

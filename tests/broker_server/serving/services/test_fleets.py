@@ -65,6 +65,10 @@ def test_who_only_looks_never_has_the_fleet() -> None:
     looking.look()
     Wire(looking, second).say(second.reflex.greet())
     second.take(1.0)
+    third = Claimant("lab", "run-3", "bb")
+    Wire(looking, second, third).say(third.reflex.greet())
+    with pytest.raises(FleetInUseError, match="of run 'run-2'"):
+        third.take(1.0)
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["lower first", "higher first"])
@@ -92,6 +96,10 @@ def test_one_that_had_the_fleet_and_is_gone_objects_to_nothing() -> None:
     again = Claimant("lab", "run-1", "bb")
     Wire(again).say(again.reflex.greet())
     again.take(1.0)
+    third = Claimant("lab", "run-3", "aa")
+    Wire(again, third).say(third.reflex.greet())
+    with pytest.raises(FleetInUseError, match="of run 'run-1'"):
+        third.take(1.0)
 
 
 def held(run_id: str, session_id: str, since: float) -> Claimant:
@@ -270,3 +278,5 @@ def test_two_boards_under_one_name_are_told_of_in_the_coordinator_s_log(
         wait_until(lambda: "two machines use this name" in caplog.text)
         with Device(real_broker.url, "b"):
             coordination.finish()
+    shared = [line for line in caplog.messages if "two machines use this name" in line]
+    assert {line.split(":")[0] for line in shared} == {"device a"}

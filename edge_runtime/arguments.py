@@ -189,6 +189,13 @@ def add_engine(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> Non
         metavar="DIR",
         help="directory that 'fedspine export --format ort-training' wrote; needed with --engine ort-training",
     )
+    parser.add_argument(
+        "--device-method",
+        type=device_methods,
+        action=Joined,
+        metavar="NAME=MODULE:CLASS[,...]",
+        help="classes for the work of methods that no installed package offers (docs/extending.md)",
+    )
 
 
 def add_service(parser: argparse.ArgumentParser) -> None:
@@ -286,6 +293,7 @@ def setup_of(arguments: argparse.Namespace, now: float) -> Setup:
         sensors=arguments.sensors,
         artifact_digests=arguments.artifact_digest,
         artifact_hosts=arguments.artifact_host,
+        device_methods=arguments.device_method,
         now=now,
     )
 
@@ -306,8 +314,14 @@ def hosts(text: str) -> str:
     return _list(text, pattern, "not a host: expected a name or an address without scheme and path, such as host:8080")
 
 
-def _list(text: str, pattern: str, fault: str) -> str:
-    parts = [part.strip().lower() for part in text.split(",")]
+def device_methods(text: str) -> str:
+    """Names of methods and their classes, with commas between them."""
+    fault = "not a method and its class: expected NAME=module:Class"
+    return _list(text, rf"{NAME.pattern}=[^\W\d][\w.]*:[^\W\d]\w*", fault, str.strip)
+
+
+def _list(text: str, pattern: str, fault: str, clean: Callable[[str], str] = lambda part: part.strip().lower()) -> str:
+    parts = [clean(part) for part in text.split(",")]
     for part in parts:
         if re.fullmatch(pattern, part) is None:
             msg = f"{part!r} is {fault}"

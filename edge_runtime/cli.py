@@ -242,6 +242,7 @@ def _add_log_level(command: argparse.ArgumentParser, default: str) -> None:
 def _start(arguments: argparse.Namespace) -> int:
     be_nice(arguments.nice)  # before any thread starts: threads inherit it
     from edge_runtime.agent import capabilities  # noqa: PLC0415 - see the module's docstring
+    from edge_runtime.agent.methods.installed import InstalledMethods  # noqa: PLC0415
     from edge_runtime.agent.methods.lora import engines  # noqa: PLC0415
     from edge_runtime.agent.opening import open_agent  # noqa: PLC0415
     from edge_runtime.agent.pins import Pins  # noqa: PLC0415
@@ -259,6 +260,7 @@ def _start(arguments: argparse.Namespace) -> int:
             memory_limit_bytes=arguments.memory_limit or capabilities.default_memory_limit(),
             modes=modes,
             ort_models=arguments.ort_models,
+            device_methods=InstalledMethods.of(arguments.device_method).named,
             checkpoint_every=arguments.checkpoint_every,
             pausing=pause_limits(arguments),
             sensors=arguments.sensors,

@@ -19,6 +19,7 @@ from edge_runtime.agent.coordinator_channel import COORDINATOR, CoordinatorChann
 from edge_runtime.agent.errors import StoppedError
 from edge_runtime.agent.identity import StateDirectory
 from edge_runtime.agent.jobs import Jobs, Rebuilt
+from edge_runtime.agent.methods.installed import InstalledMethods
 from edge_runtime.agent.outbox import Outbox
 from edge_runtime.agent.refusals import is_final, largest_delay_s, reason_of, too_large
 from edge_runtime.agent.refused import Refused
@@ -77,7 +78,7 @@ class Agent:
         self._welcome: Welcome | None = None
         self._runner: AssignmentRunner | None = None
         self._attempts = Attempts(rng, self._clock)
-        self._refused = Refused(settings.pins)
+        self._refused = Refused(settings.pins, InstalledMethods(settings.work.device_methods))
         self._current = CurrentWork(channel, self._transfers, self._jobs, self._reporter, self._refused)
         self._exit: tuple[ExitCode, str] | None = None
 

@@ -34,7 +34,6 @@ from edge_runtime.system.resident import peak_rss_bytes
 from edge_runtime.wire import chunks
 from edge_runtime.wire.measures import LocalEvaluation, Measurements
 from edge_runtime.wire.messages import Assignment, Update, Welcome
-from edge_runtime.wire.work import type_of
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +75,7 @@ class AssignmentRunner:
     def check_run(self, welcome: Welcome) -> None:
         """Refuse a run of which this device can do nothing; raises as the method of the run's work."""
         started = time.perf_counter()
-        self.methods.of(type_of(welcome.work)).check_run(welcome)
+        self.methods.of_run(welcome).check_run(welcome)
         self._prepare_s += time.perf_counter() - started
 
     def load(self, max_length: int) -> Dataset:
@@ -104,7 +103,7 @@ class AssignmentRunner:
         """
         work = assignment.work
         try:
-            return self.methods.of(type(work)).rebuild(assignment, work, context.surroundings)
+            return self.methods.of(work).rebuild(assignment, work, context.surroundings)
         except StoppedError:
             raise
         except (FedSpineError, OSError, MemoryError) as error:
@@ -130,7 +129,7 @@ class AssignmentRunner:
         """
         work = assignment.work
         around = context.surroundings
-        task = self.methods.of(type(work)).begin(assignment, work, blob, around)
+        task = self.methods.of(work).begin(assignment, work, blob, around)
         del blob  # `task` has decoded it: a small board cannot hold both
         context.check()
         dataset = self.load(task.max_length)

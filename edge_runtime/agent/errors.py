@@ -5,6 +5,7 @@ AgentError
 ├── StateError          the state directory cannot be used
 ├── BadNameError        a device id or fleet that topics do not allow
 ├── EngineChoiceError   options of an engine that do not go together
+├── DeviceMethodError   a method of another package that is not installed, or cannot be used
 ├── UnfitDataError      examples that are right in themselves, and not for the artifact of a run
 └── StoppedError        somebody asked this device to stop what it was doing
 """
@@ -40,6 +41,10 @@ class EngineChoiceError(AgentError):
     """Options that say how to train do not go together."""
 
     exit_code = ExitCode.USAGE
+
+
+class DeviceMethodError(AgentError):
+    """A method of another package is not installed on this device, or cannot be imported or used."""
 
 
 class UnfitDataError(AgentError):

@@ -1,10 +1,11 @@
-"""The refusals of a device: runs that its owner does not allow, and assignments that it gave up."""
+"""The refusals of a device: runs that its owner does not allow or it has no method for, and work that it gave up."""
 
 from __future__ import annotations
 
 import logging
 from typing import Final
 
+from edge_runtime.agent.methods.installed import InstalledMethods
 from edge_runtime.agent.pins import Pins
 from edge_runtime.wire.messages import AssignmentKey, Failure, Welcome
 
@@ -19,16 +20,20 @@ class Refused:
 
     Args:
         pins: artifacts and hosts that the board's owner allows.
+        methods: those of other packages.
     """
 
-    def __init__(self, pins: Pins) -> None:
+    def __init__(self, pins: Pins, methods: InstalledMethods) -> None:
         self._pins = pins
+        self._methods = methods
         self._run: tuple[str, str] | None = None
         self._failures: dict[AssignmentKey, Failure] = {}
 
     def judge(self, welcome: Welcome) -> str | None:
         """Return why this device may not take part in a run, one line, logged the first time; None if it may."""
-        objection = self._pins.objection(welcome.run_id, welcome.artifact_digest, welcome.artifact_url)
+        objection = self._pins.objection(
+            welcome.run_id, welcome.artifact_digest, welcome.artifact_url
+        ) or self._methods.objection(welcome)
         if objection is not None:
             if self._run != (welcome.run_id, objection):
                 logger.warning("%s", objection)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -42,6 +43,8 @@ class WorkSettings:
     """Folder of the kernel's files that the sensors are read from."""
     methods: Path | None = None
     """Folder in which methods keep files between assignments; None = nothing is kept."""
+    device_methods: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Classes of methods of other packages, ``module:Class``, by the name that an assignment says."""
     ort_models: Path | None = None
     """Folder of ort-training models, to train with these; None = the portable engine."""
 

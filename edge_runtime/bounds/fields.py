@@ -68,3 +68,17 @@ Versions = Annotated[dict[Short, Short], msgspec.Meta(max_length=64)]
 """Of packages, by name."""
 Label = Annotated[str, msgspec.Meta(max_length=limits.MAX_TEXT)]
 """Class of an example: data, compared character by character, so it is escaped where it is shown."""
+
+# ---- settings of the methods of installed packages ------------------------------------------------------------------
+
+SettingText = Annotated[str, msgspec.Meta(pattern=rf"^[ -~]{{0,{limits.MAX_SHORT_TEXT}}}\Z")]
+"""Printable ASCII: it can be shown as it is."""
+Setting = (
+    bool
+    | Annotated[int, msgspec.Meta(ge=-limits.MAX_SETTING, le=limits.MAX_SETTING)]
+    | Annotated[float, msgspec.Meta(ge=-limits.MAX_SETTING, le=limits.MAX_SETTING)]
+    | SettingText
+)
+"""Its exact type and range are those of the package, which checks them where it reads them."""
+Settings = Annotated[dict[Name, Setting], msgspec.Meta(max_length=limits.MAX_SETTINGS)]
+"""By name."""

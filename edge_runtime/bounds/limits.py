@@ -77,6 +77,12 @@ MAX_ARMS: Final = 4_096
 MAX_AXES: Final = 16
 """Most values of one arm beyond its fields."""
 
+MAX_SETTINGS: Final = 64
+"""Most settings of the work of an installed package's method."""
+
+MAX_SETTING: Final = 2**53
+"""Largest magnitude of a number among them: up to it a float64 and JSON hold each integer."""
+
 MAX_PRUNINGS: Final = 1_024
 """Most prunings inside one assignment."""
 

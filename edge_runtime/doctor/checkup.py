@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 
-from edge_runtime.doctor import broker, files, machine, packages, trial
+from edge_runtime.doctor import broker, files, machine, methods, packages, trial
 from edge_runtime.doctor.findings import Finding, error
 from edge_runtime.doctor.setup import Setup
 from edge_runtime.errors import ExitCode
@@ -34,6 +34,7 @@ def _questions(setup: Setup) -> tuple[tuple[str, Callable[[], Finding]], ...]:
         ("packages", packages.packages),
         ("onnxruntime", packages.onnxruntime),
         ("session", trial.session),
+        ("methods", lambda: methods.methods(setup)),
         ("processor", machine.processor),
         ("cores", lambda: machine.cores(setup)),
         ("memory", lambda: machine.memory(setup)),

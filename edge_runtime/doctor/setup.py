@@ -35,3 +35,5 @@ class Setup:
     """Artifacts that it may run, with commas between them; None = any."""
     artifact_hosts: str | None = None
     """Artifact servers that it may ask, likewise."""
+    device_methods: str | None = None
+    """Classes that its owner named for methods of other packages, likewise; None = none."""

@@ -195,8 +195,20 @@ class Welcome(Message, frozen=True, kw_only=True):
     max_length: Positive
     work: WorkType = "lora"
     """Kind of work of the coming assignments: a device prepares for it, and loads no graph that it does not need."""
+    device_method: Name | None = None
+    """Name of the method of work of type ``plugin``, so that a device without it can refuse the run at once."""
     wire_dtype: WireDtype = "float32"
     heartbeat_s: Seconds = HEARTBEAT_S
+
+    def __post_init__(self) -> None:
+        """Refuse work of an installed package without the name of its method.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.work == "plugin" and self.device_method is None:
+            msg = "work 'plugin' without device_method: expected the name of a method"
+            raise ValueError(msg)
 
 
 class Assignment(Message, frozen=True, kw_only=True):

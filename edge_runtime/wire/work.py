@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
@@ -18,8 +18,10 @@ from edge_runtime.bounds.fields import (
     Positive,
     PruningRatio,
     Seed,
+    Settings,
     Share,
 )
+from edge_runtime.errors import MessageError
 from edge_runtime.formats.adapter import Trainable
 from edge_runtime.formats.plan import Plan
 from edge_runtime.formats.seed_pool import Noise, SeedPool
@@ -317,11 +319,58 @@ class SeedPoolWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", 
         return self.num_local_steps, self.num_perturbations
 
 
-WorkType = Literal["lora", "probe", "zero_order", "seed_pool"]
+OwnSettings = TypeVar("OwnSettings", bound=msgspec.Struct)
+
+
+class PluginWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="plugin"):
+    """The work of a method that a package outside adds; the device has that package installed, or refuses the work."""
+
+    method: Name
+    """Name of the device's side: of an entry point of the group ``fedspine.device_methods``, or one that the owner of
+    the device gave to a class. Nothing that comes from the network names code."""
+    plan: Plan
+    batch_size: Positive
+    """Examples in a batch."""
+    max_length: Positive
+    """Tokens; longer examples are truncated (text-classification) or cut into windows (causal-lm)."""
+    num_steps: Positive = 1
+    """Steps that the device counts."""
+    settings: Settings
+    """All else that the method needs to be told."""
+
+    def __str__(self) -> str:
+        """A few words."""
+        return f"method {self.method} of an installed package"
+
+    @property
+    def has_history(self) -> bool:
+        """Return whether it says enough of earlier rounds that a device may make the payload of what it has."""
+        return False
+
+    @property
+    def num_counted_steps(self) -> int:
+        """Steps that a device counts while it works."""
+        return self.num_steps
+
+    def settings_as(self, kind: type[OwnSettings]) -> OwnSettings:
+        """Return the settings as a struct of the package, whose fields declare their types and ranges.
+
+        Raises:
+            MessageError: a setting is missing, or of another type or range.
+        """
+        try:
+            return msgspec.convert(self.settings, kind)
+        except msgspec.ValidationError as error:
+            msg = f"settings of method {self.method!r} refused: {error}"
+            raise MessageError(msg) from error
+
+
+WorkType = Literal["lora", "probe", "zero_order", "seed_pool", "plugin"]
 """Tags of :data:`Work`."""
 
-Work = LoraWork | ProbeWork | ZeroOrderWork | SeedPoolWork
-"""The work that a device may be asked to do, by the tag ``type``: one member for each method."""
+Work = LoraWork | ProbeWork | ZeroOrderWork | SeedPoolWork | PluginWork
+"""The work that a device may be asked to do, by the tag ``type``: one member for each method of FedSpine's, and one for
+all methods of installed packages."""
 
 
 def type_of(tag: WorkType) -> type[Work]:

@@ -29,6 +29,8 @@ GENERATE = ["generate", "model", "--prompt", "x"]
         ([*START, "--checkpoint-every", "x"], "--checkpoint-every: 'x' is not a whole number"),
         ([*START, "--mode", "fast"], "--mode: invalid choice: 'fast'"),
         ([*START, "--engine", "torch"], "--engine: invalid choice: 'torch'"),
+        ([*START, "--device-method", "os:system"], "--device-method: 'os:system' is not a method and its class"),
+        ([*START, "--device-method", "a=b:c,../x=b:c"], "--device-method: '../x=b:c' is not a method and its class"),
         ([*START, "--nice", "20"], "--nice: '20' is outside 0 to 19"),
         ([*START, "--max-temperature", "nan"], "--max-temperature: 'nan' is not a number from 20 to 120"),
         ([*START, "--min-battery", "101"], "--min-battery: '101' is not a number from 1 to 100"),

@@ -1,10 +1,14 @@
-"""The methods of a device, by the type of the work that they do. A new one is a room here and a line below."""
+"""The methods of a device, by the type of the work that they do. A new one is a room here and a line below.
+
+Methods of packages outside have one type of work together: see :mod:`edge_runtime.agent.methods.installed`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from edge_runtime.agent.methods.installed import InstalledMethods
 from edge_runtime.agent.methods.lora.method import Lora
 from edge_runtime.agent.methods.probe.method import Probe
 from edge_runtime.agent.methods.protocol import Method
@@ -12,7 +16,8 @@ from edge_runtime.agent.methods.zero_order.method import ZeroOrder
 from edge_runtime.agent.methods.zero_order.whole import SeedPoolTuning
 from edge_runtime.agent.settings import WorkSettings
 from edge_runtime.engine.artifact import Artifact
-from edge_runtime.wire.work import LoraWork, ProbeWork, SeedPoolWork, Work, ZeroOrderWork
+from edge_runtime.wire.messages import Welcome
+from edge_runtime.wire.work import LoraWork, PluginWork, ProbeWork, SeedPoolWork, Work, ZeroOrderWork, type_of
 
 METHODS: Final[Mapping[type[Work], Callable[[Artifact, WorkSettings], Method[Any]]]] = {
     LoraWork: Lora,
@@ -28,11 +33,21 @@ class Methods:
     def __init__(self, artifact: Artifact, settings: WorkSettings) -> None:
         self._artifact = artifact
         self._settings = settings
-        self._made: dict[type[Work], Method[Any]] = {}
+        self._installed = InstalledMethods(settings.device_methods)
+        self._made: dict[tuple[type[Work], str], Method[Any]] = {}
 
-    def of(self, kind: type[Work]) -> Method[Any]:
-        """The method for a kind of work."""
-        if kind not in self._made:
+    def of_run(self, welcome: Welcome) -> Method[Any]:
+        """The method for the first work of a run; raises as :meth:`InstalledMethods.find`."""
+        return self._of(type_of(welcome.work), welcome.device_method or "")
+
+    def of(self, work: Work) -> Method[Any]:
+        """The method for a piece of work; raises as :meth:`InstalledMethods.find`."""
+        return self._of(type(work), work.method if isinstance(work, PluginWork) else "")
+
+    def _of(self, kind: type[Work], name: str) -> Method[Any]:
+        key = kind, name if kind is PluginWork else ""
+        if key not in self._made:
+            make = self._installed.find(name) if kind is PluginWork else METHODS[kind]
             self._made.clear()  # only one method's graphs are in memory
-            self._made[kind] = METHODS[kind](self._artifact, self._settings)
-        return self._made[kind]
+            self._made[key] = make(self._artifact, self._settings)
+        return self._made[key]

@@ -234,6 +234,7 @@ class Device:
             memory_limit_bytes=settings.pop("memory_limit_bytes", 10**12),
             checkpoint_every=20,
             methods=self._state.methods,
+            device_methods=settings.pop("device_methods", {}),
         )
         capabilities = Capabilities(
             architecture="x",

@@ -18,7 +18,6 @@ from edge_runtime.wire.messages import (
     Status,
     Update,
 )
-from edge_runtime.wire.work import LoraWork
 from tests.edge_runtime.agent.stage import DEVICE, RUN, Coordinator, StartDevice
 
 
@@ -119,7 +118,7 @@ def test_an_arm_that_does_not_fit_is_refused(
     device = start_device()
     coordinator.bring_in()
     runner: Any = device.agent._runner
-    monkeypatch.setattr(runner.methods.of(LoraWork).engines, "_limit", 1_000_000)
+    monkeypatch.setattr(runner.methods.of_run(device.agent._welcome).engines, "_limit", 1_000_000)
     coordinator.assign()
     failure = coordinator.wait(Failure)
     assert failure.reason == FailureReason.ARM_INFEASIBLE

@@ -22,8 +22,8 @@ from edge_runtime.errors import ManifestError, MessageError
 from edge_runtime.formats.manifest import Manifest, decode_manifest
 from edge_runtime.inference.description import CompactInfo
 from edge_runtime.ort_training.description import OrtModels
-from edge_runtime.wire.messages import AnyMessage, decode_message, encode_message, kind_of
-from tests.edge_runtime.wire.test_messages import EXAMPLES
+from edge_runtime.wire.messages import AnyMessage, decode_message, encode_message
+from tests.edge_runtime.wire.test_messages import EXAMPLES, name_of
 
 ROOTS = [*typing.get_args(AnyMessage), Manifest, OrtModels, CompactInfo]
 
@@ -144,7 +144,7 @@ def check_refused_or_small(decode: Callable[[], object], path: Path) -> None:
     assert not isinstance(taken, int) or abs(taken) <= limits.MAX_BYTES or path[-1] == "seed"
 
 
-@pytest.mark.parametrize("message", EXAMPLES, ids=kind_of)
+@pytest.mark.parametrize("message", EXAMPLES, ids=name_of)
 def test_hostile_numbers_in_messages(message: AnyMessage) -> None:
     fields = msgspec.msgpack.decode(encode_message(message))
     for path, before in leaves(fields):
@@ -153,7 +153,7 @@ def test_hostile_numbers_in_messages(message: AnyMessage) -> None:
             check_refused_or_small(lambda data=data: decode_message(data), path)  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("message", EXAMPLES, ids=kind_of)
+@pytest.mark.parametrize("message", EXAMPLES, ids=name_of)
 def test_numbers_that_are_none_are_always_refused(message: AnyMessage) -> None:
     fields = msgspec.msgpack.decode(encode_message(message))
     for path, before in leaves(fields):
@@ -213,7 +213,7 @@ def texts(value: object) -> Iterator[str]:
             yield from texts(item)
 
 
-@pytest.mark.parametrize("message", EXAMPLES, ids=kind_of)
+@pytest.mark.parametrize("message", EXAMPLES, ids=name_of)
 def test_no_text_of_a_message_can_steer_a_terminal(message: AnyMessage) -> None:
     """Each text is refused, or comes out in characters that can be shown."""
     fields = msgspec.msgpack.decode(encode_message(message))

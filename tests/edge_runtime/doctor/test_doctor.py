@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from edge_runtime.board.guard import PauseLimits
-from edge_runtime.doctor import files, machine, packages
+from edge_runtime.doctor import files, machine, methods, packages
 from edge_runtime.doctor.checkup import check_up
 from edge_runtime.doctor.setup import Setup
 from edge_runtime.doctor.trial import PRODUCT
@@ -22,7 +22,7 @@ from edge_runtime.link.address import TlsFiles
 from tests.conftest import Disk
 
 NAMES = [
-    *("python", "packages", "onnxruntime", "session", "processor", "cores", "memory"),
+    *("python", "packages", "onnxruntime", "session", "methods", "processor", "cores", "memory"),
     *("swap", "nice", "sensors", "clock", "state", "data", "broker", "fleet", "artifact"),
 ]
 
@@ -99,7 +99,7 @@ def test_every_error_is_named_and_the_first_decides(tmp_path: Path, data: Path) 
     done = doctor("--broker", "mqtt://127.0.0.1:1", "--data", data, "--max-temperature", "60", "--sensors", tmp_path)
     assert done.returncode == ExitCode.USAGE  # of the sensors, which come first
     assert [name for name, level in levels(done).items() if level == "error"] == ["sensors", "data", "broker"]
-    assert done.stderr.splitlines() == ["fedspine-edge: error: 3 of 16 checks failed: sensors, data, broker"]
+    assert done.stderr.splitlines() == ["fedspine-edge: error: 3 of 17 checks failed: sensors, data, broker"]
     told = json.loads(doctor("--broker", "mqtt://127.0.0.1:1", "--json").stdout)
     assert (told["ok"], told["exit_code"]) == (False, ExitCode.BROKER_UNREACHABLE)
 
@@ -202,6 +202,31 @@ def test_another_build_alone_is_a_warning(site: Path) -> None:
     install(site, "fedspine", "0.1.0", *REQUIRES)
     install(site, "onnxruntime-training", "1.19.2", module="onnxruntime")
     assert packages.onnxruntime().level == "warning"
+
+
+CRASH = "import os\nprint('at work', flush=True)\nos.kill(os.getpid(), 4)"
+
+
+@pytest.mark.parametrize(
+    ("source", "level", "detail"),
+    [
+        ("print('loaded')\nclass X:\n    check_run = rebuild = begin = print", "ok", "x (mine:X)"),
+        ("class X: ...", "warning", "device method 'mine:X' is the class X, expected a class with check_run"),
+        ("import nowhere", "warning", "cannot be imported (ModuleNotFoundError: No module named 'nowhere')"),
+        (CRASH, "warning", "Python crashes with SIGILL where they are imported"),
+    ],
+    ids=["well", "another class", "no module", "crash"],
+)
+def test_methods_of_packages_are_imported_in_another_process(
+    setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, level: str, detail: str
+) -> None:
+    assert methods.methods(setup).detail == "none of other packages"
+    (tmp_path / "mine.py").write_text(source)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path.cwd())]))
+    found = methods.methods(dataclasses.replace(setup, device_methods="x=mine:X"))
+    assert found.level == level
+    assert detail in found.detail
+    assert "mine" not in sys.modules
 
 
 def test_the_trial_s_graph_is_one_product() -> None:

@@ -36,6 +36,7 @@ WORDS: list[tuple[object, str]] = [
     (fields.Url, "URL"),
     (fields.Text, "text"),
     (fields.Short, "short text"),
+    (fields.Setting, "setting"),
     (fields.GroupName, "group name"),
     (bool, "boolean"),
 ]

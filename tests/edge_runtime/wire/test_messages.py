@@ -41,12 +41,23 @@ from edge_runtime.wire.messages import (
     kind_of,
 )
 from edge_runtime.wire.versions import SchemaVersionError, word_to
-from edge_runtime.wire.work import Arm, HyperParameters, LoraWork, Pruning
+from edge_runtime.wire.work import Arm, HyperParameters, LoraWork, PluginWork, Pruning
 from tests.replies import lora_of
 
 GOLDEN = Path(__file__).with_name("golden_messages.json")
+OLD = GOLDEN.with_name("messages_of_version_1.json")
 
+KEY = AssignmentKey(run_id="run", round_number=3, device_id="board-7", attempt=1)
 BLOB = BlobRef(digest="0123456789abcdef" * 4, size_bytes=70_000, chunk_bytes=65_536)
+
+PLUGIN = PluginWork(
+    method="class_means",
+    plan=Plan(groups=(KeptUnits(layer=0, group="heads", num_units=12, bitmap=b"\xff\x01"),)),
+    batch_size=16,
+    max_length=64,
+    num_steps=2,
+    settings={"is_centred": True, "num_bins": 8, "largest_norm": 0.5, "form": "sums, counts"},
+)
 
 EXAMPLES: list[AnyMessage] = [
     Register(
@@ -78,7 +89,7 @@ EXAMPLES: list[AnyMessage] = [
         loss=0.5,
     ),
     Update(
-        key=AssignmentKey(run_id="run", round_number=3, device_id="board-7", attempt=1),
+        key=KEY,
         blob=BLOB,
         num_examples=100,
         train_loss=0.75,
@@ -99,11 +110,7 @@ EXAMPLES: list[AnyMessage] = [
             num_targets=20, loss_before=1.0, loss_after=0.5, accuracy_before=0.5, accuracy_after=0.75
         ),
     ),
-    Failure(
-        key=AssignmentKey(run_id="run", round_number=3, device_id="board-7", attempt=1),
-        reason=FailureReason.ARM_INFEASIBLE,
-        detail="too little",
-    ),
+    Failure(key=KEY, reason=FailureReason.ARM_INFEASIBLE, detail="too little"),
     Hello(run_id="run", session_id="c0", artifact_url="http://host:8000/artifacts/x/", artifact_digest="d" * 64),
     Welcome(
         run_id="run",
@@ -115,7 +122,7 @@ EXAMPLES: list[AnyMessage] = [
         max_length=64,
     ),
     Assignment(
-        key=AssignmentKey(run_id="run", round_number=3, device_id="board-7", attempt=1),
+        key=KEY,
         deadline_s=600.0,
         payload=BLOB,
         work=LoraWork(
@@ -142,14 +149,22 @@ EXAMPLES: list[AnyMessage] = [
             ),
         ),
     ),
-    Verdict(key=AssignmentKey(run_id="run", round_number=3, device_id="board-7", attempt=1), accepted=True),
-    Cancel(key=AssignmentKey(run_id="run", round_number=3, device_id="board-7", attempt=1), detail="round closed"),
+    Assignment(key=KEY, deadline_s=600.0, payload=BLOB, work=PLUGIN),
+    Verdict(key=KEY, accepted=True),
+    Cancel(key=KEY, detail="round closed"),
     Finished(run_id="run"),
     Chunk(digest=BLOB.digest, index=1, payload=b"\x00\x01\x02"),
     ChunkRequest(digest=BLOB.digest, missing=(0, 1)),
 ]
 
-by_kind = pytest.mark.parametrize("message", EXAMPLES, ids=kind_of)
+
+def name_of(message: AnyMessage) -> str:
+    """The kind of a message, and whose work it is."""
+    is_of_package = isinstance(message, Assignment) and message.work == PLUGIN
+    return f"{kind_of(message)} of a package" if is_of_package else kind_of(message)
+
+
+by_kind = pytest.mark.parametrize("message", EXAMPLES, ids=name_of)
 
 
 def test_every_kind_has_an_example() -> None:
@@ -158,12 +173,12 @@ def test_every_kind_has_an_example() -> None:
 
 @by_kind
 def test_bytes_are_the_golden_ones(message: AnyMessage) -> None:
-    assert encode_message(message).hex() == json.loads(GOLDEN.read_text())[kind_of(message)]
+    assert encode_message(message).hex() == json.loads(GOLDEN.read_text())[name_of(message)]
 
 
 @by_kind
 def test_golden_bytes_decode_to_the_message(message: AnyMessage) -> None:
-    assert decode_message(bytes.fromhex(json.loads(GOLDEN.read_text())[kind_of(message)])) == message
+    assert decode_message(bytes.fromhex(json.loads(GOLDEN.read_text())[name_of(message)])) == message
 
 
 @by_kind
@@ -232,9 +247,9 @@ def test_another_schema_version_is_refused(message: AnyMessage) -> None:
     assert "upgrade fedspine on this side" in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", sorted(json.loads(GOLDEN.read_text())))
+@pytest.mark.parametrize("kind", sorted(json.loads(OLD.read_text())))
 def test_a_message_of_the_release_before_is_refused_with_both_versions(kind: str) -> None:
-    old = bytes.fromhex(json.loads(GOLDEN.with_name("messages_of_version_1.json").read_text())[kind])
+    old = bytes.fromhex(json.loads(OLD.read_text())[kind])
     with pytest.raises(SchemaVersionError, match=rf"^{kind} refused: it has schema_version 1, .* speaks 2") as caught:
         decode_message(old)
     assert "upgrade fedspine on the side that sent it" in str(caught.value)

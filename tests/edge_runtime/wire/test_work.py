@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import typing
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import pytest
 
+from edge_runtime.errors import MessageError
 from edge_runtime.formats.seed_pool import SeedPool
-from edge_runtime.wire.messages import Assignment
+from edge_runtime.wire.messages import Assignment, Welcome, decode_message
 from edge_runtime.wire.work import (
     Arm,
     LoggedRound,
     LoraWork,
+    PluginWork,
     ProbeWork,
     SeedPoolWork,
     Work,
@@ -21,7 +24,7 @@ from edge_runtime.wire.work import (
     ZeroOrderWork,
     type_of,
 )
-from tests.edge_runtime.wire.test_messages import EXAMPLES
+from tests.edge_runtime.wire.test_messages import EXAMPLES, PLUGIN
 
 LORA = next(m.work for m in EXAMPLES if isinstance(m, Assignment) and isinstance(m.work, LoraWork))
 SOFTMAX = ProbeWork(plan=LORA.plan, form="softmax", batch_size=8, max_length=16, num_steps=30)
@@ -102,7 +105,13 @@ def test_nothing_of_it_is_zero(name: str) -> None:
 
 def test_every_tag_has_its_member_of_the_union() -> None:
     members = {tag: type_of(tag) for tag in typing.get_args(WorkType)}
-    assert members == {"lora": LoraWork, "probe": ProbeWork, "zero_order": ZeroOrderWork, "seed_pool": SeedPoolWork}
+    assert members == {
+        "lora": LoraWork,
+        "probe": ProbeWork,
+        "zero_order": ZeroOrderWork,
+        "seed_pool": SeedPoolWork,
+        "plugin": PluginWork,
+    }
     assert set(members.values()) == set(typing.get_args(Work))
 
 
@@ -112,6 +121,7 @@ def test_every_tag_has_its_member_of_the_union() -> None:
         (LORA, "pruning ratio 0.25, rank 8", 20),
         (SOFTMAX, "probe, softmax", 30),
         (STATISTICS, "probe, statistics", 1),
+        (PLUGIN, "method class_means of an installed package", 2),
         (WORK, "zero order, 1 x 4 perturbations, cut 1, rank 4", 10),
     ],
 )
@@ -120,3 +130,84 @@ def test_work_says_in_a_few_words_what_it_is_and_how_many_steps_it_counts(
 ) -> None:
     assert str(work) == words
     assert work.num_counted_steps == num_steps
+
+
+class Own(msgspec.Struct, frozen=True, kw_only=True):
+    """Settings as a package declares them."""
+
+    is_centred: bool
+    num_bins: Annotated[int, msgspec.Meta(ge=1, le=16)]
+    largest_norm: float
+    form: str = "sums"
+
+
+@pytest.mark.parametrize("value", [True, -(2**53), 2**53, 0.5, -1e15, "", "a b~" * 50])
+def test_settings_of_a_package_survive_the_wire(value: object) -> None:
+    work = msgspec.structs.replace(PLUGIN, settings={"x": value})
+    decoded = msgspec.msgpack.decode(msgspec.msgpack.encode(work), type=Work)
+    assert decoded == work
+    assert type(decoded.settings["x"]) is type(value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"x": math.nan},
+        {"x": math.inf},
+        {"x": 2**53 + 1},
+        {"x": -1e16},
+        {"x": None},
+        {"x": [1]},
+        {"x": {"y": 1}},
+        {"x": b"1"},
+        {"x": "a" * 201},
+        {"x": "\x1b[2J"},
+        {"x": "a\n"},
+        {"x": "\u202e"},
+        {"": 1},
+        {"x" * 65: 1},
+        {"a b": 1},
+        {"../x": 1},
+        {1: 1},
+        {f"x{i}": i for i in range(65)},
+    ],
+    ids=lambda settings: ascii(settings)[:30],
+)
+def test_settings_of_a_package_are_few_small_and_flat(settings: object) -> None:
+    with pytest.raises(msgspec.ValidationError, match="settings"):
+        msgspec.msgpack.decode(msgspec.msgpack.encode(plain(PLUGIN) | {"settings": settings}), type=Work)
+
+
+def test_a_million_settings_are_refused_before_they_are_read() -> None:
+    assignment = next(m for m in EXAMPLES if isinstance(m, Assignment))
+    settings = {f"x{i}": i for i in range(10**6)}
+    fields = plain(assignment) | {"work": plain(PLUGIN) | {"settings": settings}}
+    with pytest.raises(MessageError, match="at most 98304"):
+        decode_message(msgspec.msgpack.encode(fields))
+
+
+@pytest.mark.parametrize("name", ["", "a:b", "os:system", "../x", "a b", "a" * 65, "-a", "a\n", "\x1b", "é"], ids=ascii)
+def test_a_method_is_named_and_code_is_not(name: str) -> None:
+    with pytest.raises(msgspec.ValidationError, match="method"):
+        msgspec.msgpack.decode(msgspec.msgpack.encode(plain(PLUGIN) | {"method": name}), type=Work)
+
+
+def test_a_package_reads_its_settings_by_a_struct_of_its_own() -> None:
+    settings = {"is_centred": True, "num_bins": 8, "largest_norm": 2}
+    work = msgspec.structs.replace(PLUGIN, settings=settings)
+    assert work.settings_as(Own) == Own(is_centred=True, num_bins=8, largest_norm=2.0)
+    for wrong in ({"num_bins": 17}, {"num_bins": 8.5}, {"is_centred": 1}, {"form": True}):
+        with pytest.raises(MessageError, match=f"settings of method 'class_means' refused: .*{next(iter(wrong))}"):
+            msgspec.structs.replace(work, settings=settings | wrong).settings_as(Own)
+    with pytest.raises(MessageError, match="missing required field `largest_norm`"):
+        msgspec.structs.replace(work, settings={"is_centred": True, "num_bins": 8}).settings_as(Own)
+
+
+def test_a_run_of_such_work_names_its_method() -> None:
+    welcome = next(m for m in EXAMPLES if isinstance(m, Welcome))
+    fields = plain(welcome) | {"work": "plugin"}
+    with pytest.raises(MessageError, match="expected the name of a method"):
+        decode_message(msgspec.msgpack.encode(fields))
+    decoded = decode_message(msgspec.msgpack.encode(fields | {"device_method": "class_means"}))
+    assert isinstance(decoded, Welcome)
+    assert decoded.device_method == "class_means"

@@ -15,6 +15,7 @@ from broker_server.methods.tables import MethodTables
 from broker_server.methods.training import TrainingConfig
 from broker_server.naming import option_name, said_of
 from broker_server.options import Option, options_of
+from edge_runtime.bounds.fields import NAME, NAME_RULE
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.system.registry import Registry
 from edge_runtime.wire.work import Arm
@@ -63,10 +64,18 @@ def check_method(name: str, settings: Mapping[str, object], manifest: Manifest |
         return
     with said_of("method"):
         method, unused = method_of(name), passed_over(name)
+        _check_device_method(method)
     for option in sorted(unused - needed(unused)):
         if option in _DECLARED and option in settings and settings[option] != _DECLARED[option].default:
             raise _refusal(name, option, settings[option])
     method.check_settings(settings, manifest)
+
+
+def _check_device_method(method: type[Method]) -> None:
+    if method.work_type == "plugin" and NAME.fullmatch(method.device_method) is None:
+        called = f"{method.__module__}.{method.__name__}"
+        msg = f"device_method of {called} is {method.device_method!r}, expected {NAME_RULE}: fix its package"
+        raise ConfigError(msg)
 
 
 def trained_sparsity(arms: Sequence[Arm]) -> float:

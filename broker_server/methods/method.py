@@ -121,6 +121,11 @@ class Method(abc.ABC):
 
     work_type: ClassVar[WorkType] = "lora"
     """Tag of the work that devices are asked for: they get ready for it before the first assignment."""
+    device_method: ClassVar[str] = ""
+    """Name of the device's side, where the work is :class:`edge_runtime.wire.work.PluginWork`: of the entry point by
+    which the same package offers it to devices."""
+    device_class: ClassVar[str] = ""
+    """Its class, ``module:Class``, for devices that ``fedspine run`` starts itself; others must have the package."""
     asks: ClassVar[str] = ""
     """Description of the work that devices get, one line, for people."""
     axes: ClassVar[Axes] = Axes()

@@ -39,6 +39,10 @@ COVERED: Final[tuple[tuple[str, str], ...]] = (
         r"fedspine run --method fedit --rounds 8",
         "tests/broker_server/methods/test_presets.py::test_a_run_takes_the_settings_of_its_method",
     ),
+    (
+        r"(export PYTHONPATH=tests/extending/plugin_package|fedspine run --method fedspine_example\S+ .*)",
+        "tests/e2e/test_plugin.py::test_a_run_plays_a_method_of_a_package",
+    ),
     (r"fedspine run --resume --out OUT", "tests/e2e/test_failures.py::test_an_interrupted_run_resumes"),
     (
         r"fedspine run --resume --rounds 20 --out OUT",

@@ -1,4 +1,4 @@
-"""A run with a method, scheduler, rule and callback of an installed package, in processes that find it on their own."""
+"""A run with a method of both sides and a callback of an installed package, in processes that find it on their own."""
 
 from __future__ import annotations
 
@@ -18,15 +18,19 @@ pytestmark = pytest.mark.e2e
 
 __all__ = ["installed"]  # a fixture
 
+METHOD = "fedspine_example.class_means:CLASS_MEANS"
+"""By its module: devices are told the class of their side; the callbacks are found by their names."""
 
-def test_a_run_plays_a_method_of_an_installed_package(
+
+def test_a_run_plays_a_method_of_a_package(
     installed: Path,
     tmp_path: Path,
-    generate_settings: RunSettings,
+    classify_settings: RunSettings,
 ) -> None:
-    options = {"devices": 2, "rounds": 2, "local-steps": 1, "batch-size": 2, "max-length": 16, "threads": 1}
-    named = {"method": "equal_voices", "callbacks": "curve,tensorboard", "arms": "0.0:4,0.0:8", "out": tmp_path / "run"}
-    given = {"model": generate_settings.model, "task": "causal-lm", "data": generate_settings.data, **options, **named}
+    options = {"devices": 2, "batch-size": 4, "max-length": 16, "threads": 1}
+    named = {"method": METHOD, "callbacks": "curve,tensorboard", "out": tmp_path / "run"}
+    source = {"model": classify_settings.model, "task": "text-classification", "data": classify_settings.data}
+    given = {**source, "test": classify_settings.test, **options, **named}
 
     done = subprocess.run(
         module_command(
@@ -42,16 +46,14 @@ def test_a_run_plays_a_method_of_an_installed_package(
     assert (done.returncode, done.stderr) == (0, "")
     run = tmp_path / "run"
     lines = (run / "curve.csv").read_text().splitlines()
-    assert [line.partition(",")[0] for line in lines] == ["round", "0", "1", "2"]
+    assert [line.partition(",")[0] for line in lines] == ["round", "0", "1"]
     assert len(list((run / "tensorboard").glob("events.out.tfevents.*"))) == 1
     report = json.loads((run / "report.json").read_text())
-    assert report["config"]["method"] == "equal_voices"
-    assert (report["config"]["scheduler"], report["config"]["aggregation"]) == ("largest_first", "equal_voices")
-    played = {device["arm"]["rank"] for entry in report["rounds"] for device in entry["devices"]}
-    assert played == {8}
-    config = tomllib.loads((run / "config.toml").read_text())
-    assert (config["method"], config["scheduler"], config["pruning"]["ramp_rounds"]) == (
-        "equal_voices",
-        "largest_first",
-        1,
-    )
+    assert report["config"]["method"] == METHOD
+    devices = report["rounds"][1]["devices"]
+    assert [(device["outcome"], device["work"]) for device in devices] == [("accepted", "plugin")] * 2
+    losses = [float(line.partition(",")[2]) for line in lines[1:]]
+    assert losses[1] < losses[0]
+    assert tomllib.loads((run / "config.toml").read_text())["method"] == METHOD
+    log = (run / "logs" / f"{devices[0]['device_id']}.log").read_text()
+    assert "method class_means of an installed package" in log

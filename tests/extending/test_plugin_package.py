@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -10,14 +11,21 @@ import numpy as np
 import pytest
 
 from broker_server import cli
+from broker_server.experiments.run.resolve import resolve
 from broker_server.methods.aggregation import make_aggregation
 from broker_server.methods.rounds.types import Outcome
 from broker_server.methods.scheduler import ArmOutcome, make_scheduler
+from broker_server.options import flat
 from broker_server.serving.callbacks import CallbackWorker, RunInfo, make_callbacks
+from broker_server.serving.coordinator.process import run_coordinator
+from broker_server.serving.services import fleets
 from broker_server.serving.storage.events import RoundFinished
+from broker_server.serving.storage.store import Store
 from edge_runtime.formats import names
 from edge_runtime.wire.arms import LORA_AXES
 from edge_runtime.wire.messages import FailureReason
+from tests.broker_server import fleet
+from tests.broker_server.links import InProcess, open_link
 from tests.broker_server.methods.aggregation import samples
 from tests.broker_server.report_samples import round_records
 from tests.extending.conftest import SOURCE
@@ -33,6 +41,27 @@ def test_the_method_is_listed_with_its_package(capsys: pytest.CaptureFixture[str
     found = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
     assert found["equal_voices"]["package"] == "fedspine-example"
     assert "error" not in found["equal_voices"]
+
+
+def test_a_run_of_the_method_has_its_scheduler_and_its_rule(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleets, "LISTEN_S", 0.05)
+    settings = flat(resolve({"method": "equal_voices", "emulate": "none", "rounds": 5}))
+    assert (settings["scheduler"], settings["aggregation"], settings["ramp_rounds"]) == (
+        "largest_first",
+        "equal_voices",
+        1,
+    )
+    broker = InProcess()
+    made = {"method": "equal_voices", "scheduler": settings["scheduler"], "aggregation": settings["aggregation"]}
+    fleet.config(tmp_path, broker.url, arms=LORA_AXES.parse("0.0:2,0.0:3"), callbacks="curve", **made)
+    with fleet.Device(broker.url, "a"), fleet.Device(broker.url, "b"):
+        run_coordinator(tmp_path, open_link(broker.url))
+    broker.forget()
+    with contextlib.closing(Store.open(tmp_path)) as store:
+        records = store.load_round_records()
+    assert {device.arm.rank for record in records for device in record.devices} == {3}
+    assert [record.was_used for record in records] == [False, True, True]
+    assert (tmp_path / "curve.csv").read_text() == "round,loss\n", "nothing is held out"
 
 
 def test_the_scheduler_gives_the_largest_arm_that_fits() -> None:

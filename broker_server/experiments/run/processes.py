@@ -18,6 +18,7 @@ from broker_server.experiments.run.layout import RunDirectory
 from broker_server.experiments.run.preparation import HOST, free_port
 from broker_server.experiments.run.settings import EMBEDDED_BROKERS, RunSettings
 from broker_server.experiments.run.supervisor import Child, Supervisor
+from broker_server.methods.by_name import method_of
 from broker_server.serving.services.fleets import check_free
 from broker_server.serving.storage.events import EventReader, Started
 from edge_runtime.errors import ExitCode
@@ -95,6 +96,8 @@ def device_command(
     if memory_mb:
         command += ["--memory-limit", f"{memory_mb}MiB"]
     command += ["--nice", "0"]  # servers and devices have the same priority on this machine
+    if (method := method_of(settings.method)).device_class:
+        command += ["--device-method", f"{method.device_method}={method.device_class}"]
     if settings.is_emulated:
         command += ["--mode", "fused", "--checkpoint-every", "0"]  # modelled time is for this mode, without checkpoints
     return [*command, "--holdout", str(NUM_HOLDOUT), "--exit-when-finished"]

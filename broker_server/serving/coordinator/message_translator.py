@@ -201,6 +201,7 @@ class MessageTranslator:
             batch_size=config.training.batch_size,
             max_length=config.training.max_length,
             work=self._run.method.work_type,
+            device_method=self._run.method.device_method or None,
             wire_dtype=config.wire_dtype,
         )
         self._channel.to(message.device_id, welcome)

@@ -14,9 +14,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Self
+from types import MappingProxyType
+from typing import Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -36,9 +37,11 @@ from edge_runtime.formats import names
 from edge_runtime.formats.adapter import AdapterLayout, shrink
 from edge_runtime.formats.payload import Merged
 from edge_runtime.formats.plan import Plan
-from edge_runtime.wire.work import HyperParameters, Pruning
+from edge_runtime.wire.work import HyperParameters
 
 Array = npt.NDArray[np.float32]
+
+NOTHING_PRUNED: Final[Mapping[int, Plan]] = MappingProxyType({})
 
 
 class Trainer:
@@ -304,7 +307,7 @@ def train(
     hyper_parameters: HyperParameters,
     on_step: Callable[[int, float], None] | None = None,
     on_batch: Callable[[], None] | None = None,
-    prunings: Sequence[Pruning] = (),
+    prunings: Mapping[int, Plan] = NOTHING_PRUNED,
     history: History | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> TrainingResult:
@@ -318,7 +321,7 @@ def train(
         hyper_parameters: number of steps and of micro-batches in each.
         on_step: called after each step with the number of steps made and the step's loss.
         on_batch: called before each micro-batch; raises to stop, and the sum of the step under way is dropped.
-        prunings: before which steps the run shrinks to which plans.
+        prunings: plans that the run shrinks to, by the optimizer step (1-based) before which it does.
         history: steps that were made before, by another process too; those of now are added. None: this is the first.
         clock: seconds; may stand still while nothing is trained.
 
@@ -329,12 +332,11 @@ def train(
         InsufficientMemoryError: it could not allocate.
     """
     done = History() if history is None else history
-    plans = {pruning.at_step: pruning.plan for pruning in prunings}
     num_steps, every = hyper_parameters.num_local_steps, hyper_parameters.importance_every_steps
     for step in range(len(done.losses) + 1, num_steps + 1):
         started = clock()
-        if step in plans:
-            run.prune(plans[step])
+        if step in prunings:
+            run.prune(prunings[step])
         loss = run.step(islice(batches, hyper_parameters.num_accumulation_steps), on_batch)
         stepped = clock()
         done.losses.append(loss)

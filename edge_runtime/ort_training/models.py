@@ -82,8 +82,8 @@ class ModelFolder:
             raise ArmNotExportedError(msg)
         return missing
 
-    def check(self, work: LoraWork) -> None:
-        """Refuse work that these models cannot do.
+    def check(self, work: LoraWork, plan: Plan) -> None:
+        """Refuse work, of which this is the first plan, that these models cannot do.
 
         Raises:
             ArmNotExportedError: see :meth:`find`; or the plan shrinks on its way.
@@ -95,7 +95,7 @@ class ModelFolder:
                 "run without a ramp (--ramp-rounds 0), or start this device with --engine portable"
             )
             raise ArmNotExportedError(msg)
-        self.find(work.plan, work.arm.rank, work.hyper_parameters)
+        self.find(plan, work.arm.rank, work.hyper_parameters)
 
     def find(self, plan: Plan, rank: int, hyper_parameters: HyperParameters) -> ArmModels:
         """The models for a plan of any units, a rank, and hyper-parameters.

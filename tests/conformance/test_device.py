@@ -30,7 +30,7 @@ from edge_runtime.engine.training_state import History
 from edge_runtime.formats.payload import Payload, check_payload, decode_payload
 from edge_runtime.formats.plan import Plan
 from edge_runtime.inference import CompactModel
-from edge_runtime.wire.work import HyperParameters, Pruning
+from edge_runtime.wire.work import HyperParameters
 
 GRADIENT_TOLERANCE = 1e-5
 LOSS_TOLERANCE = 1e-5
@@ -176,8 +176,7 @@ def test_a_run_that_shrinks_on_its_way_follows_pytorch(case: Case, family_dir: P
     run = case.trainer.start(Plan.full(case.artifact.manifest), expected["rank"], start.adapter, given, start.merged)
     losses: list[float] = []
     drawn = batches(case.data("train"), given.batch_size, np.random.default_rng(given.seed))
-    pruning = Pruning(at_step=expected["shrinks_at"], plan=plan)
-    train(run, drawn, given, lambda _, loss: losses.append(loss), prunings=[pruning])
+    train(run, drawn, given, lambda _, loss: losses.append(loss), prunings={expected["shrinks_at"]: plan})
 
     assert losses == pytest.approx(expected["losses"], rel=LOSS_TOLERANCE)
     made = Payload(adapter=run.adapter(), importance=run.importance())

@@ -26,7 +26,7 @@ from edge_runtime.formats import names
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.payload import restrict_merged
 from edge_runtime.formats.plan import Plan
-from edge_runtime.wire.work import HyperParameters, Pruning
+from edge_runtime.wire.work import HyperParameters
 
 RANK, NUM_STEPS = 3, 9
 GIVEN = HyperParameters(
@@ -49,12 +49,9 @@ def plan_of(manifest: Manifest, heads: int, channels: int) -> Plan:
     return Plan.from_kept(manifest, kept | {(layer, "channels"): range(layer, layer + channels) for layer in range(2)})
 
 
-def prunings_of(manifest: Manifest) -> tuple[Pruning, ...]:
+def prunings_of(manifest: Manifest) -> dict[int, Plan]:
     """Inside an accumulation of scores: units go before steps 3 and 7."""
-    return (
-        Pruning(at_step=3, plan=plan_of(manifest, 3, 16)),
-        Pruning(at_step=7, plan=plan_of(manifest, 1, 8)),
-    )
+    return {3: plan_of(manifest, 3, 16), 7: plan_of(manifest, 1, 8)}
 
 
 def start(trainer: Trainer, **changes: Any) -> TrainingRun:
@@ -127,7 +124,7 @@ def test_a_checkpoint_comes_back_as_it_was(trainer: Trainer) -> None:
         run,
         draw(manifest),
         structs.replace(GIVEN, num_local_steps=4),
-        prunings=prunings_of(manifest)[:1],
+        prunings={3: prunings_of(manifest)[3]},
         history=history,
     )
     made = decode_checkpoint(keep(run, history))

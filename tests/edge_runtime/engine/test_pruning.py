@@ -21,7 +21,7 @@ from edge_runtime.formats.adapter import AdapterLayout
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.payload import restrict_merged
 from edge_runtime.formats.plan import Plan
-from edge_runtime.wire.work import HyperParameters, Pruning
+from edge_runtime.wire.work import HyperParameters
 from tests.edge_runtime.engine.starts import start_adapter
 
 Array = npt.NDArray[np.float32]
@@ -168,7 +168,7 @@ def test_units_do_not_come_back(trainer: Trainer) -> None:
 
 def test_loop_prunes_before_the_steps_it_is_told(trainer: Trainer) -> None:
     manifest, run = trainer.artifact.manifest, start(trainer)
-    prunings = (Pruning(at_step=1, plan=half(manifest)), Pruning(at_step=4, plan=quarter(manifest)))
+    prunings = {1: half(manifest), 4: quarter(manifest)}
     plans = []
     drawn = make_batches(manifest)
     train(run, drawn, GIVEN, lambda step, _: plans.append((step, run.plan)), prunings=prunings)

@@ -98,9 +98,10 @@ def test_one_set_serves_every_plan_of_its_widths(folder: ModelFolder, artifact: 
 def test_an_arm_without_models_is_refused_as_one_that_does_not_fit(
     folder: ModelFolder, artifact: Artifact, ratio: float, rank: int, said: str
 ) -> None:
-    assignment = assignment_of(plan_of(artifact.manifest, ratio), Arm(pruning_ratio=ratio, rank=rank))
+    plan = plan_of(artifact.manifest, ratio)
+    assignment = assignment_of(plan, Arm(pruning_ratio=ratio, rank=rank))
     with pytest.raises(ArmNotExportedError, match=said) as caught:
-        folder.check(assignment)
+        folder.check(assignment, plan)
     assert reason_of(caught.value) is FailureReason.ARM_INFEASIBLE
 
 
@@ -113,10 +114,10 @@ def test_a_layer_that_stays_whole_has_other_widths(folder: ModelFolder, artifact
 
 
 def test_a_shrinking_inside_an_assignment_is_refused(folder: ModelFolder, artifact: Artifact) -> None:
-    half = plan_of(artifact.manifest, 0.5)
-    shrinking = assignment_of(Plan.full(artifact.manifest), FULL, prunings=(Pruning(at_step=2, plan=half),))
+    full, half = Plan.full(artifact.manifest), plan_of(artifact.manifest, 0.5)
+    shrinking = assignment_of(full, FULL, prunings=(Pruning(at_step=2, plan=half),))
     with pytest.raises(ArmNotExportedError, match="--ramp-rounds 0") as caught:
-        folder.check(shrinking)
+        folder.check(shrinking, full)
     assert reason_of(caught.value) is FailureReason.ARM_INFEASIBLE
 
 
@@ -133,8 +134,9 @@ def test_a_shrinking_inside_an_assignment_is_refused(folder: ModelFolder, artifa
 def test_hyper_parameters_that_are_baked_in_otherwise_are_refused(
     folder: ModelFolder, artifact: Artifact, changes: dict[str, Any], said: str
 ) -> None:
+    plan = Plan.full(artifact.manifest)
     with pytest.raises(FixedHyperParametersError, match=said):
-        folder.check(assignment_of(Plan.full(artifact.manifest), FULL, **changes))
+        folder.check(assignment_of(plan, FULL, **changes), plan)
 
 
 def test_hyper_parameters_that_are_not_baked_in_are_free(folder: ModelFolder, artifact: Artifact) -> None:

@@ -106,15 +106,15 @@ class Engines:
                 "no ort-training models of %s: assignments of them will be refused", LORA_AXES.format(missing)
             )
 
-    def check(self, work: LoraWork) -> None:
-        """Refuse work that the engine cannot do.
+    def check(self, work: LoraWork, plan: Plan) -> None:
+        """Refuse work, of which this is the first plan, that the engine cannot do.
 
         Raises:
             ArmNotExportedError: there are no models for it.
             FixedHyperParametersError: the models have other hyper-parameters.
         """
         if self._models is not None:
-            self._models.check(work)
+            self._models.check(work, plan)
 
     def mode_for(self, plan: Plan, rank: int, batch_size: int, max_length: int) -> Mode:
         """The fastest mode that fits this device's memory.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from edge_runtime.engine.run import Resumable, Run
 from edge_runtime.engine.trainer import TrainingResult, train
 from edge_runtime.engine.training_state import History
 from edge_runtime.errors import PlanError, TensorError
+from edge_runtime.formats.plan import Plan
 from edge_runtime.wire.messages import Assignment
 from edge_runtime.wire.work import LoraWork
 
@@ -29,13 +30,22 @@ class LocalTraining:
     Args:
         assignment: the work.
         work: its work.
+        prunings: its further plans, by the optimizer step before which the run shrinks to them.
         artifact_digest: the artifact that is trained.
         around: see :class:`Surroundings`.
     """
 
-    def __init__(self, assignment: Assignment, work: LoraWork, artifact_digest: str, around: Surroundings) -> None:
+    def __init__(
+        self,
+        assignment: Assignment,
+        work: LoraWork,
+        prunings: Mapping[int, Plan],
+        artifact_digest: str,
+        around: Surroundings,
+    ) -> None:
         self._assignment = assignment
         self._work = work
+        self._prunings = prunings
         self._artifact_digest = artifact_digest
         self._around = around
         self._checkpoints = around.checkpoints
@@ -106,7 +116,7 @@ class LocalTraining:
                 self._save(resumable, before)
 
         around = self._around
-        return train(run, drawn, hyper, after, around.check, self._work.prunings, self._history, around.clock)
+        return train(run, drawn, hyper, after, around.check, self._prunings, self._history, around.clock)
 
     def _save(self, run: Resumable, before: Before) -> None:
         result, seconds = before

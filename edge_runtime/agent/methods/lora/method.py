@@ -78,18 +78,20 @@ class Lora:
         """
         manifest, hyper, plan = self.artifact.manifest, work.hyper_parameters, work.plan
         plan.check(manifest)
+        prunings: dict[int, Plan] = {}
+        before = plan
         for pruning in work.prunings:
-            pruning.plan.check_within(manifest, plan)
-            plan = pruning.plan
-        self.engines.check(work)
-        mode = self.engines.mode_for(work.plan, work.arm.rank, hyper.batch_size, hyper.max_length)
+            pruning.plan.check_within(manifest, before)
+            before = prunings[pruning.at_step] = pruning.plan
+        self.engines.check(work, plan)
+        mode = self.engines.mode_for(plan, work.arm.rank, hyper.batch_size, hyper.max_length)
         given = decode_payload(blob)
-        check_payload(manifest, work.plan, work.arm.rank, given, is_update=False, trainable=hyper.trainable)
+        check_payload(manifest, plan, work.arm.rank, given, is_update=False, trainable=hyper.trainable)
         logger.info("round %d: %s mode, rank %d", assignment.key.round_number, mode, work.arm.rank)
-        training = LocalTraining(assignment, work, self.artifact.digest, around)
+        training = LocalTraining(assignment, work, prunings, self.artifact.digest, around)
 
         def start(_dataset: Dataset) -> LoraExecution:
-            run = self.engines.load(mode).start(work.plan, work.arm.rank, given.adapter, hyper, given.merged)
+            run = self.engines.load(mode).start(plan, work.arm.rank, given.adapter, hyper, given.merged)
             return LoraExecution(work, run, training, around)
 
         return Task(max_length=hyper.max_length, start=start)

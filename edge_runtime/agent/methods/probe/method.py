@@ -65,14 +65,14 @@ class Probe:
             InsufficientMemoryError: the model does not fit this device.
         """
         del assignment
-        manifest = self.artifact.manifest
-        work.plan.check(manifest)
+        manifest, plan = self.artifact.manifest, work.plan
+        plan.check(manifest)
         head = Head.of(manifest)
         given = decode_head(blob, head, with_others=True)
-        self._check_memory(work.plan, work.batch_size, work.max_length)
+        self._check_memory(plan, work.batch_size, work.max_length)
 
         def start(dataset: Dataset) -> ProbeExecution:
-            execution = ProbeExecution(self, work, head, given, around)
+            execution = ProbeExecution(self, work, plan, head, given, around)
             execution.compute(dataset)
             return execution
 
@@ -92,10 +92,11 @@ class ProbeExecution:
     """See :class:`edge_runtime.agent.methods.protocol.Execution`."""
 
     def __init__(
-        self, method: Probe, work: ProbeWork, head: Head, given: dict[str, Array], around: Surroundings
+        self, method: Probe, work: ProbeWork, plan: Plan, head: Head, given: dict[str, Array], around: Surroundings
     ) -> None:
         self._method = method
         self._work = work
+        self._plan = plan
         self._head = head
         self._weight, self._bias = given[head.weight], given[head.bias]
         self._around = around
@@ -186,7 +187,7 @@ class ProbeExecution:
 
     def _loaded(self) -> StagedModel:
         if self._model is None:
-            artifact, plan, graphs = self._method.artifact, self._work.plan, self._method.graphs
+            artifact, plan, graphs = self._method.artifact, self._plan, self._method.graphs
             weights = slice_weights(artifact, plan, keep_stored=graphs.keeps_stored)
             self._model = graphs.model(weights, AdapterLayout.of(artifact.manifest, plan, 1), 1.0)
         return self._model

@@ -118,7 +118,7 @@ def update(
     rng: np.random.Generator, manifest: Manifest, rule: Aggregation, device_id: str, plan: Plan, rank: int
 ) -> DeviceUpdate:
     """A device's update, with importance for the rule that uses it."""
-    sizes = {(entry.layer, entry.group): (plan.kept(entry.layer, entry.group).size,) for entry in plan.groups}
+    sizes = {key: (units.size,) for key, units in plan.units.items()}
     return DeviceUpdate(
         device_id=device_id,
         plan=plan,

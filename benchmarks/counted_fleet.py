@@ -262,8 +262,9 @@ class Fleet:
         """Operations of work that is not counted pass by pass."""
         manifest = self._artifact.manifest
         if isinstance(work, LoraWork):
+            plan = work.plan.open(manifest)
             self.counts["flops"] += sum(
-                total_flops(products_of_step(manifest, work.plan, work.arm.rank, *shape)) for shape in dataset.shapes
+                total_flops(products_of_step(manifest, plan, work.arm.rank, *shape)) for shape in dataset.shapes
             )
         elif isinstance(work, ProbeWork):
             flops, layers = ForwardFlops(manifest, 0), range(manifest.num_layers)

@@ -77,7 +77,7 @@ class Updates:
             raise TypeError(msg)
         key = (work.final_plan.digest(), work.arm.rank)
         if key not in self._made:
-            layout = AdapterLayout.of(self._manifest, work.final_plan, work.arm.rank)
+            layout = AdapterLayout.of(self._manifest, work.final_plan.open(self._manifest), work.arm.rank)
             shapes = layout.trained(work.hyper_parameters.trainable).shapes
             rng = np.random.default_rng(0)
             tensors = {name: rng.normal(scale=SCALE, size=shape).astype(np.float32) for name, shape in shapes.items()}

@@ -160,7 +160,7 @@ def work_of(setting: Setting, manifest: Manifest) -> Work:
         )
     return LoraWork(
         arm=arm,
-        plan=Plan.full(manifest),
+        plan=Plan.full(manifest).packed,
         hyper_parameters=HyperParameters(
             learning_rate=1e-4,
             weight_decay=0.0,

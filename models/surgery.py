@@ -23,12 +23,9 @@ def prune_model(model: Any, family: Family, manifest: Manifest, plan: Plan) -> N
         plan: units that stay.
 
     Raises:
-        PlanError: the plan is for another model.
         ModelUnsupportedError: the family cannot run a plan like this (see :meth:`models.family.Family.resize`).
     """
-    plan.check(manifest)
-    num_kept = {(group.layer, group.group): int(plan.kept(group.layer, group.group).size) for group in plan.groups}
-    family.resize(model, num_kept)
+    family.resize(model, {key: units.size for key, units in plan.units.items()})
     for spec in manifest.tensors:
         if spec.layer is None or not spec.prune:
             continue

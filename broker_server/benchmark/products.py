@@ -61,11 +61,7 @@ def products_of_step(manifest: Manifest, plan: Plan, rank: int, batch_size: int,
         rank: LoRA rank.
         batch_size: B.
         length: L, tokens.
-
-    Raises:
-        PlanError: the plan is for another model.
     """
-    plan.check(manifest)
     step = _Step(manifest, plan, rank, batch_size, length)
     is_trained = False  # True after the first trained block: gradients flow from there on
     for layer in range(manifest.num_layers):

@@ -23,7 +23,7 @@ from edge_runtime.engine.errors import CheckpointError
 from edge_runtime.engine.evaluator import EvaluationResult
 from edge_runtime.engine.training_state import VECTORS, History, TrainingState
 from edge_runtime.formats import names
-from edge_runtime.formats.plan import Plan
+from edge_runtime.formats.plan import PackedPlan
 
 VERSION: Final = 1
 """Of the format; a checkpoint of another one is refused."""
@@ -63,7 +63,7 @@ class _Header(msgspec.Struct, frozen=True, kw_only=True):
     identity: str
     num_steps: Count
     grad_norm: float
-    plan: Plan
+    plan: PackedPlan
     num_elements: Count
     scores: tuple[_Group, ...]
     losses: list[float]

@@ -75,7 +75,6 @@ class Evaluator:
         """An evaluator with graphs and weights of its own.
 
         Raises:
-            PlanError: the plan is for another model.
             ArtifactCorruptedError: the base weights do not match the manifest.
         """
         graphs = graphs_of(artifact, mode, num_threads=num_threads)

@@ -145,10 +145,9 @@ class ImportanceTracker:
 
     def scores(self) -> Scores:
         """Scores of every group of the plan; empty when one of them has had no finite score yet."""
-        wanted = [(entry.layer, entry.group) for entry in self._plan.groups]
-        if any(key not in self._scores for key in wanted):
+        if any(key not in self._scores for key in self._plan.units):
             return {}
-        return {key: self._scores[key].copy() for key in wanted}
+        return {key: self._scores[key].copy() for key in self._plan.units}
 
 
 def check_scores(plan: Plan, scores: Scores) -> None:

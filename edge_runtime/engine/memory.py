@@ -85,7 +85,6 @@ def estimate_training_bytes(
 
     Raises:
         TensorError: the rank is out of range.
-        PlanError: the plan is for another model.
     """
     parts = training_memory(manifest, plan, rank, batch_size, max_length, mode)
     stored = sum(math.prod(tensor.shape) * _STORED_BYTES[tensor.dtype] for tensor in manifest.tensors)
@@ -97,9 +96,6 @@ def estimate_features_bytes(manifest: Manifest, plan: Plan, batch_size: int, max
     """Peak resident memory of a device process that computes features of a frozen model, bytes.
 
     An upper bound: of a block's forward it takes what staged training takes of its forward and backward.
-
-    Raises:
-        PlanError: the plan is for another model.
     """
     parts = training_memory(manifest, plan, 1, batch_size, max_length, "staged")
     stored = sum(math.prod(tensor.shape) * _STORED_BYTES[tensor.dtype] for tensor in manifest.tensors)
@@ -152,7 +148,6 @@ def training_memory(
     manifest: Manifest, plan: Plan, rank: int, batch_size: int, max_length: int, mode: Mode
 ) -> TrainingMemory:
     """The parts of :func:`estimate_training_bytes`; takes and raises the same."""
-    plan.check(manifest)
     tokens = batch_size * max_length
     num_params = AdapterLayout.of(manifest, plan, rank).num_elements
     widths, heads = _linear_widths(manifest, plan), _num_query_heads(manifest, plan)

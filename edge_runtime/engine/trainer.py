@@ -83,7 +83,6 @@ class Trainer:
             merged: factors under ``plan`` that are added to the frozen weights.
 
         Raises:
-            PlanError: the plan is for another model.
             TensorError: adapter or merged factors do not fit plan and rank.
             ArtifactCorruptedError: the base weights do not match the manifest.
         """
@@ -162,9 +161,12 @@ class TrainingRun(BaseRun):
         Elements that stay keep their value bit for bit. Step count, warm-up and bias correction go on.
 
         Raises:
-            PlanError: the plan is for another model, or keeps a unit that is gone.
+            PlanError: the plan keeps a unit that is gone.
         """
-        plan.check_within(self._manifest, self.plan)
+        plan.check_within(self.plan)
+        self._shrink(plan)
+
+    def _shrink(self, plan: Plan) -> None:
         for name, value in shrink_weights(self._manifest, self.weights, self.plan, plan):
             self.weights.put(name, value)
             self._model.reload(name)
@@ -190,7 +192,7 @@ class TrainingRun(BaseRun):
         return TrainingState(
             num_steps=self.num_steps,
             grad_norm=self.grad_norm,
-            plan=self.plan,
+            plan=self.plan.packed,
             vectors=dict(self._state),
             scores=self._importance.so_far(),
         )
@@ -202,13 +204,14 @@ class TrainingRun(BaseRun):
             PlanError: its plan is for another model, or keeps a unit that is gone.
             TensorError: its vectors are not those of its plan and this run's rank, or its scores not those of its plan.
         """
-        state.plan.check_within(self._manifest, self.plan)
-        layout = AdapterLayout.of(self._manifest, state.plan, self.layout.rank)
+        plan = state.plan.open(self._manifest)
+        plan.check_within(self.plan)
+        layout = AdapterLayout.of(self._manifest, plan, self.layout.rank)
         for name in VECTORS:
             layout.check(layout.unflatten(state.vectors[name]))
-        check_scores(state.plan, state.scores)
-        if state.plan != self.plan:
-            self.prune(state.plan)
+        check_scores(plan, state.scores)
+        if plan != self.plan:
+            self._shrink(plan)
         self._importance.take_up(state.scores)
         self._hold({name: state.vectors[name].copy() for name in VECTORS}, np.zeros(layout.num_elements, np.float32))
         self.num_steps, self.grad_norm = state.num_steps, state.grad_norm

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from edge_runtime.engine.importance import Scores
 from edge_runtime.formats import names
-from edge_runtime.formats.plan import Plan
+from edge_runtime.formats.plan import PackedPlan
 
 VECTORS: Final = (names.PARAMS, names.EXP_AVG, names.EXP_AVG_SQ)
 """The vector that a run trains, and AdamW's moments of it."""
@@ -42,7 +42,7 @@ class TrainingState:
     """Optimizer steps done."""
     grad_norm: float
     """Norm of the last step's mean gradient, before clipping."""
-    plan: Plan
+    plan: PackedPlan
     """Units that are left by now."""
     vectors: dict[str, npt.NDArray[np.float32]]
     """Each of :data:`VECTORS`, float32 ``[N]``."""

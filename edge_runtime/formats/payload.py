@@ -176,9 +176,8 @@ def restrict_merged(manifest: Manifest, merged: Merged, plan: Plan) -> dict[str,
 def _check_importance(plan: Plan, importance: Mapping[tuple[int, str], Array]) -> None:
     if not importance:
         return
-    expected = {(entry.layer, entry.group) for entry in plan.groups}
-    if set(importance) != expected:
-        differing = sorted(set(importance) ^ expected)
+    if importance.keys() != plan.units.keys():
+        differing = sorted(importance.keys() ^ plan.units.keys())
         msg = f"importance covers other groups than the plan, for example {differing[0]} ({len(differing)} differ)"
         raise TensorError(msg)
     for (layer, group), scores in importance.items():

@@ -12,7 +12,7 @@ from edge_runtime.bounds.fields import Count, Digest, Label, Name, Positive, Pru
 from edge_runtime.bounds.plain import escaped, plain
 from edge_runtime.errors import ManifestError
 from edge_runtime.formats.manifest import FileRef, Task, TextSpec
-from edge_runtime.formats.plan import Plan
+from edge_runtime.formats.plan import PackedPlan
 from edge_runtime.inference.errors import CompactModelError, CompactVersionError
 from edge_runtime.system.files import measure
 
@@ -48,7 +48,7 @@ class CompactInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Artifact that it was made from."""
     round_number: Count
     """Round whose global adapter is merged into it; 0 = before training."""
-    plan: Plan
+    plan: PackedPlan
     """Units that stayed."""
     files: Annotated[dict[Name, FileRef], msgspec.Meta(max_length=limits.MAX_FILES)]
     """Every other file of the directory."""

@@ -92,7 +92,7 @@ class OrtModels(msgspec.Struct, frozen=True, kw_only=True):
 
 def widths_of(plan: Plan) -> tuple[int, ...]:
     """Units that a plan keeps of each of its groups."""
-    return tuple(plan.kept(entry.layer, entry.group).size for entry in plan.groups)
+    return tuple(units.size for units in plan.units.values())
 
 
 def decode_ort_models(data: bytes) -> OrtModels:

@@ -31,7 +31,6 @@ def estimate_ort_training_bytes(manifest: Manifest, plan: Plan, rank: int, batch
 
     Raises:
         TensorError: the rank is out of range.
-        PlanError: the plan is for another model.
     """
     fused = estimate_training_bytes(manifest, plan, rank, batch_size, max_length, "fused")
     return int(_RATIO[manifest.task] * fused) + _PROCESS_BYTES

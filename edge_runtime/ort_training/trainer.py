@@ -88,14 +88,12 @@ class OrtTrainer:
             ArmNotExportedError: there are no models for it.
             FixedHyperParametersError: the models have other hyper-parameters.
             OrtModelsError: a file of the models is damaged.
-            PlanError: the plan is for another model.
             TensorError: adapter or merged factors do not fit plan and rank.
             ArtifactCorruptedError: the base weights do not match the manifest.
             GraphError: onnxruntime-training refuses a model.
             InsufficientMemoryError: it could not allocate.
         """
         manifest = self.artifact.manifest
-        plan.check(manifest)
         models = self.folder.find(plan, rank, hyper_parameters)
         weights = slice_weights(
             self.artifact,
@@ -168,7 +166,7 @@ class OrtRun(BaseRun):
             ArmNotExportedError: always.
         """
         msg = "ort-training models have fixed widths and cannot shrink inside an assignment: use --engine portable"
-        raise ArmNotExportedError(msg, digest=plan.digest())
+        raise ArmNotExportedError(msg, digest=plan.packed.digest())
 
     def gradient(self) -> dict[str, Array]:
         """See :meth:`edge_runtime.engine.run.BaseRun.gradient`."""

@@ -23,7 +23,7 @@ from edge_runtime.bounds.fields import (
 )
 from edge_runtime.errors import MessageError
 from edge_runtime.formats.adapter import Trainable
-from edge_runtime.formats.plan import Plan
+from edge_runtime.formats.plan import PackedPlan
 from edge_runtime.formats.seed_pool import Noise, SeedPool
 
 
@@ -100,14 +100,14 @@ class Pruning(msgspec.Struct, frozen=True, kw_only=True):
     """A shrinking inside an assignment: before optimizer step ``at_step`` (1-based) only ``plan`` stays."""
 
     at_step: Positive
-    plan: Plan
+    plan: PackedPlan
 
 
 class LoraWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="lora"):
     """First-order training of LoRA factors on a slice of the model."""
 
     arm: Arm
-    plan: Plan
+    plan: PackedPlan
     hyper_parameters: HyperParameters
     prunings: Annotated[tuple[Pruning, ...], msgspec.Meta(max_length=limits.MAX_PRUNINGS)] = ()
     """By ascending step, each plan within the one before; nothing is restarted, and the update is under the last."""
@@ -138,7 +138,7 @@ class LoraWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=
         return self.hyper_parameters.num_local_steps
 
     @property
-    def final_plan(self) -> Plan:
+    def final_plan(self) -> PackedPlan:
         """The plan that the update is under."""
         return self.prunings[-1].plan if self.prunings else self.plan
 
@@ -146,7 +146,7 @@ class LoraWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=
 class ProbeWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="probe"):
     """A linear head on features of the frozen model (text-classification); forward passes only."""
 
-    plan: Plan
+    plan: PackedPlan
     form: Literal["softmax", "statistics"]
     """``softmax``: the head after exact gradient steps on all examples. ``statistics``: sums that a ridge regression is
     solved from, in any order."""
@@ -328,7 +328,8 @@ class PluginWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", ta
     method: Name
     """Name of the device's side: of an entry point of the group ``fedspine.device_methods``, or one that the owner of
     the device gave to a class. Nothing that comes from the network names code."""
-    plan: Plan
+    plan: PackedPlan
+    """Nobody has checked it: the method opens it with the manifest of its artifact."""
     batch_size: Positive
     """Examples in a batch."""
     max_length: Positive

@@ -186,7 +186,7 @@ def _describe(
         num_parameters=sum(parameter.numel() for parameter in model.parameters()),
         artifact_digest=source.digest,
         round_number=source.round_number,
-        plan=plan,
+        plan=plan.packed,
         files=files,
     )
     write_atomically(directory / DESCRIPTION_FILE, encode_description(info))

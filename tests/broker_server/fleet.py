@@ -100,7 +100,8 @@ def train(assignment: Assignment, blob: bytes) -> bytes:
 
 def train_and_score(assignment: Assignment, blob: bytes) -> bytes:
     """As :func:`train`, pruned as was asked, with scores: unit ``u`` of a group is worth ``1 + u``, of any device."""
-    manifest, start, final = tiny.manifest(), lora_of(assignment).plan, lora_of(assignment).final_plan
+    manifest, work = tiny.manifest(), lora_of(assignment)
+    start, final = work.plan.open(manifest), work.final_plan.open(manifest)
     trained = decode_payload(train(assignment, blob)).adapter
     for target in manifest.targets:
         before, after = target_indices(target, start), target_indices(target, final)
@@ -110,7 +111,7 @@ def train_and_score(assignment: Assignment, blob: bytes) -> bytes:
         if before[1] is not None and after[1] is not None:
             name = names.lora_a(target.module)
             trained[name] = trained[name][:, np.searchsorted(before[1], after[1])]
-    scores = {(g.layer, g.group): (1.0 + final.kept(g.layer, g.group)).astype(np.float32) for g in final.groups}
+    scores = {key: (1.0 + units).astype(np.float32) for key, units in final.units.items()}
     return encode_payload(Payload(adapter=trained, importance=scores))
 
 

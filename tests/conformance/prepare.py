@@ -113,7 +113,7 @@ def _prepare_part(directory: Path, family: str, base: BaseDtype, chosen: Sequenc
         plan = _plan(artifact.manifest, kept)
         reference = Reference(artifact, plan, rank, start)
         arms[name] = _expectations(reference, data["train"], data["test"], directory / name)
-        (directory / name / "plan.msgpack").write_bytes(msgspec.msgpack.encode(plan))
+        (directory / name / "plan.msgpack").write_bytes(msgspec.msgpack.encode(plan.packed))
     shared = {"hyper_parameters": msgspec.to_builtins(HYPER_PARAMETERS), "arms": arms}
     (directory / "expected.json").write_text(json.dumps(shared, indent=1))
     plan = _plan(artifact.manifest, ARMS[family][COMPACT_ARM[family]][1])

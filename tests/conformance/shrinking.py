@@ -52,7 +52,7 @@ def prepare_shrinking(directory: Path, artifact: Artifact, smaller: Plan, start:
         reference.apply(optimizer, step)
     update = Payload(adapter=reference.values(), importance={k: v.astype(np.float32) for k, v in scores.items()})
     (directory / "update.safetensors").write_bytes(encode_payload(update))
-    (directory / "plan.msgpack").write_bytes(msgspec.msgpack.encode(smaller))
+    (directory / "plan.msgpack").write_bytes(msgspec.msgpack.encode(smaller.packed))
     expected = {"rank": RANK, "shrinks_at": SHRINKS_AT, "scored_every": SCORED_EVERY, "losses": losses}
     (directory / "expected.json").write_text(json.dumps(expected, indent=1))
 

@@ -27,8 +27,9 @@ from edge_runtime.engine.model import Mode
 from edge_runtime.engine.slicing import slice_weights
 from edge_runtime.engine.trainer import Trainer, TrainingRun, train
 from edge_runtime.engine.training_state import History
+from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.payload import Payload, check_payload, decode_payload
-from edge_runtime.formats.plan import Plan
+from edge_runtime.formats.plan import PackedPlan, Plan
 from edge_runtime.inference import CompactModel
 from edge_runtime.wire.work import HyperParameters
 
@@ -51,7 +52,7 @@ class Case:
         self.trainer = Trainer(self.artifact, num_threads=1, mode=mode)
 
     def plan(self, arm: dict[str, Any]) -> Plan:
-        return msgspec.msgpack.decode((self.directory / arm["name"] / "plan.msgpack").read_bytes(), type=Plan)
+        return read_plan(self.directory / arm["name"], self.artifact.manifest)
 
     def tensors(self, arm: dict[str, Any], name: str) -> dict[str, npt.NDArray[np.float32]]:
         return load_file(self.directory / arm["name"] / f"{name}.safetensors")
@@ -171,7 +172,7 @@ def test_a_run_that_shrinks_on_its_way_follows_pytorch(case: Case, family_dir: P
     expected = json.loads((folder / "expected.json").read_text())
     start = decode_payload((folder / "start.safetensors").read_bytes())
     update = decode_payload((folder / "update.safetensors").read_bytes())
-    plan = msgspec.msgpack.decode((folder / "plan.msgpack").read_bytes(), type=Plan)
+    plan = read_plan(folder, case.artifact.manifest)
     given = msgspec.structs.replace(case.given, importance_every_steps=expected["scored_every"])
     run = case.trainer.start(Plan.full(case.artifact.manifest), expected["rank"], start.adapter, given, start.merged)
     losses: list[float] = []
@@ -206,6 +207,11 @@ def test_compact_model_generates_pytorchs_tokens(conformance: Path) -> None:
     generated = list(model.generate_ids(expected["input_ids"][0].tolist(), max_new_tokens=len(tokens)))
     assert generated == tokens[: len(generated)]
     assert len(generated) == len(tokens) or tokens[len(generated)] == model.info.text.eos_token_id
+
+
+def read_plan(folder: Path, manifest: Manifest) -> Plan:
+    packed = msgspec.msgpack.decode((folder / "plan.msgpack").read_bytes(), type=PackedPlan)
+    return packed.open(manifest)
 
 
 def assert_same(result: EvaluationResult, expected: dict[str, float]) -> None:

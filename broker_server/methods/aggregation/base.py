@@ -108,7 +108,7 @@ class Aggregation(abc.ABC):
             components or fewer.
 
         Raises:
-            AggregationError: no update or no weight; a device twice; or an adapter whose names, shapes, rank, plan,
+            AggregationError: no update or no weight; a device twice; or an adapter whose names, shapes, rank,
                 importance or values do not fit, naming device and tensor.
         """
         rank = _check_before(manifest, before)
@@ -238,7 +238,6 @@ def _check_updates(manifest: Manifest, rank: int, updates: Sequence[DeviceUpdate
         try:
             kind = id(update.plan), update.rank
             if kind not in layouts:
-                update.plan.check(manifest)
                 layouts[kind] = AdapterLayout.of(manifest, update.plan, update.rank).trained(trainable)
             layouts[kind].check(update.tensors)
         except WireError as error:
@@ -251,9 +250,9 @@ def _check_updates(manifest: Manifest, rank: int, updates: Sequence[DeviceUpdate
 
 
 def _check_importance(update: DeviceUpdate) -> None:
-    groups = {(entry.layer, entry.group) for entry in update.plan.groups}
     for (layer, group), scores in update.importance.items():
-        size = update.plan.kept(layer, group).size if (layer, group) in groups else 0
+        units = update.plan.units.get((layer, group))
+        size = 0 if units is None else units.size
         if scores.shape != (size,) or not np.isfinite(scores).all() or (scores < 0).any():
             msg = (
                 f"update of device {update.device_id} does not fit: importance of layer {layer}, {group}: "

@@ -23,7 +23,7 @@ from edge_runtime.formats import names
 from edge_runtime.formats.adapter import AdapterLayout, Array, target_indices
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.payload import Payload, check_payload, decode_payload
-from edge_runtime.formats.plan import Plan
+from edge_runtime.formats.plan import PackedPlan, Plan
 from edge_runtime.wire.arms import LORA_AXES, Axes
 from edge_runtime.wire.messages import AssignmentKey
 from edge_runtime.wire.work import Arm, HyperParameters, LoraWork, Pruning, Work
@@ -34,8 +34,8 @@ HEADER_BYTES_PER_TENSOR: Final = 512
 MAX_PLAN_BYTES: Final = 64 * 1024
 """All plans of one assignment together, which is one message (96 KB at most)."""
 
-NUM_LAYOUTS: Final = 64
-"""Layouts that are kept: those of the plans and ranks of a round."""
+NUM_PLANS: Final = 64
+"""Plans that are kept open, and layouts of a plan and a rank: those of a round."""
 
 
 class Lora(Method):
@@ -56,7 +56,8 @@ class Lora(Method):
             for target in context.manifest.targets
             for name in (names.lora_a(target.module), names.lora_b(target.module))
         }
-        self._layout = functools.lru_cache(maxsize=NUM_LAYOUTS)(self._layout_of)
+        self._opened = functools.lru_cache(maxsize=NUM_PLANS)(self._open)
+        self._layout = functools.lru_cache(maxsize=NUM_PLANS)(self._layout_of)
 
     # ---- what is asked -----------------------------------------------------------------------------------------------
 
@@ -73,9 +74,11 @@ class Lora(Method):
         return AssignedWork(
             work=LoraWork(
                 arm=arm,
-                plan=plans.at(parts[0].pruning_ratio),
+                plan=plans.at(parts[0].pruning_ratio).packed,
                 hyper_parameters=self._hyper_parameters(number, key.device_id),
-                prunings=tuple(Pruning(at_step=part.at_step, plan=plans.at(part.pruning_ratio)) for part in parts[1:]),
+                prunings=tuple(
+                    Pruning(at_step=part.at_step, plan=plans.at(part.pruning_ratio).packed) for part in parts[1:]
+                ),
             ),
             arm=arm,
             segments=parts,
@@ -108,7 +111,7 @@ class Lora(Method):
     def start(self, model: Aggregated, work: Work) -> Payload:
         """The adapter under the first plan and the rank, and what is merged; see :meth:`Method.start`."""
         asked = _lora(work)
-        return self._aggregation.start(self._manifest, model, asked.plan, asked.arm.rank)
+        return self._aggregation.start(self._manifest, model, self._opened(asked.plan), asked.arm.rank)
 
     def trained(self, work: Work) -> Mapping[str, tuple[int, ...]]:
         """The adapter under the last plan, but for factors that stay; see :meth:`Method.trained`."""
@@ -121,7 +124,7 @@ class Lora(Method):
         asked, whole, target = _lora(work), model.adapter[name], self._targets.get(name)
         if target is None:
             return whole
-        rows, columns = target_indices(target, asked.final_plan)
+        rows, columns = target_indices(target, self._opened(asked.final_plan))
         if names.is_lora_a(name):
             return whole[: asked.arm.rank] if columns is None else whole[: asked.arm.rank, columns]
         return whole[:, : asked.arm.rank] if rows is None else whole[rows, : asked.arm.rank]
@@ -139,7 +142,7 @@ class Lora(Method):
         asked, payload = _lora(work), decode_payload(blob)
         check_payload(
             self._manifest,
-            asked.final_plan,
+            self._opened(asked.final_plan),
             asked.arm.rank,
             payload,
             is_update=True,
@@ -174,7 +177,7 @@ class Lora(Method):
         asked = _lora(reply.work)
         return DeviceUpdate(
             device_id=reply.device_id,
-            plan=asked.final_plan,
+            plan=self._opened(asked.final_plan),
             rank=asked.arm.rank,
             num_examples=reply.num_examples,
             tensors=Named(reply.tensors, self.trained(asked)),
@@ -196,7 +199,7 @@ class Lora(Method):
         """By device, how far training moved its adapter; what they started from is made once for a plan and rank."""
 
         def kind(update: DeviceUpdate) -> tuple[str, int]:
-            return update.plan.digest(), update.rank
+            return update.plan.packed.digest(), update.rank
 
         deltas = {}
         for _, same in itertools.groupby(sorted(updates, key=kind), kind):
@@ -206,10 +209,14 @@ class Lora(Method):
                 deltas[update.device_id] = change_norm(self._manifest, sent, update.tensors)
         return deltas
 
-    def _layout_of(self, plan: Plan, rank: int) -> tuple[AdapterLayout, int]:
+    def _open(self, plan: PackedPlan) -> Plan:
+        return plan.open(self._manifest)
+
+    def _layout_of(self, packed: PackedPlan, rank: int) -> tuple[AdapterLayout, int]:
         """Layout of an update, and the most bytes that it may have."""
+        plan = self._opened(packed)
         layout = AdapterLayout.of(self._manifest, plan, rank)
-        num_scores = sum(plan.kept(g.layer, g.group).size for g in self._manifest.groups)
+        num_scores = sum(units.size for units in plan.units.values())
         num_tensors = 1 + len(layout.shapes) + len(self._manifest.groups)
         return layout, 4 * (layout.num_elements + num_scores) + HEADER_BYTES_PER_TENSOR * num_tensors
 

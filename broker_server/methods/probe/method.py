@@ -67,7 +67,7 @@ class Probe(Method):
         num_steps = training.num_local_steps if self.form == "softmax" else 1
         return AssignedWork(
             work=ProbeWork(
-                plan=plans.at(ratio),
+                plan=plans.at(ratio).packed,
                 form=self.form,
                 batch_size=training.batch_size,
                 max_length=training.max_length,

@@ -170,7 +170,7 @@ class Coordinator:
             "seed": 0,
             **changes.pop("hyper", {}),
         }
-        work: dict[str, Any] = {"arm": ARM, "plan": plan, "hyper_parameters": HyperParameters(**hyper)}
+        work: dict[str, Any] = {"arm": ARM, "plan": plan.packed, "hyper_parameters": HyperParameters(**hyper)}
         work |= {name: changes.pop(name) for name in ("arm", "plan", "prunings") if name in changes}
         assignment = Assignment(
             key=AssignmentKey(

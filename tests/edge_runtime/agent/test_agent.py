@@ -32,7 +32,8 @@ def test_a_round_from_registration_to_verdict(coordinator: Coordinator, start_de
     while not states or states[-1] != DeviceState.TRAINING:
         states.append(coordinator.wait(Status).state)
     update = coordinator.wait(Update)
-    layout = AdapterLayout.of(coordinator.artifact.manifest, lora_of(assignment).plan, ARM.rank)
+    manifest = coordinator.artifact.manifest
+    layout = AdapterLayout.of(manifest, lora_of(assignment).plan.open(manifest), ARM.rank)
     trained = decode_tensors(coordinator.pull(update))
     layout.check(trained)
     assert trained["classifier.weight"].any()
@@ -126,7 +127,8 @@ def test_work_goes_on_while_the_broker_is_away(
     update = coordinator.wait(Update)
     assert (update.key.round_number, update.key.attempt) == (1, 1)
     trained = decode_tensors(coordinator.pull(update))
-    AdapterLayout.of(coordinator.artifact.manifest, lora_of(assignment).plan, ARM.rank).check(trained)
+    manifest = coordinator.artifact.manifest
+    AdapterLayout.of(manifest, lora_of(assignment).plan.open(manifest), ARM.rank).check(trained)
     assert trained["classifier.weight"].any()
 
 

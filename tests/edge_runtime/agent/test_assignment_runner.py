@@ -28,7 +28,7 @@ from edge_runtime.formats import adapter as adapters
 from edge_runtime.formats import names
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.payload import Payload, check_payload, decode_payload, encode_payload
-from edge_runtime.formats.plan import Plan
+from edge_runtime.formats.plan import PackedPlan, Plan
 from edge_runtime.wire import chunks
 from edge_runtime.wire.messages import Assignment, AssignmentKey, Update, Welcome
 from edge_runtime.wire.work import Arm, HyperParameters, LoraWork, Pruning
@@ -104,7 +104,7 @@ def run(
         payload=chunks.describe(blob),
         work=LoraWork(
             arm=Arm(pruning_ratio=0.5, rank=RANK),
-            plan=plan,
+            plan=plan.packed,
             hyper_parameters=HyperParameters(**given),
             prunings=prunings,
         ),
@@ -144,7 +144,7 @@ def test_without_extras_an_update_is_the_adapter(runner: AssignmentRunner) -> No
 def test_update_is_under_the_last_plan_with_a_score_per_unit_that_stays(runner: AssignmentRunner) -> None:
     manifest = runner.artifact.manifest
     plans = [plan_of(manifest, ratio) for ratio in (0.0, 0.25, 0.5)]
-    prunings = (Pruning(at_step=2, plan=plans[1]), Pruning(at_step=4, plan=plans[2]))
+    prunings = (Pruning(at_step=2, plan=plans[1].packed), Pruning(at_step=4, plan=plans[2].packed))
     update, made = run(runner, start(manifest, plans[0]), plans[0], prunings, importance_every_steps=1)
     check_payload(manifest, plans[2], RANK, made, is_update=True)
     assert {key: scores.size for key, scores in made.importance.items()} == {
@@ -210,7 +210,7 @@ def test_memory_is_that_of_the_first_plan(make_runner: Any, runner: AssignmentRu
     tight = make_runner(memory_limit_bytes=limit, modes=(mode,))
     run(tight, start(manifest, small), small)
     with pytest.raises(InsufficientMemoryError):
-        run(tight, start(manifest, full), full, (Pruning(at_step=1, plan=small),))
+        run(tight, start(manifest, full), full, (Pruning(at_step=1, plan=small.packed),))
 
 
 def test_short_of_memory_an_assignment_is_trained_block_by_block(
@@ -240,9 +240,35 @@ def test_short_of_memory_an_assignment_is_trained_block_by_block(
 def test_prunings_that_bring_units_back_are_refused_at_once(runner: AssignmentRunner) -> None:
     manifest = runner.artifact.manifest
     small = plan_of(manifest, 0.5)
-    prunings = (Pruning(at_step=4, plan=Plan.full(manifest)),)
+    prunings = (Pruning(at_step=4, plan=Plan.full(manifest).packed),)
     with pytest.raises(PlanError, match="cannot bring units back"):
         run(runner, start(manifest, small), small, prunings)
+
+
+def test_plans_are_opened_once_each_however_many_parts_use_them(
+    runner: AssignmentRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By memory estimates, the payload's check, slicing, training, scores, a pruning, checkpoints and the update."""
+    manifest = runner.artifact.manifest
+    plan, smaller = plan_of(manifest, 0.25), plan_of(manifest, 0.5)
+    blob, pruning = start(manifest, plan), Pruning(at_step=3, plan=smaller.packed)
+    opened: list[PackedPlan] = []
+    unpacked: list[int] = []
+    original, unpack = PackedPlan.open, np.unpackbits
+
+    def open_plan(packed: PackedPlan, manifest: Manifest) -> Plan:
+        opened.append(packed)
+        return original(packed, manifest)
+
+    def unpack_bits(bits: npt.NDArray[np.uint8], **options: Any) -> npt.NDArray[np.uint8]:
+        unpacked.append(bits.size)
+        return unpack(bits, **options)
+
+    monkeypatch.setattr(PackedPlan, "open", open_plan)
+    monkeypatch.setattr(np, "unpackbits", unpack_bits)
+    run(runner, blob, plan, (pruning,), checkpoints=Checkpoints(tmp_path, 1), importance_every_steps=1)
+    assert opened == [plan.packed, smaller.packed]
+    assert len(unpacked) == 2 * len(manifest.groups)
 
 
 def test_a_payload_that_does_not_fit_is_refused(runner: AssignmentRunner) -> None:

@@ -15,7 +15,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from edge_runtime.formats import names
-from edge_runtime.formats.plan import Plan
+from edge_runtime.formats.plan import PackedPlan, Plan
 from edge_runtime.formats.tensors import encode_tensors
 from edge_runtime.wire import chunks, topics
 from edge_runtime.wire.messages import (
@@ -38,13 +38,13 @@ Change = dict[str, Any]
 """Fields of an assignment, and ``blob``: what is offered in place of the adapter."""
 
 
-def full_plan(coordinator: Coordinator) -> Plan:
-    return Plan.full(coordinator.artifact.manifest)
+def full_plan(coordinator: Coordinator) -> PackedPlan:
+    return Plan.full(coordinator.artifact.manifest).packed
 
 
-def bent_plan(coordinator: Coordinator, **changes: Any) -> Plan:
+def bent_plan(coordinator: Coordinator, **changes: Any) -> PackedPlan:
     first, *others = full_plan(coordinator).groups
-    return Plan(groups=(msgspec.structs.replace(first, **changes), *others))
+    return PackedPlan(groups=(msgspec.structs.replace(first, **changes), *others))
 
 
 def bent_adapter(coordinator: Coordinator, bend: Callable[[str, Any], Any]) -> bytes:
@@ -56,7 +56,7 @@ def raw_safetensors(header: bytes, data: bytes = b"") -> bytes:
 
 
 REFUSED: dict[str, Callable[[Coordinator], Change]] = {
-    "a plan of no groups": lambda _: {"plan": Plan(groups=())},
+    "a plan of no groups": lambda _: {"plan": PackedPlan(groups=())},
     "a plan of another layer": lambda c: {"plan": bent_plan(c, layer=1)},
     "a plan of another group": lambda c: {"plan": bent_plan(c, group="tails")},
     "a plan of more units": lambda c: {"plan": bent_plan(c, num_units=8, bitmap=b"\xff")},

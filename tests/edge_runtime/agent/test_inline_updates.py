@@ -19,7 +19,7 @@ def ask(coordinator: Coordinator) -> Assignment:
     manifest = coordinator.artifact.manifest
     head = Head.of(manifest)
     weight = np.zeros((head.num_classes, head.num_features), np.float32)
-    work = ProbeWork(plan=Plan.full(manifest), form="softmax", batch_size=4, max_length=16, num_steps=5)
+    work = ProbeWork(plan=Plan.full(manifest).packed, form="softmax", batch_size=4, max_length=16, num_steps=5)
     blob = encode_head(head, {head.weight: weight, head.bias: weight[:, 0]})
     return coordinator.assign(work=work, payload=coordinator.offer(blob))
 

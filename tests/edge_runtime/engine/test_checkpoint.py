@@ -25,7 +25,7 @@ from edge_runtime.formats import adapter as adapters
 from edge_runtime.formats import names
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.payload import restrict_merged
-from edge_runtime.formats.plan import Plan
+from edge_runtime.formats.plan import PackedPlan, Plan
 from edge_runtime.wire.work import HyperParameters
 
 RANK, NUM_STEPS = 3, 9
@@ -214,8 +214,8 @@ def test_a_state_that_does_not_fit_changes_nothing(trainer: Trainer) -> None:
     cases: list[tuple[type[Exception], TrainingState]] = [
         (TensorError, changed(vectors=wrong_size)),
         (TensorError, changed(vectors=not_finite)),
-        (TensorError, changed(plan=small)),
-        (PlanError, changed(plan=Plan(groups=()))),
+        (TensorError, changed(plan=small.packed)),
+        (PlanError, changed(plan=PackedPlan(groups=()))),
         (TensorError, changed(scores={(0, "heads"): np.ones(2, np.float32)})),
         (PlanError, changed(scores={(9, "heads"): np.ones(2, np.float32)})),
     ]

@@ -209,9 +209,8 @@ def test_a_key_value_head_is_dead_only_with_all_its_query_heads(tiny_llama_artif
         assert scores[1] < scores[[0, 3]].min()
 
 
-def test_scores_are_smoothed_from_the_first_on() -> None:
-    plan = Plan(groups=())
-    tracker = ImportanceTracker(plan)
+def test_scores_are_smoothed_from_the_first_on(manifest: Manifest) -> None:
+    tracker = ImportanceTracker(Plan.full(manifest))
     key = (0, "heads")
     for value in (1.0, 2.0, 4.0):
         tracker.update({key: np.array([value, 10 * value], np.float32)})

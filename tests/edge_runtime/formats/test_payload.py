@@ -32,7 +32,7 @@ def adapter(manifest: Manifest, plan: Plan, trainable: Any = "all") -> dict[str,
 
 
 def scores(plan: Plan) -> dict[tuple[int, str], Array]:
-    return {(g.layer, g.group): np.ones(plan.kept(g.layer, g.group).size, np.float32) for g in plan.groups}
+    return {key: np.ones(units.size, np.float32) for key, units in plan.units.items()}
 
 
 @pytest.fixture

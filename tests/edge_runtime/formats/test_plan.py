@@ -1,18 +1,14 @@
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime.errors import PlanError
-from edge_runtime.formats import plan as plan_module
 from edge_runtime.formats.manifest import GroupSpec, Manifest, PruneAxis
-from edge_runtime.formats.plan import KeptUnits, Plan, uniform_num_kept
+from edge_runtime.formats.plan import KeptUnits, PackedPlan, Plan, uniform_num_kept
 
 
 def draw_plan(data: st.DataObject, manifest: Manifest) -> tuple[Plan, dict[tuple[int, str], list[int]]]:
@@ -26,16 +22,17 @@ def draw_plan(data: st.DataObject, manifest: Manifest) -> tuple[Plan, dict[tuple
 @given(st.data())
 def test_a_plan_keeps_what_it_was_made_of(manifest: Manifest, data: st.DataObject) -> None:
     plan, kept = draw_plan(data, manifest)
-    plan.check(manifest)
-    assert {key: plan.kept(*key).tolist() for key in kept} == kept
+    assert {key: units.tolist() for key, units in plan.units.items()} == kept
+    assert all(np.array_equal(plan.kept(*key), units) for key, units in plan.units.items())
 
 
 @given(st.data())
 def test_a_plan_survives_the_round_trip(manifest: Manifest, data: st.DataObject) -> None:
-    plan, _ = draw_plan(data, manifest)
-    again = msgspec.msgpack.decode(msgspec.msgpack.encode(plan), type=Plan)
-    assert again == plan
-    assert again.digest() == plan.digest()
+    plan, kept = draw_plan(data, manifest)
+    again = msgspec.msgpack.decode(msgspec.msgpack.encode(plan.packed), type=PackedPlan)
+    assert again.digest() == plan.packed.digest()
+    assert again.open(manifest) == plan
+    assert {key: units.tolist() for key, units in again.open(manifest).units.items()} == kept
 
 
 @given(st.data())
@@ -62,12 +59,7 @@ def test_the_full_plan_removes_nothing(manifest: Manifest) -> None:
 
 @given(st.data())
 def test_every_plan_is_within_the_full_one(manifest: Manifest, data: st.DataObject) -> None:
-    assert draw_plan(data, manifest)[0].is_within(Plan.full(manifest))
-
-
-def test_a_plan_is_not_within_one_that_lacks_a_unit(manifest: Manifest) -> None:
-    smaller = Plan.from_kept(manifest, {(0, "heads"): [0, 1]})
-    assert not Plan.full(manifest).is_within(smaller)
+    draw_plan(data, manifest)[0].check_within(Plan.full(manifest))
 
 
 @pytest.mark.parametrize("units", [[], [-1], [4], [0, 99]], ids=str)
@@ -100,14 +92,14 @@ def entry(**changed: object) -> KeptUnits:
     ids=str,
 )
 def test_a_plan_from_outside_is_checked(manifest: Manifest, changed: dict[str, object], expected: str) -> None:
-    groups = (entry(**changed), *Plan.full(manifest).groups[1:])
+    groups = (entry(**changed), *Plan.full(manifest).packed.groups[1:])
     with pytest.raises(PlanError, match=expected):
-        Plan(groups=groups).check(manifest)
+        PackedPlan(groups=groups).open(manifest)
 
 
 def test_a_plan_with_too_few_groups_is_refused(manifest: Manifest) -> None:
     with pytest.raises(PlanError, match="another model"):
-        Plan(groups=Plan.full(manifest).groups[:-1]).check(manifest)
+        PackedPlan(groups=Plan.full(manifest).packed.groups[:-1]).open(manifest)
 
 
 def test_a_group_that_the_plan_lacks_is_named(manifest: Manifest) -> None:
@@ -124,7 +116,7 @@ def test_at_least_one_unit_stays_and_never_more_than_all(num_units: int, pruning
 
 def test_bits_are_least_significant_first(manifest: Manifest) -> None:
     plan = Plan.from_kept(manifest, {(0, "channels"): np.array([0, 9])})
-    assert plan.groups[1].bitmap == b"\x01\x02"
+    assert plan.packed.groups[1].bitmap == b"\x01\x02"
 
 
 def test_positions_are_those_within_a_larger_plan(manifest: Manifest) -> None:
@@ -139,40 +131,15 @@ def test_positions_are_those_within_a_larger_plan(manifest: Manifest) -> None:
 
 def test_a_plan_that_brings_units_back_is_no_shrinking(manifest: Manifest) -> None:
     larger = Plan.from_kept(manifest, {(0, "heads"): [0, 2]})
-    Plan.from_kept(manifest, {(0, "heads"): [2]}).check_within(manifest, larger)
-    larger.check_within(manifest, larger)
+    Plan.from_kept(manifest, {(0, "heads"): [2]}).check_within(larger)
+    larger.check_within(larger)
     with pytest.raises(PlanError, match=r"layer 0, heads keeps \[1\]"):
-        Plan.from_kept(manifest, {(0, "heads"): [1, 2]}).check_within(manifest, larger)
-    with pytest.raises(PlanError, match="another model"):
-        Plan(groups=()).check_within(manifest, larger)
+        Plan.from_kept(manifest, {(0, "heads"): [1, 2]}).check_within(larger)
 
 
-def test_the_bits_of_a_plan_are_unpacked_once_whoever_asks(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = manifest.groups[0]
-    plan = Plan.from_kept(manifest, {(spec.layer, spec.group): [spec.num_units - 1]})
-    copy = msgspec.msgpack.decode(msgspec.msgpack.encode(plan), type=Plan)
-    unpacked: list[int] = []
-    original = np.unpackbits
-
-    def spy(bits: npt.NDArray[np.uint8], **options: Any) -> npt.NDArray[np.uint8]:
-        unpacked.append(bits.size)
-        return original(bits, **options)
-
-    monkeypatch.setattr(np, "unpackbits", spy)
-    plan_module._opened.cache_clear()
-
-    for each in (plan, copy):
-        each.check(manifest)
-        each.check_within(manifest, plan)
-        units = each.kept(spec.layer, spec.group)
-    assert len(unpacked) == len({(entry.bitmap, entry.num_units) for entry in plan.groups})
-    with pytest.raises(ValueError, match="read-only"):
-        units[0] = 0
-
-
-def test_units_of_very_large_groups_are_not_held() -> None:
-    num_units = plan_module.MAX_OPENED_UNITS + 1
-    entry = KeptUnits(layer=0, group="channels", num_units=num_units, bitmap=b"\x01" + bytes(num_units // 8))
-    held = plan_module._opened.cache_info().currsize
-    assert Plan(groups=(entry,)).kept(0, "channels").tolist() == [0]
-    assert plan_module._opened.cache_info().currsize == held
+def test_units_of_an_opened_plan_cannot_be_changed(manifest: Manifest) -> None:
+    plan = Plan.full(manifest)
+    for each in (plan, plan.packed.open(manifest)):
+        for units in each.units.values():
+            with pytest.raises(ValueError, match="read-only"):
+                units[0] = 0

@@ -71,7 +71,7 @@ def folder(tmp_path: Path, artifact: Artifact) -> ModelFolder:
 def assignment_of(plan: Plan, arm: Arm, *, prunings: tuple[Pruning, ...] = (), **hyper: Any) -> LoraWork:
     return LoraWork(
         arm=arm,
-        plan=plan,
+        plan=plan.packed,
         hyper_parameters=structs.replace(HYPER_PARAMETERS, **hyper),
         prunings=prunings,
     )
@@ -84,7 +84,7 @@ def test_one_set_serves_every_plan_of_its_widths(folder: ModelFolder, artifact: 
     for _ in range(5):
         scores = {(g.layer, g.group): rng.random(g.num_units).astype(np.float32) for g in manifest.groups}
         plan = ranking.plan_at(manifest, scores, 0.5)
-        plans.add(plan.digest())
+        plans.add(plan.packed.digest())
         assert folder.find(plan, HALF.rank, HYPER_PARAMETERS).arm == HALF
     assert len(plans) > 1
     assert folder.find(Plan.full(manifest), FULL.rank, HYPER_PARAMETERS).arm == FULL
@@ -115,7 +115,7 @@ def test_a_layer_that_stays_whole_has_other_widths(folder: ModelFolder, artifact
 
 def test_a_shrinking_inside_an_assignment_is_refused(folder: ModelFolder, artifact: Artifact) -> None:
     full, half = Plan.full(artifact.manifest), plan_of(artifact.manifest, 0.5)
-    shrinking = assignment_of(full, FULL, prunings=(Pruning(at_step=2, plan=half),))
+    shrinking = assignment_of(full, FULL, prunings=(Pruning(at_step=2, plan=half.packed),))
     with pytest.raises(ArmNotExportedError, match="--ramp-rounds 0") as caught:
         folder.check(shrinking, full)
     assert reason_of(caught.value) is FailureReason.ARM_INFEASIBLE

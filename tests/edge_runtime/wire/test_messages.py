@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from edge_runtime.bounds import limits
 from edge_runtime.bounds.plain import plain
 from edge_runtime.errors import MessageError
-from edge_runtime.formats.plan import KeptUnits, Plan
+from edge_runtime.formats.plan import KeptUnits, PackedPlan
 from edge_runtime.wire.measures import Capabilities, LocalEvaluation, Measurements
 from edge_runtime.wire.messages import (
     AnyMessage,
@@ -52,7 +52,7 @@ BLOB = BlobRef(digest="0123456789abcdef" * 4, size_bytes=70_000, chunk_bytes=65_
 
 PLUGIN = PluginWork(
     method="class_means",
-    plan=Plan(groups=(KeptUnits(layer=0, group="heads", num_units=12, bitmap=b"\xff\x01"),)),
+    plan=PackedPlan(groups=(KeptUnits(layer=0, group="heads", num_units=12, bitmap=b"\xff\x01"),)),
     batch_size=16,
     max_length=64,
     num_steps=2,
@@ -127,7 +127,7 @@ EXAMPLES: list[AnyMessage] = [
         payload=BLOB,
         work=LoraWork(
             arm=Arm(pruning_ratio=0.25, rank=8),
-            plan=Plan(groups=(KeptUnits(layer=0, group="heads", num_units=12, bitmap=b"\xff\x01"),)),
+            plan=PackedPlan(groups=(KeptUnits(layer=0, group="heads", num_units=12, bitmap=b"\xff\x01"),)),
             hyper_parameters=HyperParameters(
                 learning_rate=0.002,
                 weight_decay=0.0,
@@ -144,7 +144,8 @@ EXAMPLES: list[AnyMessage] = [
             ),
             prunings=(
                 Pruning(
-                    at_step=11, plan=Plan(groups=(KeptUnits(layer=0, group="heads", num_units=12, bitmap=b"\x7f\x01"),))
+                    at_step=11,
+                    plan=PackedPlan(groups=(KeptUnits(layer=0, group="heads", num_units=12, bitmap=b"\x7f\x01"),)),
                 ),
             ),
         ),

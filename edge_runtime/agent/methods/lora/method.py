@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable
 
@@ -76,13 +77,11 @@ class Lora:
             InsufficientMemoryError: the arm does not fit this device.
             OrtTrainingError: this device's ort-training models cannot do it.
         """
-        manifest, hyper, plan = self.artifact.manifest, work.hyper_parameters, work.plan
-        plan.check(manifest)
-        prunings: dict[int, Plan] = {}
-        before = plan
-        for pruning in work.prunings:
-            pruning.plan.check_within(manifest, before)
-            before = prunings[pruning.at_step] = pruning.plan
+        manifest, hyper = self.artifact.manifest, work.hyper_parameters
+        plan = work.plan.open(manifest)
+        prunings = {pruning.at_step: pruning.plan.open(manifest) for pruning in work.prunings}
+        for before, smaller in itertools.pairwise((plan, *prunings.values())):
+            smaller.check_within(before)
         self.engines.check(work, plan)
         mode = self.engines.mode_for(plan, work.arm.rank, hyper.batch_size, hyper.max_length)
         given = decode_payload(blob)

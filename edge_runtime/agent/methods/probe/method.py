@@ -65,8 +65,8 @@ class Probe:
             InsufficientMemoryError: the model does not fit this device.
         """
         del assignment
-        manifest, plan = self.artifact.manifest, work.plan
-        plan.check(manifest)
+        manifest = self.artifact.manifest
+        plan = work.plan.open(manifest)
         head = Head.of(manifest)
         given = decode_head(blob, head, with_others=True)
         self._check_memory(plan, work.batch_size, work.max_length)

@@ -152,8 +152,9 @@ def test_replies_that_were_not_asked_for_are_refused(tmp_path: Path) -> None:
         made.check(work, encode_reply(np.zeros((STEPS, 3), np.float32), 0), 1)
     with pytest.raises(TensorError, match="was to be cut to 2"):
         made.check(work, encode_reply(np.full((STEPS, 2), 3, np.float32), 0), 1)
+    plan = Plan.full(samples.MANIFEST).packed
     with pytest.raises(MessageError, match="head is not the probe's"):
-        made.check(ProbeWork(plan=Plan.full(samples.MANIFEST), form="statistics", batch_size=1, max_length=8), b"", 1)
+        made.check(ProbeWork(plan=plan, form="statistics", batch_size=1, max_length=8), b"", 1)
     other = msgspec.structs.replace(work, learning_rate=1e-6)
     small = np.clip(scalars(1), np.float32(-2), np.float32(2))
     replies = [reply(tmp_path, made, one, name, small) for one, name in ((work, "a"), (other, "b"))]

@@ -28,7 +28,8 @@ def train_what_is_trainable(
     def script(assignment: Assignment, blob: bytes) -> bytes:
         payload, trainable = decode_payload(blob), lora_of(assignment).hyper_parameters.trainable
         rank = payload.adapter["mixer.lora_A.weight"].shape[0]
-        check_payload(tiny.manifest(), lora_of(assignment).plan, rank, payload, is_update=False)
+        plan = lora_of(assignment).plan.open(tiny.manifest())
+        check_payload(tiny.manifest(), plan, rank, payload, is_update=False)
         seen[assignment.key.device_id, assignment.key.round_number] = payload
         rng = np.random.default_rng((ord(assignment.key.device_id), assignment.key.round_number))
         trained = {

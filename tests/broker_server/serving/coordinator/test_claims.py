@@ -21,7 +21,7 @@ from broker_server.serving.storage.events import EventLog
 from broker_server.serving.storage.rows import SchedulerState
 from broker_server.serving.storage.store import Store
 from edge_runtime.engine.data import _windows
-from edge_runtime.formats.plan import Plan
+from edge_runtime.formats.plan import PackedPlan
 from edge_runtime.wire.arms import LORA_AXES
 from edge_runtime.wire.messages import Assignment, AssignmentKey, Register
 from edge_runtime.wire.work import Arm, ProbeWork
@@ -105,7 +105,7 @@ def test_an_update_counts_with_what_was_registered(
 # ---- send times ------------------------------------------------------------------------------------------------------
 
 WORK = AssignedWork(
-    work=ProbeWork(plan=Plan(groups=()), form="softmax", batch_size=1, max_length=8),
+    work=ProbeWork(plan=PackedPlan(groups=()), form="softmax", batch_size=1, max_length=8),
     arm=Arm(pruning_ratio=0.0, rank=8),
     segments=(Segment(at_step=1, pruning_ratio=0.0),),
     start_sparsity=0.0,

@@ -64,10 +64,14 @@ def test_plans_follow_the_scores_of_devices(broker: InProcess, tmp_path: Path, c
     assert {lora_of(m).hyper_parameters.class_balance for m in pruned} == {0.5}
     before, last = lora_of(pruned[0]).plan, lora_of(pruned[-1]).plan
     assert before != last
-    assert last.kept(1, "channels").tolist() == [2, 3, 4]  # later units are worth more, as all devices say
+    assert last.open(MANIFEST).kept(1, "channels").tolist() == [
+        2,
+        3,
+        4,
+    ]  # later units are worth more, as all devices say
     for number in range(3):  # what was sent is what the scores before the round say
         scores = from_tensors(safetensors.numpy.load_file(tmp_path / f"importance/round-{number:04d}.safetensors"))
-        assert lora_of(pruned[number]).plan == plan_at(MANIFEST, scores, 0.5)
+        assert lora_of(pruned[number]).plan == plan_at(MANIFEST, scores, 0.5).packed
     current = tmp_path / "importance.safetensors"
     assert current.read_bytes() == (tmp_path / "importance/round-0003.safetensors").read_bytes()
     with safe_open(current, "numpy") as file:
@@ -85,7 +89,7 @@ def test_compact_makes_the_plan_that_the_deploy_rounds_trained(
     running = coordinate(tmp_path)
     with Device(broker.url, "a", fleet.train_and_score) as a, Device(broker.url, "b", fleet.train_and_score) as b:
         running.finish()
-    wanted = read_plan(tmp_path, MANIFEST, 0.4)
+    wanted = read_plan(tmp_path, MANIFEST, 0.4).packed
     for device in (a, b):
         sent = assignments(device)
         assert [lora_of(m).arm.pruning_ratio for m in sent[1:]] == [0.4, 0.4]
@@ -141,13 +145,13 @@ def test_an_assignment_is_pruned_inside_and_its_update_is_read_under_the_last_pl
     (pruned,) = [d for d in (a, b) if lora_of(assignments(d)[0]).arm.pruning_ratio == 0.5]
     first, _, third = assignments(pruned)
     assert [p.at_step for p in lora_of(first).prunings] == [3]
-    assert lora_of(first).final_plan.is_within(lora_of(first).plan)
+    lora_of(first).final_plan.open(MANIFEST).check_within(lora_of(first).plan.open(MANIFEST))
     assert lora_of(first).final_plan != lora_of(first).plan
     assert lora_of(third).prunings == ()
     records = Store.open(tmp_path).load_round_records()
     sparsities = [d.sparsity for record in records[1:] for d in record.devices if d.device_id == pruned.device_id]
     assert sparsities == sorted(sparsities)
-    assert sparsities[2] == pytest.approx(lora_of(third).plan.sparsity(MANIFEST))
+    assert sparsities[2] == pytest.approx(lora_of(third).plan.open(MANIFEST).sparsity(MANIFEST))
     assert all(d.outcome == "accepted" for record in records for d in record.devices)
 
 
@@ -155,7 +159,7 @@ def test_a_device_that_cannot_hold_the_ramp_plays_its_arm_at_once(
     broker: InProcess, tmp_path: Path, coordinate: Coordinate
 ) -> None:
     def small(assignment: Assignment, blob: bytes) -> bytes | FailureReason:
-        fits = lora_of(assignment).plan.sparsity(MANIFEST) > 0.3
+        fits = lora_of(assignment).plan.open(MANIFEST).sparsity(MANIFEST) > 0.3
         return fleet.train_and_score(assignment, blob) if fits else FailureReason.ARM_INFEASIBLE
 
     ramp = dataclasses.replace(LORA, ramp_rounds=100)
@@ -167,7 +171,7 @@ def test_a_device_that_cannot_hold_the_ramp_plays_its_arm_at_once(
         running.finish()
     records = Store.open(tmp_path).load_round_records()
     assert [[d.outcome for d in record.devices] for record in records[2:]] == [["accepted"], ["accepted"]]
-    assert all(lora_of(m).plan.sparsity(MANIFEST) > 0.3 for m in assignments(a)[-2:])
+    assert all(lora_of(m).plan.open(MANIFEST).sparsity(MANIFEST) > 0.3 for m in assignments(a)[-2:])
 
 
 # ---- the emulated fleet ----------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
 
 
 def work_of(coordinator: Coordinator, **changes: Any) -> PluginWork:
-    plan = Plan.full(coordinator.artifact.manifest)
+    plan = Plan.full(coordinator.artifact.manifest).packed
     fields = {"method": "label_counts", "plan": plan, "batch_size": 4, "max_length": 16, "settings": {}, **changes}
     return PluginWork(**fields)
 

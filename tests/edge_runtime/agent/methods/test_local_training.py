@@ -51,7 +51,7 @@ class Board:
         runner = AssignmentRunner(Artifact.open(self.artifact), settings, 0.0)
         manifest = runner.artifact.manifest
         plans = [plan_of(manifest, ratio) for ratio in (0.0, 0.25, 0.5)]
-        prunings = (Pruning(at_step=4, plan=plans[1]), Pruning(at_step=8, plan=plans[2]))
+        prunings = (Pruning(at_step=4, plan=plans[1].packed), Pruning(at_step=8, plan=plans[2].packed))
         stop = None if stop_after is None else StopAfter(stop_after)
         checkpoints = Checkpoints(self.checkpoint, every)
         given = {**HYPER, "seed": seed, **hyper}

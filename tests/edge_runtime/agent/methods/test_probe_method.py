@@ -30,7 +30,7 @@ from edge_runtime.engine.staged import StagedGraphs, StagedModel
 from edge_runtime.errors import PlanError, TensorError
 from edge_runtime.formats.adapter import AdapterLayout
 from edge_runtime.formats.head import Head
-from edge_runtime.formats.plan import KeptUnits, Plan
+from edge_runtime.formats.plan import KeptUnits, PackedPlan, Plan
 from edge_runtime.formats.probe import decode_head, decode_statistics, encode_head, sum_features
 from edge_runtime.wire import chunks
 from edge_runtime.wire.messages import Assignment, AssignmentKey, Update, Welcome
@@ -60,7 +60,14 @@ def run(runner: AssignmentRunner, *, stop: threading.Event | None = None, **fiel
     if blob is None:
         blob = encode_head(head, {head.weight: weight, head.bias: weight[:, 0]})
     work = ProbeWork(
-        **{"plan": Plan.full(manifest), "form": "softmax", "batch_size": 4, "max_length": 16, "num_steps": 40, **fields}
+        **{
+            "plan": Plan.full(manifest).packed,
+            "form": "softmax",
+            "batch_size": 4,
+            "max_length": 16,
+            "num_steps": 40,
+            **fields,
+        }
     )
     context = WorkContext(
         welcome=welcome_of(runner),
@@ -250,7 +257,7 @@ def test_what_does_not_fit_is_refused_before_any_graph_is_loaded(make_runner: Ma
     runner = make_runner()
     with pytest.raises(TensorError, match="other tensors"):
         run(runner, blob=names_only())
-    other = Plan(groups=(KeptUnits(layer=7, group="heads", num_units=1, bitmap=b"\1"),))
+    other = PackedPlan(groups=(KeptUnits(layer=7, group="heads", num_units=1, bitmap=b"\1"),))
     with pytest.raises(PlanError):
         run(runner, plan=other)
     assert loaded == []

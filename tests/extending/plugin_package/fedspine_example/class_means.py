@@ -61,7 +61,7 @@ class ClassMeans(Method):
         training, plans, ratio = self._context.training, self._context.plans, arm.pruning_ratio
         work = PluginWork(
             method=self.device_method,
-            plan=plans.at(ratio),
+            plan=plans.at(ratio).packed,
             batch_size=training.batch_size,
             max_length=training.max_length,
             settings=msgspec.to_builtins(SumSettings(largest_norm=LARGEST_NORM)),

@@ -47,14 +47,14 @@ class ClassMeans:
     def begin(self, assignment: Assignment, work: PluginWork, blob: bytes, around: Surroundings) -> Task:
         """Look at everything that was sent: all of it may be wrong."""
         settings = work.settings_as(SumSettings)
-        work.plan.check(self._artifact.manifest)
-        self._check(work.plan, work.batch_size, work.max_length)
+        plan = work.plan.open(self._artifact.manifest)
+        self._check(plan, work.batch_size, work.max_length)
         head = Head.of(self._artifact.manifest)
         given = decode_head(blob, head, with_others=True)
 
         def start(_: Dataset) -> Summing:
-            weights = slice_weights(self._artifact, work.plan, keep_stored=self._graphs.keeps_stored)
-            model = self._graphs.model(weights, AdapterLayout.of(self._artifact.manifest, work.plan, 1), 1.0)
+            weights = slice_weights(self._artifact, plan, keep_stored=self._graphs.keeps_stored)
+            model = self._graphs.model(weights, AdapterLayout.of(self._artifact.manifest, plan, 1), 1.0)
             return Summing(model, work.batch_size, settings, (given[head.weight], given[head.bias]), around)
 
         return Task(max_length=work.max_length, start=start)

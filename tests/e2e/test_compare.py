@@ -124,10 +124,12 @@ def _check_rows(path: Path) -> None:
         assert all(float(row[name]) > 0 for row in played), name
 
 
-@pytest.fixture
-def two_methods(tmp_path: Path, tiny_bert_model: Path, train_file: Path, held_out_file: Path) -> Path:
+@pytest.fixture(scope="module")
+def two_methods(
+    tmp_path_factory: pytest.TempPathFactory, tiny_bert_model: Path, train_file: Path, held_out_file: Path
+) -> Path:
     """A comparison of two methods, one of which gives its devices too little memory."""
-    path = tmp_path / "compare.toml"
+    path = tmp_path_factory.mktemp("two-methods") / "compare.toml"
     path.write_text(
         f"""
 title = "Tiny"
@@ -155,11 +157,16 @@ device_memory_mb = 1
     return path
 
 
-@pytest.mark.e2e
-def test_a_run_that_fails_does_not_lose_the_others(two_methods: Path, tmp_path: Path) -> None:
-    root = tmp_path / "out"
+@pytest.fixture(scope="module")
+def half_failed(two_methods: Path) -> tuple[Path, Run]:
+    """The output of that comparison, of which one method finished, and its process."""
+    root = two_methods.parent / "out"
+    return root, _compare(str(two_methods), "--out", str(root))
 
-    run = _compare(str(two_methods), "--out", str(root))
+
+@pytest.mark.e2e
+def test_a_run_that_fails_does_not_lose_the_others(two_methods: Path, half_failed: tuple[Path, Run]) -> None:
+    root, run = half_failed
 
     assert run.process.returncode == ExitCode.RUN_FAILED
     line = error_line(run)
@@ -177,13 +184,15 @@ def test_a_run_that_fails_does_not_lose_the_others(two_methods: Path, tmp_path: 
 
 
 @pytest.mark.e2e
-def test_runs_with_other_settings_are_not_mixed_in(two_methods: Path, tmp_path: Path) -> None:
-    root = tmp_path / "out"
-    assert _compare(str(two_methods), "--out", str(root), "--method", "fits").process.returncode == 0
+def test_runs_with_other_settings_are_not_mixed_in(
+    two_methods: Path, half_failed: tuple[Path, Run], tmp_path: Path
+) -> None:
+    root, _ = half_failed
     before = (root / "summary.json").read_bytes()
-    two_methods.write_text(two_methods.read_text().replace("rounds = 1", "rounds = 2"))
+    other = tmp_path / "compare.toml"
+    other.write_text(two_methods.read_text().replace("rounds = 1", "rounds = 2"))
 
-    run = _compare(str(two_methods), "--out", str(root), "--method", "fits")
+    run = _compare(str(other), "--out", str(root), "--method", "fits")
 
     assert run.process.returncode == ExitCode.RUN_EXISTS
     assert "was run with rounds = 1, but the comparison now says 2" in error_line(run)

@@ -26,10 +26,17 @@ def test_a_run_plays_a_method_of_a_package(
     installed: Path,
     tmp_path: Path,
     classify_settings: RunSettings,
+    prepared_classifier: Path,
 ) -> None:
+    (artifact,) = (prepared_classifier / "artifacts").iterdir()
     options = {"devices": 2, "batch-size": 4, "max-length": 16, "threads": 1}
     named = {"method": METHOD, "callbacks": "curve,tensorboard", "out": tmp_path / "run"}
-    source = {"model": classify_settings.model, "task": "text-classification", "data": classify_settings.data}
+    source = {
+        "model": classify_settings.model,
+        "artifact": artifact,
+        "task": "text-classification",
+        "data": classify_settings.data,
+    }
     given = {**source, "test": classify_settings.test, **options, **named}
 
     done = subprocess.run(

@@ -19,10 +19,11 @@ def test_a_run_begins_where_another_ended(
     root = copy_of(prepared_generator, rounds=1, compact=False)
     first = fedspine_run("--resume", "--out", str(root))
     assert (first.process.returncode, first.errors) == (0, "")
+    (artifact,) = (root / "artifacts").iterdir()
     (before, after) = (entry["loss"] for entry in report_of(root)["rounds"])
     given = generate_settings
     options = {
-        "model": given.model,
+        "artifact": artifact,
         "task": given.task,
         "data": given.data,
         "split": given.split,

@@ -13,6 +13,8 @@ for all, and the same devices take part in a round. A classifier starts from the
 all devices, with the scale that makes logits of its scores, for first-order methods too. That round's operations and
 bytes are in the first point of each run.
 
+A point has the loss on held-out examples and, as ``own_loss``, that on as many of those that the devices tune on.
+
 ``--tune`` evaluates on examples of the training file that no device has, to choose rates by.
 
 Without ``--train`` a language model is tuned on the docstrings of the running Python's standard library.
@@ -76,6 +78,7 @@ class Bench:
         elif options.tune:  # what is left may be few: not the ones that stand for the test
             held_out = held_out[::-1]
         self._held_out = self._dataset("held-out", held_out[: options.eval_examples])
+        self._shared_out = self._dataset("shared-out", self._pool[: options.eval_examples])
         self._evaluator = Evaluator.load(self._artifact, Plan.full(self._artifact.manifest), num_threads=1)
 
     def play(self, run: str, seed: int) -> dict[str, Any]:
@@ -85,13 +88,13 @@ class Bench:
         model, number = self._started(fleet, settings)
         points = [self._point(fleet, number, model)]
         show(run, seed, points[-1])
-        end = points[0]["flops"] + options.budget * 1e12
-        while fleet.counts["flops"] < end and number < MOST_ROUNDS:
-            number += 1
-            model = fleet.play_round(number, model, options.per_round)
-            if fleet.counts["flops"] >= end or (number - 1) % options.eval_every == 0:
-                points.append(self._point(fleet, number, model))
-                show(run, seed, points[-1])
+        begin = points[0]["flops"]
+        for end in np.linspace(0, options.budget, options.points + 1)[1:]:
+            while fleet.counts["flops"] - begin < end * 1e12 and number < MOST_ROUNDS:
+                number += 1
+                model = fleet.play_round(number, model, options.per_round)
+            points.append(self._point(fleet, number, model))
+            show(run, seed, points[-1])
         return {"run": run, "seed": seed, "points": points}
 
     def _started(self, fleet: Fleet, settings: RunSettings) -> tuple[Aggregated, int]:
@@ -109,13 +112,16 @@ class Bench:
 
     def _point(self, fleet: Fleet, number: int, model: Aggregated) -> dict[str, Any]:
         rank, scaling = fleet.settings.max_rank, fleet.settings.training.lora_scaling
-        result = self._evaluator.evaluate(model.adapter, rank, scaling, self._held_out, EVAL_BATCH)
+        result, own = (
+            self._evaluator.evaluate(model.adapter, rank, scaling, dataset, EVAL_BATCH)
+            for dataset in (self._held_out, self._shared_out)
+        )
         return {
             "round": number,
             **{name: fleet.counts[name] for name in ("flops", "bytes_up", "bytes_down")},
             "loss": round(result.loss, 6),
             "accuracy": round(result.accuracy, 4),
-            "training_loss": round(float(np.mean(fleet.losses)), 6) if fleet.losses else None,
+            "own_loss": round(own.loss, 6),
         }
 
     def _settings(self, method: str, rate: float, more: dict[str, object], seed: int) -> RunSettings:
@@ -179,7 +185,7 @@ def show(run: str, seed: int, point: dict[str, Any]) -> None:
     """One line of progress."""
     print(
         f"{run} seed {seed}: round {point['round']}, {point['flops'] / 1e12:.3f} TFLOP, "
-        f"loss {point['loss']:.4f}, accuracy {point['accuracy']:.4f}, training {point['training_loss']}",
+        f"loss {point['loss']:.4f}, accuracy {point['accuracy']:.4f}, of own examples {point['own_loss']:.4f}",
         file=sys.stderr,
         flush=True,
     )
@@ -239,7 +245,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=8, help="default: %(default)s")
     parser.add_argument("--max-length", type=int, default=32, help="tokens of an example, default: %(default)s")
     parser.add_argument("--eval-examples", type=int, default=400, help="held out, default: %(default)s")
-    parser.add_argument("--eval-every", type=int, default=1, help="rounds, default: %(default)s")
+    parser.add_argument(
+        "--points", type=int, default=1, help="evaluations of a run, evenly over the budget, default: %(default)s"
+    )
     parser.add_argument("--tune", action="store_true", help="evaluate on examples of the training file")
     options = parser.parse_args(arguments)
     play(options)

@@ -1,8 +1,10 @@
 """Tables of what ``benchmarks.zero_order`` wrote: ``python -m benchmarks.zero_order_table FOLDER [--json FILE]``.
 
-For each run, by seed and as the median over seeds: held-out loss at the start and fallen at the end, accuracy, the loss
-fallen for each operation and for each byte beyond the start, and both as multiples of those of ``--against`` (the run
-whose name begins so) at the same seed. The start is the probe's head, or the model before training where there is none.
+For each run, by seed and as the median over seeds: loss at the start and fallen at the end, on held-out examples and on
+the devices' own, the accuracy gained on those held out, and work and bytes beyond the start. Then the loss fallen for
+each operation and for each byte as a multiple of that of ``--against`` (the run whose name begins so): of the sums over
+seeds, since the loss of a single seed may have fallen by next to nothing. The start is the probe's head, or the model
+before training where there is none.
 ``--json`` writes all results into one file, without what they were tuned by.
 """
 
@@ -13,7 +15,7 @@ import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 Result = dict[str, Any]
 
@@ -39,26 +41,40 @@ def table(results: Sequence[Result], against: str) -> list[str]:
     for result in results:
         by_run.setdefault(result["run"], {})[result["seed"]] = result
     base = next((runs for name, runs in by_run.items() if name.startswith(against)), {})
-    lines = [
-        "| run | loss | fallen | accuracy | TFLOP | kB a device | fallen / TFLOP | ratio | fallen / kB | ratio |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    lines = [f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
     for name, runs in by_run.items():
-        fallen = {seed: Gain(result) for seed, result in runs.items()}
-        before = {seed: Gain(result) for seed, result in base.items() if seed in runs}
+        gains = [Gain(result) for result in runs.values()]
+        before = [Gain(base[seed]) for seed in runs if seed in base]
         cells = [
-            spread([one.start for one in fallen.values()], 4),
-            spread([one.fallen for one in fallen.values()], 4),
-            spread([one.accuracy for one in fallen.values()], 3),
-            f"{statistics.median(one.tflop for one in fallen.values()):.2f}",
-            f"{statistics.median(one.kilobytes for one in fallen.values()):.1f}",
-            spread([one.per_tflop for one in fallen.values()], 4),
-            spread([fallen[seed].per_tflop / one.per_tflop for seed, one in before.items()], 2),
-            spread([one.per_kilobyte for one in fallen.values()], 5),
-            spread([fallen[seed].per_kilobyte / one.per_kilobyte for seed, one in before.items()], 2),
+            spread([one.start for one in gains], 4),
+            spread([one.fallen["loss"] for one in gains], 4),
+            spread([one.fallen["own_loss"] for one in gains], 4),
+            spread([one.accuracy for one in gains], 3),
+            f"{statistics.median(one.tflop for one in gains):.2f}",
+            f"{statistics.median(one.kilobytes for one in gains):.1f}",
+            *(
+                ratio(gains, before, loss, per) if len(before) == len(gains) else "-"
+                for per in ("tflop", "kilobytes")
+                for loss in ("loss", "own_loss")
+            ),
         ]
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
     return lines
+
+
+COLUMNS: Final = (
+    "run",
+    "loss",
+    "fallen",
+    "fallen, own examples",
+    "accuracy",
+    "TFLOP",
+    "kB a device",
+    "fallen / TFLOP, times",
+    "own",
+    "fallen / kB, times",
+    "own",
+)
 
 
 class Gain:
@@ -67,13 +83,19 @@ class Gain:
     def __init__(self, result: Result) -> None:
         first, last = result["points"][0], result["points"][-1]
         self.start = first["loss"]
-        self.fallen = first["loss"] - last["loss"]
+        self.fallen = {name: first[name] - last[name] for name in ("loss", "own_loss")}
         self.accuracy = last["accuracy"] - first["accuracy"]
         self.tflop = (last["flops"] - first["flops"]) / 1e12
         size = sum(last[name] - first[name] for name in ("bytes_up", "bytes_down"))
         self.kilobytes = size / 1e3 / result["options"]["devices"]
-        self.per_tflop = self.fallen / self.tflop
-        self.per_kilobyte = self.fallen / self.kilobytes
+
+
+def ratio(gains: Sequence[Gain], before: Sequence[Gain], loss: str, per: Literal["tflop", "kilobytes"]) -> str:
+    """Loss fallen for each unit of work over that of other runs; a dash where theirs did not fall."""
+    ours, theirs = (
+        sum(one.fallen[loss] for one in some) / sum(getattr(one, per) for one in some) for some in (gains, before)
+    )
+    return f"{ours / theirs:.2f}" if theirs > 0 else "-"
 
 
 def spread(values: Sequence[float], digits: int) -> str:

@@ -144,7 +144,29 @@ def test_runs_start_from_one_head_and_are_not_run_again(
     zero_order_table.main([str(out), "--json", str(tmp_path / "all.json")])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 + 3
-    row = next(line for line in lines if line.startswith("| `decomfl@0.01`"))
-    assert "| 1.00 (1.00, 1.00) |" in row
     merged = json.loads((tmp_path / "all.json").read_text())
     assert [run["seed"] for run in merged["runs"]] == [0, 1] * 3
+
+
+def result_of(run: str, seed: int, *losses: float, tflop: float) -> dict[str, Any]:
+    """A result: its start, and its end, where the loss on held-out and own examples is told."""
+    start = {"loss": 0.5, "own_loss": 0.4, "accuracy": 0.8, "flops": 2e12, "bytes_up": 100, "bytes_down": 0}
+    end = start | {"loss": losses[0], "own_loss": losses[1], "flops": (2 + tflop) * 1e12, "bytes_up": 2100}
+    return {"run": run, "seed": seed, "options": {"devices": 2}, "points": [start, end]}
+
+
+def test_ratios_are_those_of_sums_over_seeds_and_no_ratio_is_given_to_what_did_not_fall() -> None:
+    results = [
+        result_of("decomfl@1", 0, 0.55, 0.40, tflop=2.0),
+        result_of("decomfl@1", 1, 0.50, 0.38, tflop=2.0),
+        result_of("topzo@1", 0, 0.45, 0.39, tflop=1.0),
+        result_of("topzo@1", 1, 0.45, 0.37, tflop=1.0),
+        result_of("fedit@1", 0, 0.40, 0.30, tflop=1.0),
+    ]
+    rows = [line.strip("|").split("|") for line in zero_order_table.table(results, "decomfl")]
+    assert len({len(row) for row in rows}) == 1
+    base, top, one_seed = ([cell.strip() for cell in row] for row in rows[2:])
+    assert base[-4:] == ["-", "1.00", "-", "1.00"]
+    assert top[2] == "0.0500 (0.0500, 0.0500)"
+    assert top[-4:] == ["-", "4.00", "-", "2.00"]
+    assert one_seed[-4:] == ["-", "-", "-", "-"]

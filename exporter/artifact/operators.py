@@ -150,7 +150,7 @@ def _to_copy(t: Operands, x: Any, **_: object) -> str:
     return t.operand(x, t.dtype)
 
 
-@_handles("alias.default", "clone.default")
+@_handles("alias.default", "clone.default", "detach.default")
 def _identity(t: Operands, x: Any, **_: object) -> str:
     del t
     return str(x.name)
@@ -193,8 +193,7 @@ def _same_elements(t: Operands, x: Any, dim: Any) -> str:
     return t.reshape(x, t.shape)
 
 
-@_handles("permute.default")
-def _permute(t: Operands, x: Any, axes: Sequence[int]) -> str:
+def _reordered(t: Operands, x: Any, axes: Sequence[int]) -> str:
     order = [axis % len(axes) for axis in axes]
     name = x.name
     if (node := t.graph.producer(name)) is not None and node.kind == "Transpose":
@@ -203,6 +202,23 @@ def _permute(t: Operands, x: Any, axes: Sequence[int]) -> str:
     if order == sorted(order):
         return str(name)
     return t.graph.op("Transpose", name, perm=tuple(order))
+
+
+@_handles("permute.default")
+def _permute(t: Operands, x: Any, axes: Sequence[int]) -> str:
+    return _reordered(t, x, axes)
+
+
+@_handles("t.default")
+def _t(t: Operands, x: Any) -> str:
+    return _reordered(t, x, range(len(x.shape))[::-1])
+
+
+@_handles("transpose.int")
+def _transpose(t: Operands, x: Any, left: int, right: int) -> str:
+    axes = list(range(len(x.shape)))
+    axes[left], axes[right] = axes[right], axes[left]
+    return _reordered(t, x, axes)
 
 
 @_handles("expand.default")

@@ -7,12 +7,13 @@ of heads), not one per axis as ``torch.export`` makes them; reasoning about thos
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, cast
 
 import torch
 from torch._decomp import core_aten_decompositions
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, disable_fake_tensor_cache
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
@@ -27,8 +28,15 @@ TARGETS: Final = "targets"
 _FIRST_HINT: Final = 10_007
 _HINT_STEP: Final = 1_006
 
-_WHOLE: Final = {torch.ops.aten.gelu_backward.default, torch.ops.aten.native_layer_norm_backward.default}
-"""Core ATen takes these apart; :mod:`exporter.artifact.operators` has ways with fewer passes over memory."""
+_WHOLE: Final = {
+    torch.ops.aten.gelu_backward.default,
+    torch.ops.aten.native_layer_norm_backward.default,
+    torch.ops.aten.t.default,
+    torch.ops.aten.transpose.int,
+    torch.ops.aten.detach.default,
+}
+"""Core ATen takes these apart. :mod:`exporter.artifact.operators` has ways with fewer passes over memory for the first
+two; the others are a third of all operations, and taking them apart was a sixth of the time of a trace."""
 
 Tensors = Mapping[str, torch.Tensor]
 Axis = int | str | tuple[str, int]
@@ -92,12 +100,17 @@ class Tracer:
             outputs[:] = list(result)
             return list(result.values())
 
-        decompositions = {op: how for op, how in core_aten_decompositions().items() if op not in _WHOLE}
-        with self._mode:
-            module = make_fx(flat, decomposition_table=decompositions)(*inputs.values())
+        # Few operations come twice with the same symbols: the cache of their results costs more than it saves.
+        with self._mode, disable_fake_tensor_cache(self._mode):
+            module = make_fx(flat, decomposition_table=_decompositions())(*inputs.values())
         symbols = {str(size.node.expr): name for name, size in self._sizes.items()}
         if lost := set(self._sizes) - set(symbols.values()) or any(not s.isidentifier() for s in symbols):
             msg = f"tracing fixed or merged a size that must stay free: {lost} ({sorted(symbols)})"
             raise ExportError(msg)
         module.graph.eliminate_dead_code()
         return Traced(module, names, outputs, symbols)
+
+
+@functools.cache
+def _decompositions() -> dict[Any, Callable[..., Any]]:
+    return {op: how for op, how in core_aten_decompositions().items() if op not in _WHOLE}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,23 +27,28 @@ from tests.conftest import save_bert, save_llama
 QUANTIZED: list[BaseDtype] = ["int8", "nf4"]
 
 
+Export = Callable[[BaseDtype], Artifact]
+
+
 @pytest.fixture(scope="module", params=["bert", "llama"])
-def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Task]:
-    """Models whose hidden size nf4 divides, and whose channels it does not."""
+def export(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """Export a model whose hidden size nf4 divides and whose channels it does not; each way of storing it once."""
     directory = tmp_path_factory.mktemp("source")
-    if request.param == "bert":
-        return save_bert(directory, hidden_size=64), "text-classification"
-    return save_llama(directory, hidden_size=64), "causal-lm"
+    is_encoder = request.param == "bert"
+    model = (save_bert if is_encoder else save_llama)(directory / "model", hidden_size=64)
+    task: Task = "text-classification" if is_encoder else "causal-lm"
+
+    def of(base: BaseDtype) -> Artifact:
+        out = directory / base
+        if not out.exists():
+            export_model(model, task, out, num_labels=3 if is_encoder else None, base_dtype=base)
+        return Artifact.open(out)
+
+    return of
 
 
-def export(source: tuple[Path, Task], out: Path, base: BaseDtype) -> Artifact:
-    path, task = source
-    export_model(path, task, out, num_labels=3 if task == "text-classification" else None, base_dtype=base)
-    return Artifact.open(out)
-
-
-def test_float_types(source: tuple[Path, Task], tmp_path: Path) -> None:
-    stored, half = (export(source, tmp_path / name, name) for name in ("stored", "float16"))
+def test_float_types(export: Export) -> None:
+    stored, half = export("stored"), export("float16")
     assert {spec.dtype for spec in stored.manifest.tensors} == {"float32"}
     assert {spec.dtype for spec in half.manifest.tensors} == {"float16"}
     for spec, other in zip(stored.manifest.tensors, half.manifest.tensors, strict=True):
@@ -49,8 +56,8 @@ def test_float_types(source: tuple[Path, Task], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("base", QUANTIZED)
-def test_matrices_are_quantised_and_vectors_are_not(source: tuple[Path, Task], tmp_path: Path, base: BaseDtype) -> None:
-    stored, small = (export(source, tmp_path / name, name) for name in ("stored", base))
+def test_matrices_are_quantised_and_vectors_are_not(export: Export, base: BaseDtype) -> None:
+    stored, small = export("stored"), export(base)
     kinds = set()
     for spec, before in zip(small.manifest.tensors, stored.manifest.tensors, strict=True):
         whole = stored.weight(before)
@@ -69,9 +76,9 @@ def test_matrices_are_quantised_and_vectors_are_not(source: tuple[Path, Task], t
 
 
 @pytest.mark.parametrize("base", QUANTIZED)
-def test_both_modes_train_on_the_same_weights(source: tuple[Path, Task], tmp_path: Path, base: BaseDtype) -> None:
+def test_both_modes_train_on_the_same_weights(export: Export, base: BaseDtype) -> None:
     """Fused mode on float32 of the codes, staged mode on the codes, also when a plan shrinks."""
-    artifact = export(source, tmp_path / "artifact", base)
+    artifact = export(base)
     manifest, rng = artifact.manifest, np.random.default_rng(0)
     importance = {(g.layer, g.group): rng.random(g.num_units).astype(np.float32) for g in manifest.groups}
     plan, smaller = (ranking.plan_at(manifest, importance, ratio) for ratio in (0.25, 0.5))
@@ -102,20 +109,18 @@ def test_both_modes_train_on_the_same_weights(source: tuple[Path, Task], tmp_pat
 
 
 @pytest.mark.parametrize("base", QUANTIZED)
-def test_a_compact_model_is_made_of_what_devices_trained_on(
-    source: tuple[Path, Task], tmp_path: Path, base: BaseDtype
-) -> None:
-    artifact = export(source, tmp_path / "artifact", base)
+def test_a_compact_model_is_made_of_what_devices_trained_on(export: Export, base: BaseDtype) -> None:
+    artifact = export(base)
     state = base_model(artifact.directory, artifact.manifest).state_dict()
     for spec in artifact.manifest.tensors:
         torch.testing.assert_close(state[spec.name], torch.tensor(artifact.weight(spec)), rtol=0, atol=0)
 
 
-def test_codes_without_scales_are_refused(source: tuple[Path, Task], tmp_path: Path) -> None:
-    artifact = export(source, tmp_path / "artifact", "int8")
-    path = artifact.directory / names.BASE_FILE
+def test_codes_without_scales_are_refused(export: Export, tmp_path: Path) -> None:
+    directory = shutil.copytree(export("int8").directory, tmp_path / "artifact")
+    path = directory / names.BASE_FILE
     tensors = safetensors.numpy.load_file(path)
     safetensors.numpy.save_file({n: v for n, v in tensors.items() if not n.endswith(".scales")}, path)
-    broken = Artifact.open(artifact.directory, verify=False)
+    broken = Artifact.open(directory, verify=False)
     with pytest.raises(Exception, match=r"\.scales' should be float32 .* got nothing; fetch it again"):
         slice_weights(broken, Plan.full(broken.manifest))

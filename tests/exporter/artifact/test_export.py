@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,9 +21,11 @@ from edge_runtime.formats import names
 from edge_runtime.formats.adapter import AdapterLayout
 from edge_runtime.formats.manifest import decode_manifest, digest_of
 from edge_runtime.formats.plan import Plan
+from exporter.artifact import export
 from exporter.artifact.base import Base
 from exporter.artifact.export import export_model
 from exporter.artifact.files import describe, write_model_files
+from exporter.artifact.trace import Traced, Tracer
 from exporter.errors import OutputExistsError
 from models.errors import ModelNotFoundError
 from models.loading import load_model
@@ -151,9 +155,10 @@ def test_padding_and_truncation_of_the_tokenizer_are_dropped(tmp_path: Path) -> 
 # ---- the output directory ----
 
 
-def test_an_artifact_is_replaced_only_when_forced(tiny_llama_model: Path, tmp_path: Path) -> None:
-    out = tmp_path / "artifact"
-    export_model(tiny_llama_model, "causal-lm", out)
+def test_an_artifact_is_replaced_only_when_forced(
+    tiny_llama_model: Path, tiny_llama_artifact: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(tiny_llama_artifact, tmp_path / "artifact")
     (out / "config.json").unlink()
     with pytest.raises(OutputExistsError, match="--force"):
         export_model(tiny_llama_model, "causal-lm", out)
@@ -194,21 +199,39 @@ def test_a_failing_export_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["bert", "llama"])
-def test_depth_does_not_make_export_slow(family: str, tmp_path: Path) -> None:
-    """24 layers take at most 1.5 times what 6 take; the shorter of two counts, because other work disturbs."""
-    seconds = {}
+def test_depth_does_not_make_export_slow(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """24 layers are traced no more than 6, and composed in time that grows with their number, not with its square.
+
+    The shortest of three counts, because other work disturbs.
+    """
+    traces, seconds = [], []
+
+    def trace(self: Tracer, *arguments: Any, trace: Callable[..., Traced] = Tracer.trace) -> Traced:
+        traces.append(self)
+        return trace(self, *arguments)
+
+    def compose(*arguments: Any, compose: Callable[..., Any] = export._graphs) -> Any:
+        times = []
+        for _ in range(3):
+            start = time.process_time()
+            graphs = compose(*arguments)
+            times.append(time.process_time() - start)
+        seconds.append(min(times))
+        return graphs
+
+    monkeypatch.setattr(Tracer, "trace", trace)
+    monkeypatch.setattr(export, "_graphs", compose)
+    counts = []
     for num_layers in (6, 24):
         save = save_bert if family == "bert" else save_llama
         source = save(tmp_path / f"model{num_layers}", num_hidden_layers=num_layers)
         task, options = ("text-classification", {"num_labels": 2}) if family == "bert" else ("causal-lm", {})
-        times = []
-        for number in range(2):
-            start = time.process_time()
-            manifest, _ = export_model(source, task, tmp_path / f"artifact{num_layers}.{number}", **options)  # type: ignore[arg-type]
-            times.append(time.process_time() - start)
-        seconds[num_layers] = min(times)
+        manifest, _ = export_model(source, task, tmp_path / f"artifact{num_layers}", **options)  # type: ignore[arg-type]
         assert manifest.num_layers == num_layers
-    assert seconds[24] <= 1.5 * seconds[6]
+        counts.append(len(traces))
+        traces.clear()
+    assert counts[0] == counts[1] == (4 if family == "bert" else 3)
+    assert 0 < seconds[1] <= 8 * seconds[0]
 
 
 def test_text_settings(tiny_bert_artifact: Path, tiny_llama_artifact: Path) -> None:

@@ -11,6 +11,7 @@ import enum
 import functools
 import json
 import tomllib
+import types
 import typing
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, TypeVar
@@ -120,9 +121,21 @@ def option(
     return dataclasses.field(default=default, metadata={_DECLARED: declared, _WRITTEN: written})
 
 
+def _by_class(function: Callable[[type], T]) -> Callable[[type], T]:
+    """Call a function once for each class. mypy finds no hash of a ``type[T]``, which ``functools.cache`` asks for."""
+    return functools.cache(function)
+
+
+@_by_class
+def _hints(kind: type) -> Mapping[str, Any]:
+    """Annotations of a class's fields, with their ranges; looked up once, for that compiles each of them."""
+    return typing.get_type_hints(kind, include_extras=True)
+
+
+@_by_class
 def options_of(kind: type) -> Mapping[str, Option]:
     """Options of a class of settings and of those that it holds, by name, panel by panel."""
-    hints = typing.get_type_hints(kind, include_extras=True)
+    hints = _hints(kind)
     found: dict[str, Option] = {}
     for field in dataclasses.fields(kind):
         hint, declared, written = hints[field.name], field.metadata.get(_DECLARED), field.metadata.get(_WRITTEN)
@@ -146,7 +159,7 @@ def options_of(kind: type) -> Mapping[str, Option]:
     def place(option: Option) -> float:
         return panels.index(option.panel) if option.panel in panels else panels.index(Panel.TRAINING) + 0.5
 
-    return dict(sorted(found.items(), key=lambda item: place(item[1])))
+    return types.MappingProxyType(dict(sorted(found.items(), key=lambda item: place(item[1]))))
 
 
 def _default(field: dataclasses.Field[Any], written: Written | None) -> object:
@@ -307,7 +320,7 @@ def _from_table(table: object, kind: type[T], where: str) -> T:
     if missing := [name for name in needed if name not in table]:
         msg = f"{place} lacks {', '.join(missing)}: expected a value for each"
         raise ConfigError(msg)
-    hints = typing.get_type_hints(kind, include_extras=True)
+    hints = _hints(kind)
     plain = [name for name in table if not dataclasses.is_dataclass(hints[name])]
     for name in plain:
         written = fields[name].metadata.get(_WRITTEN)
@@ -346,7 +359,7 @@ def _write(settings: object, name: str, written: Written | None) -> Any:  # noqa
 
 def _made(kind: type[T], tree: Mapping[str, Any]) -> T:
     """Settings from the written values of their fields, and of the fields of the classes that they hold."""
-    hints = typing.get_type_hints(kind, include_extras=True)
+    hints = _hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     values: dict[str, object] = {}
     for name, value in tree.items():

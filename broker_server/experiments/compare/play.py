@@ -137,11 +137,11 @@ class _Pool:
         self._supervisor = supervisor
         self._display = display
         self._results = results
+        self._is_emulated = any(comparison.settings(key).is_emulated for key in comparison.run_keys)
 
     def room(self, jobs: int) -> int:
         """Runs that may be under way: one until step times are measured, for which the machine must be quiet."""
-        is_emulated = any(self._comparison.settings(key).is_emulated for key in self._comparison.run_keys)
-        return 1 if is_emulated and not self._directory.calibration.exists() else jobs
+        return 1 if self._is_emulated and not self._directory.calibration.exists() else jobs
 
     def start(self, key: RunKey) -> None:
         """Start or resume a run; an error makes it a failed run."""

@@ -7,6 +7,7 @@ import os
 import re
 import sysconfig
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,9 @@ SKIPPED = frozenset({"__pycache__", "site-packages", "dist-packages", "test", "t
 KEY_FIELD = "key"
 """Field that holds an example's top-level package."""
 
+
+_BLOCKS = ("body", "handlers", "orelse", "finalbody", "cases")
+"""Fields of a statement that hold statements, or what has some, in the order of :func:`ast.iter_child_nodes`."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 """Lone surrogates: an escape in a docstring can make one, but it is not a character."""
@@ -61,8 +65,18 @@ def _docstrings(path: Path) -> Iterator[str]:
             tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError):
         return
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             text = ast.get_docstring(node)
             if text and _SURROGATE.search(text) is None:
                 yield text.strip()
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """The module and its statements in the order of :func:`ast.walk`, without expressions: no definition is in one."""
+    todo: deque[ast.AST] = deque([tree])
+    while todo:
+        node = todo.popleft()
+        yield node
+        for field in _BLOCKS:
+            todo.extend(getattr(node, field, ()))

@@ -150,7 +150,7 @@ class Plan:
             PlanError: it keeps a unit that ``other`` has not.
         """
         for (layer, group), units in self.units.items():
-            extra = np.setdiff1d(units, other.kept(layer, group))
+            extra = np.setdiff1d(units, other.kept(layer, group), assume_unique=True)
             if extra.size:
                 gone = extra[:8].tolist()
                 msg = f"pruning cannot bring units back: layer {layer}, {group} keeps {gone}, which are gone"

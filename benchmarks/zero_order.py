@@ -65,8 +65,8 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self._options, self._folder = options, folder
-        self._artifact = Artifact.open(options.artifact)
-        self.task = self._artifact.manifest.task
+        self.artifact = Artifact.open(options.artifact)
+        self.task = self.artifact.manifest.task
         spec = parse_split(options.split)
         rows = self._rows(options.train, spec)
         order = np.random.default_rng(POOL_SEED).permutation(len(rows))
@@ -77,15 +77,14 @@ class Bench:
             held_out = [held_out[i] for i in np.random.default_rng(POOL_SEED).permutation(len(held_out))]
         elif options.tune:  # what is left may be few: not the ones that stand for the test
             held_out = held_out[::-1]
-        self._held_out = self._dataset("held-out", held_out[: options.eval_examples])
-        self._shared_out = self._dataset("shared-out", self._pool[: options.eval_examples])
-        self._evaluator = Evaluator.load(self._artifact, Plan.full(self._artifact.manifest), num_threads=1)
+        self.held_out = self._dataset("held-out", held_out[: options.eval_examples])
+        self.own = self._dataset("shared-out", self._pool[: options.eval_examples])
+        self._evaluator = Evaluator.load(self.artifact, Plan.full(self.artifact.manifest), num_threads=1)
 
     def play(self, run: str, seed: int) -> dict[str, Any]:
         """One run from beginning to end; its points are also told as they come."""
-        options, settings = self._options, self._settings(*parsed(run), seed)
-        fleet = Fleet(self._artifact, settings, self._split(seed), self._folder)
-        model, number = self._started(fleet, settings)
+        options, fleet = self._options, self.fleet(run, seed)
+        model, number = self.started(fleet)
         points = [self._point(fleet, number, model)]
         show(run, seed, points[-1])
         begin = points[0]["flops"]
@@ -97,14 +96,19 @@ class Bench:
             show(run, seed, points[-1])
         return {"run": run, "seed": seed, "points": points}
 
-    def _started(self, fleet: Fleet, settings: RunSettings) -> tuple[Aggregated, int]:
+    def fleet(self, run: str, seed: int) -> Fleet:
+        """The devices and the method of a run."""
+        return Fleet(self.artifact, self._settings(*parsed(run), seed), self._split(seed), self._folder)
+
+    def started(self, fleet: Fleet) -> tuple[Aggregated, int]:
         """The model that tuning begins with, and its round: the probe's, or that before training."""
+        settings = fleet.settings
         if self.task != "text-classification":
             return fleet.initial(), 0
         if method_of(settings.method) is method_of(PROBE):
             return fleet.play_round(1, fleet.initial()), 1
         first = Fleet(
-            self._artifact, self._settings(PROBE, 1.0, {}, settings.seed), self._split(settings.seed), self._folder
+            self.artifact, self._settings(PROBE, 1.0, {}, settings.seed), self._split(settings.seed), self._folder
         )
         model = first.play_round(1, first.initial())
         fleet.counts.update(first.counts)
@@ -114,7 +118,7 @@ class Bench:
         rank, scaling = fleet.settings.max_rank, fleet.settings.training.lora_scaling
         result, own = (
             self._evaluator.evaluate(model.adapter, rank, scaling, dataset, EVAL_BATCH)
-            for dataset in (self._held_out, self._shared_out)
+            for dataset in (self.held_out, self.own)
         )
         return {
             "round": number,
@@ -160,7 +164,7 @@ class Bench:
     def _dataset(self, name: str, rows: list[Example]) -> Dataset:
         path = self._folder / f"{name}.jsonl"
         write_examples(path, rows)
-        return load_examples(path, self._artifact, self._options.max_length)
+        return load_examples(path, self.artifact, self._options.max_length)
 
 
 def parsed(run: str) -> tuple[str, float, dict[str, object]]:
@@ -225,30 +229,35 @@ KEPT: Final = (
 """Options that a result is of."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the arguments and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Options that a ``Bench`` is made of."""
     parser.add_argument("artifact", type=Path, help="directory that `fedspine export` wrote")
     parser.add_argument("--train", type=Path, help="JSON lines to train on")
     parser.add_argument("--test", type=Path, help="held-out JSON lines; default: others of the training file")
+    parser.add_argument("--devices", type=int, default=12, help="default: %(default)s")
+    parser.add_argument("--split", default="dirichlet:0.5", help="default: %(default)s")
+    parser.add_argument("--examples", type=int, default=3000, help="of all devices, default: %(default)s")
+    parser.add_argument("--batch-size", type=int, default=8, help="default: %(default)s")
+    parser.add_argument("--max-length", type=int, default=32, help="tokens of an example, default: %(default)s")
+    parser.add_argument("--eval-examples", type=int, default=400, help="held out, default: %(default)s")
+    parser.add_argument("--tune", action="store_true", help="evaluate on examples of the training file")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the arguments and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_data_options(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder for results")
     parser.add_argument("--run", action="append", required=True, metavar="METHOD@RATE[,OPTION=VALUE...]")
     parser.add_argument("--seeds", default="0,1,2", help="default: %(default)s")
     parser.add_argument(
         "--budget", type=float, default=5.0, help="TFLOP of a run after the probe, default: %(default)s"
     )
-    parser.add_argument("--devices", type=int, default=12, help="default: %(default)s")
     parser.add_argument("--per-round", type=int, help="devices that tune in a round, default: all")
-    parser.add_argument("--split", default="dirichlet:0.5", help="default: %(default)s")
-    parser.add_argument("--examples", type=int, default=3000, help="of all devices, default: %(default)s")
     parser.add_argument("--steps", type=int, default=5, help="of a device in a round, default: %(default)s")
-    parser.add_argument("--batch-size", type=int, default=8, help="default: %(default)s")
-    parser.add_argument("--max-length", type=int, default=32, help="tokens of an example, default: %(default)s")
-    parser.add_argument("--eval-examples", type=int, default=400, help="held out, default: %(default)s")
     parser.add_argument(
         "--points", type=int, default=1, help="evaluations of a run, evenly over the budget, default: %(default)s"
     )
-    parser.add_argument("--tune", action="store_true", help="evaluate on examples of the training file")
     options = parser.parse_args(arguments)
     play(options)
 

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import zero_order, zero_order_table
+from benchmarks import zero_order, zero_order_gradient, zero_order_table
 from benchmarks.counted_fleet import Fleet
 from broker_server.benchmark.products import products_of_forward, products_of_step, total_flops
 from broker_server.experiments.run.resolve import resolve
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.engine.data import load_examples
 from edge_runtime.formats.plan import Plan
+from edge_runtime.zero_order.parts import TunedParts
 
 DEVICES, STEPS, BATCH, LENGTH = 2, 3, 4, 8
 OUTER, INNER = 4, 4
@@ -170,3 +171,32 @@ def test_ratios_are_those_of_sums_over_seeds_and_no_ratio_is_given_to_what_did_n
     assert top[2] == "0.0500 (0.0500, 0.0500)"
     assert top[-4:] == ["-", "4.00", "-", "2.00"]
     assert one_seed[-4:] == ["-", "-", "-", "-"]
+
+
+def test_squares_of_gradients_are_without_bias() -> None:
+    """Noise that is 100 times the gradient's square in each batch."""
+    rng, size, count = np.random.default_rng(0), 4, 400
+    mean, other = np.zeros(50), np.zeros(50)
+    mean[:5], other[:] = 1.0, 0.5
+    own = mean + rng.normal(0, 500**0.5 / 50**0.5, (count, 50))
+    found = zero_order_gradient.moments(own, np.tile(other, (3, 1)), size)
+    assert found["squared_norm"] == pytest.approx(5, abs=1)
+    assert found["variance"] == pytest.approx(500 * size, rel=0.05)
+    assert found["held_out"] == pytest.approx(2.5, abs=2)
+
+
+def test_every_tuned_element_is_in_one_block_and_a_softmax_bends_upwards(
+    tiny_bert_artifact: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [str(tiny_bert_artifact), "--train", str(data), "--test", str(data), "--devices", "2", "--split", "iid"]
+    given += ["--examples", "36", "--batch-size", "6", "--max-length", "8", "--eval-examples", "36"]
+    zero_order_gradient.main([*given, "--num-traces", "16", "--json", str(tmp_path / "figures.json")])
+
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    parts = TunedParts.of(Artifact.open(tiny_bert_artifact).manifest, 8, 0)
+    assert sum(row["elements"] for row in figures.values()) == sum(tensor.size for tensor in parts.upper)
+    assert list(figures) == ["0", "1", "head"]
+    for row in figures.values():  # held-out examples are the same ones
+        assert row["held_out"] == pytest.approx(row["squared_norm"] + row["variance"] / 36, rel=1e-3)
+    assert figures["head"]["trace"] > 3 * figures["head"]["trace_error"]
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 3

@@ -85,6 +85,6 @@ class InstalledMethods:
 
 def _missing(name: str) -> str:
     return (
-        f"its device method {name!r} is not installed on this device: pip install the package that offers it (entry "
-        f"point {name} of {GROUP}), or start with --device-method {name}=module:Class"
+        f"no device method {name!r} here: pip install its package (entry point {name} of {GROUP}), or start with "
+        f"--device-method {name}=module:Class"
     )

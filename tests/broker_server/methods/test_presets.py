@@ -15,17 +15,10 @@ from broker_server.methods.by_name import method_of, passed_over
 from broker_server.methods.presets import PRESETS, Preset
 from broker_server.options import changed, flat
 from edge_runtime.wire.arms import ArmError
+from tests.broker_server.methods.fleet_file import fleet_file
 from tests.broker_server.other_axes import ONE_ARM, THREE_AXES
 
-FLEET = """
-run_id = "run-1"
-fleet = "lab"
-broker_url = "mqtt://localhost:1883"
-artifact_url = "http://localhost/"
-artifact_digest = "00"
-num_devices = 3
-{}
-[training]
+TRAINING = """[training]
 num_rounds = 20
 num_local_steps = 5
 batch_size = 4
@@ -33,9 +26,14 @@ max_length = 64
 """
 
 
+def text_of(keys: str) -> str:
+    """The file of a fleet that says so much more."""
+    return fleet_file(f"{keys}\n{TRAINING}")
+
+
 def fleet_of(method: str, more: str = "") -> str:
     """The file of a fleet; a method whose devices make no steps is told of none."""
-    text = FLEET.format(f'method = "{method}"\n{more}')
+    text = text_of(f'method = "{method}"\n{more}')
     return text.replace("num_local_steps = 5\n", "") if "local_steps" in passed_over(method) else text
 
 
@@ -101,7 +99,7 @@ def test_a_fleet_takes_the_settings_that_a_run_would(method: str) -> None:
 
 
 def test_what_the_file_of_a_fleet_says_wins_over_the_method_also_in_its_tables() -> None:
-    text = FLEET.format('method = "fedspine"\narms = "0.0:8,0.5:4"\nscheduler = "random"')
+    text = text_of('method = "fedspine"\narms = "0.0:8,0.5:4"\nscheduler = "random"')
     fleet = CoordinatorConfig.from_toml(f"{text}[pruning]\ndeploy_rounds = 2\n")
 
     assert (fleet.scheduler, fleet.pruning.deploy_rounds, fleet.pruning.ramp_rounds) == ("random", 2, 2)
@@ -111,7 +109,7 @@ def test_what_the_file_of_a_fleet_says_wins_over_the_method_also_in_its_tables()
 
 def test_a_fleet_without_a_method_needs_its_arms_as_before() -> None:
     with pytest.raises(ConfigError, match="configuration lacks arms"):
-        CoordinatorConfig.from_toml(FLEET.format(""))
+        CoordinatorConfig.from_toml(text_of(""))
 
 
 @pytest.mark.parametrize(
@@ -129,7 +127,7 @@ def test_a_method_that_cannot_be_used_is_one_line(given: dict[str, object], faul
 
 
 def test_an_unknown_method_in_the_file_of_a_fleet_is_called_by_its_key(tmp_path: Path) -> None:
-    (tmp_path / "config.toml").write_text(FLEET.format('method = "fedti"'))
+    (tmp_path / "config.toml").write_text(text_of('method = "fedti"'))
 
     with pytest.raises(ConfigError, match=r"config\.toml: method 'fedti' is not known; did you mean 'fedit'\?$"):
         CoordinatorConfig.load(tmp_path / "config.toml")
@@ -158,7 +156,7 @@ def test_arms_that_the_method_does_not_play_are_refused_in_one_line(method: str,
     with pytest.raises(ArmError, match=f"^--arms: .*{fault}"):
         resolve({**TASK, "method": method, "arms": arms})
     with pytest.raises(ArmError, match=f"^arms: .*{fault}"):
-        CoordinatorConfig.from_toml(FLEET.format(f'method = "{method}"\narms = "{arms}"'))
+        CoordinatorConfig.from_toml(text_of(f'method = "{method}"\narms = "{arms}"'))
 
 
 @pytest.mark.parametrize(
@@ -199,7 +197,7 @@ def test_a_method_that_does_not_prune_has_no_deploy_rounds() -> None:
 
 def test_a_value_that_decides_how_another_is_written_is_checked_first() -> None:
     with pytest.raises(ConfigError, match="method is 5, expected text"):
-        CoordinatorConfig.from_toml(FLEET.format('arms = "0.0:8"\nmethod = 5'))
+        CoordinatorConfig.from_toml(text_of('arms = "0.0:8"\nmethod = 5'))
 
 
 NOTHING: dict[str, Any] = {}

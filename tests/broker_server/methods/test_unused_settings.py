@@ -17,19 +17,9 @@ from broker_server.experiments.run.settings import RunSettings
 from broker_server.methods.by_name import OF_METHODS, method_of, passed_over
 from broker_server.methods.presets import PRESETS
 from broker_server.options import flat, options_of, toml_value
+from tests.broker_server.methods.fleet_file import fleet_file
 
 OPTIONS: Final = options_of(FederationConfig)
-
-FLEET: Final = """
-run_id = "run-1"
-fleet = "lab"
-broker_url = "mqtt://localhost:1883"
-artifact_url = "http://localhost/"
-artifact_digest = "00"
-num_devices = 3
-method = "{method}"
-{tables}
-"""
 
 
 def of_run(method: str) -> dict[str, object]:
@@ -52,7 +42,7 @@ def fleet(method: str, name: str = "", value: object = None) -> str:
         "\n".join([f"[{table}]" if table else "", *(f"{key} = {toml_value(given)}" for key, given in values.items())])
         for table, values in tables.items()
     ]
-    return FLEET.format(method=method, tables="\n".join(lines))
+    return fleet_file("\n".join([f'method = "{method}"', *lines]))
 
 
 def a_value(name: str) -> object:

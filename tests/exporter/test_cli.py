@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,8 @@ from broker_server.cli import call
 from edge_runtime.errors import ExitCode
 from edge_runtime.formats import names
 from edge_runtime.formats.manifest import digest_of
+from exporter.cli import needed_packages
+from exporter.errors import MissingPackageError
 from tests.conftest import Disk, save_bert
 from tests.exporter.reference import manifest_of
 
@@ -88,3 +92,26 @@ def test_a_disk_with_room_for_graphs_but_not_for_weights(
     assert code == ExitCode.DISK_FULL
     assert "disk full" in capsys.readouterr().err
     assert list(disk.iterdir()) == []
+
+
+def test_what_imports_bring_is_not_looked_at_by_the_garbage_collector(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "large_package.py").write_text("KEPT = [[] for _ in range(1000)]")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = gc.get_freeze_count()
+    try:
+        with needed_packages("export"):
+            assert not gc.isenabled()
+            importlib.import_module("large_package")
+        assert gc.get_freeze_count() > before + 1000
+        frozen = gc.get_freeze_count()
+        with needed_packages("export"):
+            importlib.import_module("large_package")
+        assert gc.get_freeze_count() == frozen, "nothing new was imported"
+        with pytest.raises(MissingPackageError), needed_packages("export"):
+            importlib.import_module("package_that_is_missing")
+        assert gc.isenabled()
+    finally:
+        gc.unfreeze()
+        sys.modules.pop("large_package", None)

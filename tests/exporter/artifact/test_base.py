@@ -21,7 +21,9 @@ from edge_runtime.formats.manifest import BaseDtype, Task
 from edge_runtime.formats.plan import Plan
 from edge_runtime.formats.quantization import Kind, quantize
 from exporter.artifact.export import export_model
+from exporter.artifact.stages import Stages, trace_stages
 from exporter.compact.merge import base_model
+from models.family import Family
 from tests.conftest import save_bert, save_llama
 
 QUANTIZED: list[BaseDtype] = ["int8", "nf4"]
@@ -32,16 +34,27 @@ Export = Callable[[BaseDtype], Artifact]
 
 @pytest.fixture(scope="module", params=["bert", "llama"])
 def export(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Export:
-    """Export a model whose hidden size nf4 divides and whose channels it does not; each way of storing it once."""
+    """Export a model whose hidden size nf4 divides and whose channels it does not; each way of storing it once.
+
+    Stages follow from the family alone, so all of them have those that were traced for the first.
+    """
     directory = tmp_path_factory.mktemp("source")
     is_encoder = request.param == "bert"
     model = (save_bert if is_encoder else save_llama)(directory / "model", hidden_size=64)
     task: Task = "text-classification" if is_encoder else "causal-lm"
 
+    traced: list[Stages] = []
+
+    def trace(family: Family) -> Stages:
+        traced[:] = traced or [trace_stages(family)]
+        return traced[0]
+
     def of(base: BaseDtype) -> Artifact:
         out = directory / base
         if not out.exists():
-            export_model(model, task, out, num_labels=3 if is_encoder else None, base_dtype=base)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("exporter.artifact.export.trace_stages", trace)
+                export_model(model, task, out, num_labels=3 if is_encoder else None, base_dtype=base)
         return Artifact.open(out)
 
     return of

@@ -103,8 +103,8 @@ def add_sharing(parser: argparse.ArgumentParser) -> None:
 
 
 def add_pins(parser: argparse.ArgumentParser) -> None:
-    """Add the options that limit the artifacts which this device may run."""
-    pins = parser.add_argument_group("artifacts that are allowed")
+    """Add the options that limit the artifacts which this device may run, and what it may send."""
+    pins = parser.add_argument_group("what is allowed")
     pins.add_argument(
         "--artifact-digest",
         type=digests,
@@ -119,6 +119,9 @@ def add_pins(parser: argparse.ArgumentParser) -> None:
         action=Joined,
         metavar="HOST[:PORT][,...]",
         help="fetch artifacts only from these servers (default: any that the coordinator names)",
+    )
+    pins.add_argument(
+        "--send-activations", action="store_true", help="let runs have hidden states and labels of each example"
     )
 
 

@@ -264,6 +264,7 @@ def _start(arguments: argparse.Namespace) -> int:
             checkpoint_every=arguments.checkpoint_every,
             pausing=pause_limits(arguments),
             sensors=arguments.sensors,
+            sends_activations=arguments.send_activations,
         ),
         pins=Pins.of(arguments.artifact_digest, arguments.artifact_host),
         exit_when_finished=arguments.exit_when_finished,

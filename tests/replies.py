@@ -22,3 +22,9 @@ def blob_of(update: Update) -> BlobRef:
     """Return the blob of an update, which must have one."""
     assert update.blob is not None
     return update.blob
+
+
+def loss_of(update: Update) -> float:
+    """Return the training loss of an update, which must have one."""
+    assert update.train_loss is not None
+    return update.train_loss

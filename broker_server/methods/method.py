@@ -1,7 +1,8 @@
 """The server's side of a method: the work that devices get, the check of a reply, and the next model from replies.
 
-A method does arithmetic and opens no file. State machine, transfers, storage, report and emulation do not depend on any
-method: they carry :class:`AssignedWork`, bytes and :class:`Reply`. The device's side is a room of the same name.
+A method does arithmetic and opens no file; one that trains here runs the engine on the run's artifact. State machine,
+transfers, storage, report and emulation do not depend on any method: they carry :class:`AssignedWork`, bytes and
+:class:`Reply`. The device's side is a room of the same name.
 
 Devices start from the global model, the server evaluates it, and the checkpoint of a round holds it. For every method
 it is an adapter on the frozen base (:class:`broker_server.methods.aggregation.Aggregated`).
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import zlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import ClassVar
 
@@ -24,12 +26,13 @@ from broker_server.methods.pruning.schedule import Segment
 from broker_server.methods.pruning.scores import Scores
 from broker_server.methods.tables import MethodTables
 from broker_server.methods.training import TrainingConfig
-from edge_runtime.formats.adapter import Array, Tensors, initial
+from edge_runtime.engine.artifact import Artifact
+from edge_runtime.formats.adapter import Array, Tensors, Trainable, initial
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.payload import Payload
 from edge_runtime.wire.arms import Axes
 from edge_runtime.wire.messages import AssignmentKey
-from edge_runtime.wire.work import Arm, Work, WorkType
+from edge_runtime.wire.work import Arm, HyperParameters, Work, WorkType
 
 
 class AssignedWork(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,6 +117,35 @@ class MethodContext:
     seed: int
     tables: MethodTables = dataclasses.field(default_factory=MethodTables)
     """Settings that some methods have beside those of training."""
+    artifact: Artifact | None = None
+    """Of the run, for methods that train here; None = nothing is trained here."""
+    num_threads: int = 1
+    """Threads of training here."""
+
+    def hyper_parameters(
+        self, round_number: int, device_id: str, *, importance_every_steps: int = 0, trainable: Trainable = "all"
+    ) -> HyperParameters:
+        """Settings of training under the names that they have there; and what depends on more than one setting.
+
+        Args:
+            round_number: 1 or more.
+            device_id: whose examples are trained on: their order is its own.
+            importance_every_steps: see :class:`HyperParameters`, as the next.
+            trainable: see there.
+        """
+        entropy = (self.seed, round_number, zlib.crc32(device_id.encode()))
+        shared = {
+            name: getattr(self.training, name)
+            for name in HyperParameters.__struct_fields__
+            if hasattr(self.training, name)
+        }
+        made = {
+            "learning_rate": self.learning_rate_at(round_number),
+            "seed": int(np.random.SeedSequence(entropy).generate_state(1)[0]),
+            "importance_every_steps": importance_every_steps,
+            "trainable": trainable,
+        }
+        return HyperParameters(**(shared | made))
 
 
 class Method(abc.ABC):
@@ -138,6 +170,12 @@ class Method(abc.ABC):
     averages: ClassVar[bool] = True
     """Whether replies are models that are averaged by their examples: then one device's share is limited, and update
     transforms apply to its change. Otherwise replies are sums that are added as they are."""
+    asks_once: ClassVar[bool] = False
+    """Whether a device is asked once in a run: its reply stays on the server's disk and counts in every later round,
+    whether the device is there or not. Such rounds ask only devices whose replies are not there."""
+    sends_examples: ClassVar[bool] = False
+    """Whether replies hold activations and labels of single examples: a device takes part only if its owner allows it
+    (``fedspine-edge start --send-activations``)."""
     is_start_exact: ClassVar[bool] = False
     """Whether devices start from float32 whatever the run's ``wire_dtype``, because they repeat the server's steps."""
 
@@ -211,8 +249,8 @@ class Method(abc.ABC):
         """Equal for two pieces of work of one round exactly if both start from the same."""
 
     @abc.abstractmethod
-    def start(self, model: Aggregated, work: Work) -> Payload:
-        """Return the tensors that a device starts from."""
+    def start(self, model: Aggregated, work: Work) -> Payload | None:
+        """Return the tensors that a device starts from; None = it needs none."""
 
     @abc.abstractmethod
     def trained(self, work: Work) -> Mapping[str, tuple[int, ...]]:

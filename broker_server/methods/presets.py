@@ -200,6 +200,11 @@ def _zowarmup(shared: Shared) -> Settings:
     return _mixed(first_order_rounds=shared.rounds_share(0.5))(shared)
 
 
+def _split(shared: Shared) -> Settings:
+    del shared
+    return {"scheduler": "fixed", "importance": "magnitude", "freeze_lower": True}
+
+
 def _fedara(shared: Shared) -> Settings:
     return {"scheduler": "fedara", "arms": shared.ranks, "aggregation": "flexlora"}
 
@@ -337,6 +342,13 @@ PRESETS: Final[Mapping[str, Preset]] = {
         source="ZOWarmUp, arXiv 2509.03503, in the form of",
         work="mixed",
         settings=_zowarmup,
+    ),
+    "split": Preset(
+        label="Split",
+        about="devices run the lower blocks once for each example; the server tunes the upper ones on what they send",
+        source="SplitFrozen, arXiv 2503.18986, in the form of",
+        work="split",
+        settings=_split,
     ),
     "fedex_lora": Preset(
         label="FedEx-LoRA",

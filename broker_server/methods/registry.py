@@ -9,6 +9,7 @@ from broker_server.methods.lora.method import Lora
 from broker_server.methods.method import Method
 from broker_server.methods.mixed.method import Mixed
 from broker_server.methods.probe.method import SoftmaxProbe, StatisticsProbe
+from broker_server.methods.split.method import Split
 from broker_server.methods.zero_order.method import ZeroOrder
 
 WORKS: Final[Mapping[str, type[Method]]] = {
@@ -17,4 +18,5 @@ WORKS: Final[Mapping[str, type[Method]]] = {
     "probe_softmax": SoftmaxProbe,
     "zero_order": ZeroOrder,
     "mixed": Mixed,
+    "split": Split,
 }

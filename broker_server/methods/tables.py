@@ -13,10 +13,13 @@ from broker_server.options import option, zero_for_none
 from broker_server.ranges import check_fields
 from edge_runtime.bounds import limits
 from edge_runtime.bounds.fields import Count, Factor, Positive
+from edge_runtime.formats.activations import ActivationDtype
 from edge_runtime.formats.seed_pool import Noise
 
 PANEL: Final = "Zero-order tuning"
 """Group of their options in ``fedspine run --help``."""
+SPLIT_PANEL: Final = "Split tuning"
+"""The same of split tuning."""
 
 AUTOMATIC: Final = -1
 """Of a cut: half of the blocks. Of a learning rate: half of the other part's."""
@@ -141,8 +144,34 @@ class MixedConfig:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SplitConfig:
+    """Table ``[split_tuning]`` of ``config.toml``: lower blocks on devices, upper ones here (docs/split.md)."""
+
+    cut: Annotated[int, msgspec.Meta(ge=AUTOMATIC, le=limits.MAX_LAYERS)] = option(
+        SPLIT_PANEL,
+        "blocks that a device runs, 1 or more; the server tunes the others; -1 = half of them",
+        AUTOMATIC,
+    )
+    freeze_lower: bool = option(
+        SPLIT_PANEL,
+        "blocks below the cut stay as they are, and activations are sent once. Method split needs it",
+        default=False,
+    )
+    dtype: ActivationDtype = option(
+        SPLIT_PANEL,
+        "how activations are coded: int8, with a scale for each token, float16 or float32",
+        "int8",
+        name="cut_dtype",
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class MethodTables:
     """The tables of all methods."""
 
     zero_order: ZeroOrderConfig = dataclasses.field(default_factory=ZeroOrderConfig)
     mixed: MixedConfig = dataclasses.field(default_factory=MixedConfig)
+    split_tuning: SplitConfig = dataclasses.field(default_factory=SplitConfig)

@@ -169,7 +169,7 @@ class AssignmentRunner:
         return update, made
 
     def _evaluate(self, execution: Execution, context: WorkContext) -> Before:
-        """Quality on the device's own held-out examples, None if it has none; and the seconds that took."""
+        """Quality on the device's own held-out examples, None if that is not known; and the seconds that took."""
         if self._holdout is None or len(self._holdout) == 0:
             return None, 0.0
         clock = context.pauses.working_s

@@ -7,6 +7,7 @@ AgentError
 ├── EngineChoiceError   options of an engine that do not go together
 ├── DeviceMethodError   a method of another package that is not installed, or cannot be used
 ├── UnfitDataError      examples that are right in themselves, and not for the artifact of a run
+├── NotAllowedError     work that the owner of this board does not allow
 └── StoppedError        somebody asked this device to stop what it was doing
 """
 
@@ -49,6 +50,10 @@ class DeviceMethodError(AgentError):
 
 class UnfitDataError(AgentError):
     """The examples of this board are right in themselves, and not for the artifact of a run; another may suit."""
+
+
+class NotAllowedError(AgentError):
+    """The owner of this board does not allow this work."""
 
 
 class StoppedError(AgentError):

@@ -45,6 +45,8 @@ class WorkSettings:
     """Folder in which methods keep files between assignments; None = nothing is kept."""
     device_methods: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Classes of methods of other packages, ``module:Class``, by the name that an assignment says."""
+    sends_activations: bool = False
+    """Whether the owner allows that activations and labels of the examples leave the board."""
     ort_models: Path | None = None
     """Folder of ort-training models, to train with these; None = the portable engine."""
 

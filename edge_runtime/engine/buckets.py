@@ -9,6 +9,7 @@ Shape legend: ``B`` examples of a batch.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Final
 
 import numpy as np
@@ -49,8 +50,10 @@ def _sizes(lengths: Int64) -> list[int]:
 def _part(batch: Batch, rows: Int64) -> Batch:
     mask = batch.attention_mask[rows]
     length = int(mask.sum(axis=1).max())
-    return Batch(
+    return dataclasses.replace(
+        batch,
         input_ids=np.ascontiguousarray(batch.input_ids[rows, :length]),
         attention_mask=np.ascontiguousarray(mask[:, :length]),
         labels=batch.labels[rows] if batch.labels.ndim == 1 else np.ascontiguousarray(batch.labels[rows, :length]),
+        below=None if batch.below is None else np.ascontiguousarray(batch.below[rows, :length]),
     )

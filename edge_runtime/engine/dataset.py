@@ -9,8 +9,8 @@ import dataclasses
 import hashlib
 import heapq
 import itertools
-from collections.abc import Iterator
-from typing import Self
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ import numpy.typing as npt
 from edge_runtime.engine.errors import DataEmptyError, DataInvalidError
 from edge_runtime.formats import names
 
+Array = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 
 
@@ -31,6 +32,11 @@ class Batch:
     """int64 ``[B, L]``, 1 = token, 0 = padding."""
     labels: Int64
     """int64 ``[B]`` (text-classification), or ``[B, L]`` (causal-lm: the tokens themselves, -100 at padding)."""
+    below: Array | None = None
+    """Hidden states after the blocks below ``cut``, float32 ``[B, L, H]``: a model goes on from there, and tokens only
+    say how long examples are. None = it begins with the tokens."""
+    cut: int = 0
+    """Number of blocks that ``below`` is after."""
 
     @property
     def num_targets(self) -> int:
@@ -53,6 +59,30 @@ class Batch:
         flat = following.reshape(-1)
         rows = np.flatnonzero(flat != names.IGNORE_LABEL)
         return rows, flat[rows]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Lowered:
+    """A batch after the lower blocks of a model; no later call writes over it."""
+
+    hidden: Array
+    """Float32 ``[B, L, H]``; ``[B, 1, H]`` after a last block that gives first tokens alone."""
+    context: Mapping[str, Any]
+    """Inputs of all blocks beside it, as onnxruntime has them."""
+
+
+class Examples(Protocol):
+    """Examples that batches are drawn from."""
+
+    @property
+    def labels(self) -> Int64 | None:
+        """Classes, int64 ``[E]``; None for causal-lm."""
+
+    def __len__(self) -> int:
+        """E."""
+
+    def batch(self, indices: Int64) -> Batch:
+        """The examples ``indices`` (int64 ``[B]``, at least one), padded to the longest of them."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +163,7 @@ class Dataset:
 
 
 def batches(
-    dataset: Dataset, batch_size: int, rng: np.random.Generator, *, class_balance: float = 0.0
+    dataset: Examples, batch_size: int, rng: np.random.Generator, *, class_balance: float = 0.0
 ) -> Iterator[Batch]:
     """Shuffled batches without end.
 

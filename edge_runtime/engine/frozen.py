@@ -40,6 +40,10 @@ class FrozenWeights(Mapping[str, Array]):
         """Number of tensors."""
         return len(self._held)
 
+    def __contains__(self, name: object) -> bool:
+        """Return whether a weight is there; nothing is converted."""
+        return name in self._held
+
     def held(self, name: str) -> Held:
         """A weight as it is kept."""
         return self._held[name]
@@ -100,7 +104,7 @@ class BlockWeights:
         shape, local = self._weights.held(name).shape, name.removeprefix(prefix)
         size = math.prod(shape)
         if local not in self._converted:
-            largest = max(self._weights.held(p + local).size for p in self._prefixes)
+            largest = max(self._weights.held(p + local).size for p in self._prefixes if p + local in self._weights)
             self._converted[local] = np.empty(largest, np.float32)
             self._loaded = None
         return self._converted[local][:size].reshape(shape)

@@ -121,6 +121,37 @@ def estimate_forward_bytes(manifest: Manifest, rank: int, batch_size: int, max_l
     return parts.process + parts.weights + max(int(stored), vectors + activations)
 
 
+def estimate_lower_bytes(manifest: Manifest, cut: int, batch_size: int, max_length: int, num_coded: int = 0) -> int:
+    """Peak resident memory of a device process that runs embedding and lower blocks alone, bytes.
+
+    An upper bound, as :func:`estimate_features_bytes`: weights below the cut and, but for an output matrix, outside the
+    blocks; hidden states three times; and the coded activations of all examples twice, as arrays and as one blob.
+
+    Args:
+        manifest: the artifact's manifest.
+        cut: number of blocks.
+        batch_size: examples in a forward pass.
+        max_length: tokens of the longest batch.
+        num_coded: bytes of the coded activations of all examples.
+    """
+    parts = training_memory(manifest, Plan.full(manifest), 1, batch_size, max_length, "staged")
+    stored, converted = 0.0, dict.fromkeys(range(cut), 0)
+    (table,) = (tensor for tensor in manifest.tensors if tensor.name == manifest.word_embedding)
+    for tensor in manifest.tensors:
+        size = math.prod(tensor.shape)
+        if tensor.name == table.name:
+            stored += size * _STORED_BYTES[tensor.dtype]
+        elif tensor.layer is None:
+            stored += 0 if tensor.shape == table.shape else _FLOAT_BYTES * size
+        elif tensor.layer < cut:
+            stored += size * (_STORED_BYTES[tensor.dtype] if len(tensor.shape) > 1 else _FLOAT_BYTES)
+            if len(tensor.shape) > 1 and tensor.dtype != "float32":
+                converted[tensor.layer] += size * _FLOAT_BYTES
+    hidden = _FLOAT_BYTES * 3 * batch_size * max_length * manifest.hidden_size
+    weights = int(stored) + max(converted.values(), default=0)
+    return parts.process + weights + hidden + parts.linear + parts.attention + 2 * num_coded
+
+
 def estimate_whole_bytes(manifest: Manifest, batch_size: int, max_length: int) -> int:
     """Peak resident memory of a device process that tunes all weights by forward passes alone, bytes.
 

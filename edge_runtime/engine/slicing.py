@@ -32,6 +32,7 @@ def slice_weights(
     lora_scaling: float = 1.0,
     keep_stored: Collection[str] = (),
     pool: SeedPool | None = None,
+    wanted: Collection[str] | None = None,
 ) -> FrozenWeights:
     """The frozen weights under ``plan``, by name: ``W``, or ``W + lora_scaling * merged_B @ merged_A``.
 
@@ -46,9 +47,10 @@ def slice_weights(
         keep_stored: tensors that are kept in the type that they are stored in, unless something is merged; all others
             are float32.
         pool: moves all weights before anything is cut; None = they are the artifact's.
+        wanted: tensors that are needed, of a part of the model; None = all.
 
     Returns:
-        C-contiguous arrays, one for each tensor of the manifest; every axis named in ``prune`` has the plan's size.
+        C-contiguous arrays, one for each tensor that is wanted; every axis named in ``prune`` has the plan's size.
 
     Raises:
         TensorError: merged factors do not fit the plan, or weights are stored in so few bits that no pool moves them.
@@ -60,6 +62,8 @@ def slice_weights(
     factors = {f"{module}.weight": pair for module, pair in merged.items()}
     weights: dict[str, Held] = {}
     for spec in artifact.manifest.tensors:
+        if wanted is not None and spec.name not in wanted:
+            continue
         value = artifact.stored(spec)
         if direction is not None:
             value = moved(as_float32(value), indices[spec.name], direction)

@@ -9,7 +9,6 @@ Shape legend: ``B`` examples, ``L`` length, ``H`` hidden size, ``T`` scored posi
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -18,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from edge_runtime.engine.artifact import Artifact
-from edge_runtime.engine.dataset import Batch, Int64
+from edge_runtime.engine.dataset import Batch, Int64, Lowered
 from edge_runtime.engine.frozen import Array, FrozenWeights
 from edge_runtime.engine.session import Graph
 from edge_runtime.engine.stage_bindings import StageBindings
@@ -69,17 +68,17 @@ class StagedGraphs:
         is_last = self.manifest.scores_first_only and layer == self.manifest.num_layers - 1
         return names.LAST_BLOCK_STAGE if is_last else names.BLOCK_STAGE
 
-    def backward(self, layer: int) -> str:
-        """File of a block's backward."""
+    def backward(self, layer: int, first: int) -> str:
+        """File of a block's backward; that of the ``first`` one gives no gradient of its input."""
         if self.manifest.scores_first_only and layer == self.manifest.num_layers - 1:
             return names.LAST_BACKWARD_STAGE
-        return names.FIRST_BACKWARD_STAGE if layer == self.first_tuned else names.BLOCK_BACKWARD_STAGE
+        return names.FIRST_BACKWARD_STAGE if layer == first else names.BLOCK_BACKWARD_STAGE
 
     def load_training(self) -> None:
         """See :meth:`edge_runtime.engine.model.Graphs.load_training`."""
         layers = range(self.manifest.num_layers)
         needed = {names.EMBEDDING_STAGE, names.HEAD_STAGE, *map(self.forward, layers)}
-        needed.update(map(self.backward, layers[self.first_tuned :]))
+        needed.update(self.backward(layer, self.first_tuned) for layer in layers[self.first_tuned :])
         for name in names.STAGES:
             if name in needed:
                 self.stage(name)
@@ -87,16 +86,6 @@ class StagedGraphs:
     def model(self, weights: FrozenWeights, layout: AdapterLayout, lora_scaling: float) -> StagedModel:
         """See :meth:`edge_runtime.engine.model.Graphs.model`."""
         return StagedModel(self, weights, layout, lora_scaling)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Lowered:
-    """A batch after the lower blocks of a model; no later call writes over it."""
-
-    hidden: Array
-    """Float32 ``[B, L, H]``; ``[B, 1, H]`` after a last block that gives first tokens alone."""
-    context: Mapping[str, Any]
-    """Inputs of all blocks beside it, as onnxruntime has them."""
 
 
 class StagedModel:
@@ -133,14 +122,16 @@ class StagedModel:
         # Gradient checkpointing: the forward pass keeps only the input of each tuned block (and the residual sum of
         # those whose backward needs it). A backward graph computes its block again from that input, so the activations
         # inside a block are in memory for one block at a time.
-        num_layers, first = self._manifest.num_layers, self._graphs.first_tuned
-        kept = self._manifest.residual_layers
+        num_layers, first = self._manifest.num_layers, max(batch.cut, self._graphs.first_tuned)
+        kept = [layer for layer in self._manifest.residual_layers if layer >= first]
         buffers = self._hidden(num_layers - first + 2 + len(kept), batch)
         residuals = {layer: _flat(buffer) for layer, buffer in zip(kept, buffers, strict=False)}
         state, spare, *more = buffers[len(kept) :]
         context = self._embed(batch, state)
+        if batch.below is not None:
+            state[...] = batch.below
         # Blocks below the first tuned one need no gradient: two buffers take turns, and no input is kept.
-        for layer in range(first):
+        for layer in range(batch.cut, first):
             self._forward(layer, state, spare, context, params)
             state, spare = spare, state
         # From the first tuned block on, each block writes into a buffer of its own, which is the next block's input.
@@ -153,7 +144,7 @@ class StagedModel:
         self._loss_scale[...] = 1.0 / num_targets
         loss = self._head(upstream, rows, targets, params, grads, summed)
         for layer in reversed(range(first, num_layers)):
-            binding = self._stages.block(self._graphs.backward(layer), layer, hidden[layer], context, params)
+            binding = self._stages.block(self._graphs.backward(layer, first), layer, hidden[layer], context, params)
             binding.bind(names.HIDDEN_GRAD, upstream)
             if layer in residuals:
                 binding.bind(names.RESIDUAL, residuals[layer])

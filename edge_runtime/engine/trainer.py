@@ -111,10 +111,26 @@ class TrainingRun(BaseRun):
         adapter: Mapping[str, Array],
         hyper_parameters: HyperParameters,
         weights: FrozenWeights,
+        cut: int = 0,
     ) -> None:
+        """Begin at an adapter.
+
+        Args:
+            trainer: has the graphs; in staged mode, if there is a cut.
+            plan: units that stay.
+            rank: LoRA rank of ``adapter``.
+            adapter: see :meth:`Trainer.start`, as the next.
+            hyper_parameters: see :class:`HyperParameters`.
+            weights: sliced under ``plan``; with a cut those below it are not needed.
+            cut: number of blocks whose factors stay as they are; batches bring hidden states after them.
+
+        Raises:
+            TensorError: the adapter does not fit plan and rank.
+        """
         layout = AdapterLayout.of(trainer.artifact.manifest, plan, rank)
         params = layout.flatten(adapter)
         super().__init__(trainer.artifact, plan, layout, params, hyper_parameters, weights)
+        self._cut = cut
         self._norm = np.zeros((), np.float32)
         self._graphs = trainer.graphs
         self._model = self._graphs.model(weights, self.layout, hyper_parameters.lora_scaling)
@@ -259,7 +275,8 @@ class TrainingRun(BaseRun):
         self._next = {name: np.empty_like(value) for name, value in state.items()}
         self._zeros = np.zeros_like(last_grads)
         self._grads = [np.empty_like(last_grads), np.empty_like(last_grads)]
-        self._frozen = _frozen_parts(self.layout, self._hyper_parameters)
+        below = self.layout.parts(self._manifest).blocks[: self._cut]
+        self._frozen = [*_frozen_parts(self.layout, self._hyper_parameters), *below]
 
     def _bind_optimizer(self, graph: Graph) -> dict[str, Array]:
         """Bind the scalars, which later steps change in place; returns them by name."""
@@ -296,8 +313,8 @@ def _frozen_parts(layout: AdapterLayout, hyper_parameters: HyperParameters) -> l
 class TrainingResult:
     """The figures of a training loop that ended."""
 
-    mean_loss: float
-    """Mean of the steps' losses, nats."""
+    mean_loss: float | None
+    """Mean of the steps' losses, nats; None for work that has no loss."""
     step_times_s: tuple[float, ...]
     """Wall time of each optimizer step, drawing its batches and a pruning before it included."""
     importance_s: float

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Collection, Mapping
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,9 @@ from edge_runtime.errors import TensorError
 from edge_runtime.formats.manifest import digest_of
 
 WireDtype = Literal["float32", "float16"]
+
+KINDS: Final = {"float32": "F32", "float16": "F16", "int8": "I8", "int32": "I32"}
+"""Types of safetensors, by those of numpy."""
 
 
 def encode_tensors(
@@ -55,7 +58,7 @@ def decode_tensors(data: bytes, max_bytes: int = limits.MAX_BLOB_BYTES) -> dict[
     Raises:
         TensorError: malformed, over a limit, or of a type other than float32 and float16.
     """
-    loaded = _load(data, ("F32", "F16"), max_bytes)
+    loaded = decode_arrays(data, ("F32", "F16"), max_bytes)
     return {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in loaded.items()}
 
 
@@ -65,7 +68,7 @@ def decode_with_octets(data: bytes) -> tuple[dict[str, npt.NDArray[np.float32]],
     Raises:
         TensorError: malformed, over a limit, or of a type other than float32, float16 and uint8.
     """
-    loaded = _load(data, ("F32", "F16", "U8"), limits.MAX_BLOB_BYTES)
+    loaded = decode_arrays(data, ("F32", "F16", "U8"), limits.MAX_BLOB_BYTES)
     floats = {n: np.ascontiguousarray(v, np.float32) for n, v in loaded.items() if v.dtype != np.uint8}
     return floats, {name: value for name, value in loaded.items() if name not in floats}
 
@@ -81,15 +84,48 @@ def decode_integers(data: bytes, max_bytes: int = limits.MAX_BLOB_BYTES) -> dict
     Raises:
         TensorError: malformed, over a limit, or of another type.
     """
-    return _load(data, ("I64",), max_bytes)
+    return decode_arrays(data, ("I64",), max_bytes)
 
 
-def _load(data: bytes, kinds: tuple[str, ...], max_bytes: int) -> dict[str, npt.NDArray[Any]]:
-    """Arrays of these types of safetensors."""
+def encode_arrays(tensors: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -> bytes:
+    """Safetensors bytes of arrays of any of :data:`KINDS`; in memory are no more than the arrays and the bytes."""
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    parts, end = list[memoryview](), 0
+    for name, value in sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])):
+        stored = np.ascontiguousarray(value, value.dtype.newbyteorder("<"))
+        offsets = [end, end := end + stored.nbytes]
+        header[name] = {"dtype": KINDS[stored.dtype.name], "shape": list(stored.shape), "data_offsets": offsets}
+        parts.append(stored.reshape(-1).view(np.uint8).data)
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([struct.pack("<Q", len(text)), text, *parts])
+
+
+def decode_metadata(data: bytes) -> dict[str, object]:
+    """The metadata of safetensors bytes from outside, beside their arrays; values may be of any type.
+
+    Raises:
+        TensorError: malformed.
+    """
+    given = _header(data)[1]
+    if not isinstance(given, dict):
+        msg = f"tensor blob has malformed metadata: {str(given)[:50]!r}"
+        raise TensorError(msg)
+    return given
+
+
+def decode_arrays(
+    data: bytes, kinds: Collection[str], max_bytes: int = limits.MAX_BLOB_BYTES
+) -> dict[str, npt.NDArray[Any]]:
+    """Named arrays of these types of safetensors, from bytes that came from outside.
+
+    Raises:
+        TensorError: malformed, over a limit, or of another type.
+    """
     if len(data) > max_bytes:
         msg = f"tensor blob is {len(data)} bytes, at most {max_bytes} are accepted"
         raise TensorError(msg)
-    header = _header(data)
+    header, _ = _header(data)
     if len(header) > limits.MAX_TENSORS:
         msg = f"tensor blob holds {len(header)} tensors, at most {limits.MAX_TENSORS} are accepted"
         raise TensorError(msg)
@@ -99,7 +135,7 @@ def _load(data: bytes, kinds: tuple[str, ...], max_bytes: int) -> dict[str, npt.
             msg = f"tensor {name[:50]!r} has a name of {len(name)} characters: expected 1 to {most}, all printable"
             raise TensorError(msg)
         kind = entry.get("dtype") if isinstance(entry, dict) else None
-        if kind not in kinds:  # `kinds` is not a set, because `kind` may not be hashable
+        if not isinstance(kind, str) or kind not in kinds:
             msg = f"tensor {name!r} has type {str(kind)[:50]!r}, expected {' or '.join(kinds)}"
             raise TensorError(msg)
     try:
@@ -135,7 +171,8 @@ def _with_sorted_metadata(data: bytes) -> bytes:
     return struct.pack("<Q", len(text)) + text + data[8 + size :]
 
 
-def _header(data: bytes) -> dict[str, object]:
+def _header(data: bytes) -> tuple[dict[str, object], object]:
+    """Entries of the tensors, and the metadata."""
     if len(data) < struct.calcsize("<Q"):
         msg = f"tensor blob of {len(data)} bytes is too short to be safetensors"
         raise TensorError(msg)
@@ -151,5 +188,5 @@ def _header(data: bytes) -> dict[str, object]:
     if not isinstance(header, dict):
         msg = "tensor blob has a malformed header: not an object"
         raise TensorError(msg)
-    header.pop("__metadata__", None)
-    return header
+    metadata = header.pop("__metadata__", {})
+    return header, metadata

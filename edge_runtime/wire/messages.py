@@ -144,8 +144,8 @@ class Update(Message, frozen=True, kw_only=True):
     """Result of the work, if it has at most MAX_INLINE_BYTES; there is no ``blob`` then."""
     num_examples: Positive
     """Examples of the device (its weight in the aggregation)."""
-    train_loss: Loss
-    """Mean loss over the local steps."""
+    train_loss: Loss | None
+    """Mean loss over the local steps; None = the work has no loss."""
     measurements: Measurements
     evaluation: LocalEvaluation | None = None
 

@@ -22,6 +22,7 @@ from edge_runtime.bounds.fields import (
     Share,
 )
 from edge_runtime.errors import MessageError
+from edge_runtime.formats.activations import ActivationDtype
 from edge_runtime.formats.adapter import Trainable
 from edge_runtime.formats.plan import PackedPlan
 from edge_runtime.formats.seed_pool import Noise, SeedPool
@@ -103,7 +104,16 @@ class Pruning(msgspec.Struct, frozen=True, kw_only=True):
     plan: PackedPlan
 
 
-class LoraWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="lora"):
+class WithoutHistory(msgspec.Struct, frozen=True, kw_only=True):
+    """Work whose payload is always pulled."""
+
+    @property
+    def has_history(self) -> bool:
+        """Return whether it says enough of earlier rounds that a device may make the payload of what it has."""
+        return False
+
+
+class LoraWork(WithoutHistory, frozen=True, kw_only=True, tag_field="type", tag="lora"):
     """First-order training of LoRA factors on a slice of the model."""
 
     arm: Arm
@@ -128,11 +138,6 @@ class LoraWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=
         return f"pruning ratio {self.arm.pruning_ratio:g}, rank {self.arm.rank}"
 
     @property
-    def has_history(self) -> bool:
-        """Return whether it says enough of earlier rounds that a device may make the payload of what it has."""
-        return False
-
-    @property
     def num_counted_steps(self) -> int:
         """Steps that a device counts while it works."""
         return self.hyper_parameters.num_local_steps
@@ -143,7 +148,7 @@ class LoraWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=
         return self.prunings[-1].plan if self.prunings else self.plan
 
 
-class ProbeWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="probe"):
+class ProbeWork(WithoutHistory, frozen=True, kw_only=True, tag_field="type", tag="probe"):
     """A linear head on features of the frozen model (text-classification); forward passes only."""
 
     plan: PackedPlan
@@ -163,11 +168,6 @@ class ProbeWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag
     def __str__(self) -> str:
         """A few words."""
         return f"probe, {self.form}"
-
-    @property
-    def has_history(self) -> bool:
-        """Return whether it says enough of earlier rounds that a device may make the payload of what it has."""
-        return False
 
     @property
     def num_counted_steps(self) -> int:
@@ -278,7 +278,7 @@ class ZeroOrderWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type",
         return self.num_local_steps, self.num_outer * self.num_inner
 
 
-class SeedPoolWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="seed_pool"):
+class SeedPoolWork(WithoutHistory, frozen=True, kw_only=True, tag_field="type", tag="seed_pool"):
     """Tuning of all weights by forward passes alone, along the noise of a pool of seeds; scalars go up.
 
     In each step a device draws ``num_perturbations`` seeds of the pool for itself (FedKSeed, arXiv 2312.06353).
@@ -304,11 +304,6 @@ class SeedPoolWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", 
         return f"all weights along a pool of {self.pool.num_seeds} seeds, {self.num_perturbations} in a step"
 
     @property
-    def has_history(self) -> bool:
-        """Return whether it says enough of earlier rounds that a device may make the payload of what it has."""
-        return False
-
-    @property
     def num_counted_steps(self) -> int:
         """Steps that a device counts while it works."""
         return self.num_local_steps
@@ -319,10 +314,36 @@ class SeedPoolWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", 
         return self.num_local_steps, self.num_perturbations
 
 
+class SplitWork(WithoutHistory, frozen=True, kw_only=True, tag_field="type", tag="split"):
+    """One forward pass of embedding and lower blocks for each example; hidden states at the cut and labels go up.
+
+    A device is asked once in a run: the blocks below the cut are not tuned, so the server trains all others on what is
+    sent, round after round. In the form of SplitFrozen (arXiv 2503.18986).
+    """
+
+    cut: Positive
+    """Blocks below it run on the device."""
+    dtype: ActivationDtype
+    """Coding of the hidden states."""
+    batch_size: Positive
+    """Examples in a forward pass."""
+    max_length: Positive
+    """Tokens; longer examples are truncated (text-classification) or cut into windows (causal-lm)."""
+
+    def __str__(self) -> str:
+        """A few words."""
+        return f"split, activations after {self.cut} blocks in {self.dtype}"
+
+    @property
+    def num_counted_steps(self) -> int:
+        """Steps that a device counts while it works."""
+        return 1
+
+
 OwnSettings = TypeVar("OwnSettings", bound=msgspec.Struct)
 
 
-class PluginWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="plugin"):
+class PluginWork(WithoutHistory, frozen=True, kw_only=True, tag_field="type", tag="plugin"):
     """The work of a method that a package outside adds; the device has that package installed, or refuses the work."""
 
     method: Name
@@ -344,11 +365,6 @@ class PluginWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", ta
         return f"method {self.method} of an installed package"
 
     @property
-    def has_history(self) -> bool:
-        """Return whether it says enough of earlier rounds that a device may make the payload of what it has."""
-        return False
-
-    @property
     def num_counted_steps(self) -> int:
         """Steps that a device counts while it works."""
         return self.num_steps
@@ -366,10 +382,10 @@ class PluginWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", ta
             raise MessageError(msg) from error
 
 
-WorkType = Literal["lora", "probe", "zero_order", "seed_pool", "plugin"]
+WorkType = Literal["lora", "probe", "zero_order", "seed_pool", "split", "plugin"]
 """Tags of :data:`Work`."""
 
-Work = LoraWork | ProbeWork | ZeroOrderWork | SeedPoolWork | PluginWork
+Work = LoraWork | ProbeWork | ZeroOrderWork | SeedPoolWork | SplitWork | PluginWork
 """The work that a device may be asked to do, by the tag ``type``: one member for each method of FedSpine's, and one for
 all methods of installed packages."""
 

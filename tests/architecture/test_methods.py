@@ -11,17 +11,18 @@ from broker_server.methods.presets import PRESETS
 from broker_server.methods.registry import WORKS
 
 LORA: Final = "lora"
-"""The word of the factors, which every method's model has; and ``mixed`` is a word of every day."""
+"""The word of the factors, which every method's model has; ``mixed`` and ``split`` are words of every day."""
 
 NAMES: Final = frozenset({name for name, preset in PRESETS.items() if preset.work != LORA} | WORKS.keys()) - {
     LORA,
     "mixed",
+    "split",
 }
 """Methods whose devices do other work than first-order training, and that work."""
 
 ROOMS: Final = re.compile(
-    r"broker_server\.methods\.(probe|zero_order|mixed)\b"
-    r"|edge_runtime\.agent\.methods\.(probe|zero_order)\b"
+    r"broker_server\.methods\.(probe|zero_order|mixed|split)\b"
+    r"|edge_runtime\.agent\.methods\.(probe|zero_order|split)\b"
     r"|edge_runtime\.formats\.(probe|zero_order)$"
     r"|edge_runtime\.zero_order\b"
 )

@@ -115,7 +115,7 @@ def graph_inputs(artifact: Path, arm: Arm, adapter: Mapping[str, Any], batch: Ar
 
 def batch_inputs(batch: Arrays) -> Arrays:
     """A batch as graphs take it."""
-    given = Batch(**batch)
+    given = Batch(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"])
     rows, targets = given.scored()
     scored = {names.ROWS: rows} if given.labels.ndim == 2 else {}  # of a sequence the first token alone is scored
     return {

@@ -150,7 +150,7 @@ class RunView:
         quality = self._quality(record)
         if record.round_number == 0:
             return f"before training: {quality}"
-        accepted = sum(device.outcome == "accepted" for device in record.devices)
+        accepted = record.num_standing + sum(device.outcome == "accepted" for device in record.devices)
         updates = f"{plural(accepted, 'update')} used" if not record.discarded else f"none of {accepted} updates used"
         others = [
             f"{d.device_id} {d.outcome.replace('_', ' ')}{f': {d.detail[:MAX_DETAIL]}' if d.detail else ''}"

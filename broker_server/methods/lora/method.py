@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import zlib
 from collections.abc import Hashable, Mapping, Sequence
 from typing import ClassVar, Final
 
@@ -26,7 +25,7 @@ from edge_runtime.formats.payload import Payload, check_payload, decode_payload
 from edge_runtime.formats.plan import PackedPlan, Plan
 from edge_runtime.wire.arms import LORA_AXES, Axes
 from edge_runtime.wire.messages import AssignmentKey
-from edge_runtime.wire.work import Arm, HyperParameters, LoraWork, Pruning, Work
+from edge_runtime.wire.work import Arm, LoraWork, Pruning, Work
 
 HEADER_BYTES_PER_TENSOR: Final = 512
 """Allowance for a tensor's entry in a safetensors header; names are module paths."""
@@ -75,7 +74,12 @@ class Lora(Method):
             work=LoraWork(
                 arm=arm,
                 plan=plans.at(parts[0].pruning_ratio).packed,
-                hyper_parameters=self._hyper_parameters(number, key.device_id),
+                hyper_parameters=self._context.hyper_parameters(
+                    number,
+                    key.device_id,
+                    importance_every_steps=pruning.importance_every_steps if pruning.importance == "lora" else 0,
+                    trainable=self._aggregation.trainable,
+                ),
                 prunings=tuple(
                     Pruning(at_step=part.at_step, plan=plans.at(part.pruning_ratio).packed) for part in parts[1:]
                 ),
@@ -87,21 +91,6 @@ class Lora(Method):
             num_steps=num_steps,
             is_deploy=is_deploy,
         )
-
-    def _hyper_parameters(self, round_number: int, device_id: str) -> HyperParameters:
-        """Settings of training under the names that they have there; and what depends on more than one setting."""
-        training, pruning = self._context.training, self._context.pruning
-        entropy = (self._context.seed, round_number, zlib.crc32(device_id.encode()))
-        shared = {
-            name: getattr(training, name) for name in HyperParameters.__struct_fields__ if hasattr(training, name)
-        }
-        made = {
-            "learning_rate": self._context.learning_rate_at(round_number),
-            "seed": int(np.random.SeedSequence(entropy).generate_state(1)[0]),
-            "importance_every_steps": pruning.importance_every_steps if pruning.importance == "lora" else 0,
-            "trainable": self._aggregation.trainable,
-        }
-        return HyperParameters(**(shared | made))
 
     def start_kind(self, work: Work) -> Hashable:
         """Plan and rank; see :meth:`Method.start_kind`."""

@@ -115,7 +115,7 @@ class Mixed(Method):
         """The kind of work, and what it starts from; see :meth:`Method.start_kind`."""
         return isinstance(work, LoraWork), self._of(work).start_kind(work)
 
-    def start(self, model: Aggregated, work: Work) -> Payload:
+    def start(self, model: Aggregated, work: Work) -> Payload | None:
         """See :meth:`Method.start`."""
         return self._of(work).start(model, work)
 

@@ -65,9 +65,15 @@ MAX_ATTEMPTS = 3
 """Assignments that one device may get in one round (the later ones with cheaper arms)."""
 
 
-def start(limits: RoundLimits, now: float) -> Step:
-    """Begin a run: the adapter is evaluated before training (round 0), while devices register."""
-    state = RunState(limits=limits, phase=Phase.EVALUATING, now=now, round_number=0)
+def start(limits: RoundLimits, now: float, served: frozenset[str] = frozenset()) -> Step:
+    """Begin a run: the adapter is evaluated before training (round 0), while devices register.
+
+    Args:
+        limits: see :class:`RoundLimits`.
+        now: monotonic seconds.
+        served: devices whose replies are here already.
+    """
+    state = RunState(limits=limits, phase=Phase.EVALUATING, now=now, round_number=0, served=served)
     return state, (Evaluate(round_number=0, is_last=False),)
 
 
@@ -78,6 +84,7 @@ def resume(
     participants: Mapping[str, Participant] | None,
     *,
     num_used_rounds: int,
+    served: frozenset[str] = frozenset(),
 ) -> Step:
     """Go on with a run after a restart of the coordinator.
 
@@ -88,8 +95,10 @@ def resume(
         participants: those of round ``finished + 1`` when it had begun, by device id. Open ones get
             ``registration_timeout_s`` to come back, and then their assignment again, as the same attempt. Once a device
             registers whose process stayed, all others whose did have heard the same hello: from then on ``rejoin_s``
-            must do.
+            must do. Where devices are asked once, a round that had asked none begins anew: a reply that was damaged
+            meanwhile is asked for again.
         num_used_rounds: finished rounds whose updates made the next adapter.
+        served: see :func:`start`.
     """
     if finished >= limits.num_rounds:
         state = RunState(
@@ -103,8 +112,9 @@ def resume(
         round_number=finished + 1,
         num_used_rounds=num_used_rounds,
         is_regathering=True,
+        served=served,
     )
-    if participants is None:
+    if participants is None or (limits.asks_once and not participants):
         return wait(state, limits.num_devices)
     back_by = now + limits.registration_timeout_s
     waiting = {
@@ -342,6 +352,8 @@ def _on_stored(state: RunState, event: UpdateStored) -> Step:
     if participant is None:
         return state, ()
     state = silence.answered(state, participant.device_id)
+    if state.limits.asks_once:
+        state = dataclasses.replace(state, served=state.served | {participant.device_id})
     accepted = _decided(participant, Outcome.ACCEPTED, "")
     closed, more = close_if_complete(with_participants(state, {participant.device_id: accepted}))
     return closed, (SendVerdict(key=event.key, accepted=True, detail=""), *more)

@@ -59,9 +59,9 @@ def is_over(state: RunState, participant: Participant, *, has_enough: bool) -> b
 
 
 def has_enough(state: RunState) -> bool:
-    """Return whether as many updates were accepted as devices the round waited for."""
+    """Return whether as many updates were accepted, or stand, as devices the round waited for."""
     accepted = sum(participant.outcome is Outcome.ACCEPTED for participant in state.participants.values())
-    return accepted >= state.num_awaited
+    return accepted + state.num_standing >= state.num_awaited
 
 
 def missed(state: RunState, weights: Mapping[str, int]) -> RunState:
@@ -89,7 +89,7 @@ def others(state: RunState) -> tuple[ChooseArms, ...]:
     """Call in devices that are there, where too few of those that were asked say anything."""
     participants = state.participants.values()
     is_quiet = any(p.is_open and is_over(state, p, has_enough=True) for p in participants)
-    num_heard = sum(p.silent_since is None and p.outcome is not Outcome.LOST for p in participants)
+    num_heard = sum(p.silent_since is None and p.outcome is not Outcome.LOST for p in participants) + state.num_standing
     if state.phase is not Phase.COLLECTING or not is_quiet or num_heard >= state.num_awaited:
         return ()
     called = tuple(sorted(state.eligible - state.participants.keys() - state.called))

@@ -50,9 +50,10 @@ def wait(state: RunState, num_devices: int) -> Step:
 
 
 def begin_if_ready(state: RunState) -> Step:
-    """Begin the round when enough devices are there, or fail when none came in time."""
-    asked = state.eligible or state.online
-    if asked and (len(asked) >= state.num_awaited or state.now >= state.patient_until):
+    """Begin the round when enough devices are there or served, or fail when none came in time."""
+    asked = state.eligible or state.online - state.served
+    num_ready = len(asked) + len(state.served)
+    if num_ready and (num_ready >= state.num_awaited or state.now >= state.patient_until):
         chosen = ChooseArms(round_number=state.round_number, device_ids=tuple(sorted(asked)))
         return dataclasses.replace(state, phase=Phase.CHOOSING, has_assembled=True), (chosen,)
     if state.now < state.deadline_at:
@@ -86,12 +87,13 @@ def on_aggregated(state: RunState, event: AggregationDone) -> Step:
 
 def _count_empty(state: RunState, discarded: str) -> RunState:
     """Count the rounds in a row that taught nothing, and keep why."""
-    accepted = [p for p in state.participants.values() if p.outcome is Outcome.ACCEPTED]
-    if accepted and not discarded:
-        num_used = state.num_used_rounds + 1
-        return dataclasses.replace(state, num_used_rounds=num_used, num_empty_rounds=0, empty_reasons=())
-    if accepted:
-        reasons = [f"{len(accepted)} {'update was' if len(accepted) == 1 else 'updates were'} not used ({discarded})"]
+    num_used = state.num_standing + sum(p.outcome is Outcome.ACCEPTED for p in state.participants.values())
+    if num_used and not discarded:
+        return dataclasses.replace(
+            state, num_used_rounds=state.num_used_rounds + 1, num_empty_rounds=0, empty_reasons=()
+        )
+    if num_used:
+        reasons = [f"{num_used} {'update was' if num_used == 1 else 'updates were'} not used ({discarded})"]
     else:
         reasons = [f"{p.device_id}: {p.outcome} ({p.detail})" for p in state.participants.values()]
     return dataclasses.replace(
@@ -131,11 +133,11 @@ def end(state: RunState) -> Step:
 
 
 def _num_awaited(state: RunState) -> int:
-    """Devices that the next round waits for: as many as answered in this one, so that none that is lost is."""
+    """Devices that the next round waits for: as many as answered so far, so that none that is lost is."""
     if state.round_number == 0:
         return state.limits.num_devices
     answered = {Outcome.ACCEPTED, Outcome.REJECTED, Outcome.FAILED}
-    return max(1, sum(participant.outcome in answered for participant in state.participants.values()))
+    return max(1, state.num_standing + sum(p.outcome in answered for p in state.participants.values()))
 
 
 def _fail(state: RunState, what: str, reasons: list[str]) -> Step:

@@ -45,6 +45,8 @@ class RoundLimits:
     round_deadline_s: float
     registration_timeout_s: float
     rejoin_s: float
+    asks_once: bool = False
+    """Whether a device that answered is not asked again: its reply counts in all later rounds too."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,12 +119,19 @@ class RunState:
     """Participants that the last step may have changed."""
     called: frozenset[str] = frozenset()
     """Devices that were called in after the round had begun."""
+    served: frozenset[str] = frozenset()
+    """Devices whose reply is here for all rounds to come, whether they are there or not: they are not asked."""
+
+    @property
+    def num_standing(self) -> int:
+        """Replies of earlier rounds that count in this one."""
+        return len(self.served - self.participants.keys())
 
     @property
     def eligible(self) -> frozenset[str]:
         """Devices that may be asked in this round: those that are there, without those that wait it out."""
         waiting = {name for name, miss in self.misses.items() if miss.until > self.round_number}
-        return self.online - waiting if waiting else self.online
+        return self.online - self.served - waiting
 
 
 # ---- events ----------------------------------------------------------------------------------------------------------

@@ -36,14 +36,16 @@ class Assigner:
         self._method = method
         self._wire_dtype = wire_dtype
         self._works = dict(works or {})
-        self._blobs: dict[Hashable, tuple[BlobRef, bytes]] = {}
+        self._blobs: dict[Hashable, tuple[BlobRef | None, bytes]] = {}
 
     def work(self, key: AssignmentKey) -> AssignedWork | None:
-        """Return the work that was assigned under ``key`` in this round; None = nothing was sent yet."""
+        """Return the work that was assigned under ``key``, in this round or for good; None = nothing was sent yet."""
         return self._works.get(key)
 
     def assign(self, command: SendAssignment, model: Aggregated, *, at_once: bool) -> tuple[Assignment, bytes]:
         """Return the assignment for a device, and the blob that it starts from; the same when it is asked for again.
+
+        The blob is empty where the device needs none.
 
         Args:
             command: the assignment.
@@ -57,8 +59,9 @@ class Assigner:
         kind = self._method.start_kind(work)
         if kind not in self._blobs:
             dtype = "float32" if self._method.is_start_exact else self._wire_dtype
-            data = encode_payload(self._method.start(model, work), dtype)
-            self._blobs[kind] = chunks.describe(data), data
+            payload = self._method.start(model, work)
+            data = b"" if payload is None else encode_payload(payload, dtype)
+            self._blobs[kind] = chunks.describe(data) if data else None, data
         ref, blob = self._blobs[kind]
         return Assignment(key=key, deadline_s=command.deadline_s, payload=ref, work=work), blob
 
@@ -75,10 +78,14 @@ class Assigner:
         return msgspec.structs.replace(work, work=self._method.kept(work.work))
 
     def clear(self) -> tuple[str, ...]:
-        """Forget the assignments and blobs of a round that is over; returns the blobs' digests."""
-        digests = tuple(ref.digest for ref, _ in self._blobs.values())
+        """Forget the assignments and blobs of a round that is over; returns the blobs' digests.
+
+        The work of devices that are asked once is kept, because their replies are read in later rounds too.
+        """
+        digests = tuple(ref.digest for ref, _ in self._blobs.values() if ref is not None)
         self._blobs.clear()
-        self._works.clear()
+        if not self._method.asks_once:
+            self._works.clear()
         return digests
 
     def check_size(self, blob: BlobRef, key: AssignmentKey) -> None:

@@ -28,6 +28,8 @@ class GlobalState:
 
     model: Aggregated
     importance: Scores
+    num_standing: int = 0
+    """Updates of earlier rounds that were combined too."""
     deltas: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """By device, the Frobenius norm of the change of B A that its training made."""
     not_finite: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -41,7 +43,7 @@ class GlobalState:
 def combine_round(
     run: RunContext, store: Store, round_number: int, before: GlobalState, accepted: Sequence[Update]
 ) -> GlobalState:
-    """Combine the updates of a round and write the result; without updates nothing changes.
+    """Combine the updates of a round, and those that stand, and write the result; without updates nothing changes.
 
     So it does where no model comes out that could be sent to devices again: the run goes on from the last one, now
     and after a restart, which would combine the same.
@@ -66,7 +68,8 @@ def combine_round(
     if run.config.pruning.importance == "lora":
         run.importance_files.write(round_number, after.importance)
     run.adapters.write(round_number, after.model)
-    return after
+    num_standing = sum(update.key.round_number != round_number for update in accepted)
+    return dataclasses.replace(after, num_standing=num_standing)
 
 
 def forget_round(run: RunContext, store: Store, round_number: int) -> None:
@@ -76,7 +79,7 @@ def forget_round(run: RunContext, store: Store, round_number: int) -> None:
         StoreError: the files of the round before cannot be used.
         DiskFullError: there is no space.
     """
-    store.forget_round(round_number)
+    store.forget_round(round_number, keep_updates=run.method.asks_once)
     run.adapters.forget(round_number)
     if run.config.pruning.importance == "lora":
         run.importance_files.write(round_number - 1, run.importance_files.open(round_number - 1))

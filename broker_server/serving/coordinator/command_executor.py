@@ -166,6 +166,7 @@ class CommandExecutor:
         if len(accepted) != len(command.keys):
             msg = f"round {command.round_number}: {len(command.keys)} updates count, {len(accepted)} are on disk"
             raise StoreError(msg, round_number=command.round_number)
+        accepted += self._ledger.standing_beside(command.keys)
         before = self._global_state
 
         def job(_stop: threading.Event) -> _Done:
@@ -230,6 +231,7 @@ class CommandExecutor:
                 ),
                 discarded=self._global_state.discarded,
                 is_unchanged=self._global_state.is_unchanged,
+                num_standing=self._global_state.num_standing,
             ),
             emulated_s=emulated_s,
             is_deploy=number > 0 and self._run.is_deploy(number),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 from broker_server.methods.rounds.types import Outcome, Participant, Phase, RunState
@@ -54,6 +54,8 @@ class Made:
     """Reason why they were not used; empty = they were."""
     is_unchanged: bool = False
     """Whether the adapter is that of the round before, to the last bit, although updates came."""
+    num_standing: int = 0
+    """Updates of earlier rounds that count too."""
 
 
 class Ledger:
@@ -69,6 +71,7 @@ class Ledger:
         wall_clock: Callable[[], float],
         max_devices: int,
         axes: Axes,
+        asks_once: bool = False,
     ) -> None:
         self._store = store
         self._axes = axes
@@ -90,6 +93,10 @@ class Ledger:
         self.last_finished: int | None = records[-1].round_number if records else None
         """The last round with a record; None before the first evaluation."""
         self._evaluations = {r.round_number: r.evaluation for r in records if r.evaluation is not None}
+        self._standing: dict[str, Update] | None = None
+        """By device, updates that count in all later rounds too; None = updates count in their own round alone."""
+        if asks_once:
+            self._standing = {update.key.device_id: update for update in store.load_updates()}
         self.num_used_rounds = sum(record.was_used for record in records)
         """Finished rounds whose updates made the next adapter."""
 
@@ -172,8 +179,20 @@ class Ledger:
         self._store.accept_update(update, blob, self._wall_clock())
         key = update.key
         self._accepted[key.device_id] = update
+        if self._standing is not None:
+            self._standing[key.device_id] = update
         if key in self._sent_at:
             self._completion_s[key] = self._clock() - self._sent_at[key]
+
+    @property
+    def served(self) -> frozenset[str]:
+        """Devices whose updates count in all later rounds too."""
+        return frozenset(self._standing or ())
+
+    def standing_beside(self, keys: Collection[AssignmentKey]) -> list[Update]:
+        """Updates that stand from earlier rounds, but for those of ``keys``, by device."""
+        devices = {key.device_id for key in keys}
+        return [update for name, update in sorted((self._standing or {}).items()) if name not in devices]
 
     def updates_discarded(self, round_number: int, detail: str) -> None:
         """The updates of a round could not be used."""
@@ -231,6 +250,7 @@ class Ledger:
             kept=quality.kept,
             discarded=made.discarded,
             is_unchanged=made.is_unchanged,
+            num_standing=made.num_standing,
         )
         self._store.finish_round(record, scheduler_state, self._wall_clock())
         self._log(RoundFinished(at=self._wall_clock(), record=record))

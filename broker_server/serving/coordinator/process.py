@@ -164,7 +164,9 @@ class Coordinator:
             wall_clock=wall_clock,
             max_devices=run.config.max_devices,
             axes=run.method.axes,
+            asks_once=run.method.asks_once,
         )
+        self._asks_once = run.method.asks_once
         self._translator = MessageTranslator(run, self._channel, self._ledger, session_id=self._session_id, clock=clock)
         self._executor = CommandExecutor(run, store, self._ledger, self._channel, self._translator)
         self._pending: collections.deque[Event] = collections.deque()
@@ -193,11 +195,15 @@ class Coordinator:
             round_deadline_s=config.round_deadline_s,
             registration_timeout_s=config.registration_timeout_s,
             rejoin_s=config.rejoin_s,
+            asks_once=self._asks_once,
         )
+        served = self._ledger.served
         if finished is None:
-            return machine.start(round_limits, now)
+            return machine.start(round_limits, now, served)
         participants, num_used = self._ledger.resume_round(), self._ledger.num_used_rounds
-        state, commands = machine.resume(round_limits, now, finished, participants, num_used_rounds=num_used)
+        state, commands = machine.resume(
+            round_limits, now, finished, participants, num_used_rounds=num_used, served=served
+        )
         patience.say_at_start(state)
         return state, commands
 

@@ -122,7 +122,7 @@ def open_run(run_dir: Path, config: CoordinatorConfig, store: Store) -> RunConte
     works = {} if opened is None else store.load_works(config.run_id, opened.round_number)
     plans = Plans(manifest, importance, config.pruning.policy)
     deploys = _deploy_rounds(config, works)
-    method = _make_method(config, manifest, plans, deploys)
+    method = _make_method(config, artifact, plans, deploys)
     run = RunContext(
         config=config,
         manifest=manifest,
@@ -131,7 +131,7 @@ def open_run(run_dir: Path, config: CoordinatorConfig, store: Store) -> RunConte
         method=method,
         transforms=_transforms(config, method),
         is_deploy=deploys,
-        assigner=Assigner(method, config.wire_dtype, works=works),
+        assigner=_open_assigner(config, method, store, works),
         scheduler=_open_scheduler(config, manifest, clock, store),
         importance_files=importance_files,
         importance=importance,
@@ -176,7 +176,8 @@ def _deploy_rounds(config: CoordinatorConfig, works: Mapping[AssignmentKey, Assi
     return lambda round_number: begun.get(round_number, is_last(round_number))
 
 
-def _make_method(config: CoordinatorConfig, manifest: Manifest, plans: Plans, deploys: Callable[[int], bool]) -> Method:
+def _make_method(config: CoordinatorConfig, artifact: Artifact, plans: Plans, deploys: Callable[[int], bool]) -> Method:
+    manifest = artifact.manifest
     context = MethodContext(
         manifest=manifest,
         plans=plans,
@@ -188,6 +189,8 @@ def _make_method(config: CoordinatorConfig, manifest: Manifest, plans: Plans, de
         max_rank=config.max_rank,
         seed=config.seed,
         tables=config,
+        artifact=artifact,
+        num_threads=config.num_threads,
     )
     try:
         check_method(config.method, flat(config), manifest)
@@ -198,6 +201,13 @@ def _make_method(config: CoordinatorConfig, manifest: Manifest, plans: Plans, de
         msg = f"method {config.method} cannot be emulated: step times are those of training; take `emulate = none`"
         raise ConfigError(msg)
     return method
+
+
+def _open_assigner(
+    config: CoordinatorConfig, method: Method, store: Store, works: Mapping[AssignmentKey, AssignedWork]
+) -> Assigner:
+    """With the assignments of the round that had begun, or of all rounds if replies of all count."""
+    return Assigner(method, config.wire_dtype, works=store.load_works(config.run_id) if method.asks_once else works)
 
 
 def _open_scheduler(

@@ -159,4 +159,5 @@ def _round(record: RoundRecord, task: Task) -> RoundEntry:
         elapsed_emulated_s=record.elapsed_emulated_s,
         discarded=record.discarded,
         is_unchanged=record.is_unchanged,
+        num_standing=record.num_standing,
     )

@@ -118,8 +118,11 @@ class RoundRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Reason why the accepted updates could not be used; empty = they were used, or there were none."""
     is_unchanged: bool = False
     """Whether updates were aggregated and the adapter is that of the round before, to the last bit."""
+    num_standing: int = 0
+    """Updates of earlier rounds that count in its adapter too, of methods that ask a device once."""
 
     @property
     def was_used(self) -> bool:
         """Return whether an update of the round counts in its adapter."""
-        return not self.discarded and any(device.outcome == "accepted" for device in self.devices)
+        is_any = self.num_standing > 0 or any(device.outcome == "accepted" for device in self.devices)
+        return is_any and not self.discarded

@@ -56,6 +56,11 @@ class OpenRound:
     """By device id, the last attempt of each."""
 
 
+def of_round(table: sa.Table, query: sa.Select[Any], round_number: int | None) -> sa.Select[Any]:
+    """A query of a table's rows for those of a round; None = of all rounds."""
+    return query if round_number is None else query.where(table.c.round_number == round_number)
+
+
 def save_participants(connection: sa.Connection, round_number: int, participants: Iterable[Participant]) -> None:
     """Write how assignments of a round stand."""
     rows = [_row(round_number, participant) for participant in participants]

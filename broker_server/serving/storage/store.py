@@ -178,10 +178,11 @@ class Store:
             connection.execute(insert(schema.rounds).values(row).on_conflict_do_update(set_=changed))
             rows.save_scheduler(connection, scheduler)
 
-    def forget_round(self, round_number: int) -> None:
-        """Undo a round that has no record yet: it begins again, with assignments and updates of its own. Settles."""
+    def forget_round(self, round_number: int, *, keep_updates: bool) -> None:
+        """Undo a round that has no record yet: it begins again, its updates forgotten or kept for it. Settles."""
+        answers = () if keep_updates else (schema.updates, schema.works)
         with self._transaction() as connection:
-            for table in (schema.updates, schema.works, schema.assignments, schema.rounds):
+            for table in (*answers, schema.assignments, schema.rounds):
                 connection.execute(sa.delete(table).where(table.c.round_number == round_number))
         self.settle()
 
@@ -234,20 +235,20 @@ class Store:
         with self._transaction() as connection:
             connection.execute(rows.SAVE_WORK, row)
 
-    def load_works(self, run_id: str, round_number: int) -> dict[AssignmentKey, AssignedWork]:
-        """Return the work of the assignments of a round.
+    def load_works(self, run_id: str, round_number: int | None = None) -> dict[AssignmentKey, AssignedWork]:
+        """Return the work of the assignments of a round; None = of all rounds.
 
         Raises:
             StoreError: a row is damaged.
         """
         out = {}
-        for row in self._query(sa.select(schema.works).where(schema.works.c.round_number == round_number)):
-            key = rows.key_of(run_id, round_number, row)
+        for row in self._query(rows.of_round(schema.works, sa.select(schema.works), round_number)):
+            key = rows.key_of(run_id, row.round_number, row)
             try:
                 out[key] = msgspec.msgpack.decode(row.work, type=AssignedWork)
             except msgspec.DecodeError as error:
-                msg = f"{self._run_dir / STATE_FILE}: an assignment of round {round_number} is damaged ({error})"
-                raise StoreError(msg, device_id=key.device_id, round_number=round_number) from error
+                msg = f"{self._run_dir / STATE_FILE}: an assignment of round {key.round_number} is damaged ({error})"
+                raise StoreError(msg, device_id=key.device_id, round_number=key.round_number) from error
         return out
 
     def load_refusers(self) -> set[str]:
@@ -273,16 +274,16 @@ class Store:
         with self._transaction() as connection:
             connection.execute(rows.SAVE_UPDATE, row)
 
-    def load_updates(self, round_number: int) -> list[Update]:
-        """Accepted updates of a round whose files are intact, by device id."""
+    def load_updates(self, round_number: int | None = None) -> list[Update]:
+        """Accepted updates of a round whose files are intact, by device id; None = of all rounds, in order."""
         table = schema.updates
-        query = sa.select(table.c.message).where(table.c.round_number == round_number).order_by(table.c.device_id)
+        query = rows.of_round(table, sa.select(table.c.message), round_number)
         out = []
-        for row in self._query(query):
+        for row in self._query(query.order_by(table.c.round_number, table.c.device_id)):
             try:
                 update = decode_message(row[0])
             except MessageError as error:
-                logger.warning("an accepted update of round %d no longer counts (%s)", round_number, error)
+                logger.warning("an accepted update no longer counts (%s)", error)
                 continue
             if isinstance(update, Update) and self.read_update(update) is not None:
                 out.append(update)

@@ -16,7 +16,7 @@ from edge_runtime.wire.messages import Assignment, Welcome
 from edge_runtime.wire.work import Work
 
 Before = tuple[EvaluationResult | None, float]
-"""The evaluation before training, None if nothing is held out, and the seconds that it took."""
+"""The evaluation before training, None if there is none, and the seconds that it took."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +45,8 @@ class Execution(Protocol):
             The evaluation that was made before training; None = nothing was done before.
         """
 
-    def evaluate(self, holdout: Dataset) -> EvaluationResult:
-        """Quality on held-out examples as the work stands; called before training and after it."""
+    def evaluate(self, holdout: Dataset) -> EvaluationResult | None:
+        """Quality on held-out examples as the work stands; called before training and after it. None = not known."""
 
     def train(self, dataset: Dataset, before: Before, on_step: Callable[[int, float], None]) -> TrainingResult:
         """Do the work.

@@ -12,18 +12,29 @@ from edge_runtime.agent.methods.installed import InstalledMethods
 from edge_runtime.agent.methods.lora.method import Lora
 from edge_runtime.agent.methods.probe.method import Probe
 from edge_runtime.agent.methods.protocol import Method
+from edge_runtime.agent.methods.split.method import Split
 from edge_runtime.agent.methods.zero_order.method import ZeroOrder
 from edge_runtime.agent.methods.zero_order.whole import SeedPoolTuning
 from edge_runtime.agent.settings import WorkSettings
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.wire.messages import Welcome
-from edge_runtime.wire.work import LoraWork, PluginWork, ProbeWork, SeedPoolWork, Work, ZeroOrderWork, type_of
+from edge_runtime.wire.work import (
+    LoraWork,
+    PluginWork,
+    ProbeWork,
+    SeedPoolWork,
+    SplitWork,
+    Work,
+    ZeroOrderWork,
+    type_of,
+)
 
 METHODS: Final[Mapping[type[Work], Callable[[Artifact, WorkSettings], Method[Any]]]] = {
     LoraWork: Lora,
     ProbeWork: Probe,
     ZeroOrderWork: ZeroOrder,
     SeedPoolWork: SeedPoolTuning,
+    SplitWork: Split,
 }
 
 

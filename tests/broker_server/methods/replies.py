@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+from broker_server.methods.aggregation import Aggregated
 from broker_server.methods.method import Method, Reply
 from broker_server.serving.storage.stored_tensors import StoredTensors
+from edge_runtime.formats.payload import Payload
 from edge_runtime.wire.work import Work
 
 
@@ -23,3 +25,10 @@ def reply(folder: Path, made: Method, work: Work, device_id: str, blob: bytes, n
         tensors=StoredTensors.of(path, blob),
         read=functools.partial(bytes, blob),
     )
+
+
+def start_of(made: Method, model: Aggregated, work: Work) -> Payload:
+    """Return what a device starts from, which must be something."""
+    payload = made.start(model, work)
+    assert payload is not None
+    return payload

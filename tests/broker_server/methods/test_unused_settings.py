@@ -33,7 +33,14 @@ def of_run(method: str) -> dict[str, object]:
 
 def fleet(method: str, name: str = "", value: object = None) -> str:
     """A coordinator's file of a method, with one option more."""
-    tables: dict[str, dict[str, object]] = {"": {}, "training": {}, "pruning": {}, "zero_order": {}, "mixed": {}}
+    tables: dict[str, dict[str, object]] = {
+        "": {},
+        "training": {},
+        "pruning": {},
+        "zero_order": {},
+        "mixed": {},
+        "split_tuning": {},
+    }
     for needed, given in (("rounds", 4), ("local_steps", 2), ("batch_size", 4), ("max_length", 16), (name, value)):
         if needed and (needed == name or needed not in passed_over(method)):
             *above, key = OPTIONS[needed].path
@@ -72,7 +79,18 @@ def test_what_a_method_does_not_use_is_refused_in_one_line_even_at_its_default(m
 
 PRESETS_SAY: Final = {
     method: {"importance"}
-    for method in ("probe", "probe_softmax", "mezo", "decomfl", "fedspzo", "fedkseed", "topzo", "mixed", "zowarmup")
+    for method in (
+        "probe",
+        "probe_softmax",
+        "mezo",
+        "decomfl",
+        "fedspzo",
+        "fedkseed",
+        "topzo",
+        "mixed",
+        "zowarmup",
+        "split",
+    )
 }
 """Options that presets say themselves although the method does not use them: their value may be said again."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -131,6 +132,40 @@ def test_adapters_that_pass_block_by_block_give_what_each_gives(artifact: Artifa
         assert found == expected
         assert len(set(expected)) == count or cut == NUM_LAYERS
         np.testing.assert_array_equal(lowered.hidden, before)
+
+
+@pytest.mark.parametrize("cut", range(1, NUM_LAYERS))
+def test_the_gradient_above_a_cut_is_that_of_the_whole(artifact: Artifact, cut: int) -> None:
+    """From hidden states without padding, as another process has them; nothing is written below the cut."""
+    whole, upper = model_of(artifact), model_of(artifact)
+    layout = AdapterLayout.of(artifact.manifest, Plan.full(artifact.manifest), RANK)
+    parts, params = layout.parts(artifact.manifest), adapter_of(artifact, 0)
+    above = slice(parts.blocks[cut].start, None)
+    for seed, (rows, length) in enumerate([(3, 9), (2, 12), (1, 5)]):
+        batch, given = batch_of(artifact.manifest, rows, length, seed), adapter_of(artifact, 9)
+        hidden = upper.lower(batch, params, cut).hidden * batch.attention_mask[:, :, None].astype(np.float32)
+        below = dataclasses.replace(batch, input_ids=np.zeros_like(batch.input_ids), below=hidden, cut=cut)
+        expected, found = np.empty_like(params), np.full_like(params, np.nan)
+        loss = whole.gradient(batch, params, given, expected, batch.num_targets)
+        other = np.where(np.arange(len(params)) < above.start, np.float32(np.nan), params)
+        assert upper.gradient(below, other, given, found, batch.num_targets) == pytest.approx(loss, rel=1e-5)
+        assert np.abs(expected[above] - given[above]).max() > 1e-4
+        np.testing.assert_allclose(found[above] - given[above], expected[above] - given[above], atol=2e-6)
+        assert np.isnan(found[: above.start]).all()
+
+
+def test_a_device_that_runs_lower_blocks_loads_no_others(artifact: Artifact) -> None:
+    manifest, plan, params = artifact.manifest, Plan.full(artifact.manifest), adapter_of(artifact, 0)
+    graphs = StagedGraphs(artifact, num_threads=1)
+    kept = {*graphs.keeps_stored, manifest.word_embedding}
+    inputs = graphs.stage(names.EMBEDDING_STAGE).inputs
+    wanted = {t.name for t in manifest.tensors if (t.name in inputs if t.layer is None else t.layer < 2)}
+    weights = slice_weights(artifact, plan, keep_stored=kept, wanted=wanted)
+    assert set(weights) == wanted < {tensor.name for tensor in manifest.tensors}
+    lower = graphs.model(weights, AdapterLayout.of(manifest, plan, RANK), 1.5)
+    batch = batch_of(manifest, 3, 9, 0)
+    expected = model_of(artifact).lower(batch, params, 2).hidden
+    np.testing.assert_array_equal(lower.lower(batch, params, 2).hidden, expected)
 
 
 def test_weights_are_converted_once_for_all_adapters(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:

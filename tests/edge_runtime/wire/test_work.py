@@ -19,6 +19,7 @@ from edge_runtime.wire.work import (
     PluginWork,
     ProbeWork,
     SeedPoolWork,
+    SplitWork,
     Work,
     WorkType,
     ZeroOrderWork,
@@ -48,6 +49,7 @@ WORK = ZeroOrderWork(
     lora_scaling=2.0,
     log=(LOGGED, msgspec.structs.replace(LOGGED, round_number=5)),
 )
+SPLIT = SplitWork(cut=2, dtype="int8", batch_size=16, max_length=64)
 
 
 def plain(value: Any) -> dict[str, Any]:
@@ -85,6 +87,15 @@ def test_work_on_all_weights_survives_the_wire() -> None:
             msgspec.msgpack.decode(msgspec.msgpack.encode(plain(work) | {"pool": pool}), type=Work)
 
 
+def test_split_work_has_the_golden_bytes_and_refuses_a_cut_without_a_block() -> None:
+    golden = "85a474797065a573706c6974a363757402a56474797065a4696e7438aa62617463685f73697a6510aa6d61785f6c656e67746840"
+    assert msgspec.msgpack.encode(SPLIT).hex() == golden
+    assert msgspec.msgpack.decode(bytes.fromhex(golden), type=Work) == SPLIT
+    for wrong in ({"cut": 0}, {"cut": -1}, {"dtype": "int4"}, {"batch_size": 0}, {"max_length": 2**31}):
+        with pytest.raises(msgspec.ValidationError, match=next(iter(wrong))):
+            msgspec.msgpack.decode(msgspec.msgpack.encode(plain(SPLIT) | wrong), type=Work)
+
+
 @pytest.mark.parametrize("numbers", [(5, 2), (2, 2)])
 def test_a_log_that_does_not_ascend_is_refused(numbers: tuple[int, ...]) -> None:
     rounds = [plain(LOGGED) | {"round_number": number} for number in numbers]
@@ -111,6 +122,7 @@ def test_every_tag_has_its_member_of_the_union() -> None:
         "zero_order": ZeroOrderWork,
         "seed_pool": SeedPoolWork,
         "plugin": PluginWork,
+        "split": SplitWork,
     }
     assert set(members.values()) == set(typing.get_args(Work))
 
@@ -123,6 +135,7 @@ def test_every_tag_has_its_member_of_the_union() -> None:
         (STATISTICS, "probe, statistics", 1),
         (PLUGIN, "method class_means of an installed package", 2),
         (WORK, "zero order, 1 x 4 perturbations, cut 1, rank 4", 10),
+        (SPLIT, "split, activations after 2 blocks in int8", 1),
     ],
 )
 def test_work_says_in_a_few_words_what_it_is_and_how_many_steps_it_counts(

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_runtime.agent.methods.zero_order.ways import Ways
-from edge_runtime.engine.dataset import Batch
-from edge_runtime.engine.staged import Lowered, StagedModel
+from edge_runtime.engine.dataset import Batch, Lowered
+from edge_runtime.engine.staged import StagedModel
 from edge_runtime.wire.work import ZeroOrderWork
 from edge_runtime.zero_order.estimator import central_differences, one_sided_differences
 from edge_runtime.zero_order.parts import TunedParts, Which

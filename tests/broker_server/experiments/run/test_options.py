@@ -43,6 +43,8 @@ BAD: dict[str, tuple[str, ExitCode]] = {
     "method": ("chess", USAGE),
     "callbacks": ("chess", USAGE),
     "zo_cut": ("-2", USAGE),
+    "cut": ("-2", USAGE),
+    "cut_dtype": ("int2", USAGE),
     "zo_outer": ("0", USAGE),
     "zo_inner": ("0", USAGE),
     "zo_epsilon": ("1e-9", USAGE),
@@ -93,7 +95,7 @@ BAD: dict[str, tuple[str, ExitCode]] = {
     "calibration": (".", USAGE),
 }
 LATER = {"targets": "what layers there are is known to the model: tests/exporter/artifact/test_gradients.py"}
-FLAGS = {"new_head", "eval_sparse", "compact", "zo_move_cut", "zo_normalise", "zo_precondition"}
+FLAGS = {"new_head", "eval_sparse", "compact", "zo_move_cut", "zo_normalise", "zo_precondition", "freeze_lower"}
 HINTS = {name: one.kind for name, one in options_of(RunSettings).items()}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -43,6 +44,14 @@ def test_a_round_makes_one_line() -> None:
         "round 3/3: perplexity 20.1 on 500 tokens, 3 updates used, 4.0 s",
     ]
     assert view.quality() == ("403.4", "20.1")
+
+
+def test_updates_that_stand_from_earlier_rounds_count_as_used() -> None:
+    *_, last = round_records()
+
+    line = _view().apply(RoundFinished(at=0.0, record=msgspec.structs.replace(last, devices=(), num_standing=3)))
+
+    assert line == "round 3/3: perplexity 20.1 on 500 tokens, 3 updates used, 4.0 s"
 
 
 def test_a_run_that_goes_on_knows_rounds_whose_events_are_gone() -> None:

@@ -30,7 +30,7 @@ from edge_runtime.formats.zero_order import encode_reply
 from edge_runtime.wire.messages import AssignmentKey
 from edge_runtime.wire.work import Arm, LoraWork, ProbeWork, Work, ZeroOrderWork
 from tests.broker_server import tiny
-from tests.broker_server.methods.replies import reply
+from tests.broker_server.methods.replies import reply, start_of
 
 RANK, STEPS = 2, 3
 MANIFEST = tiny.manifest(has_bias=True)
@@ -112,7 +112,9 @@ def test_an_arm_says_which_work_a_device_gets() -> None:
     assert (first.hyper_parameters.learning_rate, zero.learning_rate) == (0.03, 0.02), "each has a rate of its own"
     assert (first.arm, zero.arm) == (FIRST, ZERO)
     assert made.start_kind(first) != made.start_kind(zero)
-    assert encode_payload(made.start(model, first)) == encode_payload(made.start(model, zero)), "one global model"
+    assert encode_payload(start_of(made, model, first)) == encode_payload(start_of(made, model, zero)), (
+        "one global model"
+    )
 
 
 def test_all_devices_give_the_probes_sums_before_anything_else(tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ def test_what_is_asked() -> None:
     assert (softmax.form, softmax.num_steps, softmax.learning_rate, softmax.l2) == ("softmax", 7, 0.5, PENALTY)
     assert (sums.form, sums.num_steps, sums.batch_size, sums.max_length) == ("statistics", 1, 2, 8)
     made = method(StatisticsProbe)
-    assert set(made.start(start(made), sums).adapter) == {"classifier.weight", "classifier.bias"}
+    assert set(replies.start_of(made, start(made), sums).adapter) == {"classifier.weight", "classifier.bias"}
 
 
 def test_sums_over_another_number_of_examples_are_refused() -> None:

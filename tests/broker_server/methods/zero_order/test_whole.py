@@ -138,7 +138,7 @@ def test_the_head_is_the_probes_first_and_moves_with_all_else(tmp_path: Path) ->
     assert model.pool is not None
     assert not np.array_equal(model.adapter["classifier.weight"], before.adapter["classifier.weight"])
     second = steps(made, model, 2)
-    assert made.start(model, second).adapter.keys() == {"classifier.weight", "classifier.bias"}
+    assert replies.start_of(made, model, second).adapter.keys() == {"classifier.weight", "classifier.bias"}
     after = made.combine(2, model, {}, [reply(tmp_path, made, second, "a", scalars(1))], RNG).model
     assert after.adapter is model.adapter  # where the head began stays: the pool moves it
     assert after.pool != model.pool

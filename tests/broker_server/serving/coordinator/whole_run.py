@@ -66,6 +66,7 @@ class Board(threading.Thread):
                 num_threads=1,
                 memory_limit_bytes=self._memory_limit_bytes,
                 checkpoint_every=1,
+                sends_activations=True,
             ),
             exit_when_finished=True,
         )

@@ -29,6 +29,7 @@ def make_runner(tiny_bert_artifact: Path, tmp_path: Path) -> Make:
             "num_threads": 1,
             "memory_limit_bytes": 10**12,
             "methods": tmp_path / "methods",
+            "sends_activations": True,
             **changes,
         }
         return AssignmentRunner(Artifact.open(artifact), WorkSettings(**settings), 0.0)

@@ -34,6 +34,7 @@ from edge_runtime.zero_order.pool import Direction, device_number, seeds_of_step
 from tests.edge_runtime.agent.methods.runners import BACKWARD, Make
 from tests.edge_runtime.agent.methods.zero_order_work import context_of, welcome_of
 from tests.edge_runtime.agent.test_assignment_runner import StopAfter
+from tests.replies import loss_of
 
 Array = npt.NDArray[np.float32]
 Tensors = dict[str, Array]
@@ -148,7 +149,7 @@ def test_the_scalars_are_those_of_the_formula_to_the_last_bit(make_runner: Make,
     assert reply.num_not_finite == 0
     assert update.inline
     assert update.evaluation is not None
-    assert np.isfinite(update.train_loss)
+    assert np.isfinite(loss_of(update))
 
 
 def test_a_language_model_with_a_tied_embedding_is_tuned_whole(make_runner: Make, tiny_llama_artifact: Path) -> None:

@@ -39,6 +39,7 @@ from tests.edge_runtime.agent.methods.zero_order_work import (
     welcome_of,
     work_of,
 )
+from tests.replies import loss_of
 
 Array = npt.NDArray[np.float32]
 
@@ -163,7 +164,7 @@ def test_the_scalars_are_those_of_the_formula_to_the_last_bit(
     assert np.abs(expected).min() > 0
     assert (np.abs(expected).max() == np.float32(0.05)) == (form == "cut off")
     assert reply.num_not_finite == 0
-    assert np.isfinite(update.train_loss)
+    assert np.isfinite(loss_of(update))
     assert update.evaluation is not None
     assert update.evaluation.num_targets == 4
 
@@ -178,7 +179,7 @@ def test_a_language_model_is_tuned_by_its_next_tokens(
     blob = payload(runner.artifact.manifest)
     update, reply = run(runner, assignment_of(blob, work), blob)
     np.testing.assert_array_equal(reply.scalars, reference(runner, work, blob))
-    assert update.train_loss > 1
+    assert loss_of(update) > 1
 
 
 def test_many_steps_lower_the_loss(make_runner: Make) -> None:
@@ -285,7 +286,7 @@ def test_a_scalar_that_is_not_finite_is_zero_and_counted(make_runner: Make, monk
     zeroed[0, [1, 2]] = 0
     np.testing.assert_array_equal(reply.scalars, zeroed)
     assert reply.num_not_finite == 2
-    assert np.isfinite(update.train_loss)
+    assert np.isfinite(loss_of(update))
 
 
 def test_where_no_loss_is_finite_the_work_has_diverged(make_runner: Make, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,14 @@ COVERED: Final[tuple[tuple[str, str], ...]] = (
         r"(export PYTHONPATH=tests/extending/plugin_package|fedspine run --method fedspine_example\S+ .*)",
         "tests/e2e/test_plugin.py::test_a_run_plays_a_method_of_a_package",
     ),
-    (r"fedspine run --resume --out OUT", "tests/e2e/test_failures.py::test_an_interrupted_run_resumes"),
+    (
+        r"fedspine run --method split --freeze-lower .*",
+        "tests/e2e/test_split.py::test_devices_send_activations_once_and_the_server_tunes_what_lies_above_the_cut",
+    ),
+    (
+        r"fedspine run --resume --out OUT",
+        "tests/e2e/test_failures.py::test_an_interrupted_run_leaves_no_process_and_resumes",
+    ),
     (
         r"fedspine run --resume --rounds 20 --out OUT",
         "tests/e2e/test_more_rounds.py::test_rounds_are_added_to_a_run_that_ended",

@@ -53,7 +53,8 @@ def test_what_runs_the_commands_is_there_and_no_row_is_idle() -> None:
 
 
 @pytest.mark.parametrize("words", OWN, ids=" ".join)
-def test_its_options_exist_and_take_what_is_given(words: tuple[str, ...]) -> None:
+def test_its_options_exist_and_take_what_is_given(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tests" / "extending" / "plugin_package")  # docs/extending.md has its method
     program, *arguments = words
     if program == "fedspine-edge":
         _parser().parse_args(arguments)
@@ -67,11 +68,11 @@ def test_its_options_exist_and_take_what_is_given(words: tuple[str, ...]) -> Non
         resolve({name: value for name, value in context.params.items() if name not in own})
 
 
-def test_an_option_that_does_not_exist_is_found() -> None:
+def test_an_option_that_does_not_exist_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(typer.TyperException, match=r"(?i)no such option: --sede"):
-        test_its_options_exist_and_take_what_is_given(("fedspine", "run", "--sede", "1"))
+        test_its_options_exist_and_take_what_is_given(("fedspine", "run", "--sede", "1"), monkeypatch)
     with pytest.raises(SystemExit):
-        test_its_options_exist_and_take_what_is_given(("fedspine-edge", "infer", "small", "--txet", "x"))
+        test_its_options_exist_and_take_what_is_given(("fedspine-edge", "infer", "small", "--txet", "x"), monkeypatch)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Hashable, Mapping, Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -20,7 +20,6 @@ from broker_server.methods.aggregation import Aggregated, change_norm, check_bou
 from broker_server.methods.method import AssignedWork, Combined, Method, MethodContext, Reply
 from broker_server.methods.pruning.schedule import Segment
 from broker_server.methods.pruning.scores import Scores
-from broker_server.methods.split.tuning import ActivationSet, UpperTuner
 from broker_server.methods.tables import AUTOMATIC, SplitConfig
 from broker_server.methods.training import TrainingConfig
 from broker_server.options import options_of
@@ -35,6 +34,9 @@ from edge_runtime.formats.manifest import Manifest
 from edge_runtime.wire.arms import RANK, ArmError, Axes
 from edge_runtime.wire.messages import AssignmentKey
 from edge_runtime.wire.work import Arm, SplitWork, Work
+
+if TYPE_CHECKING:
+    from broker_server.methods.split.tuning import UpperTuner
 
 logger = logging.getLogger(__name__)
 
@@ -201,15 +203,11 @@ class Split(Method):
             DivergedError: training left the finite numbers.
             AggregationError: it went beyond every bound.
         """
-        form, work = self._form(reply.work), _split(reply.work)
         blob = reply.read()
-        held = decode_activations(blob, form)
+        held = decode_activations(blob, self._form(reply.work))
         del blob
-        examples = ActivationSet(
-            held, work.cut, self._manifest.text.pad_token_id, has_classes=form.num_labels is not None
-        )
         hyper = self._context.hyper_parameters(round_number, reply.device_id)
-        adapter, loss = self._tuner.tune(before.adapter, examples, hyper, round_number)
+        adapter, loss = self._tuner.tune(before.adapter, held, hyper, round_number)
         upper = {name: adapter[name].copy() for name in self._upper}
         check_bounds(self._manifest, upper)
         logger.info("round %d: tuned on %s, loss %.4f", round_number, reply.device_id, loss)
@@ -217,6 +215,8 @@ class Split(Method):
 
     @functools.cached_property
     def _tuner(self) -> UpperTuner:
+        from broker_server.methods.split.tuning import UpperTuner  # noqa: PLC0415 - onnxruntime: not for --help
+
         context = self._context
         return UpperTuner(self._artifact, self._cut, context.max_rank, context.num_threads)
 

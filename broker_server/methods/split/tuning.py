@@ -103,7 +103,7 @@ class UpperTuner:
         return slice_weights(self._artifact, self._plan, keep_stored=kept, wanted=wanted)
 
     def tune(
-        self, adapter: Mapping[str, Array], examples: ActivationSet, hyper: HyperParameters, round_number: int
+        self, adapter: Mapping[str, Array], activations: Activations, hyper: HyperParameters, round_number: int
     ) -> tuple[dict[str, Array], float]:
         """An adapter after local steps on one device's activations, and the mean of the steps' losses.
 
@@ -111,7 +111,7 @@ class UpperTuner:
 
         Args:
             adapter: to start from, under the full plan; it is not changed.
-            examples: of the device.
+            activations: of the device.
             hyper: of the round and the device.
             round_number: of the round.
 
@@ -119,6 +119,9 @@ class UpperTuner:
             DivergedError: training left the finite numbers.
             InsufficientMemoryError: it could not allocate.
         """
+        manifest = self._artifact.manifest
+        has_classes = manifest.task == "text-classification"
+        examples = ActivationSet(activations, self._cut, manifest.text.pad_token_id, has_classes=has_classes)
         run = TrainingRun(self._trainer, self._plan, self._rank, adapter, hyper, self._weights, self._cut)
         rng = np.random.default_rng([hyper.seed, round_number])
         drawn = batches(examples, hyper.batch_size, rng, class_balance=hyper.class_balance)

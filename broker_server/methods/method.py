@@ -14,11 +14,12 @@ import abc
 import dataclasses
 import zlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import msgspec
 import numpy as np
 
+from broker_server.errors import ConfigError
 from broker_server.methods.aggregation import Aggregated
 from broker_server.methods.pruning.config import PruningConfig
 from broker_server.methods.pruning.plans import Plans
@@ -30,7 +31,7 @@ from edge_runtime.engine.artifact import Artifact
 from edge_runtime.formats.adapter import Array, Tensors, Trainable, initial
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.payload import Payload
-from edge_runtime.wire.arms import Axes
+from edge_runtime.wire.arms import ArmError, Axes
 from edge_runtime.wire.messages import AssignmentKey
 from edge_runtime.wire.work import Arm, HyperParameters, Work, WorkType
 
@@ -50,6 +51,22 @@ class AssignedWork(msgspec.Struct, frozen=True, kw_only=True):
     """The same of the last step's plan, which the update is under."""
     num_steps: int
     """Optimizer steps."""
+
+    @classmethod
+    def under_one_plan(cls, work: Work, arm: Arm, *, num_steps: int, sparsity: float = 0.0) -> Self:
+        """Work whose plan does not change on the way.
+
+        Args:
+            work: as it is sent.
+            arm: its plan has this arm's pruning ratio.
+            num_steps: 1 or more.
+            sparsity: measured fraction that the plan removes.
+        """
+        segments = (Segment(at_step=1, pruning_ratio=arm.pruning_ratio),)
+        return cls(
+            work=work, arm=arm, segments=segments, start_sparsity=sparsity, sparsity=sparsity, num_steps=num_steps
+        )
+
     bytes_down: int = 0
     """Assignment and blob, bytes."""
     sent_at: float | None = None
@@ -216,6 +233,26 @@ class Method(abc.ABC):
         """
         del settings, manifest
 
+    @classmethod
+    def check_one_arm(cls, settings: Mapping[str, object], what: str) -> None:
+        """Refuse several arms, for methods whose devices all have the same; the parser of arms reports what is none.
+
+        Args:
+            settings: see :meth:`check_settings`.
+            what: takes one rank for all devices.
+
+        Raises:
+            ConfigError: there are several.
+        """
+        text = str(settings["arms"])
+        try:
+            arms = cls.axes.parse(text)
+        except ArmError:
+            return
+        if len(arms) != 1:
+            msg = f"--arms is {text!r}, but {what} takes one rank for all devices: give one such as 8"
+            raise ConfigError(msg)
+
     def check_initial(self, model: Aggregated) -> None:
         """Refuse a model from elsewhere that training is to begin with; most methods begin with any.
 
@@ -252,13 +289,21 @@ class Method(abc.ABC):
     def start(self, model: Aggregated, work: Work) -> Payload | None:
         """Return the tensors that a device starts from; None = it needs none."""
 
-    @abc.abstractmethod
     def trained(self, work: Work) -> Mapping[str, tuple[int, ...]]:
-        """Names and shapes of the tensors of a reply that were trained: what update transforms apply to."""
+        """Names and shapes of the tensors of a reply that were trained: what update transforms apply to.
 
-    @abc.abstractmethod
+        None, unless a method says otherwise.
+        """
+        del work
+        return {}
+
     def before(self, model: Aggregated, work: Work, name: str) -> Array:
-        """Return a trained tensor of a reply as it was before training, float32, of its shape in the reply."""
+        """Return a trained tensor of a reply as it was before training, float32, of its shape in the reply.
+
+        It is the model's, unless a method says otherwise.
+        """
+        del work
+        return model.adapter[name]
 
     @abc.abstractmethod
     def most_bytes(self, work: Work) -> int:

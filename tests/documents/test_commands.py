@@ -55,10 +55,14 @@ def test_what_runs_the_commands_is_there_and_no_row_is_idle() -> None:
 @pytest.mark.parametrize("words", OWN, ids=" ".join)
 def test_its_options_exist_and_take_what_is_given(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "tests" / "extending" / "plugin_package")  # docs/extending.md has its method
+    assert command_of(words) in words[1:]
+
+
+def command_of(words: tuple[str, ...]) -> object:
+    """The command that a command line is read as; raises where an option does not exist or take what is given."""
     program, *arguments = words
     if program == "fedspine-edge":
-        _parser().parse_args(arguments)
-        return
+        return _parser().parse_args(arguments).command.__name__.lstrip("_")
     whole: Any = typer.main.get_command(exporter_app if arguments[0] in {"export", "compact"} else app)
     while hasattr(whole, "commands"):
         whole = whole.commands[arguments.pop(0)]
@@ -66,13 +70,14 @@ def test_its_options_exist_and_take_what_is_given(words: tuple[str, ...], monkey
     if words[1] == "run" and not context.params["resume"]:
         own = {"out", "resume", "config", "password_file"}
         resolve({name: value for name, value in context.params.items() if name not in own})
+    return context.command.name
 
 
-def test_an_option_that_does_not_exist_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_option_that_does_not_exist_is_found() -> None:
     with pytest.raises(typer.TyperException, match=r"(?i)no such option: --sede"):
-        test_its_options_exist_and_take_what_is_given(("fedspine", "run", "--sede", "1"), monkeypatch)
+        command_of(("fedspine", "run", "--sede", "1"))
     with pytest.raises(SystemExit):
-        test_its_options_exist_and_take_what_is_given(("fedspine-edge", "infer", "small", "--txet", "x"), monkeypatch)
+        command_of(("fedspine-edge", "infer", "small", "--txet", "x"))
 
 
 @pytest.mark.slow

@@ -93,12 +93,13 @@ def device_command(
     command = module_command("edge_runtime", "start", "--broker", place.broker_url, "--fleet", place.fleet)
     command += ["--device-id", device_id, "--data", str(directory.device_data(device_id))]
     command += ["--state", str(directory.devices / device_id), "--threads", str(device_threads(settings))]
-    if method_of(settings.method).sends_examples:
+    method = method_of(settings.method)
+    if method.sends_examples:
         command.append("--send-activations")
     if memory_mb:
         command += ["--memory-limit", f"{memory_mb}MiB"]
     command += ["--nice", "0"]  # servers and devices have the same priority on this machine
-    if (method := method_of(settings.method)).device_class:
+    if method.device_class:
         command += ["--device-method", f"{method.device_method}={method.device_class}"]
     if settings.is_emulated:
         command += ["--mode", "fused", "--checkpoint-every", "0"]  # modelled time is for this mode, without checkpoints

@@ -18,7 +18,6 @@ from broker_server.errors import AggregationError, ConfigError
 from broker_server.methods.aggregation import Aggregated, check_bounds
 from broker_server.methods.method import AssignedWork, Combined, Method, MethodContext, Reply
 from broker_server.methods.probe.ridge import Float64, likelihood_scale, solve_ridge
-from broker_server.methods.pruning.schedule import Segment
 from broker_server.methods.pruning.scores import Scores
 from edge_runtime.errors import MessageError, TensorError
 from edge_runtime.formats import names, probe
@@ -65,22 +64,16 @@ class Probe(Method):
         del at_once, model
         training, plans, ratio = self._context.training, self._context.plans, arm.pruning_ratio
         num_steps = training.num_local_steps if self.form == "softmax" else 1
-        return AssignedWork(
-            work=ProbeWork(
-                plan=plans.at(ratio).packed,
-                form=self.form,
-                batch_size=training.batch_size,
-                max_length=training.max_length,
-                num_steps=num_steps,
-                learning_rate=self._context.learning_rate_at(key.round_number),
-                l2=training.weight_decay,
-            ),
-            arm=arm,
-            segments=(Segment(at_step=1, pruning_ratio=ratio),),
-            start_sparsity=plans.sparsity(ratio),
-            sparsity=plans.sparsity(ratio),
+        work = ProbeWork(
+            plan=plans.at(ratio).packed,
+            form=self.form,
+            batch_size=training.batch_size,
+            max_length=training.max_length,
             num_steps=num_steps,
+            learning_rate=self._context.learning_rate_at(key.round_number),
+            l2=training.weight_decay,
         )
+        return AssignedWork.under_one_plan(work, arm, num_steps=num_steps, sparsity=plans.sparsity(ratio))
 
     def start_kind(self, work: Work) -> Hashable:
         """All devices start from the same; see :meth:`Method.start_kind`."""
@@ -95,11 +88,6 @@ class Probe(Method):
         """The head; see :meth:`Method.trained`."""
         del work
         return self._shapes
-
-    def before(self, model: Aggregated, work: Work, name: str) -> Array:
-        """The head that all start from; see :meth:`Method.before`."""
-        del work
-        return model.adapter[name]
 
     def combine(
         self,

@@ -18,7 +18,6 @@ import numpy as np
 from broker_server.errors import AggregationError, ConfigError
 from broker_server.methods.aggregation import Aggregated, change_norm, check_bounds
 from broker_server.methods.method import AssignedWork, Combined, Method, MethodContext, Reply
-from broker_server.methods.pruning.schedule import Segment
 from broker_server.methods.pruning.scores import Scores
 from broker_server.methods.tables import AUTOMATIC, SplitConfig
 from broker_server.methods.training import TrainingConfig
@@ -31,7 +30,7 @@ from edge_runtime.formats import names
 from edge_runtime.formats.activations import Form, decode_activations
 from edge_runtime.formats.adapter import Array
 from edge_runtime.formats.manifest import Manifest
-from edge_runtime.wire.arms import RANK, ArmError, Axes
+from edge_runtime.wire.arms import RANK, Axes
 from edge_runtime.wire.messages import AssignmentKey
 from edge_runtime.wire.work import Arm, SplitWork, Work
 
@@ -81,13 +80,7 @@ class Split(Method):
         if cut == 0:
             msg = "--cut is 0, but a device runs at least one block: give 1 or more, or -1 for half of the blocks"
             raise ConfigError(msg)
-        try:
-            num_arms = len(cls.axes.parse(str(settings["arms"])))
-        except ArmError:
-            return  # the parser of arms reports it
-        if num_arms != 1:
-            msg = f"--arms is {str(settings['arms'])!r}, but split tuning takes one rank for all devices: give one"
-            raise ConfigError(msg)
+        cls.check_one_arm(settings, "split tuning")
         if manifest is not None:
             try:
                 Form.of(manifest, "", _cut(cut, manifest), "int8", 1)
@@ -111,19 +104,13 @@ class Split(Method):
         """One pass of the lower blocks, nothing pruned; see :meth:`Method.ask`."""
         del key, at_once, model
         training = self._context.training
-        return AssignedWork(
-            work=SplitWork(
-                cut=self._cut,
-                dtype=self._context.tables.split_tuning.dtype,
-                batch_size=training.batch_size,
-                max_length=training.max_length,
-            ),
-            arm=arm,
-            segments=(Segment(at_step=1, pruning_ratio=0.0),),
-            start_sparsity=0.0,
-            sparsity=0.0,
-            num_steps=1,
+        work = SplitWork(
+            cut=self._cut,
+            dtype=self._context.tables.split_tuning.dtype,
+            batch_size=training.batch_size,
+            max_length=training.max_length,
         )
+        return AssignedWork.under_one_plan(work, arm, num_steps=1)
 
     def start_kind(self, work: Work) -> Hashable:
         """All devices start from nothing; see :meth:`Method.start_kind`."""
@@ -131,16 +118,6 @@ class Split(Method):
 
     def start(self, model: Aggregated, work: Work) -> None:
         """Lower blocks have no adapter; see :meth:`Method.start`."""
-
-    def trained(self, work: Work) -> Mapping[str, tuple[int, ...]]:
-        """Nothing of a reply is; see :meth:`Method.trained`."""
-        del work
-        return {}
-
-    def before(self, model: Aggregated, work: Work, name: str) -> Array:
-        """Nothing is trained; see :meth:`Method.before`."""
-        del model, work
-        raise KeyError(name)
 
     # ---- what comes back ---------------------------------------------------------------------------------------------
 

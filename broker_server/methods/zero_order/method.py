@@ -33,7 +33,6 @@ from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.payload import Payload
 from edge_runtime.formats.plan import Plan
 from edge_runtime.formats.zero_order import NOT_FINITE
-from edge_runtime.wire.arms import ArmError
 from edge_runtime.wire.messages import AssignmentKey
 from edge_runtime.wire.work import Arm, LoggedRound, PreconditionerStart, ProbeWork, Work, ZeroOrderWork
 from edge_runtime.zero_order.estimator import check_epsilon
@@ -79,7 +78,7 @@ class ZeroOrder(ScalarTuning[ZeroOrderWork]):
     @classmethod
     def check_settings(cls, settings: Mapping[str, object], manifest: Manifest | None = None) -> None:
         """Refuse what is too much, and what does not fit the model; see :meth:`Method.check_settings`."""
-        cls._check_arms(str(settings["arms"]))
+        cls.check_one_arm(settings, "zero-order tuning")
         numbers = [int(str(settings[name])) for name in ("local_steps", "zo_outer", "zo_inner")]
         if settings["zo_move_cut"]:
             check_movable(settings)
@@ -99,16 +98,6 @@ class ZeroOrder(ScalarTuning[ZeroOrderWork]):
             raise ConfigError(msg)
         if manifest is not None:
             _check_model(settings, manifest)
-
-    @classmethod
-    def _check_arms(cls, text: str) -> None:
-        try:
-            arms = cls.axes.parse(text)
-        except ArmError:
-            return  # the parser of arms reports it
-        if len(arms) != 1:
-            msg = f"--arms is {text!r}, but zero-order tuning takes one rank for all devices: give one such as 8"
-            raise ConfigError(msg)
 
     # ---- what is asked -----------------------------------------------------------------------------------------------
 
@@ -150,7 +139,7 @@ class ZeroOrder(ScalarTuning[ZeroOrderWork]):
             noise=settings.noise,
             log=log.since(self._accepted.get(key.device_id), preconditioner),
         )
-        return self._assigned(work, arm)
+        return AssignedWork.under_one_plan(work, arm, num_steps=work.num_local_steps)
 
     def _parts_at(self, cut: int) -> TunedParts:
         return TunedParts.of(self._manifest, self._context.max_rank, cut)

@@ -11,16 +11,15 @@ import numpy as np
 
 from broker_server.errors import AggregationError
 from broker_server.methods.aggregation import Aggregated
-from broker_server.methods.method import AssignedWork, Method, MethodContext, Reply
+from broker_server.methods.method import Method, MethodContext, Reply
 from broker_server.methods.probe.method import LogitProbe
 from broker_server.methods.probe.ridge import PENALTY
-from broker_server.methods.pruning.schedule import Segment
 from broker_server.methods.zero_order.combine import LARGEST, Float64, typical_magnitude
 from edge_runtime.errors import MessageError, TensorError
 from edge_runtime.formats.adapter import Array
 from edge_runtime.formats.zero_order import SCALARS, decode_reply
 from edge_runtime.wire.arms import RANK, Axes
-from edge_runtime.wire.work import Arm, ProbeWork, SeedPoolWork, Work, ZeroOrderWork
+from edge_runtime.wire.work import ProbeWork, SeedPoolWork, Work, ZeroOrderWork
 
 HEADER_BYTES: Final = 4096
 """Allowance for the safetensors header of a reply, which has two tensors."""
@@ -56,17 +55,6 @@ class ScalarTuning(Method, Generic[ScalarWork]):
         return work
 
     # ---- what is asked -----------------------------------------------------------------------------------------------
-
-    def _assigned(self, work: ScalarWork, arm: Arm) -> AssignedWork:
-        """Nothing is pruned."""
-        return AssignedWork(
-            work=work,
-            arm=arm,
-            segments=(Segment(at_step=1, pruning_ratio=0.0),),
-            start_sparsity=0.0,
-            sparsity=0.0,
-            num_steps=work.num_local_steps,
-        )
 
     def trained(self, work: Work) -> Mapping[str, tuple[int, ...]]:
         """The scalars: transforms apply to them as to a change; not to sums. See :meth:`Method.trained`."""

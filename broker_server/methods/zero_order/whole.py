@@ -71,7 +71,7 @@ class SeedPoolTuning(ScalarTuning[SeedPoolWork]):
             batch_size=training.batch_size,
             max_length=training.max_length,
         )
-        return self._assigned(work, arm)
+        return AssignedWork.under_one_plan(work, arm, num_steps=work.num_local_steps)
 
     def _pool(self, model: Aggregated) -> SeedPool:
         settings = self._context.tables.zero_order

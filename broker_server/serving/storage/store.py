@@ -277,13 +277,13 @@ class Store:
     def load_updates(self, round_number: int | None = None) -> list[Update]:
         """Accepted updates of a round whose files are intact, by device id; None = of all rounds, in order."""
         table = schema.updates
-        query = rows.of_round(table, sa.select(table.c.message), round_number)
+        query = rows.of_round(table, sa.select(table.c.message, table.c.round_number), round_number)
         out = []
         for row in self._query(query.order_by(table.c.round_number, table.c.device_id)):
             try:
-                update = decode_message(row[0])
+                update = decode_message(row.message)
             except MessageError as error:
-                logger.warning("an accepted update no longer counts (%s)", error)
+                logger.warning("an accepted update of round %d no longer counts (%s)", row.round_number, error)
                 continue
             if isinstance(update, Update) and self.read_update(update) is not None:
                 out.append(update)

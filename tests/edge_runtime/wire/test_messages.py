@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import get_args
@@ -241,11 +240,9 @@ def test_wrong_types_are_refused(message: AnyMessage) -> None:
 @by_kind
 def test_another_schema_version_is_refused(message: AnyMessage) -> None:
     fields = msgspec.msgpack.decode(encode_message(message)) | {"schema_version": 3}
-    with pytest.raises(
-        SchemaVersionError, match="it has schema_version 3, but this release of fedspine speaks 2"
-    ) as caught:
+    said = "it has schema_version 3, but this release of fedspine speaks 2.*upgrade fedspine on this side"
+    with pytest.raises(SchemaVersionError, match=said):
         decode_message(msgspec.msgpack.encode(fields))
-    assert "upgrade fedspine on this side" in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", sorted(json.loads(OLD.read_text())))
@@ -273,18 +270,24 @@ def test_truncated_bytes_are_refused(message: AnyMessage) -> None:
             decode_message(data[:length])
 
 
+def is_refused_or_sound(data: bytes) -> bool:
+    try:
+        message = decode_message(data)
+    except MessageError:
+        return True
+    return decode_message(encode_message(message)) == message  # it can be sent on as it was read
+
+
 @given(st.binary(max_size=300))
 def test_arbitrary_bytes_are_refused_or_decoded(data: bytes) -> None:
-    with contextlib.suppress(MessageError):
-        decode_message(data)
+    assert is_refused_or_sound(data)
 
 
 @given(st.sampled_from(EXAMPLES), st.data())
 def test_one_changed_byte_is_refused_or_decoded(message: AnyMessage, data: st.DataObject) -> None:
     encoded = bytearray(encode_message(message))
     encoded[data.draw(st.integers(0, len(encoded) - 1))] = data.draw(st.integers(0, 255))
-    with contextlib.suppress(MessageError):
-        decode_message(bytes(encoded))
+    assert is_refused_or_sound(bytes(encoded))
 
 
 @given(
@@ -350,12 +353,10 @@ def test_a_payload_over_the_limit_is_not_decoded() -> None:
         decode_message(bytes(limits.MAX_MESSAGE_BYTES + 1))
 
 
-def test_a_full_chunk_fits_into_a_message() -> None:
-    encode_message(Chunk(digest="ab" * 32, index=limits.MAX_CHUNK_INDICES, payload=bytes(limits.CHUNK_BYTES)))
-
-
-def test_the_largest_request_fits_into_a_message() -> None:
-    encode_message(ChunkRequest(digest="ab" * 32, missing=tuple(range(limits.MAX_CHUNK_INDICES))))
+def test_a_full_chunk_and_the_largest_request_fit_into_a_message() -> None:
+    chunk = Chunk(digest="ab" * 32, index=limits.MAX_CHUNK_INDICES, payload=bytes(limits.CHUNK_BYTES))
+    request = ChunkRequest(digest="ab" * 32, missing=tuple(range(limits.MAX_CHUNK_INDICES)))
+    assert [decode_message(encode_message(message)) for message in (chunk, request)] == [chunk, request]
 
 
 def test_deep_nesting_is_refused() -> None:
@@ -367,11 +368,9 @@ def test_what_came_later_may_be_missing() -> None:
     """Bytes of a peer that knows nothing of importance and prunings."""
     assignment = next(m for m in EXAMPLES if isinstance(m, Assignment))
     fields = msgspec.msgpack.decode(encode_message(assignment))
-    del (
-        fields["work"]["prunings"],
-        fields["work"]["hyper_parameters"]["importance_every_steps"],
-        fields["work"]["hyper_parameters"]["trainable"],
-    )
+    del fields["work"]["prunings"]
+    for name in ("importance_every_steps", "trainable"):
+        del fields["work"]["hyper_parameters"][name]
     decoded = decode_message(msgspec.msgpack.encode(fields))
     assert isinstance(decoded, Assignment)
     assert lora_of(decoded).prunings == ()

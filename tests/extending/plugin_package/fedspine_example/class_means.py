@@ -8,7 +8,7 @@ to the mean of its class.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from typing import ClassVar, Final
 
 import msgspec
@@ -18,10 +18,8 @@ from broker_server.errors import AggregationError, ConfigError
 from broker_server.methods.aggregation import Aggregated, check_bounds
 from broker_server.methods.method import AssignedWork, Combined, Method, MethodContext, Reply
 from broker_server.methods.presets import Preset
-from broker_server.methods.pruning.schedule import Segment
 from broker_server.methods.pruning.scores import Scores
 from edge_runtime.errors import TensorError
-from edge_runtime.formats.adapter import Array
 from edge_runtime.formats.head import Head
 from edge_runtime.formats.payload import Payload
 from edge_runtime.wire.arms import PRUNING_RATIO, Axes
@@ -66,14 +64,7 @@ class ClassMeans(Method):
             max_length=training.max_length,
             settings=msgspec.to_builtins(SumSettings(largest_norm=LARGEST_NORM)),
         )
-        return AssignedWork(
-            work=work,
-            arm=arm,
-            segments=(Segment(at_step=1, pruning_ratio=ratio),),
-            start_sparsity=plans.sparsity(ratio),
-            sparsity=plans.sparsity(ratio),
-            num_steps=1,
-        )
+        return AssignedWork.under_one_plan(work, arm, num_steps=1, sparsity=plans.sparsity(ratio))
 
     def start_kind(self, work: Work) -> Hashable:
         """All devices start from the same."""
@@ -82,14 +73,6 @@ class ClassMeans(Method):
     def start(self, model: Aggregated, work: Work) -> Payload:
         """The head so far, by which devices evaluate."""
         return Payload(adapter={dense.name: model.adapter[dense.name] for dense in self._manifest.dense})
-
-    def trained(self, work: Work) -> Mapping[str, tuple[int, ...]]:
-        """Nothing that a transform of updates applies to: replies are sums."""
-        return {}
-
-    def before(self, model: Aggregated, work: Work, name: str) -> Array:
-        """The tensor of the model."""
-        return model.adapter[name]
 
     def most_bytes(self, work: Work) -> int:
         """Three tensors in float32; a larger reply is refused before it is pulled."""

@@ -142,6 +142,8 @@ class Device:
         self.most_inline = limits.MAX_INLINE_BYTES
         self.received: list[AnyMessage] = []
         self._unanswered: dict[tuple[int, int], Update] = {}
+        self._pulled: Assignment | None = None
+        """Its payload is asked for."""
         self._say_again_at = 0.0
         self._session_id = f"session-{random.random()}"
         will = Presence(device_id=device_id, session_id=self._session_id, online=False, detail="will")
@@ -221,7 +223,7 @@ class Device:
             case Hello():
                 self.register()
             case Assignment() if (message.key.round_number, message.key.attempt) not in self._unanswered:
-                self._transfers.expect(payload_of(message), "coordinator", lambda blob: self._work(message, blob))
+                self._pull(message)
             case Verdict() | Cancel():
                 self._unanswered.pop((message.key.round_number, message.key.attempt), None)
             case Finished():
@@ -229,6 +231,13 @@ class Device:
                 self._stop.set()
             case Welcome() | Assignment():
                 pass
+
+    def _pull(self, assignment: Assignment) -> None:
+        """Ask for an assignment's payload; one that was asked for before, perhaps the same bytes, is given up."""
+        if self._pulled is not None and self._pulled.key != assignment.key:
+            self._transfers.cancel(payload_of(self._pulled).digest, "coordinator")
+        self._pulled = assignment
+        self._transfers.expect(payload_of(assignment), "coordinator", lambda blob: self._work(assignment, blob))
 
     def _work(self, assignment: Assignment, blob: bytes) -> None:
         made = self.script(assignment, blob)

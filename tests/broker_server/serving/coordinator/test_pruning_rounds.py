@@ -37,7 +37,8 @@ LORA = PruningConfig(importance="lora", importance_every_steps=2, importance_smo
 
 
 def assignments(device: Device) -> list[Assignment]:
-    return [message for message in device.received if isinstance(message, Assignment)]
+    """Each once: one that is open is sent again to a device that registers again, which a greeting asks for."""
+    return list({message.key: message for message in device.received if isinstance(message, Assignment)}.values())
 
 
 def tensors_of(path: Path) -> dict[str, bytes]:

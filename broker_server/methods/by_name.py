@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final, TypeGuard
 
@@ -18,7 +19,7 @@ from broker_server.options import Option, options_of
 from edge_runtime.bounds.fields import NAME, NAME_RULE
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.system.registry import Registry
-from edge_runtime.wire.work import Arm
+from edge_runtime.wire.work import Arm, WorkType
 
 _DECLARED: Final[Mapping[str, Option]] = {
     name: option for kind in (TrainingConfig, PruningConfig, MethodTables) for name, option in options_of(kind).items()
@@ -72,9 +73,11 @@ def check_method(name: str, settings: Mapping[str, object], manifest: Manifest |
 
 
 def _check_device_method(method: type[Method]) -> None:
-    if method.work_type == "plugin" and NAME.fullmatch(method.device_method) is None:
+    name, taken = method.device_method, typing.get_args(WorkType)
+    if method.work_type == "plugin" and (name in taken or NAME.fullmatch(name) is None):
         called = f"{method.__module__}.{method.__name__}"
-        msg = f"device_method of {called} is {method.device_method!r}, expected {NAME_RULE}: fix its package"
+        expected = f"another name than those of FedSpine's own work, {', '.join(taken)}" if name in taken else NAME_RULE
+        msg = f"device_method of {called} is {name!r}, expected {expected}: fix its package"
         raise ConfigError(msg)
 
 

@@ -74,15 +74,17 @@ def _entry(name: str) -> MethodEntry:
         preset = METHODS.find(name)
     except ConfigError as error:
         return MethodEntry(name=name, package=package, error=str(error))
+    method = preset.method
+    own_work = method.device_method or method.__name__
     return MethodEntry(
         name=name,
         package=package,
         label=preset.label,
         about=preset.about,
         source=preset.source,
-        work=preset.work if isinstance(preset.work, str) else preset.work.__name__,
-        asks=preset.method.asks,
-        arms=preset.method.axes.form,
+        work=preset.work if isinstance(preset.work, str) else own_work,
+        asks=method.asks,
+        arms=method.axes.form,
     )
 
 

@@ -386,8 +386,12 @@ WorkType = Literal["lora", "probe", "zero_order", "seed_pool", "split", "plugin"
 """Tags of :data:`Work`."""
 
 Work = LoraWork | ProbeWork | ZeroOrderWork | SeedPoolWork | SplitWork | PluginWork
-"""The work that a device may be asked to do, by the tag ``type``: one member for each method of FedSpine's, and one for
-all methods of installed packages."""
+"""The work that a device may be asked to do, by the tag ``type``; methods of installed packages share one member."""
+
+
+def name_of(work: Work) -> str:
+    """The kind of a piece of work, for people: its tag, or the name of a package's method."""
+    return work.method if isinstance(work, PluginWork) else str(work.__struct_config__.tag)
 
 
 def type_of(tag: WorkType) -> type[Work]:

@@ -58,7 +58,7 @@ def test_a_run_plays_a_method_of_a_package(
     report = json.loads((run / "report.json").read_text())
     assert report["config"]["method"] == METHOD
     devices = report["rounds"][1]["devices"]
-    assert [(device["outcome"], device["work"]) for device in devices] == [("accepted", "plugin")] * 2
+    assert [(device["outcome"], device["work"]) for device in devices] == [("accepted", "class_means")] * 2
     losses = [float(line.partition(",")[2]) for line in lines[1:]]
     assert losses[1] < losses[0]
     assert tomllib.loads((run / "config.toml").read_text())["method"] == METHOD

@@ -100,7 +100,7 @@ def test_devices_sum_and_the_server_makes_the_head_of_all_examples(
 
     assert [board.result for board in run.boards.values()] == [ExitCode.OK] * len(NAMES)
     assert [device.outcome for device in run.records[1].devices] == ["accepted"] * len(NAMES)
-    assert {device.work for device in run.records[1].devices} == {"plugin"}
+    assert {device.work for device in run.records[1].devices} == {"class_means"}
     artifact = Artifact.open(tiny_bert_artifact)
     parts = []
     for name in NAMES:
@@ -235,10 +235,15 @@ def test_a_device_that_sends_something_else_costs_no_other(
     assert outcomes == {"a": "accepted", "b": "rejected"}
 
 
-def test_a_package_that_names_no_method_for_devices_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "expected"), [("os:system", "1 to 64"), ("lora", "another name than those of FedSpine's own work, lora, ")]
+)
+def test_a_package_that_names_no_method_for_devices_is_told(
+    name: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made: type[Method] = importlib.import_module("fedspine_example.class_means").ClassMeans
-    monkeypatch.setattr(made, "device_method", "os:system")
-    with pytest.raises(ConfigError, match=r"--method: device_method of .*ClassMeans is 'os:system', expected 1 to 64"):
+    monkeypatch.setattr(made, "device_method", name)
+    with pytest.raises(ConfigError, match=rf"--method: device_method of .*ClassMeans is '{name}', expected {expected}"):
         check_method("class_means", {})
 
 

@@ -16,7 +16,7 @@ from broker_server.serving.coordinator.outcomes import PlayedArm, arm_outcome, d
 from broker_server.serving.coordinator.run_context import ARMS, RunContext
 from broker_server.serving.storage.records import DeviceRecord
 from edge_runtime.wire.messages import AssignmentKey, FailureReason
-from edge_runtime.wire.work import Arm
+from edge_runtime.wire.work import Arm, name_of
 
 
 class ArmSelection:
@@ -139,6 +139,6 @@ class ArmSelection:
             device_class=None if run.clock is None else run.clock.fleet.members.get(participant.device_id),
             emulated_s=emulated_s,
             adapter_delta=None if made is None else made.deltas.get(participant.device_id),
-            work="" if work is None else str(work.work.__struct_config__.tag),
+            work="" if work is None else name_of(work.work),
             not_finite=None if made is None else made.not_finite.get(participant.device_id),
         )

@@ -92,9 +92,9 @@ class Agent:
 
         Raises:
             BrokerUnreachableError: nobody answers at the first connection (not with ``wait_for_broker``).
-            BrokerRefusedError: the broker says no at the first connection.
-            FedSpineError: this device cannot take part in any run, and only its owner can mend that; the coordinator
-                was told. What comes of a message, an artifact or the network does not end a device.
+            BrokerRefusedError: the broker refuses the first connection.
+            FedSpineError: this device cannot take part in any run until its owner removes the cause; the coordinator
+                was told. Faults of messages, artifacts and the network do not end a device.
         """
         farewell = "stopped by an unexpected error"
         try:
@@ -126,7 +126,7 @@ class Agent:
             self._uploads.tick()
             self._reporter.tick()
 
-    # ---- what arrives ------------------------------------------------------------------------------------------------
+    # ---- incoming messages and events --------------------------------------------------------------------------------
 
     def _on_link(self, event: LinkEvent) -> None:
         match event:
@@ -193,7 +193,7 @@ class Agent:
         self._reporter.say()
 
     def _on_unwanted(self, welcome: Welcome, objection: str) -> None:
-        """Take no part in a run that the owner of this board does not allow; another one that is under way goes on."""
+        """Take no part in a run that the owner of this board does not allow; a run under way goes on."""
         if self._welcome is not None and self._welcome.run_id == welcome.run_id:
             self._current.drop(objection)
             self._welcome = self._runner = None
@@ -261,7 +261,7 @@ class Agent:
         if self._settings.exit_when_finished:
             self.stop(ExitCode.OK, "the run is over")
 
-    # ---- what is done ------------------------------------------------------------------------------------------------
+    # ---- jobs of the background thread -------------------------------------------------------------------------------
 
     def _start_job(self) -> None:
         welcome, work = self._welcome, self._current.work

@@ -1,4 +1,4 @@
-"""The part that all work shares: get ready for a run, then one assignment after another, in the background thread."""
+"""The steps that all methods share: prepare for a run, then carry out its assignments, in the background thread."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ logger = logging.getLogger(__name__)
 HOLDOUT_SEED: Final = 0
 """Fixed: the same file gives the same held-out examples in every round and after every restart.
 
-They are others once the file has another number of examples, or language modelling is cut at another ``max_length``.
+They change when the number of examples in the file changes, or, for language modelling, when ``max_length`` does.
 """
 
 
 @dataclasses.dataclass(slots=True)
 class Progress:
-    """The progress of work; the background thread writes it, the one that talks reads it."""
+    """The progress of work: written by the background thread, read by the thread that sends messages."""
 
     step: int = 0
     num_steps: int = 0
@@ -69,21 +69,21 @@ class AssignmentRunner:
 
     @property
     def digest(self) -> str:
-        """The artifact that this is for."""
+        """Digest of the artifact."""
         return self.artifact.digest
 
     def check_run(self, welcome: Welcome) -> None:
-        """Refuse a run of which this device can do nothing; raises as the method of the run's work."""
+        """Refuse a run of which this device can do no assignment; raises the errors of :meth:`Method.check_run`."""
         started = time.perf_counter()
         self.methods.of_run(welcome).check_run(welcome)
         self._prepare_s += time.perf_counter() - started
 
     def load(self, max_length: int) -> Dataset:
-        """Examples to train on, cut at ``max_length``; read again only when it changes.
+        """Examples to train on, cut at ``max_length`` tokens; the file is read again only for another ``max_length``.
 
         Raises:
             DataError: the file does not fit the artifact.
-            MissingDependencyError: raw text, and no tokenizers.
+            MissingDependencyError: the file holds raw text, and the package tokenizers is not installed.
         """
         if self._training is None or max_length != self._max_length:
             started = time.perf_counter()
@@ -119,7 +119,7 @@ class AssignmentRunner:
             context: see :class:`WorkContext`.
 
         Returns:
-            The update, and the bytes that were made, empty if there are none: inside it too, where they are few.
+            The update and its blob, empty if there is none. A small blob is inside the update too.
 
         Raises:
             StoppedError: it was asked to stop.
@@ -169,7 +169,7 @@ class AssignmentRunner:
         return update, made
 
     def _evaluate(self, execution: Execution, context: WorkContext) -> Before:
-        """Quality on the device's own held-out examples, None if that is not known; and the seconds that took."""
+        """Quality on the device's own held-out examples, None if unknown, and the seconds that the evaluation took."""
         if self._holdout is None or len(self._holdout) == 0:
             return None, 0.0
         clock = context.pauses.working_s
@@ -198,7 +198,7 @@ class WorkContext:
     fetch_s: float
     """Time that the adapter took to arrive, seconds."""
     pull_rate: float | None = None
-    """Bytes a second of the last payload that was pulled; None = none was."""
+    """Rate of the last pulled payload, bytes a second; None = no payload was pulled."""
     checkpoints: Checkpoints
     pauses: Pauses
 
@@ -215,7 +215,7 @@ class WorkContext:
 
     @property
     def surroundings(self) -> Surroundings:
-        """Return the part of this that a method sees; pauses are counted from here."""
+        """Return the attributes that a method may use; pauses are counted from this call on."""
 
         def say(detail: str) -> None:
             self.progress.detail = detail
@@ -245,17 +245,17 @@ def prepare(
     """Get ready for a run: fetch the artifact, check that its work fits, load the graphs, read the examples.
 
     Args:
-        welcome: of the coordinator.
+        welcome: the coordinator's message about the run.
         cache: artifacts of this device.
-        settings: of its owner.
-        progress: where to note how far it is.
+        settings: the owner's settings.
+        progress: receives the progress.
         on_bytes: counts bytes that arrive over HTTP; raises to stop.
 
     Raises:
         InsufficientMemoryError: not even the cheapest arm fits.
         OrtTrainingError: there are no ort-training models for the run, or nothing to run them with.
-        DataError: the examples are wrong in themselves, whatever the artifact.
-        UnfitDataError: they do not fit this one.
+        DataError: the examples are wrong for every artifact.
+        UnfitDataError: the examples do not fit this artifact.
         FedSpineError: see :meth:`ArtifactCache.fetch`.
     """
     num_fetched = 0
@@ -283,7 +283,7 @@ def prepare(
 
 
 def holdout_text(num_training: int, num_holdout: int, task: Task) -> str:
-    """Return a line on the examples that are trained on and held back, for the owner of the board."""
+    """Return one line for the owner of the board: how many examples are trained on and how many are held out."""
     unit = "examples" if task == "text-classification" else "windows of max_length tokens"
     share = f"at most 1 in {MIN_TRAINING_RATIO}"
     return f"{num_training} {unit} to train on, {num_holdout} held back to evaluate on (--holdout, {share})"

@@ -9,7 +9,7 @@ from typing import Final
 from edge_runtime.link import backoff
 
 LARGEST_S: Final = 600.0
-"""Longest delay after a failure that only the server can put right; it says when it has, see :meth:`Attempts.news`."""
+"""Longest delay, seconds, after a failure that only the server can remove; a message from it shortens the delay."""
 
 FLOOR_S: Final = 2.0
 """Shortest time from a failure to the next attempt when there is news, seconds: a server that never stops talking does
@@ -55,6 +55,6 @@ class Attempts:
         self._due_at = min(self._due_at, self._failed_at + FLOOR_S)
 
     def begin_anew(self) -> None:
-        """Forget earlier failures, except for the floor: it worked, or it is about something else now."""
+        """Forget earlier failures after a success or for another task; :data:`FLOOR_S` still holds."""
         self._num_failed = 0
         self.news()

@@ -25,13 +25,13 @@ logger = logging.getLogger(__name__)
 MAX_ARTIFACTS: Final = 2
 """Artifacts that stay on disk: the one in use and the one before."""
 
-"""Names of folders that this cache made; other files there are not its own."""
+"""Names of the folders that this cache makes; it leaves all other files in its directory alone."""
 
 RESERVE_BYTES: Final = 16_000_000
 """Space that an artifact leaves free on the disk: for updates, and for the rest of the board."""
 
 _USED_FILE: Final = ".used"
-"""Lies in the folder of an artifact that was ready for work, and was changed then; no manifest names such a file."""
+"""Empty file in the folder of an artifact that was used; its modification time is that of the last use."""
 
 Progress = Callable[[int, int], None]
 """Called with bytes that just arrived over HTTP and bytes that are still lacking; may raise to stop."""
@@ -61,7 +61,7 @@ class ArtifactCache:
             AddressError: the URL cannot be used.
             ArtifactUnreachableError: HTTP fails after all attempts.
             ArtifactCorruptedError: the server's files do not match manifest and digest.
-            ArtifactVersionError: of another format version.
+            ArtifactVersionError: the artifact has another format version.
             ManifestError: the manifest is malformed.
             DiskFullError: there is no space.
         """
@@ -87,7 +87,7 @@ class ArtifactCache:
         return Artifact.open(folder, verify=False)
 
     def used(self, digest: str) -> None:
-        """Note that an artifact is ready for work: one that never was goes first when room is made."""
+        """Note that an artifact was used; artifacts that never were are the first to be removed."""
         (self._directory / digest / _USED_FILE).touch()
 
     def _manifest(self, folder: Path, base_url: str, digest: str, on_progress: Progress) -> Manifest:
@@ -115,7 +115,7 @@ class ArtifactCache:
         return manifest
 
     def _make_room_beside(self, current: Path) -> None:
-        """Remove other artifacts: those that were never ready for work first, then those that were longest ago.
+        """Remove other artifacts: first those that were never used, then those with the oldest last use.
 
         The order of use follows the clock, which may have been set back.
         """
@@ -133,7 +133,7 @@ def _url_of(base_url: str, name: str) -> str:
 
 
 def _last_use(folder: Path) -> tuple[bool, int]:
-    """Return whether an artifact was ever ready for work, and when, or when it was fetched; the greatest is kept."""
+    """Sort key of artifacts: whether it was ever used, and when it was last used or, if never, fetched."""
     marker = folder / _USED_FILE
     is_used = marker.exists()
     return is_used, (marker if is_used else folder).stat().st_mtime_ns

@@ -21,7 +21,7 @@ from edge_runtime.wire.measures import Capabilities
 logger = logging.getLogger(__name__)
 
 DEFAULT_MEMORY_RATIO: Final = 0.8
-"""Share of the available memory that a device allows itself when it is not told."""
+"""Share of the available memory that training may use if the owner sets no limit."""
 
 MATRIX_SIZE: Final = 512
 COPY_BYTES: Final = 32 * 1024 * 1024
@@ -43,7 +43,7 @@ _CGROUP_FILES: Final = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memo
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """The machine that rates were measured on; they are measured again when any of this changes."""
+    """The machine that rates were measured on; rates are measured again when a field changes."""
 
     architecture: str
     operating_system: str
@@ -66,7 +66,7 @@ def find_capabilities(cache: Path, num_threads: int, memory_limit_bytes: int) ->
     Args:
         cache: JSON file, written when it is absent, unreadable, or of another machine.
         num_threads: threads that training uses.
-        memory_limit_bytes: that training may use.
+        memory_limit_bytes: memory that training may use, bytes.
     """
     machine = Machine(
         architecture=platform.machine(),
@@ -98,7 +98,7 @@ def usable_cores() -> int:
 
 
 def total_memory() -> int:
-    """Memory of the machine, or of the container if that has less, bytes."""
+    """Memory of the machine, or of the container if the container has less, bytes."""
     return min([int(psutil.virtual_memory().total), *_container_limits()])
 
 

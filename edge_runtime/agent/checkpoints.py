@@ -1,8 +1,8 @@
-"""The device's one checkpoint: training goes on from it after a power cut or kill -9 in the middle of an assignment.
+"""The checkpoint of a device: training resumes from it after a power cut or kill -9 in the middle of an assignment.
 
-It lies in a folder of its own, since a cut while it is written leaves a part beside it. An assignment that comes again
-(docs/wire.md: after a reconnect, as long as the round waits) is gone on with if nothing is different that its training
-depends on; else it begins anew.
+The file has its own folder, because a power cut during a write leaves a partial file beside it. The coordinator sends
+an assignment again after a reconnect (docs/wire.md). The device then resumes it if all inputs of its training are the
+same (:func:`identity_of`), else training begins anew.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Checkpoints:
     """Keeps the newest checkpoint of the assignment under way.
 
     Args:
-        directory: of the file; temporary files of interrupted writes are removed, all others stay.
-        every: steps from one to the next; 0 = none is written, and that of an earlier process is removed.
+        directory: folder of the file; temporary files of interrupted writes are removed, all others stay.
+        every: steps between checkpoints; 0 = no checkpoint is written, and an earlier process's is removed.
     """
 
     def __init__(self, directory: Path, every: int) -> None:
@@ -44,7 +44,7 @@ class Checkpoints:
             self.remove()
 
     def load(self, identity: str) -> Checkpoint | None:
-        """The checkpoint of an assignment; one that is damaged or of another assignment is dropped.
+        """The checkpoint of an assignment, None if there is none; a damaged or foreign checkpoint is removed.
 
         Args:
             identity: see :func:`identity_of`.
@@ -64,28 +64,28 @@ class Checkpoints:
         return checkpoint
 
     def is_due(self, step: int, num_steps: int) -> bool:
-        """Return whether to write a checkpoint after this step; not after the last one, where the update is near."""
+        """Return whether to write a checkpoint after this step; False after the last step."""
         return bool(self.every) and step % self.every == 0 and step < num_steps
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Keep a checkpoint in place of the one before, which stays where this one cannot be written."""
+        """Replace the checkpoint; the earlier one stays if the new one cannot be written."""
         try:
             write_atomically(self._path, *encode_checkpoint(checkpoint))
         except (DiskFullError, OSError) as error:
             logger.warning("no checkpoint after step %d, training goes on: %s", checkpoint.state.num_steps, error)
 
     def remove(self) -> None:
-        """Forget the checkpoint: its update is safe, or it is of no use."""
+        """Remove the checkpoint, because its update is stored or because it is useless."""
         self._path.unlink(missing_ok=True)
 
 
 def identity_of(assignment: Assignment, work: Work, artifact_digest: str, dataset: Dataset) -> str:
-    """Digest of all that the training of an assignment depends on; not of its deadline, nor of how it is run.
+    """Digest of all inputs of an assignment's training; the deadline and the mode of the engine are none of them.
 
     Args:
-        assignment: the work.
+        assignment: the assignment.
         work: its work.
-        artifact_digest: of the model that is trained.
+        artifact_digest: digest of the artifact that is trained.
         dataset: the examples to train on.
     """
     parts = (

@@ -1,4 +1,4 @@
-"""Messages to the coordinator: every one goes through here, under the right topic."""
+"""Messages to the coordinator: this channel publishes each of them under its topic."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ COORDINATOR: Final = "coordinator"
 """The only peer of a device."""
 
 SILENCES_S: Final = (10.0, 60.0, 600.0)
-"""Times without an answer of a coordinator after which that is said; the last one again and again."""
+"""Seconds without an answer of the coordinator after which a warning is logged; the last value repeats."""
 
 MAX_DETAIL: Final = 1_500
 """Longest detail of a failure or a good-bye, characters."""
@@ -79,7 +79,7 @@ class CoordinatorChannel:
         )
         self._registration = self.new_repeat()
         self._asked_at: float | None = None
-        """Since when a coordinator owes an answer; None: it does not, or there is no connection."""
+        """Time since which the device waits for an answer; None = it does not wait, or there is no connection."""
         self._num_silences = 0
         # Names hold no colon, so two devices of one broker never share an id. The broker would disconnect one of them.
         self.link = open_link(
@@ -96,11 +96,11 @@ class CoordinatorChannel:
         return time.monotonic
 
     def new_repeat(self) -> Repeat:
-        """A timer for one message that wants an answer."""
+        """A timer for one message that needs an answer."""
         return Repeat(self._rng, self.clock)
 
     def say(self, message: AnyMessage) -> None:
-        """Publish a message; lost while there is no connection, and when it cannot be encoded, which is logged."""
+        """Publish a message. It is lost without a connection. If it cannot be encoded, this is logged."""
         try:
             payload = encode_message(message)
         except (MessageError, UnicodeEncodeError) as error:
@@ -116,12 +116,12 @@ class CoordinatorChannel:
         return self._topic(message), encode_message(message)
 
     def register_again(self) -> None:
-        """Register as soon as possible, and until there is an answer."""
+        """Register as soon as possible, and repeat it until there is an answer."""
         self.is_registered = False
         self._registration.restart()
 
     def register_if_due(self) -> None:
-        """Register if there is no answer yet and it is time to say it (again); call it often."""
+        """Send the registration if there is no answer yet and its timer is due; call it often."""
         if self.is_registered or not self.link.is_connected:
             self._asked_at, self._num_silences = None, 0
             return
@@ -132,7 +132,7 @@ class CoordinatorChannel:
         self._registration.said()
 
     def _tell_of_silence(self) -> None:
-        """Log that nobody answers: only this device can notice that its fleet was mistyped."""
+        """Log that nobody answers: a mistyped fleet shows only on the device."""
         now = self.clock()
         self._asked_at = now if self._asked_at is None else self._asked_at
         longest_s = SILENCES_S[-1] * max(1, self._num_silences - len(SILENCES_S) + 2)
@@ -151,7 +151,7 @@ class CoordinatorChannel:
         )
 
     def failure(self, assignment: Assignment, reason: FailureReason, detail: str) -> Failure:
-        """The message that gives an assignment up."""
+        """The message that tells the coordinator that an assignment was given up."""
         return Failure(key=assignment.key, reason=reason, detail=plain(detail)[:MAX_DETAIL])
 
     def _topic(self, message: AnyMessage) -> str:

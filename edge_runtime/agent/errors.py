@@ -5,10 +5,10 @@ AgentError
 ├── StateError          the state directory cannot be used
 ├── BadNameError        a device id or fleet that topics do not allow
 ├── EngineChoiceError   options of an engine that do not go together
-├── DeviceMethodError   a method of another package that is not installed, or cannot be used
-├── UnfitDataError      examples that are right in themselves, and not for the artifact of a run
-├── NotAllowedError     work that the owner of this board does not allow
-└── StoppedError        somebody asked this device to stop what it was doing
+├── DeviceMethodError   a method of another package is not installed, or cannot be used
+├── UnfitDataError      the examples are valid, but do not fit the artifact of a run
+├── NotAllowedError     the owner of this board does not allow the work
+└── StoppedError        the work was stopped half-way
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class DeviceMethodError(AgentError):
 
 
 class UnfitDataError(AgentError):
-    """The examples of this board are right in themselves, and not for the artifact of a run; another may suit."""
+    """The examples of this board are valid, but do not fit the artifact of a run; another artifact may fit."""
 
 
 class NotAllowedError(AgentError):

@@ -1,11 +1,11 @@
-"""The state directory: one process at a time, one device id for ever.
+"""The state directory of a device: used by one process at a time, with one permanent device id.
 
 STATE/lock               held while a process runs
 STATE/device-id          the id, made once
 STATE/capabilities.json  measured once per machine and version
 STATE/artifacts/         files by digest of their artifact
 STATE/outbox/            updates that the coordinator has not yet answered
-STATE/checkpoint/        training under way, every so many steps
+STATE/checkpoint/        state of the training under way
 STATE/methods/           a folder for each method that keeps something between assignments
 """
 
@@ -45,7 +45,7 @@ class StateDirectory:
     """
 
     def __init__(self, path: Path, device_id: str | None = None) -> None:
-        """Make the directory if need be, lock it, and find out who this device is.
+        """Make the directory if need be, lock it, and read or make the device id.
 
         Args:
             path: where this device keeps its state.

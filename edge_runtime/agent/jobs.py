@@ -1,4 +1,4 @@
-"""Jobs of the background thread: get ready for a run, or work on an assignment."""
+"""Jobs of the background thread: prepare for a run, rebuild a payload, or work on an assignment."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Rebuilt:
     """The result of an attempt to rebuild a payload instead of pulling it."""
 
     blob: bytes | None
-    """None = it must be pulled."""
+    """The payload; None = it must be pulled."""
 
 
 Job = AssignmentRunner | Rebuilt | tuple[Update, bytes]
-"""Result of a job: ready for a run, a payload or that it must be pulled, or an update and its blob."""
+"""Result of a job: the runner of a run, the outcome of a rebuild, or an update and its blob."""
 
 
 class Jobs(Background[Job]):
@@ -37,9 +37,9 @@ class Jobs(Background[Job]):
 
     Args:
         artifacts: folder of the artifact cache.
-        settings: of the board's owner.
-        traffic: where bytes are counted.
-        checkpoints: where training under way is kept.
+        settings: the owner's settings.
+        traffic: counts bytes over HTTP.
+        checkpoints: keeps the training under way.
     """
 
     def __init__(self, artifacts: Path, settings: WorkSettings, traffic: Traffic, checkpoints: Checkpoints) -> None:
@@ -57,7 +57,7 @@ class Jobs(Background[Job]):
         self._interrupt.set()
 
     def prepare(self, welcome: Welcome, progress: Progress) -> None:
-        """Start preparing for a run; the tag is the coordinator's welcome."""
+        """Start to prepare for a run; the job's tag is the coordinator's welcome."""
 
         def job(stop: threading.Event) -> AssignmentRunner:
             def count(num_bytes: int) -> None:
@@ -77,7 +77,7 @@ class Jobs(Background[Job]):
         welcome: Welcome,
         progress: Progress,
     ) -> None:
-        """Start rebuilding a payload from this device's files; the tag is the assignment's key. See :meth:`work`."""
+        """Start to rebuild a payload from this device's files; tag and arguments are those of :meth:`work`."""
 
         def job(stop: threading.Event) -> Rebuilt:
             return Rebuilt(runner.rebuild(assignment, self._context(welcome, stop, progress, 0.0, pull_rate)))
@@ -93,15 +93,15 @@ class Jobs(Background[Job]):
         welcome: Welcome,
         progress: Progress,
     ) -> None:
-        """Start working on an assignment; the tag is its key.
+        """Start to work on an assignment; the job's tag is its key.
 
         Args:
-            runner: ready for the run.
-            assignment: the work.
-            payload: safetensors bytes to start from, and how long they took to arrive, seconds.
-            pull_rate: how fast the last payload was pulled, bytes a second; None = none was.
-            welcome: of the coordinator.
-            progress: where to note how far it is.
+            runner: runner of the run.
+            assignment: the assignment.
+            payload: safetensors bytes to start from, and the seconds that they took to arrive.
+            pull_rate: rate of the last pulled payload, bytes a second; None = no payload was pulled.
+            welcome: the coordinator's message about the run.
+            progress: receives the progress.
         """
         given, fetch_s = [payload[0]], payload[1]
         self._interrupt = interrupt = Interrupt()

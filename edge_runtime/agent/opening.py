@@ -1,7 +1,7 @@
-"""Make an agent that can run from the owner's settings: the part of ``fedspine-edge start`` before its loop.
+"""Make an agent from the owner's settings: the part of ``fedspine-edge start`` before its loop.
 
-Nothing here belongs to the process: no signals, no priority, no environment. So many agents can run in one process,
-each in a thread of its own. Measurements of the process (its resident set) are then those of all of them.
+This module touches no signals, no priority and no environment. So many agents can run in one process, each in its own
+thread. Measurements of the process (its resident set) then cover all of them.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ def open_agent(settings: AgentSettings, path: Path, device_id: str | None = None
     """An agent whose state directory is locked until the block ends; call :meth:`Agent.run` within it.
 
     Args:
-        settings: of the board's owner.
-        path: its state directory, made if need be.
+        settings: the owner's settings.
+        path: state directory, made if need be.
         device_id: name of the device; None = the one used before, or a new one.
 
     Raises:
         BadNameError: device id or fleet is not allowed.
-        NoSensorError: work is to pause for something that this board does not measure.
+        NoSensorError: a limit needs a sensor that this board does not have.
         DataInvalidError: the examples cannot be read; names file and line.
-        DataEmptyError: there is none.
+        DataEmptyError: there are no examples.
         StateInUseError: another agent holds the state directory.
-        StateError: it cannot be written.
+        StateError: the state directory cannot be written.
         DiskFullError: there is no space.
         AddressError: a TLS file cannot be used.
     """

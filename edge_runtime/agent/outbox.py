@@ -1,7 +1,7 @@
 """Updates on disk until the coordinator has answered: they survive kill -9 and a power cut.
 
-Each entry is two files, the blob first: ``<key>.safetensors``, then ``<key>.update`` (the encoded message, which names
-the blob's digest). An entry exists when its second file does; it is alone where the message holds all that was made.
+Each entry has two files: first the blob ``<key>.safetensors``, then ``<key>.update``, the encoded message with the
+blob's digest. An entry exists once ``<key>.update`` does. There is no blob file if the message holds the whole reply.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from edge_runtime.wire.messages import AssignmentKey, Update, decode_message, en
 logger = logging.getLogger(__name__)
 
 MAX_ENTRIES: Final = 4
-"""Updates that are kept; the oldest of the run that has most of them makes room."""
+"""Most updates that are kept; one more removes the oldest update of the run that has the most."""
 
 _MESSAGE: Final = ".update"
 _BLOB: Final = ".safetensors"
@@ -34,7 +34,7 @@ class Outbox:
     """The updates of one device that wait for a verdict.
 
     Args:
-        directory: of the entries; entries that cannot be read are removed, all other files stay.
+        directory: folder of the entries; entries that cannot be read are removed, all other files stay.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -52,7 +52,7 @@ class Outbox:
                 path.unlink()
 
     def add(self, update: Update, blob: bytes) -> None:
-        """Keep an update; when this returns, it survives a power cut, and an older one has made room for it.
+        """Store an update; once this returns, the update survives a power cut. An older update may be removed for it.
 
         Raises:
             DiskFullError: there is no space; nothing of this update is left, and the others stay.
@@ -79,7 +79,7 @@ class Outbox:
         return self._entries.get(key)
 
     def updates(self) -> list[Update]:
-        """All that wait, oldest first."""
+        """All stored updates, oldest first."""
         return list(self._entries.values())
 
     def blob_file(self, key: AssignmentKey) -> Path:
@@ -97,7 +97,7 @@ class Outbox:
         return self._directory / (_stem(key) + suffix)
 
     def _oldest_of_the_fullest(self) -> AssignmentKey:
-        """The oldest update of the run that has most: so no run pushes out all that another has not yet answered."""
+        """The oldest update of the run that has the most, so that no run displaces all updates of another."""
         counts = collections.Counter(key.run_id for key in self._entries)
         most = max(counts.values())
         return next(key for key in self._entries if counts[key.run_id] == most)

@@ -1,4 +1,4 @@
-"""Work that pauses while the board is too hot, slowed down or short of charge, in the thread that works."""
+"""Pauses of the work while the board is too hot, throttled or low on charge; they block the working thread."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ class Pauses:
         return self._clock() - self.paused_s
 
     def wait(self, stop: Event, progress: Detail) -> None:
-        """Return at once when work may go on; else when it may, or when it should stop. Call it often.
+        """Wait until work may go on or should stop; return at once if nothing demands a pause. Call it often.
 
         Args:
             stop: set when the work should end.
-            progress: its detail says why nothing moves, as long as nothing does.
+            progress: its detail shows the reason during a pause.
         """
         if not self._is_watching or self._clock() < self._look_at:
             return
@@ -96,7 +96,7 @@ class PausedTime:
 
     @property
     def seconds(self) -> float:
-        """So far."""
+        """Seconds paused so far."""
         return self._pauses.paused_s - self._begun_s
 
     def add_earlier(self, paused_s: float) -> None:

@@ -11,7 +11,7 @@ from edge_runtime.link.http import host_of
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Pins:
-    """Empty = any."""
+    """Allowed artifacts and servers; an empty set allows all."""
 
     digests: frozenset[str] = frozenset()
     """SHA-256 of manifests, 64 hexadecimal digits each."""
@@ -31,7 +31,7 @@ class Pins:
         Args:
             run_id: the run.
             digest: SHA-256 of its artifact's manifest.
-            url: where that lies.
+            url: URL of the artifact.
         """
         if self.digests and digest not in self.digests:
             allowed = ", ".join(sorted(digest[:12] for digest in self.digests))

@@ -1,4 +1,4 @@
-"""A first check of the data file, before the network is used: faults that need no artifact to be seen."""
+"""A first check of the data file, before the network is used: it finds the faults that show without an artifact."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ class Examples:
     num_bytes: int
     """Size of the file."""
     num_texts: int
-    """Number of them that are raw text, which needs a tokenizer."""
+    """Number of examples that are raw text, which needs a tokenizer."""
     warnings: tuple[str, ...] = ()
-    """Warnings for its owner, one line each."""
+    """Warnings for the file's owner, one line each."""
 
 
 def count_examples(path: Path) -> int:
-    """Number of examples of a file, see :func:`look_at_examples`, which raises the same."""
+    """Number of examples of a file; raises the errors of :func:`look_at_examples`."""
     return look_at_examples(path).num_examples
 
 
 def look_at_examples(path: Path) -> Examples:
-    """Read a file as far as can be without the artifact, see :mod:`edge_runtime.engine.examples`.
+    """Check a file as far as is possible without the artifact, see :mod:`edge_runtime.engine.examples`.
 
-    Whether a run classifies is not known yet: labels that could not be used are warned of. Which classes there are,
-    vocabulary and lengths are checked when the artifact is known.
+    The task of the run is not known yet, so labels that cannot be used give a warning. Classes, vocabulary and lengths
+    are checked when the artifact is known.
 
     Raises:
         DataInvalidError: the file cannot be read, or a line is not an example; names file and line.
-        DataEmptyError: there is none.
+        DataEmptyError: there are no examples.
     """
     reader = ExampleReader(path, Fields(label="label"), is_label_optional=True)
     count = num_texts = 0

@@ -1,4 +1,4 @@
-"""The meaning of errors: the reason for the coordinator, whether the process ends, and how long to wait otherwise."""
+"""The consequences of errors: the reason for the coordinator, whether the process ends, and the delay if not."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _REASONS: tuple[tuple[type[BaseException], FailureReason], ...] = (
 
 
 def reason_of(error: BaseException) -> FailureReason:
-    """Return the reason that a scheduler gets for an error that ended an assignment."""
+    """Return the reason to report to the scheduler for an error that ended an assignment."""
     for kind, reason in _REASONS:
         if isinstance(error, kind):
             return reason
@@ -38,7 +38,7 @@ def reason_of(error: BaseException) -> FailureReason:
 
 
 def too_large(assignment: Assignment, memory_limit_bytes: int) -> str | None:
-    """Return why a payload is not pulled, one line; None if it may be. Chunks and whole are in memory at once."""
+    """Return one line if a payload is too large to pull, else None; chunks and whole are in memory at once."""
     num_bytes = 0 if assignment.payload is None else assignment.payload.size_bytes
     if 2 * num_bytes <= memory_limit_bytes:
         return None
@@ -49,13 +49,13 @@ def too_large(assignment: Assignment, memory_limit_bytes: int) -> str | None:
 
 
 def is_final(error: BaseException) -> bool:
-    """Return whether an error while getting ready for a run has its cause on this board, for its owner to remove.
+    """Return whether an error in the preparation for a run has its cause on this board, so that its owner must act.
 
-    All others may be caused by a server's messages or files: this board reports them and goes on listening.
+    A server's messages or files may cause all other errors: this board reports them and goes on listening.
     """
     return isinstance(error, engine.DataError | engine.MissingDependencyError | OrtMissingError)
 
 
 def largest_delay_s(error: BaseException) -> float:
-    """Longest time to the next attempt to get ready: a server that is away may be back any minute."""
+    """Longest delay before the next preparation, seconds; shorter for an unreachable artifact server."""
     return backoff.LARGEST_BOUND_S if isinstance(error, link.ArtifactUnreachableError) else attempts.LARGEST_S

@@ -1,4 +1,4 @@
-"""The refusals of a device: runs that its owner does not allow or it has no method for, and work that it gave up."""
+"""The refusals of a device: runs that its owner does not allow, runs without its method, and failed assignments."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edge_runtime.wire.messages import AssignmentKey, Failure, Welcome
 logger = logging.getLogger(__name__)
 
 MAX_REMEMBERED: Final = 64
-"""Failures that are remembered, to answer a repeated assignment without doing it again."""
+"""Most failures that are kept, to answer a repeated assignment without new work."""
 
 
 class Refused:
@@ -20,7 +20,7 @@ class Refused:
 
     Args:
         pins: artifacts and hosts that the board's owner allows.
-        methods: those of other packages.
+        methods: methods of other packages.
     """
 
     def __init__(self, pins: Pins, methods: InstalledMethods) -> None:
@@ -43,7 +43,7 @@ class Refused:
         return objection
 
     def objection_to(self, run_id: str) -> str | None:
-        """Return the objection to a run, if it was the last one that was refused."""
+        """Return the objection to a run if it was the last refused run, else None."""
         return self._run[1] if self._run is not None and self._run[0] == run_id else None
 
     def remember(self, key: AssignmentKey, failure: Failure) -> None:
@@ -53,5 +53,5 @@ class Refused:
         self._failures[key] = failure
 
     def answer_to(self, key: AssignmentKey) -> Failure | None:
-        """The answer that an assignment got, if it was given up."""
+        """The failure that was sent for an assignment; None if there was none."""
         return self._failures.get(key)

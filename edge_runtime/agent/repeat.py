@@ -28,21 +28,21 @@ class Repeat:
 
     @property
     def is_due(self) -> bool:
-        """Return whether it is time to say it (again)."""
+        """Return whether it is time to send the message (again)."""
         return self._clock() >= self._due_at
 
     def said(self) -> None:
-        """Note that it was said now."""
+        """Note that the message was sent now."""
         self._num_said += 1
         longest = backoff.bound(self._num_said, FIRST_S, LARGEST_S)
         self._due_at = self._clock() + self._rng.uniform(longest / 2, longest)
 
     def heard(self) -> None:
-        """The other side is working on it: no need to repeat for a while."""
+        """Note that the receiver has the message and works on it: the next repetition is put off."""
         self._num_said = 0
         self.said()
 
     def restart(self) -> None:
-        """Due at once, as if it had never been said (after a reconnect)."""
+        """Make the message due at once, as if it had never been sent (after a reconnect)."""
         self._num_said = 0
         self._due_at = float("-inf")

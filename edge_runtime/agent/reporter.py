@@ -50,7 +50,7 @@ class Reporter:
         self.say()
 
     def say(self, remark: str = "") -> None:
-        """Publish the state as it is now, once with a remark in place of the detail."""
+        """Publish the current state, this time with a remark in place of the detail if one is given."""
         progress = self.progress
         self._said = (progress.step, progress.detail)
         self._said_at = self._clock()

@@ -18,7 +18,7 @@ from edge_runtime.system.files import PRIVATE_FOLDER
 logger = logging.getLogger(__name__)
 
 MIN_TRAINING_RATIO: Final = 5
-"""At most one in so many examples is held out, however small the file is."""
+"""At most one in this many examples is held out, even of a small file."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,21 +40,21 @@ class WorkSettings:
     pausing: PauseLimits = dataclasses.field(default_factory=PauseLimits)
     """Limits at which work pauses."""
     sensors: Path = SYS
-    """Folder of the kernel's files that the sensors are read from."""
+    """Folder of the kernel's sensor files."""
     methods: Path | None = None
     """Folder in which methods keep files between assignments; None = nothing is kept."""
     device_methods: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Classes of methods of other packages, ``module:Class``, by the name that an assignment says."""
+    """Classes of methods of other packages, ``module:Class``, by the method's name in assignments."""
     sends_activations: bool = False
     """Whether the owner allows that activations and labels of the examples leave the board."""
     ort_models: Path | None = None
     """Folder of ort-training models, to train with these; None = the portable engine."""
 
     def folder_of(self, method: str) -> Path | None:
-        """Folder of one method, made if need be; None = it keeps nothing.
+        """Folder of one method, made if need be; None = methods keep nothing on disk.
 
         Args:
-            method: tag of its work.
+            method: tag of the method's work.
         """
         if self.methods is None:
             return None
@@ -73,11 +73,11 @@ class AgentSettings:
 
     open_link: OpenLink
     fleet: str
-    """Fleet on that broker."""
+    """Name of the fleet on the broker."""
     work: WorkSettings
     pins: Pins = dataclasses.field(default_factory=Pins)
     """Artifacts and servers that are allowed."""
     exit_when_finished: bool = False
     """Leave when the coordinator says that the run is over."""
     wait_for_broker: bool = False
-    """Go on trying when nobody answers at the first connection."""
+    """Try again if the first connection finds no broker."""

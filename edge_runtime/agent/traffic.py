@@ -29,7 +29,7 @@ class Traffic:
         """Bytes up and down since the last call.
 
         Args:
-            upload_bytes: size of the update that is about to be sent; counted now, and not again when it was sent.
+            upload_bytes: size of the update that is about to be sent; it is counted now, and not again later.
         """
         with self._lock:
             sent, received = self._mqtt()

@@ -17,8 +17,8 @@ class Uploads:
     """The updates of this device that the coordinator has not answered.
 
     Args:
-        outbox: where they lie.
-        transfers: where their blobs are offered.
+        outbox: stores the updates.
+        transfers: offers their blobs.
         publish: publishes an update's message.
         new_repeat: makes a timer for one update.
     """
@@ -43,7 +43,7 @@ class Uploads:
         return waiting[-1] if waiting else None
 
     def open(self, run_id: str) -> None:
-        """Announce the updates of run ``run_id``; those of another run stay on disk until that run is back."""
+        """Announce the updates of run ``run_id``; updates of other runs stay on disk until their run is back."""
         for update in self._outbox.updates():
             if update.key.run_id == run_id:
                 self._offer(update)
@@ -82,7 +82,7 @@ class Uploads:
         return update
 
     def heard(self, digest: str) -> None:
-        """The coordinator asks for chunks of a blob: it knows of the update."""
+        """Note that the coordinator asked for chunks of a blob, so it has the update's message."""
         for update in self._outbox.updates():
             timer = self._timers.get(update.key)
             if update.blob is not None and update.blob.digest == digest and timer is not None:
@@ -102,7 +102,7 @@ class Uploads:
                 timer.said()
 
     def _withdraw(self, gone: Update) -> None:
-        """Offer a blob no more, or from the file of another update that is the same to the byte."""
+        """Stop offering a blob, unless another update has the same bytes; then offer that update's file."""
         if gone.blob is None:
             return
         self._transfers.withdraw(gone.blob.digest)

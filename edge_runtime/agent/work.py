@@ -1,4 +1,4 @@
-"""The assignment that a device is on: its payload comes, its deadline is watched; it is done, given up or dropped."""
+"""The current assignment of a device: its payload and its deadline, until it is done, given up or dropped."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(slots=True)
 class Work:
-    """One assignment, from when it came until it is done, given up or dropped. Instants are monotonic seconds."""
+    """One assignment, from its arrival until it is done, given up or dropped. Instants are monotonic seconds."""
 
     assignment: Assignment
     received_at: float
     deadline_at: float
     payload: tuple[bytes, float] | None = None
-    """Safetensors bytes to start from, and how long they took to arrive, seconds; None until they are here, and once
-    the work has begun."""
+    """Safetensors bytes to start from, and the seconds that they took to arrive; None before they arrive, and once the
+    work has begun."""
     is_to_rebuild: bool = False
-    """Whether to try to rebuild the payload from this device's files, before it is pulled."""
+    """Whether to try to rebuild the payload from this device's files before a pull."""
     is_running: bool = False
 
     @property
     def key(self) -> AssignmentKey:
-        """Return the key under which it counts only once."""
+        """Return the assignment's key; an assignment counts once under its key."""
         return self.assignment.key
 
 
 class CurrentWork:
-    """The work that a device is on.
+    """The current work of a device.
 
     Args:
         channel: reports the result.
-        transfers: pull its payload.
-        jobs: work on it.
-        reporter: says how far it is.
+        transfers: pulls the payload.
+        jobs: does the work in the background.
+        reporter: reports the progress.
         refused: remembers refused assignments.
 
     Attributes:
         work: the assignment; None = there is none.
-        pull_rate: bytes a second of the last payload that was pulled; None = none was.
+        pull_rate: rate of the last pulled payload, bytes a second; None = no payload was pulled.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class CurrentWork:
             self.refuse(work, FailureReason.CANCELLED, detail)
 
     def drop(self, why: str) -> None:
-        """Stop the work, if any; what it may still produce is ignored."""
+        """Stop the work, if any, and ignore later results of it."""
         if self.work is None:
             return
         logger.info("round %d, attempt %d: %s", self.work.key.round_number, self.work.key.attempt, why)
@@ -102,7 +102,7 @@ class CurrentWork:
         self.work = None
 
     def refuse(self, work: Work, reason: FailureReason, detail: str) -> None:
-        """Give an assignment up, and tell."""
+        """Give an assignment up, and send the reason to the coordinator."""
         logger.warning(
             "round %d, attempt %d given up: %s (%s)", work.key.round_number, work.key.attempt, detail, reason
         )

@@ -1,8 +1,8 @@
-"""Methods that packages outside add to a device: known by their names, imported when their work comes.
+"""Methods that other packages add to a device: found by name, and imported when their work arrives.
 
 A package offers a class under a name by an entry point of the group ``fedspine.device_methods``, or the owner of the
-device names a class for it (``--device-method NAME=module:Class``). An assignment can only say a name, so nothing that
-comes from the network chooses code.
+device gives a class for the name (``--device-method NAME=module:Class``). An assignment holds only the name, so
+messages from the network cannot choose code.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class InstalledMethods:
 
     @classmethod
     def of(cls, classes: str | None) -> Self:
-        """Those of an option, ``NAME=module:Class`` with commas between them; None = it was not given."""
+        """Parse an option, ``NAME=module:Class`` with commas between them; None = the option was not given."""
         return cls(dict(part.split("=", 1) for part in classes.split(",")) if classes else {})
 
     def names(self) -> tuple[str, ...]:
@@ -60,11 +60,11 @@ class InstalledMethods:
         return tuple(sorted({*self.named, *_OFFERED.names()}))
 
     def source_of(self, name: str) -> str:
-        """The class that the owner named for a known name, else the package that offers it."""
+        """The class that the owner gave for a known name, else the package that offers the method."""
         return self.named.get(name) or _OFFERED.package_of(name)
 
     def objection(self, welcome: Welcome) -> str | None:
-        """Return why this device can do nothing of a run, one line; None if it has the method, or none is needed."""
+        """Return one line if this device lacks the method of a run; None if it has the method or needs none."""
         name = welcome.device_method
         if name is None or name in self.names():
             return None

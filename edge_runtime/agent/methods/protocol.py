@@ -1,4 +1,4 @@
-"""The interface of methods, as the runner sees it: a :class:`Task` of each assignment, which is started."""
+"""The interface of a method on the device: it makes a :class:`Task` of each assignment, and the runner starts it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Surroundings:
     check: Callable[[], None]
     """Call between pieces of work: waits while the work should pause, raises if it should end."""
     pull_rate: float | None = None
-    """Rate of the last payload, bytes a second; None = this process pulled none."""
+    """Rate of the last pulled payload, bytes a second; None = this process pulled no payload."""
 
 
 class Execution(Protocol):
@@ -42,7 +42,7 @@ class Execution(Protocol):
         """Go on from a checkpoint, if there is one.
 
         Returns:
-            The evaluation that was made before training; None = nothing was done before.
+            The evaluation from before training; None = there is no checkpoint.
         """
 
     def evaluate(self, holdout: Dataset) -> EvaluationResult | None:
@@ -75,13 +75,13 @@ W_contra = TypeVar("W_contra", bound=Work, contravariant=True)
 
 
 class Method(Protocol[W_contra]):
-    """A method's device side for one artifact; may keep data between assignments."""
+    """The device's side of a method, for one artifact; it may keep data between assignments."""
 
     def check_run(self, welcome: Welcome) -> None:
-        """Refuse a run of which this device can do nothing, before its first assignment; and get ready for it.
+        """Get ready for a run before its first assignment; refuse a run of which this device can do no assignment.
 
         Raises:
-            FedSpineError: it can do nothing of it.
+            FedSpineError: the device can do none.
         """
 
     def rebuild(self, assignment: Assignment, work: W_contra, around: Surroundings) -> bytes | None:
@@ -93,18 +93,18 @@ class Method(Protocol[W_contra]):
             around: see :class:`Surroundings`.
 
         Returns:
-            Its bytes, to the last one; None = it must be pulled, or that is faster.
+            Exactly the bytes of the payload; None = it must be pulled, or a pull is faster.
         """
 
     def begin(self, assignment: Assignment, work: W_contra, blob: bytes, around: Surroundings) -> Task:
-        """Look at everything that was sent, before any work is done.
+        """Check the assignment and its payload before any work is done.
 
         Args:
-            assignment: the work.
+            assignment: the assignment.
             work: its work.
             blob: its payload, empty if it has none.
             around: see :class:`Surroundings`.
 
         Raises:
-            FedSpineError: it does not fit the artifact, or this device.
+            FedSpineError: the assignment does not fit the artifact, or this device.
         """

@@ -1,6 +1,6 @@
-"""The methods of a device, by the type of the work that they do. A new one is a room here and a line below.
+"""The methods of a device, by the type of their work. A new method needs a package beside this file and a line below.
 
-Methods of packages outside have one type of work together: see :mod:`edge_runtime.agent.methods.installed`.
+Methods of other packages share one type of work: see :mod:`edge_runtime.agent.methods.installed`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ METHODS: Final[Mapping[type[Work], Callable[[Artifact, WorkSettings], Method[Any
 
 
 class Methods:
-    """Methods of one artifact, each made when work for it first comes."""
+    """The methods for one artifact; each is made when its first work arrives."""
 
     def __init__(self, artifact: Artifact, settings: WorkSettings) -> None:
         self._artifact = artifact

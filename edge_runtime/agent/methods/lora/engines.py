@@ -1,4 +1,4 @@
-"""The choice of engine and mode that a device trains with: as its owner chose, and as its memory allows."""
+"""The choice of the engine and the mode that a device trains with, by its owner's options and its memory."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def choose_modes(engine: str, mode: str, ort_models: Path | None) -> tuple[Mode,
         ort_models: folder of ort-training models, None = not given.
 
     Raises:
-        EngineChoiceError: they do not go together.
-        OrtMissingError: onnxruntime-training is asked for, and not there.
+        EngineChoiceError: the options do not go together.
+        OrtMissingError: the options choose onnxruntime-training, and it is not installed.
     """
     if engine == "portable":
         if ort_models is not None:
@@ -55,13 +55,13 @@ class Engines:
     Args:
         artifact: the opened artifact.
         num_threads: threads of one operator.
-        memory_limit_bytes: that training may use.
-        modes: how graphs may be run; the first that fits is taken.
+        memory_limit_bytes: memory that training may use.
+        modes: permitted modes; the first that fits is taken.
         ort_models: folder of ort-training models, to train with these; None = the portable engine.
 
     Raises:
         OrtModelsError: the folder cannot be used for this artifact.
-        WireError: its description is malformed or of another version.
+        WireError: the folder's description is malformed or has another version.
     """
 
     def __init__(
@@ -96,10 +96,12 @@ class Engines:
         return self._engine
 
     def check_arms(self, arms: Sequence[Arm]) -> None:
-        """Refuse a run whose arms this device has no models for, where it needs some; say which of them it lacks.
+        """Refuse a run if this device trains with ort-training models and has them for none of its arms.
+
+        If it has them for some arms, the others are logged.
 
         Raises:
-            ArmNotExportedError: it has them for none of the arms.
+            ArmNotExportedError: there are models for none of the arms.
         """
         if self._models is not None and (missing := self._models.check_arms(arms)):
             logger.warning(
@@ -107,10 +109,10 @@ class Engines:
             )
 
     def check(self, work: LoraWork, plan: Plan) -> None:
-        """Refuse work, of which this is the first plan, that the engine cannot do.
+        """Refuse work that the engine cannot do; ``plan`` is its first plan.
 
         Raises:
-            ArmNotExportedError: there are no models for it.
+            ArmNotExportedError: there are no models for the arm.
             FixedHyperParametersError: the models have other hyper-parameters.
         """
         if self._models is not None:
@@ -120,7 +122,7 @@ class Engines:
         """The fastest mode that fits this device's memory.
 
         Raises:
-            InsufficientMemoryError: by the estimates, none does.
+            InsufficientMemoryError: by the estimates, no mode fits.
         """
         manifest = self._artifact.manifest
         work = (manifest, plan, rank, batch_size, max_length)

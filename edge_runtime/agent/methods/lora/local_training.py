@@ -1,4 +1,4 @@
-"""The training of one assignment, from its beginning or from a checkpoint that an earlier process left."""
+"""The training of one assignment, from its beginning or from the checkpoint of an earlier process."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class LocalTraining:
     """The progress of an assignment.
 
     Args:
-        assignment: the work.
+        assignment: the assignment.
         work: its work.
-        prunings: its further plans, by the optimizer step before which the run shrinks to them.
-        artifact_digest: the artifact that is trained.
+        prunings: its later plans, each under the optimizer step before which the run shrinks to it.
+        artifact_digest: digest of the artifact that is trained.
         around: see :class:`Surroundings`.
     """
 
@@ -53,14 +53,14 @@ class LocalTraining:
         self._identity = ""
 
     def resume(self, run: Run, dataset: Dataset) -> Before | None:
-        """Bring a run that has just been started to where the checkpoint is; onnxruntime-training's runs have none.
+        """Bring a new run to the state of the checkpoint; runs of onnxruntime-training have no checkpoint.
 
         Args:
             run: under the assignment's first plan, at its adapter.
             dataset: examples to train on.
 
         Returns:
-            The evaluation that was made before training; None = there is nothing to go on from, the run is as it was.
+            The evaluation from before training; None = there is no checkpoint, and the run is unchanged.
         """
         resumable = run.resumable
         if not self._checkpoints.every or resumable is None:
@@ -88,10 +88,10 @@ class LocalTraining:
         before: Before,
         on_step: Callable[[int, float], None],
     ) -> TrainingResult:
-        """Make the steps that are lacking, with a checkpoint every so many of them.
+        """Make the remaining steps, and write checkpoints at the owner's interval.
 
-        Batches are drawn anew from the first, and those of earlier steps are thrown away: so no generator is kept, and
-        it is the same order whatever draws it.
+        Batches are drawn anew from the first one, and those of earlier steps are dropped. So a checkpoint holds no
+        state of a random generator, and the order is the same after every restart.
 
         Args:
             run: the run, after :meth:`resume`.

@@ -43,11 +43,11 @@ class Lora:
         )
 
     def check_run(self, welcome: Welcome) -> None:
-        """Refuse a run of which this device cannot afford any arm; load the graphs of the first that it can.
+        """Refuse a run if no arm fits this device's memory; load the graphs of the first arm that fits.
 
         Raises:
             ArmNotExportedError: see :meth:`Engines.check_arms`.
-            InsufficientMemoryError: not even the cheapest one fits.
+            InsufficientMemoryError: not even the cheapest arm fits.
         """
         self.engines.load(self._first_mode(welcome))
 
@@ -69,13 +69,13 @@ class Lora:
         """Every payload is pulled."""
 
     def begin(self, assignment: Assignment, work: LoraWork, blob: bytes, around: Surroundings) -> Task:
-        """Look at everything that was sent; memory is that of the first, the largest plan.
+        """Check the assignment and its payload; memory is estimated for the first plan, which is the largest.
 
         Raises:
             PlanError: a plan is for another model, or a pruning brings units back.
             TensorError: the payload does not fit.
             InsufficientMemoryError: the arm does not fit this device.
-            OrtTrainingError: this device's ort-training models cannot do it.
+            OrtTrainingError: this device's ort-training models cannot do the work.
         """
         manifest, hyper = self.artifact.manifest, work.hyper_parameters
         plan = work.plan.open(manifest)
@@ -121,7 +121,7 @@ class LoraExecution:
         return self._training.train(self._run, dataset, before, on_step)
 
     def encode(self, dtype: WireDtype) -> bytes:
-        """The tensors that were trained, and the scores where they were asked for."""
+        """The trained tensors, and the importance scores if the work asks for them."""
         run = self._run
         adapter = run.adapter()
         trained = {name: adapter[name] for name in run.layout.trained(self._work.hyper_parameters.trainable).shapes}
@@ -129,6 +129,6 @@ class LoraExecution:
 
 
 def stand_in_plan(manifest: Manifest, arm: Arm) -> Plan:
-    """A plan of the size that ``arm`` will have; which units stay does not matter for memory."""
+    """A plan of the size of the arm's, for memory estimates, which do not depend on the choice of units."""
     kept = {(spec.layer, spec.group): np.arange(uniform_num_kept(spec, arm.pruning_ratio)) for spec in manifest.groups}
     return Plan.from_kept(manifest, kept)

@@ -1,7 +1,8 @@
-"""Features on the device's disk: each example's are computed once for an artifact, a plan and a truncation.
+"""Features on the device's disk: computed once for each example, artifact, plan and truncation.
 
-A file holds all examples of one of these: their digests, and float32 features ``[N, H]``, with a digest of the whole at
-its end. It is written whole. One that is damaged is dropped, and its features are computed again.
+There is one file for each combination of artifact, plan and truncation. It holds the digests of the examples, their
+float32 features ``[N, H]``, and at its end a digest of the rest. A damaged file is removed, and its features are
+computed again.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Known = dict[bytes, Array]
 """Features ``[H]`` by the digest of the example."""
 
 MAX_FILES: Final = 4
-"""Artifacts, plans and truncations that are kept; the oldest make room."""
+"""Most files that are kept; the oldest are removed."""
 MAX_BYTES: Final = 2**30
 """Largest size of all files together; a file that would exceed it is not kept."""
 
@@ -38,9 +39,9 @@ class FeatureStore:
     """The features of one artifact, plan and truncation.
 
     Args:
-        directory: where the files lie; None = nothing is kept.
+        directory: folder of the files; None = nothing is kept.
         artifact_digest: SHA-256 of the artifact's manifest.
-        plan_digest: of the plan.
+        plan_digest: digest of the plan.
         max_length: tokens that examples are cut at.
         num_features: H.
     """
@@ -72,7 +73,7 @@ class FeatureStore:
         return {body[i * _DIGEST_BYTES : (i + 1) * _DIGEST_BYTES]: features[i] for i in range(count)}
 
     def save(self, known: Mapping[bytes, Array]) -> None:
-        """Keep these and remove the earlier ones; without room nothing is kept, and work goes on."""
+        """Replace the stored features by these; if they do not fit, nothing is stored, and no error is raised."""
         if self._path is None or not known:
             return
         body = b"".join(known) + np.stack(list(known.values())).astype(np.float32).tobytes()
@@ -86,7 +87,7 @@ class FeatureStore:
             logger.warning("features are not kept, and will be computed again: %s", error)
 
     def _make_room(self, num_bytes: int) -> bool:
-        """Remove the oldest other files until so many bytes fit; False if they never do."""
+        """Remove the oldest other files until ``num_bytes`` fit; False if they cannot fit."""
         if self._path is None or num_bytes > MAX_BYTES:
             return False
         others = [path for path in self._path.parent.glob(f"*{_SUFFIX}") if path != self._path]
@@ -100,6 +101,6 @@ class FeatureStore:
 
 
 def digests_of(dataset: Dataset) -> list[bytes]:
-    """SHA-256 of the tokens of each example, which are cut already."""
+    """SHA-256 of the tokens of each example, after truncation."""
     cut = (dataset.tokens[a:b] for a, b in zip(dataset.offsets[:-1], dataset.offsets[1:], strict=True))
     return [hashlib.sha256(np.ascontiguousarray(tokens).tobytes()).digest() for tokens in cut]

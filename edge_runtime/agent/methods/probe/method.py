@@ -47,7 +47,7 @@ class Probe:
         """Refuse a run whose model has no head to train, or does not fit this device.
 
         Raises:
-            TensorError: there is no such head.
+            TensorError: the model has no head to train.
             InsufficientMemoryError: the whole model does not fit.
         """
         Head.of(self.artifact.manifest)
@@ -57,11 +57,11 @@ class Probe:
         """Every payload is pulled."""
 
     def begin(self, assignment: Assignment, work: ProbeWork, blob: bytes, around: Surroundings) -> Task:
-        """Look at everything that was sent.
+        """Check the assignment and its payload.
 
         Raises:
             PlanError: the plan is for another model.
-            TensorError: the model has no head to train, or the payload does not hold it.
+            TensorError: the model has no head to train, or the payload does not hold the head.
             InsufficientMemoryError: the model does not fit this device.
         """
         del assignment
@@ -107,7 +107,7 @@ class ProbeExecution:
         self._known: Known = self._store.load()
 
     def resume(self, dataset: Dataset) -> None:
-        """There are no checkpoints, because most of the time goes into the features, which are kept."""
+        """There are no checkpoints: most of the time is spent on features, and those are stored."""
         del dataset
 
     def evaluate(self, holdout: Dataset) -> EvaluationResult:
@@ -115,7 +115,7 @@ class ProbeExecution:
         return evaluate(self._examples(holdout), self._weight, self._bias)
 
     def train(self, dataset: Dataset, before: Before, on_step: Callable[[int, float], None]) -> TrainingResult:
-        """Train the head, or compute the sums from which the server solves one.
+        """Train the head, or compute the sums from which the server solves the head.
 
         Raises:
             DivergedError: the loss left the finite numbers.
@@ -159,10 +159,10 @@ class ProbeExecution:
         return Examples(features=np.stack([self._known[digest] for digest in digests]), labels=dataset.labels)
 
     def compute(self, dataset: Dataset) -> list[bytes]:
-        """Compute the features of the examples that are new; they are kept also where the work is stopped.
+        """Compute the features of new examples; features that are done are stored even if the work is stopped.
 
-        Batches hold examples of one length, without padding, and never one alone, for which onnxruntime has other
-        kernels: so an example's features do not depend on its neighbours, to the last bit.
+        A batch holds examples of one length, without padding. It never holds a single example, because onnxruntime has
+        other kernels for that. So the features of an example do not depend on the rest of its batch, to the last bit.
         """
         digests = digests_of(dataset)
         new = {digest: index for index, digest in enumerate(digests) if digest not in self._known}
@@ -202,7 +202,7 @@ def _of_one_length(dataset: Dataset, order: Int64, batch_size: int) -> Iterator[
 
 
 def _together(dataset: Dataset, batches: Iterator[Int64], batch_tokens: int) -> Iterator[list[Int64]]:
-    """Batches whose hidden states are in memory together: so many that they have the tokens of a few full batches."""
+    """Groups of batches whose hidden states are in memory together: about the tokens of a few full batches."""
     group: list[Int64] = []
     num_tokens = 0
     for indices in batches:

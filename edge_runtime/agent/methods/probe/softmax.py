@@ -42,7 +42,7 @@ class Regression:
     eigenvalue of the mean of p p^T, plus ``l2``. So a learning rate of 1 is safe whatever the size of the features.
 
     Args:
-        examples: one at least.
+        examples: at least one.
         weight: ``[C, H]`` to start from.
         bias: ``[C]`` to start from.
         l2: 0 or more.
@@ -67,7 +67,7 @@ class Regression:
         self._num_steps = 0
 
     def step(self) -> float:
-        """One step; returns the objective at the head that it left, nats.
+        """Make one step; return the objective at the new head, nats.
 
         The value may be infinite or NaN where the learning rate is too large.
         """
@@ -85,7 +85,7 @@ class Regression:
 
     @property
     def head(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Weight ``[C, H]`` and bias ``[C]`` by now."""
+        """Current weight ``[C, H]`` and bias ``[C]``."""
         return self._head[:, :-1].astype(np.float32), self._head[:, -1].astype(np.float32)
 
     def _evaluate(self, head: Float64) -> tuple[float, Float64]:

@@ -12,7 +12,7 @@ from broker_server.naming import option_name
 from broker_server.options import option, zero_for_none
 from broker_server.ranges import check_fields
 from edge_runtime.bounds import limits
-from edge_runtime.bounds.fields import Count, Factor, Positive
+from edge_runtime.bounds.fields import Count, Deviation, Factor, Positive
 from edge_runtime.formats.activations import ActivationDtype
 from edge_runtime.formats.seed_pool import Noise
 
@@ -162,6 +162,13 @@ class SplitConfig:
         "how activations are coded: int8, with a scale for each token, float16 or float32",
         "int8",
         name="cut_dtype",
+    )
+    noise: Deviation = option(
+        SPLIT_PANEL,
+        "standard deviation of Gaussian noise that a device adds to the activations of each token before it sends "
+        "them, as a share of their root mean square; 0 = none",
+        0.0,
+        name="cut_noise",
     )
 
     def __post_init__(self) -> None:

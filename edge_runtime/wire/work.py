@@ -13,6 +13,7 @@ from edge_runtime.bounds.fields import (
     Beta,
     Count,
     Decay,
+    Deviation,
     Factor,
     Name,
     Positive,
@@ -26,6 +27,7 @@ from edge_runtime.formats.activations import ActivationDtype
 from edge_runtime.formats.adapter import Trainable
 from edge_runtime.formats.plan import PackedPlan
 from edge_runtime.formats.seed_pool import Noise, SeedPool
+from edge_runtime.wire.logged_rounds import LoggedRound, PreconditionerStart
 
 
 class AxisValue(msgspec.Struct, frozen=True, kw_only=True):
@@ -175,39 +177,6 @@ class ProbeWork(WithoutHistory, frozen=True, kw_only=True, tag_field="type", tag
         return self.num_steps if self.form == "softmax" else 1
 
 
-class PreconditionerStart(msgspec.Struct, frozen=True, kw_only=True):
-    """The start of HiSo's diagonal H; the rounds from there on in the log, all at one cut, give its present value."""
-
-    round_number: Positive
-    """Before its steps."""
-    lower: Factor
-    """Every element of H of the lower part."""
-    upper: Factor
-    """Every element of H of the upper part."""
-
-
-class LoggedRound(msgspec.Struct, frozen=True, kw_only=True):
-    """The changes that a round of zero-order tuning made to the tuned tensors: enough to repeat them, bit for bit."""
-
-    round_number: Positive
-    cut: Count
-    """Blocks below it are the lower part; so is the embedding, which is not tuned."""
-    lower_learning_rate: Decay
-    """Of the lower part's tensors; 0 = they were neither perturbed nor changed."""
-    learning_rate: Factor
-    """Of the upper part's tensors."""
-    num_outer: Positive
-    """Perturbations of the lower part in a step."""
-    num_inner: Positive
-    """Perturbations of the upper part for each of those."""
-    scalars: Annotated[bytes, msgspec.Meta(max_length=limits.MAX_MESSAGE_BYTES)]
-    """Averages over the devices, float32, little-endian, ``[steps, num_outer, num_inner]``."""
-    is_normalised: bool = False
-    """See :class:`ZeroOrderWork`, as for the next two."""
-    preconditioner: PreconditionerStart | None = None
-    noise: Noise = "rademacher"
-
-
 class ZeroOrderWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="zero_order"):
     """Tuning of B factors and head by forward passes alone, on the whole model; a scalar for each perturbation goes up.
 
@@ -329,10 +298,13 @@ class SplitWork(WithoutHistory, frozen=True, kw_only=True, tag_field="type", tag
     """Examples in a forward pass."""
     max_length: Positive
     """Tokens; longer examples are truncated (text-classification) or cut into windows (causal-lm)."""
+    noise: Deviation = 0.0
+    """Of Gaussian noise that the device adds before coding: a share of the root mean square of each token's state."""
 
     def __str__(self) -> str:
         """A few words."""
-        return f"split, activations after {self.cut} blocks in {self.dtype}"
+        noise = f", noise {self.noise:g}" if self.noise else ""
+        return f"split, activations after {self.cut} blocks in {self.dtype}{noise}"
 
     @property
     def num_counted_steps(self) -> int:

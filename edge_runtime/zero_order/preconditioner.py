@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_runtime.formats.manifest import Manifest
-from edge_runtime.wire.work import LoggedRound, PreconditionerStart
+from edge_runtime.wire.logged_rounds import LoggedRound, PreconditionerStart
 from edge_runtime.zero_order.parts import TunedParts, Which
 from edge_runtime.zero_order.replay import apply_round, check_cut, scalars_of, step_weights, weighted_noise
 

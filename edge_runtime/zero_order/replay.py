@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from edge_runtime.errors import TensorError
 from edge_runtime.formats.seed_pool import Noise
-from edge_runtime.wire.work import LoggedRound, ZeroOrderWork
+from edge_runtime.wire.logged_rounds import LoggedRound
+from edge_runtime.wire.work import ZeroOrderWork
 from edge_runtime.zero_order.noise import draw
 from edge_runtime.zero_order.parts import TunedParts, TunedTensor, Which
 

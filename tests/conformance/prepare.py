@@ -30,7 +30,7 @@ from edge_runtime.engine.dataset import Dataset, batches
 from edge_runtime.formats import adapter as adapters
 from edge_runtime.formats.manifest import BaseDtype, Manifest, Task
 from edge_runtime.formats.plan import Plan
-from edge_runtime.wire.work import LoggedRound, PreconditionerStart
+from edge_runtime.wire.logged_rounds import LoggedRound, PreconditionerStart
 from edge_runtime.zero_order.preconditioner import apply_log
 from exporter.artifact.export import export_model
 from exporter.compact.export import compact_source

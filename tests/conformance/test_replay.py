@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.formats.seed_pool import SeedPool
-from edge_runtime.wire.work import LoggedRound
+from edge_runtime.wire.logged_rounds import LoggedRound
 from edge_runtime.zero_order.noise import gaussian, quantiles, signs
 from edge_runtime.zero_order.pool import PIECE, Direction, moved
 from edge_runtime.zero_order.preconditioner import apply_log

@@ -107,6 +107,7 @@ class Split(Method):
         work = SplitWork(
             cut=self._cut,
             dtype=self._context.tables.split_tuning.dtype,
+            noise=self._context.tables.split_tuning.noise,
             batch_size=training.batch_size,
             max_length=training.max_length,
         )

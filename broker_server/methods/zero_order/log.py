@@ -17,7 +17,7 @@ import numpy.typing as npt
 from broker_server.errors import AggregationError
 from broker_server.methods.zero_order.combine import MEDIAN_ROUNDS, largest_scalar
 from edge_runtime.bounds.limits import MAX_MESSAGE_BYTES
-from edge_runtime.wire.work import LoggedRound, PreconditionerStart
+from edge_runtime.wire.logged_rounds import LoggedRound, PreconditionerStart
 from edge_runtime.zero_order.estimator import gradient_energies
 from edge_runtime.zero_order.replay import scalars_of
 

@@ -33,8 +33,9 @@ from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.payload import Payload
 from edge_runtime.formats.plan import Plan
 from edge_runtime.formats.zero_order import NOT_FINITE
+from edge_runtime.wire.logged_rounds import LoggedRound, PreconditionerStart
 from edge_runtime.wire.messages import AssignmentKey
-from edge_runtime.wire.work import Arm, LoggedRound, PreconditionerStart, ProbeWork, Work, ZeroOrderWork
+from edge_runtime.wire.work import Arm, ProbeWork, Work, ZeroOrderWork
 from edge_runtime.zero_order.estimator import check_epsilon
 from edge_runtime.zero_order.parts import TunedParts
 from edge_runtime.zero_order.preconditioner import Preconditioner

@@ -6,7 +6,7 @@ from typing import Final
 
 from broker_server.methods.zero_order.log import MAX_BYTES, Log
 from edge_runtime.bounds.limits import MAX_FACTOR
-from edge_runtime.wire.work import PreconditionerStart
+from edge_runtime.wire.logged_rounds import PreconditionerStart
 from edge_runtime.zero_order.parts import TunedParts
 from edge_runtime.zero_order.preconditioner import Preconditioner
 

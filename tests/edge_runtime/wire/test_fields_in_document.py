@@ -31,6 +31,7 @@ WORDS: list[tuple[object, str]] = [
     (fields.Beta, "ratio"),
     (fields.Factor, "factor"),
     (fields.Decay, "weight"),
+    (fields.Deviation, "deviation"),
     (fields.Digest, "digest"),
     (fields.Name, "name"),
     (fields.Url, "URL"),

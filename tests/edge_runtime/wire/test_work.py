@@ -11,10 +11,10 @@ import pytest
 
 from edge_runtime.errors import MessageError
 from edge_runtime.formats.seed_pool import SeedPool
+from edge_runtime.wire.logged_rounds import LoggedRound
 from edge_runtime.wire.messages import Assignment, Welcome, decode_message
 from edge_runtime.wire.work import (
     Arm,
-    LoggedRound,
     LoraWork,
     PluginWork,
     ProbeWork,
@@ -49,7 +49,7 @@ WORK = ZeroOrderWork(
     lora_scaling=2.0,
     log=(LOGGED, msgspec.structs.replace(LOGGED, round_number=5)),
 )
-SPLIT = SplitWork(cut=2, dtype="int8", batch_size=16, max_length=64)
+SPLIT = SplitWork(cut=2, dtype="int8", batch_size=16, max_length=64, noise=0.5)
 
 
 def plain(value: Any) -> dict[str, Any]:
@@ -88,10 +88,22 @@ def test_work_on_all_weights_survives_the_wire() -> None:
 
 
 def test_split_work_has_the_golden_bytes_and_refuses_a_cut_without_a_block() -> None:
-    golden = "85a474797065a573706c6974a363757402a56474797065a4696e7438aa62617463685f73697a6510aa6d61785f6c656e67746840"
+    golden = (
+        "86a474797065a573706c6974a363757402a56474797065a4696e7438aa62617463685f73697a6510aa6d61785f6c656e67746840a5"
+        "6e6f697365cb3fe0000000000000"
+    )
     assert msgspec.msgpack.encode(SPLIT).hex() == golden
     assert msgspec.msgpack.decode(bytes.fromhex(golden), type=Work) == SPLIT
-    for wrong in ({"cut": 0}, {"cut": -1}, {"dtype": "int4"}, {"batch_size": 0}, {"max_length": 2**31}):
+    for wrong in (
+        {"cut": 0},
+        {"cut": -1},
+        {"dtype": "int4"},
+        {"batch_size": 0},
+        {"max_length": 2**31},
+        {"noise": -0.1},
+        {"noise": math.nan},
+        {"noise": 101.0},
+    ):
         with pytest.raises(msgspec.ValidationError, match=next(iter(wrong))):
             msgspec.msgpack.decode(msgspec.msgpack.encode(plain(SPLIT) | wrong), type=Work)
 
@@ -135,7 +147,8 @@ def test_every_tag_has_its_member_of_the_union() -> None:
         (STATISTICS, "probe, statistics", 1),
         (PLUGIN, "method class_means of an installed package", 2),
         (WORK, "zero order, 1 x 4 perturbations, cut 1, rank 4", 10),
-        (SPLIT, "split, activations after 2 blocks in int8", 1),
+        (SPLIT, "split, activations after 2 blocks in int8, noise 0.5", 1),
+        (msgspec.structs.replace(SPLIT, noise=0.0), "split, activations after 2 blocks in int8", 1),
     ],
 )
 def test_work_says_in_a_few_words_what_it_is_and_how_many_steps_it_counts(

@@ -11,7 +11,7 @@ from msgspec import structs
 
 from edge_runtime.errors import TensorError
 from edge_runtime.formats.manifest import Manifest
-from edge_runtime.wire.work import LoggedRound, PreconditionerStart
+from edge_runtime.wire.logged_rounds import LoggedRound, PreconditionerStart
 from edge_runtime.zero_order.noise import signs
 from edge_runtime.zero_order.parts import TunedParts
 from edge_runtime.zero_order.preconditioner import LEAST, MOST, Preconditioner, apply_log

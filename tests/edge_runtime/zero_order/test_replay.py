@@ -13,7 +13,7 @@ from msgspec import structs
 
 from edge_runtime.errors import TensorError
 from edge_runtime.formats.manifest import Manifest
-from edge_runtime.wire.work import LoggedRound
+from edge_runtime.wire.logged_rounds import LoggedRound
 from edge_runtime.zero_order.noise import signs
 from edge_runtime.zero_order.parts import TunedParts
 from edge_runtime.zero_order.replay import apply_round, apply_step, perturb, scalars_of

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from edge_runtime.agent.errors import NotAllowedError
 from edge_runtime.agent.methods.protocol import Before, Surroundings, Task
+from edge_runtime.agent.methods.split.noise import CutNoise, noise_key
 from edge_runtime.agent.settings import WorkSettings
 from edge_runtime.bounds import limits
 from edge_runtime.engine import memory
@@ -39,8 +40,7 @@ class Split:
     def __init__(self, artifact: Artifact, settings: WorkSettings) -> None:
         self.artifact = artifact
         self.graphs = StagedGraphs(artifact, num_threads=settings.num_threads)
-        self._limit = settings.memory_limit_bytes
-        self._is_allowed = settings.sends_activations
+        self._settings = settings
 
     def check_run(self, welcome: Welcome) -> None:
         """Refuse a run that the owner does not allow, or of whose model not even the lowest block fits.
@@ -83,7 +83,7 @@ class Split:
         return Task(max_length=work.max_length, start=start)
 
     def _check_allowed(self) -> None:
-        if not self._is_allowed:
+        if not self._settings.sends_activations:
             msg = (
                 "this run asks for hidden states and labels of this device's examples, which tell much of them: start "
                 "the device with --send-activations if they may leave it"
@@ -97,13 +97,20 @@ class Split:
             InsufficientMemoryError: it does not.
         """
         needed = memory.estimate_lower_bytes(self.artifact.manifest, cut, batch_size, max_length, num_coded)
-        if needed > self._limit:
+        if needed > (limit := self._settings.memory_limit_bytes):
             msg = (
                 f"blocks below the cut need about {needed / 1e6:.0f} MB with activations of all examples, but this "
-                f"device may use only {self._limit / 1e6:.0f} MB: choose a lower cut, a smaller batch or shorter "
+                f"device may use only {limit / 1e6:.0f} MB: choose a lower cut, a smaller batch or shorter "
                 "examples, or raise --memory-limit"
             )
             raise InsufficientMemoryError(msg)
+
+    def noise(self, work: SplitWork) -> CutNoise | None:
+        """The noise that work asks for; None = none."""
+        if not work.noise:
+            return None
+        key = noise_key(self._settings.folder_of("split"))
+        return CutNoise(key, self.artifact.digest, work.cut, work.noise)
 
     def model(self, cut: int) -> StagedModel:
         """Embedding and the blocks below the cut, with their weights alone as they are stored."""
@@ -128,6 +135,7 @@ class SplitExecution:
         self._form = form
         self._around = around
         self._model = method.model(work.cut)
+        self._noise = method.noise(work)
         manifest = method.artifact.manifest
         self._no_adapter = np.zeros(AdapterLayout.of(manifest, Plan.full(manifest), 1).num_elements, np.float32)
         self._coder: Coder | None = None
@@ -157,7 +165,11 @@ class SplitExecution:
             chosen = order[begin : begin + self._work.batch_size]
             hidden = self._model.lower(dataset.batch(chosen), self._no_adapter, self._work.cut).hidden
             for row, example in enumerate(chosen):
-                coder.put(int(example), hidden[row, : dataset.lengths[example]])
+                rows = hidden[row, : dataset.lengths[example]]
+                if self._noise is not None:
+                    tokens = dataset.tokens[dataset.offsets[example] : dataset.offsets[example + 1]]
+                    rows = self._noise.added(tokens, rows)
+                coder.put(int(example), rows)
             self._around.say(f"activations: {begin + len(chosen)} of {len(order)} examples")
         self._around.say("")
         self._coder = coder

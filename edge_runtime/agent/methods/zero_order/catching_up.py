@@ -12,7 +12,7 @@ import numpy as np
 
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.seed_pool import Noise
-from edge_runtime.wire.work import LoggedRound
+from edge_runtime.wire.logged_rounds import LoggedRound
 from edge_runtime.zero_order.noise import draw
 from edge_runtime.zero_order.parts import TunedParts, count_elements
 

@@ -29,8 +29,9 @@ from edge_runtime.formats.adapter import AdapterLayout
 from edge_runtime.formats.manifest import digest_of
 from edge_runtime.formats.payload import Payload, check_payload, decode_payload, encode_payload
 from edge_runtime.formats.plan import Plan
+from edge_runtime.wire.logged_rounds import LoggedRound
 from edge_runtime.wire.messages import Assignment, Welcome
-from edge_runtime.wire.work import LoggedRound, ZeroOrderWork
+from edge_runtime.wire.work import ZeroOrderWork
 from edge_runtime.zero_order.estimator import check_epsilon
 from edge_runtime.zero_order.parts import TunedParts
 from edge_runtime.zero_order.preconditioner import Preconditioner, apply_log

@@ -45,6 +45,7 @@ BAD: dict[str, tuple[str, ExitCode]] = {
     "zo_cut": ("-2", USAGE),
     "cut": ("-2", USAGE),
     "cut_dtype": ("int2", USAGE),
+    "cut_noise": ("-0.1", USAGE),
     "zo_outer": ("0", USAGE),
     "zo_inner": ("0", USAGE),
     "zo_epsilon": ("1e-9", USAGE),

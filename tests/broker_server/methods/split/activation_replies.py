@@ -30,7 +30,7 @@ RANK, MAX_LENGTH = 2, 9
 NO_SCORES: Scores = {}
 
 
-def method(artifact: Artifact, cut: int = 1, dtype: str = "float32", **training: Any) -> Split:
+def method(artifact: Artifact, cut: int = 1, dtype: str = "float32", noise: float = 0.0, **training: Any) -> Split:
     pruning = PruningConfig()
     settings: dict[str, Any] = {"num_local_steps": 5, "batch_size": 4, "learning_rate": 5e-3, **training}
     context = MethodContext(
@@ -43,7 +43,7 @@ def method(artifact: Artifact, cut: int = 1, dtype: str = "float32", **training:
         aggregation="fedit",
         max_rank=RANK,
         seed=7,
-        tables=MethodTables(split_tuning=SplitConfig(cut=cut, freeze_lower=True, dtype=dtype)),  # type: ignore[arg-type]
+        tables=MethodTables(split_tuning=SplitConfig(cut=cut, freeze_lower=True, dtype=dtype, noise=noise)),  # type: ignore[arg-type]
         artifact=artifact,
     )
     return Split(context)

@@ -177,6 +177,7 @@ def test_what_is_asked_starts_from_nothing(artifact: Artifact) -> None:
     made = method(artifact, dtype="int8")
     work, as_any = work_of(made), cast("Method", made)
     assert (work.cut, work.dtype, work.batch_size, work.max_length) == (1, "int8", 4, MAX_LENGTH)
+    assert (work.noise, work_of(method(artifact, noise=0.25)).noise) == (0, 0.25)
     assert as_any.start(start(made, artifact), work) is None
     assert made.trained(work) == {}
     assert Split.asks_once

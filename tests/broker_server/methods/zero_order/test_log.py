@@ -8,7 +8,7 @@ import pytest
 
 from broker_server.errors import AggregationError
 from broker_server.methods.zero_order.log import MAX_BYTES, MAX_ROUNDS, NAME, Log
-from edge_runtime.wire.work import LoggedRound
+from edge_runtime.wire.logged_rounds import LoggedRound
 
 
 def logged(number: int, num_bytes: int = 16) -> LoggedRound:

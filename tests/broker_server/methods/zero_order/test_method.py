@@ -17,7 +17,8 @@ from edge_runtime.formats.adapter import AdapterLayout
 from edge_runtime.formats.plan import Plan
 from edge_runtime.formats.probe import encode_statistics, sum_features
 from edge_runtime.formats.zero_order import encode_reply
-from edge_runtime.wire.work import LoggedRound, ProbeWork, ZeroOrderWork
+from edge_runtime.wire.logged_rounds import LoggedRound
+from edge_runtime.wire.work import ProbeWork, ZeroOrderWork
 from edge_runtime.zero_order.parts import TunedParts
 from edge_runtime.zero_order.replay import apply_round, apply_step
 from tests.broker_server import tiny

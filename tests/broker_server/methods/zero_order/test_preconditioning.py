@@ -13,7 +13,7 @@ from broker_server.methods.zero_order.method import ZeroOrder
 from broker_server.methods.zero_order.preconditioning import MAX_ROUNDS, start_of
 from edge_runtime.formats.adapter import AdapterLayout
 from edge_runtime.formats.plan import Plan
-from edge_runtime.wire.work import LoggedRound, PreconditionerStart
+from edge_runtime.wire.logged_rounds import LoggedRound, PreconditionerStart
 from edge_runtime.zero_order.parts import TunedParts
 from edge_runtime.zero_order.preconditioner import Preconditioner, apply_log
 from tests.broker_server.methods.zero_order.samples import MANIFEST, RANK, SEED, method, scripted, start, steps

@@ -25,7 +25,8 @@ from edge_runtime.formats import names
 from edge_runtime.formats.adapter import AdapterLayout
 from edge_runtime.formats.payload import Payload, decode_payload, encode_payload
 from edge_runtime.formats.plan import Plan
-from edge_runtime.wire.work import Arm, PreconditionerStart, ZeroOrderWork
+from edge_runtime.wire.logged_rounds import PreconditionerStart
+from edge_runtime.wire.work import Arm, ZeroOrderWork
 from edge_runtime.zero_order.noise import quantiles
 from edge_runtime.zero_order.parts import TunedParts
 from edge_runtime.zero_order.preconditioner import Preconditioner

@@ -17,8 +17,8 @@ from edge_runtime.formats.adapter import AdapterLayout
 from edge_runtime.formats.manifest import digest_of
 from edge_runtime.formats.payload import Payload, decode_payload, encode_payload
 from edge_runtime.formats.plan import Plan
+from edge_runtime.wire.logged_rounds import LoggedRound, PreconditionerStart
 from edge_runtime.wire.messages import Assignment
-from edge_runtime.wire.work import LoggedRound, PreconditionerStart
 from edge_runtime.zero_order.parts import TunedParts, count_elements
 from edge_runtime.zero_order.preconditioner import apply_log
 from tests.edge_runtime.agent.methods.runners import Make

@@ -22,8 +22,9 @@ from edge_runtime.formats.payload import Payload, decode_payload, encode_payload
 from edge_runtime.formats.plan import Plan
 from edge_runtime.formats.zero_order import Reply, decode_reply
 from edge_runtime.wire import chunks
+from edge_runtime.wire.logged_rounds import LoggedRound
 from edge_runtime.wire.messages import Assignment, AssignmentKey, Update, Welcome
-from edge_runtime.wire.work import Arm, LoggedRound, ZeroOrderWork
+from edge_runtime.wire.work import Arm, ZeroOrderWork
 from edge_runtime.zero_order.preconditioner import apply_log
 
 Array = npt.NDArray[np.float32]

@@ -54,6 +54,8 @@ from tests.replies import lora_of, payload_of
 
 FLEET, RUN = "test", "run-1"
 SAY_AGAIN_S = 0.3
+PATIENT_S = 120.0
+"""Longer than any test lasts: where nothing is to time out, nothing does on a busy machine."""
 
 
 def config(run_dir: Path, url: str, **changes: object) -> CoordinatorConfig:
@@ -69,8 +71,8 @@ def config(run_dir: Path, url: str, **changes: object) -> CoordinatorConfig:
         training=TrainingConfig(num_rounds=2, num_local_steps=1, batch_size=2, max_length=8),
         arms=LORA_AXES.parse("0.0:3,0.5:2"),
         scheduler="fixed",
-        registration_timeout_s=20.0,
-        round_deadline_s=20.0,
+        registration_timeout_s=PATIENT_S,
+        round_deadline_s=PATIENT_S,
         rejoin_s=1.0,
     )
     chosen = dataclasses.replace(base, **changes)  # type: ignore[arg-type]
@@ -141,7 +143,7 @@ class Device:
         self.changes = changes or {}
         self.most_inline = limits.MAX_INLINE_BYTES
         self.received: list[AnyMessage] = []
-        self._unanswered: dict[tuple[int, int], Update] = {}
+        self._unanswered: dict[AssignmentKey, Update] = {}
         self._pulled: Assignment | None = None
         """Its payload is asked for."""
         self._say_again_at = 0.0
@@ -185,6 +187,14 @@ class Device:
         """Messages of a kind, in order."""
         return [message for message in self.received if isinstance(message, kind)]
 
+    def assignments(self) -> list[Assignment]:
+        """Each once: one that is open is sent again to a device that registers again, which a greeting asks for."""
+        return list({message.key: message for message in self.received if isinstance(message, Assignment)}.values())
+
+    def verdicts(self) -> dict[int, bool]:
+        """By round: an update that is announced again gets its verdict again."""
+        return {message.key.round_number: message.accepted for message in self.received if isinstance(message, Verdict)}
+
     def register(self) -> None:
         """Say what it is."""
         self.say(
@@ -222,15 +232,21 @@ class Device:
         match message:
             case Hello():
                 self.register()
-            case Assignment() if (message.key.round_number, message.key.attempt) not in self._unanswered:
+            case Assignment() if message.key not in self._unanswered:
                 self._pull(message)
             case Verdict() | Cancel():
-                self._unanswered.pop((message.key.round_number, message.key.attempt), None)
+                self._answered(message.key)
             case Finished():
                 self.say(self._goodbye())
                 self._stop.set()
             case Welcome() | Assignment():
                 pass
+
+    def _answered(self, key: AssignmentKey) -> None:
+        """Repeat an update no more: of an assignment's key, or of the one that it was announced under."""
+        self._unanswered = {
+            asked: update for asked, update in self._unanswered.items() if key not in {asked, update.key}
+        }
 
     def _pull(self, assignment: Assignment) -> None:
         """Ask for an assignment's payload; one that was asked for before, perhaps the same bytes, is given up."""
@@ -255,7 +271,7 @@ class Device:
         update = self.update(assignment, made)
         if update.blob is not None:
             self._transfers.offer(update.blob.digest, lambda: made, chunk_bytes=update.blob.chunk_bytes)
-        self._unanswered[assignment.key.round_number, assignment.key.attempt] = update
+        self._unanswered[assignment.key] = update
         self._say_again_at = time.monotonic() + SAY_AGAIN_S
         self.say(update)
 

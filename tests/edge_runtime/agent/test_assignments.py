@@ -86,10 +86,11 @@ def test_a_deadline_ends_the_work(coordinator: Coordinator, start_device: StartD
 def test_a_repeated_assignment_renews_the_deadline(coordinator: Coordinator, start_device: StartDevice) -> None:
     start_device()
     coordinator.bring_in()
-    coordinator.assign(hyper={"num_local_steps": 100_000}, deadline_s=1.5)
-    coordinator.wait(Status, state=DeviceState.TRAINING)
     coordinator.assign(hyper={"num_local_steps": 100_000}, deadline_s=60.0)
-    assert coordinator.silence(Failure, 2.5)
+    coordinator.wait(Status, state=DeviceState.TRAINING)
+    coordinator.assign(hyper={"num_local_steps": 100_000}, deadline_s=2.0)
+    coordinator.assign(hyper={"num_local_steps": 100_000}, deadline_s=60.0)
+    assert coordinator.silence(Failure, 3.0)
     coordinator.assign(hyper={"num_local_steps": 100_000}, deadline_s=0.1)
     assert "deadline" in coordinator.wait(Failure).detail
 

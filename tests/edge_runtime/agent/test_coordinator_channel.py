@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from edge_runtime.agent import coordinator_channel
-from edge_runtime.agent.coordinator_channel import CoordinatorChannel
+from edge_runtime.agent.coordinator_channel import SILENCES_S, CoordinatorChannel
 from edge_runtime.agent.precheck import Examples
 from edge_runtime.link.in_process import InProcessBroker, InProcessLink
 from edge_runtime.link.mqtt import BrokerAddress, MqttLink
@@ -48,20 +47,33 @@ def channel_to(url: str) -> CoordinatorChannel:
     return CoordinatorChannel(open_link, "lba", "board", CAPABILITIES, EXAMPLES, random.Random(0))
 
 
+class Clock:
+    """Monotonic seconds of every channel; they pass while the channel has its turns."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def turn(self, channel: CoordinatorChannel, seconds: float) -> None:
+        for _ in range(round(seconds / 0.25)):
+            self.now += 0.25
+            channel.register_if_due()
+
+
 @pytest.fixture
-def channel(mosquitto: Any) -> Iterator[CoordinatorChannel]:
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    one = Clock()
+    monkeypatch.setattr(CoordinatorChannel, "clock", property(lambda _: lambda: one.now))
+    return one
+
+
+@pytest.fixture
+def channel(clock: Clock, mosquitto: Any) -> Iterator[CoordinatorChannel]:
     """Of a device on a broker where nobody coordinates its fleet."""
+    assert clock
     one = channel_to(mosquitto.url)
     one.link.connect()
     yield one
     one.link.close()
-
-
-def turn(channel: CoordinatorChannel, seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        channel.register_if_due()
-        time.sleep(0.01)
 
 
 def silences(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -69,40 +81,46 @@ def silences(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_a_fleet_that_nobody_coordinates_is_told_of_ever_more_rarely(
-    channel: CoordinatorChannel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    channel: CoordinatorChannel, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(coordinator_channel, "SILENCES_S", (0.2, 0.5, 30.0))
-    turn(channel, 0.1)
+    clock.turn(channel, SILENCES_S[0])
     assert silences(caplog) == []
-    turn(channel, 0.9)
+    clock.turn(channel, SILENCES_S[1])
     assert len(silences(caplog)) == 2
+    clock.turn(channel, SILENCES_S[2] - SILENCES_S[1] - SILENCES_S[0] - 1)
+    assert len(silences(caplog)) == 2
+    clock.turn(channel, 2 + 2 * SILENCES_S[2])
+    assert len(silences(caplog)) == 5
     assert "check --fleet" in silences(caplog)[0]
 
 
 def test_an_answer_ends_the_silence_and_a_new_one_counts_from_its_own_beginning(
-    channel: CoordinatorChannel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    channel: CoordinatorChannel, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(coordinator_channel, "SILENCES_S", (0.4, 30.0))
-    turn(channel, 0.2)
+    clock.turn(channel, SILENCES_S[0] - 1)
     channel.is_registered = True
-    turn(channel, 0.3)
+    clock.turn(channel, 2)
     channel.register_again()
-    turn(channel, 0.2)
+    clock.turn(channel, SILENCES_S[0] - 1)
     assert silences(caplog) == []
-    turn(channel, 0.5)
+    clock.turn(channel, 2)
     assert len(silences(caplog)) == 1
 
 
 def test_what_the_broker_refused_is_said_with_the_silence(
-    start_mosquitto: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    clock: Clock, start_mosquitto: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(coordinator_channel, "SILENCES_S", (0.4, 30.0))
     acl = tmp_path / "acl"
     acl.write_text("topic read #\n")
     acl.chmod(0o700)
     broker = start_mosquitto("listener {port} 127.0.0.1", "allow_anonymous true", f"acl_file {acl}")
     channel = channel_to(broker.url)
     channel.link.connect()
-    turn(channel, 1.0)
+    clock.turn(channel, 1)
+    give_up_at = time.monotonic() + 20
+    while not channel.link.last_refusal:
+        assert time.monotonic() < give_up_at, "the broker did not refuse it"
+        time.sleep(0.01)
+    clock.turn(channel, SILENCES_S[0])
     channel.link.close()
     assert "bytes on fedspine/v1/lba/up/board/register (Not authorized)" in silences(caplog)[0]

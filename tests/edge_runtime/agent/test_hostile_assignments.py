@@ -261,19 +261,20 @@ def endless(graph: onnx.GraphProto) -> None:
 
 
 @pytest.mark.parametrize(
-    ("edit", "reason"),
+    ("edit", "reason", "deadline_s"),
     [
-        (other_type, FailureReason.INTERNAL),
-        (other_size, FailureReason.INTERNAL),
-        (out_of_bounds, FailureReason.INTERNAL),
-        (all_memory, FailureReason.ARM_INFEASIBLE),
-        (endless, FailureReason.CANCELLED),
+        (other_type, FailureReason.INTERNAL, 60.0),
+        (other_size, FailureReason.INTERNAL, 60.0),
+        (out_of_bounds, FailureReason.INTERNAL, 60.0),
+        (all_memory, FailureReason.ARM_INFEASIBLE, 60.0),
+        (endless, FailureReason.CANCELLED, 3.0),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_a_graph_that_does_not_do_what_it_should_costs_its_run_alone(
     edit: Callable[[onnx.GraphProto], None],
     reason: FailureReason,
+    deadline_s: float,
     coordinator: Coordinator,
     start_device: StartDevice,
     artifact_dir: Path,
@@ -282,7 +283,7 @@ def test_a_graph_that_does_not_do_what_it_should_costs_its_run_alone(
     coordinator.wait(Register)
     publish_bent(coordinator, artifact_dir, lambda folder: edit_training(folder, edit))
     coordinator.wait(Status, state=DeviceState.IDLE)
-    coordinator.assign(run_id="bent", deadline_s=3.0)
+    coordinator.assign(run_id="bent", deadline_s=deadline_s)
     failure = coordinator.wait(Failure)
     assert failure.reason is reason, failure.detail
     assert_trains(coordinator)

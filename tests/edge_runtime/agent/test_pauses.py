@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,13 @@ def warm(zone: Path, reading: str) -> None:
     aside = zone.with_suffix(".new")
     aside.write_text(f"{reading}\n")
     aside.replace(zone)
+
+
+def wait_until(is_true: Callable[[], bool]) -> None:
+    give_up_at = time.monotonic() + 20
+    while not is_true():
+        assert time.monotonic() < give_up_at, "it did not happen in time"
+        time.sleep(0.005)
 
 
 @pytest.fixture
@@ -64,21 +72,23 @@ def test_a_pause_is_told_while_it_lasts_and_counted(
 ) -> None:
     caplog.set_level("INFO")
     warm(zone, "71000")
-    pauses, progress = Pauses(LIMITS, Sensors(tmp_path), look_s=0.02), Progress(detail="as before")
+    now, sensors, progress = [100.0], Counted(tmp_path), Progress(detail="as before")
+    pauses = Pauses(LIMITS, sensors, look_s=0.01, clock=lambda: now[0])
     worker = threading.Thread(target=pauses.wait, args=(threading.Event(), progress))
     working_at = pauses.working_s()
     worker.start()
-    time.sleep(0.3)
-    assert progress.detail == "paused: hotter than 70 C, goes on at 65 C"
+    wait_until(lambda: progress.detail == "paused: hotter than 70 C, goes on at 65 C")
+    now[0] += 7.0
     warm(zone, "66000")
-    time.sleep(0.1)
+    num_reads = sensors.num_reads
+    wait_until(lambda: sensors.num_reads >= num_reads + 2)  # the second of them began after the change
     assert worker.is_alive()
     warm(zone, "65000")
     worker.join(10)
     assert not worker.is_alive()
     assert progress.detail == "as before"
-    assert pauses.paused_s >= 0.4
-    assert pauses.working_s() - working_at < 0.3
+    assert pauses.paused_s == 7.0
+    assert pauses.working_s() == working_at
     assert [record.message.split(" for ")[0] for record in caplog.records] == [
         "paused: hotter than 70 C, goes on at 65 C",
         "paused",
@@ -88,11 +98,11 @@ def test_a_pause_is_told_while_it_lasts_and_counted(
 def test_a_stop_ends_a_pause_at_once(tmp_path: Path, zone: Path) -> None:
     warm(zone, "71000")
     stop = threading.Event()
-    pauses = Pauses(LIMITS, Sensors(tmp_path), look_s=60.0)
-    worker = threading.Thread(target=pauses.wait, args=(stop, Progress()))
+    pauses, progress = Pauses(LIMITS, Sensors(tmp_path), look_s=60.0), Progress()
+    worker = threading.Thread(target=pauses.wait, args=(stop, progress))
     worker.start()
-    time.sleep(0.1)
+    wait_until(lambda: progress.detail.startswith("paused"))
     stop.set()
-    worker.join(5)
+    worker.join(30)
     assert not worker.is_alive()
-    assert 0 < pauses.paused_s < 5
+    assert 0 < pauses.paused_s < 60.0

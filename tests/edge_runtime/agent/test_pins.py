@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edge_runtime.agent.assignment_runner import WorkContext
 from edge_runtime.agent.pins import Pins
 from edge_runtime.errors import ExitCode
 from edge_runtime.wire.messages import (
@@ -21,7 +23,7 @@ from edge_runtime.wire.messages import (
     encode_message,
 )
 from edge_runtime.wire.topics import to_all
-from tests.edge_runtime.agent.stage import FLEET, Coordinator, StartDevice
+from tests.edge_runtime.agent.stage import FLEET, WAIT_S, Coordinator, StartDevice
 
 GOOD, OTHER = "ab" * 32, "cd" * 32
 
@@ -117,11 +119,18 @@ def test_after_a_refusal_an_allowed_run_is_taken(coordinator: Coordinator, start
 
 
 def test_a_refused_welcome_does_not_disturb_the_run_under_way(
-    coordinator: Coordinator, start_device: StartDevice
+    coordinator: Coordinator, start_device: StartDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    may_go_on, on_step = threading.Event(), WorkContext.on_step
+
+    def hold(context: WorkContext, step: int, loss: float) -> None:
+        on_step(context, step, loss)
+        may_go_on.wait(WAIT_S)
+
+    monkeypatch.setattr(WorkContext, "on_step", hold)
     start_device(pins=Pins(digests=frozenset({coordinator.artifact.digest})))
     coordinator.bring_in()
-    coordinator.assign(hyper={"num_local_steps": 60})
+    coordinator.assign()
     coordinator.wait(Status, state=DeviceState.TRAINING)
     coordinator.welcome(run_id="unwanted", artifact_digest=OTHER)
     told = coordinator.wait(Status, state=DeviceState.TRAINING)
@@ -129,6 +138,7 @@ def test_a_refused_welcome_does_not_disturb_the_run_under_way(
         told = coordinator.wait(Status, state=DeviceState.TRAINING)
     coordinator.assign(run_id="unwanted")
     assert "refused" in coordinator.wait(Failure, run_id="unwanted").detail
+    may_go_on.set()
     assert coordinator.wait(Update).key.run_id != "unwanted"
 
 

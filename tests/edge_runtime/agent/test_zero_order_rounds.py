@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_runtime.agent.assignment_runner import AssignmentRunner
+from edge_runtime.agent.assignment_runner import AssignmentRunner, WorkContext
 from edge_runtime.agent.methods.zero_order.catching_up import NoiseRate
 from edge_runtime.agent.settings import WorkSettings
 from edge_runtime.engine.artifact import Artifact
@@ -15,7 +15,7 @@ from edge_runtime.formats.zero_order import decode_reply
 from edge_runtime.wire.messages import Assignment, Presence, Register, Status, Update
 from edge_runtime.wire.work import ZeroOrderWork
 from tests.edge_runtime.agent.methods.zero_order_work import after, context_of, payload, rounds_of, work_of
-from tests.edge_runtime.agent.stage import RUN, Coordinator, Device, StartDevice
+from tests.edge_runtime.agent.stage import RUN, WAIT_S, Coordinator, StartDevice
 
 
 @pytest.fixture(autouse=True)
@@ -35,8 +35,8 @@ def expected(artifact_dir: Path, tmp_path: Path, assignment: Assignment, blob: b
     return runner.run(assignment, blob, context_of(runner))[1]
 
 
-def come_back(coordinator: Coordinator, start_device: StartDevice, device: Device) -> None:
-    device.crash()
+def come_back(coordinator: Coordinator, start_device: StartDevice) -> None:
+    """Start a device again that crashed."""
     coordinator.wait(Presence, online=False)
     start_device()
     coordinator.wait(Register)
@@ -57,7 +57,8 @@ def test_a_device_that_missed_rounds_pulls_nothing_and_is_where_the_others_are(
     coordinator.verdict(first)
 
     coordinator.asked.clear()
-    come_back(coordinator, start_device, device)
+    device.crash()
+    come_back(coordinator, start_device)
     rounds = rounds_of(work, range(1, 5))
     later = after(manifest, blob, work, rounds)
     assignment = ask(coordinator, 5, later, work_of(log=rounds))
@@ -80,18 +81,28 @@ def test_an_assignment_that_is_cut_goes_on_after_a_restart(
     start_device: StartDevice,
     artifact_dir: Path,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    on_step = WorkContext.on_step
+
+    def hold(context: WorkContext, step: int, loss: float) -> None:
+        on_step(context, step, loss)
+        if step == 30:
+            context.stop.wait(WAIT_S)
+
     device = start_device()
     coordinator.bring_in(work="zero_order")
     manifest, work = coordinator.artifact.manifest, work_of(num_local_steps=60, num_inner=8)
     blob = payload(manifest)
-    assignment = ask(coordinator, 1, blob, work)
-    while coordinator.wait(Status).step < 2:
-        pass
-    coordinator.asked.clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(WorkContext, "on_step", hold)
+        assignment = ask(coordinator, 1, blob, work)
+        while coordinator.wait(Status).step < 30:
+            pass
+        device.crash()
     with caplog.at_level("INFO", "edge_runtime.agent.methods.zero_order.steps"):
-        come_back(coordinator, start_device, device)
+        come_back(coordinator, start_device)
         coordinator.say(assignment)
         update = coordinator.wait(Update)
     assert "going on after step" in caplog.text

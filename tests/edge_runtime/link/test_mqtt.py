@@ -284,6 +284,7 @@ def test_no_events_are_lost_when_the_owner_is_slow(
     sender.connect()
     for index in range(200):
         sender.publish("t/x", str(index).encode())
+    wait_until(lambda: slow.events.qsize() >= 1 + 3)
     time.sleep(0.3)
     assert slow.events.qsize() == 1 + 3
     assert [int(next_event(slow, Received).payload) for _ in range(200)] == list(range(200))

@@ -39,6 +39,6 @@ def test_the_graph_is_a_product(batch: tuple[int, ...]) -> None:
 
 def test_many_repetitions_of_a_small_product_take_as_long_as_asked() -> None:
     """Tens of thousands of them: what is written down of each must not cost more the more there are."""
-    began = time.perf_counter()
+    began = time.process_time()
     rates(RatesRequest(num_threads=1, shapes=((1, 2, 2, 2),), min_s=0.4))
-    assert time.perf_counter() - began < 4
+    assert time.process_time() - began < 4

@@ -55,10 +55,6 @@ def wait_until(is_true: Callable[[], bool], timeout_s: float = 20.0) -> None:
         time.sleep(0.02)
 
 
-def verdicts(device: Device) -> dict[int, bool]:
-    return {m.key.round_number: m.accepted for m in device.received if isinstance(m, Verdict)}
-
-
 def devices_of(run_dir: Path, round_number: int) -> dict[str, DeviceRecord]:
     records = Store.open(run_dir).load_round_records()
     return {device.device_id: device for device in records[round_number].devices}
@@ -73,7 +69,7 @@ def test_whole_run(any_broker: Broker, tmp_path: Path, coordinate: Coordinate) -
         (welcome,) = device.heard(Welcome)[:1]
         assert isinstance(welcome, Welcome)
         assert welcome.artifact_url == f"http://127.0.0.1:1/{config.artifact_digest}/"
-        assert verdicts(device) == {1: True, 2: True}
+        assert device.verdicts() == {1: True, 2: True}
         assert device.heard(Finished)
     records = Store.open(tmp_path).load_round_records()
     assert [record.round_number for record in records] == [0, 1, 2]
@@ -153,7 +149,7 @@ def test_arm_that_is_too_large_is_followed_by_a_cheaper_one(
     running = coordinate(tmp_path)
     with Device(broker.url, "a", small) as a:
         running.finish()
-    asked = [(m.key.round_number, m.key.attempt, lora_of(m).arm.rank) for m in a.received if isinstance(m, Assignment)]
+    asked = [(m.key.round_number, m.key.attempt, lora_of(m).arm.rank) for m in a.assignments()]
     assert asked == [(1, 1, 3), (1, 2, 2), (2, 1, 2)]
     assert devices_of(tmp_path, 1)["a"].attempt == 2
 
@@ -208,7 +204,7 @@ def test_update_that_does_not_fit_is_rejected(
     running = coordinate(tmp_path)
     with Device(broker.url, "a"), Device(broker.url, "b", script) as b:
         running.finish()
-    assert verdicts(b) == {1: False, 2: False}
+    assert b.verdicts() == {1: False, 2: False}
     first = b.heard(Verdict)[0]
     assert isinstance(first, Verdict)
     assert said in first.detail
@@ -232,7 +228,7 @@ def test_update_with_a_number_out_of_range_is_answered_and_does_not_count(
     running = coordinate(tmp_path)
     with Device(broker.url, "a"), Device(broker.url, "b", changes=changes) as b:
         running.finish()
-    assert verdicts(b) == {1: False, 2: False}
+    assert b.verdicts() == {1: False, 2: False}
     assert devices_of(tmp_path, 1)["b"].outcome == "rejected"
     assert "Expected" in devices_of(tmp_path, 1)["b"].detail
 
@@ -268,7 +264,8 @@ def test_assignment_lost_on_the_way_is_sent_again(broker: InProcess, tmp_path: P
         a.say(Status(device_id="a", session_id="s", state=DeviceState.IDLE))
         running.finish()
         sent = [m.key.round_number for m in a.heard(Assignment) if isinstance(m, Assignment)]
-    assert sent == [1, 1, 2]
+    assert sent.count(1) >= 2
+    assert sent[-1] == 2
     assert devices_of(tmp_path, 1)["a"].outcome == "accepted"
 
 
@@ -284,7 +281,7 @@ def test_update_that_was_made_again_is_pulled_anew(broker: InProcess, tmp_path: 
 
     with Device(broker.url, "b", forgetful) as b:
         running.finish()
-    assert verdicts(b) == {1: True, 2: True}
+    assert b.verdicts() == {1: True, 2: True}
 
 
 def test_nonsense_on_the_topics_does_no_harm(broker: InProcess, tmp_path: Path, coordinate: Coordinate) -> None:
@@ -368,7 +365,7 @@ def test_broker_that_dies_and_comes_back(real_broker: Broker, tmp_path: Path, co
         real_broker.start()
         running.finish(timeout_s=90)
     assert [d.outcome for d in devices_of(tmp_path, 1).values()] == ["accepted", "accepted"]
-    assert verdicts(a) == verdicts(b) == {1: True, 2: True}
+    assert a.verdicts() == b.verdicts() == {1: True, 2: True}
 
 
 def test_one_coordinator_for_one_run(broker: InProcess, tmp_path: Path, coordinate: Coordinate) -> None:

@@ -89,7 +89,7 @@ class Counting:
 
 
 def test_killed_in_the_middle_of_a_round(any_broker: Broker, tmp_path: Path, process: Process) -> None:
-    fleet.config(tmp_path, any_broker.url)
+    fleet.config(tmp_path, any_broker.url, rejoin_s=fleet.PATIENT_S)
     fast, slow = Counting(), Counting()
     slow.may_go_on.clear()
     process.start()
@@ -134,7 +134,7 @@ def test_device_that_died_while_the_coordinator_was_away_is_not_waited_for(
 
 def test_killed_again_and_again(real_broker: Broker, tmp_path: Path, process: Process) -> None:
     """Kills come at any moment; in the end every round has its record, and no accepted update was trained twice."""
-    config = fleet.config(tmp_path, real_broker.url, registration_timeout_s=60.0, round_deadline_s=60.0)
+    config = fleet.config(tmp_path, real_broker.url, rejoin_s=fleet.PATIENT_S)
     longer = dataclasses.replace(config, training=dataclasses.replace(config.training, num_rounds=6))
     (tmp_path / "config.toml").write_text(longer.to_toml())
     scripts = {"a": Counting(), "b": Counting()}
@@ -165,8 +165,7 @@ def test_killed_while_a_crowd_sends_updates(tmp_path: Path, process: Process) ->
             tmp_path,
             broker.url,
             num_devices=60,
-            registration_timeout_s=60.0,
-            round_deadline_s=60.0,
+            rejoin_s=fleet.PATIENT_S,
             scheduler="uniform",
         )
         longer = dataclasses.replace(config, training=dataclasses.replace(config.training, num_rounds=3))

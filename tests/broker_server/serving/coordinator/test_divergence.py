@@ -26,7 +26,7 @@ from tests.broker_server import fleet
 from tests.broker_server.conftest import Coordination
 from tests.broker_server.fleet import Device
 from tests.broker_server.links import InProcess
-from tests.broker_server.serving.coordinator.test_coordinator import devices_of, verdicts
+from tests.broker_server.serving.coordinator.test_coordinator import devices_of
 from tests.replies import lora_of
 
 Coordinate = Callable[[Path], Coordination]
@@ -47,7 +47,7 @@ def test_huge_update_is_refused_and_the_run_goes_on(
     running = coordinate(tmp_path)
     with Device(broker.url, "a") as a, Device(broker.url, "b", filled(value)) as b:
         running.finish()
-    assert (verdicts(a), verdicts(b)) == ({1: True, 2: True}, {1: False, 2: False})
+    assert (a.verdicts(), b.verdicts()) == ({1: True, 2: True}, {1: False, 2: False})
     record = devices_of(tmp_path, 1)["b"]
     assert (record.outcome, record.reason) == ("rejected", "diverged")
     assert "is too large" in record.detail
@@ -126,7 +126,8 @@ def test_diverged_round_ends_the_run_with_one_line_and_is_trained_again(
         measured(0.8)
         coordinate(tmp_path).finish()
         asked = [m for m in a.received if isinstance(m, Assignment) and m.key.round_number == 2]
-    assert [lora_of(m).hyper_parameters.learning_rate for m in asked] == [pytest.approx(2e-4), pytest.approx(1e-6)]
+    rates = dict.fromkeys(lora_of(m).hyper_parameters.learning_rate for m in asked)
+    assert list(rates) == [pytest.approx(2e-4), pytest.approx(1e-6)]
     records = Store.open(tmp_path).load_round_records()
     assert [r.evaluation.loss for r in records if r.evaluation is not None] == [1.0, 0.9, 0.8]
 

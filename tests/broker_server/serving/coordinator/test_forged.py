@@ -44,8 +44,7 @@ def test_refusals_in_the_name_of_a_device_cost_it_a_round_and_no_arm_for_good(
     outcomes = [{d.device_id: d.outcome for d in r.devices} for r in Store.open(tmp_path).load_round_records()[1:]]
     assert outcomes == [{"a": "failed", "b": "accepted"}, *[{"a": "accepted", "b": "accepted"}] * 3]
     arms: dict[int, list[Arm]] = {}
-    for message in victim.heard(Assignment):
-        assert isinstance(message, Assignment)
+    for message in victim.assignments():
         arms.setdefault(message.key.round_number, []).append(lora_of(message).arm)
     large, small = longer.arms
     assert arms == {1: [large, small], 2: [small], 3: [large], 4: [large]}

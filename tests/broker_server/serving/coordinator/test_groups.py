@@ -27,7 +27,7 @@ from broker_server.serving.storage.rows import SchedulerState
 from broker_server.serving.storage.store import Store
 from edge_runtime.system.files import DiskFullError
 from edge_runtime.wire.arms import LORA_AXES
-from edge_runtime.wire.messages import AssignmentKey, Verdict
+from edge_runtime.wire.messages import Assignment, AssignmentKey, Verdict
 from tests.broker_server import fleet
 from tests.broker_server.conftest import Coordination
 from tests.broker_server.fleet import Device
@@ -123,7 +123,13 @@ def test_no_verdict_for_what_did_not_reach_the_disk(
             raise DiskFullError(FULL)
         settle(files)
 
-    with Device(broker.url, "a") as device:
+    trained: list[int] = []
+
+    def train(assignment: Assignment, blob: bytes) -> bytes:
+        trained.append(assignment.key.round_number)
+        return fleet.train(assignment, blob)
+
+    with Device(broker.url, "a", train) as device:
         with monkeypatch.context() as patch:
             patch.setattr(HeldFiles, "settle", full)
             with pytest.raises(DiskFullError):
@@ -132,10 +138,8 @@ def test_no_verdict_for_what_did_not_reach_the_disk(
         assert device.heard(Verdict) == []
         assert not [e for e in EventReader(tmp_path / "events.jsonl").new_events() if isinstance(e, UpdateAccepted)]
         coordinate(tmp_path).finish()
-    assert [(m.key.round_number, m.accepted) for m in device.received if isinstance(m, Verdict)] == [
-        (1, True),
-        (2, True),
-    ]
+    assert device.verdicts() == {1: True, 2: True}
+    assert trained == [1, 2]
 
 
 # ---- the cost of a step ----------------------------------------------------------------------------------------------

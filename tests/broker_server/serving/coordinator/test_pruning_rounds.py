@@ -21,7 +21,7 @@ from broker_server.serving.storage.store import Store
 from edge_runtime.formats.ranking import from_tensors, plan_at
 from edge_runtime.formats.run_directory import STATE_FILE
 from edge_runtime.wire.arms import LORA_AXES
-from edge_runtime.wire.messages import Assignment, FailureReason, Verdict
+from edge_runtime.wire.messages import Assignment, FailureReason
 from exporter.compact.source import read_plan
 from tests.broker_server import fleet, tiny
 from tests.broker_server.conftest import Broker, Coordination
@@ -34,11 +34,6 @@ Coordinate = Callable[[Path], Coordination]
 MANIFEST = tiny.manifest()
 TRAINING = TrainingConfig(num_rounds=3, num_local_steps=4, batch_size=2, max_length=8, class_balance=0.5)
 LORA = PruningConfig(importance="lora", importance_every_steps=2, importance_smoothing=0.5)
-
-
-def assignments(device: Device) -> list[Assignment]:
-    """Each once: one that is open is sent again to a device that registers again, which a greeting asks for."""
-    return list({message.key: message for message in device.received if isinstance(message, Assignment)}.values())
 
 
 def tensors_of(path: Path) -> dict[str, bytes]:
@@ -60,7 +55,7 @@ def test_plans_follow_the_scores_of_devices(broker: InProcess, tmp_path: Path, c
     running = coordinate(tmp_path)
     with Device(broker.url, "a", fleet.train_and_score) as a, Device(broker.url, "b", fleet.train_and_score) as b:
         running.finish()
-    pruned = [m for d in (a, b) for m in assignments(d) if lora_of(m).arm.pruning_ratio == 0.5]
+    pruned = [m for d in (a, b) for m in d.assignments() if lora_of(m).arm.pruning_ratio == 0.5]
     assert {lora_of(m).hyper_parameters.importance_every_steps for m in pruned} == {2}
     assert {lora_of(m).hyper_parameters.class_balance for m in pruned} == {0.5}
     before, last = lora_of(pruned[0]).plan, lora_of(pruned[-1]).plan
@@ -92,7 +87,7 @@ def test_compact_makes_the_plan_that_the_deploy_rounds_trained(
         running.finish()
     wanted = read_plan(tmp_path, MANIFEST, 0.4).packed
     for device in (a, b):
-        sent = assignments(device)
+        sent = device.assignments()
         assert [lora_of(m).arm.pruning_ratio for m in sent[1:]] == [0.4, 0.4]
         assert [lora_of(m).plan for m in sent[1:]] == [wanted, wanted]
         assert not any(lora_of(m).prunings for m in sent[1:])
@@ -125,9 +120,9 @@ def test_rounds_that_are_added_train_the_arms_again_and_end_with_deploy_rounds(
     records = Store.open(tmp_path).load_round_records()
     assert [record.is_deploy for record in records] == [False, False, True, True, False, True]
     assert [len(record.devices) for record in records] == [0, 2, 2, 2, 2, 2]
-    arms = [sorted(lora_of(m).arm.pruning_ratio for d in (a, b) for m in assignments(d)[k:][:1]) for k in (0, 1)]
+    arms = [sorted(lora_of(m).arm.pruning_ratio for d in (a, b) for m in d.assignments()[k:][:1]) for k in (0, 1)]
     assert arms == [[0.0, 0.5], [0.4, 0.4]]
-    assert [lora_of(m).hyper_parameters.learning_rate for m in assignments(a)] == [
+    assert [lora_of(m).hyper_parameters.learning_rate for m in a.assignments()] == [
         again.learning_rate_at(4),
         again.learning_rate_at(5),
     ]
@@ -143,8 +138,8 @@ def test_an_assignment_is_pruned_inside_and_its_update_is_read_under_the_last_pl
     running = coordinate(tmp_path)
     with Device(broker.url, "a", fleet.train_and_score) as a, Device(broker.url, "b", fleet.train_and_score) as b:
         running.finish()
-    (pruned,) = [d for d in (a, b) if lora_of(assignments(d)[0]).arm.pruning_ratio == 0.5]
-    first, _, third = assignments(pruned)
+    (pruned,) = [d for d in (a, b) if lora_of(d.assignments()[0]).arm.pruning_ratio == 0.5]
+    first, _, third = pruned.assignments()
     assert [p.at_step for p in lora_of(first).prunings] == [3]
     lora_of(first).final_plan.open(MANIFEST).check_within(lora_of(first).plan.open(MANIFEST))
     assert lora_of(first).final_plan != lora_of(first).plan
@@ -172,7 +167,7 @@ def test_a_device_that_cannot_hold_the_ramp_plays_its_arm_at_once(
         running.finish()
     records = Store.open(tmp_path).load_round_records()
     assert [[d.outcome for d in record.devices] for record in records[2:]] == [["accepted"], ["accepted"]]
-    assert all(lora_of(m).plan.open(MANIFEST).sparsity(MANIFEST) > 0.3 for m in assignments(a)[-2:])
+    assert all(lora_of(m).plan.open(MANIFEST).sparsity(MANIFEST) > 0.3 for m in a.assignments()[-2:])
 
 
 # ---- the emulated fleet ----------------------------------------------------------------------------------------------
@@ -187,7 +182,7 @@ def test_a_late_device_is_timed_out_on_the_virtual_clock(
     running = coordinate(tmp_path)
     with Device(broker.url, "a"), Device(broker.url, "b") as b:
         running.finish()
-    assert [m.accepted for m in b.received if isinstance(m, Verdict)] == [False] * config.training.num_rounds
+    assert b.verdicts() == dict.fromkeys(range(1, config.training.num_rounds + 1), False)
     records = Store.open(tmp_path).load_round_records()
     for record in records[1:]:
         fast, slow = record.devices
@@ -209,7 +204,7 @@ def test_devices_that_are_not_available_or_strangers_get_no_assignment(
     running = coordinate(tmp_path)
     with Device(broker.url, "a"), Device(broker.url, "b") as b, Device(broker.url, "stranger") as stranger:
         running.finish()
-    assert assignments(b) == assignments(stranger) == []
+    assert b.assignments() == stranger.assignments() == []
     records = Store.open(tmp_path).load_round_records()
     assert [[d.device_id for d in record.devices] for record in records] == [[], ["a"], ["a"], ["a"]]
 
@@ -255,7 +250,7 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(
 
     process.start()
     with Device(real_broker.url, "a", fleet.train_and_score) as a, Device(real_broker.url, "b", slow):
-        wait_until(lambda: sum(isinstance(m, Verdict) for m in a.received) == 2)
+        wait_until(lambda: 2 in a.verdicts())
         process.kill()
         process.start()
         may_go_on.set()

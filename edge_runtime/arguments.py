@@ -33,16 +33,16 @@ MAX_DIGITS: Final = 18
 MAX_THREADS: Final = 1024
 
 SECRETS: Final = ("password_file", "ca_file", "cert_file", "key_file")
-"""Files that a service is handed by systemd, which may read what the service may not."""
+"""Files that systemd reads and passes to a service, which may lack the rights to read them itself."""
 
 _UNITS: Final = {"": 1, "K": 1000, "M": 1000**2, "G": 1000**3, "KI": 1024, "MI": 1024**2, "GI": 1024**3}
 
 
 class Parser(argparse.ArgumentParser):
-    """Complains in one line, of the option as it was typed; names the nearest one where it is not known."""
+    """A parser whose errors are one line with the option as it was typed, and the nearest known option."""
 
     def error(self, message: str) -> NoReturn:
-        """End the process."""
+        """Print the error and end the process."""
         unknown = message.removeprefix("unrecognized arguments: ")
         if unknown != message:
             word = unknown.split()[0].partition("=")[0]
@@ -54,14 +54,14 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"fedspine-edge: error: {' '.join(message.split())}; see '{self.prog} --help'\n")
 
     def _known(self) -> list[str]:
-        """Options of this command and of those below it; argparse has no other way to ask."""
+        """Options of this command and its subcommands, read from private attributes of argparse."""
         below = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]  # noqa: SLF001
         parsers = [self, *(parser for action in below for parser in action.choices.values())]
         return sorted({option for parser in parsers for option in parser._option_string_actions})  # noqa: SLF001
 
 
 def add_sharing(parser: argparse.ArgumentParser) -> None:
-    """Add the options by which a device shares its board with others, and rests."""
+    """Add the options for sharing the board with other processes: priority, checkpoints and pauses."""
     sharing = parser.add_argument_group("sharing the board")
     sharing.add_argument(
         "--nice",
@@ -103,7 +103,7 @@ def add_sharing(parser: argparse.ArgumentParser) -> None:
 
 
 def add_pins(parser: argparse.ArgumentParser) -> None:
-    """Add the options that limit the artifacts which this device may run, and what it may send."""
+    """Add the options that limit the artifacts that this device may run and the data that it may send."""
     pins = parser.add_argument_group("what is allowed")
     pins.add_argument(
         "--artifact-digest",
@@ -126,7 +126,7 @@ def add_pins(parser: argparse.ArgumentParser) -> None:
 
 
 class Joined(argparse.Action):
-    """An option that may be given again: its lists become one."""
+    """An option that may be given several times: its lists are joined."""
 
     def __call__(
         self,
@@ -213,11 +213,11 @@ def add_service(parser: argparse.ArgumentParser) -> None:
 
 
 def service_of(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> Service:
-    """The service that runs a device with these options: those of ``start`` that are not the default, paths absolute.
+    """The service that runs a device with these options; it gets those that are not the default, with absolute paths.
 
     Args:
-        arguments: as ``parser`` read them.
-        parser: knows the options of the device, and those of :func:`add_service`.
+        arguments: parsed by ``parser``.
+        parser: has the options of the device, and those of :func:`add_service`.
     """
     options, credentials = [], {}
     for name, value in vars(arguments).items():
@@ -358,7 +358,7 @@ def count(text: str) -> int:
 
 
 def whole(least: int, most: int) -> Callable[[str], int]:
-    """Takes whole numbers of a range."""
+    """Return a parser of whole numbers from ``least`` to ``most``."""
 
     def parse(text: str) -> int:
         value = count(text)
@@ -371,7 +371,7 @@ def whole(least: int, most: int) -> Callable[[str], int]:
 
 
 def number(least: float, most: float) -> Callable[[str], float]:
-    """Takes numbers of a range."""
+    """Return a parser of numbers from ``least`` to ``most``."""
 
     def parse(text: str) -> float:
         try:

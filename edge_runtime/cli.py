@@ -1,7 +1,7 @@
-"""``fedspine-edge``: take part in a run, or use the compact model that came out of one.
+"""``fedspine-edge``: take part in a run, or use the compact model that a run made.
 
-Heavy modules are imported after the arguments are known: ``--help`` is quick, and numpy's own threads can still be
-limited to what ``--threads`` says.
+Heavy modules are imported after the arguments are parsed: so ``--help`` is quick, and ``--threads`` can limit numpy's
+own threads too.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ THREAD_VARIABLES: Final = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_T
 """Variables that limit threads of numpy's matrix products and of the tokenizer; onnxruntime has options for it."""
 
 INFER_BATCH: Final = 32
-"""Texts that are classified at a time."""
+"""Number of texts in a batch of classification."""
 
 logger = logging.getLogger("edge_runtime")
 

@@ -1,14 +1,14 @@
 """Errors and exit codes that every room shares.
 
     FedSpineError
-    ├── WireError               bytes from outside that are not what the protocol or the artifact format says
+    ├── WireError               bytes from outside break the protocol or the artifact format
     │   ├── MessageError        an MQTT payload
     │   ├── TensorError         a safetensors blob
     │   ├── PlanError           a plan that does not fit its manifest
     │   └── ManifestError       a manifest (ArtifactVersionError: of another version)
     └── one base per room       ModelError, ExportError, EngineError, LinkError, AgentError, CoordinatorError, ...
 
-A message says what is wrong, got, expected, where, and the next step. Attributes hold context for programs.
+A message names the fault, the value, the expected value, the place and the next step. Attributes are for programs.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class FedSpineError(Exception):
     """Base of every error that FedSpine raises on purpose.
 
     Attributes:
-        exit_code: of a command that this error ends.
+        exit_code: exit code of a command that this error ends.
         device_id: the device concerned, or None.
         round_number: the round concerned (1-based), or None.
         digest: SHA-256 (hex) of the artifact, blob or plan concerned, or None.

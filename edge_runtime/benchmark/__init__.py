@@ -1,1 +1,1 @@
-"""A benchmark of training engines: every contender's request, work and answer. No engine is imported here."""
+"""A benchmark of training engines: request, work and result of each contender. No engine is imported here."""

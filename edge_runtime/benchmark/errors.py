@@ -1,7 +1,7 @@
 """Errors of the room ``benchmark``.
 
 BenchmarkError                base
-├── RequestError            a process was not given a request that it can read
+├── RequestError            a process got no readable request
 └── NotFiniteError          an engine's loss left the finite numbers
 """
 
@@ -15,7 +15,7 @@ class BenchmarkError(FedSpineError):
 
 
 class RequestError(BenchmarkError):
-    """A process was not given a request that it can read."""
+    """A process got no readable request."""
 
     exit_code = ExitCode.USAGE
 

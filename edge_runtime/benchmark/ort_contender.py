@@ -1,7 +1,7 @@
 """onnxruntime-training in a benchmark; runs as ``python -m edge_runtime.benchmark.ort_contender`` in its environment.
 
-At ratio 0 its models hold the very weights that are trained on, so nothing but the first adapter is put in: that is how
-somebody would use it who has one model. Its files are not checked here, since no other contender's are.
+At ratio 0 the models hold the weights of the artifact already, so only the first adapter is loaded: this is the normal
+use of onnxruntime-training with one model. Files are not checked, as for all contenders.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from edge_runtime.ort_training.trainer import OrtRun
 
 
 def prepare(request: BenchmarkRequest) -> Contender:
-    """Load the models of the request's arm, and fill in the tensors that they do not hold.
+    """Load the models of the request's arm, and fill in the tensors that the models lack.
 
     Raises:
         OrtTrainingError: onnxruntime-training or the models cannot be used.
-        EngineError: the artifact cannot.
+        EngineError: the artifact cannot be used.
         WireError: a description, or the arm, cannot be used.
     """
     artifact, hyper = Artifact.open(Path(request.artifact), verify=False), request.hyper_parameters

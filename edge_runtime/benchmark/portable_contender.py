@@ -1,4 +1,4 @@
-"""This engine in a benchmark: ``python -m edge_runtime.benchmark.portable_contender REQUEST``."""
+"""The portable engine in a benchmark: ``python -m edge_runtime.benchmark.portable_contender REQUEST``."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from edge_runtime.engine.trainer import Trainer
 
 
 def prepare(request: BenchmarkRequest) -> Contender:
-    """Load as a device does whose cache holds the artifact: files that were checked when they came are not read again.
+    """Load the engine as a device with a cached artifact does: files were checked on arrival and are not read again.
 
     Raises:
-        EngineError: the request names no mode of this engine, or see :class:`Trainer`.
+        EngineError: the request names no mode of this engine; or see :class:`Trainer`.
         WireError: the artifact's manifest, or the arm, cannot be used.
     """
     modes = [mode for mode in MODES if mode == request.engine]
@@ -38,7 +38,7 @@ def prepare(request: BenchmarkRequest) -> Contender:
 
 
 def batch_of(examples: Examples) -> Batch:
-    """A batch without padding, as the graphs take it."""
+    """A batch without padding, as input of the graphs."""
     mask = np.ones(examples.input_ids.shape, np.int64)
     return Batch(input_ids=examples.input_ids, attention_mask=mask, labels=examples.labels)
 

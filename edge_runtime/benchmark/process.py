@@ -1,4 +1,4 @@
-"""The life of a contender's process: read the request, make the steps, print the measurements."""
+"""The process of a contender: it reads the request, makes the steps and prints the measurements."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ Asked = TypeVar("Asked", bound=msgspec.Struct)
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Contender:
-    """An engine that stands ready."""
+    """An engine that is ready to train."""
 
     step: Callable[[], float]
-    """One optimizer step on the next of the work's batches, in turn; the loss before it, nats."""
+    """Makes one optimizer step on the next batch of the work; returns the loss before the step, nats."""
     num_trainable: int
-    """Elements that are trained."""
+    """Number of trained elements."""
 
 
 Prepare = Callable[[BenchmarkRequest], Contender]
-"""Prepares an engine: does everything up to the first step, late imports included."""
+"""Prepares an engine: does everything before the first step, late imports included."""
 
 
 def contend(prepare: Prepare, packages: Sequence[str], arguments: Sequence[str]) -> ExitCode:
-    """Play one contender, for its module's ``__main__``.
+    """Run one contender, for the ``__main__`` of its module.
 
     Args:
-        prepare: the engine.
-        packages: distributions whose versions are told.
-        arguments: of the command line: a file with the request.
+        prepare: prepares the engine.
+        packages: distributions whose versions are in the result.
+        arguments: arguments of the command line: a file with the request.
 
     Returns:
-        What the process ends with; anything but OK comes with one line on stderr.
+        Exit code of the process; for every code but OK there is one line on stderr.
     """
 
     def work(request: BenchmarkRequest) -> BenchmarkResult:
@@ -56,15 +56,15 @@ def contend(prepare: Prepare, packages: Sequence[str], arguments: Sequence[str])
 
 
 def answer(kind: type[Asked], work: Callable[[Asked], msgspec.Struct], arguments: Sequence[str]) -> ExitCode:
-    """Read a request from the file that is named, do what it asks, print the answer as one line of JSON.
+    """Read a request from a file, do its work, and print the result as one line of JSON.
 
     Args:
-        kind: of request.
-        work: makes the answer.
-        arguments: of the command line: the file.
+        kind: type of the request.
+        work: does the work and returns the result.
+        arguments: arguments of the command line: the file.
 
     Returns:
-        What the process ends with; anything but OK comes with one line on stderr.
+        Exit code of the process; for every code but OK there is one line on stderr.
     """
     try:
         answered = work(_read(kind, arguments))

@@ -20,40 +20,40 @@ ProductShape = tuple[Positive, Positive, Positive, Positive]
 
 
 class BenchmarkRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One contender's work: train from a start that is the same for all, on the same batches."""
+    """The work of one contender: all contenders train from the same start on the same batches."""
 
     engine: str
-    """Name of the engine, for a process that plays several."""
+    """Name of the engine, for a process that can run several."""
     artifact: str
     """Directory of the artifact: base weights and manifest."""
     model: str
-    """Hugging Face directory or hub id that it was exported from."""
+    """Hugging Face directory or hub id that the artifact was exported from."""
     ort_models: str
     """Directory of ort-training models of the arm; empty if no contender needs them."""
     arm: Arm
     num_threads: Positive
     num_warmup_steps: Positive
-    """Steps before those that are timed."""
+    """Number of steps before the timed ones."""
     num_timed_steps: Positive
     hyper_parameters: HyperParameters
-    """``num_local_steps`` is how many steps are made in all; batches are ``batch_size`` x ``max_length`` tokens."""
+    """``num_local_steps`` is the number of all steps; batches are ``batch_size`` x ``max_length`` tokens."""
 
 
 class BenchmarkResult(msgspec.Struct, frozen=True, kw_only=True):
-    """Measurements that one process of a contender made of itself."""
+    """Measurements of one process of a contender, made by this process."""
 
     num_trainable: Positive
-    """Elements that are trained: the same for all that do the same work."""
+    """Number of trained elements: the same for all contenders with the same work."""
     first_step_at: float
     """Time at which the first step was done, on the system's monotonic clock, seconds."""
     step_times_s: tuple[Seconds, ...]
-    """Wall time of each step that was timed."""
+    """Wall time of each timed step."""
     losses: tuple[float, ...]
     """Loss of every step's batch before the step, nats: entry ``n`` is the loss after ``n`` steps."""
     peak_rss_bytes: Positive
     """Largest resident set, see :func:`edge_runtime.system.resident.peak_rss_bytes`."""
     versions: dict[str, str]
-    """Of the packages that did the work."""
+    """Versions of the packages that did the work."""
 
 
 class RatesRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -62,13 +62,13 @@ class RatesRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     num_threads: Positive
     shapes: tuple[ProductShape, ...]
     min_s: Seconds
-    """Each product is repeated for so long, and often enough."""
+    """Shortest time for which each product is repeated."""
 
 
 class RatesResult(msgspec.Struct, frozen=True, kw_only=True):
     """Wall times of each product, in the order of the request."""
 
     best_s: tuple[Seconds, ...]
-    """The least."""
+    """Shortest time of each product."""
     p50_s: tuple[Seconds, ...]
-    """The median."""
+    """Median time of each product."""

@@ -1,4 +1,4 @@
-"""The work of a benchmark: plan, first adapter and batches, from a seed, so that every engine makes the same steps.
+"""The work of a benchmark: plan, first adapter and batches, all from one seed, so that all engines do the same steps.
 
 Shape legend: ``B`` examples of a batch, ``L`` length in tokens.
 """
@@ -21,7 +21,7 @@ Int64 = npt.NDArray[np.int64]
 Array = npt.NDArray[np.float32]
 
 NUM_BATCHES: Final = 4
-"""Batches that come in turn. Few, so that they are learned, and a loss after some steps says whether all did so."""
+"""Number of batches, used in turn; with so few an engine that works learns them within some steps."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,21 +36,21 @@ class Examples:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """The input that all contenders begin with."""
+    """The input of all contenders."""
 
     plan: Plan
     adapter: dict[str, Array]
-    """Under the plan, by name; B factors are zero."""
+    """Tensors under the plan, by name; B factors are zero."""
     batches: tuple[Examples, ...]
 
 
 def prepare_work(manifest: Manifest, dense: Mapping[str, Array], request: BenchmarkRequest) -> Work:
-    """Plan, adapter and batches of a request; its seed decides all of them.
+    """Plan, adapter and batches of a request, all derived from its seed.
 
     Args:
         manifest: the artifact's manifest.
-        dense: first values of the dense tensors.
-        request: what is asked.
+        dense: initial values of the dense tensors.
+        request: the request.
 
     Raises:
         PlanError: the pruning ratio is out of range.
@@ -68,7 +68,7 @@ def prepare_work(manifest: Manifest, dense: Mapping[str, Array], request: Benchm
 
 
 def random_plan(manifest: Manifest, pruning_ratio: float, rng: np.random.Generator) -> Plan:
-    """A plan of a ratio from importance at random, which changes no shape.
+    """A plan of a ratio from random importance; its shapes are those of every plan of this ratio.
 
     Raises:
         PlanError: the ratio is out of range.
@@ -78,7 +78,7 @@ def random_plan(manifest: Manifest, pruning_ratio: float, rng: np.random.Generat
 
 
 def random_examples(manifest: Manifest, batch_size: int, length: int, rng: np.random.Generator) -> Examples:
-    """Random tokens, all of them real, with random classes where the model has classes."""
+    """Random tokens without padding, with random classes if the model has classes."""
     ids = rng.integers(0, manifest.text.vocab_size, (batch_size, length))
     labels = rng.integers(0, len(manifest.labels), batch_size) if manifest.labels else ids
     return Examples(input_ids=ids, labels=labels)

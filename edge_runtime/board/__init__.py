@@ -1,1 +1,1 @@
-"""The board as a machine: its sensors, when work should pause, how politely it runs, and its service manager."""
+"""The board as a machine: sensors, reasons to pause work, the priority of the process, and the service manager."""

@@ -1,8 +1,8 @@
 """Errors of the board.
 
 BoardError
-├── NoSensorError    this board has no sensor for a value that should be watched
-└── ServiceError     no unit can be written for these options
+├── NoSensorError    a threshold was given, and this board has no sensor for it
+└── ServiceError     a unit cannot hold one of the options
 """
 
 from __future__ import annotations
@@ -21,4 +21,4 @@ class NoSensorError(BoardError):
 
 
 class ServiceError(BoardError):
-    """An option that a unit cannot hold, or should not."""
+    """A unit cannot or should not hold one of the options."""

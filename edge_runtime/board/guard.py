@@ -20,16 +20,16 @@ CALM_S: Final = 30.0
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PauseLimits:
-    """Reasons to pause work; by default there is none."""
+    """Reasons to pause work; none by default."""
 
     max_temperature_c: float | None = None
-    """Pause above; None = whatever the temperature."""
+    """Pause above this temperature, degrees Celsius; None = no limit."""
     min_battery_percent: float | None = None
-    """Pause below while the board runs on its battery; None = whatever the charge."""
+    """Pause below this charge while the board runs on its battery; None = no limit."""
     on_battery: bool = False
     """Pause whenever the board runs on its battery."""
     on_throttling: bool = False
-    """Pause while the cores are slowed down."""
+    """Pause while the cores are throttled."""
 
     @property
     def is_any(self) -> bool:
@@ -40,7 +40,7 @@ class PauseLimits:
         """Refuse limits that this board cannot watch.
 
         Raises:
-            NoSensorError: one of them has no sensor.
+            NoSensorError: there is no sensor for one of the limits.
         """
         watched = (
             ("--max-temperature", self.max_temperature_c is not None, reading.temperature_c, "thermal zone"),
@@ -55,7 +55,7 @@ class PauseLimits:
 
 
 class Guard:
-    """Judges readings one after the other; remembers the reason of a pause.
+    """Decides about pauses from successive readings; it keeps the reason of the current pause.
 
     Args:
         limits: reasons to pause.
@@ -68,10 +68,10 @@ class Guard:
         self._throttling = ""
 
     def judge(self, reading: Reading, now: float) -> str | None:
-        """Return the reason why work should pause; None = it may go on.
+        """Return the reason why work should pause; None = work may go on.
 
         Args:
-            reading: of the sensors; a missing value is not a reason to pause.
+            reading: values of the sensors; a missing value is no reason to pause.
             now: monotonic seconds.
         """
         reasons = (self._hot(reading.temperature_c), self._low(reading.battery), self._slowed(reading.throttling, now))

@@ -1,7 +1,7 @@
 """The door to the board's sensors: temperature, throttling and battery, read from the kernel's files.
 
 Formats: ``Documentation/ABI/testing/sysfs-class-thermal``, ``sysfs-class-power`` and ``sysfs-devices-system-cpu`` of
-Linux, and Raspberry Pi's ``get_throttled`` (hexadecimal; bits 0 to 3 say what is so now, bits 16 to 19 what was). A
+Linux, and Raspberry Pi's ``get_throttled`` (hexadecimal; bits 0 to 3 are the current state, bits 16 to 19 the past). A
 file that is absent, unreadable or malformed counts as no sensor: drivers come and go, and a sensor may be asleep.
 """
 
@@ -18,13 +18,13 @@ SYS: Final = Path("/sys")
 
 COLDEST_C: Final = -40.0
 HOTTEST_C: Final = 150.0
-"""Readings outside these are of a sensor that is off or broken."""
+"""Readings outside this range come from a sensor that is off or broken."""
 
 _NO_TEMPERATURE: Final = re.compile(r"PMIC-Die|INT3400.*", re.IGNORECASE)
 """Types of zones that always read the same: the power chip of Jetsons, and ACPI's policy device."""
 
 _SLOWS_DOWN: Final = re.compile(r".*cpu.*|.*processor.*", re.IGNORECASE)
-"""Types of cooling devices that cool by slowing cores down, unlike fans."""
+"""Types of cooling devices that throttle cores, unlike fans."""
 
 _PI_FLAGS: Final = ("under-voltage", "frequency capped", "throttled", "soft temperature limit")
 """Meaning of bits 0 to 3 of ``get_throttled``."""
@@ -35,11 +35,11 @@ class Battery:
     """All batteries that the board runs on, as one."""
 
     percent: float
-    """Charge of the fullest, 0 to 100."""
+    """Charge of the fullest battery, 0 to 100."""
     is_discharging: bool
-    """Whether the board runs on it now: no supply is there."""
+    """Whether the board runs on its batteries now, without a supply."""
     is_full: bool
-    """Whether it takes no more charge, whatever ``percent`` says."""
+    """Whether all batteries report that they take no more charge; ``percent`` may be below 100."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,18 +47,18 @@ class Reading:
     """The values of all sensors at one moment."""
 
     temperature_c: float | None
-    """The hottest zone, degrees Celsius; None without a sensor."""
+    """Temperature of the hottest zone, degrees Celsius; None without a sensor."""
     throttling: str | None
-    """Reason why the cores are slowed down now; empty = they are not, None = no sensor here can tell."""
+    """Reason why the cores are throttled now; empty = they are not, None = without a sensor."""
     battery: Battery | None
-    """None without one."""
+    """The battery; None without one."""
 
 
 class Sensors:
-    """The sensors of one board. Counters of throttling are compared with the reading before.
+    """The sensors of one board. Counters of throttling are compared with the previous reading.
 
     Args:
-        root: where the kernel's files are.
+        root: root of the kernel's files.
     """
 
     def __init__(self, root: Path = SYS) -> None:
@@ -66,7 +66,7 @@ class Sensors:
         self._counts: dict[Path, int] = {}
 
     def read(self) -> Reading:
-        """Read all of them; takes about a millisecond."""
+        """Read all sensors; takes about a millisecond."""
         return Reading(temperature_c=self._temperature(), throttling=self._throttling(), battery=self._battery())
 
     def _temperature(self) -> float | None:
@@ -95,7 +95,7 @@ class Sensors:
                 yield ", ".join(word for bit, word in enumerate(_PI_FLAGS) if flags >> bit & 1)
 
     def _cooling(self) -> Iterator[str]:
-        """Cooling devices that slow cores down now (Jetsons, other Arm boards, laptops)."""
+        """Cooling devices that throttle cores now (Jetsons, other Arm boards, laptops)."""
         for device in self._glob("class/thermal/cooling_device*"):
             kind, state = _text(device / "type"), _number(device / "cur_state")
             if _SLOWS_DOWN.fullmatch(kind) and state is not None:
@@ -142,7 +142,7 @@ def _text(path: Path) -> str:
 
 
 def _number(path: Path, base: int = 10) -> int | None:
-    """The number that a file holds; None if it holds none."""
+    """The number in a file; None if the file holds no number."""
     try:
         return int(_text(path), base)
     except ValueError:

@@ -1,8 +1,9 @@
-"""The unit that lets systemd run a device: started at boot, in a sandbox, within the limits that its owner gave.
+"""The systemd unit of a device: it starts the device at boot, in a sandbox, within the owner's limits.
 
-Meaning of every line: ``man systemd.service``, ``systemd.exec`` and ``systemd.resource-control``. It needs version 247
-(2020), where credentials came; what an older one does not know it says and leaves out. Matrix products and the
-tokenizer run under all of it; a narrower filter of system calls would keep onnxruntime from pinning its threads.
+Meaning of every line: ``man systemd.service``, ``systemd.exec`` and ``systemd.resource-control``. The unit needs
+systemd 247 (2020), which introduced credentials; an older systemd warns of unknown lines and ignores them. Matrix
+products and the tokenizer run under these restrictions; a narrower filter of system calls would keep onnxruntime from
+pinning its threads.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ NEVER_MENDS: Final = (
     ExitCode.STATE_IN_USE,
     ExitCode.MISSING_DEPENDENCY,
 )
-"""Exit codes of causes on the board itself: a restart would end the same way, a person must do something first.
+"""Exit codes whose cause is on the board itself: a person must act, and a restart would end in the same way.
 
-What a broker or a server says is not among them: it may be mended there, and no fleet should wait for a visit then.
+Refusals of a broker or a server are not among them: once the server is repaired, devices go on without a visit.
 """
 
 STATE: Final = Path("/var/lib")
 """Folder in which systemd makes the directories of services."""
 
 CREDENTIALS: Final = "${CREDENTIALS_DIRECTORY}"
-"""Folder with the files that ``LoadCredential`` reads for a service; systemd fills in the path."""
+"""Folder of the files that ``LoadCredential`` reads for a service; systemd fills in the path."""
 
 MEMORY_HEADROOM: Final = 1.25
-"""A service may use so much more than training may: the page cache of the base weights counts too."""
+"""Memory of the service, as a multiple of the memory of training: the page cache of the base weights counts too."""
 
 UNIT_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -105,29 +106,29 @@ class Service:
     """The contents of a unit."""
 
     name: str
-    """Of the unit, and of its directory under ``/var/lib``."""
+    """Name of the unit, and of its directory under ``/var/lib``."""
     user: str | None
-    """User that it runs as; None = a user that systemd makes for it alone."""
+    """User of the service; None = systemd makes a user for the service alone."""
     program: tuple[str, ...]
-    """Absolute path of the program, and its first words."""
+    """Absolute path of the program, and its first arguments."""
     options: tuple[str, ...]
     """Options of ``start``, beside ``--state``; :data:`CREDENTIALS` may stand in them."""
     credentials: Mapping[str, Path]
-    """Files that only systemd must be able to read, by the name under which the service finds them."""
+    """Files that only systemd reads, by the name under which the service finds them."""
     readable: tuple[Path, ...]
     """Files and folders that the service reads itself."""
     nice: int
     num_threads: int | None
     """Threads of one operator; None = all cores, and no quota."""
     memory_limit_bytes: int | None
-    """Memory that training may use; None = a share of the machine's."""
+    """Memory that training may use; None = a share of the machine's memory."""
 
 
 def unit(service: Service) -> str:
     """The text of the unit file.
 
     Raises:
-        ServiceError: a name, a path or a word that a unit cannot hold or that would not be there after a reboot.
+        ServiceError: a unit cannot hold a name, a path or a word, or a path would be gone after a reboot.
     """
     for what, name in (("name", service.name), ("user", service.user)):
         if name is not None and UNIT_NAME.fullmatch(name) is None:
@@ -152,7 +153,7 @@ def unit(service: Service) -> str:
 
 
 def unreadable(paths: Iterable[Path]) -> list[Path]:
-    """Of the files and folders that are there, those that a user of the service's own could not read."""
+    """Existing files and folders that a user made for the service could not read."""
     closed = []
     for path in paths:
         if not path.exists():
@@ -181,7 +182,7 @@ def _homes(readable: Iterable[Path]) -> list[str]:
 
 
 def _command(words: Iterable[str]) -> str:
-    """A command line, each option on a line of its own."""
+    """A command line, with one line for each option."""
     lines: list[list[str]] = [[]]
     for word in words:
         if word.startswith("--") and lines[0]:
@@ -191,7 +192,7 @@ def _command(words: Iterable[str]) -> str:
 
 
 def _quoted(word: str) -> str:
-    """A word of a command line as systemd takes it literally, but for :data:`CREDENTIALS`.
+    """A word of a command line, quoted for systemd so that it stands for itself; :data:`CREDENTIALS` is expanded.
 
     >>> _quoted("100% of my data.jsonl")
     '"100%% of my data.jsonl"'
@@ -203,7 +204,7 @@ def _quoted(word: str) -> str:
 
 
 def _path(path: Path) -> str:
-    """A path as settings take it: quotes would be part of it, so a path that needs them is refused."""
+    """A path as a setting's value; settings take no quotes, so a path that needs quotes is refused."""
     text = str(path)
     _check(text)
     if re.search(r"[\s\"':\\]", text):

@@ -1,7 +1,7 @@
 """Every limit of the protocol, checked before memory is allocated.
 
-The message limit is below that of AWS IoT Core (128 KB) and of what mosquitto and EMQX allow unless they are told
-otherwise; a broker that accepts less than a message of this size cannot be used. See docs/wire.md.
+The message limit is below the limit of AWS IoT Core (128 KB) and the default limits of mosquitto and EMQX. A broker
+with a lower limit cannot be used. See docs/wire.md.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 MAX_MESSAGE_BYTES: Final = 96 * 1024
-"""Largest MQTT payload either side publishes or accepts, bytes."""
+"""Largest MQTT payload that coordinator and devices publish or accept, bytes."""
 
 CHUNK_BYTES: Final = 64 * 1024
 """Payload of one chunk of a blob, bytes; leaves room for the envelope inside MAX_MESSAGE_BYTES."""
@@ -18,7 +18,7 @@ MIN_CHUNK_BYTES: Final = 1024
 """Smallest payload of a chunk that a header may announce, bytes: a blob has at most half a million chunks."""
 
 MAX_INLINE_BYTES: Final = 1024
-"""Most bytes that an update brings inside itself instead of in chunks."""
+"""Largest blob that an update holds itself, without chunks, bytes."""
 
 MAX_BLOB_BYTES: Final = 512 * 1024 * 1024
 """Largest blob that travels through MQTT in chunks (an adapter), bytes."""
@@ -51,10 +51,10 @@ MAX_CHUNK_INDICES: Final = 8_192
 """Most indices in one request for missing chunks."""
 
 MOST: Final = 2**31 - 1
-"""Largest count, which every graph, message and table on the way can hold."""
+"""Largest count; every graph, message and table can hold it."""
 
 MAX_BYTES: Final = 2**53
-"""Largest amount of memory or traffic that is believed, bytes: every reader of JSON keeps it exactly."""
+"""Largest accepted amount of memory or traffic, bytes: every reader of JSON keeps it exactly."""
 
 MAX_FILE_BYTES: Final = 1 << 40
 """Largest file of an artifact, bytes."""
@@ -81,16 +81,16 @@ MAX_SETTINGS: Final = 64
 """Most settings of the work of an installed package's method."""
 
 MAX_SETTING: Final = 2**53
-"""Largest magnitude of a number among them: up to it a float64 and JSON hold each integer."""
+"""Largest magnitude of a number among these settings: float64 and JSON hold all integers up to it."""
 
 MAX_PRUNINGS: Final = 1_024
 """Most prunings inside one assignment."""
 
 MAX_LOGGED_ROUNDS: Final = 256
-"""Rounds of zero-order tuning in an assignment."""
+"""Most logged rounds of zero-order tuning in one assignment."""
 
 MAX_SEEDS: Final = 8_192
-"""In a pool of zero-order tuning: their coefficients are a part of one message."""
+"""Most seeds in a pool of zero-order tuning: one message holds their coefficients."""
 
 MAX_GROUPS: Final = 16 * MAX_LAYERS
 """Most prune groups of one model."""
@@ -102,13 +102,13 @@ MAX_TEXT: Final = 2_000
 """Longest text for people in a message, characters."""
 
 MAX_SHORT_TEXT: Final = 200
-"""Longest name of a thing for people (a machine, a package, a version), characters."""
+"""Longest name that is shown to people (of a machine, a package, a version), characters."""
 
 LONGEST_S: Final = 1e9
-"""Longest time of anything: 30 years, which timers can still count."""
+"""Longest duration, seconds: 30 years, within the range of timers."""
 
 MAX_FACTOR: Final = 1e6
-"""Largest learning rate, scaling or norm: beyond it a float32 overflows where such numbers are multiplied."""
+"""Largest learning rate, scaling or norm: products of larger ones may overflow a float32."""
 
 MAX_FLOAT32: Final = 3.5e38
 """Just above the largest float32."""

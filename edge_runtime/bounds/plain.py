@@ -1,9 +1,9 @@
-"""Text from outside, made harmless for terminals and logs.
+"""Text from outside, escaped for terminals and logs.
 
-Characters that steer a terminal, break a line or turn the direction of writing are replaced by what Python's ``repr``
-shows of them; so are halves of surrogate pairs, which no file takes. It is done once, when a message is decoded; doing
-it again changes nothing, so logs and last lines are kept plain as well, for text that comes by other ways (a broker's
-reason, an error of the system).
+Characters that control a terminal, break a line or change the direction of writing are replaced by the escapes of
+Python's ``repr``. So are halves of surrogate pairs, which cannot be written to files. Text of messages is escaped once,
+when a message is decoded. A second time changes nothing, so logs and error lines are escaped too, for text from other
+sources (a broker's reason, an error of the system).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Escape = Callable[[Any], Any]
 
 
 def plain(text: str) -> str:
-    r"""``text`` in characters that can be shown.
+    r"""Return ``text`` with escapes for all characters that should not be shown.
 
     >>> plain("\x1b[2J done\n2026-01-01 INFO")
     '\\x1b[2J done\\n2026-01-01 INFO'
@@ -36,10 +36,10 @@ def plain(text: str) -> str:
 
 
 class PlainFormatter(logging.Formatter):
-    """Keeps each record of a log on a line of its own, whatever its text; a traceback below it stays as it is."""
+    """A formatter that writes each record on one line, whatever its text; a traceback below it is not escaped."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        """The line, in characters that can be shown."""
+        """The line, escaped by :func:`plain`."""
         return plain(super().formatMessage(record))
 
 
@@ -51,11 +51,10 @@ def log_plainly(level: int | str, form: str) -> None:
 
 
 def escaped(decoded: T) -> T:
-    """A decoded struct whose text for people is :func:`plain`, and no longer than it may be.
+    """Escape the text for people in a decoded struct by :func:`plain`, and cut it to its maximum length.
 
     Args:
-        decoded: a struct, whose fields say by :data:`edge_runtime.bounds.fields.FOR_PEOPLE` which of them are such
-            text.
+        decoded: a struct; :data:`edge_runtime.bounds.fields.FOR_PEOPLE` marks its fields with text for people.
     """
     escape = _escape_of(typing.cast("Any", type(decoded)))
     return decoded if escape is None else typing.cast("T", escape(decoded))

@@ -21,16 +21,15 @@ def encode_description(description: msgspec.Struct) -> bytes:
 def decode_description(data: bytes, kind: type[D], *, version: int, file: str, what: str, remedy: str) -> D:
     """Parse a description.
 
-    The version is looked at before anything else is, so that what another release wrote is told apart from what is
-    damaged.
+    The version is checked first, so that a file of another release is not reported as damaged.
 
     Args:
         data: the file's bytes.
         kind: a Struct with a field ``format_version``.
-        version: the only one that is read.
-        file: name of the file in errors.
-        what: kind of thing that it describes.
-        remedy: how it is made anew, as a command to the reader.
+        version: the only version that is read.
+        file: name of the file, for errors.
+        what: kind of the described thing, for errors.
+        remedy: how to make the file anew, in the imperative, for errors.
 
     Raises:
         ManifestError: not JSON, a missing field, a wrong type, a value outside its range, or too long.

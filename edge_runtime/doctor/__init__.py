@@ -1,5 +1,5 @@
-"""Checks whether a board has all that a device needs: one finding for each question, with the next step.
+"""Checks of a board for everything that a device needs: one finding for each question, with the next step.
 
-A package that is missing is a finding, not a crash: modules here import nothing but the standard library and what of
-this package needs no other, and each question loads what it asks of.
+A missing package is a finding, not a crash. So modules here import only the standard library and those modules of
+``edge_runtime`` that need no other package. Each question imports the packages that it checks.
 """

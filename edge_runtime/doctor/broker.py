@@ -1,4 +1,4 @@
-"""Checks of the broker: it takes this device's messages, a coordinator answers, its artifact can be fetched."""
+"""Checks of the broker: does it take messages, does a coordinator answer, and can the artifact be fetched?"""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ from edge_runtime.doctor.setup import Setup
 from edge_runtime.errors import ExitCode, FedSpineError
 
 ANSWER_S: Final = 5.0
-"""Longest time of a message to the broker and back, and of a coordinator's answer."""
+"""Longest time for a message to the broker and back, and for a coordinator's answer, seconds."""
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class Trial:
-    """Replies of broker and coordinator to a device that sends messages of every size, as a real one does."""
+    """Replies of broker and coordinator to a device that sends small and large messages."""
 
     address: str = ""
     fleet: str = ""
     topic: str = ""
     num_bytes: int = 0
-    """The large message."""
+    """Size of the large message."""
     problem: FedSpineError | None = None
-    """Reason why the broker did not let it in."""
+    """Reason why the broker refused the connection; None = it did not."""
     refusal: str = ""
-    """Reason why the broker refused the message; empty = it did not, as far as it says."""
+    """Reason why the broker refused the message; empty = it reported no refusal."""
     cut: str = ""
-    """End of the connection meanwhile; empty = it did not end."""
+    """Reason why the connection ended during the trial; empty = it did not end."""
     has_reasons: bool = False
-    """Whether the broker says why it does not take a message (MQTT 5)."""
+    """Whether the broker gives reasons for refused messages (MQTT 5)."""
     is_confirmed: bool = False
     came_back: bool = False
     coordinator: str = ""
-    """Run of the coordinator that answered; empty = none did."""
+    """Run of the coordinator that answered; empty = none answered."""
     allowed_digests: str | None = None
-    """Artifacts that the device would run, with commas between them; None = any."""
+    """Digests of artifacts that the device may run, with commas between them; None = any."""
     allowed_hosts: str | None = None
-    """Artifact servers that it would ask, likewise."""
+    """Artifact servers that the device may use, with commas between them; None = any."""
     artifact_url: str | None = None
-    """Folder of its artifact, with a slash at the end."""
+    """URL of the folder of the run's artifact, with a slash at the end."""
     artifact_digest: str | None = None
 
 
 def try_out(setup: Setup) -> Trial:
-    """Connect beside a device that may be running, publish a message of the largest size, and ask for a coordinator."""
+    """Connect, publish a message of the largest size, and ask for a coordinator; a running device is not disturbed."""
     from edge_runtime.agent.identity import check_name  # noqa: PLC0415 - see the package's docstring
 
     trial = Trial(fleet=setup.fleet, allowed_digests=setup.artifact_digests, allowed_hosts=setup.artifact_hosts)
@@ -69,7 +69,7 @@ def try_out(setup: Setup) -> Trial:
 
 @contextlib.contextmanager
 def _silent_link() -> Iterator[None]:
-    """Without the link's own log lines, because the findings have their content."""
+    """Suppress the link's log lines, because the findings have their content."""
     logger = logging.getLogger("edge_runtime.link")
     before = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -160,7 +160,7 @@ def broker(trial: Trial) -> Finding:
 
 
 def _not_taken(trial: Trial, size: str) -> tuple[str, str]:
-    """Say what happened to a message that the broker did not take, and what to do."""
+    """Return the fate of a message that the broker did not deliver, and the next step."""
     if trial.refusal:
         step = "let this user write up/<its device id>/# there (ACL), or raise the broker's limit of sizes"
         return trial.refusal, step
@@ -219,7 +219,7 @@ def _manifest(folder_url: str, digest: str) -> Finding:
 
 
 def _stored_id(state: Path | None) -> str | None:
-    """The device id that a state directory keeps; nothing is made."""
+    """The device id in a state directory, None if there is none; nothing is written."""
     from edge_runtime.agent.identity import ID_FILE  # noqa: PLC0415 - see the package's docstring
     from edge_runtime.bounds.fields import NAME  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""All questions, in order: each is answered whatever the others were."""
+"""All questions, in order; each is answered even if others fail."""
 
 from __future__ import annotations
 

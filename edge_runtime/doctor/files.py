@@ -1,4 +1,4 @@
-"""Checks of the files that the owner of the board names: the state folder, and the examples."""
+"""Checks of the files that the owner of the board gives: the state folder and the examples."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from edge_runtime.errors import ExitCode, FedSpineError
 
 LEAST_DISK_BYTES: Final = 50_000_000
 AMPLE_DISK_BYTES: Final = 500_000_000
-"""Two artifacts of a small model, updates and a checkpoint."""
+"""Ample free space: enough for two artifacts of a small model, updates and a checkpoint."""
 
 
 def state(setup: Setup) -> Finding:
-    """Is there space, and do writing, flushing, renaming and locking work where the state will be?
+    """Is there space for the state, and do writing, flushing, renaming and locking work there?
 
-    It is tried in a new folder beside the existing files, which is removed again; a running device is not disturbed.
+    The check uses a new folder and removes it; a running device is not disturbed.
     """
     if setup.state is None:
         return skipped("state", "--state")
@@ -41,7 +41,7 @@ def state(setup: Setup) -> Finding:
 
 
 def _is_locked_by_one(folder: Path) -> bool:
-    """Return whether an open state directory refuses a second process; writes, flushes and renames on the way."""
+    """Return whether a locked state directory refuses a second process; also write, flush and rename files in it."""
     from edge_runtime.agent.errors import StateInUseError  # noqa: PLC0415 - see the package's docstring
     from edge_runtime.agent.identity import StateDirectory  # noqa: PLC0415
 

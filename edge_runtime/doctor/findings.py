@@ -18,54 +18,54 @@ class Finding:
     name: str
     """The question, one word."""
     level: Level
-    """``error``: the device would not start, or would fail; ``warning``: it runs, and could do better; ``skipped``: it
-    was not asked, since nothing was named to look at."""
+    """``error``: the device would not start, or would fail; ``warning``: it runs, but not as well as it could;
+    ``skipped``: its option was not given."""
     detail: str
     """The finding, on one line."""
     next_step: str = ""
     """Next step; empty if there is nothing to do."""
     exit_code: ExitCode = ExitCode.OK
-    """For an error: exit code with which ``start`` would end."""
+    """Exit code of ``start``, for an error."""
 
     def line(self) -> str:
-        """For people."""
+        """The finding as text for people."""
         text = f"{self.level:<8} {self.name:<12} {self.detail}"
         return f"{text}; next: {self.next_step}" if self.next_step else text
 
 
 def ok(name: str, detail: str) -> Finding:
-    """Nothing to be done."""
+    """A finding without a next step."""
     return Finding(name=name, level="ok", detail=detail)
 
 
 def skipped(name: str, option: str) -> Finding:
-    """Not asked."""
+    """A finding of a question that was not asked, because ``option`` was not given."""
     return Finding(name=name, level="skipped", detail=f"name it with {option}")
 
 
 def warning(name: str, detail: str, next_step: str) -> Finding:
-    """It runs, and could do better."""
+    """A finding that does not keep the device from running."""
     return Finding(name=name, level="warning", detail=detail, next_step=next_step)
 
 
 def error(name: str, detail: str, next_step: str, exit_code: ExitCode) -> Finding:
-    """It would not run."""
+    """A finding that keeps the device from running."""
     return Finding(name=name, level="error", detail=detail, next_step=next_step, exit_code=exit_code)
 
 
 def refused(name: str, why: FedSpineError, next_step: str = "") -> Finding:
-    """The error that ``start`` would end with; its message says what to do, so a next step is more than that."""
+    """A finding from an error that ``start`` would raise; its message names a next step, and ``next_step`` another."""
     detail = " ".join(str(why).split())
     return Finding(name=name, level="error", detail=detail, next_step=next_step, exit_code=why.exit_code)
 
 
 def exit_code_of(findings: Sequence[Finding]) -> ExitCode:
-    """That of the first error; 0 without one."""
+    """Exit code of the first error; 0 without errors."""
     return next((finding.exit_code for finding in findings if finding.level == "error"), ExitCode.OK)
 
 
 def as_json(findings: Sequence[Finding]) -> dict[str, Any]:
-    """For programs."""
+    """The findings as an object for JSON."""
     code = exit_code_of(findings)
     return {
         "ok": code == ExitCode.OK,

@@ -1,4 +1,4 @@
-"""The machine: processor, memory, clock, sensors, and whether the process may be nice."""
+"""Checks of the machine: processor, memory, clock, sensors and the nice level."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from edge_runtime.doctor.setup import Setup
 from edge_runtime.errors import ExitCode
 
 LEAST_MEMORY_BYTES: Final = 128 * 1024 * 1024
-"""Interpreter, packages and graphs alone take about 90 MB."""
+"""Least memory for training: interpreter, packages and graphs alone take about 90 MB."""
 
 NOT_BEFORE: Final = dt.datetime(2026, 11, 1, tzinfo=dt.UTC)
-"""This release is younger; a clock that is older is wrong. Boards without a battery begin in 1970 at every boot."""
+"""Earliest possible date: this release is later. Boards without a battery begin in 1970 at every boot."""
 
 _FAST: Final = {"x86_64": ("avx2", "fma"), "aarch64": ("asimd",)}
-"""Without these onnxruntime's products take its slowest way."""
+"""Extensions of the processor without which onnxruntime uses its slowest matrix products."""
 
 _TOLD: Final = ("avx2", "avx512f", "avx512_vnni", "amx_tile", "fma", "f16c", "asimd", "asimddp", "i8mm", "bf16", "sve")
 
@@ -64,7 +64,7 @@ def memory(setup: Setup) -> Finding:
 
 
 def swap() -> Finding:
-    """Is the machine short of memory already?"""
+    """Does the machine swap already?"""
     import psutil  # noqa: PLC0415 - see the package's docstring
 
     state = psutil.swap_memory()
@@ -75,7 +75,7 @@ def swap() -> Finding:
 
 
 def nice(setup: Setup) -> Finding:
-    """Can the process be as nice as it should?"""
+    """Can the process have the nice level that was asked for?"""
     now = os.getpriority(os.PRIO_PROCESS, 0)
     if now > setup.nice:
         return warning(
@@ -107,7 +107,7 @@ def sensors(setup: Setup) -> Finding:
 
 
 def clock(setup: Setup) -> Finding:
-    """Is the date possible? Certificates are not valid at another time."""
+    """Is the date plausible? A wrong date makes certificates invalid."""
     shown = dt.datetime.fromtimestamp(setup.now, dt.UTC).strftime("%Y-%m-%d %H:%M UTC")
     if setup.now >= NOT_BEFORE.timestamp():
         return ok("clock", shown)
@@ -118,7 +118,7 @@ def clock(setup: Setup) -> Finding:
 
 
 def _features(cpu_file: Path) -> set[str]:
-    """Words of ``flags`` (x86) or ``Features`` (Arm); empty if the kernel does not say."""
+    """Words of ``flags`` (x86) or ``Features`` (Arm); empty if the kernel lists none."""
     try:
         lines = cpu_file.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Methods that packages outside add to the device: each is imported in a process of its own, since it is their code."""
+"""Checks of methods that other packages add to the device; their code is imported in a separate process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PROGRAM: Final = "import sys; from edge_runtime.doctor.methods import import_al
 
 
 def methods(setup: Setup) -> Finding:
-    """Can every method of an installed package be used, and every class that the owner named?"""
+    """Can every method of an installed package be used, and every class that the owner gave?"""
     from edge_runtime.agent.methods.installed import InstalledMethods  # noqa: PLC0415 - a missing package is a finding
 
     installed = InstalledMethods.of(setup.device_methods)
@@ -31,7 +31,7 @@ def methods(setup: Setup) -> Finding:
 
 
 def _fault(classes: str) -> str:
-    """Return what is wrong with some of them; empty = nothing."""
+    """Return the faults of these methods; empty = none."""
     command = [*code_command(_PROGRAM), classes]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST_S, check=False)
@@ -45,10 +45,10 @@ def _fault(classes: str) -> str:
 
 
 def import_all(classes: str) -> None:
-    """In the process of its own: import all, and write a line on each that cannot be used.
+    """Import all methods, and print a line on each that cannot be used; for the separate process.
 
     Args:
-        classes: of the option, see :meth:`InstalledMethods.of`.
+        classes: value of the option, see :meth:`InstalledMethods.of`.
     """
     from edge_runtime.agent.errors import DeviceMethodError  # noqa: PLC0415 - see above
     from edge_runtime.agent.methods.installed import InstalledMethods  # noqa: PLC0415

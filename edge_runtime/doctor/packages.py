@@ -1,4 +1,4 @@
-"""Python and its packages: there, and of a version that is allowed."""
+"""Checks of Python and its packages: are they installed, in an allowed version?"""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def python() -> Finding:
 
 
 def packages() -> Finding:
-    """Is every package there that the device needs, in a version that it allows? onnxruntime is asked for itself."""
+    """Are all required packages installed in an allowed version? onnxruntime has its own question."""
     try:
         allowed = dict(_requirements())
     except importlib.metadata.PackageNotFoundError:
@@ -47,7 +47,7 @@ def packages() -> Finding:
 
 
 def onnxruntime() -> Finding:
-    """Is there exactly one onnxruntime, in a version that is allowed?"""
+    """Is there exactly one onnxruntime, in an allowed version?"""
     found = sorted(set(importlib.metadata.packages_distributions().get(RUNTIME, [])))
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in found)
     if len(found) > 1:
@@ -69,7 +69,7 @@ def onnxruntime() -> Finding:
 
 
 def _requirements() -> Iterator[tuple[str, str]]:
-    """Packages of the base install, and which versions of each are allowed, as pip writes it."""
+    """Packages of the base install, each with its allowed versions in pip's syntax."""
     for line in importlib.metadata.requires(OWN) or []:
         name, _, marker = line.partition(";")
         match = re.match(r"([A-Za-z0-9._-]+)\s*(.*)", name.strip())
@@ -78,7 +78,7 @@ def _requirements() -> Iterator[tuple[str, str]]:
 
 
 def _fault(name: str, allowed: str) -> str:
-    """Say what is wrong with an installed package; empty = nothing."""
+    """Return the fault of an installed package; empty = none."""
     try:
         version = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""The input of the check-up: the options that ``start`` would be given."""
+"""The input of the check-up: options of ``start``."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from edge_runtime.link.address import BrokerAddress, TlsFiles
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """All of it may be left out; checks without their option are left out too."""
+    """Options of ``start``; the check of an option that was not given is skipped."""
 
     data: Path | None
     state: Path | None
     broker: Callable[[], BrokerAddress] | None
-    """Finds the broker and the password; raises the error with which ``start`` would end."""
+    """Returns the broker with the password, or raises the error of ``start``."""
     fleet: str
     device_id: str | None
-    """None: the one that the state keeps, or none yet."""
+    """The device id; None = the id in the state directory, if any."""
     is_encrypted: bool
-    """Whether the way to the broker is."""
+    """Whether the connection to the broker is encrypted."""
     tls: TlsFiles
     num_threads: int | None
     memory_limit_bytes: int | None
@@ -32,8 +32,8 @@ class Setup:
     now: float
     """Time of the clock, Unix seconds."""
     artifact_digests: str | None = None
-    """Artifacts that it may run, with commas between them; None = any."""
+    """Digests of artifacts that the device may run, with commas between them; None = any."""
     artifact_hosts: str | None = None
-    """Artifact servers that it may ask, likewise."""
+    """Artifact servers that the device may use, with commas between them; None = any."""
     device_methods: str | None = None
-    """Classes that its owner named for methods of other packages, likewise; None = none."""
+    """Classes that the owner gave for methods of other packages, with commas between them; None = none."""

@@ -1,4 +1,4 @@
-"""A product of two matrices by onnxruntime, in a process of its own: some builds crash on some processors."""
+"""A trial of onnxruntime: one matrix product in a separate process, since some builds crash on some processors."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def session() -> Finding:
 
 
 def multiply() -> int:
-    """In the process of its own: compare a product with numpy's; returns an exit code, and says why on stderr."""
+    """Compare a product with numpy's, in the separate process; return an exit code, and print a fault on stderr."""
     try:
         import numpy as np  # noqa: PLC0415 - see the package's docstring
 

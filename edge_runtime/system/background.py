@@ -1,4 +1,4 @@
-"""One piece of work at a time, in a thread, so that its process goes on talking meanwhile."""
+"""One job at a time in a background thread, so that the process can answer messages meanwhile."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Final, Generic, TypeVar
 logger = logging.getLogger(__name__)
 
 ABANDON_S: Final = 30.0
-"""Time that a job has to end after it was asked to, seconds; then another one may begin beside it."""
+"""Time that a job has to end after it was told to stop, seconds; then another job may start beside it."""
 
 MAX_ABANDONED: Final = 4
-"""Threads of jobs that did not end when they were asked to, at most; then none begins before one of them ends."""
+"""Most threads of jobs that did not end in time; at this number no job starts before one of them ends."""
 
 Result = TypeVar("Result")
 
@@ -26,9 +26,9 @@ class Ended(Generic[Result]):
     """The end of a job."""
 
     tag: object
-    """Value that it was started with."""
+    """Value that the job was started with."""
     outcome: Result | BaseException
-    """Value that it returned, or the exception that it raised."""
+    """Value that the job returned, or the exception that it raised."""
 
     def result(self) -> Result:
         """Return the job's value, or raise its exception."""
@@ -38,9 +38,9 @@ class Ended(Generic[Result]):
 
 
 class Background(Generic[Result]):
-    """Runs jobs, one at a time, in daemon threads: a process ends without them, so they leave nothing half-written.
+    """Runs jobs, one at a time, in daemon threads. A process does not wait for them, so they must write atomically.
 
-    Belongs to one thread, which starts jobs and polls for how they ended.
+    One thread owns this object; it starts jobs and polls for their end.
 
     Args:
         clock: monotonic seconds.
@@ -49,24 +49,24 @@ class Background(Generic[Result]):
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._ended: queue.SimpleQueue[tuple[threading.Event, Ended[Result]]] = queue.SimpleQueue()
-        """With each job's event, which tells it from the job that replaced it."""
+        """Ends of jobs, each with the job's event, which distinguishes replaced jobs from the current one."""
         self._thread: threading.Thread | None = None
         self._abandoned: list[threading.Thread] = []
         self._stop = threading.Event()
         self._stopped_at: float | None = None
         self._is_awaited = False
-        """Whether a job was started whose end was not polled yet."""
+        """Whether the end of the current job was not polled yet."""
 
     @property
     def is_busy(self) -> bool:
-        """Return whether a job's end is yet to be polled, and it was not asked to end :data:`ABANDON_S` ago."""
+        """Return whether no job can start: a job's end was not polled yet, unless it overran :data:`ABANDON_S`."""
         if not self._is_awaited:
             return False
         is_overdue = self._stopped_at is not None and self._clock() - self._stopped_at >= ABANDON_S
         return not is_overdue or sum(thread.is_alive() for thread in self._abandoned) >= MAX_ABANDONED
 
     def start(self, tag: object, job: Callable[[threading.Event], Result]) -> None:
-        """Run ``job``; it is handed an event that is set when it should stop.
+        """Run ``job``; its argument is an event that is set when the job should stop.
 
         Raises:
             RuntimeError: a job runs already.
@@ -94,7 +94,7 @@ class Background(Generic[Result]):
         self._thread.start()
 
     def poll(self) -> Ended[Result] | None:
-        """Return the end of a job, once; None while there is none. A job that was replaced is ignored."""
+        """Return the end of the job once; None if it has not ended. Ends of replaced jobs are ignored."""
         while True:
             try:
                 stop, ended = self._ended.get_nowait()
@@ -105,13 +105,13 @@ class Background(Generic[Result]):
                 return ended
 
     def stop(self) -> None:
-        """Ask the job to stop; how it ended can be polled all the same."""
+        """Tell the job to stop; its end can still be polled."""
         self._stop.set()
         if self._stopped_at is None:
             self._stopped_at = self._clock()
 
     def join(self, timeout_s: float) -> bool:
-        """Wait for the job; whether none runs any more."""
+        """Wait for the job for at most ``timeout_s`` seconds; return whether no job runs any more."""
         if self._thread is not None:
             self._thread.join(timeout_s)
         return self._thread is None or not self._thread.is_alive()

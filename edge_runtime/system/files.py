@@ -1,4 +1,4 @@
-"""Files that are never seen half-written: write aside, flush to disk, rename."""
+"""Atomic writes of files: write a temporary file, flush it to disk, rename it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def write_atomically(path: Path, *parts: bytes | memoryview, is_private: bool = 
 
 
 def write_stream_atomically(path: Path, parts: Iterable[bytes | memoryview], *, is_private: bool = False) -> None:
-    """As :func:`write_atomically`, for pieces that are made one after the other and never held together."""
+    """Write as :func:`write_atomically` does, from parts that are produced one by one."""
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         with aside.open("wb") as file:
@@ -60,10 +60,10 @@ def write_stream_atomically(path: Path, parts: Iterable[bytes | memoryview], *, 
 
 
 def keep_private(path: Path, mode: int) -> None:
-    """Take a file or folder of ours from all but its owner; where the file system knows no owners, it stays as it is.
+    """Restrict a file or folder to its owner; file systems without owners are left alone.
 
     Args:
-        path: a file, or nothing.
+        path: a file or folder; it may be missing.
         mode: :data:`PRIVATE_FOLDER` or :data:`PRIVATE_FILE`.
     """
     with contextlib.suppress(OSError):
@@ -72,7 +72,7 @@ def keep_private(path: Path, mode: int) -> None:
 
 
 def make_directories(directory: Path) -> None:
-    """Make a directory, and those above it that are missing, so that they are still there after a power cut.
+    """Make a directory and its missing parents, durable across a power cut.
 
     Raises:
         DiskFullError: there is no space.
@@ -103,7 +103,7 @@ def measure(path: Path) -> tuple[int, str]:
     """Size in bytes and SHA-256 (64 hexadecimal digits) of a file, read in pieces.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()

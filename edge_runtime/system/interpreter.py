@@ -1,9 +1,9 @@
-"""Python as a child process: one builder of its command lines; the current folder is never on the import path.
+"""Command lines of Python as a child process, without the current folder on its import path.
 
 ``python -m`` and ``python -c`` put the current folder before the standard library: a ``models.py`` or ``random.py`` of
-the person who started FedSpine would be executed in place of ours. ``-P`` leaves it out. Only the standard library is
-used here, and no more of it than a starting interpreter has loaded: ``__main__`` modules call this before any other
-import.
+the person who started FedSpine would be executed in place of the intended module. ``-P`` leaves the folder out. This
+module imports only modules of the standard library that a starting interpreter has loaded, because ``__main__`` modules
+call it before any other import.
 """
 
 import os
@@ -16,23 +16,23 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__
 
 
 def module_command(module: str, *arguments: str, python: str | None = None) -> list[str]:
-    """Command line that runs a module of this installation, whatever lies in the current folder.
+    """Command line that runs a module of this installation, not of the current folder.
 
     Args:
         module: dotted name.
-        arguments: of the module.
+        arguments: arguments of the module.
         python: interpreter of another environment; None = this one.
     """
     return [python or sys.executable, "-P", "-m", module, *arguments]
 
 
 def code_command(code: str) -> list[str]:
-    """Command line that runs a line of Python, whatever lies in the current folder."""
+    """Command line that runs a line of Python; its imports ignore the current folder."""
     return [sys.executable, "-P", "-c", code]
 
 
 def keep_folder_out() -> None:
-    """Take the current folder off the import paths of this process and of each Python that it starts.
+    """Remove the current folder from the import paths of this process and of each Python that it starts.
 
     Processes that libraries start get a safe path from ``PYTHONSAFEPATH``. Empty parts of ``PYTHONPATH`` mean the
     current folder, and come from ``PYTHONPATH=$PYTHONPATH:/other``; named folders stay. A checkout that is run from
@@ -55,11 +55,11 @@ def keep_folder_out() -> None:
 
 
 def missing(error: ImportError, command: str) -> str:
-    """Return the message for a command that could not import something of the server's installation.
+    """Return the message for a command that could not import a package of the server's installation.
 
     Args:
-        error: as Python raised it.
-        command: that needs it.
+        error: the error that Python raised.
+        command: the command that needs the package.
     """
     if is_own(error.name):
         return f"{command} cannot import {error.name!r}, a part of FedSpine{_place(error.name)}: {_MEND}"
@@ -67,14 +67,14 @@ def missing(error: ImportError, command: str) -> str:
 
 
 def install_step(error: ImportError) -> str:
-    """Return the next step on a device that could not import something."""
+    """Return the next step on a device that could not import a package."""
     if error.name is None or is_own(error.name):
         return _MEND
     return f"pip install {error.name.partition('.')[0]}; if it is there already, install it anew"
 
 
 def is_own(module: str | None) -> bool:
-    """Return whether a module is a part of FedSpine, and not a package that could be installed beside it.
+    """Return whether a module is a part of FedSpine, not of another package.
 
     >>> is_own("models.registry"), is_own("models_of_others"), is_own(None)
     (True, False, False)
@@ -83,6 +83,6 @@ def is_own(module: str | None) -> bool:
 
 
 def _place(module: str | None) -> str:
-    """Return the place of another module with that name, in brackets; empty = there is none."""
+    """Return the path of another module with this name, in brackets; empty = there is none."""
     found = getattr(sys.modules.get((module or "").partition(".")[0]), "__file__", None)
     return f" ({found} has its name)" if found and not found.startswith(_ROOT + os.sep) else ""

@@ -1,8 +1,8 @@
-"""Names and their objects: those of FedSpine, those of installed packages, and ``pkg.mod:Name``.
+"""A registry of objects by name: from FedSpine, from installed packages, and ``pkg.mod:Name``.
 
-A package offers a name by an entry point (https://packaging.python.org/specifications/entry-points/). Nothing of it is
-imported before its name is asked for, so a package that cannot be imported harms only those who ask for it. Modules are
-found on ``sys.path`` alone, which :mod:`edge_runtime.system.interpreter` keeps free of the current folder.
+A package offers a name by an entry point (https://packaging.python.org/specifications/entry-points/). The entry point
+is imported only when its name is looked up, so a broken package affects only users of its names. Modules are found on
+``sys.path`` alone, and :mod:`edge_runtime.system.interpreter` keeps the current folder off that path.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OWN_PACKAGE: Final = "fedspine"
 
 
 def nearest(name: str, known: Collection[str]) -> str:
-    """Return a suggestion for an unknown name: the known one that is most like it, else all.
+    """Return a suggestion for an unknown name: the most similar known name, or else all known names.
 
     >>> nearest("ruonds", ("rounds", "devices"))
     "did you mean 'rounds'?"
@@ -37,7 +37,7 @@ def nearest(name: str, known: Collection[str]) -> str:
 
 
 def subclass_of(base: type[T]) -> Callable[[object], TypeGuard[type[T]]]:
-    """A test for classes that can be made and used as a ``base``."""
+    """Return a predicate of concrete subclasses of ``base``."""
 
     def fits(value: object) -> TypeGuard[type[T]]:
         return isinstance(value, type) and issubclass(value, base) and not inspect.isabstract(value)
@@ -47,37 +47,37 @@ def subclass_of(base: type[T]) -> Callable[[object], TypeGuard[type[T]]]:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Registry(Generic[T]):
-    """The objects that names of one kind stand for."""
+    """The objects of one kind, by name."""
 
     group: str
     """Group of the entry points, such as ``fedspine.schedulers``."""
     kind: str
-    """Kind of its names in messages, such as ``scheduler``."""
+    """Kind of the names in messages, such as ``scheduler``."""
     own: Mapping[str, T]
-    """Names of FedSpine itself."""
+    """Objects of FedSpine itself, by name."""
     fits: Callable[[object], TypeGuard[T]]
-    """Whether an object of a package is of this kind."""
+    """Returns whether an object of a package is of this kind."""
     expected: str
-    """Description of the objects that ``fits`` takes, for messages, such as ``a subclass of Scheduler``."""
+    """Description of objects for which ``fits`` is true, for messages, such as ``a subclass of Scheduler``."""
     error: type[FedSpineError]
-    """Type of its errors."""
+    """Type of the errors that are raised."""
 
     def names(self) -> tuple[str, ...]:
-        """All names that are known, sorted; nothing is imported."""
+        """All known names, sorted; nothing is imported."""
         return tuple(sorted({*self.own, *(entry.name for entry in self._entries())}))
 
     def package_of(self, name: str) -> str:
-        """The package that offers a known name, or the packages where several do."""
+        """The package or packages that offer a known name."""
         return " and ".join(self._packages(name))
 
     def find(self, name: str) -> T:
         """Return the object of a name. An entry point is loaded; ``pkg.mod:Name`` is not accepted.
 
-        A name that came from a file of a model or from the network is asked for here.
+        Use it for names from a model's files or from the network.
 
         Raises:
-            FedSpineError: of the kind ``error``: the name is not known, two packages offer it, or what a package offers
-                cannot be imported or is of another kind.
+            FedSpineError: of type ``error``: the name is unknown, two packages offer it, or the package's object cannot
+                be imported or is of another kind.
         """
         packages = self._packages(name)
         if not packages:
@@ -133,7 +133,7 @@ class Registry(Generic[T]):
 
 @functools.lru_cache(maxsize=64)
 def _entry_points(group: str, _path: tuple[str, ...]) -> tuple[importlib.metadata.EntryPoint, ...]:
-    """Entry points of a group on an import path: looking through all packages takes some 10 ms."""
+    """Entry points of a group on an import path; cached, because a search of all packages takes some 10 ms."""
     return tuple(importlib.metadata.entry_points(group=group))
 
 

@@ -1,4 +1,4 @@
-"""Memory of this process, as every figure of FedSpine means it."""
+"""Peak memory of this process; all memory figures of FedSpine use this definition."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Standard streams that never end a command: other encodings, closed descriptors, readers that went away.
+"""Standard streams that do not end a command because of an encoding, a closed descriptor or a reader that left.
 
-What a terminal cannot show is escaped. What nobody reads is dropped, and the work goes on; a command whose output is
-all that it does asks :func:`is_cut` and ends. A full disk is an error, told when the command is done.
+Characters that a terminal cannot show are escaped. Output without a reader is dropped, and the command goes on; a
+command that only writes output checks :func:`is_cut` and ends. A full disk is an error, reported at the end.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Final, TextIO
 from edge_runtime.system.files import DiskFullError
 
 READER_GONE: Final = frozenset({errno.EPIPE, errno.EIO, errno.ENXIO, errno.ECONNRESET})
-"""A pipe closed at its other end, a terminal that hung up."""
+"""Errors of a pipe closed at its other end, or of a terminal that hung up."""
 
 ESCAPED: Final = "backslashreplace"
 _UTF8_VARIABLE: Final = "PYTHONUTF8"
@@ -23,7 +23,7 @@ _NAMES: Final = ("stdin", "stdout", "stderr")
 
 
 class LastingFile(io.FileIO):
-    """A descriptor that takes bytes also when they arrive nowhere.
+    """A file descriptor whose writes never fail: after an error, output is dropped.
 
     Attributes:
         failure: the first error of a write, or None; later output is dropped.
@@ -32,7 +32,7 @@ class LastingFile(io.FileIO):
     failure: OSError | None = None
 
     def write(self, data: Any, /) -> int:  # noqa: ANN401 - a buffer; only Python 3.12 has a type for it
-        """Write, or drop where an earlier write failed; returns the number of bytes taken."""
+        """Write, or drop the data after an earlier error; return the number of all bytes."""
         with memoryview(data).cast("B") as view:
             taken = 0
             while self.failure is None and taken < view.nbytes:
@@ -44,10 +44,10 @@ class LastingFile(io.FileIO):
 
 
 def use_utf8() -> None:
-    """Start this program again in Python's UTF-8 mode where the locale is plain ASCII and that mode was switched off.
+    """Restart this program in Python's UTF-8 mode if the locale is plain ASCII and that mode is off.
 
-    Labels and paths with other letters could be neither printed nor handed to another process there. Call it before
-    anything else; it does nothing if it would change nothing.
+    Otherwise labels and paths with other letters could be neither printed nor passed to another process. Call it before
+    anything else.
     """
     is_ascii = sys.getfilesystemencoding().lower() in {"ascii", "us-ascii", "646"}
     if is_ascii and not sys.flags.ignore_environment and sys.executable and os.environ.get(_UTF8_VARIABLE) != "1":
@@ -56,9 +56,9 @@ def use_utf8() -> None:
 
 
 def prepare() -> None:
-    """Make the streams of this process last; call it once, before anything is printed or opened.
+    """Replace the standard streams by :class:`LastingFile`; call it once, before anything is printed or opened.
 
-    Descriptors that were closed become ``/dev/null``: else the next file that is opened would be taken for one.
+    Closed descriptors are opened on ``/dev/null``, or else the next opened file would become a standard stream.
     """
     for descriptor in range(len(_NAMES)):
         try:
@@ -84,8 +84,8 @@ def finish() -> None:
     """Write the rest of standard output.
 
     Raises:
-        DiskFullError: the disk under it is full, so that something is missing. A reader that went away is not an error.
-        OSError: any other fault of the file under it.
+        DiskFullError: the disk is full, so output is missing. A reader that left is not an error.
+        OSError: any other fault of the file.
     """
     sys.stdout.flush()
     failure = _failure(sys.stdout)
@@ -100,7 +100,7 @@ def finish() -> None:
 
 
 def explain(error: UnicodeEncodeError) -> str:
-    """One line on a name or text that the encoding of a file or of the system has no letters for."""
+    """One line for an error message: the encoding of a file or of the system lacks letters of a name or text."""
     where = max(0, error.start - 20)
     return (
         f"{error.object[where : error.end + 20]!a} holds characters that {error.encoding} has no bytes for: "

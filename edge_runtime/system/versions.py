@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def installed(packages: Iterable[str]) -> dict[str, str]:
-    """Version of each package, in the order given; one that is not installed is left out.
+    """Version of each package, in the given order; packages that are not installed are left out.
 
     >>> installed(["no-such-package"])
     {}

@@ -1,1 +1,1 @@
-"""Zero-order tuning on a device: forward graphs alone, scalars up, theta rebuilt from the log instead of pulled."""
+"""Zero-order tuning on a device: it runs forward graphs alone, sends scalars, and rebuilds theta from the log."""

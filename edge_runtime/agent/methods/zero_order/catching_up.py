@@ -1,4 +1,4 @@
-"""The choice between catching up by the log and pulling: the faster one, by rates that were measured here."""
+"""The choice between replaying the log and pulling theta: the faster way by rates measured on this device."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _REPEATS: Final = 5
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class NoiseRate:
-    """Time that noise takes on this device: to draw, weight and add it."""
+    """Time that this device takes to draw, scale and add noise."""
 
     vector_s: float
     """For each vector, whatever its size, seconds."""
@@ -32,18 +32,18 @@ class NoiseRate:
 
     @classmethod
     def measure(cls, noise: Noise) -> Self:
-        """In a few milliseconds."""
+        """Measure the rate; takes a few milliseconds."""
         small, large = _seconds(noise, _SMALL), _seconds(noise, _LARGE)
         return cls(vector_s=small, element_s=max(0.0, large - small) / _LARGE)
 
     def replay_s(self, manifest: Manifest, rank: int, log: Iterable[LoggedRound], first: int) -> float:
-        """Time to do the rounds of a log again, seconds.
+        """Time to replay the rounds of a log, seconds.
 
         Args:
-            manifest: of the artifact.
-            rank: of the adapter.
+            manifest: manifest of the artifact.
+            rank: rank of the adapter.
             log: rounds by ascending number.
-            first: rounds below it count for the preconditioner alone, which takes as long as theta does.
+            first: rounds with lower numbers are replayed for the preconditioner alone, which takes as long.
 
         Raises:
             TensorError: a round is at a cut that the model does not have.

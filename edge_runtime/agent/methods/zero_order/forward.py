@@ -1,4 +1,4 @@
-"""From a batch to scalars: the forward passes of one step.
+"""The forward passes of one step, which turn a batch into scalars.
 
 Shape legend: ``P1`` outer and ``P2`` inner perturbations, ``N`` elements of the flat vector.
 """
@@ -40,14 +40,14 @@ class Measured:
 class Estimator:
     """Differences of a model's losses along perturbations of theta.
 
-    What the lower blocks give is held for one sign at a time, and serves all inner perturbations; where the lower part
-    is not perturbed, it serves all of a batch.
+    The output of the lower blocks is held for one sign and one outer perturbation at a time, and all inner
+    perturbations share it. If the lower part is not perturbed, all passes of a batch share it.
 
     Args:
-        model: holds theta's layout.
+        model: the whole model.
         parts: the tuned tensors.
         work: counts, epsilon and seed.
-        round_number: of the assignment.
+        round_number: round of the assignment.
         scale: factor of the noise, float32 ``[N]``; None = 1.
         check: called before each forward pass or block; raises to stop.
         ways: the order of the upper blocks' passes.
@@ -80,13 +80,13 @@ class Estimator:
 
         Args:
             theta: float32 ``[N]``, only read.
-            out: float32 ``[N]``; what is tuned in it is written over, the rest is theta's.
+            out: float32 ``[N]``, equal to theta outside the tuned tensors; the tuned tensors are overwritten.
             batch: examples.
-            step: within the assignment, 1-based.
+            step: number of the step within the assignment, 1-based.
 
         Raises:
             GraphError: onnxruntime failed.
-            InsufficientMemoryError: it could not allocate.
+            InsufficientMemoryError: onnxruntime could not allocate memory.
         """
         work = self._work
         count = work.num_inner if self._is_lower_perturbed else work.num_outer * work.num_inner
@@ -114,7 +114,10 @@ class Estimator:
     def _losses(
         self, epsilon: float, below: Lowered | None, theta: Array, out: Array, batch: Batch, step: int
     ) -> Float64:
-        """Mean losses at theta + epsilon z, float64 ``[P1, P2]``; ``below`` where the lower part is not perturbed."""
+        """Mean losses at theta + epsilon z, float64 ``[P1, P2]``.
+
+        ``below`` is the output of the lower blocks if they are not perturbed, else None.
+        """
         num_outer, num_inner = self._work.num_outer, self._work.num_inner
         if below is not None:
             numbers = range(num_outer * num_inner)
@@ -129,7 +132,7 @@ class Estimator:
     def _upper(
         self, lowered: Lowered, numbers: range, epsilon: float, theta: Array, out: Array, batch: Batch, step: int
     ) -> Float64:
-        """Mean losses at the perturbations of these numbers, in turn or block by block for some at a time."""
+        """Mean losses at some perturbations of the upper part, in turn or block by block for a group at a time."""
         losses: list[float] = []
         for begin in range(0, len(numbers), self._group_size):
             group = numbers[begin : begin + self._group_size]
@@ -170,7 +173,7 @@ class Estimator:
 
 
 def mean_of(*losses: Float64) -> float:
-    """Of those that are finite; NaN if none is."""
+    """Mean of the finite losses; NaN if none is finite."""
     values = np.concatenate([one.ravel() for one in losses])
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if finite.size else math.nan

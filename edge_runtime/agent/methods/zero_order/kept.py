@@ -5,7 +5,7 @@ Two files, each written whole:
     start     SHA-256 of the rest (32 bytes) | length of the header (uint32, little-endian) | header (msgpack) | payload
     steps     SHA-256 of the rest (32 bytes) | msgpack
 
-A file that is damaged or of another run is worth nothing: the payload is pulled, the assignment begins anew.
+A file that is damaged or of another run is ignored: the payload is pulled, or the assignment begins anew.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ class _Header(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """Theta at the start of the last assignment that was begun, without the device's own steps."""
+    """Theta at the start of the last assignment, without the device's own steps."""
 
     run_id: str
     round_number: int
     digest: str
     """SHA-256 of the payload, hexadecimal."""
     pull_rate: float | None
-    """Rate of the last payload that was pulled, bytes a second; None = not measured."""
+    """Rate of the last pulled payload, bytes a second; None = not measured."""
     payload: bytes
 
 
 class Steps(msgspec.Struct, frozen=True, kw_only=True):
-    """An assignment under way: with its payload, all that another process needs to go on."""
+    """The progress of an assignment: together with its payload, another process can resume from it."""
 
     version: Literal[1] = 1
     identity: str
@@ -84,7 +84,7 @@ class Kept:
     """The two files.
 
     Args:
-        directory: of the files; None = nothing is kept. Temporary files of interrupted writes are removed.
+        directory: folder of the files; None = nothing is kept. Temporary files of interrupted writes are removed.
     """
 
     def __init__(self, directory: Path | None) -> None:
@@ -94,7 +94,7 @@ class Kept:
                 path.unlink(missing_ok=True)
 
     def save_start(self, start: Start) -> None:
-        """Replace the kept start by this one; if it cannot be written nothing is kept, and work goes on."""
+        """Replace the stored start; if the write fails, none is stored, and no error is raised."""
         header = msgspec.msgpack.encode(
             _Header(
                 run_id=start.run_id,
@@ -106,7 +106,7 @@ class Kept:
         self._write(_START, _LENGTH.pack(len(header)), header, start.payload)
 
     def load_start(self, run_id: str) -> Start | None:
-        """Return the kept start of a run; None if there is none, or it is damaged."""
+        """Return the stored start of a run; None if there is none, or it is damaged."""
         if self._directory is None:
             return None
         path = self._directory / _START
@@ -136,11 +136,11 @@ class Kept:
         )
 
     def save_steps(self, steps: Steps) -> None:
-        """Replace the kept steps by these; the earlier ones stay if these cannot be written."""
+        """Replace the stored steps; the earlier ones stay if the write fails."""
         self._write(_STEPS, msgspec.msgpack.encode(steps))
 
     def load_steps(self, identity: str) -> Steps | None:
-        """Return the progress of an assignment; None if nothing is known of it."""
+        """Return the progress of an assignment; None if none is stored."""
         if self._directory is None:
             return None
         path = self._directory / _STEPS

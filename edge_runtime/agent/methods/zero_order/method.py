@@ -64,10 +64,10 @@ class ZeroOrder:
         self._check_memory(rank, welcome.batch_size, welcome.max_length)
 
     def rebuild(self, assignment: Assignment, work: ZeroOrderWork, around: Surroundings) -> bytes | None:
-        """Theta, from that at the start of the last round here and the rounds since; see :meth:`Method.rebuild`.
+        """Rebuild theta from the stored start of this device's last round and the log; see :meth:`Method.rebuild`.
 
         Raises:
-            TensorError: the kept theta is of another model, or the log is malformed.
+            TensorError: the stored theta is of another model, or the log is malformed.
         """
         start = self.kept.load_start(assignment.key.run_id)
         if start is None or assignment.payload is None:
@@ -98,12 +98,12 @@ class ZeroOrder:
         return made
 
     def begin(self, assignment: Assignment, work: ZeroOrderWork, blob: bytes, around: Surroundings) -> Task:
-        """Look at everything that was sent; what it starts from is kept, for :meth:`rebuild`.
+        """Check the assignment and its payload; the payload is stored for :meth:`rebuild`.
 
         Raises:
             TensorError: the payload does not fit, the cut is outside the model, there are too many perturbations,
                 float32 does not resolve epsilon, or the log does not give the preconditioner.
-            InsufficientMemoryError: it does not fit this device.
+            InsufficientMemoryError: the work does not fit this device.
         """
         check_count(work, work.num_outer * work.num_inner)
         parts = TunedParts.of(self.artifact.manifest, work.arm.rank, work.cut)
@@ -148,7 +148,7 @@ class ZeroOrder:
         """The flat vector of a payload, float32 ``[N]``.
 
         Raises:
-            TensorError: it holds another adapter, or more than one.
+            TensorError: the payload holds another adapter, or more than one.
         """
         manifest, given = self.artifact.manifest, decode_payload(blob)
         layout = AdapterLayout.of(manifest, Plan.full(manifest), rank)
@@ -171,8 +171,8 @@ class ZeroOrder:
 class ZeroOrderExecution(ScalarSteps):
     """See :class:`edge_runtime.agent.methods.protocol.Execution`.
 
-    Theta is changed in place, step by step, and is no more needed when the work is done: what the device keeps is
-    theta at the start, on its disk. Graphs are loaded when they are first run.
+    Theta is changed in place, step by step, and is dropped when the work is done: the device keeps theta at the start
+    on its disk. Graphs are loaded when they are first run.
     """
 
     def __init__(
@@ -223,7 +223,7 @@ class ZeroOrderExecution(ScalarSteps):
 
 
 def _watched(log: Iterable[LoggedRound], around: Surroundings) -> Iterator[LoggedRound]:
-    """Rounds of a log, with a chance to stop before each."""
+    """Rounds of a log; before each one the work can pause or stop."""
     for logged in log:
         around.check()
         around.say(f"round {logged.round_number} again")

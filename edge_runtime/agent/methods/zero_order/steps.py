@@ -1,4 +1,4 @@
-"""The steps of an assignment whose reply are scalars: measured, applied, kept after each, and sent together."""
+"""The steps of an assignment whose reply is scalars: each is measured, applied and stored; one reply holds all."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ Array = npt.NDArray[np.float32]
 
 
 MAX_SCALARS: Final = limits.MAX_MESSAGE_BYTES // 4
-"""Most scalars of one assignment, because the log must hold those of a round."""
+"""Most scalars of one assignment: the log holds the scalars of a round in one message."""
 
 
 def check_count(work: ZeroOrderWork | SeedPoolWork, num_each: int) -> None:
     """Refuse more scalars than go into one round.
 
     Args:
-        work: of an assignment.
-        num_each: scalars of a step.
+        work: work of an assignment.
+        num_each: number of scalars of a step.
 
     Raises:
-        TensorError: there are more.
+        TensorError: there are more than :data:`MAX_SCALARS`.
     """
     num_scalars = work.num_local_steps * num_each
     if num_scalars > MAX_SCALARS:
@@ -53,14 +53,14 @@ def check_count(work: ZeroOrderWork | SeedPoolWork, num_each: int) -> None:
 
 
 class ScalarSteps(abc.ABC):
-    """Steps that executions of such work share; see :class:`edge_runtime.agent.methods.protocol.Execution`.
+    """The common part of executions whose reply is scalars; see :class:`edge_runtime.agent.methods.protocol.Execution`.
 
     Args:
-        kept: where scalars of steps that were done are kept.
-        assignment: what is asked for.
-        shape: of the scalars of one step.
-        work: of the assignment.
-        seed: of the order of the examples.
+        kept: stores the scalars of finished steps.
+        assignment: the assignment.
+        shape: shape of the scalars of one step.
+        work: work of the assignment.
+        seed: seed of the order of the examples.
         around: see :class:`Surroundings`.
     """
 
@@ -86,18 +86,18 @@ class ScalarSteps(abc.ABC):
 
     @abc.abstractmethod
     def identity(self, dataset: Dataset) -> str:
-        """Return what all steps depend on, as a text."""
+        """Return a text that identifies all inputs of the steps."""
 
     @abc.abstractmethod
     def measure(self, batch: Batch, step: int) -> Measured:
-        """Return the scalars of a step (1-based), which is not yet done."""
+        """Return the scalars of the next step (1-based); the step is not applied yet."""
 
     @abc.abstractmethod
     def apply(self, step: int, scalars: Array) -> None:
-        """Do a step, by its scalars alone."""
+        """Apply a step (1-based), from its scalars alone."""
 
     def resume(self, dataset: Dataset) -> Before | None:
-        """Do the steps again whose scalars an earlier process left, without a forward pass."""
+        """Apply the steps again whose scalars an earlier process stored, without a forward pass."""
         if not self._around.checkpoints.every:
             return None
         self._identity = self.identity(dataset)
@@ -115,10 +115,10 @@ class ScalarSteps(abc.ABC):
         return steps.before, steps.before_s
 
     def train(self, dataset: Dataset, before: Before, on_step: Callable[[int, float], None]) -> TrainingResult:
-        """Make the steps that are lacking; each is kept, since it took many forward passes.
+        """Make the remaining steps; each is stored, because it takes many forward passes.
 
         Raises:
-            DivergedError: no loss was finite, in no step.
+            DivergedError: no loss of any step was finite.
         """
         work, history, clock = self._work, self._history, self._around.clock
         rng = np.random.default_rng([self._seed, self._round_number])
@@ -141,7 +141,7 @@ class ScalarSteps(abc.ABC):
         return TrainingResult(mean_loss=mean_loss, step_times_s=tuple(history.step_times_s), importance_s=0.0)
 
     def encode(self, dtype: WireDtype) -> bytes:
-        """The scalars, float32 whatever the run's type is."""
+        """The scalars, float32 for every type of the run."""
         del dtype
         return encode_reply(self._scalars.reshape(len(self._scalars), -1), self._num_not_finite)
 

@@ -1,9 +1,10 @@
-"""The order of the upper blocks' forward passes: one adapter after the other, or block by block; measured here.
+"""The order of the upper blocks' forward passes: one adapter after the other, or block by block.
 
-MobiZO (arXiv 2409.15520) makes perturbations rows of one batch, so that weights are read once for all of them. In
-onnxruntime's products that gains nothing but for very small batches (docs/zero-order.md). Weights that are stored in
-fewer bits are converted each time that their block is loaded, and that can be once for several perturbations: all pass
-a block before the next block is loaded. Results are the same to the last bit, so every device decides for itself.
+MobiZO (arXiv 2409.15520) makes perturbations rows of one batch, so that weights are read once for all of them. With
+onnxruntime's products this helps only very small batches (docs/zero-order.md). Weights that are stored in fewer bits
+are converted each time that their block is loaded. If several perturbations pass a block before the next block is
+loaded, one conversion serves all of them. Both orders give the same results to the last bit, so each device takes the
+order that it measured as faster.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from edge_runtime.formats.manifest import Manifest
 logger = logging.getLogger(__name__)
 
 TRIALS: Final = 3
-"""Steps that are timed in either order. The least counts: graphs load in a first step, and others work beside it."""
+"""Steps that are timed in each order. The shortest counts: the first step loads graphs, and other processes run too."""
 MEMORY_SHARE: Final = 1 / 100
-"""Of the memory of evaluation, for hidden states that wait for a block."""
+"""Share of the memory of evaluation for hidden states that wait for a block."""
 
 
 class Ways:
-    """Times of steps in either order, and what memory allows.
+    """The choice of the order, from times of steps and the memory for hidden states.
 
     Args:
-        manifest: of the artifact.
-        memory_bytes: of evaluation.
+        manifest: manifest of the artifact.
+        memory_bytes: memory of evaluation.
     """
 
     def __init__(self, manifest: Manifest, memory_bytes: int) -> None:
@@ -39,10 +40,10 @@ class Ways:
         self._times: dict[bool, list[float]] = {False: [], True: []}
 
     def group_size(self, num_tokens: int, count: int) -> int:
-        """Adapters that may pass a block together: beyond the first, each takes two arrays of hidden states.
+        """Number of adapters that may pass a block together; each after the first takes two arrays of hidden states.
 
         Args:
-            num_tokens: of the batch, padding included.
+            num_tokens: tokens of the batch, padding included.
             count: number of adapters.
         """
         most = 1 + int(self._spare_bytes / (self._token_bytes * num_tokens)) if self._is_converted else 1
@@ -56,7 +57,7 @@ class Ways:
         return min(by_block) < min(in_turn)
 
     def add(self, seconds: float, *, is_by_block: bool) -> None:
-        """Note the time of a step, for each token."""
+        """Record the time of a step, seconds per token."""
         times = self._times[is_by_block]
         if len(times) < TRIALS:
             times.append(seconds)

@@ -1,4 +1,4 @@
-"""The device's side of tuning all weights along the noise of a pool of seeds: forward passes alone, scalars up."""
+"""The device's side of tuning all weights along the noise of a pool of seeds, by forward passes alone."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from edge_runtime.zero_order.pool import (
 Array = npt.NDArray[np.float32]
 
 _RANK = 1
-"""Of the factors that the graphs take: they are 0, and stay so."""
+"""Rank of the LoRA factors that the graphs take as inputs; the factors are 0 and stay 0."""
 
 
 class SeedPoolTuning:
@@ -53,21 +53,21 @@ class SeedPoolTuning:
 
         Raises:
             TensorError: weights are stored in so few bits that they cannot be tuned.
-            InsufficientMemoryError: it does not fit.
+            InsufficientMemoryError: the model does not fit.
         """
         self._check(welcome.batch_size, welcome.max_length)
 
     def rebuild(self, assignment: Assignment, work: SeedPoolWork, around: Surroundings) -> bytes | None:
-        """None: what is pulled is the head alone; see :meth:`Method.rebuild`."""
+        """Return None: the payload is only the head, so it is always pulled; see :meth:`Method.rebuild`."""
         del assignment, work, around
         return None
 
     def begin(self, assignment: Assignment, work: SeedPoolWork, blob: bytes, around: Surroundings) -> Task:
-        """Look at everything that was sent.
+        """Check the assignment and its payload.
 
         Raises:
             TensorError: the head does not fit, weights are stored in too few bits, or coefficients are not finite.
-            InsufficientMemoryError: it does not fit this device.
+            InsufficientMemoryError: the work does not fit this device.
         """
         self._check(work.batch_size, work.max_length)
         check_count(work, work.num_perturbations)
@@ -103,7 +103,7 @@ class SeedPoolTuning:
 class SeedPoolExecution(ScalarSteps):
     """See :class:`edge_runtime.agent.methods.protocol.Execution`. One copy of the weights is changed step by step.
 
-    It is made when the work starts, in one pass over the seeds that moved the weights, however many rounds did.
+    The copy is made when the work starts, in one pass over the seeds that moved the weights in all earlier rounds.
 
     Raises:
         TensorError: float32 does not resolve epsilon.
@@ -175,7 +175,7 @@ class SeedPoolExecution(ScalarSteps):
         return Direction(pool.seed, pool.noise, weights)
 
     def _read_less(self, direction: Direction) -> None:
-        """From now on the model has theta - direction."""
+        """Let the model read theta - direction from now on."""
         self._weights.read_less(direction)
         self._move_dense(direction, self._read)
         self._model.convert_again()

@@ -1,4 +1,4 @@
-"""All weights of a model in one copy, and beside it a block's worth of what they are when they are perturbed."""
+"""All weights of a model in one copy, and memory for the perturbed weights of one block."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ Int64 = npt.NDArray[np.int64]
 
 
 class WholeWeights(FrozenWeights):
-    """Weights that are tuned: theta, of which theta - direction is read.
+    """Tuned weights: they hold theta, and the model reads theta - direction.
 
-    Theta is the only whole copy. A block's weights less the direction are written when it is the block's turn, to
-    memory that all blocks share; a word embedding's rows when they are looked up; other weights outside the blocks,
-    which are bound once, have a second copy.
+    Theta is the only whole copy. The perturbed weights of a block are written, when the block runs, to memory that all
+    blocks share. The perturbed rows of a word embedding are made when they are looked up. The other weights outside the
+    blocks are bound once, and have a second copy.
 
     Args:
-        artifact: where the weights began.
-        direction: how far they are from there.
+        artifact: artifact with the initial weights.
+        direction: subtracted from the initial weights to give theta.
         before_tensor: called before each tensor is made; raises to stop.
 
     Attributes:
-        theta: by name.
+        theta: weights by name.
 
     Raises:
         TensorError: a weight is stored in too few bits.
-        ArtifactCorruptedError: the base weights are not what the manifest says.
+        ArtifactCorruptedError: the base weights do not match the manifest.
     """
 
     def __init__(self, artifact: Artifact, direction: Direction, before_tensor: Callable[[], None]) -> None:
@@ -59,21 +59,21 @@ class WholeWeights(FrozenWeights):
             direction.subtract_from(flat, self._indices[name], flat)
 
     def read_less(self, direction: Direction) -> None:
-        """From now on theta - direction is read."""
+        """Let the model read theta - direction from now on."""
         self._direction = direction
         for name, out in self._outside.items():
             direction.subtract_from(self.theta[name].reshape(-1), self._indices[name], out.reshape(-1))
 
     def __getitem__(self, name: str) -> Array:
-        """A weight outside the blocks, in memory that stays where it is."""
+        """A weight outside the blocks, in memory that is never moved."""
         return self._outside[name] if name in self._outside else self.theta[name]
 
     def is_float32(self, name: str) -> bool:
-        """Return whether a weight is read as it lies: those of blocks are written each time."""
+        """Return whether a weight is read in place, not written anew each time; weights of blocks are not."""
         return name not in self._in_blocks
 
     def write(self, name: str, out: Array) -> None:
-        """Write a weight less the direction to a C-contiguous array of its shape."""
+        """Write a weight minus the direction to a C-contiguous array of its shape."""
         self._direction.subtract_from(self.theta[name].reshape(-1), self._indices[name], out.reshape(-1))
 
     def table(self, name: str, token_ids: Int64) -> tuple[Array, Int64]:

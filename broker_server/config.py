@@ -6,17 +6,26 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 import msgspec
 
 from broker_server.errors import ConfigError
-from broker_server.methods.by_name import check_method, completed, method_of, passed_over, trained_sparsity
+from broker_server.methods.by_name import (
+    check_method,
+    completed,
+    method_of,
+    passed_over,
+    read_own_options,
+    trained_sparsity,
+    with_text,
+)
+from broker_server.methods.own_options import text_of
 from broker_server.methods.pruning.config import PruningConfig
 from broker_server.methods.tables import MethodTables
 from broker_server.methods.training import TrainingConfig
 from broker_server.naming import as_key
-from broker_server.options import Panel, Scalar, Written, flat, from_toml, option, to_toml, zero_for_none
+from broker_server.options import Panel, Written, flat, from_toml, option, to_toml, zero_for_none
 from broker_server.ranges import check_fields
 from edge_runtime.bounds import limits
 from edge_runtime.bounds.fields import Count, Name, Positive, Seconds, Seed
@@ -39,6 +48,11 @@ ARMS: Final = Written(
 )
 """Arms are written as the method's axes are: those of LoRA ``RATIO:RANK,...``."""
 
+OWN_OPTIONS: Final = Written(
+    str, read_own_options, lambda options, _: None if options is None else text_of(options), by="method"
+)
+"""Options of a package's method are written ``NAME=VALUE,...``; in ``config.toml`` they are a table."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FederationConfig(MethodTables):
@@ -60,6 +74,14 @@ class FederationConfig(MethodTables):
         "that are given win",
         "",
     )
+    method_options: Any = option(
+        Panel.TRAINING,
+        "options of a package's method, such as NAME=VALUE,NAME=VALUE; `fedspine methods` lists them",
+        None,
+        by="method",
+        written=OWN_OPTIONS,
+    )
+    """Of the class :attr:`broker_server.methods.method.Method.own_options`; None = its defaults, or there are none."""
     scheduler: str = option(
         Panel.TRAINING,
         "what chooses each device's arm: fedspine, uniform, ... (docs/scheduler.md)",
@@ -251,9 +273,13 @@ class CoordinatorConfig(FederationConfig):
             raise type(error)(msg) from error
 
 
-def _with_method(given: Mapping[str, Scalar]) -> Mapping[str, object]:
+def _with_method(given: Mapping[str, object]) -> Mapping[str, object]:
     """Options of a configuration with those of its method, and with the deployed plan's options if it deploys one."""
     name, rounds = given.get("method"), given.get("rounds")
+    try:
+        given = with_text(given)
+    except FedSpineError as error:
+        raise as_key(error) from error
     if not isinstance(name, str) or not name or not isinstance(rounds, int):
         return given  # the reader of the configuration reports the error
     try:

@@ -47,7 +47,7 @@ class Written:
     kind: Any
     """Annotation of the written form, with its range."""
     read: Callable[..., Any]
-    write: Callable[..., Scalar]
+    write: Callable[..., Scalar | None]
     by: str = ""
     """Field of the same class that decides how: ``read`` and ``write`` are given its value too; empty = none."""
 
@@ -248,7 +248,7 @@ def to_toml(settings: object, without: Collection[str] = ()) -> str:
     for field in dataclasses.fields(settings):  # type: ignore[arg-type]
         value, declared = getattr(settings, field.name), field.metadata.get(_DECLARED)
         if dataclasses.is_dataclass(value):
-            if inside := to_toml(value, without):
+            if inside := to_toml(value, without if declared is None else ()):
                 tables.append(f"\n[{field.name}]\n{inside}")
             continue
         if declared is not None and (declared.name or field.name) in without:
@@ -288,7 +288,7 @@ def _complete(table: dict[str, Any], kind: type, complete: Callable[[Mapping[str
     options = options_of(kind)
     found = {name: _at(table, one.path) for name, one in options.items()}
     given = {name: value for name, value in found.items() if value is not None}
-    added = {name: value for name, value in complete(given).items() if name not in given}
+    added = {name: value for name, value in complete(given).items() if name not in given or value != given[name]}
     check_values(added, kind)
     for name, value in added.items():
         *tables, last = options[name].path

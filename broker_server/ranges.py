@@ -46,7 +46,7 @@ def check_value(called: str, value: object, hint: object) -> None:
         ConfigError: names it, its value, and what is permitted.
     """
     if not _fits(value, hint):
-        msg = f"{called} is {value!r}, expected {_expected(hint)}"
+        msg = f"{called} is {value!r}, expected {expected(hint)}"
         raise ConfigError(msg)
 
 
@@ -58,8 +58,8 @@ def _fits(value: object, hint: Any) -> bool:  # noqa: ANN401 - any annotation
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def _expected(hint: Any) -> str:  # noqa: ANN401 - any annotation
-    """Describe the values that an annotation permits, for people."""
+def expected(hint: Any) -> str:  # noqa: ANN401 - any annotation
+    """The values that an annotation permits, for people."""
     names = {int: "a whole number", float: "a finite number", str: "text", bool: "true or false", type(None): "none"}
     if hint in names:
         return names[hint]
@@ -67,21 +67,26 @@ def _expected(hint: Any) -> str:  # noqa: ANN401 - any annotation
         (meta,) = hint.__metadata__
         if meta.pattern is not None:
             return fields.NAME_RULE if hint == fields.Name else f"text that matches {meta.pattern}"
-        kind = _expected(hint.__origin__)
-        return f"{kind} {_range(meta)}" if meta.max_length is None else f"{kind} of 1 to {meta.max_length} characters"
+        kind = expected(hint.__origin__)
+        return (
+            f"{kind} {_range(meta)}".rstrip()
+            if meta.max_length is None
+            else f"{kind} of 1 to {meta.max_length} characters"
+        )
     if typing.get_origin(hint) is typing.Literal:
         *others, last = [repr(value) for value in typing.get_args(hint) if value != ""]
         return f"{', '.join(others)} or {last}" if others else last
-    parts = [_expected(part) for part in typing.get_args(hint)]
+    parts = [expected(part) for part in typing.get_args(hint)]
     return " or ".join(parts) if parts else f"a {getattr(hint, '__name__', hint)}"
 
 
 def _range(meta: msgspec.Meta) -> str:
-    low = f"from {_number(meta.ge)}" if meta.ge is not None else f"above {_number(meta.gt)}"
-    return f"{low} to {_number(meta.le)}" if meta.le is not None else f"{low} to below {_number(meta.lt)}"
+    low = "" if meta.gt is None else f"above {_number(meta.gt)}"
+    low = low if meta.ge is None else f"from {_number(meta.ge)}"
+    high = "" if meta.lt is None else f"below {_number(meta.lt)}"
+    high = high if meta.le is None else _number(meta.le)
+    return f"{low} to {high}" if low and high else low or (high if meta.le is None else f"up to {high}")
 
 
-def _number(value: float | None) -> str:
-    if value is None:
-        return "any"
+def _number(value: float) -> str:
     return str(int(value)) if value == int(value) else f"{value:g}"

@@ -8,7 +8,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Final, TypeGuard
 
 from broker_server.errors import ConfigError
+from broker_server.methods import own_options
 from broker_server.methods.method import Method
+from broker_server.methods.own_options import OPTION
 from broker_server.methods.presets import PRESETS, Preset, Settings, Shared
 from broker_server.methods.pruning.config import PruningConfig
 from broker_server.methods.registry import WORKS
@@ -42,7 +44,10 @@ def passed_over(name: str) -> frozenset[str]:
     Raises:
         ConfigError: the method is not known.
     """
-    return frozenset(OF_METHODS - method_of(name).uses) if name else frozenset()
+    if not name:
+        return frozenset()
+    method = method_of(name)
+    return frozenset(OF_METHODS - method.uses | ({OPTION} if method.own_options is None else set()))
 
 
 def needed(names: Collection[str]) -> frozenset[str]:
@@ -125,7 +130,50 @@ def completed(name: str, given: Mapping[str, object], *, rounds: int) -> Setting
     for option in sorted(given.keys() & passed_over(name)):
         if option not in own or given[option] != own[option]:
             raise _refusal(name, option, given[option])
-    return {**own, **given}
+    return {**own, **given, **_own_options(preset.method, own, given)}
+
+
+def _own_options(method: type[Method], *layers: Mapping[str, object]) -> Settings:
+    """All options of a method's own, as one text: those of later layers win, each by its name."""
+    kind = method.own_options
+    values: dict[str, object] = {}
+    if kind is None:
+        return {}
+    with said_of(OPTION):
+        for layer in layers:
+            values |= own_options.given(kind, layer.get(OPTION, ""))
+        return {OPTION: own_options.text_of(own_options.made(kind, values))}
+
+
+def with_text(given: Mapping[str, object]) -> Mapping[str, object]:
+    """The settings with the options of the method's own as one text, where a file has a table of them.
+
+    Raises:
+        ConfigError: the method is not known, or has no such options.
+    """
+    table, name = given.get(OPTION), str(given.get("method", ""))
+    if not isinstance(table, Mapping):
+        return given
+    with said_of("method"):
+        kind = method_of(name).own_options
+    with said_of(OPTION):
+        return {**given, OPTION: own_options.as_text(own_options.given(kind, table) if kind else table)}
+
+
+def read_own_options(text: str, name: str) -> object:
+    """The options of a method's own from one text; those that it leaves out have their defaults. None = it has none.
+
+    Args:
+        text: ``NAME=VALUE,...``.
+        name: of the method; empty = none was chosen.
+
+    Raises:
+        ConfigError: one is not known, of another type, or outside its range; or the method has none.
+    """
+    kind = method_of(name).own_options
+    if kind is None and text:
+        raise _refusal(name or "a run without a method", OPTION, text)
+    return None if kind is None else own_options.made(kind, own_options.given(kind, text))
 
 
 def _refusal(method: str, option: str, value: object) -> ConfigError:

@@ -11,9 +11,24 @@ import msgspec
 
 from broker_server.errors import ConfigError
 from broker_server.methods.by_name import METHODS
+from broker_server.methods.own_options import OPTION, TEXT, declared
+from broker_server.naming import option_name
+from broker_server.ranges import expected
 
 NARROWEST: Final = 40
 """Columns that text is wrapped to at least."""
+
+
+class OwnOption(msgspec.Struct, frozen=True, kw_only=True):
+    """An option that a method has for itself."""
+
+    name: str
+    """In the value for ``--method-options``."""
+    expected: str
+    """Values that it may have, for people."""
+    default: object
+    about: str
+    """Its meaning, with its default."""
 
 
 class MethodEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -34,6 +49,8 @@ class MethodEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """Description of that work."""
     arms: str = ""
     """Form of its arms, such as ``RATIO:RANK``; empty = it has one arm."""
+    options: tuple[OwnOption, ...] = ()
+    """Options of its own."""
     error: str = ""
     """Reason why it cannot be used; only name and package are given then."""
 
@@ -61,6 +78,8 @@ def as_text(found: list[MethodEntry], columns: int) -> str:
     works = {entry.work: f"{entry.asks} (arms: {entry.arms or 'one'})" for entry in found if entry.work}
     lines += ["", "What devices are asked for:"]
     lines += [f"  {name}: {asks}" for name, asks in works.items()]
+    if own := [line for entry in found for line in _options(entry, max(columns, NARROWEST))]:
+        lines += ["", f"Options that methods have for themselves ({option_name(OPTION)} {TEXT}):", *own]
     lines += [
         "",
         'Use one with `fedspine run --method NAME`, or `method = "NAME"` in config.toml; what you set yourself wins.',
@@ -72,6 +91,8 @@ def _entry(name: str) -> MethodEntry:
     package = METHODS.package_of(name)
     try:
         preset = METHODS.find(name)
+        kind = preset.method.own_options
+        options = {} if kind is None else declared(kind)
     except ConfigError as error:
         return MethodEntry(name=name, package=package, error=str(error))
     method = preset.method
@@ -85,7 +106,17 @@ def _entry(name: str) -> MethodEntry:
         work=preset.work if isinstance(preset.work, str) else own_work,
         asks=method.asks,
         arms=method.axes.form,
+        options=tuple(
+            OwnOption(name=one.name, expected=expected(one.kind), default=one.default, about=one.help)
+            for one in options.values()
+        ),
     )
+
+
+def _options(entry: MethodEntry, columns: int) -> Iterator[str]:
+    for one in entry.options:
+        text = f"{entry.name}: {one.name}, {one.expected}: {one.about}"
+        yield from textwrap.wrap(text, columns, initial_indent="  ", subsequent_indent=" " * 4, break_long_words=False)
 
 
 def _paragraph(entry: MethodEntry, indent: int, columns: int) -> Iterator[str]:

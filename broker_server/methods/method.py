@@ -14,7 +14,7 @@ import abc
 import dataclasses
 import zlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import msgspec
 import numpy as np
@@ -134,6 +134,8 @@ class MethodContext:
     seed: int
     tables: MethodTables = dataclasses.field(default_factory=MethodTables)
     """Settings that some methods have beside those of training."""
+    own_options: Any = None
+    """An object of :attr:`Method.own_options`; None = the method has none."""
     artifact: Artifact | None = None
     """Of the run, for methods that train here; None = nothing is trained here."""
     num_threads: int = 1
@@ -184,6 +186,10 @@ class Method(abc.ABC):
     uses: ClassVar[frozenset[str]] = frozenset({"rounds", "local_steps", "batch_size", "max_length"})
     """Names of the options of training, pruning and zero-order tuning that it uses. If a user gives another one, it is
     refused (:mod:`broker_server.methods.by_name`)."""
+    own_options: ClassVar[type[Any] | None] = None
+    """A frozen dataclass of options that this method alone has, each field a
+    :func:`broker_server.methods.own_options.method_option`. A run gives them (``--method-options``), and
+    :attr:`MethodContext.own_options` has them. None = there are none."""
     averages: ClassVar[bool] = True
     """Whether replies are models that are averaged by their examples: then one device's share is limited, and update
     transforms apply to its change. Otherwise replies are sums that are added as they are."""

@@ -68,9 +68,10 @@ class ComparisonDirectory:
             return Progress.NEW
         made = flat(kept_settings(directory.settings_file))
         for name, value in flat(wanted).items():
-            if name not in NO_MATTER and made[name] != value:
+            before = made.get(name)
+            if name not in NO_MATTER and before != value:
                 msg = (
-                    f"{directory.root} was run with {name} = {made[name]!r}, but the comparison now says {value!r}: "
+                    f"{directory.root} was run with {name} = {before!r}, but the comparison now says {value!r}: "
                     "give another --out, or remove that directory to run it again"
                 )
                 raise RunExistsError(msg)

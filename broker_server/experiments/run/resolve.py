@@ -11,7 +11,7 @@ from typing import Final
 
 from broker_server.errors import ConfigError
 from broker_server.experiments.run.settings import NOT_EMULATED, RunSettings
-from broker_server.methods.by_name import completed, method_of, needed, passed_over, trained_sparsity
+from broker_server.methods.by_name import completed, method_of, needed, passed_over, trained_sparsity, with_text
 from broker_server.naming import as_key, option_of, said_of
 from broker_server.options import build, check_values, options_of, renamed
 from edge_runtime.errors import FedSpineError
@@ -109,6 +109,7 @@ def _settings(given: Mapping[str, object]) -> RunSettings:
         # Without LoRA factors on all layers, units cannot be scored by the factors' gradients.
         narrow = {"importance": "magnitude"} if given.get("targets") or given.get("top_blocks") else {}
         given = {"method": METHOD, **narrow, **given}
+    given = with_text(given)
     check_values(given, RunSettings)
     defaults = _defaults(given)
     if method := str(given.get("method", "")):

@@ -15,7 +15,7 @@ from broker_server.emulation.context import scheduler_context
 from broker_server.emulation.fleet import load_fleet
 from broker_server.emulation.step_times import STEP_TIMES_FILE, read_step_times
 from broker_server.errors import ConfigError, StoreError
-from broker_server.methods.by_name import check_method, method_of
+from broker_server.methods.by_name import check_method, method_of, read_own_options
 from broker_server.methods.method import AssignedWork, Method, MethodContext
 from broker_server.methods.pruning.files import ImportanceFiles
 from broker_server.methods.pruning.plans import Plans
@@ -189,6 +189,7 @@ def _make_method(config: CoordinatorConfig, artifact: Artifact, plans: Plans, de
         max_rank=config.max_rank,
         seed=config.seed,
         tables=config,
+        own_options=config.method_options or read_own_options("", config.method),
         artifact=artifact,
         num_threads=config.num_threads,
     )

@@ -53,8 +53,10 @@ def fleet(method: str, name: str = "", value: object = None) -> str:
 
 
 def a_value(name: str) -> object:
-    """The default of an option; where it has none, what a run of another method takes."""
+    """The default of an option; where it has none, what a run of another method takes, or any."""
     default = OPTIONS[name].default
+    if default is None:
+        return "some=1"
     return flat(resolve({"method": "fedit"}))[name] if default is dataclasses.MISSING else default
 
 

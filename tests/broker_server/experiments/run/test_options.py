@@ -41,6 +41,7 @@ BAD: dict[str, tuple[str, ExitCode]] = {
     "accumulation_steps": ("0", USAGE),
     "arms": ("0.25", ARM),
     "method": ("chess", USAGE),
+    "method_options": ("x=1", USAGE),
     "callbacks": ("chess", USAGE),
     "zo_cut": ("-2", USAGE),
     "cut": ("-2", USAGE),
@@ -181,7 +182,7 @@ def test_every_range_of_a_run_lies_within_the_coordinators() -> None:
     given = {"task": "text-classification", "model": "m", "data": "d"}
     refused = {}
     for name, hint in HINTS.items():
-        method = next(one for one in ("fedspine", *PRESETS) if name not in passed_over(one))
+        method = next((one for one in ("fedspine", *PRESETS) if name not in passed_over(one)), "")
         if typing.get_origin(hint) is typing.Annotated and hint.__origin__ is not str and name != "devices":
             ends = hint.__metadata__[0].ge, hint.__metadata__[0].le
             for value in (end for end in ends if end is not None):

@@ -8,8 +8,9 @@ to the mean of its class.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Hashable, Sequence
-from typing import ClassVar, Final
+from typing import ClassVar, Final, cast
 
 import msgspec
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from broker_server.errors import AggregationError, ConfigError
 from broker_server.methods.aggregation import Aggregated, check_bounds
 from broker_server.methods.method import AssignedWork, Combined, Method, MethodContext, Reply
+from broker_server.methods.own_options import method_option
 from broker_server.methods.presets import Preset
 from broker_server.methods.pruning.scores import Scores
 from edge_runtime.errors import TensorError
@@ -26,12 +28,18 @@ from edge_runtime.wire.arms import PRUNING_RATIO, Axes
 from edge_runtime.wire.messages import AssignmentKey
 from edge_runtime.wire.work import Arm, PluginWork, Work, WorkType
 
-from .class_sums import METHOD, SumSettings, decode_sums
+from .class_sums import METHOD, ClassSums, Norm, SumSettings, decode_sums
 
-LARGEST_NORM: Final = 100.0
 HEADER_BYTES: Final = 4096
 SMALLEST_SPREAD: Final = 1e-6
 """Relative to the mean squared norm."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MeansOptions:
+    """Options of the method: ``--method-options largest_norm=50``, or ``[method_options]`` in ``config.toml``."""
+
+    largest_norm: Norm = method_option("features with a larger Euclidean norm are scaled down to it", 100.0)
 
 
 class ClassMeans(Method):
@@ -44,6 +52,7 @@ class ClassMeans(Method):
     axes: ClassVar[Axes] = Axes((PRUNING_RATIO,))
     default_arms: ClassVar[str] = "0.0"
     uses: ClassVar[frozenset[str]] = frozenset({"rounds", "batch_size", "max_length", "deploy_rounds"})
+    own_options: ClassVar[type[MeansOptions]] = MeansOptions
     averages: ClassVar[bool] = False
     has_step_times: ClassVar[bool] = False
 
@@ -62,7 +71,7 @@ class ClassMeans(Method):
             plan=plans.at(ratio).packed,
             batch_size=training.batch_size,
             max_length=training.max_length,
-            settings=msgspec.to_builtins(SumSettings(largest_norm=LARGEST_NORM)),
+            settings=msgspec.to_builtins(SumSettings(largest_norm=self._context.own_options.largest_norm)),
         )
         return AssignedWork.under_one_plan(work, arm, num_steps=1, sparsity=plans.sparsity(ratio))
 
@@ -80,7 +89,7 @@ class ClassMeans(Method):
 
     def check(self, work: Work, blob: bytes, num_examples: int) -> None:
         """Refuse sums that no examples give, or over others than the device has."""
-        counted = decode_sums(blob, self._head, LARGEST_NORM).counts.sum()
+        counted = self._decode(work, blob).counts.sum()
         if counted != num_examples:
             msg = f"sums are over {counted:.0f} examples, but the update says {num_examples}"
             raise TensorError(msg)
@@ -94,10 +103,7 @@ class ClassMeans(Method):
         rng: np.random.Generator,
     ) -> Combined:
         """The head of the means, all else as it was."""
-        each = [
-            decode_sums(reply.read(), self._head, LARGEST_NORM)
-            for reply in sorted(replies, key=lambda reply: reply.device_id)
-        ]
+        each = [self._decode(reply.work, reply.read()) for reply in sorted(replies, key=lambda reply: reply.device_id)]
         features = np.sum([one.features for one in each], axis=0, dtype=np.float64)
         counts = np.sum([one.counts for one in each], axis=0, dtype=np.float64)
         num_examples = counts.sum()
@@ -115,6 +121,10 @@ class ClassMeans(Method):
         return Combined(
             model=Aggregated(adapter={**before.adapter, **made}, merged=before.merged), importance=importance
         )
+
+    def _decode(self, work: Work, blob: bytes) -> ClassSums:
+        """Sums by the settings that were sent: a coordinator that goes on may have other options."""
+        return decode_sums(blob, self._head, cast("PluginWork", work).settings_as(SumSettings).largest_norm)
 
 
 CLASS_MEANS = Preset(

@@ -21,6 +21,8 @@ Array = npt.NDArray[np.float32]
 METHOD: Final = "class_means"
 """Name of the entry point, and of the method in an assignment."""
 
+Norm = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+
 ROUNDING: Final = 1e-3
 """Relative, of sums in float32."""
 
@@ -28,7 +30,7 @@ ROUNDING: Final = 1e-3
 class SumSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings that the server sends."""
 
-    largest_norm: Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+    largest_norm: Norm
     """Features with a larger Euclidean norm are scaled down to it, so that one example moves a sum no further."""
 
 

@@ -141,6 +141,29 @@ def test_killed_on_both_sides_it_ends_with_the_same_bits(
         assert (root / name).read_bytes() == (whole[0] / name).read_bytes()
 
 
+# ---- fleets that mix -----------------------------------------------------------------------------------------------
+
+
+def test_a_mixed_fleet_killed_on_both_sides_ends(prepared_classifier: Path, copy_of: Copy) -> None:
+    """One of three devices trains first-order in round 2, all take zero-order steps in the last."""
+    mixing = {"method": "zowarmup", "arms": "first-order:4,zero-order:4", "aggregation": "ffa_lora"}
+    root = copy_of(prepared_classifier, **{**FEDSPZO, **mixing, "first_order_rounds": 3, "rounds": 4})
+
+    run_killed_on_both_sides(root)
+
+    report = report_of(root)
+    rounds = report["rounds"][1:]
+    assert [[device["outcome"] for device in entry["devices"]] for entry in rounds] == [["accepted"] * 3] * 4
+    works = [Counter(device["work"] for device in entry["devices"]) for entry in rounds]
+    assert works[0] == {"probe": 3}
+    assert works[1].keys() == works[2].keys() == {"lora", "zero_order"}
+    assert works[3] == {"zero_order": 3}
+    for device in (device for entry in rounds[1:] for device in entry["devices"]):
+        is_small = device["method"]["bytes_up"] < MOST_BYTES
+        assert is_small == (device["work"] == "zero_order"), device
+    assert report["over_first_work"]["round_number"] == 1
+
+
 # ---- all weights --------------------------------------------------------------------------------------------------
 
 

@@ -247,7 +247,7 @@ class Fleet:
             check=lambda: None,
             pull_rate=PULL_RATE,
         )
-        rebuilt = device.rebuild(assignment, work, around)
+        rebuilt = device.rebuild(assignment, work, around) if isinstance(device, ZeroOrder) else None
         if rebuilt is None:
             self.counts["bytes_down"] += len(payload)
         execution = device.begin(assignment, work, payload if rebuilt is None else rebuilt, around).start(dataset)

@@ -15,7 +15,7 @@ import numpy as np
 from edge_runtime.agent.cache import ArtifactCache
 from edge_runtime.agent.checkpoints import Checkpoints
 from edge_runtime.agent.errors import StoppedError, UnfitDataError
-from edge_runtime.agent.methods.protocol import Before, Execution, Surroundings
+from edge_runtime.agent.methods.protocol import Before, Execution, Surroundings, WithHistory
 from edge_runtime.agent.methods.registry import Methods
 from edge_runtime.agent.pauses import Pauses
 from edge_runtime.agent.precheck import count_examples
@@ -103,12 +103,14 @@ class AssignmentRunner:
         """
         work = assignment.work
         try:
-            return self.methods.of(work).rebuild(assignment, work, context.surroundings)
+            method = self.methods.of(work)
+            if isinstance(method, WithHistory):
+                return method.rebuild(assignment, work, context.surroundings)
         except StoppedError:
             raise
         except (FedSpineError, OSError, MemoryError) as error:
             logger.warning("round %d: its payload is pulled: %s", assignment.key.round_number, error)
-            return None
+        return None
 
     def run(self, assignment: Assignment, blob: bytes, context: WorkContext) -> tuple[Update, bytes]:
         """Work on one assignment.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # a check-up of the board lists names where onnxruntime canno
 GROUP: Final = "fedspine.device_methods"
 """Group of the entry points."""
 
-_MEMBERS: Final = ("check_run", "rebuild", "begin")
+_MEMBERS: Final = ("check_run", "begin")
 
 
 def _is_method(value: object) -> TypeGuard[MakeMethod]:
@@ -38,7 +38,7 @@ _OFFERED: Final = Registry(
     kind="device method",
     own={},
     fits=_is_method,
-    expected=f"a class with {', '.join(_MEMBERS)}, as edge_runtime.agent.methods.protocol.Method has them",
+    expected=f"a class with {' and '.join(_MEMBERS)}, as edge_runtime.agent.methods.protocol.Method has them",
     error=DeviceMethodError,
 )
 

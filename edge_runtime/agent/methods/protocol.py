@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from edge_runtime.agent.checkpoints import Checkpoints
 from edge_runtime.agent.pauses import PausedTime
@@ -84,18 +84,6 @@ class Method(Protocol[W_contra]):
             FedSpineError: the device can do none.
         """
 
-    def rebuild(self, assignment: Assignment, work: W_contra, around: Surroundings) -> bytes | None:
-        """Rebuild the payload of an assignment from this device's files, so that it is not pulled.
-
-        Args:
-            assignment: one with a payload.
-            work: its work.
-            around: see :class:`Surroundings`.
-
-        Returns:
-            Exactly the bytes of the payload; None = it must be pulled, or a pull is faster.
-        """
-
     def begin(self, assignment: Assignment, work: W_contra, blob: bytes, around: Surroundings) -> Task:
         """Check the assignment and its payload before any work is done.
 
@@ -107,4 +95,21 @@ class Method(Protocol[W_contra]):
 
         Raises:
             FedSpineError: the assignment does not fit the artifact, or this device.
+        """
+
+
+@runtime_checkable
+class WithHistory(Method[W_contra], Protocol[W_contra]):
+    """A method whose work may tell of earlier rounds (``has_history``), so that devices need not pull its payload."""
+
+    def rebuild(self, assignment: Assignment, work: W_contra, around: Surroundings) -> bytes | None:
+        """Rebuild the payload of an assignment from this device's files, so that it is not pulled.
+
+        Args:
+            assignment: one with a payload.
+            work: its work.
+            around: see :class:`Surroundings`.
+
+        Returns:
+            Exactly the bytes of the payload; None = it must be pulled, or a pull is faster.
         """

@@ -210,7 +210,7 @@ CRASH = "import os\nprint('at work', flush=True)\nos.kill(os.getpid(), 4)"
 @pytest.mark.parametrize(
     ("source", "level", "detail"),
     [
-        ("print('loaded')\nclass X:\n    check_run = rebuild = begin = print", "ok", "x (mine:X)"),
+        ("print('loaded')\nclass X:\n    check_run = begin = print", "ok", "x (mine:X)"),
         ("class X: ...", "warning", "device method 'mine:X' is the class X, expected a class with check_run"),
         ("import nowhere", "warning", "cannot be imported (ModuleNotFoundError: No module named 'nowhere')"),
         (CRASH, "warning", "Python crashes with SIGILL where they are imported"),

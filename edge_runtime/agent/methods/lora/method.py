@@ -65,9 +65,6 @@ class Lora:
         msg = f"even the cheapest of {len(refusals)} arms does not fit: {refusals[-1]}"
         raise InsufficientMemoryError(msg) from refusals[-1]
 
-    def rebuild(self, assignment: Assignment, work: LoraWork, around: Surroundings) -> None:
-        """Every payload is pulled."""
-
     def begin(self, assignment: Assignment, work: LoraWork, blob: bytes, around: Surroundings) -> Task:
         """Check the assignment and its payload; memory is estimated for the first plan, which is the largest.
 

@@ -53,9 +53,6 @@ class Probe:
         Head.of(self.artifact.manifest)
         self._check_memory(Plan.full(self.artifact.manifest), welcome.batch_size, welcome.max_length)
 
-    def rebuild(self, assignment: Assignment, work: ProbeWork, around: Surroundings) -> None:
-        """Every payload is pulled."""
-
     def begin(self, assignment: Assignment, work: ProbeWork, blob: bytes, around: Surroundings) -> Task:
         """Check the assignment and its payload.
 

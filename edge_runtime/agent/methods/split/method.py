@@ -52,9 +52,6 @@ class Split:
         self._check_allowed()
         self.check_memory(1, welcome.batch_size, welcome.max_length, 0)
 
-    def rebuild(self, assignment: Assignment, work: SplitWork, around: Surroundings) -> None:
-        """There is no payload."""
-
     def begin(self, assignment: Assignment, work: SplitWork, blob: bytes, around: Surroundings) -> Task:
         """Look at everything that was sent.
 

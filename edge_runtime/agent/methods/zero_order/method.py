@@ -64,7 +64,7 @@ class ZeroOrder:
         self._check_memory(rank, welcome.batch_size, welcome.max_length)
 
     def rebuild(self, assignment: Assignment, work: ZeroOrderWork, around: Surroundings) -> bytes | None:
-        """Rebuild theta from the stored start of this device's last round and the log; see :meth:`Method.rebuild`.
+        """Rebuild theta from that of this device's last round and the log; see :meth:`.WithHistory.rebuild`.
 
         Raises:
             TensorError: the stored theta is of another model, or the log is malformed.

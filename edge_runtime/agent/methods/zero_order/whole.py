@@ -57,11 +57,6 @@ class SeedPoolTuning:
         """
         self._check(welcome.batch_size, welcome.max_length)
 
-    def rebuild(self, assignment: Assignment, work: SeedPoolWork, around: Surroundings) -> bytes | None:
-        """Return None: the payload is only the head, so it is always pulled; see :meth:`Method.rebuild`."""
-        del assignment, work, around
-        return None
-
     def begin(self, assignment: Assignment, work: SeedPoolWork, blob: bytes, around: Surroundings) -> Task:
         """Check the assignment and its payload.
 

@@ -37,9 +37,6 @@ class LabelCounts:
         del welcome
         assert self._num_classes
 
-    def rebuild(self, assignment: Assignment, work: PluginWork, around: Surroundings) -> None:
-        """There is no payload to rebuild."""
-
     def begin(self, assignment: Assignment, work: PluginWork, blob: bytes, around: Surroundings) -> Task:
         """Read the settings."""
         del assignment, blob, around

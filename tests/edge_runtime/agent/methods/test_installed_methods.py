@@ -77,7 +77,7 @@ def test_what_the_owner_names_comes_before_what_a_package_offers(install: Instal
     ("source", "message"),
     [
         ("raise RuntimeError('half')", "of the package outside cannot be imported .*half.*: fix or uninstall"),
-        ("Mine = 3", "is a int, expected a class with check_run, rebuild, begin"),
+        ("Mine = 3", "is a int, expected a class with check_run and begin"),
         ("class Mine:\n    def begin(self): ...", "is the class Mine, expected a class with check_run"),
     ],
 )

@@ -41,9 +41,6 @@ class ClassMeans:
         """Refuse a run of which this device can do nothing, before anything is assigned."""
         self._check(Plan.full(self._artifact.manifest), welcome.batch_size, welcome.max_length)
 
-    def rebuild(self, assignment: Assignment, work: PluginWork, around: Surroundings) -> None:
-        """Every payload is pulled."""
-
     def begin(self, assignment: Assignment, work: PluginWork, blob: bytes, around: Surroundings) -> Task:
         """Look at everything that was sent: all of it may be wrong."""
         settings = work.settings_as(SumSettings)

@@ -20,8 +20,11 @@ def test_a_device_killed_in_the_middle_of_a_round_leaves_the_run_to_finish(
 ) -> None:
     root = copy_of(prepared_classifier, compact=False)
     with Run("--resume", "--out", str(root)) as run:
+        wait_for_event(root, lambda event: isinstance(event, DeviceSeen) and event.device_id == "device-2", run)
+        device = run.child("start", "device-2")
+        device.suspend()  # so that it is asked, and does not answer before it is killed
         wait_for_event(root, lambda event: isinstance(event, RoundStarted), run)
-        run.child("start", "device-2").kill()
+        device.kill()
         assert run.wait() == 0, run.errors
 
     outcomes = {

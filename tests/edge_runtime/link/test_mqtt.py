@@ -294,7 +294,7 @@ def test_pings_go_on_while_the_owner_is_busy(
     mosquitto: Any, make_link: MakeLink, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More arrives than there is room for, and nobody reads for longer than the broker waits for a ping."""
-    monkeypatch.setattr(connection, "KEEPALIVE_S", 1)
+    monkeypatch.setattr(connection, "KEEPALIVE_S", 2)
     busy = make_link(mosquitto.url, "busy")
     monkeypatch.setattr(busy, "events", Inbox(max_bytes=20 * EVENT_BYTES))
     busy.connect()
@@ -302,7 +302,7 @@ def test_pings_go_on_while_the_owner_is_busy(
     sender.connect()
     for index in range(300):
         sender.publish("t/x", str(index).encode())
-    time.sleep(3.0)
+    time.sleep(4.5)
     assert [int(next_event(busy, Received).payload) for _ in range(300)] == list(range(300))
     with pytest.raises(queue.Empty):
         next_event(busy, Disconnected, timeout_s=0.1)

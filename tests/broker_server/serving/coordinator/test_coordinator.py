@@ -65,12 +65,12 @@ def test_whole_run(any_broker: Broker, tmp_path: Path, coordinate: Coordinate) -
     running = coordinate(tmp_path)
     with Device(any_broker.url, "a") as a, Device(any_broker.url, "b") as b:
         running.finish()
+        wait_until(lambda: bool(a.heard(Finished)) and bool(b.heard(Finished)))
     for device in (a, b):
         (welcome,) = device.heard(Welcome)[:1]
         assert isinstance(welcome, Welcome)
         assert welcome.artifact_url == f"http://127.0.0.1:1/{config.artifact_digest}/"
         assert device.verdicts() == {1: True, 2: True}
-        assert device.heard(Finished)
     records = Store.open(tmp_path).load_round_records()
     assert [record.round_number for record in records] == [0, 1, 2]
     assert [[d.outcome for d in record.devices] for record in records] == [[], ["accepted"] * 2, ["accepted"] * 2]
@@ -351,7 +351,7 @@ def test_finished_run_is_not_run_again(broker: InProcess, tmp_path: Path, coordi
 
 
 def test_broker_that_dies_and_comes_back(real_broker: Broker, tmp_path: Path, coordinate: Coordinate) -> None:
-    fleet.config(tmp_path, real_broker.url, round_deadline_s=60.0)
+    fleet.config(tmp_path, real_broker.url)
     held = True
     running = coordinate(tmp_path)
 
@@ -364,6 +364,7 @@ def test_broker_that_dies_and_comes_back(real_broker: Broker, tmp_path: Path, co
         held = False
         real_broker.start()
         running.finish(timeout_s=90)
+        wait_until(lambda: 2 in a.verdicts() and 2 in b.verdicts())
     assert [d.outcome for d in devices_of(tmp_path, 1).values()] == ["accepted", "accepted"]
     assert a.verdicts() == b.verdicts() == {1: True, 2: True}
 

@@ -111,7 +111,7 @@ def test_killed_in_the_middle_of_a_round(any_broker: Broker, tmp_path: Path, pro
 def test_device_that_died_while_the_coordinator_was_away_is_not_waited_for(
     real_broker: Broker, tmp_path: Path, process: Process
 ) -> None:
-    fleet.config(tmp_path, real_broker.url, registration_timeout_s=300.0, round_deadline_s=300.0)
+    fleet.config(tmp_path, real_broker.url)
     stuck = Counting()
     stuck.may_go_on.clear()
     process.start()

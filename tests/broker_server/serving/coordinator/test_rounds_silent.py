@@ -217,7 +217,7 @@ def test_honest_devices_are_served_in_every_round_beside_ghosts(
     broker: InProcess, tmp_path: Path, coordinate: Callable[[Path], Coordination], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("broker_server.methods.rounds.silence.QUIET_S", 1.0)
-    fleet.config(tmp_path, broker.url, round_deadline_s=60.0)
+    fleet.config(tmp_path, broker.url)
     running = coordinate(tmp_path)
     link = broker.broker.open_link(
         client_id="haunted",

@@ -200,7 +200,7 @@ def test_one_of_two_coordinators_that_were_cut_off_from_each_other_ends_and_no_u
     monkeypatch.setattr(conftest, "link_to_broker_of", lambda _run_dir: open_link)
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
-        config = fleet.config(tmp_path / name, broker.url, run_id=name, round_deadline_s=60.0)
+        config = fleet.config(tmp_path / name, broker.url, run_id=name)
     longer = dataclasses.replace(config, training=dataclasses.replace(config.training, num_rounds=1000))
     (tmp_path / "second" / "config.toml").write_text(longer.to_toml())
     is_back = threading.Event()

@@ -31,8 +31,9 @@ Start = Callable[..., "Clients"]
 class Clients:
     """Connections to one server."""
 
-    def __init__(self, port: int, stack: contextlib.ExitStack) -> None:
+    def __init__(self, port: int, gate: Gate, stack: contextlib.ExitStack) -> None:
         self._port = port
+        self._gate = gate
         self._stack = stack
 
     def connect(self, said: bytes, source: str = "127.0.0.1") -> socket.socket:
@@ -45,6 +46,15 @@ class Clients:
         client.connect(("127.0.0.1", self._port))
         client.sendall(said)
         return client
+
+    def arrive(self, num_inside: int, num_served: int = 0) -> None:
+        """Wait until so many hold a place, and an answer is on its way to so many of them."""
+        wait_until(lambda: len(self._gate._inside) == num_inside)
+        wait_until(lambda: sum(not one.is_asking for one in list(self._gate._inside)) == num_served)
+
+    def is_served(self, name: str) -> bool:
+        """Ask once, and return whether that was answered: a refusal may be lost with its connection."""
+        return read(self.connect(WHOLE % name.encode())).startswith(b"HTTP/1.1 200 ")
 
     def get(self, name: str, source: str = "127.0.0.1") -> tuple[int, int]:
         """Status of an answer that is read at once, and bytes of its body."""
@@ -74,8 +84,11 @@ def is_open(client: socket.socket) -> bool:
         client.settimeout(20)
 
 
-def settle(seconds: float = 0.3) -> None:
-    time.sleep(seconds)
+def wait_until(is_true: Callable[[], bool]) -> None:
+    give_up_at = time.monotonic() + 20
+    while not is_true():
+        assert time.monotonic() < give_up_at, "it did not happen in time"
+        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +120,7 @@ def start(folder: Path) -> Iterator[Start]:
             stack.callback(end)
             while not server.started:
                 time.sleep(0.01)
-            return Clients(listening.getsockname()[1], stack)
+            return Clients(listening.getsockname()[1], gate, stack)
 
         yield begin
 
@@ -133,7 +146,7 @@ def test_a_request_that_does_not_come_whole_is_ended_with_a_reason(start: Start)
 def test_half_open_requests_give_way_to_downloads(start: Start) -> None:
     clients = start()
     waiting = [clients.connect(HALF) for _ in range(10 * PLACES)]
-    settle()
+    wait_until(lambda: sum(is_open(client) for client in waiting) == PLACES)
 
     assert [clients.get("small") for _ in range(5)] == [(200, 1000)] * 5
     assert clients.get("large") == (200, LARGE)
@@ -144,7 +157,8 @@ def test_answers_that_nobody_takes_give_way_to_downloads(start: Start) -> None:
     clients = start(slow_s=0.2)
     for _ in range(2 * PLACES):
         clients.connect(WHOLE % b"large")
-    settle(2.5)  # two looks of the gate
+    clients.arrive(PLACES, num_served=PLACES)
+    wait_until(lambda: clients.is_served("small"))  # after two looks of the gate
 
     assert [clients.get("small") for _ in range(5)] == [(200, 1000)] * 5
 
@@ -152,13 +166,14 @@ def test_answers_that_nobody_takes_give_way_to_downloads(start: Start) -> None:
 def test_an_answer_that_nobody_takes_ends(start: Start) -> None:
     clients = start(stall_s=1.0)
     stalled = clients.connect(WHOLE % b"large")
-    settle(4.0)
+    clients.arrive(1, num_served=1)
+    clients.arrive(0)
 
     assert len(read(stalled)) < LARGE
 
 
 def test_a_slow_reader_that_goes_on_gets_everything(start: Start) -> None:
-    clients = start(stall_s=1.5, slow_s=1.5)
+    clients = start(stall_s=2.5, slow_s=2.5)
     client, taken = clients.connect(WHOLE % b"large"), 0
     began = time.monotonic()
     while time.monotonic() < began + 4:
@@ -171,21 +186,21 @@ def test_a_slow_reader_that_goes_on_gets_everything(start: Start) -> None:
 def test_whoever_takes_an_answer_keeps_the_place(start: Start) -> None:
     clients = start()
     served = [clients.connect(WHOLE % b"large") for _ in range(PLACES)]
-    settle()
+    clients.arrive(PLACES, num_served=PLACES)
 
     refused = read(clients.connect(WHOLE % b"small"))
     assert refused.startswith(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: ")
     assert [len(read(client)) > LARGE for client in served] == [True] * PLACES
-    settle()
+    clients.arrive(0)
     assert clients.get("small") == (200, 1000)
 
 
 def test_the_address_with_most_connections_pays(start: Start) -> None:
     clients = start()
     few = clients.connect(HALF, source="127.0.0.3")
-    settle(0.1)
+    clients.arrive(1)
     many = [clients.connect(HALF, source="127.0.0.2") for _ in range(PLACES - 1)]
-    settle()
+    clients.arrive(PLACES)
 
     assert [clients.get("small", source="127.0.0.4") for _ in range(3)] == [(200, 1000)] * 3
     assert is_open(few)

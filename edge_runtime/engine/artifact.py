@@ -1,8 +1,8 @@
 """An artifact on disk: opened, checked, its base weights memory-mapped.
 
-The safetensors layout is read here directly (eight bytes of header length, a JSON header, raw little-endian data), so
-that arrays are views of the memory map: the base weights cost page cache, which the system may drop, and are never held
-twice.
+This module reads the safetensors layout directly (eight bytes of header length, a JSON header, raw little-endian data),
+so arrays are views of the memory map. The base weights use page cache, which the system may drop, and are never in
+memory twice.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Artifact:
     """A directory with an exported model. Make it with :meth:`open`.
 
     Attributes:
-        directory: where the files lie.
-        manifest: its description.
+        directory: folder of the files.
+        manifest: description of the artifact.
         digest: SHA-256 of ``manifest.json``, the artifact's identity.
     """
 
@@ -58,9 +58,9 @@ class Artifact:
                 just done so, for example after a checked download.
 
         Raises:
-            ArtifactCorruptedError: a file is missing or is not the one that the manifest describes.
+            ArtifactCorruptedError: a file is missing or does not match the manifest.
             ManifestError: the manifest is malformed.
-            ArtifactVersionError: the artifact is of another format version.
+            ArtifactVersionError: the artifact has another format version.
         """
         path = directory / names.MANIFEST_FILE
         try:
@@ -104,7 +104,7 @@ class Artifact:
         """Path of a file of the artifact.
 
         Raises:
-            ArtifactCorruptedError: the manifest does not name it.
+            ArtifactCorruptedError: the manifest does not name the file.
         """
         if name not in self.manifest.files:
             msg = f"artifact {self.directory} has no {name}; it has {', '.join(sorted(self.manifest.files))}"
@@ -112,10 +112,10 @@ class Artifact:
         return self.directory / name
 
     def initial(self) -> dict[str, npt.NDArray[np.float32]]:
-        """First values of the dense tensors (the new classifier), float32 by name; empty if there are none.
+        """Initial values of the dense tensors (the new classifier), float32 by name; empty if there are none.
 
         Raises:
-            ArtifactCorruptedError: the file is malformed or its tensors are not the manifest's.
+            ArtifactCorruptedError: the file is malformed or its tensors do not match the manifest.
         """
         if not self.manifest.dense:
             return {}
@@ -155,7 +155,7 @@ class Artifact:
         return as_float32(self.stored(spec))
 
     def release(self) -> None:
-        """Give the pages of the base weights that were read back to the system; views of them stay valid."""
+        """Return the pages of the base weights to the system; views of the weights stay valid."""
         if self._base is not None:
             self._base.release()
 
@@ -176,7 +176,7 @@ class MappedTensors:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is not a safetensors file, or holds a type other than F32, F16, I8 and U8.
+        ValueError: the file is not a safetensors file, or holds a type other than F32, F16, I8 and U8.
         KeyError: an entry of the header lacks a field.
         TypeError: an entry of the header is not an object.
     """
@@ -187,7 +187,7 @@ class MappedTensors:
         self.tensors = _views(memoryview(self._map))
 
     def release(self) -> None:
-        """Drop the pages from this process; pages that are used again are read again."""
+        """Drop the pages from this process; a later access reads them again."""
         self._map.madvise(mmap.MADV_DONTNEED)
 
 

@@ -1,8 +1,8 @@
 """Sequence bucketing: a batch of examples of different lengths is run in parts, each padded to its own longest.
 
-What is learned does not change: every part's loss is divided by the targets of the whole batch, so the parts' gradients
-add up to the batch's, but for rounding. What is saved is arithmetic on padding, and the memory of the largest part is
-less than that of the batch.
+The gradient does not change: the loss of every part is divided by the number of targets of the whole batch, so the
+gradients of the parts add up to the gradient of the batch, except for rounding. Bucketing saves arithmetic on padding,
+and the largest part needs less memory than the batch.
 
 Shape legend: ``B`` examples of a batch.
 """
@@ -17,15 +17,15 @@ import numpy as np
 from edge_runtime.engine.dataset import Batch, Int64
 
 MIN_TOKENS: Final = 256
-"""Least size of a part, padding included: below it the products are too small to be fast (measured)."""
+"""Smallest part, tokens with padding: the products of smaller parts are slow (measured)."""
 MIN_SAVING: Final = 0.15
-"""Least share of a batch's (or a part's) tokens that cutting it in two must save."""
+"""Least share of the tokens of a batch (or part) that a cut in two must save."""
 
 
 def buckets(batch: Batch) -> list[Batch]:
-    """A batch in parts of like lengths, shortest first; the batch itself where cutting it saves too little.
+    """Cut a batch into parts of similar lengths, shortest first; return it whole if a cut saves too little.
 
-    Every example is in one part. BlockSlices are padded to their longest example.
+    Every example is in one part. Each part is padded to its longest example.
     """
     lengths = batch.attention_mask.sum(axis=1)
     order = np.argsort(lengths, kind="stable")
@@ -36,7 +36,7 @@ def buckets(batch: Batch) -> list[Batch]:
 
 
 def _sizes(lengths: Int64) -> list[int]:
-    """Numbers of examples of the parts, for ascending ``lengths [B]``: the best cut in two, and each part again."""
+    """Number of examples of each part, for ascending ``lengths [B]``, by repeated best cuts in two."""
     total, longest = lengths.size, lengths[-1]
     firsts = np.arange(1, total)
     short, rest = firsts * lengths[:-1], (total - firsts) * longest

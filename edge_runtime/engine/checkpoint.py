@@ -1,9 +1,9 @@
-"""Checkpoints: training under way as bytes, whole or refused.
+"""Checkpoints: the state of training as bytes; a damaged checkpoint is refused.
 
     SHA-256 of the rest (32 bytes) | length of the header (uint32, little-endian) | header (msgpack) | vectors
 
-The vectors are params, exp_avg and exp_avg_sq, float32 ``[N]``, little-endian, one after the other. They go from the
-run's own memory to the file: a checkpoint costs no second copy of the state, on a board where memory is what lacks.
+The vectors are params, exp_avg and exp_avg_sq, float32 ``[N]``, little-endian, one after the other. They are written
+from the run's own memory, so a checkpoint needs no second copy of the state.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from edge_runtime.formats import names
 from edge_runtime.formats.plan import PackedPlan
 
 VERSION: Final = 1
-"""Of the format; a checkpoint of another one is refused."""
+"""Version of the format; checkpoints of other versions are refused."""
 
 _LENGTH: Final = struct.Struct("<I")
 _DIGEST_BYTES: Final = 32
@@ -38,16 +38,16 @@ Part = bytes | memoryview
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """All that another process needs to go on with an assignment, beside the assignment, its data and the artifact."""
+    """The state from which another process resumes an assignment, given its data and the artifact."""
 
     identity: str
-    """Identity of its training: a digest of all that the training depends on."""
+    """Identity of the training: a digest of all its inputs."""
     state: TrainingState
     history: History
     before: EvaluationResult | None
     """The evaluation before training; None if nothing is held out."""
     before_s: float
-    """Seconds that it took."""
+    """Seconds that this evaluation took."""
     paused_s: float
     """Seconds that the assignment was paused so far."""
 
@@ -78,7 +78,7 @@ _decoder = msgspec.msgpack.Decoder(_Header)
 
 
 def encode_checkpoint(checkpoint: Checkpoint) -> tuple[Part, ...]:
-    """The bytes, in pieces to be written one after the other before the run's next step."""
+    """The bytes of a checkpoint in parts, in order; write them before the run's next step."""
     state, history = checkpoint.state, checkpoint.history
     vectors = [_bytes_of(state.vectors[name]) for name in VECTORS]
     header = _Header(
@@ -111,7 +111,7 @@ def decode_checkpoint(data: bytes) -> Checkpoint:
     """Parse a checkpoint of :func:`encode_checkpoint`.
 
     Raises:
-        CheckpointError: damaged, cut, or of another version of the format.
+        CheckpointError: the bytes are damaged, truncated, or of another version of the format.
     """
     view = memoryview(data)
     if hashlib.sha256(view[_DIGEST_BYTES:]).digest() != bytes(view[:_DIGEST_BYTES]):
@@ -158,5 +158,5 @@ def _floats(part: Part) -> npt.NDArray[np.float32]:
 
 
 def _bytes_of(values: npt.NDArray[np.float32]) -> memoryview:
-    """The bytes of an array; its own memory, where that is little-endian already."""
+    """The bytes of an array, little-endian; a view of its memory if that is little-endian already."""
     return np.ascontiguousarray(values, _LITTLE_FLOAT).data.cast("B")

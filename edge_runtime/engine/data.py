@@ -1,4 +1,4 @@
-"""Examples for one artifact: read, tokenised, labels as classes of the model; every line is checked."""
+"""Examples for one artifact: they are read, checked and tokenised, and their labels become classes of the model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MIN_LENGTH: Final = 2
 
 _TOKENIZE_AT_ONCE: Final = 512
 _CHARACTERS_AT_ONCE: Final = 4_000_000
-"""Texts that wait for the tokenizer: so many at most, and so many letters and a text more."""
+"""Texts are tokenised in groups: at most this many texts, and at most this many characters and one text more."""
 
 logger = logging.getLogger(__name__)
 
@@ -37,15 +37,15 @@ def load_examples(path: Path, artifact: Artifact, max_length: int) -> Dataset:
 
     Args:
         path: JSON lines, UTF-8 (a byte order mark is skipped).
-        artifact: gives tokenizer, labels and vocabulary.
-        max_length: tokens, from 2 to what the model's positions allow.
+        artifact: has tokenizer, labels and vocabulary.
+        max_length: tokens, from 2 to the number of the model's positions.
 
     Raises:
         DataInvalidError: the file cannot be read, or a line is not an example; names file and line.
-        DataEmptyError: no example, or for causal-lm fewer than two tokens.
-        UnknownLabelError: a label that the artifact does not know; names file and line.
+        DataEmptyError: there is no example, or for causal-lm fewer than two tokens.
+        UnknownLabelError: the artifact does not know a label; names file and line.
         LengthError: ``max_length`` is out of range.
-        MissingDependencyError: raw text, and ``tokenizers`` is not installed.
+        MissingDependencyError: the file holds raw text, and ``tokenizers`` is not installed.
         ArtifactCorruptedError: the artifact's tokenizer is malformed.
     """
     manifest = artifact.manifest
@@ -73,11 +73,11 @@ def load_examples(path: Path, artifact: Artifact, max_length: int) -> Dataset:
 
 
 class _Loader:
-    """Reads one file into three growing vectors, so that nothing is held twice.
+    """Reads one file into three growing vectors, without a second copy.
 
     Attributes:
-        tokens: of all lines, int32.
-        offsets: where each line's tokens begin, and where the last one's end, int64.
+        tokens: tokens of all lines, int32.
+        offsets: index of the first token of each line, and the number of all tokens at the end, int64.
         labels: index of each line's class, int64 (text-classification).
     """
 
@@ -96,7 +96,7 @@ class _Loader:
         self._has_indices: bool | None = None
 
     def load(self) -> None:
-        """Read all."""
+        """Read all lines."""
         waiting: list[Example] = []
         num_characters = 0
         for example in self._reader:
@@ -146,9 +146,9 @@ class _Loader:
 
 
 def _windows(num_tokens: int, max_length: int) -> npt.NDArray[np.int64]:
-    """Return the offsets at which joined documents are cut.
+    """Return the offsets of the windows of joined documents.
 
-    A last window of one token has nothing to predict and is dropped.
+    A last window of one token is dropped, because it has no token to predict.
     """
     offsets = np.append(np.arange(0, num_tokens, max_length, dtype=np.int64), np.int64(num_tokens))
     return offsets[:-1] if offsets.size > 1 and offsets[-1] - offsets[-2] < MIN_LENGTH else offsets

@@ -1,4 +1,4 @@
-"""Tokenised examples in memory, and how batches are drawn from them.
+"""Tokenised examples in memory, and batches of them.
 
 Shape legend: ``B`` examples of a batch, ``L`` length of a batch in tokens, ``T`` tokens of the dataset, ``E`` examples.
 """
@@ -24,7 +24,7 @@ Int64 = npt.NDArray[np.int64]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """One micro-batch, as the graphs take it."""
+    """One micro-batch: the input of the graphs."""
 
     input_ids: Int64
     """int64 ``[B, L]``, padded on the right."""
@@ -33,21 +33,21 @@ class Batch:
     labels: Int64
     """int64 ``[B]`` (text-classification), or ``[B, L]`` (causal-lm: the tokens themselves, -100 at padding)."""
     below: Array | None = None
-    """Hidden states after the blocks below ``cut``, float32 ``[B, L, H]``: a model goes on from there, and tokens only
-    say how long examples are. None = it begins with the tokens."""
+    """Hidden states after the first ``cut`` blocks, float32 ``[B, L, H]``: the model continues from them, and tokens
+    only give the lengths of examples. None = the model begins with the tokens."""
     cut: int = 0
-    """Number of blocks that ``below`` is after."""
+    """Number of blocks before ``below``."""
 
     @property
     def num_targets(self) -> int:
-        """T of :meth:`scored`."""
+        """Number of targets: T of :meth:`scored`."""
         return self.labels.size if self.labels.ndim == 1 else int((self.labels[:, 1:] != names.IGNORE_LABEL).sum())
 
     def scored(self) -> tuple[Int64, Int64]:
-        """Return the positions that are scored, and the target of each.
+        """Return the scored positions, and the target of each.
 
-        The first token of an example (text-classification), or every token that another one follows. So no score is
-        computed that nothing is learned from.
+        These are the first token of each example (text-classification), or every token with a successor (causal-lm).
+        No other scores are computed.
 
         Returns:
             Rows of the ``B * L`` tokens, int64 ``[T]``, ascending; and the class or the next token, int64 ``[T]``.
@@ -63,12 +63,12 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Lowered:
-    """A batch after the lower blocks of a model; no later call writes over it."""
+    """A batch after the lower blocks of a model; later calls do not overwrite its arrays."""
 
     hidden: Array
-    """Float32 ``[B, L, H]``; ``[B, 1, H]`` after a last block that gives first tokens alone."""
+    """Hidden states, float32 ``[B, L, H]``; ``[B, 1, H]`` after a last block that outputs first tokens alone."""
     context: Mapping[str, Any]
-    """Inputs of all blocks beside it, as onnxruntime has them."""
+    """The other inputs of all blocks, as values of onnxruntime."""
 
 
 class Examples(Protocol):
@@ -114,7 +114,7 @@ class Dataset:
         return digest.hexdigest()
 
     def subset(self, indices: Int64) -> Self:
-        """The examples ``indices`` (int64 ``[n]``), in that order, as a dataset of their own."""
+        """The examples ``indices`` (int64 ``[n]``), in this order, as a new dataset."""
         parts = [self.tokens[self.offsets[i] : self.offsets[i + 1]] for i in indices]
         return dataclasses.replace(
             self,
@@ -165,19 +165,19 @@ class Dataset:
 def batches(
     dataset: Examples, batch_size: int, rng: np.random.Generator, *, class_balance: float = 0.0
 ) -> Iterator[Batch]:
-    """Shuffled batches without end.
+    """Endless shuffled batches.
 
-    Epochs follow one another inside a batch, so that every batch has the same size and no example is left out: the
-    smaller of ``batch_size`` and the number of examples.
+    Every batch has the same size: the smaller of ``batch_size`` and the number of examples. A batch may end one epoch
+    and begin the next, so no example is left out.
 
     Args:
         dataset: examples.
         batch_size: examples at a time, 1 or more.
         rng: draws the orders.
-        class_balance: 0 = every example once an epoch, each epoch in another order. Above, up to 1: a class of n
+        class_balance: 0 = every example once an epoch, each epoch in another order. Above 0, up to 1: a class of n
             examples gets a share of the draws in proportion to ``n ** (1 - class_balance)``, so at 1 all classes that
-            occur get the same; and every class has epochs of its own. Kang et al. (arXiv 1910.09217), equation 1, with
-            ``q = 1 - class_balance``; that draws are spread evenly and not at random is ours.
+            occur get equal shares; and every class has its own epochs. Kang et al. (arXiv 1910.09217), equation 1, with
+            ``q = 1 - class_balance``; they draw at random, here the draws of a class are spread evenly.
 
     Raises:
         DataEmptyError: the dataset has no example.
@@ -199,13 +199,13 @@ def batches(
 
 
 def _epochs(indices: Int64, rng: np.random.Generator) -> Iterator[int]:
-    """``indices`` (one at least) in a random order, then in another, without end."""
+    """``indices`` (at least one) in endless epochs, each in a new random order."""
     while True:
         yield from rng.permutation(indices)
 
 
 def _by_class(labels: Int64, class_balance: float, rng: np.random.Generator) -> Iterator[int]:
-    """Indices without end; class ``c`` of share ``p`` comes at the times ``(u + k) / p``, its phase u drawn once."""
+    """Endless indices; class ``c`` of share ``p`` is drawn at times ``(u + k) / p``, with a random phase u."""
     classes, counts = np.unique(labels, return_counts=True)
     weights = counts.astype(np.float64) ** (1.0 - class_balance)
     periods = weights.sum() / weights
@@ -219,7 +219,7 @@ def _by_class(labels: Int64, class_balance: float, rng: np.random.Generator) -> 
 
 
 def eval_batches(dataset: Dataset, batch_size: int) -> Iterator[Batch]:
-    """Every example once, the longest first: little is padding, and the memory peak comes with the first batch."""
+    """Every example once, the longest first: there is little padding, and the first batch needs the most memory."""
     order = np.argsort(-dataset.lengths, kind="stable")
     for start in range(0, len(dataset), batch_size):
         yield dataset.batch(order[start : start + batch_size])

@@ -2,15 +2,15 @@
 
 EngineError
 ├── DataError
-│   ├── DataInvalidError      a line or file of examples that cannot be used
-│   ├── DataEmptyError        no example at all
-│   └── UnknownLabelError     a label the model has no class for
-├── ArtifactCorruptedError    a file of the artifact is missing or is not what the manifest says
-├── LengthError               a sequence length that the model's positions do not allow
-├── InsufficientMemoryError   onnxruntime could not allocate, or the estimate says it could not
-├── MissingDependencyError    raw text, but no tokenizers package
-├── CheckpointError           training under way that was kept cannot be gone on with
-├── DivergedError             a loss or gradient that is not finite
+│   ├── DataInvalidError      a line or file of examples cannot be used
+│   ├── DataEmptyError        there is no example
+│   └── UnknownLabelError     the model has no class for a label
+├── ArtifactCorruptedError    a file of the artifact is missing or does not match the manifest
+├── LengthError               the model has too few positions for a sequence length
+├── InsufficientMemoryError   onnxruntime could not allocate memory, or the estimate exceeds the limit
+├── MissingDependencyError    raw text needs the package tokenizers, and it is not installed
+├── CheckpointError           a checkpoint cannot be used
+├── DivergedError             a loss or gradient is not finite
 └── GraphError                onnxruntime refused a graph or failed while it ran
 """
 
@@ -46,13 +46,13 @@ class UnknownLabelError(DataError):
 
 
 class ArtifactCorruptedError(EngineError):
-    """A file of the artifact is missing or is not the one that the manifest describes."""
+    """A file of the artifact is missing or does not match the manifest."""
 
     exit_code = ExitCode.ARTIFACT_CORRUPTED
 
 
 class LengthError(EngineError):
-    """A sequence length outside what the model allows."""
+    """A sequence length is outside the range of the model."""
 
     exit_code = ExitCode.USAGE
 
@@ -64,17 +64,17 @@ class InsufficientMemoryError(EngineError):
 
 
 class MissingDependencyError(EngineError):
-    """An optional package is missing that this work needs."""
+    """The work needs an optional package that is not installed."""
 
     exit_code = ExitCode.MISSING_DEPENDENCY
 
 
 class CheckpointError(EngineError):
-    """A checkpoint is damaged, or of another version; work begins anew without it."""
+    """A checkpoint is damaged or of another version; the work begins anew."""
 
 
 class DivergedError(EngineError):
-    """Training left the finite numbers.
+    """A loss or gradient of training is not finite.
 
     Attributes:
         step: the optimizer step concerned (1-based).

@@ -21,14 +21,14 @@ from edge_runtime.formats.plan import Plan
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationResult:
-    """Sums over a dataset; those of parts of one are added with ``+``."""
+    """Sums over a dataset; ``+`` adds the sums of its parts."""
 
     loss_sum: float
     """Negative log-likelihood of all targets, nats."""
     num_targets: int
     """Examples (text-classification) or predicted tokens (causal-lm)."""
     num_correct: int
-    """Targets whose most likely prediction is right."""
+    """Targets that are predicted right, by the highest score."""
 
     def __add__(self, other: EvaluationResult) -> EvaluationResult:
         return EvaluationResult(
@@ -44,12 +44,12 @@ class EvaluationResult:
 
     @property
     def accuracy(self) -> float:
-        """Share of the targets predicted right, in [0, 1]; NaN without a target."""
+        """Share of the targets that are predicted right, in [0, 1]; NaN without a target."""
         return self.num_correct / self.num_targets if self.num_targets else math.nan
 
     @property
     def perplexity(self) -> float:
-        """exp(loss); infinite where that is beyond a float."""
+        """exp(loss); infinite if that overflows."""
         try:
             return math.exp(self.loss)
         except OverflowError:
@@ -57,12 +57,12 @@ class EvaluationResult:
 
 
 class Evaluator:
-    """Evaluates adapters under one plan. Devices use it, and the server for its held-out file.
+    """Evaluates adapters under one plan: on devices, and on the server's held-out file.
 
     Args:
         artifact: the opened artifact.
         plan: units that stay.
-        model: has the weights that are left.
+        model: holds the weights under the plan.
     """
 
     def __init__(self, artifact: Artifact, plan: Plan, model: Scorer) -> None:
@@ -72,7 +72,7 @@ class Evaluator:
 
     @classmethod
     def load(cls, artifact: Artifact, plan: Plan, *, num_threads: int, mode: Mode = "fused") -> Self:
-        """An evaluator with graphs and weights of its own.
+        """Make an evaluator with its own graphs and weights.
 
         Raises:
             ArtifactCorruptedError: the base weights do not match the manifest.

@@ -1,13 +1,12 @@
-"""Examples from JSON lines, by one set of rules for whoever reads them: devices, their doctor, and ``fedspine run``.
+"""Examples from JSON lines, read by the same rules on devices, in ``fedspine-edge doctor`` and in ``fedspine run``.
 
-A line is an object with a text or ``input_ids`` (a list of token ids, which wins where both are there), and for
-text-classification a label. A field that is null is absent. Fields that nobody asked for are not looked at.
+A line is an object with a text or ``input_ids`` (a list of token ids, used if both are there), and for
+text-classification a label. A null field counts as absent. Other fields are ignored.
 
-A label is text, of which blanks around it are not part, or a whole number; 1.0 is 1. true and false are refused: one
-person's classes are named so, another's are 1 and 0, and a guess would be silent. A file's labels are numbers or names,
-not both.
+A label is a whole number (1.0 is 1) or text; blanks around the text are removed. true and false are refused, because
+they may mean names or 1 and 0. The labels of a file are all numbers or all names.
 
-Examples without a word (an empty text, blanks, no token ids) are left out, with one warning for the file.
+Empty examples (an empty text, blanks, no token ids) are left out, with one warning for the file.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ from edge_runtime.engine.labels import Label, is_number
 INPUT_IDS: Final = "input_ids"
 
 MAX_TOKEN_ID: Final = 2**31 - 1
-"""Largest token id that any vocabulary could have."""
+"""Largest token id that is read."""
 
 MAX_LABEL_CHARACTERS: Final = 200
-"""Longest class name; a longer text is not a class."""
+"""Longest name of a class, characters."""
 
 _MAX_WHOLE: Final = 2.0**53
 _SHOWN_FIELDS: Final = 8
@@ -47,20 +46,20 @@ _PAIRS: Final = (
 
 
 class Fields(NamedTuple):
-    """The names of the fields that a reader needs."""
+    """The names of the fields to read."""
 
     text: str = "text"
     label: str | None = None
-    """None if labels are not needed."""
+    """Field of the label; None if labels are not needed."""
     key: str | None = None
-    """A further field that is needed, text or a whole number; None for none."""
+    """Another required field, text or a whole number; None for none."""
     text_advice: str = "rename the one that holds the text to 'text'"
-    """Advice if the text's field is missing."""
+    """Advice for a line without the text's field."""
     label_advice: str = "rename the one that holds the class to 'label'"
 
 
 class Example(NamedTuple):
-    """The content of a line; either ``text`` or ``input_ids``."""
+    """The example on a line, as ``text`` or as ``input_ids``."""
 
     line: int
     text: str | None
@@ -74,11 +73,11 @@ class ExampleReader:
 
     Args:
         path: JSON lines.
-        fields: the needed ones.
-        is_label_optional: whether a label that is missing or cannot be used is only worth a warning.
+        fields: names of the fields to read.
+        is_label_optional: whether a missing or unusable label gives a warning, not an error.
 
     Attributes:
-        lines: says where a line is, and refuses it.
+        lines: the lines of the file, with their numbers for errors.
     """
 
     def __init__(self, path: Path, fields: Fields, *, is_label_optional: bool = False) -> None:
@@ -99,11 +98,11 @@ class ExampleReader:
         self._name_line = 0
 
     def __iter__(self) -> Iterator[Example]:
-        """Read.
+        """Read the examples in order.
 
         Raises:
             DataInvalidError: the file cannot be read, or a line is not an example; names file and line.
-            DataEmptyError: there is no example; after the last line.
+            DataEmptyError: the file ended without an example.
         """
         for record in self.lines:
             example = self._example(record)
@@ -250,7 +249,7 @@ class ExampleReader:
 
 
 def read_texts(stream: IO[bytes] | None, path: Path | None) -> Iterator[str]:
-    """The texts of JSON lines, empty ones too, so that answers can be given line by line.
+    """The texts of JSON lines, one for each line; empty texts are kept.
 
     Args:
         stream: bytes, such as standard input; None = ``path``.
@@ -285,7 +284,7 @@ def _is_chat(value: object) -> bool:
 
 
 def _whole(value: object) -> Label | None:
-    """Text as it is, and a whole number, of which 1.0 is one; None for all else."""
+    """Return text unchanged, and a whole number (1.0 too) as an integer; None for all other values."""
     if isinstance(value, str):
         return value
     if isinstance(value, float) and value.is_integer() and abs(value) <= _MAX_WHOLE:

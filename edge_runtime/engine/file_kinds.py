@@ -1,6 +1,6 @@
-"""The kind of a file that is not JSON lines in UTF-8, and how to convert it: half a sentence each.
+"""Parts of error messages for files that are not JSON lines in UTF-8: the kind of the file, and how to convert it.
 
-Nothing here reads a file; it looks at bytes that were read.
+This module reads no file; its functions take bytes.
 """
 
 from __future__ import annotations
@@ -64,11 +64,13 @@ _WIDE: Final = (
 
 
 def foreign_kind(head: bytes, path: PurePath) -> str | None:
-    """Say what a file is by its first bytes, and how to convert it: the text after "FILE is"; None = maybe JSON lines.
+    """Return the kind of a file by its first bytes, and how to convert it; None = the file may be JSON lines.
+
+    The text follows "FILE is".
 
     Args:
         head: the first HEAD_BYTES of the file.
-        path: its name, for the command to type.
+        path: path of the file, for the suggested command.
     """
     if kind := _by_mark(head, path):
         return kind
@@ -97,13 +99,13 @@ def _by_mark(head: bytes, path: PurePath) -> str | None:
 
 
 def not_utf8(line: bytes, place: int, path: PurePath, *, is_utf8_before: bool) -> str:
-    """Say why a line is not UTF-8, and what to do: the text after "line N is".
+    """Return the likely encoding of a line that is not UTF-8, and the next step; the text follows "line N is".
 
     Args:
-        line: its bytes.
-        place: first byte of it that is not UTF-8.
-        path: the file, for the command to type.
-        is_utf8_before: whether other characters than ASCII came before in the file, in UTF-8.
+        line: bytes of the line.
+        place: index of the first byte that is not UTF-8.
+        path: path of the file, for the suggested command.
+        is_utf8_before: whether earlier lines of the file hold non-ASCII characters in UTF-8.
     """
     what = f"not UTF-8 (its byte {place + 1} is 0x{line[place]:02x})"
     if is_utf8_before or not line[:place].isascii():
@@ -114,11 +116,11 @@ def not_utf8(line: bytes, place: int, path: PurePath, *, is_utf8_before: bool) -
 
 
 def not_json(line: str, path: PurePath) -> str | None:
-    """Say what a file is whose first line is not a JSON object: the text after "FILE is"; None = not known.
+    """Return the kind of a file whose first line is not a JSON object; the text follows "FILE is"; None = unknown.
 
     Args:
         line: the first line that is not blank.
-        path: the file, for the command to type.
+        path: path of the file, for the suggested command.
     """
     line = line.strip()
     name = shlex.quote(path.name)
@@ -146,7 +148,7 @@ def _columns(line: str, delimiter: str) -> list[str]:
 
 
 def _unmarked_utf16(head: bytes) -> str | None:
-    """UTF-16 without a mark: ASCII, of which JSON is made, has a zero in every other byte."""
+    """Recognise UTF-16 without a mark: with ASCII characters, as in JSON, every other byte is zero."""
     start = head[: len(head) // 2 * 2]
     for encoding, zeros, others in (("UTF-16LE", start[1::2], start[::2]), ("UTF-16BE", start[::2], start[1::2])):
         if len(others) > 1 and others[:1] in {b"{", b"["} and 2 * zeros.count(0) > len(zeros) and 0 not in others:
@@ -155,9 +157,10 @@ def _unmarked_utf16(head: bytes) -> str | None:
 
 
 def _looks_like_windows_1252(line: bytes) -> bool:
-    """Mostly ASCII, single letters and signs of Western Europe between.
+    """Return whether a line is mostly ASCII with single letters and signs of Western Europe.
 
-    Encodings of other scripts write runs of such bytes; those of Central Europe put what would be signs inside words.
+    Encodings of other scripts have runs of such bytes. Encodings of Central Europe have letters where Windows-1252 has
+    signs, so signs would stand inside words.
     """
     try:
         text = line.decode("cp1252")

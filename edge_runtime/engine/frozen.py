@@ -1,4 +1,4 @@
-"""Frozen weights of one plan: kept in the type that they are stored in, or as float32; read as float32."""
+"""Frozen weights of one plan: held in their stored type or as float32, and read as float32."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from edge_runtime.formats.quantization import Quantized
 Array = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
 Held = npt.NDArray[Any] | Quantized
-"""A weight as it is kept: float32 or float16, or a matrix in fewer bits."""
+"""A weight in memory: float32 or float16, or a matrix in fewer bits."""
 
 
 class FrozenWeights(Mapping[str, Array]):
     """Weights by name. Float32 weights are read in place; all others are converted each time.
 
     Args:
-        held: arrays are C-contiguous; read-only where they are views of the base blob.
+        held: weights by name; arrays are C-contiguous, and views of the base blob are read-only.
     """
 
     def __init__(self, held: Mapping[str, Held]) -> None:
         self._held = dict(held)
 
     def __getitem__(self, name: str) -> Array:
-        """Float32, C-contiguous."""
+        """A weight as a float32 array, C-contiguous."""
         return as_float32(self._held[name])
 
     def __iter__(self) -> Iterator[str]:
@@ -41,27 +41,27 @@ class FrozenWeights(Mapping[str, Array]):
         return len(self._held)
 
     def __contains__(self, name: object) -> bool:
-        """Return whether a weight is there; nothing is converted."""
+        """Return whether a weight exists; nothing is converted."""
         return name in self._held
 
     def held(self, name: str) -> Held:
-        """A weight as it is kept."""
+        """A weight in the type in which it is held."""
         return self._held[name]
 
     def is_float32(self, name: str) -> bool:
-        """Return whether a weight is float32, so that reading it costs nothing."""
+        """Return whether a weight is held as float32, so it is read without a conversion."""
         held = self._held[name]
         return not isinstance(held, Quantized) and held.dtype == np.float32
 
     def table(self, name: str, token_ids: Int64) -> tuple[Array, Int64]:
-        """Rows of a matrix for some tokens, each once, and the tokens as indices of those.
+        """The distinct rows of a matrix for some tokens, and the tokens as indices of these rows.
 
         Args:
-            name: of a matrix ``[V, H]``.
-            token_ids: ``[B, L]``, below V.
+            name: name of a matrix ``[V, H]``.
+            token_ids: tokens ``[B, L]``, below V.
 
         Returns:
-            Float32 ``[U, H]`` and int64 ``[B, L]``, below U.
+            Rows, float32 ``[U, H]``, and indices, int64 ``[B, L]``, below U.
         """
         tokens, indices = np.unique(token_ids, return_inverse=True)
         return as_float32(take(self._held[name], tokens, 0)), indices.reshape(token_ids.shape)
@@ -75,16 +75,16 @@ class FrozenWeights(Mapping[str, Array]):
             np.copyto(out, held)
 
     def put(self, name: str, value: Held) -> None:
-        """Keep another array for a weight."""
+        """Replace the array of a weight."""
         self._held[name] = value
 
 
 class BlockWeights:
-    """Weights as float32 for one block at a time: where they lie, if that is float32; else in memory that blocks share.
+    """Float32 weights for one block at a time: float32 weights in place, others in memory that all blocks share.
 
     Args:
-        weights: of the model.
-        prefixes: of each block's names.
+        weights: weights of the model.
+        prefixes: prefix of the names of each block.
     """
 
     def __init__(self, weights: FrozenWeights, prefixes: Sequence[str]) -> None:
@@ -94,11 +94,11 @@ class BlockWeights:
         self._loaded: int | None = None
 
     def prefix(self, layer: int | None) -> str:
-        """Of a block's names; none for those of embedding and head, ``layer`` None."""
+        """Prefix of a block's names; empty for embedding and head (``layer`` None)."""
         return "" if layer is None else self._prefixes[layer]
 
     def readable(self, name: str, prefix: str) -> Array:
-        """Return the array from which a stage reads a weight: in the shared memory, after :meth:`load`."""
+        """Return the array from which a stage reads a weight; in shared memory it is valid after :meth:`load`."""
         if not prefix or self._weights.is_float32(name):
             return self._weights[name]
         shape, local = self._weights.held(name).shape, name.removeprefix(prefix)
@@ -120,15 +120,15 @@ class BlockWeights:
         self._loaded = layer
 
     def reload(self) -> None:
-        """Convert anew: a weight is another array now."""
+        """Convert the weights anew at the next :meth:`load`, after a weight was replaced."""
         self._loaded = None
 
 
 def as_float32(held: Held) -> Array:
-    """A kept weight as float32: itself, if it is."""
+    """A held weight as float32; a float32 array is returned unchanged."""
     return held.float32() if isinstance(held, Quantized) else held.astype(np.float32, copy=False)
 
 
 def take(held: Held, indices: Indices, axis: int) -> Held:
-    """The part of a kept weight at ``indices`` of an axis; a copy."""
+    """The part of a held weight at ``indices`` of an axis, as a copy."""
     return held.take(indices, axis) if isinstance(held, Quantized) else np.take(held, indices, axis=axis)

@@ -1,6 +1,6 @@
-"""Fused mode: one graph for forward, loss and backward, one for evaluation.
+"""Fused mode: one graph for forward, loss and backward, and one graph for evaluation.
 
-onnxruntime sees a whole step: nothing is computed twice, and all blocks' activations are alive at once.
+One run of onnxruntime is a whole step: nothing is computed twice, and the activations of all blocks are in memory.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ class FusedGraphs:
 
     @cached_property
     def training(self) -> Graph:
-        """Forward, loss and backward.
+        """The graph of forward, loss and backward.
 
         Raises:
-            GraphError: onnxruntime refuses it.
+            GraphError: onnxruntime refuses the graph.
             InsufficientMemoryError: too little memory.
         """
         return Graph(self._artifact.path(names.TRAINING_GRAPH), num_threads=self._num_threads)
 
     @cached_property
     def evaluation(self) -> Graph:
-        """Forward and counts; raises as :attr:`training`."""
+        """The graph of forward, loss and counts; raises the errors of :attr:`training`."""
         return Graph(self._artifact.path(names.EVALUATION_GRAPH), num_threads=self._num_threads)
 
     @property
     def keeps_stored(self) -> Collection[str]:
-        """Only tables that are looked up; the graphs take all other weights as float32, all at once."""
+        """Only tables that are looked up; the graphs take all other weights as float32."""
         return self._artifact.manifest.looked_up
 
     def load_training(self) -> None:
@@ -161,6 +161,6 @@ def _sizes(layout: AdapterLayout, lora_scaling: float) -> dict[str, npt.NDArray[
 
 
 def _bind_known(binding: Binding, values: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Bind those that the graph has; onnxruntime drops inputs that nothing depends on."""
+    """Bind the values that are inputs of the graph; onnxruntime drops unused inputs."""
     for name in binding.graph.inputs & set(values):
         binding.bind(name, values[name])

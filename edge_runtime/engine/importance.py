@@ -1,4 +1,4 @@
-"""Importance of units from LoRA factors and their gradients; no gradient of a frozen weight is ever formed.
+"""Importance of units from LoRA factors and their gradients, without gradients of frozen weights.
 
 For a target with frozen weight ``W``, factors ``A`` and ``B``, their gradients ``gA`` and ``gB``, and ``s`` = alpha / r
 (LoRAPrune, Zhang et al. 2023, https://arxiv.org/abs/2305.18403, and its public code):
@@ -9,12 +9,12 @@ For a target with frozen weight ``W``, factors ``A`` and ``B``, their gradients 
     score = sum over the group's coupled matrices of v / ||v||_2
 
 The paper squares S; the public code, which this follows, does not. With grouped-query attention a unit is a key/value
-head with all its query heads: ``unit_size`` of each target says how many rows or columns that is. Scores are smoothed,
-``score_t = 0.9 score_{t-1} + 0.1 score``, and a group whose new scores are not finite is skipped; starting from the
-first scores instead of zero is ours, and so is that a matrix whose sums are all zero adds nothing.
+head with all its query heads: ``unit_size`` of each target is the number of its rows or columns. Scores are smoothed,
+``score_t = 0.9 score_{t-1} + 0.1 score``, and a group whose new scores are not finite is skipped. Two rules are ours:
+smoothing starts from the first scores instead of zero, and a matrix whose sums are all zero adds nothing.
 
-``G`` and ``W + s B A`` exist for a few rows at a time: two products of inner size ``2 r`` and ``r`` that stay in the
-cache. docs/importance.md has the cost beside a training step.
+``G`` and ``W + s B A`` are computed for a few rows at a time: two products of inner size ``2 r`` and ``r`` that stay in
+the cache. docs/importance.md has the cost beside a training step.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from edge_runtime.formats.plan import Plan
 
 Array = npt.NDArray[np.float32]
 Scores = dict[tuple[int, str], Array]
-"""``(layer, group)`` to one score per unit that is there, float32 ``[num_kept]``, 0 or more."""
+"""``(layer, group)`` to one score per kept unit, float32 ``[num_kept]``, 0 or more."""
 
 SMOOTHING: Final = 0.9
-"""Weight of the score so far."""
+"""Weight of the earlier score."""
 
 _BLOCK_ELEMENTS: Final = 1 << 16
-"""Elements of a matrix worked on at a time: 256 KiB, which a core's cache holds."""
+"""Elements of a matrix that are computed at a time: 256 KiB, which a core's cache holds."""
 
 
 def unit_scores(
@@ -48,17 +48,17 @@ def unit_scores(
     gradient: Mapping[str, Array],
     lora_scaling: float,
 ) -> Scores:
-    """Scores of all units that are there, from one gradient; see the module for the formula.
+    """Scores of all kept units, from one gradient; see the module for the formula.
 
     Args:
         manifest: the artifact's manifest.
         weights: frozen weights by name, sliced or not, float32.
         adapter: LoRA factors by name, under the same plan.
-        gradient: of the loss with respect to ``adapter``, by name; a factor that is not there is not trained.
+        gradient: gradient of the loss with respect to ``adapter``, by name; factors without one are not trained.
         lora_scaling: alpha / rank.
 
     Returns:
-        Scores of every group that has a target; values that are not finite are left in.
+        Scores of every group that has a target; they may be not finite.
     """
     totals: dict[tuple[int, str], npt.NDArray[np.float64]] = {}
     for target in manifest.targets:
@@ -108,11 +108,11 @@ def sensitivity_sums(
 
 
 class ImportanceTracker:
-    """Smoothed scores of one assignment; shrinks with its plan.
+    """Smoothed scores of one assignment; they shrink with its plan.
 
     Args:
-        plan: units that are there at first.
-        smoothing: weight of the score so far, in [0, 1).
+        plan: units at the start.
+        smoothing: weight of the earlier score, in [0, 1).
     """
 
     def __init__(self, plan: Plan, smoothing: float = SMOOTHING) -> None:
@@ -121,7 +121,7 @@ class ImportanceTracker:
         self._scores: Scores = {}
 
     def update(self, scores: Mapping[tuple[int, str], Array]) -> None:
-        """Take new scores in; a group with a value that is not finite is skipped, the others are not."""
+        """Add new scores; a group with a value that is not finite is skipped."""
         for key, new in scores.items():
             if not np.isfinite(new).all():
                 continue
@@ -136,26 +136,26 @@ class ImportanceTracker:
         self._plan = plan
 
     def so_far(self) -> Scores:
-        """Smoothed scores of the groups that have any, for :meth:`take_up`."""
+        """Smoothed scores of the groups that have scores, for :meth:`take_up`."""
         return dict(self._scores)
 
     def take_up(self, scores: Scores) -> None:
-        """Go on from the scores of another tracker under the same plan, see :func:`check_scores`."""
+        """Continue from the scores of another tracker under the same plan, see :func:`check_scores`."""
         self._scores = {key: value.copy() for key, value in scores.items()}
 
     def scores(self) -> Scores:
-        """Scores of every group of the plan; empty when one of them has had no finite score yet."""
+        """Scores of every group of the plan; empty if a group has no finite scores yet."""
         if any(key not in self._scores for key in self._plan.units):
             return {}
         return {key: self._scores[key].copy() for key in self._plan.units}
 
 
 def check_scores(plan: Plan, scores: Scores) -> None:
-    """Refuse scores that are not of units of ``plan``; groups may be missing.
+    """Refuse scores that do not fit ``plan``; groups may be missing.
 
     Raises:
-        PlanError: a group that the plan lacks.
-        TensorError: another number of scores than units, or one that is not finite.
+        PlanError: the plan lacks a group.
+        TensorError: the number of scores is not the number of units, or a score is not finite.
     """
     for (layer, group), value in scores.items():
         num_kept = plan.kept(layer, group).size
@@ -167,13 +167,13 @@ def check_scores(plan: Plan, scores: Scores) -> None:
 
 
 def _gradients(target: TargetSpec, a: Array, b: Array, gradient: Mapping[str, Array]) -> tuple[Array, Array]:
-    """Gradients of both factors; zeros for one that is not trained."""
+    """Gradients of both factors; zeros for a factor that is not trained."""
     grad_a, grad_b = gradient.get(names.lora_a(target.module)), gradient.get(names.lora_b(target.module))
     return np.zeros_like(a) if grad_a is None else grad_a, np.zeros_like(b) if grad_b is None else grad_b
 
 
 def _unit_vector(sums: Array, prune: PruneAxis) -> npt.NDArray[np.float64]:
-    """Sums over the rows or columns of each unit, divided by the L2 norm of them all, float64 ``[num_kept]``."""
+    """Sum over the rows or columns of each unit, divided by the L2 norm of all sums, float64 ``[num_kept]``."""
     units: npt.NDArray[np.float64] = sums.astype(np.float64).reshape(-1, prune.unit_size).sum(axis=1)
     norm = np.linalg.norm(units)
     return units if norm == 0.0 else units / norm

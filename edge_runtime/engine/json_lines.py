@@ -1,8 +1,8 @@
 """JSON lines from a file or a stream, one object at a time: one set of rules for every reader of such files.
 
-UTF-8, with or without a byte order mark; line ends LF or CRLF; blank lines are passed over. NaN and Infinity are read,
-as Python and pandas write them: they are a fault only where a reader uses them. Whatever else is met ends with one
-error that says what the file or the line is and what to do.
+Files are UTF-8, with or without a byte order mark; line ends are LF or CRLF; blank lines are skipped. NaN and Infinity
+are read, because Python and pandas write them; a reader refuses them only in fields that it uses. All other faults end
+with one error that names the kind of the file or line, and the next step.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ Record = dict[str, object]
 
 
 class Repeated(dict[str, object]):
-    """An object that has a field twice.
+    """An object in which a field occurs twice.
 
     Attributes:
-        repeated: those fields.
+        repeated: names of the fields that occur twice.
     """
 
     def __init__(self, pairs: list[tuple[str, object]]) -> None:
@@ -44,12 +44,12 @@ class JsonLines:
 
     Args:
         path: the file; None = ``stream``.
-        stream: bytes to read in its place.
-        name: in errors; by default, its path.
+        stream: bytes to read if ``path`` is None.
+        name: name of the file in errors; by default, its path.
         expected: contents of a line, for errors.
 
     Attributes:
-        line: number of the line that was read last, from 1.
+        line: number of the last line that was read, from 1.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class JsonLines:
         self._is_utf8 = False
 
     def __iter__(self) -> Iterator[Record]:
-        """Read.
+        """Read the objects in order.
 
         Raises:
             DataInvalidError: the file cannot be read, or a line holds no object; names file and line.
@@ -86,11 +86,11 @@ class JsonLines:
             raise DataInvalidError(msg) from error
 
     def refuse(self, fault: str, *, line: int | None = None) -> NoReturn:
-        """End with an error about a line.
+        """Raise an error about a line.
 
         Args:
             fault: text after "line N", such as "has no field 'text'".
-            line: its number; None = the line that was read last.
+            line: number of the line; None = the last line that was read.
 
         Raises:
             DataInvalidError: always.
@@ -99,7 +99,7 @@ class JsonLines:
         raise DataInvalidError(msg)
 
     def place(self, line: int | None = None) -> str:
-        """Return the place of a line for messages; by default, of the line that was read last."""
+        """Return the place of a line for messages; by default, of the last line that was read."""
         return f"{self._name}: line {self.line if line is None else line}"
 
     def _read(self, file: IO[bytes]) -> Iterator[Record]:
@@ -184,10 +184,10 @@ class JsonLines:
 
 
 def check_file(path: Path) -> None:
-    """Refuse a path that cannot be a data file, before it is opened: a pipe would wait for ever.
+    """Refuse a path that is not a regular file before it is opened: a pipe would block for ever.
 
     Raises:
-        DataInvalidError: there is none, a directory, or no regular file.
+        DataInvalidError: the path is missing, a directory, or another kind of file.
     """
     try:
         mode = path.stat().st_mode
@@ -204,7 +204,7 @@ def check_file(path: Path) -> None:
 
 
 def in_words(value: object) -> str:
-    """A JSON value as a person would name it.
+    """A description of a JSON value for messages.
 
     >>> in_words(None), in_words(True), in_words(5), in_words([1]), in_words({}), in_words("a")
     ('null', 'true', 'the number 5', 'a list', 'an object', "the text 'a'")
@@ -219,7 +219,7 @@ def in_words(value: object) -> str:
 
 
 def shown(value: object) -> str:
-    """An excerpt of the value that was found, without control characters, short enough for one line."""
+    """An excerpt of a value for messages, without control characters, short enough for one line."""
     text = repr(value[: _SHOWN + 1]) if isinstance(value, str) else repr(value)
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 

@@ -1,4 +1,4 @@
-"""Names of classes: which class a label means, and which names are likely to mean the same."""
+"""Names of classes: the class of a label, and names that probably mean the same class."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final
 from edge_runtime.engine.json_lines import shown
 
 Label = str | int
-"""A label as a file gives it: a class name without blanks around it, or a whole number."""
+"""A label from a file: a class name without blanks around it, or a whole number."""
 
 _NUMBER: Final = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _INDEX: Final = re.compile(r"0|[1-9]\d{0,8}", re.ASCII)
@@ -20,10 +20,10 @@ _SHOWN_CHARACTERS: Final = 40
 
 
 class Classes:
-    """The classes that a model knows, in the order of its outputs.
+    """The classes of a model, in the order of its outputs.
 
     Args:
-        names: one each.
+        names: name of each class.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -39,24 +39,24 @@ class Classes:
         self._by_name.update((name, index) for index, name in enumerate(names))
 
     def named(self, label: Label) -> int | None:
-        """The class that a label names, None if the model knows none such; 1 names the class "1.0" too."""
+        """The index of the class with the name ``label``, None if there is none; 1 names the class "1.0" too."""
         if isinstance(label, str):
             return self._by_name.get(label)
         return self._by_name[str(label)] if str(label) in self._by_name else self._by_value.get(label)
 
     def numbered(self, label: Label) -> int | None:
-        """The class whose index a label is; None if it is none, or where any class is named by a number."""
+        """The class with the index ``label``; None if there is none, or if the name of any class is a number."""
         if self._by_value or not _INDEX.fullmatch(str(label)):
             return None
         return int(label) if int(label) < len(self._names) else None
 
     def unknown(self, label: Label, owner: str, *, can_be_index: bool = True) -> str:
-        """Return the text after "line N" for a label that is not found.
+        """Return the text after "line N" for an unknown label.
 
         Args:
-            label: as the file gives it.
-            owner: whose classes they are, such as "the artifact".
-            can_be_index: whether indices count too: not where the order of the classes is known to nobody.
+            label: label from the file.
+            owner: owner of the classes, such as "the artifact".
+            can_be_index: whether a label may be an index; False if the classes have no known order.
         """
         known = ", ".join(_plain(name) for name in self._names[:_SHOWN_CLASSES])
         more = ", ..." if len(self._names) > _SHOWN_CLASSES else ""
@@ -76,7 +76,7 @@ def is_number(name: str) -> bool:
 
 
 def sort_labels(names: Iterable[str]) -> tuple[str, ...]:
-    """Classes in the order of the model's outputs: by number where all are numbers, else by letters.
+    """Classes in the order of the model's outputs: by value if all names are numbers, else alphabetically.
 
     >>> sort_labels({"10", "9"}), sort_labels({"b", "10", "a"}), sort_labels({"-1", "-2", "1.5"})
     (('9', '10'), ('10', 'a', 'b'), ('-2', '-1', '1.5'))
@@ -86,7 +86,7 @@ def sort_labels(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def alike(names: Iterable[str]) -> list[tuple[str, ...]]:
-    """Groups of names that differ only in case, blanks, the way a character is encoded, or how a number is written.
+    """Groups of names that differ only in case, blanks, the encoding of a character, or the form of a number.
 
     >>> alike(["spam", "Spam", "ham", "not  ham", "not ham", "1", "1.0"])
     [('Spam', 'spam'), ('not  ham', 'not ham'), ('1', '1.0')]
@@ -98,7 +98,7 @@ def alike(names: Iterable[str]) -> list[tuple[str, ...]]:
 
 
 def _value(name: str) -> float:
-    """Return the number that a name is; float() alone strips fewer characters than :func:`is_number`."""
+    """Return a name as a number; float() alone strips fewer characters than :func:`is_number`."""
     return float(name.strip())
 
 
@@ -109,5 +109,5 @@ def _folded(name: str) -> str:
 
 
 def _plain(name: str) -> str:
-    """A name as it is, where that is printable and short."""
+    """A name unchanged if it is printable and short, else an excerpt."""
     return name if name.isprintable() and len(name) <= _SHOWN_CHARACTERS else shown(name)

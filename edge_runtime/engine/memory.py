@@ -1,7 +1,7 @@
 """The memory that training will need.
 
-The estimate is the sum of all arrays that must be alive at the peak, in units that follow from shapes. Its constants
-were fitted to VmHWM of onnxruntime 1.31 on x86-64 over two models (a 22.7 M parameter encoder, a 5.5 M parameter
+The estimate is the sum of all arrays that are in memory at the peak. Their sizes follow from shapes and constants,
+which were fitted to VmHWM of onnxruntime 1.31 on x86-64 over two models (a 22.7 M parameter encoder, a 5.5 M parameter
 decoder) and 18 settings of batch, length, pruning ratio and rank for each mode. Measured again on 2026-11-21 (MiniLM,
 both modes), estimates are 5 % above.
 """
@@ -26,7 +26,7 @@ _STORED_BYTES: Final = {"float32": 4.0, "float16": 2.0, "int8": 1.02, "nf4": 0.5
 _PROCESS_BYTES: Final = 90 * 1024 * 1024
 """Interpreter, packages, loaded graphs (76 MB measured), tokenizer and examples."""
 _STATE_VECTORS: Final = 13.7
-"""Fused mode: vectors of N floats: adapter, gradients, moments, their next values, and the pieces inside the graph."""
+"""Fused mode: vectors of N floats, for adapter, gradients, moments, their next values, and parts inside the graph."""
 _STAGED_STATE_VECTORS: Final = 9.5
 """Staged mode: as above, with the pieces of one block."""
 _LINEAR_FLOATS: Final = 1.02
@@ -38,11 +38,11 @@ _ATTENTION_FLOATS: Final = 1.35
 _STAGED_ATTENTION_FLOATS: Final = 1.9
 """Staged mode: the same for the attention weights of one block."""
 _SHORT_LINEAR_SHARE: Final = 0.3
-"""Of a last block that gives first tokens alone: about what its keys and values are of all its linear layers."""
+"""Share of a last block that outputs first tokens alone: about the share of keys and values in its linear layers."""
 _LOGIT_FLOATS: Final = 4.65
 """Floats per score of a causal-lm (tokens x vocabulary, or the part that staged mode computes at a time)."""
 FEATURE_BATCHES: Final = 4
-"""Features are computed of as many tokens at a time as so many full batches have: a block is loaded once for them."""
+"""Full batches whose tokens pass a block together when features are computed, so that the block is loaded once."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,11 +52,11 @@ class TrainingMemory:
     process: int
     """Interpreter, packages, graphs, tokenizer, examples."""
     weights: int
-    """Frozen weights: float32, or (staged mode) as stored and those of one block as float32."""
+    """Frozen weights: as float32; in staged mode as they are stored, and one block as float32 too."""
     state: int
     """Adapter, gradients, moments."""
     hidden: int
-    """Staged mode: hidden states between blocks and residual sums; fused mode: 0, they are among the next."""
+    """Staged mode: hidden states between blocks and residual sums; fused mode: 0, as ``linear`` includes them."""
     linear: int
     """Inputs and outputs of linear layers, and arrays computed from them: of all blocks, or of one."""
     attention: int
@@ -66,7 +66,7 @@ class TrainingMemory:
 
     @property
     def activations(self) -> int:
-        """All that grows with the batch."""
+        """All memory that grows with the batch."""
         return self.hidden + self.linear + self.attention + self.scores
 
 
@@ -95,7 +95,7 @@ def estimate_training_bytes(
 def estimate_features_bytes(manifest: Manifest, plan: Plan, batch_size: int, max_length: int) -> int:
     """Peak resident memory of a device process that computes features of a frozen model, bytes.
 
-    An upper bound: of a block's forward it takes what staged training takes of its forward and backward.
+    An upper bound: it counts for a block's forward pass the memory of forward and backward in staged training.
     """
     parts = training_memory(manifest, plan, 1, batch_size, max_length, "staged")
     stored = sum(math.prod(tensor.shape) * _STORED_BYTES[tensor.dtype] for tensor in manifest.tensors)
@@ -106,8 +106,8 @@ def estimate_features_bytes(manifest: Manifest, plan: Plan, batch_size: int, max
 def estimate_forward_bytes(manifest: Manifest, rank: int, batch_size: int, max_length: int) -> int:
     """Peak resident memory of a device process that tunes an adapter by forward passes alone, bytes.
 
-    An upper bound, as :func:`estimate_features_bytes`. Beside activations it counts the adapter, where it is perturbed,
-    what came with it, a preconditioner, and hidden states: three at work, one that is held.
+    An upper bound, as :func:`estimate_features_bytes`. Beside activations it counts four vectors (the adapter, its
+    perturbed copy, its payload and a preconditioner) and hidden states four times, three in use and one kept.
 
     Raises:
         TensorError: the rank is out of range.
@@ -124,8 +124,9 @@ def estimate_forward_bytes(manifest: Manifest, rank: int, batch_size: int, max_l
 def estimate_lower_bytes(manifest: Manifest, cut: int, batch_size: int, max_length: int, num_coded: int = 0) -> int:
     """Peak resident memory of a device process that runs embedding and lower blocks alone, bytes.
 
-    An upper bound, as :func:`estimate_features_bytes`: weights below the cut and, but for an output matrix, outside the
-    blocks; hidden states three times; and the coded activations of all examples twice, as arrays and as one blob.
+    An upper bound, as :func:`estimate_features_bytes`. It counts the weights below the cut and outside the blocks,
+    except an output matrix; hidden states three times; and the coded activations of all examples twice, as arrays and
+    as one blob.
 
     Args:
         manifest: the artifact's manifest.
@@ -155,8 +156,8 @@ def estimate_lower_bytes(manifest: Manifest, cut: int, batch_size: int, max_leng
 def estimate_whole_bytes(manifest: Manifest, batch_size: int, max_length: int) -> int:
     """Peak resident memory of a device process that tunes all weights by forward passes alone, bytes.
 
-    An upper bound, as :func:`estimate_forward_bytes`: all weights as float32, those of one block and outside the blocks
-    once more, but for a word embedding that is only looked up.
+    An upper bound, as :func:`estimate_forward_bytes`: all weights as float32, and a second copy of the weights of one
+    block and of the weights outside the blocks, except a word embedding that is only looked up.
 
     Raises:
         TensorError: the manifest has no adapter of rank 1.
@@ -178,7 +179,7 @@ def estimate_whole_bytes(manifest: Manifest, batch_size: int, max_length: int) -
 def training_memory(
     manifest: Manifest, plan: Plan, rank: int, batch_size: int, max_length: int, mode: Mode
 ) -> TrainingMemory:
-    """The parts of :func:`estimate_training_bytes`; takes and raises the same."""
+    """The parts of :func:`estimate_training_bytes`, which has the same arguments and errors."""
     tokens = batch_size * max_length
     num_params = AdapterLayout.of(manifest, plan, rank).num_elements
     widths, heads = _linear_widths(manifest, plan), _num_query_heads(manifest, plan)
@@ -206,7 +207,7 @@ def training_memory(
 
 
 def _of_tuned(manifest: Manifest, counts: Mapping[int, int], short_share: float) -> float:
-    """Sum over the layers that are tuned, of a last block that gives first tokens alone that share."""
+    """Sum of counts over the tuned layers; a last block that outputs first tokens alone counts by ``short_share``."""
     is_short, last = manifest.scores_first_only, manifest.num_layers - 1
     return sum(
         count * (short_share if is_short and layer == last else 1.0)
@@ -216,7 +217,7 @@ def _of_tuned(manifest: Manifest, counts: Mapping[int, int], short_share: float)
 
 
 def _linear_widths(manifest: Manifest, plan: Plan) -> dict[int, int]:
-    """Inputs and outputs of all linear layers of a block together, under the plan."""
+    """Sum of the inputs and outputs of all linear layers of each block, under the plan."""
     widths: dict[int, int] = {}
     for layer, shape in _matrices(manifest, plan):
         widths[layer] = widths.get(layer, 0) + sum(shape)
@@ -231,7 +232,7 @@ def _matrices(manifest: Manifest, plan: Plan) -> Iterator[tuple[int, tuple[int, 
 
 
 def _num_query_heads(manifest: Manifest, plan: Plan) -> dict[int, int]:
-    """Query heads of a layer that stay: with grouped-query attention a unit has as many as its width says."""
+    """Query heads that stay in each layer; with grouped-query attention the width of a unit gives their number."""
     widths: dict[int, list[int]] = {}
     for tensor in manifest.tensors:
         for prune in tensor.prune:
@@ -243,8 +244,8 @@ def _num_query_heads(manifest: Manifest, plan: Plan) -> dict[int, int]:
 def _weight_bytes(manifest: Manifest, plan: Plan, mode: Mode) -> int:
     """Bytes of the sliced weights.
 
-    A word embedding that is not an output matrix stays as it is stored. In staged mode matrices of blocks do too, and
-    those of one block are there as float32 beside that.
+    A word embedding that is not an output matrix is held as it is stored. So are matrices of blocks in staged mode, and
+    the matrices of one block are also in memory as float32.
     """
     weights = 0.0
     converted: dict[int, int] = {}

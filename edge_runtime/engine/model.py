@@ -1,4 +1,4 @@
-"""The interface of training and evaluation to an artifact's graphs, the same for both ways of running them.
+"""The interface of training and evaluation to an artifact's graphs, the same for both modes.
 
 Two modes run the same stages: *fused* (one graph for a whole step, fastest) and *staged* (a graph for each stage, one
 block's activations at a time, least memory).
@@ -16,24 +16,24 @@ from edge_runtime.engine.frozen import Array, FrozenWeights
 from edge_runtime.formats.adapter import AdapterLayout
 
 Mode = Literal["fused", "staged"]
-"""Way of running the graphs."""
+"""Mode in which graphs are run."""
 MODES: Final[tuple[Mode, ...]] = ("fused", "staged")
-"""All of them, the fastest first."""
+"""All modes, the fastest first."""
 
 
 class Scorer(Protocol):
     """Scores batches under adapters for one plan; one thread at a time."""
 
     def hold(self, layout: AdapterLayout, lora_scaling: float) -> None:
-        """Take adapters of other sizes from now on.
+        """Prepare for adapters of another layout.
 
         Args:
-            layout: of the plan that the weights have.
+            layout: layout of the adapters, under the plan of the weights.
             lora_scaling: alpha / rank.
         """
 
     def score(self, batch: Batch, params: Array) -> tuple[float, int]:
-        """Sum of the negative log-likelihoods (nats) of a batch's targets, and how many of them have the highest score.
+        """Sum of the negative log-likelihoods (nats) of a batch's targets, and the number of correct predictions.
 
         Raises:
             GraphError: onnxruntime failed.
@@ -45,17 +45,17 @@ class Model(Scorer, Protocol):
     """Graphs with the frozen weights of one plan bound."""
 
     def reload(self, name: str) -> None:
-        """A frozen weight has another array now; :meth:`hold` the layout that comes with it next."""
+        """Bind the new array of a frozen weight; then call :meth:`hold` with the new layout."""
 
     def gradient(self, batch: Batch, params: Array, grads: Array, summed: Array, num_targets: int) -> float:
-        """Add the gradient of a batch's loss: of the sum over its targets, divided by ``num_targets``.
+        """Add the gradient of a batch's loss, which is the sum over its targets divided by ``num_targets``.
 
         Args:
             batch: examples.
             params: flat adapter ``[N]``.
             grads: sum of the earlier gradients, ``[N]``.
             summed: another array ``[N]``; becomes ``grads`` plus the gradient.
-            num_targets: of the batch, or of the larger one that it is a part of.
+            num_targets: number of targets of the batch, or of the larger batch of which it is a part.
 
         Returns:
             The loss, nats; 0 without targets.
@@ -67,7 +67,7 @@ class Model(Scorer, Protocol):
 
 
 class Graphs(Protocol):
-    """Graphs of one artifact in one mode; without weights, so they serve all arms and, once loaded, all threads."""
+    """Graphs of one artifact in one mode. They hold no weights; all arms and, once loaded, all threads share them."""
 
     def load_training(self) -> None:
         """Load the graphs and weights of training now, not on first use.
@@ -78,14 +78,14 @@ class Graphs(Protocol):
         """
 
     def model(self, weights: FrozenWeights, layout: AdapterLayout, lora_scaling: float) -> Model:
-        """A model of sliced weights, which it shares; raises as :meth:`load_training`.
+        """A model that shares sliced weights; raises the errors of :meth:`load_training`.
 
         Args:
-            weights: under the layout's plan.
-            layout: of the adapters to come.
+            weights: weights under the layout's plan.
+            layout: layout of the adapters.
             lora_scaling: alpha / rank.
         """
 
     @property
     def keeps_stored(self) -> Collection[str]:
-        """Frozen weights that may be kept in the type that they are stored in; the others must be float32."""
+        """Frozen weights that may be held in their stored type; all others must be float32."""

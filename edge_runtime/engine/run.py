@@ -1,4 +1,4 @@
-"""The interface of assignments to an engine, the same for the portable one and onnxruntime-training's."""
+"""The interface of assignments to an engine, the same for the portable engine and onnxruntime-training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from edge_runtime.wire.work import HyperParameters
 
 
 class Resumable(Protocol):
-    """A run whose state can be kept, and taken up by another process."""
+    """A run whose state can be saved and restored by another process."""
 
     num_steps: int
 
@@ -56,17 +56,17 @@ class Run(Protocol):
         """Shrink to a smaller plan; see :meth:`edge_runtime.engine.trainer.TrainingRun.prune`."""
 
     def score_units(self) -> None:
-        """Take the last step's gradient into the importance of the units."""
+        """Update the importance of the units by the last step's gradient."""
 
     def importance(self) -> Scores:
-        """Smoothed scores of the units that stay; empty before the first."""
+        """Smoothed scores of the units that stay; empty before the first scores."""
 
     def adapter(self) -> dict[str, Array]:
-        """The adapter as it is now: float32 copies by name."""
+        """The current adapter: float32 copies by name."""
 
     @property
     def resumable(self) -> Resumable | None:
-        """The run itself, if its state can be kept."""
+        """The run itself if its state can be saved, else None."""
 
     def evaluator(self) -> Evaluator:
         """An evaluator for the plan, which shares the weights."""
@@ -86,7 +86,7 @@ class BaseRun(abc.ABC):
         artifact: the opened artifact.
         plan: units that stay.
         params: flat adapter ``[N]`` that training starts from.
-        layout: its order and shapes.
+        layout: order and shapes of the adapter.
         hyper_parameters: see :class:`HyperParameters`.
         weights: sliced under ``plan``.
     """
@@ -112,20 +112,20 @@ class BaseRun(abc.ABC):
         self._last_params = params
         """Adapter at which the last step's gradient was taken."""
         self._last_grads = np.zeros_like(params)
-        """Gradient of the last step, as the engine has it."""
+        """Gradient of the last step, in the engine's scale."""
 
     def score_units(self) -> None:
-        """Take the last step's gradient into the importance of the units, at the adapter that it was taken at."""
+        """Update the importance of the units by the last step's gradient, at the adapter of that gradient."""
         adapter = self.layout.unflatten(self._last_params)
         scaling = self._hyper_parameters.lora_scaling
         self._importance.update(unit_scores(self._manifest, self.weights, adapter, self.gradient(), scaling))
 
     def importance(self) -> Scores:
-        """Smoothed scores of the units that stay; empty before the first that were finite for every group."""
+        """Smoothed scores of the units that stay; empty before every group has finite scores."""
         return self._importance.scores()
 
     def evaluator(self) -> Evaluator:
-        """An evaluator for the plan, which shares the sliced weights; of no use any more when the plan shrinks."""
+        """An evaluator for the plan, which shares the sliced weights; do not use it after the plan shrinks."""
         return Evaluator(self._artifact, self.plan, self._scorer())
 
     @abc.abstractmethod
@@ -134,11 +134,11 @@ class BaseRun(abc.ABC):
 
     @abc.abstractmethod
     def _scorer(self) -> Scorer:
-        """A model of the plan and its weights, to evaluate with."""
+        """A model of the plan and its weights, for evaluation."""
 
     @property
     def _learning_rate(self) -> float:
-        """That of the step under way, after warm-up."""
+        """Learning rate of the current step, with warm-up."""
         given, step = self._hyper_parameters, self.num_steps + 1
         warm_up = min(1.0, step / given.num_warmup_steps) if given.num_warmup_steps else 1.0
         return given.learning_rate * warm_up
@@ -148,7 +148,7 @@ class BaseRun(abc.ABC):
 
 
 class Engine(Protocol):
-    """Trains one artifact, on one arm after the other.
+    """Trains one artifact, under one arm after another.
 
     Attributes:
         mode: how graphs are run.
@@ -171,7 +171,7 @@ def check_finite(what: str, value: float, *, step: int, learning_rate: float) ->
     """Refuse a loss or a norm that is not finite.
 
     Raises:
-        DivergedError: it is not.
+        DivergedError: the value is not finite.
     """
     if not math.isfinite(value):
         msg = (

@@ -1,4 +1,4 @@
-"""The one door to onnxruntime: sessions with options that suit training on a small board, and inputs bound once."""
+"""The door to onnxruntime: sessions with options for training on a small board, and inputs that are bound once."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _NO_MEMORY: Final = ("bad_alloc", "bad allocation", "Failed to allocate", "out o
 
 
 class Interrupt:
-    """Ends the run of a graph from another thread: between two operators, also those of a loop that would never end.
+    """Ends the run of a graph from another thread, between two operators, even inside an endless loop.
 
-    A context manager: runs of the thread inside it can be ended, and every run after :meth:`set` ends at once.
+    A context manager: runs of its thread inside the block can be ended, and every run after :meth:`set` ends at once.
     """
 
     def __init__(self) -> None:
         self.options: Any = ort.RunOptions()
 
     def set(self) -> None:
-        """End the current run, with a :class:`GraphError` there; may be called from any thread, and twice."""
+        """End the current run with a :class:`GraphError` in its thread; may be called twice, from any thread."""
         self.options.terminate = True
 
     def __enter__(self) -> None:
@@ -43,17 +43,17 @@ _interrupt: contextvars.ContextVar[Interrupt | None] = contextvars.ContextVar("i
 
 
 class Graph:
-    """A loaded graph. It holds no weights, so one serves every arm; make a :class:`Binding` for each use.
+    """A loaded graph. It holds no weights, so all arms share it; make a :class:`Binding` for each use.
 
     Args:
         path: ONNX file.
         num_threads: threads for one operator, 1 or more.
-        profile_prefix: where onnxruntime's profiler writes what each operator took, when the session's
-            ``end_profiling()`` is called; None: it is off.
+        profile_prefix: prefix of the file to which onnxruntime's profiler writes the time of each operator, when the
+            session's ``end_profiling()`` is called; None = the profiler is off.
 
     Raises:
         GraphError: onnxruntime refuses the file.
-        InsufficientMemoryError: it cannot be loaded for lack of memory.
+        InsufficientMemoryError: the graph cannot be loaded for lack of memory.
     """
 
     def __init__(self, path: Path, *, num_threads: int, profile_prefix: Path | None = None) -> None:
@@ -72,11 +72,11 @@ class Graph:
 class Binding:
     """Arrays bound to the inputs and outputs of a graph.
 
-    onnxruntime reads and writes the arrays' own memory: nothing is copied in or out, and an array changed in place is
-    seen by the next run. The binding keeps the arrays alive.
+    onnxruntime reads and writes the memory of the arrays: nothing is copied, and the next run reads an array that was
+    changed in place. The binding keeps the arrays alive.
 
     Attributes:
-        graph: whose inputs and outputs they are.
+        graph: the graph of these inputs and outputs.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -101,7 +101,7 @@ class Binding:
         self._values[name] = value
 
     def run_for(self, outputs: Sequence[str]) -> dict[str, Any]:
-        """Run the graph once on the bound arrays; return outputs that are bound to no array, as onnxruntime has them.
+        """Run the graph once on the bound arrays; return outputs without a bound array, as values of onnxruntime.
 
         Raises:
             GraphError: onnxruntime failed.
@@ -143,10 +143,10 @@ def _options(num_threads: int) -> Any:  # noqa: ANN401 - onnxruntime has no type
 
 @functools.cache
 def _share_one_arena() -> None:
-    """Let all sessions of the process allocate from one arena: evaluation uses memory that training freed.
+    """Let all sessions of the process allocate from one arena, so that evaluation reuses the memory of training.
 
-    It grows by powers of two; growing by what is asked for (``kSameAsRequested``) needs a quarter more memory when the
-    lengths of batches vary (measured).
+    The arena grows by powers of two; growth by the requested size (``kSameAsRequested``) needs a quarter more memory
+    when the lengths of batches vary (measured).
     """
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     arena = ort.OrtArenaCfg({"arena_extend_strategy": 0, "max_mem": 0})
@@ -154,7 +154,7 @@ def _share_one_arena() -> None:
 
 
 def translate(error: Exception, what: str) -> GraphError | InsufficientMemoryError:
-    """Our error for one of onnxruntime's, in one line."""
+    """Translate an error of onnxruntime to an error of this package, in one line."""
     detail = " ".join(str(error).split())
     if isinstance(error, MemoryError) or any(mark in detail for mark in _NO_MEMORY):
         return InsufficientMemoryError(f"{what}: out of memory; use a cheaper arm, a smaller batch or shorter texts")

@@ -1,7 +1,6 @@
-"""Slicing: from the base weights and a plan to the physically smaller weights that a graph takes.
+"""Slicing: the base weights are cut by a plan to physically smaller weights, which are the inputs of the graphs.
 
-An arm is nothing but sliced arrays: the graphs' sizes are symbolic, so what a plan removes is neither stored, nor
-multiplied, nor differentiated.
+The graphs' sizes are symbolic, so an arm needs only sliced arrays. Removed units are neither stored nor computed.
 """
 
 from __future__ import annotations
@@ -36,21 +35,20 @@ def slice_weights(
 ) -> FrozenWeights:
     """The frozen weights under ``plan``, by name: ``W``, or ``W + lora_scaling * merged_B @ merged_A``.
 
-    A tensor that the plan leaves whole, and that need not be converted, stays a view of the memory-mapped base blob;
-    everything else is a copy.
+    A tensor that the plan does not cut, and that needs no conversion, is a view of the memory-mapped base blob; all
+    others are copies.
 
     Args:
         artifact: the opened artifact.
         plan: units that stay.
         merged: factors under ``plan``, by target module; see :mod:`edge_runtime.formats.payload`.
-        lora_scaling: alpha / rank of the merged factors; of no effect without ``merged``.
-        keep_stored: tensors that are kept in the type that they are stored in, unless something is merged; all others
-            are float32.
-        pool: moves all weights before anything is cut; None = they are the artifact's.
-        wanted: tensors that are needed, of a part of the model; None = all.
+        lora_scaling: alpha / rank of the merged factors; without effect if there are none.
+        keep_stored: tensors that keep their stored type if no factors are merged into them; all others are float32.
+        pool: moves all weights before they are cut; None = the weights of the artifact.
+        wanted: tensors to return; None = all.
 
     Returns:
-        C-contiguous arrays, one for each tensor that is wanted; every axis named in ``prune`` has the plan's size.
+        C-contiguous arrays, one for each wanted tensor; every axis named in ``prune`` has the plan's size.
 
     Raises:
         TensorError: merged factors do not fit the plan, or weights are stored in so few bits that no pool moves them.
@@ -83,16 +81,16 @@ def slice_weights(
 
 
 def shrink_weights(manifest: Manifest, weights: FrozenWeights, plan: Plan, smaller: Plan) -> Iterator[tuple[str, Held]]:
-    """Weights that lose something when ``plan`` becomes ``smaller``, one at a time, so that few are there twice.
+    """Cut the weights that shrink when ``plan`` becomes ``smaller``, one at a time to save memory.
 
     Args:
         manifest: the artifact's manifest.
-        weights: frozen weights under ``plan``; may be changed while this runs.
-        plan: units that are there.
-        smaller: units that stay, a part of them.
+        weights: frozen weights under ``plan``; the caller may replace them meanwhile.
+        plan: current units.
+        smaller: units that stay, a subset of them.
 
     Yields:
-        Name and new value, in the type that it was kept in.
+        Name and new value, in the type in which the weight is held.
     """
     for spec in manifest.tensors:
         value = weights.held(spec.name)

@@ -1,4 +1,4 @@
-"""Stages of a model with everything bound that stays from batch to batch: weights, sizes of the adapter, scaling."""
+"""Bindings of a model's stages, with all inputs that stay the same for all batches: weights, sizes and scaling."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from edge_runtime.formats.manifest import Manifest
 
 
 class StageBindings:
-    """The bindings of one model; one for each stage and block, made on first use.
+    """The bindings of one model: one for each stage and block, made on first use.
 
     Args:
-        graph: the graph of a stage, by the name of its file.
-        manifest: of the artifact.
-        weights: frozen, of one plan.
-        layout: of the adapters to come.
+        graph: returns the graph of a stage, by the name of its file.
+        manifest: manifest of the artifact.
+        weights: frozen weights of one plan.
+        layout: layout of the adapters.
         lora_scaling: alpha / rank.
 
     Attributes:
-        layout: of the adapters to come.
-        parts: where the adapters of each block lie in the flat vector.
+        layout: layout of the adapters.
+        parts: place of each block's adapters in the flat vector.
     """
 
     def __init__(
@@ -62,17 +62,17 @@ class StageBindings:
                 binding.bind(name.removeprefix(prefix), self._blocks.readable(name, prefix))
 
     def convert_again(self) -> None:
-        """Read the weights of blocks anew, which are other values now, not other arrays."""
+        """Read the weights of blocks anew, after their values changed in place."""
         self._blocks.reload()
 
     def block(self, stage: str, layer: int, hidden: Array, context: Mapping[str, Any], params: Array) -> Binding:
-        """A stage of a block with all but its outputs and gradients bound.
+        """A stage of a block, with all inputs bound except outputs and gradients.
 
         Args:
-            stage: its file.
+            stage: file of the stage.
             layer: number of the block.
             hidden: hidden states before it, float32 ``[B, L, H]``.
-            context: other inputs of all blocks, as onnxruntime has them.
+            context: other inputs of all blocks, as values of onnxruntime.
             params: flat adapter, float32 ``[N]``.
         """
         binding = self.stage(stage, layer)
@@ -86,7 +86,7 @@ class StageBindings:
         return binding
 
     def stage(self, stage: str, layer: int | None) -> Binding:
-        """A stage with weights and sizes bound: of a block, or None for embedding and head."""
+        """A stage of a block, or of embedding and head (``layer`` None), with weights and sizes bound."""
         if (stage, layer) not in self._bindings:
             binding = self._bindings[stage, layer] = Binding(self._graph(stage))
             self._bind_weights(binding, layer)
@@ -94,7 +94,7 @@ class StageBindings:
         return self._bindings[stage, layer]
 
     def bind_dense(self, binding: Binding, params: Array) -> None:
-        """Bind the part of a flat adapter that has no factors, where the model has one."""
+        """Bind the dense tensors of a flat adapter, if the model has any."""
         if self._manifest.dense:
             binding.bind(names.PARAMS, params[self.parts.dense])
 

@@ -1,8 +1,9 @@
 """Staged mode: a graph for each stage, run block by block; a block's forward is computed again in its backward.
 
-Alive at a time are the hidden states between blocks, the activations of one block and, where a norm ends a block, the
-residual sums before these norms, which spare the backward each block's last linear layer. Scores are computed for so
-many positions at a time as take :data:`SCORE_BYTES`, which bounds what a large vocabulary costs.
+The hidden states between blocks and the activations of one block are in memory at a time. If a norm ends a block, the
+residual sums before these norms are too, so that the backward need not compute the last linear layer of a block again.
+Scores are computed for as many positions at a time as fit :data:`SCORE_BYTES`, which bounds the memory of a large
+vocabulary.
 
 Shape legend: ``B`` examples, ``L`` length, ``H`` hidden size, ``T`` scored positions, ``C`` classes or vocabulary.
 """
@@ -26,7 +27,7 @@ from edge_runtime.formats.adapter import AdapterLayout
 from edge_runtime.formats.head import Head
 
 SCORE_BYTES: Final = 4 * 2**20
-"""Size of the scores that are computed at a time; several arrays of that size are alive."""
+"""Size of the scores that are computed at a time; several arrays of this size are in memory."""
 
 
 class StagedGraphs:
@@ -48,7 +49,7 @@ class StagedGraphs:
         """The stage in the file ``name``.
 
         Raises:
-            GraphError: onnxruntime refuses it.
+            GraphError: onnxruntime refuses the stage.
             InsufficientMemoryError: too little memory.
         """
         if name not in self._loaded:
@@ -57,7 +58,7 @@ class StagedGraphs:
 
     @property
     def keeps_stored(self) -> Collection[str]:
-        """Matrices of blocks, converted when it is their turn; and a word embedding that is only looked up."""
+        """Matrices of blocks, converted when their block runs, and a word embedding that is only looked up."""
         kept = {tensor.name for tensor in self.manifest.tensors if tensor.layer is not None and len(tensor.shape) > 1}
         return kept | self.manifest.looked_up
 
@@ -69,7 +70,7 @@ class StagedGraphs:
         return names.LAST_BLOCK_STAGE if is_last else names.BLOCK_STAGE
 
     def backward(self, layer: int, first: int) -> str:
-        """File of a block's backward; that of the ``first`` one gives no gradient of its input."""
+        """File of a block's backward; for the ``first`` tuned block it has no gradient of the input."""
         if self.manifest.scores_first_only and layer == self.manifest.num_layers - 1:
             return names.LAST_BACKWARD_STAGE
         return names.FIRST_BACKWARD_STAGE if layer == first else names.BLOCK_BACKWARD_STAGE
@@ -171,7 +172,7 @@ class StagedModel:
 
         Args:
             batch: examples.
-            params: flat adapter, float32 ``[N]``; read only where those blocks' factors lie.
+            params: flat adapter, float32 ``[N]``; only the factors of those blocks are read.
             cut: number of blocks.
 
         Raises:
@@ -183,13 +184,13 @@ class StagedModel:
         return Lowered(hidden=hidden.copy(), context=contexts[0])
 
     def upper(self, lowered: Lowered, batch: Batch, params: Array, cut: int) -> tuple[float, int]:
-        """Run the blocks from ``cut`` on, and score: with :meth:`lower`, the same as :meth:`score` to the last bit.
+        """Run the blocks from ``cut`` on, and score: after :meth:`lower`, the result of :meth:`score` to the last bit.
 
         Args:
-            lowered: of the same batch at the same cut; not changed, so that it serves any number of adapters.
+            lowered: the same batch at the same cut; it is not changed, so several adapters can share it.
             batch: examples.
-            params: flat adapter, float32 ``[N]``; read only where the factors of those blocks and dense tensors lie.
-            cut: number of blocks that ``lowered`` is after. Returns and raises as :meth:`score`.
+            params: flat adapter, float32 ``[N]``; only the factors of those blocks and dense tensors are read.
+            cut: number of blocks before ``lowered``. Returns and raises as :meth:`score`.
         """
         layers = range(cut, self._manifest.num_layers)
         (hidden,) = self._after(layers, [lowered.hidden], [batch], [lowered.context], params)
@@ -198,11 +199,11 @@ class StagedModel:
     def upper_each(
         self, lowered: Lowered, batch: Batch, params: Array, cut: int, count: int, write: Callable[[int, slice], None]
     ) -> list[float]:
-        """Sums of the losses that :meth:`upper` gives for several adapters, to the last bit.
+        """Sums of losses of several adapters, equal to those of :meth:`upper` to the last bit.
 
-        All pass a block before the next block is loaded: its weights are converted once. ``write`` puts the elements
-        of an adapter, by its number below ``count``, at a place of ``params``, before they are read. The hidden states
-        of all are in memory together, twice.
+        All adapters pass a block before the next block is loaded, so its weights are converted once. ``write`` takes
+        the number of an adapter, below ``count``, and a place of ``params``, and writes the adapter's elements there
+        before they are read. The hidden states of all adapters are in memory together, twice.
         """
         layers, parts = range(cut, self._manifest.num_layers), self._stages.parts
         turns = iter([(index, parts.blocks[layer]) for layer in layers for index in range(count)])
@@ -215,7 +216,7 @@ class StagedModel:
         return sums
 
     def _score(self, hidden: Array, batch: Batch, params: Array) -> tuple[float, int]:
-        """Of what the last block gives."""
+        """Score the output of the last block; see :meth:`score`."""
         rows, targets = batch.scored()
         scored = self._at(rows, hidden)
         binding = self._stages.stage(names.SCORE_STAGE, None)
@@ -231,11 +232,11 @@ class StagedModel:
         return total, correct
 
     def features(self, batches: Sequence[Batch], before_block: Callable[[], None] | None = None) -> list[Array]:
-        """Return the inputs of the classifier's last linear layer, float32 ``[B, H]`` of each batch; with no adapter.
+        """Return the inputs of the classifier's last linear layer, without an adapter: float32 ``[B, H]`` per batch.
 
         All batches pass a block before the next block is loaded, so its weights are converted once for all of them.
-        The head's graph gives scores ``W p + b``. With rows of the identity for W and zero for b these are features,
-        as many at a time as there are classes; so every artifact will do.
+        The head's graph computes scores ``W p + b``. With rows of the identity as W and zero as b the scores are
+        features, as many at a time as there are classes. So the graphs of every artifact suffice.
 
         Args:
             batches: one or more; their hidden states are in memory together, twice.
@@ -280,7 +281,7 @@ class StagedModel:
         params: Array,
         before_block: Callable[[], None] | None = None,
     ) -> list[Array]:
-        """Hidden states after some blocks, in one of the first two buffers; those before, where there is no block."""
+        """Hidden states after the blocks ``layers``, in one of the first two buffers; unchanged without a block."""
         spare, out = self._buffer(0, batches), self._buffer(1, batches)
         for layer in layers:
             for batch, state, after, context in zip(batches, states, out, contexts, strict=True):
@@ -292,7 +293,7 @@ class StagedModel:
         return [self._given(layers[-1], state) for state in states] if layers else states
 
     def _embed(self, batch: Batch, out: Array) -> dict[str, Any]:
-        """Write hidden states ``[B, L, H]``; returns the context tensors, as onnxruntime has them."""
+        """Write hidden states ``[B, L, H]``; return the context tensors, as values of onnxruntime."""
         binding = self._stages.stage(names.EMBEDDING_STAGE, None)
         table, indices = self._weights.table(self._manifest.word_embedding, batch.input_ids)
         binding.bind(self._manifest.word_embedding, table)
@@ -303,7 +304,7 @@ class StagedModel:
 
     @cached_property
     def _context_names(self) -> tuple[str, ...]:
-        """Those that blocks take of the embedding's outputs."""
+        """Names of the embedding's outputs that are inputs of blocks."""
         made = self._graphs.stage(names.EMBEDDING_STAGE).outputs - {names.HIDDEN_OUT}
         return tuple(sorted(made))
 
@@ -316,7 +317,7 @@ class StagedModel:
         params: Array,
         residual: Array | None = None,
     ) -> None:
-        """Write the hidden states after a block, and its residual sum, if the graph gives it."""
+        """Write the hidden states after a block, and its residual sum if that is an output of the graph."""
         binding = self._stages.block(self._graphs.forward(layer), layer, hidden, context, params)
         binding.bind_output(names.HIDDEN_OUT, self._given(layer, out))
         if residual is not None:
@@ -336,11 +337,11 @@ class StagedModel:
         return hidden.reshape(-1, self._manifest.hidden_size)[self._among_given(rows)]
 
     def _among_given(self, rows: Int64) -> Int64 | slice:
-        """Scored positions among those that the last block gives."""
+        """Scored positions as indices of the positions that the last block outputs."""
         return slice(None) if self._manifest.scores_first_only else rows
 
     def _head(self, hidden: Array, rows: Int64, targets: Int64, params: Array, grads: Array, summed: Array) -> float:
-        """Loss; its gradient with respect to ``hidden`` takes the place of that, and dense gradients are added."""
+        """Return the loss; overwrite ``hidden`` by its gradient, and add the gradients of dense tensors."""
         tokens, given = hidden.reshape(-1, self._manifest.hidden_size), self._among_given(rows)
         scored = tokens[given]
         binding = self._stages.stage(names.HEAD_STAGE, None)
@@ -367,7 +368,7 @@ class StagedModel:
         return [self._buffer(index, [batch])[0] for index in range(count)]
 
     def _buffer(self, index: int, batches: Sequence[Batch]) -> list[Array]:
-        """An array ``[B, L, H]`` for each batch, one behind the other."""
+        """An array ``[B, L, H]`` for each batch, consecutive in one buffer."""
         shapes = [(*batch.input_ids.shape, self._manifest.hidden_size) for batch in batches]
         ends = np.cumsum([math.prod(shape) for shape in shapes])
         if index not in self._buffers or self._buffers[index].size < ends[-1]:
@@ -376,7 +377,7 @@ class StagedModel:
         return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def _pieces(self, num_targets: int) -> Iterator[slice]:
-        """Cut the scored positions; not where a trained head sums its gradient over them."""
+        """Cut the scored positions into pieces; one piece if the gradient of a trained head is summed over them."""
         size = num_targets
         if not self._manifest.dense:
             size = max(1, SCORE_BYTES // (4 * self._manifest.text.vocab_size))
@@ -385,5 +386,5 @@ class StagedModel:
 
 
 def _flat(hidden: Array) -> Array:
-    """``[B, L, H]`` as ``[B * L, H]``, the same memory."""
+    """View ``[B, L, H]`` as ``[B * L, H]``."""
     return hidden.reshape(-1, hidden.shape[-1])

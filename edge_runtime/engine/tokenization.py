@@ -1,7 +1,7 @@
-"""Raw text to token ids, with the tokenizer that travels in the artifact.
+"""Tokenisation of raw text by the artifact's tokenizer.
 
-``tokenizers`` is imported only here and only when text has to be tokenised: a device with pre-tokenised data need not
-install it.
+The package ``tokenizers`` is imported only here, when text is tokenised: a device with tokenised data need not install
+it.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Tokenizer:
         return [encoding.ids + self._suffix for encoding in self._tokenizer.encode_batch_fast(texts)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids, special tokens left out; bytes that are not a whole character show as U+FFFD."""
+        """Text of token ids, without special tokens; bytes of incomplete characters become U+FFFD."""
         text: str = self._tokenizer.decode(list(ids))
         return text
 

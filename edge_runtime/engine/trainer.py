@@ -1,10 +1,10 @@
-"""Training on the device: gradients by the training graph, AdamW by the optimizer graph, state as flat vectors.
+"""Training on the device: the training graph computes gradients, the optimizer graph applies AdamW to flat vectors.
 
 One optimizer step over ``M`` micro-batches: the training graph adds each one's gradient to ``grad_accum``, then the
 optimizer graph divides by ``M``, clips by global norm and applies AdamW (Loshchilov and Hutter 2019,
-https://arxiv.org/abs/1711.05101, decoupled decay). Vectors alternate between two buffers, so a graph never writes what
-it reads and nothing is copied. When a run shrinks to a smaller plan, weights, adapter and both moments lose the same
-units, and the next step goes on with the step count as it was.
+https://arxiv.org/abs/1711.05101, decoupled decay). Vectors alternate between two buffers, so a graph never writes its
+inputs and nothing is copied. When a run shrinks to a smaller plan, weights, adapter and both moments lose the same
+units, and the step count goes on.
 
 Shape legend: ``N`` trainable elements, ``M`` micro-batches of a step.
 """
@@ -45,7 +45,7 @@ NOTHING_PRUNED: Final[Mapping[int, Plan]] = MappingProxyType({})
 
 
 class Trainer:
-    """Loaded graphs of one artifact; made once per process and used for every arm and round.
+    """The loaded graphs of one artifact, made once per process for all arms and rounds.
 
     Args:
         artifact: the opened artifact.
@@ -78,7 +78,7 @@ class Trainer:
         Args:
             plan: units that stay.
             rank: LoRA rank of ``adapter``.
-            adapter: where training starts, float32, under (plan, rank).
+            adapter: initial adapter, float32, under (plan, rank).
             hyper_parameters: see :class:`HyperParameters`.
             merged: factors under ``plan`` that are added to the frozen weights.
 
@@ -116,13 +116,13 @@ class TrainingRun(BaseRun):
         """Begin at an adapter.
 
         Args:
-            trainer: has the graphs; in staged mode, if there is a cut.
+            trainer: has the graphs; it must be in staged mode if there is a cut.
             plan: units that stay.
             rank: LoRA rank of ``adapter``.
-            adapter: see :meth:`Trainer.start`, as the next.
+            adapter: see :meth:`Trainer.start`.
             hyper_parameters: see :class:`HyperParameters`.
-            weights: sliced under ``plan``; with a cut those below it are not needed.
-            cut: number of blocks whose factors stay as they are; batches bring hidden states after them.
+            weights: sliced under ``plan``; weights below the cut are not needed.
+            cut: number of lower blocks whose factors are not trained; batches hold hidden states after these blocks.
 
         Raises:
             TensorError: the adapter does not fit plan and rank.
@@ -145,13 +145,13 @@ class TrainingRun(BaseRun):
 
         Args:
             micro_batches: 1 or more; their gradients are averaged with equal weight.
-            on_batch: called before each of them; raises to stop, which leaves the adapter as it was before this step.
+            on_batch: called before each micro-batch; if it raises to stop, the adapter is as before this step.
 
         Returns:
             Mean of the micro-batches' losses before the step, nats.
 
         Raises:
-            DivergedError: a loss or the gradient is not finite; the adapter stays as it was before this step.
+            DivergedError: a loss or the gradient is not finite; the adapter is as before this step.
             GraphError: onnxruntime failed.
             InsufficientMemoryError: it could not allocate.
         """
@@ -172,12 +172,12 @@ class TrainingRun(BaseRun):
         return loss
 
     def prune(self, plan: Plan) -> None:
-        """Shrink to a smaller plan where it is: weights, adapter, moments and smoothed scores lose the same units.
+        """Shrink to a smaller plan: weights, adapter, moments and smoothed scores lose the same units.
 
         Elements that stay keep their value bit for bit. Step count, warm-up and bias correction go on.
 
         Raises:
-            PlanError: the plan keeps a unit that is gone.
+            PlanError: the plan keeps a unit that was removed.
         """
         plan.check_within(self.plan)
         self._shrink(plan)
@@ -200,11 +200,11 @@ class TrainingRun(BaseRun):
 
     @property
     def resumable(self) -> Self:
-        """The run itself: its state can be kept."""
+        """The run itself, because its state can be saved."""
         return self
 
     def state(self) -> TrainingState:
-        """Return the state from which another run of the assignment goes on; the next step changes its arrays."""
+        """Return the state for another run of the assignment; the next step of this run changes its arrays."""
         return TrainingState(
             num_steps=self.num_steps,
             grad_norm=self.grad_norm,
@@ -214,11 +214,11 @@ class TrainingRun(BaseRun):
         )
 
     def restore(self, state: TrainingState) -> None:
-        """Go on from where another run of the same assignment was, bit for bit; nothing changes where that is refused.
+        """Take the state of another run of the same assignment, bit for bit; after an error nothing is changed.
 
         Raises:
-            PlanError: its plan is for another model, or keeps a unit that is gone.
-            TensorError: its vectors are not those of its plan and this run's rank, or its scores not those of its plan.
+            PlanError: the state's plan is for another model, or keeps a unit that was removed.
+            TensorError: the state's vectors do not fit its plan and this run's rank, or its scores do not fit its plan.
         """
         plan = state.plan.open(self._manifest)
         plan.check_within(self.plan)
@@ -233,11 +233,11 @@ class TrainingRun(BaseRun):
         self.num_steps, self.grad_norm = state.num_steps, state.grad_norm
 
     def adapter(self) -> dict[str, Array]:
-        """The adapter as it is now: float32 copies by name."""
+        """The current adapter: float32 copies by name."""
         return self.layout.unflatten(self._state[names.PARAMS].copy())
 
     def _scorer(self) -> Scorer:
-        """A model of its own over the same weights."""
+        """A second model with the same weights."""
         return self._graphs.model(self.weights, self.layout, self._hyper_parameters.lora_scaling)
 
     def gradient(self) -> dict[str, Array]:
@@ -248,7 +248,7 @@ class TrainingRun(BaseRun):
         return self.layout.unflatten(self._last_grads * self._scalars[names.GRAD_SCALE])
 
     def _apply(self, grads: Array, num_micro_batches: int) -> None:
-        """AdamW on the summed gradient; the new state becomes the current one only when the gradient is finite."""
+        """Apply AdamW to the summed gradient; the new state becomes the current one only if the gradient is finite."""
         step = self.num_steps + 1
         self._scalars[names.GRAD_SCALE][...] = 1.0 / num_micro_batches
         self._scalars[names.LEARNING_RATE][...] = self._learning_rate
@@ -279,7 +279,7 @@ class TrainingRun(BaseRun):
         self._frozen = [*_frozen_parts(self.layout, self._hyper_parameters), *below]
 
     def _bind_optimizer(self, graph: Graph) -> dict[str, Array]:
-        """Bind the scalars, which later steps change in place; returns them by name."""
+        """Bind the scalars, which later steps change in place; return them by name."""
         given = self._hyper_parameters
         self._optimizer = Binding(graph)
         values = {
@@ -301,7 +301,7 @@ class TrainingRun(BaseRun):
 
 
 def _frozen_parts(layout: AdapterLayout, hyper_parameters: HyperParameters) -> list[slice]:
-    """Return the parts of the flat vector that hold tensors which are not trained."""
+    """Return the parts of the flat vector whose tensors are not trained."""
     trained = layout.trained(hyper_parameters.trainable).shapes
     ends = np.cumsum(layout.sizes).tolist()
     begins = [0, *ends[:-1]]
@@ -311,10 +311,10 @@ def _frozen_parts(layout: AdapterLayout, hyper_parameters: HyperParameters) -> l
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingResult:
-    """The figures of a training loop that ended."""
+    """The figures of a finished training loop."""
 
     mean_loss: float | None
-    """Mean of the steps' losses, nats; None for work that has no loss."""
+    """Mean of the losses of all steps, nats; None for work without a loss."""
     step_times_s: tuple[float, ...]
     """Wall time of each optimizer step, drawing its batches and a pruning before it included."""
     importance_s: float
@@ -331,13 +331,13 @@ def train(
     history: History | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> TrainingResult:
-    """Make ``hyper_parameters.num_local_steps`` optimizer steps, or those that are lacking.
+    """Make ``hyper_parameters.num_local_steps`` optimizer steps, or the remaining ones after ``history``.
 
-    Units are scored after every ``importance_every_steps`` steps, and after the last one when there are fewer.
+    Units are scored after every ``importance_every_steps`` steps, or after the last step if there are fewer.
 
     Args:
-        run: of the engine, as from :meth:`Trainer.start`.
-        batches: endless batches, see :func:`edge_runtime.engine.dataset.batches`; those of earlier steps are drawn.
+        run: a run of the engine, as from :meth:`Trainer.start`.
+        batches: endless batches, see :func:`edge_runtime.engine.dataset.batches`; without those of earlier steps.
         hyper_parameters: number of steps and of micro-batches in each.
         on_step: called after each step with the number of steps made and the step's loss.
         on_batch: called before each micro-batch; raises to stop, and the sum of the step under way is dropped.

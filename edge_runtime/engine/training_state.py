@@ -1,4 +1,4 @@
-"""The state of training under way, with which another process continues as if nothing had happened.
+"""The state of training between two steps, from which another process can continue bit for bit.
 
 Shape legend: ``N`` trainable elements.
 """
@@ -16,7 +16,7 @@ from edge_runtime.formats import names
 from edge_runtime.formats.plan import PackedPlan
 
 VECTORS: Final = (names.PARAMS, names.EXP_AVG, names.EXP_AVG_SQ)
-"""The vector that a run trains, and AdamW's moments of it."""
+"""The trained vector, and its two moments of AdamW."""
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -33,9 +33,9 @@ class History:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingState:
-    """An assignment between two steps: all that is not in the assignment, its data and the artifact.
+    """The state of an assignment between two steps, without the assignment, its data and the artifact.
 
-    The arrays are the run's own. They are whole until its next step, so write them before or copy them.
+    The arrays belong to the run. Write or copy them before its next step, which changes them.
     """
 
     num_steps: int
@@ -43,8 +43,8 @@ class TrainingState:
     grad_norm: float
     """Norm of the last step's mean gradient, before clipping."""
     plan: PackedPlan
-    """Units that are left by now."""
+    """Units that are left."""
     vectors: dict[str, npt.NDArray[np.float32]]
     """Each of :data:`VECTORS`, float32 ``[N]``."""
     scores: Scores
-    """Smoothed scores so far, of the groups that have any."""
+    """Smoothed scores, of the groups that have scores."""

@@ -1,6 +1,6 @@
-"""The reply of split tuning: hidden states of a device's examples at the cut, with labels; coded once in a run.
+"""The reply of split tuning: hidden states of a device's examples at the cut, with labels; made once in a run.
 
-Only rows of real tokens are there, one behind the other. In *int8* a row has a scale of its own: ``h ~ code * scale``
+It holds only rows of real tokens, one after the other. In *int8* each row has its own scale: ``h ~ code * scale``
 with ``scale = max |h| / 127`` and codes in [-127, 127], as :func:`edge_runtime.formats.quantization.quantize` rounds.
 
 Shape legend: ``E`` examples, ``T`` tokens of all of them, ``H`` hidden size.
@@ -28,7 +28,7 @@ ActivationDtype = Literal["int8", "float16", "float32"]
 """Coding of hidden states: int8 with a float32 scale for each row, or floats."""
 
 LARGEST: Final = 65504.0
-"""Largest magnitude of a hidden state: that of float16, whatever the coding."""
+"""Largest magnitude of a hidden state for every coding: the largest float16."""
 ROW_SCALE_BYTES: Final = 4
 """Bytes of the scale of an int8 row."""
 HEADER_BYTES: Final = 4096
@@ -45,17 +45,17 @@ CUT: Final = "cut"
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Form:
-    """The form that a reply must have; both sides know it from the artifact and the work."""
+    """The required form of a reply; server and device derive it from the artifact and the work."""
 
     artifact_digest: str
     cut: int
-    """Number of blocks that the hidden states are after."""
+    """Number of blocks before the hidden states."""
     dtype: ActivationDtype
     hidden_size: int
     max_length: int
     """Most tokens of an example."""
     num_labels: int | None
-    """Classes; None for a language model, whose labels are its tokens."""
+    """Number of classes; None for a language model, whose labels are its tokens."""
     vocab_size: int
 
     @classmethod
@@ -63,7 +63,7 @@ class Form:
         """The form of replies to a piece of work.
 
         Raises:
-            TensorError: the cut leaves no block below it, or none above.
+            TensorError: there is no block below the cut, or none above.
         """
         if not 1 <= cut < manifest.num_layers:
             most = manifest.num_layers - 1
@@ -81,7 +81,7 @@ class Form:
         )
 
     def num_bytes(self, num_examples: int, num_tokens: int) -> int:
-        """The most bytes of a reply with so many examples and tokens."""
+        """Largest size in bytes of a reply with these numbers of examples and tokens."""
         row = self.hidden_size * np.dtype(self.dtype).itemsize + (ROW_SCALE_BYTES if self.dtype == "int8" else 0)
         label = 4 * (num_tokens if self.num_labels is None else num_examples)
         return HEADER_BYTES + 4 * num_examples + label + num_tokens * row
@@ -96,7 +96,7 @@ class Activations:
     hidden: npt.NDArray[Any]
     """``[T, H]``, int8 codes or floats."""
     scales: Array | None
-    """Float32 ``[T]`` with int8; else None."""
+    """Float32 ``[T]`` for int8, else None."""
     labels: Int32
     """Classes, int32 ``[E]``; for a language model the tokens, int32 ``[T]``."""
 
@@ -107,10 +107,10 @@ class Activations:
 
 
 class Coder:
-    """Room for the activations of some examples, which come in any order.
+    """Codes the activations of some examples, in any order.
 
     Args:
-        form: of the reply.
+        form: form of the reply.
         lengths: tokens of each example, int64 ``[E]``.
         labels: see :class:`Activations`.
     """
@@ -128,7 +128,7 @@ class Coder:
         """Code an example's hidden states, float32 ``[length, H]``.
 
         Raises:
-            TensorError: they are not finite, or beyond the bound.
+            TensorError: a hidden state is not finite, or beyond the bound.
         """
         largest = float(np.abs(rows).max())
         if not largest <= LARGEST:  # NaN too
@@ -155,16 +155,16 @@ class Coder:
 
 
 def decode_activations(blob: bytes, form: Form, num_examples: int | None = None) -> Activations:
-    """A reply from outside.
+    """Decode and check a reply from a device.
 
     Args:
         blob: safetensors bytes.
-        form: what was asked for.
-        num_examples: what the device says it has; None = that was compared when the reply came.
+        form: required form.
+        num_examples: number of examples that the device reported; None = it was compared when the reply arrived.
 
     Raises:
-        TensorError: malformed; of another artifact, cut or coding; or with lengths, scales, values or labels that no
-            reply has.
+        TensorError: the reply is malformed; is of another artifact, cut or coding; or has invalid lengths, scales,
+            values or labels.
     """
     said = decode_metadata(blob)
     if said.get(ARTIFACT) != form.artifact_digest or said.get(CUT) != str(form.cut):

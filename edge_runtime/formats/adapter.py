@@ -1,7 +1,7 @@
 """Adapters: the trainable tensors for one plan and one rank, by name and as one flat vector.
 
 Order of the flat vector, which the graphs' ``Split`` follows: targets in the order of the manifest, A before B, then
-the dense tensors. A *full* adapter is one under the full plan; a device gets its restriction.
+the dense tensors. A *full* adapter is under the full plan; a device gets the part under its plan and rank.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Array = npt.NDArray[np.float32]
 Tensors = Mapping[str, Array]
 
 Trainable = Literal["all", "lora_b"]
-"""Tensors of an adapter that are trained; ``lora_b``: all but the A factors (FFA-LoRA, arXiv 2403.12313)."""
+"""The trained tensors of an adapter; ``lora_b``: all except the A factors (FFA-LoRA, arXiv 2403.12313)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class BlockSlices:
-    """The flat vector by block: one after the other, in the order of the manifest, then the dense tensors."""
+    """Slices of the flat vector: one for each block, in the order of the manifest, then the dense tensors."""
 
     blocks: tuple[slice, ...]
     block_sizes: tuple[npt.NDArray[np.int64], ...]
@@ -65,7 +65,7 @@ class AdapterLayout:
         return cls(rank=rank, shapes=shapes)
 
     def trained(self, trainable: Trainable) -> AdapterLayout:
-        """The part that is trained, and that a device sends back, in the same order."""
+        """The layout of the trained tensors, which a device sends back, in the same order."""
         if trainable == "all":
             return self
         shapes = {name: shape for name, shape in self.shapes.items() if not names.is_lora_a(name)}
@@ -88,7 +88,7 @@ class AdapterLayout:
         return {name: slice(begin, end) for name, begin, end in zip(self.shapes, [0, *ends], ends, strict=False)}
 
     def parts(self, manifest: Manifest) -> BlockSlices:
-        """Return the parts of the flat vector that hold each block's tensors and the dense ones."""
+        """Return the parts of the flat vector with the tensors of each block and with the dense tensors."""
         sizes, counts = self.sizes, [0] * manifest.num_layers
         for target in manifest.targets:
             counts[target.layer] += 2
@@ -159,7 +159,7 @@ def target_indices(target: TargetSpec, plan: Plan) -> tuple[Indices | None, Indi
 
 
 def restrict(manifest: Manifest, full: Tensors, plan: Plan, rank: int) -> dict[str, Array]:
-    """The part of a full adapter that a device with ``plan`` and ``rank`` holds: kept coordinates, first components.
+    """The part of a full adapter for a device with ``plan`` and ``rank``: kept coordinates, first components.
 
     Args:
         manifest: the artifact's manifest.
@@ -194,8 +194,8 @@ def shrink(manifest: Manifest, tensors: Tensors, plan: Plan, smaller: Plan) -> d
     Args:
         manifest: the artifact's manifest.
         tensors: adapter, gradient or moments under ``plan``, by name.
-        plan: units that are there.
-        smaller: units that stay, a part of them.
+        plan: current units.
+        smaller: units that stay, a subset of them.
 
     Returns:
         Contiguous float32 copies, in layout order.

@@ -27,7 +27,7 @@ class Head:
         """The head of an artifact.
 
         Raises:
-            TensorError: it has none.
+            TensorError: the model has no such head.
         """
         matrices = [dense for dense in manifest.dense if len(dense.shape) == 2]
         vectors = [dense for dense in manifest.dense if len(dense.shape) == 1]

@@ -1,4 +1,4 @@
-"""The manifest: everything a device or a server must know of an exported model, without torch.
+"""The manifest: the description of an exported model for devices and server, without torch.
 
 An *artifact* is a directory of immutable files named by the manifest; the artifact's identity is the SHA-256 of the
 manifest's bytes, and the manifest holds the SHA-256 of every other file.
@@ -45,11 +45,11 @@ NF4_BLOCK_SIZE: Final = 64
 Task = Literal["text-classification", "causal-lm"]
 Dtype = Literal["float32", "float16", "int8", "nf4"]
 BaseDtype = Literal["stored", "float32", "float16", "int8", "nf4"]
-"""Storage of frozen weights: as the checkpoint has them, or in another type; int8 and nf4 are for matrices."""
+"""Storage of frozen weights: in the checkpoint's type (``stored``) or another; int8 and nf4 are for matrices."""
 
 
 Shape = Annotated[tuple[Count, ...], msgspec.Meta(max_length=limits.MAX_TENSOR_AXES)]
-"""Of a tensor, before pruning."""
+"""Shape of a tensor before pruning."""
 
 
 class FileRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +59,7 @@ class FileRef(msgspec.Struct, frozen=True, kw_only=True):
     """SHA-256, 64 hexadecimal digits."""
     size_bytes: FileBytes
     on_device: bool
-    """Whether a device needs it (graphs, tokenizer, base weights) or only the server (model configuration)."""
+    """Whether a device needs the file (graphs, tokenizer, base weights) or only the server (model configuration)."""
 
 
 class PruneAxis(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,7 +86,7 @@ class GroupSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def block_axis(prunes: Iterable[PruneAxis]) -> int:
-    """The axis of a matrix along which blocks of nf4 lie: along rows, or down columns where columns are pruned."""
+    """The axis of a matrix along which blocks of nf4 lie: along its rows, or down its columns if columns are pruned."""
     return 0 if any(prune.axis == 1 for prune in prunes) else 1
 
 
@@ -99,7 +99,7 @@ class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
     dtype: Dtype
     """Storage type in the base blob; int8 and nf4 have scales beside them (:mod:`.quantization`)."""
     layer: Layer | None
-    """Index of the block it belongs to; None for embedding and head."""
+    """Index of the tensor's block; None for embedding and head."""
     prune: Annotated[tuple[PruneAxis, ...], msgspec.Meta(max_length=limits.MAX_TENSOR_AXES)] = ()
 
     @property
@@ -123,36 +123,36 @@ class TargetSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DenseSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A tensor that is trained whole (the classifier of a new task); its first value is in ``initial.safetensors``."""
+    """A tensor that is trained whole (the classifier of a new task); ``initial.safetensors`` has its initial value."""
 
     name: TensorName
     shape: Shape
 
 
 class TextSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """Rules by which text becomes tokens; the tokenizer itself (``tokenizer.json``) is a file of the artifact."""
+    """Rules of tokenisation; the tokenizer itself (``tokenizer.json``) is a file of the artifact."""
 
     pad_token_id: Integer
     eos_token_id: Integer | None
     append_eos: bool
     """Whether an end-of-text token is added after each example (causal-lm whose tokenizer does not add it itself)."""
     max_length: Positive
-    """Longest sequence the model's positions allow, tokens."""
+    """Longest sequence that the model's positions allow, tokens."""
     vocab_size: Positive
     """Rows of the word embedding; every id of a token is below it."""
     end_token_ids: Annotated[tuple[Count, ...], msgspec.Meta(max_length=limits.MAX_END_TOKENS)] = ()
-    """Tokens that end a text that is generated, beside ``eos_token_id``."""
+    """Tokens that end a generated text, beside ``eos_token_id``."""
 
     @property
     def ends(self) -> frozenset[int]:
-        """Every token that ends a text that is generated."""
+        """All tokens that end a generated text."""
         return frozenset(self.end_token_ids if self.eos_token_id is None else (*self.end_token_ids, self.eos_token_id))
 
     def check(self) -> None:
-        """Refuse ids that are not those of tokens, before they are looked up.
+        """Refuse ids outside the vocabulary, before they are looked up.
 
         Raises:
-            ManifestError: names the first.
+            ManifestError: names the first such id.
         """
         ids = {"pad_token_id": self.pad_token_id, "eos_token_id": self.eos_token_id}
         ids |= {f"end_token_ids[{place}]": token for place, token in enumerate(self.end_token_ids)}
@@ -163,7 +163,7 @@ class TextSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """Description of an artifact. See the fields' own notes; ``files`` covers every file but the manifest itself."""
+    """Description of an artifact; ``files`` lists every file except the manifest itself."""
 
     format_version: Version
     family: Name
@@ -178,7 +178,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     word_embedding: TensorName
     """The tensor whose rows are looked up by token id."""
     post_norm: bool
-    """Whether a block ends in a norm of its residual sum; staged mode then keeps that sum for the block's backward."""
+    """Whether a block ends in a norm of its residual sum; staged mode then keeps this sum for the block's backward."""
     labels: Annotated[tuple[Label, ...], msgspec.Meta(max_length=limits.MAX_LABELS)]
     """Class names in the order of the classifier's rows; empty for causal-lm."""
     text: TextSpec
@@ -188,41 +188,41 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     dense: Annotated[tuple[DenseSpec, ...], msgspec.Meta(max_length=limits.MAX_TENSORS)]
     files: Annotated[dict[Name, FileRef], msgspec.Meta(max_length=limits.MAX_FILES)]
     producer: Versions
-    """Versions of the packages that wrote it."""
+    """Versions of the packages that wrote the artifact."""
 
     @property
     def is_embedding_tied(self) -> bool:
-        """Return whether a causal-lm's word embedding is its output matrix: outside blocks no other has its shape."""
+        """Return whether a causal-lm's word embedding is also its output matrix, by the shapes outside blocks."""
         outside = [tensor for tensor in self.tensors if tensor.layer is None]
         (table,) = (tensor.shape for tensor in outside if tensor.name == self.word_embedding)
         return self.task == "causal-lm" and sum(tensor.shape == table for tensor in outside) == 1
 
     @property
     def looked_up(self) -> frozenset[str]:
-        """Matrices of which a batch needs the rows of its tokens alone: the word embedding, unless it is tied."""
+        """Matrices that are only looked up by token id: the word embedding, unless it is tied."""
         return frozenset() if self.is_embedding_tied else frozenset({self.word_embedding})
 
     @property
     def first_tuned(self) -> int:
-        """Index of the lowest block with LoRA targets; the number of blocks where there are none."""
+        """Index of the lowest block with LoRA targets; the number of blocks if there are no targets."""
         return min((target.layer for target in self.targets), default=self.num_layers)
 
     @property
     def residual_layers(self) -> range:
-        """Blocks whose residual sum staged mode keeps: tuned ones, but a last one that gives first tokens alone."""
+        """Blocks whose residual sum staged mode keeps: tuned blocks, except a last block that outputs first tokens."""
         num_kept = self.num_layers - self.scores_first_only if self.post_norm else 0
         return range(self.first_tuned, max(self.first_tuned, num_kept))
 
     @property
     def scores_first_only(self) -> bool:
-        """Return whether the last block has graphs of its own, which give the first token of each sequence alone."""
+        """Return whether the last block has its own graphs, which output only the first token of each sequence."""
         return names.LAST_BLOCK_STAGE in self.files
 
     def group(self, layer: int, name: str) -> GroupSpec:
         """The group ``name`` of ``layer``.
 
         Raises:
-            ManifestError: there is none.
+            ManifestError: there is no such group.
         """
         for spec in self.groups:
             if spec.layer == layer and spec.group == name:
@@ -279,7 +279,7 @@ def _check(manifest: Manifest) -> None:
 
 
 def _check_sizes(manifest: Manifest) -> None:
-    """Before anything is computed from shapes, in numbers that would overflow."""
+    """Check sizes first, because numbers computed from larger shapes would overflow."""
     shapes = {tensor.name: tensor.shape for tensor in manifest.tensors}
     shapes |= {dense.name: dense.shape for dense in manifest.dense}
     shapes |= {target.module: (target.out_features, target.in_features) for target in manifest.targets}
@@ -290,7 +290,7 @@ def _check_sizes(manifest: Manifest) -> None:
 
 
 def _check_targets(manifest: Manifest) -> None:
-    """Layer by layer, as the flat vector is cut."""
+    """Check that targets are in the order of layers, as the flat vector is."""
     layers = [target.layer for target in manifest.targets]
     if layers != sorted(layers) or not all(0 <= layer < manifest.num_layers for layer in layers):
         msg = f"manifest lists targets of layers {layers}, expected those of 0 to {manifest.num_layers - 1}, ascending"
@@ -321,7 +321,7 @@ def _check_tensors(manifest: Manifest) -> None:
 
 
 def _is_divisible(tensor: TensorSpec) -> bool:
-    """Return whether a tensor can be stored in few bits: a matrix; for nf4 of whole blocks, which no plan cuts."""
+    """Return whether a tensor can be stored in few bits: a matrix; for nf4 one of whole blocks that no plan cuts."""
     if len(tensor.shape) != 2:
         return False
     is_cut = any(prune.axis == tensor.block_axis for prune in tensor.prune)

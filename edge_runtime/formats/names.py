@@ -40,14 +40,14 @@ STAGES: Final = (
     HEAD_STAGE,
     SCORE_STAGE,
 )
-"""Graphs of the staged mode. The plain block, without factors, is there where not all blocks are tuned; those of the
-last block where the first token of a sequence is scored alone."""
+"""Graphs of the staged mode. There is a plain block, without factors, if not all blocks are tuned. The last block has
+its own graphs if only the first token of a sequence is scored."""
 
 # Inputs of the training and the evaluation graph, beside the frozen weights.
 INPUT_IDS: Final = "input_ids"  # int64 [batch, length]
 ATTENTION_MASK: Final = "attention_mask"  # int64 [batch, length], 1 = token, 0 = padding (on the right)
 ROWS: Final = "rows"  # int64 [targets], which of the batch * length positions are scored, ascending (causal-lm only)
-TARGETS: Final = "targets"  # int64 [targets], the class or token that each of them is to predict
+TARGETS: Final = "targets"  # int64 [targets], the class or token to predict at each of them
 PARAMS: Final = "params"  # float32 [N], flat trainable state
 SPLIT_SIZES: Final = "split_sizes"  # int64 [K], element counts of the K trainable tensors, in layout order
 RANK: Final = "rank"  # int64 [1]
@@ -66,12 +66,12 @@ LOGITS: Final = "logits"  # float32 [targets, labels]; text-classification only
 
 # Stages as graphs of their own (staged mode). Weights of a block enter without its prefix; PARAMS, SPLIT_SIZES and
 # GRAD_ACCUM are the block's (or the head's) part of the flat vectors.
-# Embedding: rows of the word embedding, and INPUT_IDS that count those, to HIDDEN_OUT and a context under other names.
-# Block: HIDDEN and the context to HIDDEN_OUT; a last block that has graphs of its own gives [batch, 1, H]. In a model
-# with norms after the sums (Manifest.post_norm) other blocks with factors give RESIDUAL too.
-# Backward of a block: the same, RESIDUAL where the forward gave it, and HIDDEN_GRAD to GRAD_ACCUM_OUT and, but for the
-# first block tuned, INPUT_GRAD.
-# Head: HIDDEN of the scored positions to LOSS, INPUT_GRAD and, where it is trained, GRAD_ACCUM_OUT.
+# Embedding: rows of the word embedding, and INPUT_IDS as indices of them, to HIDDEN_OUT and a context of other names.
+# Block: HIDDEN and the context to HIDDEN_OUT; a last block with its own graphs outputs [batch, 1, H]. In a model with
+# norms after the sums (Manifest.post_norm) the other blocks with factors output RESIDUAL too.
+# Backward of a block: the same inputs, RESIDUAL if the forward outputs it, and HIDDEN_GRAD to GRAD_ACCUM_OUT and
+# INPUT_GRAD; the first tuned block has no INPUT_GRAD.
+# Head: HIDDEN of the scored positions to LOSS, INPUT_GRAD and, if the head is trained, GRAD_ACCUM_OUT.
 # Score: HIDDEN of the scored positions to the outputs of the evaluation graph.
 HIDDEN: Final = "hidden"  # float32 [batch, length, H], or [targets, H] for head and score
 HIDDEN_OUT: Final = "hidden.out"  # float32 [batch, length or 1, H]
@@ -108,7 +108,7 @@ CHECKPOINT_FILE: Final = "model.safetensors"
 """All weights of a model, as transformers names and reads them."""
 
 POOL: Final = "pool"
-"""Of octets in the file of a round's global model: how far all weights are from where they began."""
+"""Name of the octets with the pool in the file of a round's global model; see :mod:`.seed_pool`."""
 
 IGNORE_LABEL: Final = -100
 """Label of a position that is not a target (PyTorch's ``ignore_index``)."""
@@ -142,7 +142,7 @@ def is_lora_a(name: str) -> bool:
 
 
 def merged_a(module: str) -> str:
-    """Name of the A side, float32 ``[m, in]``, of what is added to the frozen weight of a LoRA target.
+    """Name of the merged A factor, float32 ``[m, in]``, of a LoRA target.
 
     >>> merged_a("model.layers.0.mlp.up_proj")
     'model.layers.0.mlp.up_proj.merged_A.weight'
@@ -151,7 +151,7 @@ def merged_a(module: str) -> str:
 
 
 def merged_b(module: str) -> str:
-    """Name of the B side, float32 ``[out, m]``, of what is added to the frozen weight of a LoRA target.
+    """Name of the merged B factor, float32 ``[out, m]``, of a LoRA target.
 
     >>> merged_b("model.layers.0.mlp.up_proj")
     'model.layers.0.mlp.up_proj.merged_B.weight'

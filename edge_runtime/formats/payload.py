@@ -4,8 +4,8 @@
 
     W + lora_scaling * merged_B @ merged_A
 
-Rules that fold a part of what was learnt into the base (FLoRA, arXiv 2409.05976; FedEx-LoRA, arXiv 2410.09432) need no
-other artifact for it. Both are optional, so a payload with neither is the bytes of an adapter.
+With them aggregation rules that add a part of the update to the base (FLoRA, arXiv 2409.05976; FedEx-LoRA, arXiv
+2410.09432) need no new artifact. Importance and merged factors are optional; a payload without both is an adapter.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from edge_runtime.formats.tensors import WireDtype, decode_tensors, encode_tenso
 
 Array = npt.NDArray[np.float32]
 Merged = Mapping[str, tuple[Array, Array]]
-"""By target module: A float32 ``[m, in]`` and B float32 ``[out, m]``; ``m`` may differ from target to target."""
+"""Merged factors by target module: A float32 ``[m, in]`` and B float32 ``[out, m]``; ``m`` may differ by target."""
 
 _IMPORTANCE: Final = re.compile(re.escape(names.IMPORTANCE_PREFIX) + r"(0|[1-9][0-9]{0,5})\.([A-Za-z_]+)")
 
@@ -45,7 +45,7 @@ class Payload:
 
 
 def encode_payload(payload: Payload, dtype: WireDtype = "float32") -> bytes:
-    """Safetensors bytes; scores are float32 in any case, because their range is not that of weights.
+    """Safetensors bytes of a payload; scores are always float32, because float16 may not hold their range.
 
     Raises:
         TensorError: a value does not fit ``dtype``.
@@ -58,19 +58,20 @@ def encode_payload(payload: Payload, dtype: WireDtype = "float32") -> bytes:
 
 
 def decode_payload(blob: bytes) -> Payload:
-    """Parse a blob from outside. Whether it fits plan and rank is for :func:`check_payload` to say.
+    """Parse a blob from outside; :func:`check_payload` checks whether it fits plan and rank.
 
     Raises:
-        TensorError: malformed, over a limit, a malformed name, or one of two merged factors alone.
+        TensorError: the blob is malformed or over a limit, a name is malformed, or one of two merged factors is
+            missing.
     """
     return payload_of(decode_tensors(blob))
 
 
 def payload_of(tensors: Mapping[str, Array]) -> Payload:
-    """The tensors of a blob, by the kind that their names tell.
+    """Sort the tensors of a blob by kind, which follows from their names.
 
     Raises:
-        TensorError: a malformed name, or one of two merged factors alone.
+        TensorError: a name is malformed, or one of two merged factors is missing.
     """
     payload, halves = Payload(adapter={}), dict[str, dict[str, Array]]()
     for name, value in tensors.items():
@@ -109,11 +110,11 @@ def check_payload(
         manifest: the artifact's manifest.
         plan: units that stay; for an update the last plan of the assignment.
         rank: LoRA rank of the adapter.
-        payload: the decoded one.
-        is_update: whether it came from a device. Then it may hold importance but no merged factors, and the A factors
-            are missing where they are not trained; otherwise it is the other way round.
-        trainable: of the assignment.
-        layout: of manifest, plan and rank, where the caller has made it already.
+        payload: the decoded payload.
+        is_update: whether a device sent it. An update may hold importance but no merged factors, and has A factors only
+            if they are trained. A payload of the server may hold merged factors but no importance, and has all factors.
+        trainable: trained tensors of the assignment.
+        layout: layout of manifest, plan and rank, if the caller has made it already.
 
     Raises:
         TensorError: names the first offending tensor.
@@ -160,7 +161,7 @@ def check_merged(manifest: Manifest, plan: Plan, merged: Merged) -> None:
 
 
 def restrict_merged(manifest: Manifest, merged: Merged, plan: Plan) -> dict[str, tuple[Array, Array]]:
-    """The part of merged factors under the full plan that a device with ``plan`` holds; contiguous float32 copies."""
+    """Restrict merged factors under the full plan to ``plan``; contiguous float32 copies."""
     out: dict[str, tuple[Array, Array]] = {}
     for target in manifest.targets:
         if target.module in merged:

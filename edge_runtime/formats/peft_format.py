@@ -1,9 +1,8 @@
 """PEFT's on-disk format, which ``PeftModel.from_pretrained`` loads. Pure: JSON and safetensors, no peft.
 
-PEFT knows nothing of merged factors. They become more components of the adapter: [B merged_B] [A; merged_A] is
-B A + merged_B merged_A, so what PEFT loads is exactly what the fleet has. Such a module has a larger rank than the
-others, which ``rank_pattern`` says; ``alpha_pattern`` keeps its scaling. To go on training it is possible, but its rank
-is then that of everything ever merged.
+PEFT has no merged factors. So they become further components of the adapter: [B merged_B] [A; merged_A] is
+B A + merged_B merged_A, and PEFT loads exactly the fleet's model. Such a module has a larger rank than the others,
+given in ``rank_pattern``; ``alpha_pattern`` keeps its scaling. It can be trained further, with that larger rank.
 """
 
 from __future__ import annotations
@@ -45,17 +44,17 @@ def write_peft(
 ) -> None:
     """Write a full adapter as ``adapter_config.json`` and ``adapter_model.safetensors``.
 
-    Modules are listed by their whole path, so that no other module of the model ends like one of them (BERT's pooler is
-    a ``dense`` too). The weights are written first: a directory with a configuration is complete.
+    Modules are listed by their whole path, because PEFT also matches ends of paths (BERT's pooler is a ``dense`` too).
+    The weights are written first: a directory with a configuration is complete.
 
     Args:
-        directory: where the two files go; made if it is not there.
+        directory: folder of the two files, made if it is missing.
         manifest: the artifact's manifest.
         adapter: tensors under the full plan.
         rank: their LoRA rank.
         lora_scaling: alpha / rank.
         merged: factors folded into the frozen weights, full plan; see the module.
-        base_model: directory or hub id that the model came from; None = not known, see :func:`peft_config`.
+        base_model: directory or hub id of the base model; None = unknown, see :func:`peft_config`.
         frozen: weights of whole modules that the base model may lack, by Hugging Face name.
 
     Raises:
@@ -80,7 +79,7 @@ def write_peft(
 
 
 def unknown_base(manifest: Manifest) -> str:
-    """Return the name for a base model of unknown origin: a hub id as it is, else a folder of that name.
+    """Return the name for a base model of unknown origin: a hub id unchanged, else a relative folder.
 
     The bare name of a directory is not safe: PEFT would fetch a stranger's model of that name from the hub.
     """
@@ -101,11 +100,11 @@ def peft_config(
 
     Args:
         manifest: the artifact's manifest.
-        rank: LoRA rank of all modules but those in ``ranks``.
-        lora_scaling: alpha / rank, the same for all.
-        ranks: by module. PEFT reads its keys as regular expressions.
-        base_model: directory or hub id that the model came from; None = see :func:`unknown_base`.
-        whole: modules whose weights come with the adapter, beside the dense ones.
+        rank: LoRA rank of all modules except those in ``ranks``.
+        lora_scaling: alpha / rank, the same for all modules.
+        ranks: LoRA rank by module. PEFT reads its keys as regular expressions.
+        base_model: directory or hub id of the base model; None = see :func:`unknown_base`.
+        whole: modules whose weights are stored with the adapter, beside the dense tensors.
     """
     saved = {dense.name.rpartition(".")[0] for dense in manifest.dense} | set(whole)
     ranks = {re.escape(module): own for module, own in (ranks or {}).items()}

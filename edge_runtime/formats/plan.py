@@ -1,8 +1,8 @@
 """Plans: which heads and feed-forward channels of each layer stay.
 
-A plan travels as one bitmap per group (a few hundred bytes to a few kilobytes), names nothing but indices, and is all a
-device needs to slice its own base weights. That form is a :class:`PackedPlan`, and it may be anybody's. A :class:`Plan`
-was checked against a manifest and unpacked, once; all that computes takes one of these.
+A :class:`PackedPlan` is the form on the wire and on disk: one bitmap per group (a few hundred bytes to a few
+kilobytes). It may come from any source. A :class:`Plan` was checked against a manifest and unpacked once; all code that
+computes takes a :class:`Plan`. A device slices its own base weights by it.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class KeptUnits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PackedPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """A plan as it travels and is stored; only :meth:`open` tells whether it fits a model."""
+    """A plan on the wire and on disk; :meth:`open` checks whether it fits a model."""
 
     groups: Annotated[tuple[KeptUnits, ...], msgspec.Meta(max_length=limits.MAX_GROUPS)]
-    """In the order of the manifest."""
+    """Kept units of each group, in the order of the manifest."""
 
     def open(self, manifest: Manifest) -> Plan:
-        """Check it against the manifest of the model that it is to be used with, and unpack it.
+        """Check the plan against a model's manifest, and unpack it.
 
         Raises:
             PlanError: groups or numbers of units differ from the manifest's, or a group keeps nothing.
@@ -61,14 +61,14 @@ class PackedPlan(msgspec.Struct, frozen=True, kw_only=True):
 class Plan:
     """The units of every group of a model that stay.
 
-    Comes from :meth:`PackedPlan.open`, :meth:`full` or :meth:`from_kept`, so it fits the manifest given there. Plans of
-    the same bits are equal.
+    Make it with :meth:`PackedPlan.open`, :meth:`full` or :meth:`from_kept`; it fits the manifest given there. Plans
+    with the same bits are equal.
     """
 
     packed: PackedPlan
-    """As it travels."""
+    """The packed form."""
     units: Mapping[tuple[int, str], Indices] = dataclasses.field(compare=False, repr=False)
-    """``(layer, group)`` to the units that stay: one or more, ascending, int64, read-only; in the manifest's order."""
+    """``(layer, group)`` to the kept units: at least one, ascending, int64, read-only; in the manifest's order."""
 
     @classmethod
     def full(cls, manifest: Manifest) -> Self:
@@ -77,10 +77,10 @@ class Plan:
 
     @classmethod
     def from_kept(cls, manifest: Manifest, kept: Mapping[tuple[int, str], npt.ArrayLike]) -> Self:
-        """Build a plan from unit indices, ``(layer, group) -> indices``; a group that is not named keeps everything.
+        """Build a plan from the kept units of groups, ``(layer, group) -> indices``; other groups keep everything.
 
         Raises:
-            PlanError: an unknown group, an index outside its group, or a group that keeps nothing.
+            PlanError: a group is unknown or keeps nothing, or an index is outside its group.
         """
         known = {(g.layer, g.group) for g in manifest.groups}
         if unknown := sorted(set(kept) - known):
@@ -124,7 +124,7 @@ class Plan:
         """Shape of a frozen weight under this plan.
 
         Raises:
-            PlanError: the plan lacks a group of it.
+            PlanError: the plan lacks a group of the weight.
         """
         sizes = list(tensor.shape)
         for prune in tensor.prune:
@@ -144,10 +144,10 @@ class Plan:
         return (units[:, None] * prune.unit_size + np.arange(prune.unit_size)).reshape(-1).astype(np.int64)
 
     def check_within(self, other: Plan) -> None:
-        """Refuse a plan that is not a shrinking of another one of the same model.
+        """Refuse this plan if it is not a part of another plan of the same model.
 
         Raises:
-            PlanError: it keeps a unit that ``other`` has not.
+            PlanError: the plan keeps a unit that ``other`` removes.
         """
         for (layer, group), units in self.units.items():
             extra = np.setdiff1d(units, other.kept(layer, group), assume_unique=True)
@@ -157,7 +157,7 @@ class Plan:
                 raise PlanError(msg)
 
     def num_kept_elements(self, manifest: Manifest) -> tuple[int, int]:
-        """Elements of the prunable tensors that stay, and their number before pruning."""
+        """Number of elements of the prunable tensors that stay, and their number before pruning."""
         prunable = [tensor for tensor in manifest.tensors if tensor.layer is not None and tensor.prune]
         total = sum(math.prod(tensor.shape) for tensor in prunable)
         return sum(math.prod(self.shape(tensor)) for tensor in prunable), total
@@ -169,7 +169,7 @@ class Plan:
 
 
 def uniform_num_kept(spec: GroupSpec, pruning_ratio: float) -> int:
-    """Units of a group that stay at a requested ratio: the rest rounded half up, and never fewer than one (ours).
+    """Number of units of a group that stay at a requested ratio, rounded half up, at least one (ours).
 
     >>> uniform_num_kept(GroupSpec(layer=0, group="heads", num_units=12), 0.25)
     9

@@ -1,7 +1,7 @@
-"""The blobs of the probe, on both sides: a linear head, or the sums that a ridge regression is solved from.
+"""The blobs of the probe: a linear head, or the sums from which a ridge regression is solved.
 
-Sums are integers: a feature is taken as a multiple of ``2**-FRACTION_BITS``, so that sums are exact, and the same in
-any order and however the examples are split over devices.
+Sums are integers: features are rounded to multiples of ``2**-FRACTION_BITS``. So sums are exact, and do not depend on
+the order of the examples or their distribution over devices.
 
 Shape legend: ``H`` features, ``C`` classes.
 """
@@ -24,9 +24,9 @@ Int64 = npt.NDArray[np.int64]
 Float64 = npt.NDArray[np.float64]
 
 FRACTION_BITS: Final = 20
-"""Of a feature as an integer."""
+"""Fraction bits of a feature as an integer."""
 ONE: Final = 2**FRACTION_BITS
-"""The bias's feature: 1."""
+"""Feature of the bias: 1."""
 MAX_SUM: Final = 2**62
 """Largest sum on the diagonal. By Cauchy and Schwarz no other entry is larger, so that int64 never overflows."""
 
@@ -39,25 +39,25 @@ def encode_head(head: Head, tensors: Tensors, dtype: WireDtype = "float32") -> b
     """Safetensors bytes of a head.
 
     Raises:
-        TensorError: other tensors, or a value does not fit ``dtype``.
+        TensorError: the tensors are not the head's, or a value does not fit ``dtype``.
     """
     head.check(tensors)
     return encode_tensors(tensors, dtype)
 
 
 def decode_head(blob: bytes, head: Head, *, with_others: bool = False) -> dict[str, Array]:
-    """A head from a blob from outside.
+    """Decode a head from a blob from outside.
 
     Args:
         blob: safetensors bytes.
-        head: the expected one.
-        with_others: whether the blob may hold other tensors (an adapter), which are passed over.
+        head: names and shapes of the head.
+        with_others: whether the blob may hold other tensors (an adapter), which are ignored.
 
     Returns:
         Float32 tensors by name.
 
     Raises:
-        TensorError: malformed, or other tensors.
+        TensorError: the blob is malformed, or its tensors are not the head's.
     """
     tensors = decode_tensors(blob)
     if with_others:
@@ -68,7 +68,7 @@ def decode_head(blob: bytes, head: Head, *, with_others: bool = False) -> dict[s
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Statistics:
-    """Sums over examples, with the bias's feature in the last column; add those of several devices with ``+``."""
+    """Sums over examples, with the bias's feature in the last column; ``+`` adds the sums of several devices."""
 
     gram: Int64
     """Sum of p p^T, ``[H + 1, H + 1]``, in units of ``2**(-2 * FRACTION_BITS)``."""
@@ -81,7 +81,7 @@ class Statistics:
         """Sums over both.
 
         Raises:
-            TensorError: they are of other sizes, or the sums are too large for an int64.
+            TensorError: the sizes differ, or the sums are too large for an int64.
         """
         if self.gram.shape != other.gram.shape or self.cross.shape != other.cross.shape:
             msg = f"sums of {self.cross.shape} and {other.cross.shape} cannot be added: they are of different heads"
@@ -91,7 +91,7 @@ class Statistics:
 
     @property
     def num_examples(self) -> int:
-        """Examples behind the sums."""
+        """Number of examples in the sums."""
         return int(self.count.sum())
 
     def as_float(self) -> tuple[Float64, Float64]:
@@ -136,14 +136,14 @@ def encode_statistics(statistics: Statistics) -> bytes:
 
 
 def decode_statistics(blob: bytes, head: Head) -> Statistics:
-    """Sums from a blob from outside.
+    """Decode sums from a blob from outside.
 
     Args:
-        blob: of :func:`encode_statistics`.
-        head: that they are for.
+        blob: bytes of :func:`encode_statistics`.
+        head: the head to solve.
 
     Raises:
-        TensorError: malformed, other tensors or shapes, or numbers that are the sums of no examples.
+        TensorError: the blob is malformed, has other tensors or shapes, or no examples could have these sums.
     """
     tensors = decode_integers(blob)
     size = head.num_features + 1
@@ -158,7 +158,7 @@ def decode_statistics(blob: bytes, head: Head) -> Statistics:
 
 
 def _check_consistent(sums: Statistics) -> None:
-    """Refuse sums that no examples can give."""
+    """Refuse sums that no set of examples has."""
     count, diagonal = sums.count, sums.gram.diagonal()
     _check_sums(diagonal, np.zeros_like(diagonal))
     is_count = (count >= 0).all() and sum(map(int, count)) == int(sums.gram[-1, -1]) >> (2 * FRACTION_BITS)
@@ -177,7 +177,7 @@ def _check_consistent(sums: Statistics) -> None:
 
 
 def _check_sums(first: Int64, second: Int64) -> None:
-    """Refuse diagonals that are negative, or whose sum int64 cannot hold."""
+    """Refuse diagonals that are negative, or whose sum overflows an int64."""
     total = first.astype(object) + second.astype(object)
     if (first < 0).any() or (second < 0).any() or (total > MAX_SUM).any():
         msg = f"sums of squares are outside [0, {MAX_SUM}]"

@@ -1,4 +1,4 @@
-"""Frozen matrices in eight or four bits: how a base blob stores them, and float32 again.
+"""Frozen matrices in eight or four bits: their form in a base blob, and the conversion to float32.
 
 *int8*: symmetric, one scale for each row, ``W ~ code * scale`` with codes in [-127, 127].
 
@@ -7,8 +7,8 @@ divided by its largest absolute value, then the nearest of 16 quantiles of the n
 the first in the low half. Scales are float16 in place of the paper's double quantisation (ours): 4.25 bits an element,
 against 4.13.
 
-Blocks lie along the axis that is not pruned, so a plan takes whole blocks: along the rows' elements, or, where columns
-are pruned, down the columns. Either way pruning is indexing.
+Blocks lie along the axis that is not pruned: along the rows, or down the columns if columns are pruned. So a plan takes
+whole blocks, and pruning is indexing.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ NF4: Final = np.array(
 _LOW: Final = np.tile(NF4, 16)
 _HIGH: Final = np.repeat(NF4, 16)
 _PAIRS: Final = np.ascontiguousarray(np.stack([_LOW, _HIGH], axis=1)).view(np.float64).reshape(256)
-"""Both values of a byte as one item, so that a look-up writes two neighbours at once."""
+"""Both values of each byte as one item, so that one look-up writes two neighbours."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ class Quantized:
     scales: npt.NDArray[Any]
     """int8: float32 ``[R, 1]``. nf4: float16 ``[R, C / 64]``, or ``[R / 64, C]``."""
     axis: int
-    """nf4: along which axis blocks lie; int8: 1."""
+    """nf4: the axis along which blocks lie; int8: 1."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -68,7 +68,7 @@ class Quantized:
 
     @property
     def size(self) -> int:
-        """Elements."""
+        """Number of elements."""
         return self.codes.size * (2 if self.kind == "nf4" else 1)
 
     @property
@@ -77,10 +77,10 @@ class Quantized:
         return self.codes.nbytes + self.scales.nbytes
 
     def take(self, indices: npt.NDArray[np.int64], axis: int) -> Self:
-        """Rows (axis 0) or columns (axis 1).
+        """Take some rows (axis 0) or columns (axis 1).
 
         Raises:
-            TensorError: blocks lie along that axis.
+            TensorError: blocks lie along this axis.
         """
         if self.kind == "int8":
             scales = np.take(self.scales, indices, axis=0) if axis == 0 else self.scales
@@ -120,10 +120,10 @@ def quantize(weight: Array, kind: Kind, axis: int = 1) -> Quantized:
     Args:
         weight: float32 ``[R, C]``, finite.
         kind: int8, or nf4, which needs a multiple of 64 elements along ``axis``.
-        axis: along which axis blocks lie (nf4); rounding of int8 does not depend on it.
+        axis: axis along which blocks lie (nf4); rounding of int8 does not depend on it.
 
     Raises:
-        TensorError: not a finite matrix, or nf4 does not divide it.
+        TensorError: the weight is not a finite matrix, or nf4 cannot divide it into blocks.
     """
     if weight.ndim != 2 or not np.isfinite(weight).all():
         msg = f"only finite matrices can be quantised, got shape {weight.shape}"
@@ -152,10 +152,10 @@ def quantize(weight: Array, kind: Kind, axis: int = 1) -> Quantized:
 
 
 def stored_tensor(tensors: Mapping[str, npt.NDArray[Any]], spec: TensorSpec) -> npt.NDArray[Any] | Quantized:
-    """A frozen weight out of the tensors of a base blob, as it is stored; nothing is copied.
+    """A frozen weight in its stored form, from the tensors of a base blob; nothing is copied.
 
     Raises:
-        TensorError: it is not there, or of another shape or type.
+        TensorError: the tensor is missing, or has another shape or type.
     """
     if spec.dtype not in {"int8", "nf4"}:
         return _part(tensors, spec.name, spec.shape, spec.dtype)

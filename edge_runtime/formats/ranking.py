@@ -1,4 +1,4 @@
-"""From importance to plans: one ranking for all arms, so that a larger ratio's plan lies within a smaller one's."""
+"""Plans from importance. All arms use one ranking, so the plan of a larger ratio is within that of a smaller ratio."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edge_runtime.formats.manifest import GroupSpec, Manifest
 from edge_runtime.formats.plan import Plan
 
 Importance = Mapping[tuple[int, str], npt.NDArray[np.float32]]
-"""``(layer, group)`` to one score per unit, float32 ``[num_units]``; higher stays longer."""
+"""``(layer, group)`` to one score per unit, float32 ``[num_units]``; units with higher scores stay longer."""
 
 HEADS: Final = "heads"
 """Group of a block's attention heads; with grouped-query attention a unit is a key/value head and its query heads."""
@@ -34,8 +34,8 @@ class PlanPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """The scope in which units are ranked against each other, and the layers that are never pruned."""
 
     scope: Literal["layer", "global"] = "layer"
-    """``layer``: the same share goes from every layer that is not protected. ``global``: units of one group are ranked
-    over all those layers together, so that layers end with different widths."""
+    """``layer``: every unprotected layer loses the same share. ``global``: units of a group are ranked over all
+    unprotected layers together, so layers end with different widths."""
     protect_first: Protected = 0
     """Layers at the input that are never pruned; -1 = a tenth of all, rounded down (LoRAPrune, arXiv 2305.18403)."""
     protect_last: Protected = 0
@@ -55,15 +55,15 @@ class PlanPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return type(self)(scope=self.scope, protect_first=first, protect_last=last)
 
     def to_metadata(self) -> dict[str, str]:
-        """As metadata of an importance file."""
+        """The policy as metadata of an importance file."""
         return {name: str(value) for name, value in msgspec.structs.asdict(self).items()}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> Self:
-        """Inverse of :meth:`to_metadata`; other keys are passed over, and a file without any has the default policy.
+        """Inverse of :meth:`to_metadata`; other keys are ignored, and missing keys have their default.
 
         Raises:
-            PlanError: a value is none of this policy's.
+            PlanError: a value is invalid.
         """
         known = {name: metadata[name] for name in cls.__struct_fields__ if name in metadata}
         try:
@@ -74,7 +74,7 @@ class PlanPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 DEFAULT_POLICY: Final = PlanPolicy()
-"""Every layer gives the same share."""
+"""The default policy: every layer loses the same share."""
 
 
 def plan_at(
@@ -82,16 +82,16 @@ def plan_at(
 ) -> Plan:
     """The plan that removes about ``pruning_ratio`` of the units of every group, least important first (ours).
 
-    The ratio is of all layers: what protected layers keep is removed from the others in addition, as far as each keeps
-    one unit. Heads of a decoder are the exception: every layer keeps the same number, protected or not, because the
-    key/value cache of a deployed decoder has one width; its channels follow the policy. Ties fall to the unit with the
-    larger index (and, over layers, in the later layer), which makes plans nested in every case.
+    The ratio is of all layers: the other layers lose more units to make up for protected layers, but each keeps at
+    least one unit. Heads of a decoder are an exception: every layer keeps the same number, protected or not, because
+    the key/value cache of a deployed decoder has one width; its channels follow the policy. Of units with equal scores
+    the one with the larger index (and, over layers, in the later layer) is removed first, so plans are always nested.
 
     Args:
         manifest: the artifact's manifest.
         importance: finite scores for every group of the manifest.
         pruning_ratio: requested share, in [0, 1).
-        policy: how units are ranked.
+        policy: scope of the ranking and protected layers.
 
     Raises:
         PlanError: the ratio is out of range, scores are missing, of a wrong length or not finite, or the policy leaves
@@ -147,12 +147,12 @@ def _keep_over_layers(
 
 
 def _num_kept(spec: GroupSpec, wanted: float) -> int:
-    """As :func:`edge_runtime.formats.plan.uniform_num_kept`, for a share that may be more than all there is."""
+    """As :func:`edge_runtime.formats.plan.uniform_num_kept`, for a number that may exceed the group's units."""
     return max(1, int(np.floor(spec.num_units * (1.0 - wanted) + 0.5)))
 
 
 def _ranked(scores: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
-    """Indices by falling score; of equal ones the smaller index first."""
+    """Indices by descending score; with equal scores the smaller index comes first."""
     return np.argsort(-scores.astype(np.float64), kind="stable")
 
 

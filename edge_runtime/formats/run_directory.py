@@ -6,10 +6,10 @@ import re
 from typing import Final
 
 ARTIFACTS_FOLDER: Final = "artifacts"
-"""Holds each artifact under its digest."""
+"""Folder of the artifacts, each under its digest."""
 ADAPTERS_FOLDER: Final = "adapters"
 IMPORTANCE_FILE: Final = "importance.safetensors"
-"""File of the scores that rank the units now."""
+"""File of the current importance scores."""
 STATE_FILE: Final = "state.sqlite"
 
 _ROUND: Final = re.compile(r"round-([0-9]{4,9})\.safetensors")
@@ -25,7 +25,7 @@ def round_file(round_number: int) -> str:
 
 
 def round_of(name: str) -> int | None:
-    """The round of a file by its name; None = it is of no round.
+    """The round of a file by its name; None = the file belongs to no round.
 
     >>> round_of("round-0012.safetensors"), round_of("round-x.safetensors")
     (12, None)

@@ -1,4 +1,4 @@
-"""A pool of seeds: all weights of a tuned model as a number for each, on the wire and on disk."""
+"""A pool of seeds on the wire and on disk: one number per seed describes all weights of a tuned model."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from edge_runtime.bounds.fields import Seed
 from edge_runtime.errors import TensorError
 
 Noise = Literal["rademacher", "gaussian"]
-"""Law of the perturbations' elements: +-1, or a Gaussian's quantiles; the same bits on every platform."""
+"""Distribution of the perturbations' elements: +-1, or quantiles of a Gaussian; the same bits on every platform."""
 
 
 class SeedPool(msgspec.Struct, frozen=True, kw_only=True):
-    """Distance of all weights of a model from their start, along the noise of each seed of a pool (FedKSeed).
+    """The change of all weights of a model since the start, along the noise of each seed of a pool (FedKSeed).
 
-    A weight is ``start - sum over j of coefficients[j] * z_j``: whoever has the model that was exported, the head that
-    training began with and this has the tuned model, to the last bit.
+    A weight is ``start - sum over j of coefficients[j] * z_j``. So the exported model, the initial head and the pool
+    give the tuned model to the last bit.
     """
 
     seed: Seed
     """Key of the noise."""
     noise: Noise = "rademacher"
     coefficients: Annotated[bytes, msgspec.Meta(min_length=4, max_length=4 * limits.MAX_SEEDS)]
-    """Of each seed of the pool, float32, little-endian."""
+    """Coefficient of each seed of the pool, float32, little-endian."""
 
     def __post_init__(self) -> None:
-        """Refuse what are not whole numbers of float32.
+        """Refuse coefficients that are not whole float32 values.
 
         Raises:
-            ValueError: they are not.
+            ValueError: the number of bytes is not a multiple of four.
         """
         if len(self.coefficients) % 4:
             msg = f"coefficients of {len(self.coefficients)} bytes are not float32"
@@ -41,20 +41,20 @@ class SeedPool(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def num_seeds(self) -> int:
-        """K."""
+        """Number of seeds, K."""
         return len(self.coefficients) // 4
 
 
 def pool_octets(pool: SeedPool) -> npt.NDArray[np.uint8]:
-    """A pool as it lies in a file beside the adapter of a round."""
+    """The bytes of a pool for a file, beside the adapter of a round."""
     return np.frombuffer(msgspec.msgpack.encode(pool), np.uint8)
 
 
 def pool_of(octets: npt.NDArray[np.uint8]) -> SeedPool:
-    """A pool from such a file.
+    """Decode a pool from :func:`pool_octets`.
 
     Raises:
-        TensorError: it is damaged.
+        TensorError: the bytes are damaged.
     """
     try:
         pool = msgspec.msgpack.decode(octets.tobytes(), type=SeedPool)
@@ -66,10 +66,10 @@ def pool_of(octets: npt.NDArray[np.uint8]) -> SeedPool:
 
 
 def coefficients_of(pool: SeedPool) -> npt.NDArray[np.float32]:
-    """Of each seed, float32 ``[K]``.
+    """Coefficient of each seed, float32 ``[K]``.
 
     Raises:
-        TensorError: one is not finite.
+        TensorError: a coefficient is not finite.
     """
     values = np.frombuffer(pool.coefficients, "<f4").astype(np.float32)
     if not np.isfinite(values).all():

@@ -19,7 +19,7 @@ from edge_runtime.formats.manifest import digest_of
 WireDtype = Literal["float32", "float16"]
 
 KINDS: Final = {"float32": "F32", "float16": "F16", "int8": "I8", "int32": "I32"}
-"""Types of safetensors, by those of numpy."""
+"""Types of safetensors, by numpy's names."""
 
 
 def encode_tensors(
@@ -29,9 +29,9 @@ def encode_tensors(
     exact: Collection[str] = (),
     octets: Mapping[str, npt.NDArray[np.uint8]] | None = None,
 ) -> bytes:
-    """Safetensors bytes of named arrays, stored as ``dtype``; those named in ``exact`` as float32 in any case.
+    """Safetensors bytes of named arrays, stored as ``dtype``; arrays named in ``exact`` are stored as float32.
 
-    ``octets`` are stored beside them as they are: see :func:`decode_with_octets`.
+    ``octets`` are stored unchanged beside them: see :func:`decode_with_octets`.
 
     The same tensors and metadata always give the same bytes.
 
@@ -63,7 +63,7 @@ def decode_tensors(data: bytes, max_bytes: int = limits.MAX_BLOB_BYTES) -> dict[
 
 
 def decode_with_octets(data: bytes) -> tuple[dict[str, npt.NDArray[np.float32]], dict[str, npt.NDArray[np.uint8]]]:
-    """As :func:`decode_tensors`, and arrays of octets beside the floats: a file of one's own, nothing from a device.
+    """As :func:`decode_tensors`, and arrays of octets beside the floats; for the server's own files, not for devices'.
 
     Raises:
         TensorError: malformed, over a limit, or of a type other than float32, float16 and uint8.
@@ -88,7 +88,7 @@ def decode_integers(data: bytes, max_bytes: int = limits.MAX_BLOB_BYTES) -> dict
 
 
 def encode_arrays(tensors: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -> bytes:
-    """Safetensors bytes of arrays of any of :data:`KINDS`; in memory are no more than the arrays and the bytes."""
+    """Safetensors bytes of arrays of any of :data:`KINDS`; memory holds only the arrays and the bytes."""
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     parts, end = list[memoryview](), 0
     for name, value in sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0])):
@@ -147,14 +147,14 @@ def decode_arrays(
 
 
 def check_digest(data: bytes, expected: str | None) -> None:
-    """Refuse a file that is not the one that was written.
+    """Refuse a file whose bytes changed since it was written.
 
     Args:
-        data: the bytes that were read.
-        expected: SHA-256, 64 hexadecimal digits; None = it was not noted, anything goes.
+        data: bytes of the file.
+        expected: SHA-256, 64 hexadecimal digits; None = it was not recorded, and nothing is checked.
 
     Raises:
-        TensorError: it is another.
+        TensorError: the digest differs.
     """
     if expected is not None and (got := digest_of(data)) != expected:
         msg = f"it is not the file that was written: SHA-256 is {got[:12]}..., was {expected[:12]}..."
@@ -162,7 +162,7 @@ def check_digest(data: bytes, expected: str | None) -> None:
 
 
 def _with_sorted_metadata(data: bytes) -> bytes:
-    """The same blob with its metadata by key: safetensors writes it in an order that changes from call to call."""
+    """The same blob with its metadata sorted by key, because safetensors writes metadata in varying order."""
     (size,) = struct.unpack_from("<Q", data)
     header = json.loads(data[8 : 8 + size])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))

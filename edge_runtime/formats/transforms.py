@@ -1,9 +1,8 @@
 """Update transforms: changes of an update before a device sends it, and before the server combines it.
 
-A chain of them is applied in order. Tensors are read, changed and let go one at a time, so that a round may have more
-of them than memory. A transform draws from generators that follow from the run's seed, the round, the device and its
-place in the chain: the seed is in every checkpoint, so a restarted process draws the same numbers. An empty chain
-changes no bit.
+A chain of transforms is applied in order. Tensors are read, changed and released one at a time, so the tensors of a
+round need not fit in memory. The random generators of a transform follow from the run's seed, the round, the device and
+the place in the chain, so a restarted process draws the same numbers. An empty chain changes no bit.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ LARGEST: Final = 1e6
 
 
 class TransformError(WireError):
-    """A transform that is not known, or whose parameter is out of range."""
+    """A transform is unknown, or its parameter is out of range."""
 
     exit_code = ExitCode.USAGE
 
@@ -40,9 +39,9 @@ class Change:
     """A change of some tensors by training."""
 
     tensors: Tensors
-    """After training, float32, by name."""
+    """Tensors after training, float32, by name."""
     start: Callable[[str], Array]
-    """Returns a tensor of that name as it was before, of the same shape."""
+    """Returns the tensor of a name before training, of the same shape."""
     shapes: Mapping[str, tuple[int, ...]]
     """The layout: names and shapes of the trained tensors, in order."""
 
@@ -52,22 +51,22 @@ class Transform(abc.ABC):
 
     name: ClassVar[str]
     parameter: ClassVar[str]
-    """Meaning of its parameter, for messages."""
+    """Meaning of the transform's parameter, for messages."""
 
     def __init__(self, value: float) -> None:
         self.value = value
 
     @abc.abstractmethod
     def prepare(self, change: Change) -> Callable[[str, Array, np.random.Generator], Array] | None:
-        """Return the function for each tensor of a change: it takes name, value and a generator of its own.
+        """Return the function that changes each tensor; it takes a name, a value and the tensor's own generator.
 
         Returns:
-            None = nothing is.
+            The function; None = no tensor is changed.
         """
 
 
 class Clip(Transform):
-    """Scale a change to a Frobenius norm over all tensors together, where it has a larger one.
+    """Scale a change down to a maximum Frobenius norm over all tensors together.
 
     With ``d = trained - start`` and a bound ``C``: ``start + d * min(1, C / |d|)``. This is fixed clipping of DP-FedAvg
     (arXiv 1710.06963); it bounds the effect of one device on the model, and is not privacy by itself.
@@ -96,10 +95,10 @@ class Clip(Transform):
 
 
 class Noise(Transform):
-    """Add Gaussian noise of a standard deviation to every value that was trained.
+    """Add Gaussian noise of a standard deviation to every trained value.
 
-    Averaged over ``n`` devices of equal weight it has the standard deviation ``value / sqrt(n)``. Nothing here accounts
-    for privacy.
+    The average over ``n`` devices of equal weight has noise of standard deviation ``value / sqrt(n)``. This module does
+    no privacy accounting.
     """
 
     name = "noise"
@@ -123,7 +122,7 @@ def parse_transforms(text: str) -> tuple[Transform, ...]:
     """A chain from ``NAME:VALUE,...``, such as ``clip:1.0,noise:0.001``; none from an empty text.
 
     Raises:
-        TransformError: one is not known, or its value is not above 0 and at most 1e6.
+        TransformError: a transform is unknown, or its value is not above 0 and at most 1e6.
     """
     chain = []
     for part in text.split(",") if text else ():
@@ -146,12 +145,12 @@ def apply_transforms(chain: Sequence[Transform], change: Change, seed: Sequence[
 
     Args:
         chain: transforms, the first is applied first.
-        change: of one device in one round.
-        seed: of the run and the round, 0 or more each.
-        device_id: whose.
+        change: change of one device in one round.
+        seed: seeds of the run and the round, each 0 or more.
+        device_id: the device.
 
     Returns:
-        The tensors, each changed whenever it is asked for, always to the same bits.
+        The tensors; each is changed when it is read, always to the same bits.
     """
     tensors = change.tensors
     for place, transform in enumerate(chain):
@@ -163,7 +162,7 @@ def apply_transforms(chain: Sequence[Transform], change: Change, seed: Sequence[
 
 
 class _Transformed(Mapping[str, Array]):
-    """Tensors that a function is applied to when they are asked for."""
+    """Tensors to which a function is applied when they are read."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The reply of zero-order tuning: the scalars of an assignment, and how many were not finite. Under 1 KB, mostly."""
+"""The reply of zero-order tuning, mostly under 1 KB: scalars of an assignment, and how many were not finite."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Reply:
     scalars: Array
     """Float32 ``[steps, num_outer * num_inner]``, all finite."""
     num_not_finite: int
-    """Scalars that are 0 because a loss was not finite."""
+    """Number of scalars that are 0 because a loss was not finite."""
 
 
 def encode_reply(scalars: Array, num_not_finite: int) -> bytes:
@@ -32,24 +32,24 @@ def encode_reply(scalars: Array, num_not_finite: int) -> bytes:
 
     Args:
         scalars: float32 ``[steps, num_outer * num_inner]``.
-        num_not_finite: 0 to their number.
+        num_not_finite: from 0 to the number of scalars.
 
     Raises:
-        TensorError: :func:`decode_reply` would refuse them.
+        TensorError: :func:`decode_reply` would refuse the reply.
     """
     _check(scalars, num_not_finite)
     return encode_tensors({SCALARS: scalars, NOT_FINITE: np.array([num_not_finite], np.float32)})
 
 
 def decode_reply(blob: bytes, shape: tuple[int, int]) -> Reply:
-    """A reply from outside.
+    """Decode and check a reply from a device.
 
     Args:
         blob: safetensors bytes.
-        shape: ``(steps, num_outer * num_inner)`` that were asked for.
+        shape: required shape, ``(steps, num_outer * num_inner)``.
 
     Raises:
-        TensorError: malformed, other tensors, another shape, or values that no reply has.
+        TensorError: the reply is malformed, has other tensors or another shape, or has invalid values.
     """
     tensors = decode_tensors(blob)
     if set(tensors) != {SCALARS, NOT_FINITE}:

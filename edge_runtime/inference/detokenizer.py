@@ -1,8 +1,8 @@
-"""Tokens to text one at a time: no character is shown before all its bytes are there.
+"""Tokens to text, one token at a time; a character is returned when all its bytes are known.
 
-One character may span several tokens (byte-level vocabularies), and how a token is written may depend on its neighbour
-(leading spaces). So a window of tokens is decoded twice, without and with the new ones, and the difference is the text;
-it is held back while it ends in the replacement character (the method of Hugging Face's text-generation-inference).
+One character may span several tokens (byte-level vocabularies), and the text of a token may depend on its neighbour
+(leading spaces). So a window of tokens is decoded twice, without and with the new tokens, and the difference is the new
+text. It is held back while it ends in the replacement character (as in Hugging Face's text-generation-inference).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class IncrementalDetokenizer:
 
     Args:
         decode: token ids to text.
-        prompt_ids: tokens that came before; they are context and are not part of the text.
+        prompt_ids: tokens of the prompt; they are context and not part of the text.
     """
 
     def __init__(self, decode: Callable[[list[int]], str], prompt_ids: Sequence[int] = ()) -> None:
@@ -28,7 +28,7 @@ class IncrementalDetokenizer:
         self._pending: list[int] = []
 
     def add(self, token_id: int) -> str:
-        """Text that became certain with this token; empty while a character is incomplete."""
+        """Return the text that this token completes; empty while a character is incomplete."""
         self._pending.append(token_id)
         piece = self._text()
         if not piece or piece.endswith(_INCOMPLETE):
@@ -37,7 +37,7 @@ class IncrementalDetokenizer:
         return piece
 
     def flush(self) -> str:
-        """Return the text held back, at the end of generation: bytes that never became a character show as U+FFFD."""
+        """Return the rest of the text, at the end of generation; bytes of incomplete characters become U+FFFD."""
         piece = self._text()
         self._accept()
         return piece

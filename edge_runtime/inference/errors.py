@@ -1,11 +1,11 @@
 """Errors of inference.
 
 InferenceError
-├── CompactModelError      a directory that is not a compact model, or whose files do not match it
-├── CompactVersionError    a compact model of another format version
-├── WrongTaskError         text asked of a classifier, or a class of a model that generates
-├── PromptError            a prompt that leaves no room for an answer, or has no token
-└── SamplingError          a temperature, top_k or number of tokens outside its range
+├── CompactModelError      a directory is not a compact model, or its files do not match the description
+├── CompactVersionError    a compact model has another format version
+├── WrongTaskError         the model was made for the other task
+├── PromptError            a prompt leaves no room for an answer, or has no token
+└── SamplingError          a temperature, top_k or number of tokens is out of range
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class WrongTaskError(InferenceError):
 
 
 class PromptError(InferenceError):
-    """A prompt that the model cannot continue."""
+    """The model cannot continue a prompt."""
 
     exit_code = ExitCode.USAGE
 

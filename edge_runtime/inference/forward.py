@@ -1,4 +1,4 @@
-"""Running a compact model's graph: onnxruntime values in and out, its errors translated."""
+"""Runs of a compact model's graph on values of onnxruntime, with translated errors."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def run(graph: Graph, outputs: Sequence[str], values: Mapping[str, Any]) -> list
         values: arrays, or onnxruntime values (which are neither converted nor copied), by input name.
 
     Raises:
-        InsufficientMemoryError: it could not allocate.
-        InferenceError: it failed otherwise.
+        InsufficientMemoryError: onnxruntime could not allocate memory.
+        InferenceError: onnxruntime failed for another reason.
     """
     feeds = {
         name: ort.OrtValue.ortvalue_from_numpy(value) if isinstance(value, np.ndarray) else value
@@ -65,7 +65,7 @@ class Encoder:
     """A graph exported for text-classification.
 
     Raises:
-        CompactModelError: the graph is not one.
+        CompactModelError: the graph was exported for something else.
     """
 
     def __init__(self, graph: Graph) -> None:

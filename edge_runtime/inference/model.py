@@ -1,4 +1,4 @@
-"""A compact model on the device: opened once, then asked; with onnxruntime and tokenizers, never with torch."""
+"""A compact model on the device: classify, generate, evaluate; with onnxruntime and tokenizers, without torch."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ _WARM_UP_REPEATS: Final = 2
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """The likeliest class of a text."""
+    """The most likely class of a text."""
 
     label: str
     score: float
-    """Its probability (softmax), in (0, 1]."""
+    """Probability of the class (softmax), in (0, 1]."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +57,8 @@ class CompactModel:
     """A compact model in memory. Make it with :meth:`open`.
 
     Attributes:
-        directory: where its files lie.
-        info: its description.
+        directory: folder of the files.
+        info: description of the model.
     """
 
     def __init__(self, directory: Path, info: CompactInfo, graph: Graph) -> None:
@@ -135,8 +135,8 @@ class CompactModel:
         Args:
             prompt: text to continue; may be empty if the tokenizer begins every text with a token.
             max_new_tokens: most tokens to generate, 1 or more.
-            temperature: 0 = greedy; otherwise tokens are drawn, the likelier ones more often the lower it is.
-            top_k: draw from this many of the likeliest tokens only; 0 = all.
+            temperature: 0 = greedy; otherwise tokens are drawn, and a lower value favours the likelier tokens.
+            top_k: draw only from this many of the most likely tokens; 0 = all.
             rng: source of randomness; needed unless greedy.
 
         Raises:
@@ -224,7 +224,7 @@ class CompactModel:
         return self._model.forward(input_ids, attention_mask)
 
     def logits_in_steps(self, input_ids: Int64, num_first: int) -> Float32:
-        """As :meth:`logits` of whole sequences, read as generation reads them: ``num_first`` tokens, then one by one.
+        """As :meth:`logits`, but with the cache as in generation: ``num_first`` tokens at once, the others one by one.
 
         Raises:
             WrongTaskError: the model classifies.
@@ -303,7 +303,7 @@ def _measure(repeat: Callable[[], object], num_repeats: int, clock: Callable[[],
 
 
 def _as_artifact(directory: Path, info: CompactInfo) -> Artifact:
-    """The directory as the engine reads examples with it: an artifact of labels and tokenizer, without weights."""
+    """The directory as an artifact with labels and tokenizer, without weights, for the engine's reader of examples."""
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         family=info.family,

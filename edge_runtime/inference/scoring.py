@@ -1,4 +1,4 @@
-"""Results of logits: probabilities, and the sums that the evaluation graph of an artifact gives.
+"""Results from logits: probabilities, and the same sums as an artifact's evaluation graph.
 
 Shape legend: ``B`` batch, ``L`` length, ``C`` classes or vocabulary.
 """

@@ -1,4 +1,4 @@
-"""Text to tokens and back, with the tokenizer of a compact model; read when text first comes."""
+"""Text to tokens and back, with the tokenizer of a compact model, which is loaded on first use."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TextCodec:
         """Token ids of a text to classify, cut at the model's longest sequence.
 
         Raises:
-            PromptError: no Unicode text, or one without a token.
+            PromptError: the text is not valid Unicode, or has no token.
             MissingDependencyError: the package ``tokenizers`` is not installed.
             DataInvalidError: the model came without a tokenizer.
             ArtifactCorruptedError: the tokenizer's file is malformed.

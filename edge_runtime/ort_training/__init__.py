@@ -1,1 +1,1 @@
-"""A second engine: the models that onnxruntime-training makes, run by its own API. See docs/ort-training.md."""
+"""A second engine: models for onnxruntime-training, run through its own API. See docs/ort-training.md."""

@@ -1,8 +1,8 @@
-"""The one door to onnxruntime-training: its parts without its package.
+"""The door to onnxruntime-training: it imports modules of the package without the package's ``__init__``.
 
-``import onnxruntime.training`` imports torch, for ORTModule, which is of no use here. The parts that are (``api`` on
-the device, ``artifacts`` where models are made) do not need it. So the parent is put in place without running its
-``__init__``, and the parts are imported from it.
+``import onnxruntime.training`` imports torch, for ORTModule. The modules used here (``api`` on the device,
+``artifacts`` where models are made) do not need torch. So the parent package is registered without running its
+``__init__``, and the modules are imported from it.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from typing import Any, Final, Literal
 from edge_runtime.ort_training.errors import OrtMissingError
 
 VERSION: Final = "1.19.2"
-"""The release that this was written for and is tested with; it is the last one."""
+"""The supported and tested release; it is the last one."""
 
 _PACKAGE: Final = "onnxruntime.training"
 _ERRORS_ONLY: Final = 3
 
 
 def load(part: Literal["api", "artifacts", "onnxblock"]) -> Any:  # noqa: ANN401 - onnxruntime has no types
-    """A part of onnxruntime-training, without torch.
+    """Import a module of onnxruntime-training, without torch.
 
     Raises:
-        OrtMissingError: it is not installed, in another version, or this machine is none that it has wheels for.
+        OrtMissingError: the package is not installed, has another version, or has no wheels for this machine.
     """
     machine = platform.machine()
     if machine != "x86_64":

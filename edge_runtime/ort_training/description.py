@@ -1,8 +1,8 @@
-"""ort-training models: the description of a folder of them (``ort-training.json``).
+"""The description of a folder of ort-training models (``ort-training.json``).
 
-onnxruntime-training bakes widths, rank and hyper-parameters of the optimizer into its models, so a folder holds one
-set of files for each arm, beside the artifact that they were made from. Weights are not baked in: a device puts its own
-slices and the assignment's adapter in, so one set serves every plan of its widths.
+Models of onnxruntime-training have fixed widths, rank and hyper-parameters of the optimizer, so a folder holds one set
+of files for each arm, beside the artifact. Weights are not fixed: a device loads its own slices and the assignment's
+adapter, so one set serves every plan of its widths.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ CHECKPOINT: Final = "checkpoint"
 MODEL_FILES: Final = (TRAINING_MODEL, EVALUATION_MODEL, OPTIMIZER_MODEL, CHECKPOINT)
 
 MAX_MODEL_BYTES: Final = 1 << 31
-"""Largest model, weights in float32 included, bytes: protobuf and the checkpoint's format end there."""
+"""Largest model, float32 weights included, bytes: a limit of protobuf and of the checkpoint's format."""
 
 
 class OptimizerSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """Hyper-parameters that are baked into an optimizer model. Defaults are those of a run."""
+    """Fixed hyper-parameters of an optimizer model. Defaults are those of a run."""
 
     weight_decay: Decay = 0.0
     max_grad_norm: Factor | None = 1.0
@@ -47,11 +47,11 @@ class OptimizerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, hyper_parameters: HyperParameters) -> Self:
-        """Those that an assignment asks for."""
+        """The settings that an assignment asks for."""
         return cls(**{name: getattr(hyper_parameters, name) for name in cls.__struct_fields__})
 
     def difference(self, other: OptimizerSettings) -> str:
-        """Describe the differences of another one, for people: ``weight_decay 0.0, not 0.1``; empty if they are equal.
+        """Describe the differences from other settings, for people; empty if they are equal.
 
         >>> OptimizerSettings().difference(OptimizerSettings(weight_decay=0.1))
         'weight_decay 0.0, not 0.1'
@@ -67,7 +67,7 @@ class ArmModels(msgspec.Struct, frozen=True, kw_only=True):
     widths: Annotated[tuple[NumUnits, ...], msgspec.Meta(max_length=limits.MAX_GROUPS)]
     """Units kept of each group, in the order of the artifact's manifest; see :func:`widths_of`."""
     directory: Name
-    """Folder of the files, within the models' folder."""
+    """Name of the arm's folder, within the folder of all models."""
     files: Annotated[dict[Name, FileRef], msgspec.Meta(max_length=len(MODEL_FILES))]
 
 
@@ -76,13 +76,13 @@ class OrtModels(msgspec.Struct, frozen=True, kw_only=True):
 
     format_version: Version
     artifact_digest: Digest
-    """The artifact whose weights and adapters they train."""
+    """Digest of the artifact of the models."""
     model_name: Short
-    """For people."""
+    """Name of the source model, for people."""
     optimizer: OptimizerSettings
     arms: Annotated[tuple[ArmModels, ...], msgspec.Meta(max_length=limits.MAX_ARMS)]
     producer: Versions
-    """Versions of the packages that made them."""
+    """Versions of the packages that made the models."""
 
     @property
     def names(self) -> str:
@@ -91,7 +91,7 @@ class OrtModels(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def widths_of(plan: Plan) -> tuple[int, ...]:
-    """Units that a plan keeps of each of its groups."""
+    """Number of units that a plan keeps of each group."""
     return tuple(units.size for units in plan.units.values())
 
 

@@ -1,10 +1,10 @@
 """Errors of ort-training.
 
 OrtTrainingError (EngineError)
-├── OrtMissingError             no onnxruntime-training here, or not for this machine (exit 27)
-├── OrtModelsError              a folder of models that is missing, damaged, or of another artifact (exit 17)
-├── ArmNotExportedError         no models for an assignment's arm (exit 21)
-└── FixedHyperParametersError   an assignment asks for others than the models have (exit 2)
+├── OrtMissingError             onnxruntime-training is not installed, or not available for this machine (exit 27)
+├── OrtModelsError              a folder of models is missing, damaged, or of another artifact (exit 17)
+├── ArmNotExportedError         there are no models for an assignment's arm (exit 21)
+└── FixedHyperParametersError   an assignment asks for other hyper-parameters than the models have (exit 2)
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class OrtTrainingError(EngineError):
 
 
 class OrtMissingError(OrtTrainingError):
-    """onnxruntime-training is not installed, or has nothing for this machine."""
+    """onnxruntime-training is not installed, or not available for this machine."""
 
     exit_code = ExitCode.MISSING_DEPENDENCY
 
@@ -30,12 +30,12 @@ class OrtModelsError(OrtTrainingError):
 
 
 class ArmNotExportedError(OrtTrainingError):
-    """An arm, a plan or a pruning for which no models were exported."""
+    """No models were exported for an arm, a plan or a pruning."""
 
     exit_code = ExitCode.ARM_OUT_OF_RANGE
 
 
 class FixedHyperParametersError(OrtTrainingError):
-    """An assignment asks for hyper-parameters that are baked into the models otherwise."""
+    """An assignment asks for other hyper-parameters than the fixed ones of the models."""
 
     exit_code = ExitCode.USAGE

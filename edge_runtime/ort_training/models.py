@@ -27,8 +27,8 @@ class ModelFolder:
     """A folder that ``fedspine export --format ort-training`` wrote. Make it with :meth:`open`.
 
     Attributes:
-        directory: where it lies.
-        models: its description.
+        directory: path of the folder.
+        models: description of the models.
     """
 
     def __init__(self, directory: Path, models: OrtModels) -> None:
@@ -38,12 +38,12 @@ class ModelFolder:
 
     @classmethod
     def open(cls, directory: Path, artifact: Artifact) -> Self:
-        """Read the description; files are checked when an arm's are asked for.
+        """Read the description; files of an arm are checked by :meth:`verified`.
 
         Raises:
-            OrtModelsError: there is none, or it is for another artifact.
-            ManifestError: it is malformed.
-            ArtifactVersionError: it is of another format version.
+            OrtModelsError: there is no description, or it is for another artifact.
+            ManifestError: the description is malformed.
+            ArtifactVersionError: the description has another format version.
         """
         path = directory / DESCRIPTION_FILE
         try:
@@ -66,10 +66,10 @@ class ModelFolder:
         return cls(directory, models)
 
     def check_arms(self, arms: Iterable[Arm]) -> tuple[Arm, ...]:
-        """Refuse a run of which no arm has models; returns the arms that have none.
+        """Return the arms of a run without models; refuse a run if no arm has models.
 
         Raises:
-            ArmNotExportedError: not one has.
+            ArmNotExportedError: no arm has models.
         """
         arms = tuple(arms)
         known = {one.arm for one in self.models.arms}
@@ -83,10 +83,10 @@ class ModelFolder:
         return missing
 
     def check(self, work: LoraWork, plan: Plan) -> None:
-        """Refuse work, of which this is the first plan, that these models cannot do.
+        """Refuse work that these models cannot do; ``plan`` is its first plan.
 
         Raises:
-            ArmNotExportedError: see :meth:`find`; or the plan shrinks on its way.
+            ArmNotExportedError: see :meth:`find`; or the plan shrinks during the work.
             FixedHyperParametersError: see :meth:`find`.
         """
         if work.prunings:
@@ -98,11 +98,11 @@ class ModelFolder:
         self.find(plan, work.arm.rank, work.hyper_parameters)
 
     def find(self, plan: Plan, rank: int, hyper_parameters: HyperParameters) -> ArmModels:
-        """The models for a plan of any units, a rank, and hyper-parameters.
+        """The models for a plan, a rank and hyper-parameters; of the plan only its widths matter.
 
         Raises:
-            ArmNotExportedError: none have its widths and rank.
-            FixedHyperParametersError: those that are baked in are others.
+            ArmNotExportedError: no models have these widths and this rank.
+            FixedHyperParametersError: the models have other hyper-parameters.
         """
         wanted = OptimizerSettings.of(hyper_parameters)
         if difference := self.models.optimizer.difference(wanted):
@@ -130,7 +130,7 @@ class ModelFolder:
         raise ArmNotExportedError(msg)
 
     def verified(self, one: ArmModels) -> Path:
-        """Directory of an arm's files, after size and SHA-256 of each were checked, once.
+        """Directory of an arm's files; size and SHA-256 of each file are checked once.
 
         Raises:
             OrtModelsError: names the first file that is missing or differs.

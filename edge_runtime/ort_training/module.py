@@ -1,6 +1,6 @@
-"""One arm's models, loaded: parameters in and out, gradients summed, an optimizer step, an evaluation.
+"""The loaded models of one arm: parameters, sums of gradients, optimizer steps and evaluation.
 
-The only file that calls onnxruntime-training on the device. Its errors become this project's errors here.
+Only this file calls onnxruntime-training on the device. It translates the errors of onnxruntime-training.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _DEVICE: Final = "cpu"
 class TrainingModule:
     """Training, evaluation and optimizer model of one arm, on one checkpoint.
 
-    It has the weights and the adapter that were exported until :meth:`fill` or :meth:`take`, and the scaling 1 until
+    It starts with the exported weights and adapter; :meth:`fill` and :meth:`take` replace them. The scaling is 1 until
     :meth:`hold`.
 
     Args:
@@ -64,8 +64,8 @@ class TrainingModule:
         """Replace the exported weights by frozen weights and a flat adapter ``[N]``.
 
         Raises:
-            OrtModelsError: the checkpoint has a parameter that is none of them.
-            GraphError: one is of another size.
+            OrtModelsError: the checkpoint has another parameter.
+            GraphError: a parameter has another size.
         """
         with self._translated("have parameters of other sizes"):
             for name in [name for name, _ in self._state.parameters]:
@@ -75,10 +75,10 @@ class TrainingModule:
                 self._state.parameters[name] = params if name == names.PARAMS else weights[name]
 
     def take(self, params: Array) -> None:
-        """Put a flat adapter ``[N]`` in; frozen weights stay those that were exported.
+        """Load a flat adapter ``[N]``; the exported frozen weights stay.
 
         Raises:
-            GraphError: it is of another size.
+            GraphError: the adapter has another size.
         """
         with self._translated("have an adapter of another size"):
             self._state.parameters[names.PARAMS] = params
@@ -89,7 +89,7 @@ class TrainingModule:
         self._scaling = np.array(lora_scaling, np.float32)
 
     def params(self) -> Array:
-        """The flat adapter as it is now, a copy, float32 ``[N]``."""
+        """A copy of the current flat adapter, float32 ``[N]``."""
         return np.array(self._state.parameters[names.PARAMS].data)
 
     def reset_gradient(self) -> None:
@@ -97,7 +97,7 @@ class TrainingModule:
         self._module.lazy_reset_grad()
 
     def accumulate(self, batch: Batch, share: float) -> float:
-        """Add the gradient of ``share`` times a batch's mean loss; returns that, nats, 0 without targets.
+        """Add the gradient of ``share`` times a batch's mean loss; return this product, nats, 0 without targets.
 
         Raises:
             GraphError: onnxruntime-training failed.
@@ -123,7 +123,7 @@ class TrainingModule:
             self._optimizer.step()
 
     def score(self, batch: Batch, params: Array) -> tuple[float, int]:
-        """See :meth:`edge_runtime.engine.model.Scorer.score`; the adapter that is trained stays as it is."""
+        """See :meth:`edge_runtime.engine.model.Scorer.score`; the trained adapter is not changed."""
         if batch.num_targets == 0:
             return 0.0, 0
         held = self.params()

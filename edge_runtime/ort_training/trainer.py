@@ -1,11 +1,11 @@
 """Training by onnxruntime-training's own API: ``CheckpointState``, ``Module``, ``Optimizer``, from exported models.
 
-The same optimizer steps as the portable engine's (:mod:`edge_runtime.engine.trainer`), to rounding. All trainable state
-is one parameter of the checkpoint, ``params``, flat as everywhere else, so an adapter goes in and comes out as one
-copy, and the gradient that importance needs is one vector. Frozen weights are the checkpoint's other parameters; what
-was exported in them is replaced by this device's slices.
+Optimizer steps equal those of the portable engine (:mod:`edge_runtime.engine.trainer`), except for rounding. All
+trainable state is one flat parameter of the checkpoint, ``params``, so an adapter is set and read by one copy, and the
+gradient for importance is one vector. Frozen weights are the other parameters of the checkpoint; this device's slices
+replace the exported values.
 
-Moments live inside ``Optimizer`` and cannot be set, so every assignment has objects of its own.
+Moments are inside ``Optimizer`` and cannot be set, so every assignment has its own objects.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from edge_runtime.wire.work import HyperParameters
 
 
 class OrtTrainer:
-    """Models of one artifact; made once per process and used for every arm and round that they were exported for.
+    """Trains with the models of one artifact; made once per process for all exported arms and all rounds.
 
     Args:
         artifact: the opened artifact.
@@ -41,7 +41,7 @@ class OrtTrainer:
         num_threads: threads for one operator.
 
     Attributes:
-        mode: all blocks' activations are alive at once, as in fused mode.
+        mode: fused, because the activations of all blocks are in memory at once.
 
     Raises:
         OrtMissingError: onnxruntime-training is not installed, or not for this machine.
@@ -75,17 +75,17 @@ class OrtTrainer:
         hyper_parameters: HyperParameters,
         merged: Merged = NOTHING_MERGED,
     ) -> OrtRun:
-        """Load the models of an arm, and put weights and adapter of one assignment in.
+        """Load the models of an arm with the weights and the adapter of one assignment.
 
         Args:
             plan: units that stay.
             rank: LoRA rank of ``adapter``.
-            adapter: where training starts, float32, under (plan, rank).
+            adapter: initial adapter, float32, under (plan, rank).
             hyper_parameters: see :class:`HyperParameters`.
             merged: factors under ``plan`` that are added to the frozen weights.
 
         Raises:
-            ArmNotExportedError: there are no models for it.
+            ArmNotExportedError: there are no models for the arm.
             FixedHyperParametersError: the models have other hyper-parameters.
             OrtModelsError: a file of the models is damaged.
             TensorError: adapter or merged factors do not fit plan and rank.
@@ -110,7 +110,7 @@ class OrtTrainer:
 
 
 class OrtRun(BaseRun):
-    """One assignment under way; its frozen weights are as they are stored. Made by :meth:`OrtTrainer.start`."""
+    """One assignment under way, with frozen weights in their stored type. Made by :meth:`OrtTrainer.start`."""
 
     def __init__(
         self,
@@ -132,13 +132,13 @@ class OrtRun(BaseRun):
 
         Args:
             micro_batches: 1 or more; their gradients are averaged with equal weight.
-            on_batch: called before each of them; raises to stop, which leaves the adapter as it was before this step.
+            on_batch: called before each micro-batch; if it raises to stop, the adapter is as before this step.
 
         Returns:
             Mean of the micro-batches' losses before the step, nats.
 
         Raises:
-            DivergedError: a loss or the gradient is not finite; the adapter stays as it was before this step.
+            DivergedError: a loss or the gradient is not finite; the adapter is as before this step.
             GraphError: onnxruntime-training failed.
             InsufficientMemoryError: it could not allocate.
         """
@@ -160,7 +160,7 @@ class OrtRun(BaseRun):
         return loss
 
     def prune(self, plan: Plan) -> None:
-        """Refuse: widths are baked into the models, and moments cannot be moved to those of another arm.
+        """Refuse to shrink: widths of the models are fixed, and moments cannot be moved to another arm's models.
 
         Raises:
             ArmNotExportedError: always.
@@ -173,12 +173,12 @@ class OrtRun(BaseRun):
         return self.layout.unflatten(self._last_grads)
 
     def adapter(self) -> dict[str, Array]:
-        """The adapter as it is now: float32 copies by name."""
+        """The current adapter: float32 copies by name."""
         return self.layout.unflatten(self._module.params())
 
     @property
     def resumable(self) -> None:
-        """Moments live inside ``Optimizer``: nothing can be kept."""
+        """None: moments inside ``Optimizer`` cannot be saved."""
 
     def _scorer(self) -> Scorer:
         """The evaluation model, which shares the parameters of the training model."""

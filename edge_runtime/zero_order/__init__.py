@@ -1,1 +1,1 @@
-"""Zero-order tuning without a model: its noise, its parts, and the steps that scalars say again, bit by bit."""
+"""Zero-order tuning without a model: noise, parts, and the steps, which follow from scalars bit by bit."""

@@ -1,4 +1,4 @@
-"""Scalars from losses, and the gradient's share in either part from scalars.
+"""Scalars from losses, and the gradient's energy in the lower and the upper part from scalars.
 
 Shape legend: ``P1`` outer and ``P2`` inner perturbations.
 """
@@ -19,8 +19,8 @@ def central_differences(
 ) -> tuple[Array, int]:
     """Derivatives along the perturbations: ``rho = (L(theta + eps z) - L(theta - eps z)) / (2 eps)``.
 
-    SPSA (Spall 1992) as MeZO has it (arXiv 2305.17333). A scalar that is not finite counts as 0, one that is too large
-    is cut, not left out: to leave out the large ones would bias the mean.
+    SPSA (Spall 1992) in the form of MeZO (arXiv 2305.17333). A scalar that is not finite becomes 0. A scalar that is
+    too large is clipped, not left out, since leaving out large scalars would bias the mean.
 
     Args:
         plus: mean losses at theta + eps z, float64, any shape.
@@ -29,7 +29,7 @@ def central_differences(
         largest: magnitude that scalars are cut to; None = none is.
 
     Returns:
-        Rho, float32 of the losses' shape, all finite, and how many were not.
+        Rho, float32 of the losses' shape, all finite, and the number of scalars that were not finite.
     """
     with np.errstate(invalid="ignore"):
         differences = np.asarray(plus, np.float64) - minus
@@ -41,8 +41,8 @@ def one_sided_differences(
 ) -> tuple[Array, int]:
     """Derivatives along the perturbations from one side: ``rho = (L(theta + eps z) - L(theta)) / eps``.
 
-    For half the passes, less one; the loss's curvature along z stays in it. FZOO takes it with a step over the scalars'
-    standard deviation (``is_normalised``).
+    It takes about half the passes, but is biased by the loss's curvature along z. FZOO uses it, and divides the step by
+    the standard deviation of the scalars (``is_normalised``).
 
     Args:
         perturbed: mean losses at theta + eps z, float64, any shape.
@@ -69,7 +69,7 @@ def _quotients(differences: Float64, distance: float, largest: float | None) -> 
 
 
 def gradient_energies(scalars: Array) -> tuple[float, float]:
-    """Squared norms of the gradient in the lower and the upper part, estimated without a further pass.
+    """Squared norms of the gradient in the lower and the upper part, estimated without additional passes.
 
     Ours, exact for a locally linear loss: ``rho_pj = z1_p . g1 + z2_pj . g2`` with +-1 noise, so that ``Var_j(rho_pj)``
     within an outer perturbation is ``|g2|^2`` on average, and the mean over j has the second moment ``|g1|^2 + |g2|^2 /
@@ -79,10 +79,10 @@ def gradient_energies(scalars: Array) -> tuple[float, float]:
         scalars: rho, float32 ``[..., P1, P2]`` with P2 of at least 2.
 
     Returns:
-        ``|g1|^2`` and ``|g2|^2``. Unbiased, so that the first may come out below 0 where it is small.
+        ``|g1|^2`` and ``|g2|^2``. They are unbiased, so the first may be below 0 if it is small.
 
     Raises:
-        TensorError: one inner perturbation says nothing of the parts.
+        TensorError: there is only one inner perturbation, which cannot separate the parts.
     """
     num_inner = scalars.shape[-1]
     if num_inner < 2:
@@ -95,14 +95,14 @@ def gradient_energies(scalars: Array) -> tuple[float, float]:
 
 
 def check_epsilon(values: Array, epsilon: float) -> None:
-    """Refuse a perturbation that float32 cannot tell from the values it is added to.
+    """Refuse a perturbation that float32 does not resolve beside the values.
 
     Args:
-        values: the perturbed ones, float32, any shape.
+        values: values to perturb, float32, any shape.
         epsilon: size of the perturbation.
 
     Raises:
-        TensorError: beside the largest value the spacing of float32 is more than an eighth of epsilon (ours).
+        TensorError: the spacing of float32 at the largest value is more than an eighth of epsilon (ours).
     """
     largest = np.float32(np.abs(values).max(initial=0))
     least = 8 * float(np.spacing(largest))

@@ -1,12 +1,12 @@
 """Noise of zero-order tuning from a counter: the same bits on every platform and with every numpy.
 
-A vector is a function of (seed, round, step, perturbation, tensor): nothing is kept, and any vector can be had again
-without those before it. Philox is that of Salmon et al. 2011 ("Parallel random numbers: as easy as 1, 2, 3"),
-Philox4x64-10, as numpy has it.
+A vector is a function of (seed, round, step, perturbation, tensor): no state is kept, and each vector can be drawn
+without the ones before it. The generator is numpy's Philox4x64-10 (Salmon et al. 2011, "Parallel random numbers: as
+easy as 1, 2, 3").
 
-+-1 (Rademacher) are its raw bits. Gaussian noise is looked up: 16 bits name one of 65,536 equally likely quantiles. The
-table is made with additions, multiplications, divisions and roots of float64 alone, each of which IEEE 754 rounds in
-one way: no logarithm of a libm, which differ from one platform to another.
++-1 (Rademacher) are its raw bits. Gaussian noise is looked up: 16 bits select one of 65,536 equally likely quantiles.
+The table is computed with additions, multiplications, divisions and roots of float64 alone, which IEEE 754 rounds the
+same everywhere. Logarithms of libm are not used, because they differ between platforms.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ Array = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
 _BITS: Final = 64
-"""In one number of the generator."""
+"""Bits of one number of the generator."""
 _BLOCK: Final = 4
 """Numbers of the generator for one value of its counter."""
 _INDEX_BITS: Final = 16
-"""Of a number that names a quantile."""
+"""Bits of the index of a quantile."""
 _SIGNS: Final[Array] = np.where(
     np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little"), 1, -1
 ).astype(np.float32)
-"""Of each byte, lowest bit first, float32 ``[256, 8]``."""
+"""Signs of each byte, lowest bit first, float32 ``[256, 8]``."""
 
 
 def draw(
     noise: Noise, seed: int, round_number: int, step: int, perturbation: int, tensor: int, size: int, begin: int = 0
 ) -> Array:
-    """A vector of either noise; see :func:`signs` and :func:`gaussian`."""
+    """A vector of the given noise; see :func:`signs` and :func:`gaussian`."""
     return _DRAWN[noise](seed, round_number, step, perturbation, tensor, size, begin)
 
 
@@ -54,7 +54,7 @@ def signs(seed: int, round_number: int, step: int, perturbation: int, tensor: in
         tensor: index in the order of the flat vector (:class:`edge_runtime.formats.adapter.AdapterLayout`), A factors
             counted.
         size: number of elements.
-        begin: elements of the tensor before them, which need not be drawn.
+        begin: index of the first element within the tensor; earlier elements are not drawn.
 
     Returns:
         Float32 ``[size]``. Bits of the generator's numbers as little-endian bytes, lowest bit of each byte first; a bit
@@ -67,19 +67,19 @@ def signs(seed: int, round_number: int, step: int, perturbation: int, tensor: in
 def gaussian(
     seed: int, round_number: int, step: int, perturbation: int, tensor: int, size: int, begin: int = 0
 ) -> Array:
-    """A vector of a standard Gaussian's quantiles, as far as 4.3; mean 0 exactly, variance 1 to float32's rounding.
+    """A vector of a standard Gaussian's quantiles, up to 4.3; their mean is exactly 0, their variance 1 in float32.
 
     Args:
-        seed: see :func:`signs`, as are all others.
-        round_number: of the assignment.
-        step: of the assignment.
-        perturbation: within the step.
+        seed: see :func:`signs` for all arguments.
+        round_number: round of the assignment.
+        step: step of the assignment.
+        perturbation: number within the step.
         tensor: index in the order of the flat vector.
         size: number of elements.
-        begin: elements before them.
+        begin: index of the first element within the tensor.
 
     Returns:
-        Float32 ``[size]``: element i is the quantile that number i of 16 bits names, lowest bits of each of the
+        Float32 ``[size]``: element i is the quantile with the 16-bit number i as index, lowest bits of each of the
         generator's numbers first. A shorter vector is the beginning of a longer one.
     """
     raw, skipped = _raw((seed, tensor), (perturbation, step, round_number), begin * _INDEX_BITS, size * _INDEX_BITS)
@@ -96,7 +96,7 @@ _DRAWN: Final[Mapping[Noise, Callable[[int, int, int, int, int, int, int], Array
 def _raw(
     key: tuple[int, int], counter: tuple[int, int, int], begin: int, num_bits: int
 ) -> tuple[npt.NDArray[np.uint64], int]:
-    """Numbers of the generator, little-endian, that have bits from ``begin`` on; and how many bits before those."""
+    """Numbers of the generator, little-endian, from bit ``begin`` on, and the bits to skip in the first number."""
     block, skipped = divmod(begin, _BITS * _BLOCK)
     generator = np.random.Philox(key=np.array(key, np.uint64), counter=np.array([block, *counter], np.uint64))
     return generator.random_raw(-(-(skipped + num_bits) // _BITS)).astype("<u8", copy=False), skipped
@@ -149,9 +149,9 @@ _TAIL_BELOW: Final = (
 
 @functools.cache
 def quantiles() -> Array:
-    """The standard Gaussian's quantiles at (i + 1/2) / 65,536, over the root of their mean square.
+    """The standard Gaussian's quantiles at (i + 1/2) / 65,536, divided by the root of their mean square.
 
-    Wichura's AS 241 (1988), PPND16, which is good to 1e-16; the farthest tail of it is never needed here.
+    Wichura's AS 241 (1988), PPND16, accurate to 1e-16; its farthest tail is not needed here.
 
     Returns:
         Float32 ``[65536]``, ascending, antisymmetric, read-only; 256 KiB.
@@ -174,7 +174,7 @@ def quantiles() -> Array:
 
 
 def _polynomial(coefficients: Sequence[float], x: Float64) -> Float64:
-    """By Horner's rule, lowest power first."""
+    """Evaluate a polynomial by Horner's rule; coefficients are in ascending order of powers."""
     total = np.zeros_like(x)
     for coefficient in reversed(coefficients):
         total = total * x + coefficient
@@ -182,7 +182,7 @@ def _polynomial(coefficients: Sequence[float], x: Float64) -> Float64:
 
 
 def _logarithm(x: Float64) -> Float64:
-    """Of numbers above 0, to 1e-15, from exact exponents and the series of the inverse hyperbolic tangent."""
+    """Natural logarithm of numbers above 0, to 1e-15, from exact exponents and the series of artanh."""
     mantissa, exponent = np.frexp(x)  # mantissa in [1/2, 1)
     ratio = (mantissa - 0.75) / (mantissa + 0.75)  # magnitude at most 1/5
     square = ratio * ratio

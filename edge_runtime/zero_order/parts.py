@@ -1,4 +1,4 @@
-"""Tensors that zero-order tuning changes: B factors and dense ones, in a lower and an upper part that meet at a cut."""
+"""The tensors that zero-order tuning changes, B factors and dense tensors, in a lower and an upper part."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Which = Literal["lower", "upper"]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TunedTensor:
-    """A tensor that is tuned, and where it lies."""
+    """A tuned tensor and its place in the flat vector."""
 
     index: int
-    """Among all tensors of the flat vector, A factors counted: names its noise."""
+    """Index among all tensors of the flat vector, A factors included; it selects the tensor's noise."""
     name: str
     shape: tuple[int, ...]
     place: slice
-    """Of its elements in the flat vector."""
+    """Place of the tensor's elements in the flat vector."""
 
     @property
     def size(self) -> int:
@@ -35,28 +35,28 @@ class TunedTensor:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TunedParts:
-    """The tuned tensors of an adapter under the full plan. A factors stay: where B is 0 their gradient is exactly 0."""
+    """The tuned tensors of an adapter under the full plan. A factors are not tuned: if B is 0 their gradient is 0."""
 
     cut: int
-    """Blocks below it are the lower part."""
+    """Number of blocks in the lower part."""
     lower: tuple[TunedTensor, ...]
-    """B factors of the blocks below the cut; none if no such block has targets."""
+    """B factors of the blocks below the cut; empty if no such block has targets."""
     upper: tuple[TunedTensor, ...]
     """B factors of the blocks from the cut on, and the dense tensors."""
     num_elements: int
-    """N, the length of the flat vector, A factors counted."""
+    """N, the length of the flat vector, A factors included."""
 
     @classmethod
     def of(cls, manifest: Manifest, rank: int, cut: int) -> Self:
         """Parts of an artifact's adapter.
 
         Args:
-            manifest: of the artifact.
-            rank: of the adapter.
+            manifest: manifest of the artifact.
+            rank: rank of the adapter.
             cut: number of blocks of the lower part, 0 to the number of blocks.
 
         Raises:
-            TensorError: the cut is outside the stack, nothing above it is tuned, or the rank is out of range.
+            TensorError: the cut is outside the model, nothing above it is tuned, or the rank is out of range.
         """
         if not 0 <= cut <= manifest.num_layers:
             msg = f"the cut is {cut}, expected 0 to {manifest.num_layers}, the number of blocks of the model"
@@ -83,5 +83,5 @@ class TunedParts:
 
 
 def count_elements(tensors: Iterable[TunedTensor]) -> int:
-    """Elements of a part."""
+    """Number of elements of some tensors."""
     return sum(tensor.size for tensor in tensors)

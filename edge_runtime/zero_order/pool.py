@@ -1,7 +1,7 @@
-"""Weights moved along the noise of a pool of seeds, piece by piece: what tuning of all weights is made of.
+"""The moves of weights along the noise of a pool of seeds, piece by piece, for tuning of all weights.
 
-FedKSeed (arXiv 2312.06353): a model is K numbers, whatever the number of rounds, and to make it is one pass over the
-seeds that were used. All arithmetic is in float32 and in one order, so results are the same bits on every platform.
+FedKSeed (arXiv 2312.06353): K numbers describe a model after any number of rounds, and one pass over the used seeds
+makes it. All arithmetic is in float32 and in one order, so results are the same bits on every platform.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class Direction:
     """Key of the noise."""
     noise: Noise
     weights: Sequence[tuple[int, float]]
-    """Numbers of seeds, and what their noise counts: float32 values."""
+    """Index of each seed, and the weight of its noise, a float32 value."""
 
     @classmethod
     def of(cls, pool: SeedPool) -> Direction:
-        """The direction from a pool to where weights began: by ascending number, without coefficients of 0."""
+        """The direction of a pool: seeds by ascending index, without coefficients of 0."""
         coefficients = coefficients_of(pool)
         used = np.flatnonzero(coefficients)
         return cls(pool.seed, pool.noise, [(int(number), float(coefficients[number])) for number in used])
@@ -49,10 +49,10 @@ class Direction:
         """Write ``values - direction``.
 
         Args:
-            values: of a tensor, float32 ``[n]``, C-contiguous.
-            tensor: its index, see :func:`tensor_indices`.
+            values: elements of a tensor, float32 ``[n]``, C-contiguous.
+            tensor: index of the tensor, see :func:`tensor_indices`.
             out: float32 ``[n]``; may be ``values``.
-            begin: elements of the tensor before them.
+            begin: index of the first element within the tensor.
         """
         for first in range(0, values.size, PIECE):
             piece = slice(first, min(first + PIECE, values.size))
@@ -65,10 +65,10 @@ class Direction:
 
 
 def tensor_indices(manifest: Manifest) -> dict[str, int]:
-    """Numbers that name the noise of all tuned tensors: frozen weights in the manifest's order, then dense tensors.
+    """Indices of all tuned tensors, which select their noise: weights in the manifest's order, then dense tensors.
 
     Raises:
-        TensorError: a weight is stored in so few bits that no small change of it can be.
+        TensorError: a weight is stored in too few bits for small changes.
     """
     for spec in manifest.tensors:
         if spec.dtype not in _EXACT:
@@ -79,12 +79,12 @@ def tensor_indices(manifest: Manifest) -> dict[str, int]:
 
 
 def moved(values: Array, tensor: int, direction: Direction) -> Array:
-    """A tensor that a pool moved; itself, where that did not.
+    """Move a tensor along a pool's direction; without seeds return it unchanged.
 
     Args:
-        values: where it began, float32, any shape.
-        tensor: its index.
-        direction: of the pool.
+        values: initial value, float32, any shape.
+        tensor: index of the tensor.
+        direction: direction of the pool.
     """
     if not direction.weights:
         return values
@@ -94,13 +94,13 @@ def moved(values: Array, tensor: int, direction: Direction) -> Array:
 
 
 def moved_rows(values: Array, rows: Int64, tensor: int, direction: Direction) -> Array:
-    """Some rows of a matrix less a direction.
+    """Some rows of a matrix minus a direction.
 
     Args:
         values: the matrix, float32 ``[V, H]``.
-        rows: ``[U]``, below V.
-        tensor: its index.
-        direction: what is subtracted.
+        rows: indices of rows ``[U]``, below V.
+        tensor: index of the tensor.
+        direction: the direction to subtract.
 
     Returns:
         Float32 ``[U, H]``, a copy.
@@ -116,9 +116,9 @@ def moved_dense(manifest: Manifest, tensors: Mapping[str, Array], pool: SeedPool
     """The dense tensors that a pool moved, by name.
 
     Args:
-        manifest: of the artifact.
-        tensors: where they began, among others.
-        pool: of the model.
+        manifest: manifest of the artifact.
+        tensors: initial tensors by name; others are ignored.
+        pool: pool of the model.
 
     Raises:
         TensorError: see :func:`tensor_indices`.
@@ -128,18 +128,18 @@ def moved_dense(manifest: Manifest, tensors: Mapping[str, Array], pool: SeedPool
 
 
 def seeds_of_step(seed: int, device: int, round_number: int, step: int, num_seeds: int, count: int) -> list[int]:
-    """Seeds of a pool that a device draws in a step: the server knows them too, so only scalars go up.
+    """Seeds that a device draws from a pool in a step; the server draws the same, so the device sends only scalars.
 
     Args:
-        seed: of the pool.
-        device: a number that is the device's own, 0 to 2**64 - 1.
-        round_number: of the assignment.
-        step: of the assignment, 1-based.
+        seed: seed of the pool.
+        device: number of the device, 0 to 2**64 - 1.
+        round_number: round of the assignment.
+        step: step of the assignment, 1-based.
         num_seeds: K.
-        count: how many are drawn, each of all, with equal chances but for 2**-51 at most.
+        count: number of draws, with replacement; chances are equal within 2**-51.
 
     Returns:
-        Their numbers; one may be there twice.
+        Indices of seeds; an index may occur twice.
     """
     counter = np.array([0, round_number, step, 1], np.uint64)
     raw = np.random.Philox(key=np.array([seed, device], np.uint64), counter=counter).random_raw(count)
@@ -147,7 +147,7 @@ def seeds_of_step(seed: int, device: int, round_number: int, step: int, num_seed
 
 
 def device_number(device_id: str) -> int:
-    """A number of a device's own, 0 to 2**64 - 1: the first 8 bytes of its name's SHA-256, little-endian."""
+    """The number of a device, 0 to 2**64 - 1: the first 8 bytes of the SHA-256 of its id, little-endian."""
     return int.from_bytes(hashlib.sha256(device_id.encode()).digest()[:8], "little")
 
 
@@ -156,6 +156,6 @@ def step_weights(scalars: Array, learning_rate: float) -> Array:
 
     Args:
         scalars: rho, float32 ``[..., P]``.
-        learning_rate: of the step.
+        learning_rate: learning rate of the step.
     """
     return scalars * np.float32(learning_rate / scalars.shape[-1])

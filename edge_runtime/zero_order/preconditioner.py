@@ -1,10 +1,10 @@
-"""HiSo's diagonal from scalars alone: it is never sent, because everyone with the log has it to the last bit.
+"""HiSo's diagonal preconditioner H: it is never sent, because it follows from the scalars of the log bit by bit.
 
 HiSo (arXiv 2506.02370) and its public code: noise is ``z = H^-1/2 u``, and after a round, for each of its steps, ``H <-
-0.95 H + 0.05 e^2`` with the step's estimate ``e``, the mean of ``rho z`` over the perturbations. Ours: +-1 for its
-Gaussian; H begins anew at a number for each part after some rounds, so that a log of bounded length has all of it;
-bounds, so that H^-1/2 stays finite where nothing is learnt for long. What H knows of single elements is little:
-docs/zero-order.md.
+0.95 H + 0.05 e^2`` with the step's estimate ``e``, the mean of ``rho z`` over the perturbations. Three things are ours:
++-1 in place of Gaussian noise; H restarts after some rounds from one number for each part, so that a log of bounded
+length determines it; and bounds that keep H^-1/2 finite where nothing is learnt for long. H holds little information on
+single elements: docs/zero-order.md.
 
 Shape legend: ``N`` elements of the flat vector.
 """
@@ -25,11 +25,11 @@ from edge_runtime.zero_order.replay import apply_round, check_cut, scalars_of, s
 Array = npt.NDArray[np.float32]
 
 KEPT: Final = np.float32(0.95)
-"""Of H, from one step to the next."""
+"""Share of H that stays from one step to the next."""
 ADDED: Final = np.float32(0.05)
-"""Of the squared estimate."""
+"""Weight of the squared estimate."""
 LEAST: Final = np.float32(1e-8)
-"""Of H: noise is at most 10,000 times as large as without."""
+"""Smallest element of H: noise is at most 10,000 times its size without H."""
 MOST: Final = np.float32(1e8)
 """Largest element of H: noise is at least a ten-thousandth of its size without H."""
 
@@ -38,8 +38,8 @@ class Preconditioner:
     """H before some round, and the factor of that round's noise.
 
     Args:
-        parts: what is tuned, at the cut of all rounds since the start.
-        start: where H began.
+        parts: the tuned tensors, at the cut of all rounds since the start.
+        start: the start of H.
     """
 
     def __init__(self, parts: TunedParts, start: PreconditionerStart) -> None:
@@ -55,13 +55,13 @@ class Preconditioner:
         """H after the rounds of a log.
 
         Args:
-            parts: what is tuned, at the cut of all rounds since the start.
-            seed: of the noise.
-            log: rounds by ascending number; those of another start are passed over.
-            start: where H began.
+            parts: the tuned tensors, at the cut of all rounds since the start.
+            seed: seed of the noise.
+            log: rounds by ascending number; rounds with another start are skipped.
+            start: the start of H.
 
         Raises:
-            TensorError: a round is at another cut, or its scalars are not what a round has.
+            TensorError: a round is at another cut, or its scalars are malformed.
         """
         made = cls(parts, start)
         for logged in log:
@@ -70,7 +70,7 @@ class Preconditioner:
         return made
 
     def mean(self, which: Which) -> float:
-        """Of H, over the elements of a part; 1 if it has none."""
+        """Mean of H over the elements of a part; 1 if the part is empty."""
         values = [self.diagonal[tensor.place] for tensor in self._parts.part(which)]
         return float(np.concatenate(values).mean(dtype=np.float64)) if values else 1.0
 
@@ -80,14 +80,14 @@ class Preconditioner:
         return np.divide(np.float32(1), np.sqrt(self.diagonal), dtype=np.float32)
 
     def add(self, seed: int, logged: LoggedRound) -> None:
-        """Take the steps of a round into H.
+        """Update H by the steps of a round.
 
         Args:
-            seed: of the noise.
-            logged: the round that H is that of before.
+            seed: seed of the noise.
+            logged: the next round of the log.
 
         Raises:
-            TensorError: it is at another cut, or its scalars are not what a round has.
+            TensorError: the round is at another cut, or its scalars are malformed.
         """
         check_cut(self._parts, logged)
         scale = self.scale
@@ -109,18 +109,18 @@ class Preconditioner:
 def apply_log(
     flat: Array, manifest: Manifest, rank: int, seed: int, log: Iterable[LoggedRound], first: int = 1
 ) -> None:
-    """Do the rounds of a log again, in place.
+    """Replay the rounds of a log, in place.
 
     Args:
         flat: theta at the beginning of round ``first``, float32 ``[N]``.
-        manifest: of the artifact.
-        rank: of the adapter.
-        seed: of the noise.
-        log: rounds by ascending number; where they have a preconditioner, from where that began.
-        first: rounds below it are in theta already; they count for H alone.
+        manifest: manifest of the artifact.
+        rank: rank of the adapter.
+        seed: seed of the noise.
+        log: rounds by ascending number; with a preconditioner, from its start on.
+        first: theta contains the rounds with lower numbers already; they are replayed for H alone.
 
     Raises:
-        TensorError: a round does not fit the artifact, or its scalars are not what a round has.
+        TensorError: a round does not fit the artifact, or its scalars are malformed.
     """
     start: PreconditionerStart | None = None
     preconditioner: Preconditioner | None = None

@@ -1,8 +1,8 @@
-"""Perturbations and steps of zero-order tuning, in float32 and in one order of operations, the same on both sides.
+"""Perturbations and steps of zero-order tuning, in float32 and in one order of operations, for devices and server.
 
-Whoever has the seed and the scalars does the same steps: a device in its assignment, the server on the averages, and a
-device that brings itself up to date. Each operation is a single one of IEEE 754 on arrays, and nothing is summed by
-anything but element-wise additions in the order that is said here; so results are the same bits on every platform.
+The seed and the scalars determine the steps: of a device in its assignment, of the server on averages, and of a device
+that replays a log. Each operation is one IEEE 754 operation on arrays, and sums are element-wise additions in the
+documented order. So results are the same bits on every platform.
 
 Shape legend: ``N`` elements of the flat vector, ``K`` steps, ``P1`` outer and ``P2`` inner perturbations.
 """
@@ -26,7 +26,7 @@ from edge_runtime.zero_order.parts import TunedParts, TunedTensor, Which
 Array = npt.NDArray[np.float32]
 
 LEAST_DEVIATION: Final = 1e-10
-"""Least deviation of a step's scalars to normalise by (ours): far below differences of float32 losses."""
+"""Smallest standard deviation of a step's scalars to divide by (ours): far below differences of float32 losses."""
 
 
 def perturb(  # noqa: PLR0913, PLR0917 - what to write where, and the four numbers that name the noise
@@ -44,21 +44,21 @@ def perturb(  # noqa: PLR0913, PLR0917 - what to write where, and the four numbe
 ) -> None:
     """Write theta + epsilon * z of one part.
 
-    Always from theta into another buffer, because adding and subtracting in place does not restore the last bit.
+    It writes to another buffer, because adding and subtracting in place does not restore the last bit.
 
     Args:
         flat: theta, float32 ``[N]``.
-        parts: what is tuned.
+        parts: the tuned tensors.
         which: the part that is written.
-        epsilon: size of the perturbation with its sign; taken as float32.
-        seed: see :func:`edge_runtime.zero_order.noise.signs`, as are the next three.
-        round_number: of the assignment.
-        step: within the assignment, 1-based.
+        epsilon: size of the perturbation with its sign; rounded to float32.
+        seed: seed of the noise, see :func:`edge_runtime.zero_order.noise.signs` for this and the next three.
+        round_number: round of the assignment.
+        step: step of the assignment, 1-based.
         perturbation: p of the lower part, p * num_inner + j of the upper part.
-        out: float32 ``[N]``; elements of other tensors stay as they are.
-        scale: what the noise is multiplied by, float32 ``[N]``
-            (:class:`edge_runtime.zero_order.preconditioner.Preconditioner`); None = nothing.
-        noise: its law.
+        out: float32 ``[N]``; elements of other tensors are unchanged.
+        scale: factor of the noise, float32 ``[N]``
+            (:class:`edge_runtime.zero_order.preconditioner.Preconditioner`); None = 1.
+        noise: distribution of the noise.
     """
     size = np.float32(epsilon)
     for tensor in parts.part(which):
@@ -83,21 +83,20 @@ def apply_step(
 
     Upper part: ``g = sum over (p, j) of rho_pj * z2_pj`` in that order, ``theta -= float32(lr / (P1 P2)) * g``. Lower
     part: ``m_p = (sum over j of rho_pj) / P2``, ``g = sum over p of m_p * z1_p``, ``theta -= float32(lower_lr / P1) *
-    g``. All in float32, but for the rates' divisions, which are in float64 before they are rounded. These are MeZO
-    (arXiv 2305.17333) with more than one perturbation where ``P2`` is 1, and two blocks in the form of FedSPZO (arXiv
-    2502.10239) where it is not; a rate for each part is ours. Where the numbers say ``is_normalised``, both rates are
-    divided by the standard deviation of the step's scalars, as in FZOO (arXiv 2506.09034), in float64 and before they
-    are rounded; where that is below ``LEAST_DEVIATION``, nothing moves.
+    g``. All in float32, except that rates are divided in float64 and then rounded. If ``P2`` is 1 this is MeZO (arXiv
+    2305.17333) with several perturbations, else FedSPZO's form with two blocks (arXiv 2502.10239); a rate for each part
+    is ours. With ``is_normalised`` both rates are divided by the standard deviation of the step's scalars, as in FZOO
+    (arXiv 2506.09034), in float64 before the rounding; below ``LEAST_DEVIATION`` theta does not change.
 
     Args:
         flat: theta, float32 ``[N]``.
-        parts: what is tuned, at the numbers' cut.
+        parts: the tuned tensors, at the cut of ``numbers``.
         numbers: rates and counts.
-        seed: of the noise.
-        round_number: of the assignment.
-        step: within the assignment, 1-based.
+        seed: seed of the noise.
+        round_number: round of the assignment.
+        step: step of the assignment, 1-based.
         scalars: rho, float32 ``[P1, P2]``.
-        scale: what the noise is multiplied by, float32 ``[N]``; None = nothing.
+        scale: factor of the noise, float32 ``[N]``; None = 1.
     """
     divisor = _deviation(scalars) if numbers.is_normalised else 1.0
     if divisor < LEAST_DEVIATION:
@@ -113,21 +112,21 @@ def apply_step(
 
 
 Weights = list[tuple[int, np.float32]]
-"""Numbers of perturbations, ascending, and the weight of each one's noise."""
+"""Perturbations by ascending number, each with the weight of its noise."""
 
 
 def step_weights(
     parts: TunedParts, numbers: LoggedRound | ZeroOrderWork, scalars: Array
 ) -> Iterator[tuple[tuple[TunedTensor, ...], float, Weights]]:
-    """Yield the weights of a step's noise in either part.
+    """Yield the weights of a step's noise for each part.
 
     Args:
-        parts: what is tuned, at the numbers' cut.
+        parts: the tuned tensors, at the cut of ``numbers``.
         numbers: rates and counts.
         scalars: rho, float32 ``[P1, P2]``.
 
     Yields:
-        Tensors of a part, its learning rate, and its weights; no lower part where its rate is 0.
+        Tensors of a part, its learning rate, and its weights; the lower part only if its rate is not 0.
     """
     yield parts.upper, numbers.learning_rate, list(enumerate(scalars.reshape(-1)))
     if numbers.lower_learning_rate > 0:
@@ -138,14 +137,14 @@ def step_weights(
 def weighted_noise(
     tensor: TunedTensor, weights: Weights, key: tuple[int, int, int], scale: Array | None, noise: Noise
 ) -> Array:
-    """Sum of a tensor's noise, from left to right: no more than one tensor's noise is held.
+    """Weighted sum of a tensor's noise, from left to right; only one vector of noise is in memory.
 
     Args:
-        tensor: of either part.
-        weights: of that part.
+        tensor: a tensor of one part.
+        weights: weights of this part.
         key: seed, round and step.
         scale: factor of the sum, float32 ``[N]``; None = 1.
-        noise: its law.
+        noise: distribution of the noise.
 
     Returns:
         Float32 ``[size]``.
@@ -161,18 +160,17 @@ def weighted_noise(
 
 
 def apply_round(flat: Array, parts: TunedParts, seed: int, logged: LoggedRound, scale: Array | None = None) -> None:
-    """Do the steps of a round again, in place.
+    """Replay the steps of a round, in place.
 
     Args:
         flat: theta at the round's start, float32 ``[N]``.
-        parts: what is tuned, at the round's cut: ``TunedParts.of(manifest, rank, logged.cut)``.
-        seed: of the noise.
+        parts: the tuned tensors, at the round's cut: ``TunedParts.of(manifest, rank, logged.cut)``.
+        seed: seed of the noise.
         logged: the round.
-        scale: what the noise was multiplied by, float32 ``[N]``; None = nothing.
+        scale: factor of the noise, float32 ``[N]``; None = 1.
 
     Raises:
-        TensorError: the parts are at another cut, a scale is missing or too many, or the scalars are not what a round
-            has.
+        TensorError: the parts are at another cut, a scale is missing or not expected, or the scalars are malformed.
     """
     if (scale is None) != (logged.preconditioner is None):
         missing = "none is given" if scale is None else "one is given"
@@ -184,10 +182,10 @@ def apply_round(flat: Array, parts: TunedParts, seed: int, logged: LoggedRound, 
 
 
 def check_cut(parts: TunedParts, logged: LoggedRound) -> None:
-    """Refuse parts that are not those of a round.
+    """Refuse parts that do not fit a round.
 
     Raises:
-        TensorError: they are at another cut.
+        TensorError: the parts are at another cut.
     """
     if parts.cut != logged.cut:
         msg = f"round {logged.round_number} was at a cut of {logged.cut}, not at {parts.cut}"
@@ -198,7 +196,7 @@ def scalars_of(logged: LoggedRound) -> Array:
     """The scalars of a round, float32 ``[K, P1, P2]``.
 
     Raises:
-        TensorError: they are not whole steps, none, or not all finite.
+        TensorError: there are none, they are not whole steps, or one is not finite.
     """
     size = 4 * logged.num_outer * logged.num_inner
     if not logged.scalars or len(logged.scalars) % size:
@@ -212,7 +210,7 @@ def scalars_of(logged: LoggedRound) -> Array:
 
 
 def _sum(row: Array) -> np.float32:
-    """From left to right: numpy's own sum takes the order that is fastest."""
+    """Sum from left to right; the order of numpy's own sum is not fixed."""
     total = np.float32(0)
     for value in row:
         total += value
@@ -220,7 +218,7 @@ def _sum(row: Array) -> np.float32:
 
 
 def _deviation(scalars: Array) -> float:
-    """Of all scalars of a step, over their number; sums are exact until they are rounded, whatever the Python."""
+    """Standard deviation of a step's scalars (divisor: their number), by exact sums that are rounded once."""
     values = [float(value) for value in scalars.reshape(-1)]
     mean = math.fsum(values) / len(values)
     return math.sqrt(math.fsum((value - mean) * (value - mean) for value in values) / len(values))

@@ -1,1 +1,1 @@
-"""The doors to the network, one file each: MQTT, HTTP, and blobs in chunks over the former (``transfers``)."""
+"""The doors to the network, one file each: MQTT, HTTP, and blobs in chunks over MQTT (``transfers``)."""

@@ -16,20 +16,20 @@ from edge_runtime.link.errors import AddressError
 logger = logging.getLogger(__name__)
 
 DEFAULT_PORTS: Final = {"mqtt": 1883, "mqtts": 8883, "ws": 80, "wss": 443}
-"""Known schemes; with the ``s`` they are encrypted."""
+"""Default port by scheme; ``mqtts`` and ``wss`` are encrypted."""
 
 DEFAULT_WEBSOCKET_PATH: Final = "/mqtt"
 
 PASSWORD_VARIABLE: Final = "FEDSPINE_BROKER_PASSWORD"  # noqa: S105 - the name of the variable, not a password
-"""Variable with the password of a broker whose URL has none, for every process of server and device."""
+"""Environment variable with the broker's password, used by all processes if the URL has none."""
 
 
 MAX_PASSWORD_BYTES: Final = 4096
-"""Largest file that is taken for one with a password."""
+"""Largest file that is read as a password file."""
 
 
 def password_shows(where: str) -> str:
-    """Return the warning about a password in a URL that a command line holds.
+    """Return the warning about a password in a URL on a command line.
 
     Args:
         where: the option.
@@ -41,7 +41,7 @@ def password_shows(where: str) -> str:
 
 
 def read_password(path: Path) -> str:
-    """The password that a file holds: its one line. The error never shows any of it.
+    """Read a password from the only line of a file. Errors never show the password.
 
     Raises:
         AddressError: the file cannot be read, or does not hold one line of text.
@@ -65,7 +65,7 @@ def read_password(path: Path) -> str:
 
 
 class _ClosingSocket(ssl.SSLSocket):
-    """Closes itself when a handshake fails; paho would leave it to the collector."""
+    """A socket that is closed when its handshake fails; paho would leave this to the garbage collector."""
 
     def do_handshake(self, block: bool = False) -> None:  # noqa: FBT001, FBT002 - as ssl.SSLSocket has it
         """Shake hands."""
@@ -85,13 +85,13 @@ class TlsFiles:
     cert_file: Path | None = None
     """Certificate of this machine."""
     key_file: Path | None = None
-    """Its private key; may be in ``cert_file`` instead."""
+    """Private key of the certificate; it may be in ``cert_file`` instead."""
 
     def context_for(self, address: BrokerAddress) -> ssl.SSLContext | None:
         """As :meth:`context`; None for an address that is not encrypted.
 
         Raises:
-            AddressError: a file is missing or holds nothing usable, or the address would leave it unused.
+            AddressError: a file is missing or holds nothing usable, or files are given for an unencrypted address.
         """
         if address.is_encrypted:
             return self.context()
@@ -145,7 +145,7 @@ class BrokerAddress:
         """Parse ``scheme://[user[:password]@]host[:port][/path]``, scheme one of mqtt, mqtts, ws, wss.
 
         Raises:
-            AddressError: not such a URL. The message never holds the password.
+            AddressError: the URL does not have this form. The message never holds the password.
 
         >>> BrokerAddress.parse("mqtts://lab:secret@broker.example")
         BrokerAddress(scheme='mqtts', host='broker.example', port=8883, path='/mqtt')
@@ -172,7 +172,7 @@ class BrokerAddress:
         )
 
     def with_password(self, password: str | None) -> Self:
-        """The same address with ``password`` where it has none of its own; None changes nothing."""
+        """The same address with ``password`` if it has none; None changes nothing."""
         if password is None or self.password is not None:
             return self
         return dataclasses.replace(self, password=password)

@@ -14,10 +14,10 @@ from edge_runtime.link.address import BrokerAddress
 from edge_runtime.link.errors import BrokerRefusedError, BrokerUnreachableError, LinkError
 
 LOOK_S: Final = 2.0
-"""Longest time of a check which protocol a port speaks."""
+"""Longest time of a check of a port's protocol, seconds."""
 
 PLAIN_CONNECT: Final = b"\x10\x0c\x00\x04MQTT\x04\x02\x00\x1e\x00\x00"
-"""CONNECT of MQTT 3.1.1 without a name and without a password: any broker answers something."""
+"""CONNECT of MQTT 3.1.1 without a name and a password, which every broker answers."""
 
 PLAIN_HTTP: Final = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
@@ -47,11 +47,11 @@ _ALERT_STEPS: Final = (
 
 
 def certificate_problem(error: ssl.SSLCertVerificationError, trust: str) -> str:
-    """Say what is wrong with a certificate, and what to do: ``why: step``.
+    """Return the fault of a certificate and the next step: ``why: step``.
 
     Args:
-        error: of the check.
-        trust: how an authority is named, such as ``--ca-file``.
+        error: error of the check.
+        trust: option that names an authority, such as ``--ca-file``.
     """
     why = error.verify_message.rstrip(".") or "it cannot be verified"
     step = next((text for word, text in _CERTIFICATE_STEPS if word in why.lower()), "check {trust}, host name and port")
@@ -60,13 +60,13 @@ def certificate_problem(error: ssl.SSLCertVerificationError, trust: str) -> str:
 
 
 def tls_problem(text: str) -> str | None:
-    """Return the next step for an error of TLS in a text; None if there is none that is known."""
+    """Return the next step for an error of TLS in a text; None if the error is unknown."""
     lowered = text.lower().replace("_", " ")
     return next((step for word, step in _ALERT_STEPS if word in lowered), None)
 
 
 def https_problem(error: ssl.SSLError) -> str:
-    """Say what is wrong with TLS of an artifact server, and what to do; the caller adds its URL."""
+    """Return the fault of an artifact server's TLS and the next step; the caller adds the URL."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is refused ({certificate_problem(error, 'the variable SSL_CERT_FILE')}"
     reason = str(error.reason or "") or "the connection ended"
@@ -76,7 +76,7 @@ def https_problem(error: ssl.SSLError) -> str:
 
 
 def of_handshake(address: BrokerAddress, error: OSError) -> LinkError:
-    """The error for TLS that did not come about."""
+    """The error for a failed TLS handshake."""
     if isinstance(error, ssl.SSLCertVerificationError):
         problem = certificate_problem(error, "--ca-file")
         return BrokerRefusedError(f"TLS with broker {address} failed, its certificate is refused ({problem}")
@@ -91,12 +91,12 @@ def of_handshake(address: BrokerAddress, error: OSError) -> LinkError:
 
 
 def of_silent_end(address: BrokerAddress, tls: ssl.SSLContext | None, why: str) -> LinkError:
-    """The error for a connection that ended before there was an answer.
+    """The error for a connection that ended before the broker answered.
 
     Args:
         address: the broker.
-        tls: of an encrypted connection.
-        why: the socket's error; empty = it was closed without one.
+        tls: context of an encrypted connection, else None.
+        why: the socket's error; empty = the socket was closed without an error.
     """
     if tls is not None and tls_problem(why) is None:  # the socket may have missed an alert after the handshake
         why = _said_after_handshake(address, tls) or why
@@ -132,7 +132,7 @@ def of_answer(address: BrokerAddress, client_id: str, reason: ReasonCode) -> Lin
 
 
 def refusal_step(reason: str) -> str:
-    """Return the next step for a message that a broker refused for ``reason``."""
+    """Return the next step after a broker refused a message for ``reason``."""
     if "uthori" in reason:
         return "the broker's ACL does not let this user publish there; allow it"
     if "arge" in reason:

@@ -1,4 +1,4 @@
-"""Log lines about messages of others, so few that nobody can fill a disk with them."""
+"""Log lines about messages of others, limited in number so that they cannot fill a disk."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import logging
 from typing import Final
 
 LOG_INTERVAL_S: Final = 60.0
-"""From one line about somebody to the next."""
+"""Interval in which one sender gets one line, seconds."""
 MAX_LINES: Final = 100
-"""In an interval, about all of them together."""
+"""Most lines in an interval about all senders."""
 MAX_LINE: Final = 500
 """Longest text of a line, characters."""
 _MAX_LOGGED: Final = 1024
-"""Names that are remembered to have a line in the log."""
+"""Most senders that are remembered to have a line in the log."""
 
 
 class Complaints:
-    """Warnings about others: one line for each of them in an interval, with how many were left out; of all, so many."""
+    """Warnings about senders: one line for each in an interval, with the number of omitted lines; at most so many."""
 
     def __init__(self, logger: logging.Logger, interval_s: float = LOG_INTERVAL_S) -> None:
         self._logger = logger
@@ -25,7 +25,7 @@ class Complaints:
         self._since, self._num_lines = 0.0, 0
 
     def say(self, who: str, now: float, text: str) -> None:
-        """Log a warning, unless one about the same was logged a moment ago."""
+        """Log a warning about ``who``, unless one was logged within the interval."""
         at, num_left_out = self._said.pop(who, (now - self._interval_s, 0))
         if now - at < self._interval_s:
             self._said[who] = (at, num_left_out + 1)

@@ -1,8 +1,8 @@
-"""One connection to a broker, from CONNECT to its end. It is never reused: whatever was under way dies with it.
+"""One connection to a broker, from CONNECT to its end. It is never reused: messages under way are lost at its end.
 
 paho keeps unconfirmed messages of a client in memory and sends them again after a reconnect. Here every connection has
-a client of its own, so nothing old is sent twice and no queue outlives its connection; the protocol repeats what was
-not answered.
+its own client, so no old message is sent twice and no queue outlives its connection; the protocol repeats unanswered
+messages.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from edge_runtime.link.errors import BrokerRefusedError, BrokerUnreachableError,
 logger = logging.getLogger(__name__)
 
 KEEPALIVE_S: Final = 30
-"""Silence after which the broker publishes the last will (after one and a half times as much)."""
+"""Keep-alive interval: the broker publishes the last will after one and a half times this silence."""
 
 TOPIC_ALLOWANCE_BYTES: Final = 1024
 """Largest size of a PUBLISH packet without its payload: topic, properties, fixed header."""
@@ -39,7 +39,7 @@ MAX_QUEUED_BYTES: Final = 32 * 1024 * 1024
 """Most payload bytes that wait for the broker's confirmation; further messages are dropped."""
 
 RECEIVE_MAXIMUM: Final = 64
-"""Most QoS 1 messages that an MQTT 5 broker may have under way to us at once."""
+"""Most QoS 1 messages that an MQTT 5 broker may have under way to this client."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,23 +58,23 @@ class Settings:
 
 
 MQTT5_ANSWER_S: Final = 3.0
-"""Silence after which MQTT 5 counts as not spoken: amqtt takes its CONNECT for a shorter one and waits for more."""
+"""Silence after which MQTT 5 counts as unsupported: amqtt misreads its CONNECT and waits for more bytes."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Callbacks:
-    """Functions that a connection calls, all from its network thread, which they must not hold up."""
+    """Functions that a connection calls from its network thread; they must not block."""
 
     on_message: Callable[[str, bytes, Callable[[], None] | None], None]
-    """A message: topic, payload, and a function that acknowledges it (None: the broker wants no acknowledgement)."""
+    """Called for a message: topic, payload, and a function that acknowledges it (None = QoS 0, no acknowledgement)."""
     on_lost: Callable[[Ending], None]
-    """The end; at most once, and never of a connection that :meth:`Connection.open` did not bring about."""
+    """Called at the end of a connection that was opened, at most once."""
     on_refused: Callable[[str, int, str], None]
-    """The broker did not take a message: topic, bytes, reason."""
+    """Called when the broker refuses a message: topic, bytes, reason."""
 
 
 class UnsupportedProtocolError(LinkError):
-    """The broker does not speak the protocol version that was tried; another one is tried next."""
+    """The broker does not support the tried protocol version; another version is tried next."""
 
 
 class Connection:
@@ -93,7 +93,7 @@ class Connection:
         self._unconfirmed: dict[int, tuple[str, int]] = {}
         self._confirmed_early: dict[int, ReasonCode] = {}
         self._handed: list[tuple[str, int]] = []
-        """Messages on their way to the network thread, whose numbers are not known yet."""
+        """Messages that were handed to paho and have no number yet."""
         self._network_error = ""
         self._num_retained = 0
         self._unconfirmed_bytes = 0
@@ -107,7 +107,7 @@ class Connection:
 
     @property
     def is_dead(self) -> bool:
-        """Return whether the network thread ended without a report: an error in paho, or in a callback of ours."""
+        """Return whether the network thread ended without a report: after an error in paho, or in a callback."""
         thread = self._network_thread
         return self._is_open and not self._is_over and thread is not None and not thread.is_alive()
 
@@ -118,7 +118,7 @@ class Connection:
 
     @property
     def has_room(self) -> bool:
-        """Return whether the connection is open, and at most half of the bytes that may be unconfirmed are."""
+        """Return whether the connection is open, and at most half of the permitted bytes are unconfirmed."""
         return self._is_open and self._unconfirmed_bytes <= MAX_QUEUED_BYTES // 2
 
     @property
@@ -129,8 +129,8 @@ class Connection:
         """Connect and subscribe; returns when the broker has confirmed both.
 
         Raises:
-            BrokerUnreachableError: nothing answers in time, or not as a broker does.
-            BrokerRefusedError: the broker, or the check of its certificate, says no.
+            BrokerUnreachableError: no MQTT broker answers in time.
+            BrokerRefusedError: the broker refuses, or the check of its certificate fails.
             UnsupportedProtocolError: another MQTT version must be tried.
         """
         address = self._settings.address
@@ -163,7 +163,7 @@ class Connection:
             raise problem
 
     def publish(self, topic: str, payload: bytes) -> paho.MQTTMessageInfo | None:
-        """Hand one message to the network thread; None when it was dropped (not connected, or too much under way)."""
+        """Hand one message to the network thread; None if it was dropped (not connected, or too much unconfirmed)."""
         # Two threads call this: the owner's, and the network thread, which answers a greeting by itself.
         # The race: paho returns a message's number only when its publish returns. By then the broker's acknowledgement,
         # which has this number, may have arrived in the network thread. So a message is first in `_handed` (without a
@@ -203,7 +203,7 @@ class Connection:
         self._is_over = True
 
     def abandon(self) -> None:
-        """Drop a connection that did not come about."""
+        """Drop a connection that could not be opened."""
         self._is_over = True
         self._client.disconnect()
 

@@ -1,4 +1,4 @@
-"""The treatment of messages that all links share: limits of size, counts, and the reflex."""
+"""The base of all links: limits of size, counts, and the reflex."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class CountingLink(abc.ABC):
     """Base of the links.
 
     Attributes:
-        events: oldest first.
+        events: events for the owner, oldest first.
         bytes_sent: payload bytes published so far.
         bytes_received: payload bytes received so far, oversized messages included.
         largest_message_bytes: the largest payload published or received so far.
         num_dropped_out: messages not published: no connection, or too many bytes unconfirmed.
         num_oversized_in: messages received over the limit, and dropped.
-        num_refused: messages that the broker did not take.
-        last_refusal: message about the last of them, one line; empty while there is none.
+        num_refused: messages that the broker refused.
+        last_refusal: message about the last refusal, one line; empty if there was none.
     """
 
     def __init__(self, max_message_bytes: int, reflex: Reflex | None) -> None:
@@ -33,7 +33,7 @@ class CountingLink(abc.ABC):
 
         Args:
             max_message_bytes: largest payload that is published or accepted.
-            reflex: greeting and answer that the link gives by itself.
+            reflex: greeting and answer that the link sends without its owner.
         """
         self.events = Inbox()
         self.bytes_sent = 0
@@ -48,7 +48,7 @@ class CountingLink(abc.ABC):
         self._lock = threading.Lock()
 
     def publish(self, topic: str, payload: bytes) -> None:
-        """Publish with QoS 1; dropped silently while there is no connection, since the protocol repeats itself.
+        """Publish with QoS 1; without a connection the message is dropped silently, and the protocol repeats it.
 
         Raises:
             MessageError: the payload is over the limit.
@@ -76,7 +76,7 @@ class CountingLink(abc.ABC):
         Args:
             topic: where it was published.
             payload: its bytes.
-            acknowledge: tells the broker that it is taken; None if the broker wants no answer (QoS 0).
+            acknowledge: acknowledges the message to the broker; None for QoS 0.
         """
         with self._lock:
             self.bytes_received += len(payload)

@@ -1,7 +1,7 @@
-"""The ends of connections, one after the other: which are not the fault of the network, and how long to wait then.
+"""The ends of connections: which of them are no fault of the network, and the delay before the next attempt.
 
-A broker that takes a client in and ends the connection again and again, at the same message or for another client of
-the same name, will do so for ever; the reason is said, and the link waits longer.
+A broker may accept a client and end the connection again and again: at the same message, or for another client of the
+same name. This will not stop by itself, so the reason is logged and the link waits longer.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ STABLE_S: Final = 10.0
 """A connection that lasted this long starts the back-off anew; shorter ones count as failures."""
 
 SAME_ENDS: Final = 3
-"""So many ends in a row that look the same are not the fault of the network."""
+"""This many equal ends in a row count as no fault of the network."""
 
 PROTOCOL_ERROR: Final = "Protocol error"
 """Reason of an end at an answer that is not MQTT, such as mosquitto's to a message over its size limit."""
@@ -22,11 +22,11 @@ TAKEN_OVER: Final = 0x8E
 """MQTT 5: another client connected under this one's id."""
 
 TURNS_S: Final = (5.0, 60.0, 300.0, 1800.0)
-"""Waits after another client took the place, the first, second, ... time. The first is short so that the other is told
-too: it is thrown out in turn."""
+"""Delays after another client took over this one's id, for the first, second, ... time. The first is short, so that the
+other client is disconnected in turn and reports it too."""
 
 FORGET_S: Final = 3600.0
-"""A connection that nobody took over for so long: the other client is gone."""
+"""After a connection of this length the other client counts as gone."""
 
 _STEPS: Final = {
     0x87: "check the broker's ACL",
@@ -42,10 +42,10 @@ _STEPS: Final = {
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """The end of a connection that had come about."""
+    """The end of a connection that was open."""
 
     reason: str
-    """In words."""
+    """Reason in words."""
     code: int | None = None
     """Reason code of an MQTT 5 broker; None if it gave none."""
     unconfirmed: tuple[str, int] | None = None
@@ -53,13 +53,13 @@ class Ending:
 
 
 class Endings:
-    """The ends of one link's connections. Pure; lengths of time are passed in, seconds."""
+    """The ends of one link's connections. It reads no clock; durations are passed in, seconds."""
 
     def __init__(self, client_id: str) -> None:
-        """Begin without any.
+        """Begin without ends.
 
         Args:
-            client_id: of the link, for the messages.
+            client_id: client id of the link, for messages.
         """
         self._client_id = client_id
         self._num_taken_over = 0
@@ -74,11 +74,11 @@ class Endings:
         return self._is_short and self._num_short >= SAME_ENDS
 
     def note(self, ending: Ending, lasted_s: float) -> tuple[str, float]:
-        """One more end.
+        """Record an end.
 
         Args:
-            ending: how.
-            lasted_s: how long the connection had lasted.
+            ending: the end.
+            lasted_s: duration of the connection.
 
         Returns:
             The line to log about it, and the shortest wait before the next attempt.

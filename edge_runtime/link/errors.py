@@ -1,9 +1,9 @@
 """Errors of the doors to the network.
 
 LinkError
-├── AddressError              a URL or a TLS file that cannot be used
-├── BrokerUnreachableError    nobody answers, or the answer is not that of an MQTT broker
-├── BrokerRefusedError        a broker answers and says no
+├── AddressError              a URL or a TLS file cannot be used
+├── BrokerUnreachableError    no MQTT broker answers
+├── BrokerRefusedError        a broker answers and refuses
 ├── ArtifactUnreachableError  HTTP fails after all attempts
 └── ArtifactCorruptedError    the bytes over HTTP do not match the manifest
 """
@@ -14,7 +14,7 @@ from edge_runtime.errors import ExitCode, FedSpineError
 
 
 class LinkError(FedSpineError):
-    """Base of the errors between this machine and another."""
+    """Base of the errors of connections to other machines."""
 
 
 class AddressError(LinkError):
@@ -42,6 +42,6 @@ class ArtifactUnreachableError(LinkError):
 
 
 class ArtifactCorruptedError(LinkError):
-    """A fetched file has another size or digest than promised, twice in a row."""
+    """A fetched file has a wrong size or digest, twice in a row."""
 
     exit_code = ExitCode.ARTIFACT_CORRUPTED

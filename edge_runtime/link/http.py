@@ -1,7 +1,7 @@
-"""The door to HTTP: big files, resumed after a cut and checked by digest. Standard library only.
+"""The door to HTTP: large files, resumed after a cut and checked by digest. Standard library only.
 
-Who names the URL is not who owns the network that this machine is in. So redirects are refused, and what a server
-answered stays here: an error names the URL, the status and the kind of fault, never a word of an answer.
+The sender of a URL need not own the network of this machine. So redirects are refused, and answers of servers are never
+reported: an error holds the URL, the status and the kind of fault, but no text of the answer.
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ BLOCK_BYTES: Final = 256 * 1024
 TIMEOUT_S: Final = 30.0
 """Silence after which a connection counts as dead."""
 MAX_ATTEMPTS: Final = 6
-"""Attempts in a row that bring no new byte before the server counts as unreachable."""
+"""Attempts in a row without a new byte after which the server counts as unreachable."""
 PART_SUFFIX: Final = ".part"
 LARGEST_WAIT_S: Final = 20.0
 NO_HTTP: Final = "what answers does not speak HTTP as it should ({})"
 LOOPBACK: Final = {"127.0.0.1", "::1", "localhost"}
-"""Hosts that are reached directly, whatever proxy the environment names."""
+"""Hosts that are always reached without a proxy."""
 
 _TUNNEL: Final = re.compile(r"(Tunnel connection failed: \d+).*", re.DOTALL)
 
 _LENGTH: Final = re.compile(r"[0-9]{1,18}")
 
 _RETRIED_STATUS: Final = {408, 416, 425, 429, 500, 502, 503, 504}
-"""Statuses that another attempt may cure (416: the part file is dropped first)."""
+"""Statuses after which another attempt is made (416: after the part file is deleted)."""
 
 Progress = Callable[[int], None]
 """Called with the number of bytes that just arrived; may raise to stop a transfer (the part file stays)."""
 
 
 class _CutError(LinkError):
-    """An attempt ended early; the next one goes on where it stopped."""
+    """An attempt ended early; the next attempt continues there."""
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """Refuses every redirect, wherever it leads, and says no word of where that is."""
+    """Refuses every redirect, and never reports its target."""
 
     def http_error_302(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage
@@ -86,26 +86,26 @@ def download(  # noqa: PLR0913 - one file, how to check it, and the limits
     pause: Callable[[float], None] = time.sleep,
     rng: random.Random | None = None,
 ) -> None:
-    """Fetch ``url`` to ``path``, going on with ``<path>.part`` where an earlier attempt or process stopped.
+    """Fetch ``url`` to ``path``; continue a partial file ``<path>.part`` of an earlier attempt or process.
 
     The file appears under its name only when size and SHA-256 are right. A wrong file is fetched once more from zero.
 
     Args:
         url: ``http`` or ``https``.
-        path: where the file goes; its directory exists.
+        path: path of the file; its directory exists.
         digest: SHA-256, 64 hexadecimal digits.
-        size_bytes: its exact size.
+        size_bytes: exact size of the file.
         on_progress: see :data:`Progress`.
         timeout_s: silence after which a connection counts as dead.
         max_attempts: attempts in a row without a new byte before giving up.
-        pause: waits the given seconds; a caller that may be stopped passes its own.
+        pause: waits the given seconds; a caller may pass a function that can be interrupted.
         rng: source of the jitter between attempts.
 
     Raises:
         AddressError: the URL is not http or https.
-        ArtifactUnreachableError: no attempt brought new bytes, or the server says that the file is not there.
+        ArtifactUnreachableError: no attempt brought new bytes, or the server does not have the file.
         ArtifactCorruptedError: twice in a row the file had another size or digest.
-        DiskFullError: there is no space; the part file is gone.
+        DiskFullError: there is no space; the part file is deleted.
     """
     server = _Server(url, timeout_s, max_attempts, pause, rng)
     part = path.with_name(path.name + PART_SUFFIX)
@@ -142,7 +142,7 @@ def fetch_small(
 
     Raises:
         AddressError: the URL is not http or https.
-        ArtifactUnreachableError: no attempt succeeded, or the server says that the file is not there.
+        ArtifactUnreachableError: no attempt succeeded, or the server does not have the file.
         MessageError: the body is larger than ``max_bytes``.
     """
     server = _Server(url, timeout_s, max_attempts, pause, rng)
@@ -154,7 +154,7 @@ def fetch_small(
 
 
 class _Server:
-    """One URL, asked again until it answers or the attempts are used up."""
+    """One URL, requested until it answers or the attempts are used up."""
 
     def __init__(
         self,
@@ -255,7 +255,7 @@ class _Server:
 
 @contextlib.contextmanager
 def _cut_by_the_network() -> Iterator[None]:
-    """Whatever goes wrong with a connection, TLS included, may be better next time; files are outside of this."""
+    """Translate faults of a connection, TLS included, to :class:`_CutError`; faults of files are not caught."""
     try:
         yield
     except urllib.error.HTTPError:
@@ -282,7 +282,7 @@ def _cut_by_the_network() -> Iterator[None]:
 
 
 def _status(code: int) -> str:
-    """A status with the standard's words for it; the server's own may say anything."""
+    """A status with the standard's phrase for it, because the server's phrase is not trusted."""
     try:
         return f"HTTP {code} {HTTPStatus(code).phrase}"
     except ValueError:
@@ -313,10 +313,10 @@ def _raise_if_disk_full_without(part: Path, error: OSError) -> None:
 
 
 def host_of(url: str) -> tuple[str, int]:
-    """Host, in lower case, and port of an URL, after a look at all of it.
+    """Host, in lower case, and port of a URL; the whole URL is checked.
 
     Raises:
-        AddressError: it is not http or https, or has a host, a port or characters that no request can hold.
+        AddressError: the URL is not http or https, or its host, its port or its characters are invalid.
     """
     try:
         parts = urllib.parse.urlsplit(url)

@@ -1,11 +1,11 @@
-"""A broker inside one process: links to it behave as those over MQTT, without sockets and without threads.
+"""A broker inside one process: its links behave as links over MQTT, without sockets and threads.
 
 A message is delivered in the thread that publishes it. So thousands of devices and their coordinator fit into one
-process, and a simulator decides when a connection breaks and when it comes back: nothing here looks at a clock.
+process. The broker uses no clock: a simulator decides when a connection breaks and when it is restored.
 
-As with an MQTT broker: order is kept from one publisher to one subscriber; of what a subscriber has not acknowledged so
-many messages are under way, the broker keeps the next ones and drops those beyond its limit; whatever is under way dies
-with its connection; the last will is published where a connection ends without a good-bye.
+It behaves as an MQTT broker. Order is kept from one publisher to one subscriber. A limited number of messages is under
+way to a subscriber without acknowledgement; the broker keeps further messages, and drops those beyond its limit.
+Messages under way are lost with their connection. The last will is published when a connection ends without a good-bye.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from edge_runtime.link.inbox import Connected, Disconnected
 from edge_runtime.link.reflex import Reflex
 
 MAX_QUEUED_MESSAGES: Final = 20_000
-"""Messages that the broker keeps for one link that does not acknowledge; those beyond are dropped."""
+"""Most messages that the broker keeps for one link without acknowledgement; further messages are dropped."""
 
 PROTOCOL: Final = "in-process"
 """Name of the protocol in :class:`~edge_runtime.link.inbox.Connected`."""
@@ -42,7 +42,7 @@ class InProcessBroker:
         """Start a broker without links.
 
         Args:
-            max_queued_messages: that are kept for one link.
+            max_queued_messages: most messages that are kept for one link.
         """
         self.max_queued_messages = max_queued_messages
         self.num_dropped = 0
@@ -50,7 +50,7 @@ class InProcessBroker:
         self._filters = _Level()
         self._links: dict[str, InProcessLink] = {}
         self._waiting: list[InProcessLink] = []
-        """Links that connect when the broker is there (again)."""
+        """Links that connect when the broker starts (again)."""
         self._is_up = True
 
     def open_link(
@@ -73,8 +73,8 @@ class InProcessBroker:
             will: topic and payload that the broker publishes when the connection breaks.
             max_message_bytes: largest payload that is published or accepted.
             optional_subscriptions: further topic filters; none is refused here.
-            reflex: greeting and answer that the link gives by itself.
-            rng: not used: no attempt to connect has to wait.
+            reflex: greeting and answer that the link sends without its owner.
+            rng: not used, because no attempt to connect has to wait.
             on_event: called after each event, in the thread that caused it, so that one thread can serve many links;
                 it must not wait.
 
@@ -90,7 +90,7 @@ class InProcessBroker:
         return InProcessLink(self, client_id, filters, will, max_message_bytes, reflex, on_event)
 
     def stop(self) -> None:
-        """End every connection, as a broker does that is killed: no last will is published."""
+        """End every connection without last wills, like a killed broker."""
         with self._lock:
             self._is_up = False
             self._waiting, self._links = list(self._links.values()), {}
@@ -99,7 +99,7 @@ class InProcessBroker:
             link.end("the broker stopped")
 
     def start(self) -> None:
-        """Be there again: links whose connection :meth:`stop` ended, and those that wait for a broker, connect."""
+        """Start again: links disconnected by :meth:`stop`, and links that wait for a broker, connect."""
         with self._lock:
             self._is_up = True
             waiting, self._waiting = self._waiting, []
@@ -107,10 +107,10 @@ class InProcessBroker:
             link.restore()
 
     def attach(self, link: InProcessLink, *, is_patient: bool) -> bool:
-        """Connect a link; False if the broker is not there and the link is to wait for it.
+        """Connect a link; False if the broker is stopped and the link has to wait.
 
         Raises:
-            BrokerUnreachableError: the broker is not there, and the link is not patient.
+            BrokerUnreachableError: the broker is stopped, and the link is not patient.
         """
         with self._lock:
             if not self._is_up:
@@ -146,14 +146,14 @@ class InProcessBroker:
         return self._links.get(link.client_id) is link
 
     def route(self, topic: str, payload: bytes) -> None:
-        """Give a message to every link that subscribes to its topic."""
+        """Deliver a message to every link that subscribes to its topic."""
         with self._lock:
             receivers = list(dict.fromkeys(self._filters.matching(topic.split("/"))))
         for link in receivers:
             link.take(topic, payload)
 
     def count_drop(self) -> None:
-        """A message found no place."""
+        """Count a dropped message."""
         with self._lock:
             self.num_dropped += 1
 
@@ -184,7 +184,7 @@ class InProcessLink(CountingLink):
         self._num_under_way = 0
         self._is_handing_over = False
         self._connection = 0
-        """Number of the connection: acknowledgements of earlier ones do not count."""
+        """Number of the connection; acknowledgements of earlier connections are ignored."""
 
     @property
     def is_connected(self) -> bool:
@@ -193,12 +193,12 @@ class InProcessLink(CountingLink):
 
     @property
     def is_all_confirmed(self) -> bool:
-        """Return whether the broker has acknowledged every message: it does so at once."""
+        """Return whether the broker has acknowledged every message; it acknowledges at once."""
         return self.is_connected
 
     @property
     def has_room(self) -> bool:
-        """Return whether there is a connection: no message is ever on its way to the broker."""
+        """Return whether there is a connection; messages to the broker are never under way."""
         return self.is_connected
 
     def connect(self, *, wait_for_broker: bool = False) -> None:
@@ -213,13 +213,13 @@ class InProcessLink(CountingLink):
         self._connect(is_patient=wait_for_broker)
 
     def break_connection(self, reason: str = "closed by the other side without a reason") -> None:
-        """End the connection as a network does; the last will is published. It stays ended until :meth:`restore`."""
+        """End the connection as a network fault does; the last will is published. :meth:`restore` connects again."""
         if self._broker.detach(self):
             self.end(reason)
             self.publish_will()
 
     def restore(self) -> None:
-        """Connect again after a connection ended; nothing if it has not, or was closed."""
+        """Connect again after a connection ended; does nothing if it is open or was closed."""
         if not self._is_closed and not self.is_connected:
             self._connect(is_patient=True)
 
@@ -243,7 +243,7 @@ class InProcessLink(CountingLink):
             self._broker.route(*self._will)
 
     def take(self, topic: str, payload: bytes) -> None:
-        """Take a message from the broker, now or when those under way are acknowledged."""
+        """Take a message from the broker, now or after earlier messages are acknowledged."""
         with self._queue_lock:
             if len(self._queued) >= self._broker.max_queued_messages:
                 self._broker.count_drop()
@@ -298,7 +298,7 @@ class InProcessLink(CountingLink):
 
 
 class _Level:
-    """Topic filters as a tree, one level of a topic after the other: a look-up costs the levels, not the links."""
+    """A tree of topic filters, by levels of the topic: the cost of a look-up does not grow with the number of links."""
 
     __slots__ = ("below", "links")
 
@@ -315,12 +315,12 @@ class _Level:
             level.links[link] = None
 
     def remove(self, link: InProcessLink) -> None:
-        """Take a link out, and levels that hold nothing any more."""
+        """Remove a link, and levels that become empty."""
         for one in link.filters:
             self.take_out(link, one.split("/"))
 
     def matching(self, names: Sequence[str]) -> Iterator[InProcessLink]:
-        """Links one of whose filters fits a topic; a link comes once for each of them."""
+        """Links with a filter that fits a topic; a link occurs once for each such filter."""
         if (rest := self.below.get("#")) is not None:
             yield from rest.links
         if not names:
@@ -331,7 +331,7 @@ class _Level:
                 yield from level.matching(names[1:])
 
     def take_out(self, link: InProcessLink, names: Sequence[str]) -> None:
-        """Take a link out from under one filter, given level by level."""
+        """Remove a link from one filter, given by its levels."""
         if not names:
             self.links.pop(link, None)
             return

@@ -1,8 +1,8 @@
-"""Messages that wait for the owner of a link. The network thread puts them here and never waits for the owner.
+"""Messages that wait for the owner of a link. The network thread adds them and never waits for the owner.
 
-A message is acknowledged when it has a place here. One that has none is set aside without that; the broker sends only
-so many of these (MQTT 5: Receive Maximum), keeps the others, and goes on when the owner has made room. So pings go on
-whatever the owner does, and memory is bounded.
+A message is acknowledged when it has a place in the inbox. Without a place it is set aside and not acknowledged. The
+broker sends only a limited number of unacknowledged messages (MQTT 5: Receive Maximum), keeps the others, and sends
+them when the owner has made room. So pings go on while the owner is busy, and memory is bounded.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Final
 logger = logging.getLogger(__name__)
 
 MAX_BYTES: Final = 32 * 1024 * 1024
-"""Most bytes of messages that wait for the owner of a link, with the memory of each beside its payload."""
+"""Most bytes of messages that wait for the owner of a link, overhead of each message included."""
 
 MAX_ASIDE_BYTES: Final = 16 * 1024 * 1024
-"""Messages without a place there, not acknowledged, counted in the same way; what a broker sends beyond is dropped.
-More than MQTT 5's Receive Maximum allows: mosquitto 2.0 exceeds it, and MQTT 3.1.1 does not have it."""
+"""Most bytes of messages set aside without acknowledgement, overhead included; further messages are dropped.
+More than MQTT 5's Receive Maximum allows: mosquitto 2.0 exceeds that, and MQTT 3.1.1 does not have it."""
 
 EVENT_BYTES: Final = 500
 """Memory of a message beside topic and payload, about."""
@@ -30,7 +30,7 @@ EVENT_BYTES: Final = 500
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Connected:
-    """Connected and subscribed; whatever was not answered may be said again now."""
+    """Connected and subscribed; unanswered messages may be repeated now."""
 
     protocol: str
     """``MQTT 5`` or ``MQTT 3.1.1``."""
@@ -38,14 +38,14 @@ class Connected:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Disconnected:
-    """The connection is gone; the link is already trying to get it back."""
+    """The connection ended; the link tries to reconnect."""
 
     reason: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Received:
-    """A message arrived; its size is within the limit, nothing else about it was checked."""
+    """A message arrived; only its size was checked."""
 
     topic: str
     payload: bytes
@@ -58,15 +58,15 @@ class Inbox:
     """Events in the order in which they happened; for any number of threads.
 
     Attributes:
-        num_dropped: messages for which there was no place, and no way to have the broker keep them.
+        num_dropped: messages without a place that the broker could not keep either.
     """
 
     def __init__(self, max_bytes: int = MAX_BYTES, max_aside_bytes: int = MAX_ASIDE_BYTES) -> None:
-        """Make an empty one.
+        """Make an empty inbox.
 
         Args:
-            max_bytes: of messages that wait for the owner.
-            max_aside_bytes: of messages that wait for a place, not acknowledged.
+            max_bytes: most bytes of messages that wait for the owner.
+            max_aside_bytes: most bytes of messages that wait for a place, not acknowledged.
         """
         self.num_dropped = 0
         self._max_bytes = max_bytes
@@ -76,13 +76,13 @@ class Inbox:
         self._num_aside_bytes = 0
         self._aside: collections.deque[tuple[Received, Callable[[], None]]] = collections.deque()
         self._is_full = False
-        """Until the owner has read everything: so that it is told once."""
+        """Whether a full inbox was logged; False again once the owner has read all events."""
         self._changed = threading.Condition()
 
     def note(self, event: Connected | Disconnected) -> None:
-        """Take a change of the connection; a lost connection also loses its messages without a place, as at the broker.
+        """Add a change of the connection; with a lost connection its messages without a place are dropped.
 
-        A connection that came and went unseen leaves one event: nothing grows while the owner looks elsewhere.
+        Changes that the owner has not read are merged to one event, so their number does not grow.
         """
         with self._changed:
             if isinstance(event, Disconnected):
@@ -100,7 +100,7 @@ class Inbox:
 
         Args:
             event: the message.
-            acknowledge: tells the broker that it is taken; None if the broker wants no answer (QoS 0).
+            acknowledge: acknowledges the message to the broker; None for QoS 0.
         """
         with self._changed:
             if self._has_room(event):
@@ -125,7 +125,7 @@ class Inbox:
             timeout: longest wait, seconds; None = for ever.
 
         Raises:
-            queue.Empty: nothing happened in that time.
+            queue.Empty: there was no event in this time.
         """
         taken = []
         with self._changed:
@@ -147,12 +147,12 @@ class Inbox:
         """The oldest event.
 
         Raises:
-            queue.Empty: there is none.
+            queue.Empty: there is no event.
         """
         return self.get(0)
 
     def qsize(self) -> int:
-        """Events that wait for the owner."""
+        """Number of events that wait for the owner."""
         return len(self._events)
 
     def _has_room(self, event: Received) -> bool:

@@ -1,7 +1,7 @@
 """The door to MQTT that devices and the coordinator share: one link that reconnects for ever.
 
-A link has two threads of its own (paho's, and one that reconnects); its owner reads :attr:`MqttLink.events`. What the
-owner has no time for stays with the broker (:mod:`edge_runtime.link.inbox`): the network thread never waits.
+A link has two threads (paho's network thread, and one that reconnects); its owner reads :attr:`MqttLink.events`. The
+network thread never waits for the owner: messages beyond a limit stay at the broker (:mod:`edge_runtime.link.inbox`).
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ __all__ = ["BrokerAddress", "Connected", "Disconnected", "LinkEvent", "MqttLink"
 logger = logging.getLogger(__name__)
 
 WATCH_S: Final = 1.0
-"""Interval of the checks that the network thread lives."""
+"""Interval of the checks that the network thread is alive, seconds."""
 
 TRIAL_POLL_S: Final = 0.2
-"""Interval of the checks that a connection on trial lasts."""
+"""Interval of the checks of a trial connection, seconds."""
 
 CLOSE_TIMEOUT_S: Final = 3.0
 """Longest time of a good-bye."""
@@ -46,7 +46,7 @@ _PROTOCOL_NAMES: Final = {MQTTProtocolVersion.MQTTv5: "MQTT 5", MQTTProtocolVers
 
 
 class MqttLink(CountingLink):
-    """A connection to a broker that comes back by itself."""
+    """A connection to a broker that reconnects by itself."""
 
     def __init__(  # noqa: PLR0913 - all that stays the same from one connection to the next
         self,
@@ -77,7 +77,7 @@ class MqttLink(CountingLink):
             rng: source of the jitter.
 
         Raises:
-            AddressError: a TLS file cannot be used, or would not be.
+            AddressError: a TLS file cannot be used, or the address is not encrypted.
         """
         super().__init__(max_message_bytes, reflex)
         self._settings = Settings(
@@ -112,7 +112,7 @@ class MqttLink(CountingLink):
 
     @property
     def has_room(self) -> bool:
-        """Return whether at most half of the bytes that may be unconfirmed are: a large answer is not dropped then."""
+        """Return whether a large answer would not be dropped: at most half of the permitted bytes are unconfirmed."""
         connection = self._connection
         return connection is not None and connection.has_room
 
@@ -120,11 +120,11 @@ class MqttLink(CountingLink):
         """Connect for the first time, then keep the connection up until :meth:`close`.
 
         Args:
-            wait_for_broker: return at once when nobody answers and go on trying, instead of raising.
+            wait_for_broker: if nobody answers, return at once and go on trying, instead of raising.
 
         Raises:
             BrokerUnreachableError: nobody answers (not with ``wait_for_broker``).
-            BrokerRefusedError: the broker says no.
+            BrokerRefusedError: the broker refuses.
         """
         try:
             self._attempt()
@@ -155,7 +155,7 @@ class MqttLink(CountingLink):
             self._keeper.join(self._settings.connect_timeout_s + CLOSE_TIMEOUT_S)
 
     def _attempt(self) -> None:
-        """One attempt to connect, with the protocol that worked last first."""
+        """Try to connect once, first with the protocol version of the last connection."""
         problem: LinkError | None = None
         for protocol in list(self._protocols):
             callbacks = Callbacks(on_message=self._receive, on_lost=self._lost.put, on_refused=self._note_refusal)
@@ -178,7 +178,7 @@ class MqttLink(CountingLink):
         raise BrokerUnreachableError(msg) from problem
 
     def _keep(self) -> None:
-        """Thread: wait until the connection is lost, get it back, again and again."""
+        """Run the thread that waits for the loss of the connection and reconnects, again and again."""
         failures = 0
         connected_at = time.monotonic()
         while True:
@@ -211,7 +211,7 @@ class MqttLink(CountingLink):
                 return
 
     def _stays_under_another_name(self) -> bool:
-        """Return whether a connection that differs only in its client id outlasts those that ended."""
+        """Return whether a trial connection with another client id lasts longer than those that ended."""
         other = f"{self._settings.client_id}:{secrets.token_hex(4)}"
         settings = dataclasses.replace(self._settings, client_id=other, subscriptions=(), will=None)
         callbacks = Callbacks(on_message=lambda *_: None, on_lost=lambda _ending: None, on_refused=lambda *_: None)
@@ -239,7 +239,7 @@ class MqttLink(CountingLink):
                 return Ending(reason="the network thread ended unexpectedly")
 
     def _note_refusal(self, topic: str, num_bytes: int, reason: str) -> None:
-        """The broker did not take a message: no fault of the network, and no reason to say it again at once."""
+        """Record that the broker refused a message: it is no fault of the network, so nothing is repeated."""
         if self._reflex is not None and topic == self._reflex.topic:
             return  # the owner of the reflex notices that no answer comes
         with self._lock:

@@ -41,16 +41,16 @@ class Link(Protocol):
         """Connect for the first time, then keep the connection up until :meth:`close`.
 
         Args:
-            wait_for_broker: return at once when nobody answers and go on trying, instead of raising.
+            wait_for_broker: if nobody answers, return at once and go on trying, instead of raising.
 
         Raises:
             BrokerUnreachableError: nobody answers (not with ``wait_for_broker``).
-            BrokerRefusedError: the broker says no.
+            BrokerRefusedError: the broker refuses.
         """
         ...
 
     def publish(self, topic: str, payload: bytes) -> None:
-        """Publish at least once; dropped without an error while there is no connection.
+        """Publish at least once; without a connection the message is dropped without an error.
 
         Raises:
             MessageError: the payload is over the limit.
@@ -84,10 +84,10 @@ class OpenLink(Protocol):
             will: topic and payload that the broker publishes when the connection breaks.
             max_message_bytes: largest payload that is published or accepted.
             optional_subscriptions: further topic filters; a broker that refuses them is not an error.
-            reflex: greeting and answer that the link gives by itself.
+            reflex: greeting and answer that the link sends without its owner.
             rng: source of the jitter between attempts to connect.
 
         Raises:
-            AddressError: a TLS file cannot be used, or would not be.
+            AddressError: a TLS file cannot be used, or the address is not encrypted.
         """
         ...

@@ -1,4 +1,4 @@
-"""An answer that the network thread gives by itself, whatever the owner of a link does meanwhile."""
+"""Messages that the network thread sends by itself, even while the owner of the link is busy."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Reflex:
-    """A greeting and an answer on one topic. Neither function may wait for anything."""
+    """A greeting and an answer on one topic. The functions must not block."""
 
     topic: str
-    """Read beside the link's own topics; a broker that forbids it is warned of, no more."""
+    """Topic that is read beside the link's topics; a broker that forbids it causes only a warning."""
     greet: Callable[[], bytes]
-    """Payload that is said there after every connect."""
+    """Returns the payload to publish on the topic after every connect."""
     hear: Callable[[bytes], bytes | None]
-    """The answer to a payload there, one's own included; None = none."""
+    """Returns the answer to a payload on the topic, own payloads included; None = no answer."""

@@ -1,8 +1,8 @@
-"""Blobs through MQTT, pulled by the receiver a window of chunks at a time; both ends use this.
+"""Blobs through MQTT, pulled by the receiver a window of chunks at a time; coordinator and devices use this module.
 
-The receiver knows the header (:class:`~edge_runtime.wire.messages.BlobRef`) from a message, asks for some chunks, asks
-again for those that do not come, and checks the digest at the end. The sender keeps no state per receiver: it answers
-requests for blobs that it offers. So a reconnect, a restart of either side or a lost message is not a special case.
+The receiver knows the header (:class:`~edge_runtime.wire.messages.BlobRef`) from a message. It requests some chunks,
+repeats requests for missing chunks, and checks the digest at the end. The sender keeps no state per receiver: it
+answers requests for its offered blobs. So reconnects, restarts and lost messages are no special cases.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ from edge_runtime.wire.messages import AnyMessage, BlobRef, Chunk, ChunkRequest
 logger = logging.getLogger(__name__)
 
 WINDOW: Final = 16
-"""Chunks that a receiver has asked for and not yet got, at most."""
+"""Most chunks that a receiver has requested and not yet received."""
 
 FIRST_TIMEOUT_S: Final = 5.0
-"""Silence after which the receiver asks again; doubles with each silence, up to the next."""
+"""Silence after which the receiver repeats a request; doubles each time, up to the next value."""
 
 LARGEST_TIMEOUT_S: Final = 60.0
 
 MAX_ACTIVE: Final = 16
-"""Incoming transfers at once, beside slow ones; the others wait their turn."""
+"""Most active incoming transfers, without slow ones; further transfers wait."""
 
 TURN_S: Final = 5.0
-"""Time over which the pace of a transfer is measured, before it counts as slow or not."""
+"""Time over which the pace of a transfer is measured, seconds."""
 
 SLOW_BYTES_S: Final = 16 * 1024
-"""A transfer below this pace is slow: it keeps no other from its turn, be its link weak or its sender ill-willed."""
+"""A transfer below this pace is slow: it does not count as active, so weak links or hostile senders block nobody."""
 
 MAX_SLOW: Final = 256
-"""Slow transfers at once; where more wait, the slow take turns."""
+"""Most slow transfers at once; if more wait, slow transfers take turns."""
 
 DRIP_BYTES_S: Final = 1024
 """Pace below which a transfer's chunks are dropped when memory runs short; they are requested again."""
 
 MAX_HELD_BYTES: Final = 256 * 1024 * 1024
-"""Bytes of unfinished incoming blobs; one blob alone may be larger."""
+"""Most bytes of unfinished incoming blobs; one blob alone may be larger."""
 
 MAX_CORRUPTED: Final = 3
-"""A blob that arrived complete and wrong this often is given up."""
+"""A blob that arrived this often with a wrong digest is given up."""
 
 Key = tuple[str, str]
 """Digest, peer."""
@@ -68,9 +68,9 @@ class _Incoming:
     on_failed: Callable[[str], None] | None
     assembly: chunks.Assembly
     next_index: int = 0
-    """Chunks from here on were never asked for."""
+    """First chunk that was never requested."""
     repeat: list[int] = dataclasses.field(default_factory=list)
-    """Chunks that were asked for in vain, ascending; at most a window."""
+    """Chunks whose request stayed unanswered, ascending; at most a window."""
     asked: set[int] = dataclasses.field(default_factory=set)
     received_bytes: int = 0
     repeat_at: float = 0.0
@@ -84,11 +84,11 @@ class _Incoming:
 
     @property
     def is_slow(self) -> bool:
-        """Return whether it runs beside those that have a turn."""
+        """Return whether the transfer is slow, and does not count as active."""
         return self.pace < SLOW_BYTES_S
 
     def look(self, now: float) -> None:
-        """Measure the pace, if a turn is over."""
+        """Measure the pace if a turn is over."""
         if now - self.turn_at >= TURN_S:
             self.pace = self.turn_bytes / (now - self.turn_at)
             self.turn_at, self.turn_bytes = now, 0
@@ -101,7 +101,7 @@ class Transfers:
         """Prepare.
 
         Args:
-            send: publishes one message to a peer: a device id, or whatever constant a device uses for its coordinator.
+            send: publishes one message to a peer: a device id, or a device's constant for its coordinator.
             clock: monotonic seconds.
         """
         self._send = send
@@ -110,11 +110,11 @@ class Transfers:
         self._active: dict[Key, _Incoming] = {}
         self._waiting: collections.OrderedDict[Key, _Incoming] = collections.OrderedDict()
         self._parked: set[Key] = set()
-        """Those that wait again: some of their chunks may be here."""
+        """Transfers that wait again; some of their chunks may have arrived."""
         self._complaints = Complaints(logger)
 
     def offer(self, digest: str, source: Callable[[], bytes], *, chunk_bytes: int = limits.CHUNK_BYTES) -> None:
-        """Answer requests for a blob from now on; ``source`` reads it, ``chunk_bytes`` is as in its header."""
+        """Answer requests for a blob from now on; ``source`` reads it, ``chunk_bytes`` is that of the blob's header."""
 
         def cut(indices: Iterable[int]) -> Iterator[Chunk]:
             blob = source()
@@ -138,11 +138,11 @@ class Transfers:
         on_complete: Callable[[bytes], None],
         on_failed: Callable[[str], None] | None = None,
     ) -> None:
-        """Pull a blob from ``peer``; a blob that is already being pulled from it is not started twice.
+        """Pull a blob from ``peer``; a pull that already runs is not started twice.
 
         Args:
             ref: header of the blob.
-            peer: who offers it.
+            peer: the peer that offers the blob.
             on_complete: called once with the bytes, their digest checked.
             on_failed: called once, with one line, when the blob keeps arriving corrupted.
         """
@@ -174,7 +174,7 @@ class Transfers:
         return True
 
     def tick(self) -> None:
-        """Repeat requests that stayed without an answer; call it about once a second."""
+        """Repeat unanswered requests; call it about once a second."""
         now = self._clock()
         for key in self._parked:
             self._waiting[key].look(now)
@@ -194,7 +194,7 @@ class Transfers:
         self._start_waiting()
 
     def ask_again(self) -> None:
-        """Repeat every open request at once: after a reconnect nothing that was asked before is on its way."""
+        """Repeat every open request at once, because after a reconnect earlier requests are lost."""
         for incoming in self._active.values():
             incoming.timeout_s = FIRST_TIMEOUT_S
             self._unask(incoming)
@@ -275,7 +275,7 @@ class Transfers:
         incoming.asked.clear()
 
     def _park(self, key: Key) -> None:
-        """Let an active transfer wait for another turn; chunks that still come are taken."""
+        """Let an active transfer wait for another turn; chunks that still arrive are kept."""
         incoming = self._active.pop(key)
         self._unask(incoming)
         self._waiting[key] = incoming

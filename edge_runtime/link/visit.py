@@ -1,4 +1,4 @@
-"""One connection to a broker and no more: whether it answers and lets somebody in."""
+"""A single connection to a broker, which checks whether the broker answers and accepts the client."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from edge_runtime.link.reflex import Reflex
 
 @contextlib.contextmanager
 def visit(address: BrokerAddress, tls: TlsFiles, rng: random.Random, reflex: Reflex | None = None) -> Iterator[None]:
-    """Be connected under a name of its own inside the ``with``.
+    """Stay connected under a new client id inside the ``with`` block.
 
     Args:
         address: the broker, password included.
         tls: files for an encrypted address.
         rng: source of jitter.
-        reflex: greeting and answer that the link gives by itself.
+        reflex: greeting and answer that the link sends without its owner.
 
     Raises:
         BrokerUnreachableError: nobody answers.
-        BrokerRefusedError: it says no.
+        BrokerRefusedError: the broker refuses.
         AddressError: a TLS file cannot be used.
     """
     link = MqttLink(

@@ -1,1 +1,1 @@
-"""All that two rooms must agree on: topics, messages, tensors on the wire, the manifest of an artifact, names."""
+"""The protocol between server and devices: messages, topics, chunks, arms and replies."""

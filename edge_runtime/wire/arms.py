@@ -1,8 +1,7 @@
-"""Arms: the axes that they are points on, how people write them, and the ranges that they must lie in.
+"""Arms as points on axes: the axes, their ranges, and the written form of arms.
 
-An axis is declared once, here or by the method that has it, and a method says which axes its arms are points on.
-Grammar, ranges, schedulers, time models, tables and reports read that, so a new axis is a new :class:`Axis` and nothing
-else.
+An axis is declared once, here or by its method, and a method declares the axes of its arms. Grammar, ranges,
+schedulers, time models, tables and reports read these declarations, so a new axis needs only a new :class:`Axis`.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ ONE_ARM: Final = "one arm"
 """Text for people in place of an arm, if a method has no axes."""
 
 _UNSAID: Final[Mapping[str, float]] = {"pruning_ratio": 0.0, "rank": 1}
-"""Values of an arm's fields whose axis a method does not have."""
+"""Values of an arm's fields if the method has no axis for them."""
 
 _NUMBER: Final = {float: re.compile(r"[0-9]*\.?[0-9]+"), int: re.compile(r"[0-9]{1,20}")}
 
@@ -40,45 +39,46 @@ class Axis:
     """One axis of arms: its name, its range, and its cost.
 
     Raises:
-        ValueError: a range that does not suit the way the axis counts.
+        ValueError: the range does not fit the type or scale of the axis.
     """
 
     name: str
-    """Of the value: in messages, files and on the command line."""
+    """Name in messages, files and on the command line."""
     label: str
-    """For people."""
+    """Name for people."""
     metavar: str
-    """In the grammar: ``RATIO``."""
+    """Name in the grammar: ``RATIO``."""
     words: str
-    """A value in a sentence, as a format: ``rank {}``."""
+    """Format of a value in a sentence: ``rank {}``."""
     kind: type[int | float]
     least: float
     """Smallest value."""
     most: float
     """Largest value."""
     example: float
-    """A value for messages about the grammar."""
+    """Example of a value, for messages about the grammar."""
     default: float | None = None
-    """Value of an arm that does not say it; None = it has to be said."""
+    """Value of an arm without a value on this axis; None = a value is required."""
     removes: bool = False
-    """Whether the value is the share of the work that is left out, in [0, 1): larger costs less memory and time.
-    Otherwise it is an amount of work, and larger costs more."""
+    """Whether the value is the removed share of the work, in [0, 1): a larger value costs less memory and time.
+    Otherwise the value is an amount of work, and a larger value costs more."""
     is_log: bool = False
-    """Whether equal factors, not equal differences, are equally far apart in a partition."""
+    """Whether distances in a partition are logarithmic."""
     per_unit: int = 64
-    """Of a float: a lattice has multiples of 1 / this."""
+    """For a float axis: values of a lattice are multiples of 1 / ``per_unit``."""
     at_most: int = 8
-    """Of an int: values in a lattice."""
+    """For an int axis: most values in a lattice."""
     cost: float = 0.1
-    """Cost of the dearest value over that of a whole axis that removes: only to find the arm half-way between two."""
+    """Cost of the dearest value, relative to the whole range of an axis that removes; used only to find the arm
+    half-way between two arms."""
     time_alone: float = 0.05
-    """Share of an assignment's time that goes with this axis alone, before anything was seen."""
+    """Prior of the share of an assignment's time that depends on this axis alone."""
     time_joint: float = 0.05
-    """Share of it that goes with this axis and those before it together, before anything was seen."""
+    """Prior of the share of an assignment's time that depends on this axis together with the axes before it."""
     gain: float = 0.1
-    """Gain of the dearest value over the cheapest, as assumed before any was seen."""
+    """Prior of the gain of the dearest value over the cheapest."""
     choices: tuple[str, ...] = ()
-    """Names of the values 1, 2, ... of an int axis, as people write them, cheapest first; empty = numbers."""
+    """Written names of the values 1, 2, ... of an int axis, cheapest first; empty = numbers."""
 
     def __post_init__(self) -> None:
         if self.choices and (self.kind, self.least, self.most) != (int, 1, len(self.choices)):
@@ -92,10 +92,10 @@ class Axis:
             raise ValueError(msg)
 
     def of(self, arm: Arm) -> float:
-        """The value of an arm on this axis; the default where the arm does not say it.
+        """The value of an arm on this axis, or the default if the arm has no value.
 
         Raises:
-            ArmError: it does not, and there is no default.
+            ArmError: the arm has no value, and there is no default.
         """
         value = arm.value(self.name)
         if value is None:
@@ -115,24 +115,24 @@ class Axis:
         return -value if self.removes else value
 
     def parse(self, text: str) -> float | None:
-        """The value of a text; None if it is none."""
+        """Parse a value; None if the text is no value of this axis."""
         if self.choices:
             return self.choices.index(text) + 1 if text in self.choices else None
         return self.kind(text) if _NUMBER[self.kind].fullmatch(text) else None
 
     def format(self, value: float) -> str:
-        """Inverse of :meth:`parse`: never as ``1e-05``."""
+        """Inverse of :meth:`parse`, without exponents such as ``1e-05``."""
         if self.choices and 1 <= value <= len(self.choices):
             return self.choices[int(value) - 1]
         return f"{Decimal(repr(self.kind(value))):f}"
 
     def shown(self, value: float) -> float | str:
-        """A value for people and tables: itself, or its name."""
+        """A value for people and tables: the number, or its name."""
         return self.format(value) if self.choices else value
 
     @property
     def figure_label(self) -> str:
-        """The label for means of values; if values have names, it says which number stands for which."""
+        """The label for means of values; if values have names, it lists the numbers and their names."""
         names = ", ".join(f"{number} = {name}" for number, name in enumerate(self.choices, start=1))
         return f"{self.label} ({names})" if names else self.label
 
@@ -148,11 +148,11 @@ class Axis:
 class Axes:
     """The axes of one method's arms, in the order in which arms are written.
 
-    The first is the one that is searched finest; of others a lattice has a few values each. Without any axis there is
-    one arm: it is written as nothing.
+    The first axis is searched finest; a lattice has few values of the others. Without axes there is one arm, written as
+    an empty text.
 
     Raises:
-        ValueError: two axes of one name, or an axis without a default behind one that has it.
+        ValueError: two axes have one name, or an axis without a default follows an axis with a default.
     """
 
     axes: tuple[Axis, ...] = ()
@@ -173,18 +173,18 @@ class Axes:
         return next(axis for axis in self.axes if axis.name == name)
 
     def has(self, name: str) -> bool:
-        """Return whether an axis of that name is among them."""
+        """Return whether there is an axis of this name."""
         return any(axis.name == name for axis in self.axes)
 
     @property
     def form(self) -> str:
-        """Return the form in which an arm is written: ``RATIO:RANK``; empty = there is one arm."""
+        """Return the grammar of an arm: ``RATIO:RANK``; empty = there is one arm."""
         placed, named = self._placed_and_named()
         return ":".join(axis.metavar for axis in placed) + "".join(f"[:{axis.name}={axis.metavar}]" for axis in named)
 
     @property
     def example(self) -> str:
-        """An arm as it is written: ``0.25:8``."""
+        """Example of a written arm: ``0.25:8``."""
         return ":".join(axis.format(axis.example) for axis in self._placed_and_named()[0])
 
     @property
@@ -200,7 +200,7 @@ class Axes:
         """Inverse of :meth:`row`.
 
         Raises:
-            ValueError: another number of values than axes.
+            ValueError: the number of values is not the number of axes.
         """
         values = {axis.name: axis.kind(value) for axis, value in zip(self.axes, row, strict=True)}
         ratio, rank = (values.pop(name, unsaid) for name, unsaid in _UNSAID.items())
@@ -216,38 +216,39 @@ class Axes:
         return tuple(axis.costlier(axis.of(arm)) for axis in self.axes)
 
     def costs_at_least(self, arm: Arm, other: Arm) -> bool:
-        """Return whether ``arm`` needs at least the memory and time of ``other``: it costs no less on any axis."""
+        """Return whether ``arm`` costs at least as much as ``other`` on every axis."""
         return all(mine >= theirs for mine, theirs in zip(self.costs(arm), self.costs(other), strict=True))
 
     def words(self, arm: Arm) -> str:
-        """An arm for people: ``25% pruned, rank 8``; :data:`ONE_ARM` where there is one."""
+        """An arm for people: ``25% pruned, rank 8``; :data:`ONE_ARM` without axes."""
         return ", ".join(axis.words.format(axis.shown(axis.of(arm))) for axis in self.axes) or ONE_ARM
 
     def parse(self, text: str) -> tuple[Arm, ...]:
         """Arms from text, separated by ``,``.
 
-        An arm is its values, separated by ``:``, in the order of the axes; behind those may come values by name,
-        ``batch_size=4``. An axis that has a default may be left out. Without axes the text is empty.
+        An arm has values, separated by ``:``, in the order of the axes. Values by name may follow, ``batch_size=4``. An
+        axis with a default may be left out. Without axes the text is empty.
 
         Raises:
-            ArmError: not of that form, or outside the range.
+            ArmError: the text does not have this form, or a value is outside its range.
         """
         if not self.axes and not text.strip():
             return (self.arm(()),)
         return tuple(self.check(self._parse_one(part)) for part in text.split(","))
 
     def format(self, arms: Sequence[Arm]) -> str:
-        """Inverse of :meth:`parse`: values without a default by position, others by name where they differ from it.
+        """Inverse of :meth:`parse`.
 
-        Where all have defaults, the first stands by position.
+        Values without a default are written by position, others by name if they differ from the default. If all axes
+        have defaults, the first value is written by position.
         """
         return ",".join(self._format_one(arm) for arm in arms)
 
     def check(self, arm: Arm) -> Arm:
-        """Return an arm that is inside the range.
+        """Return the arm if its values are within their ranges.
 
         Raises:
-            ArmError: it is not.
+            ArmError: a value is outside its range.
         """
         if more := self._others(arm):
             msg = f"an arm has a {more[0]}, which no arm of this method has: leave it out"
@@ -259,12 +260,12 @@ class Axes:
         return arm
 
     def _placed_and_named(self) -> tuple[tuple[Axis, ...], tuple[Axis, ...]]:
-        """Axes whose values stand in every arm, by position, and those that stand by name where they say something."""
+        """The axes that are written by position, and the axes that are written by name."""
         num_placed = sum(axis.default is None for axis in self.axes) or 1
         return self.axes[:num_placed], self.axes[num_placed:]
 
     def _others(self, arm: Arm) -> list[str]:
-        """Names of the values of an arm that lie on none of the axes."""
+        """Names of an arm's values that belong to none of the axes."""
         said = [name for name, value in _UNSAID.items() if arm.value(name) != value]
         return [name for name in (*said, *(one.name for one in arm.more)) if not self.has(name)]
 

@@ -1,4 +1,4 @@
-"""Blobs in chunks: cut on one side, put together and checked by digest on the other. Pure; doors move the bytes."""
+"""Blobs in chunks: the sender cuts them, the receiver joins them and checks the digest. This module does no I/O."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def describe(blob: bytes, chunk_bytes: int = limits.CHUNK_BYTES) -> BlobRef:
 
 
 def cut_file(path: Path, ref: BlobRef, indices: Iterable[int]) -> Iterator[Chunk]:
-    """Chunks of a blob that lies in a file; only they are read.
+    """Chunks of a blob in a file; only the requested chunks are read.
 
     Raises:
-        MessageError: an index outside the blob, or the file is shorter than its header says.
+        MessageError: an index is outside the blob, or the file is shorter than the header says.
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:
@@ -45,7 +45,7 @@ def cut(blob: bytes, ref: BlobRef, indices: Iterable[int] | None = None) -> Iter
     """The chunks of a blob, all or only ``indices``.
 
     Raises:
-        MessageError: an index outside the blob.
+        MessageError: an index is outside the blob.
     """
     for index in range(ref.num_chunks) if indices is None else indices:
         start = index * ref.chunk_bytes
@@ -63,7 +63,7 @@ class Assembly:
         """Take one chunk.
 
         Raises:
-            MessageError: of another blob, outside it, or of a wrong length.
+            MessageError: the chunk belongs to another blob, is outside the blob, or has a wrong length.
         """
         if chunk.digest != self.ref.digest:
             msg = f"chunk of blob {chunk.digest[:12]} where {self.ref.digest[:12]} was expected"
@@ -93,7 +93,7 @@ class Assembly:
         return len(self._parts) == self.ref.num_chunks
 
     def blob(self) -> bytes:
-        """The whole blob, its digest checked; on a mismatch all chunks are dropped, so that they are asked for again.
+        """The whole blob, after a check of its digest; after a mismatch all chunks are dropped and requested again.
 
         Raises:
             MessageError: chunks are missing, or the digest differs.

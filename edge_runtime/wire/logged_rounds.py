@@ -1,4 +1,4 @@
-"""Rounds of zero-order tuning that a device can repeat, as its work carries them."""
+"""Rounds of zero-order tuning that a device can replay: a part of its work."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from edge_runtime.formats.seed_pool import Noise
 
 
 class PreconditionerStart(msgspec.Struct, frozen=True, kw_only=True):
-    """The start of HiSo's diagonal H; the rounds from there on in the log, all at one cut, give its present value."""
+    """The start of HiSo's diagonal H; the later rounds in the log, all at one cut, give its current value."""
 
     round_number: Positive
-    """Before its steps."""
+    """H starts before the steps of this round."""
     lower: Factor
     """Every element of H of the lower part."""
     upper: Factor
@@ -27,18 +27,18 @@ class LoggedRound(msgspec.Struct, frozen=True, kw_only=True):
 
     round_number: Positive
     cut: Count
-    """Blocks below it are the lower part; so is the embedding, which is not tuned."""
+    """Number of blocks in the lower part; the embedding belongs to it too, but is not tuned."""
     lower_learning_rate: Decay
-    """Of the lower part's tensors; 0 = they were neither perturbed nor changed."""
+    """Learning rate of the lower part; 0 = its tensors were neither perturbed nor changed."""
     learning_rate: Factor
-    """Of the upper part's tensors."""
+    """Learning rate of the upper part."""
     num_outer: Positive
     """Perturbations of the lower part in a step."""
     num_inner: Positive
-    """Perturbations of the upper part for each of those."""
+    """Perturbations of the upper part for each perturbation of the lower part."""
     scalars: Annotated[bytes, msgspec.Meta(max_length=limits.MAX_MESSAGE_BYTES)]
     """Averages over the devices, float32, little-endian, ``[steps, num_outer, num_inner]``."""
     is_normalised: bool = False
-    """See :class:`edge_runtime.wire.work.ZeroOrderWork`, as for the next two."""
+    """See :class:`edge_runtime.wire.work.ZeroOrderWork` for this and the next two fields."""
     preconditioner: PreconditionerStart | None = None
     noise: Noise = "rademacher"

@@ -8,7 +8,7 @@ from edge_runtime.bounds.fields import Count, Loss, NumBytes, Positive, Rate, Se
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
-    """The hardware of a device, and its measurements of itself at start."""
+    """The hardware of a device, and measurements that the device makes at start."""
 
     architecture: Short
     operating_system: Short
@@ -16,7 +16,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     num_threads: Positive
     memory_bytes: NumBytes
     memory_limit_bytes: NumBytes
-    """Memory that it allows itself to use for training."""
+    """Memory that training may use."""
     versions: Versions
     matmul_gflops: Rate
     """Measured float32 matrix-product rate, 1e9 operations a second, at ``num_threads``."""

@@ -1,7 +1,7 @@
 """Every message of the protocol: msgspec structs, msgpack-encoded, tagged by kind.
 
 Unknown fields are ignored, so a newer peer may add some; missing fields and wrong types are refused. Delivery is at
-least once; the coordinator makes it effectively once by its :class:`AssignmentKey`. docs/wire.md has the sequence.
+least once, and effectively once by the :class:`AssignmentKey`. docs/wire.md has the sequence.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _MAX_REASON: Final = 300
 
 
 class DeviceState(enum.StrEnum):
-    """The state of a device; every transition is a :class:`Status` that a person can watch."""
+    """The state of a device; every transition is published as a :class:`Status`."""
 
     IDLE = "idle"
     FETCHING = "fetching"
@@ -56,7 +56,7 @@ class FailureReason(enum.StrEnum):
     """Reason why a device refused an assignment or gave it up; a scheduler learns from it."""
 
     ARM_INFEASIBLE = "arm_infeasible"
-    """Neither the arm nor a costlier one is possible on this device: too little memory, or no models for its engine."""
+    """The device can do neither this arm nor a costlier one: too little memory, or no models for its engine."""
     ARTIFACT_UNREACHABLE = "artifact_unreachable"
     ARTIFACT_CORRUPTED = "artifact_corrupted"
     DISK_FULL = "disk_full"
@@ -74,7 +74,7 @@ class Message(
 
 
 class AssignmentKey(msgspec.Struct, frozen=True, kw_only=True, order=True):
-    """Identity of an assignment and of all messages about it, by which delivery is effectively once."""
+    """Identity of an assignment in all messages about it; it makes delivery effectively once."""
 
     run_id: Name
     round_number: Positive
@@ -83,7 +83,7 @@ class AssignmentKey(msgspec.Struct, frozen=True, kw_only=True, order=True):
 
 
 class BlobRef(msgspec.Struct, frozen=True, kw_only=True):
-    """Header of a blob that follows in chunks: identity, size and how it is cut."""
+    """Header of a blob that follows in chunks: digest, size and chunk size."""
 
     digest: Digest
     size_bytes: Annotated[int, msgspec.Meta(ge=1, le=limits.MAX_BLOB_BYTES)]
@@ -99,16 +99,16 @@ class BlobRef(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Register(Message, frozen=True, kw_only=True):
-    """A device is here, with what it can do. Sent after every connect and whenever the coordinator says Hello."""
+    """A device announces itself and its capabilities: after every connect, and after every Hello of the coordinator."""
 
     device_id: Name
     session_id: Name
-    """Random, one per process start: tells a restart from a reconnect."""
+    """Random for each start of a process: it distinguishes a restart from a reconnect."""
     capabilities: Capabilities
     num_examples: Count
-    """Lines of its data file."""
+    """Number of lines of the data file."""
     data_bytes: FileBytes = 0
-    """Size of that file; 0 = not said."""
+    """Size of the data file; 0 = unknown."""
 
 
 class Presence(Message, frozen=True, kw_only=True):
@@ -121,7 +121,7 @@ class Presence(Message, frozen=True, kw_only=True):
 
 
 class Status(Message, frozen=True, kw_only=True):
-    """A device's state changed, its work moved on, or it is a heartbeat (an unchanged state)."""
+    """A change of a device's state, progress of its work, or a heartbeat (an unchanged state)."""
 
     device_id: Name
     session_id: Name
@@ -135,7 +135,7 @@ class Status(Message, frozen=True, kw_only=True):
 
 
 class Update(Message, frozen=True, kw_only=True):
-    """The device's reply to an assignment; the result of its work is inside, or follows in chunks if it is larger."""
+    """The device's reply to an assignment; a small result is inside, a larger one follows in chunks."""
 
     key: AssignmentKey
     blob: BlobRef | None = None
@@ -150,10 +150,10 @@ class Update(Message, frozen=True, kw_only=True):
     evaluation: LocalEvaluation | None = None
 
     def __post_init__(self) -> None:
-        """Refuse an update that brings two things.
+        """Refuse an update with both a blob and an inline result.
 
         Raises:
-            ValueError: it does.
+            ValueError: it has both.
         """
         if self.inline and self.blob is not None:
             msg = "update brings its bytes inside and announces a blob, expected one of the two"
@@ -172,17 +172,17 @@ class Failure(Message, frozen=True, kw_only=True):
 
 
 class Hello(Message, frozen=True, kw_only=True):
-    """To all: a coordinator is here (after every connect); devices answer with Register."""
+    """To all devices: a coordinator announces itself (after every connect); devices answer with Register."""
 
     run_id: Name
     session_id: Name
     artifact_url: Url | None = None
-    """As in :class:`Welcome`, so that a board can be checked before it registers."""
+    """See :class:`Welcome`; with it a board can be checked before it registers."""
     artifact_digest: Digest | None = None
 
 
 class Welcome(Message, frozen=True, kw_only=True):
-    """Answer to Register: the facts that the device needs before its first assignment."""
+    """Answer to Register: the information that the device needs before its first assignment."""
 
     run_id: Name
     device_id: Name
@@ -190,21 +190,21 @@ class Welcome(Message, frozen=True, kw_only=True):
     """URL of the folder that holds ``manifest.json``, with a slash at the end."""
     artifact_digest: Digest
     arms: Annotated[tuple[Arm, ...], msgspec.Meta(max_length=limits.MAX_ARMS)]
-    """Arms that may be assigned; a device that cannot afford the cheapest says so, and refuses its assignments."""
+    """Arms that may be assigned; a device without memory for the cheapest arm reports this and refuses assignments."""
     batch_size: Positive
     max_length: Positive
     work: WorkType = "lora"
-    """Kind of work of the coming assignments: a device prepares for it, and loads no graph that it does not need."""
+    """Kind of work of later assignments: a device prepares for it, and loads only the graphs that it needs."""
     device_method: Name | None = None
-    """Name of the method of work of type ``plugin``, so that a device without it can refuse the run at once."""
+    """Name of the method for work of type ``plugin``; a device without this method refuses the run at once."""
     wire_dtype: WireDtype = "float32"
     heartbeat_s: Seconds = HEARTBEAT_S
 
     def __post_init__(self) -> None:
-        """Refuse work of an installed package without the name of its method.
+        """Refuse work of type ``plugin`` without the name of its method.
 
         Raises:
-            ValueError: there is none.
+            ValueError: the name is missing.
         """
         if self.work == "plugin" and self.device_method is None:
             msg = "work 'plugin' without device_method: expected the name of a method"
@@ -216,14 +216,14 @@ class Assignment(Message, frozen=True, kw_only=True):
 
     key: AssignmentKey
     deadline_s: Seconds
-    """Time the device has, counted from when it receives this."""
+    """Time that the device has, from the arrival of this message."""
     payload: BlobRef | None = None
-    """Payload that the work starts from; None = nothing is needed."""
+    """Payload that the work starts from; None = the work needs none."""
     work: Work
 
 
 class Verdict(Message, frozen=True, kw_only=True):
-    """The coordinator's decision on an update; the device may forget the update now."""
+    """The coordinator's decision on an update; the device may delete the update now."""
 
     key: AssignmentKey
     accepted: bool
@@ -231,14 +231,14 @@ class Verdict(Message, frozen=True, kw_only=True):
 
 
 class Cancel(Message, frozen=True, kw_only=True):
-    """The round went on without this device (deadline passed): stop working on it."""
+    """The round went on without this device (its deadline passed): the device stops the work."""
 
     key: AssignmentKey
     detail: Text = ""
 
 
 class Finished(Message, frozen=True, kw_only=True):
-    """To all: the run is over; a device started with ``--exit-when-finished`` leaves."""
+    """To all devices: the run is over; a device with ``--exit-when-finished`` ends."""
 
     run_id: Name
     detail: Text = ""
@@ -288,7 +288,7 @@ def kind_of(message: Message) -> str:
 
 
 def device_of(message: AnyMessage, otherwise: str) -> str:
-    """The device that a message is of or for; ``otherwise`` where it names none."""
+    """The device that sends or receives a message; ``otherwise`` if the message names none."""
     named: str = getattr(getattr(message, "key", message), "device_id", otherwise)
     return named
 
@@ -297,7 +297,7 @@ def encode_message(message: AnyMessage, max_bytes: int = limits.MAX_MESSAGE_BYTE
     """Bytes of a message.
 
     Raises:
-        MessageError: it would be larger than ``max_bytes``.
+        MessageError: the message is larger than ``max_bytes``.
     """
     data = _encoder.encode(message)
     if len(data) > max_bytes:
@@ -307,12 +307,12 @@ def encode_message(message: AnyMessage, max_bytes: int = limits.MAX_MESSAGE_BYTE
 
 
 def decode_message(data: bytes) -> AnyMessage:
-    """Parse a payload from outside; text for people comes escaped (:mod:`edge_runtime.bounds.plain`).
+    """Parse a payload from outside; text for people is escaped (:mod:`edge_runtime.bounds.plain`).
 
     Raises:
-        MessageError: too large, not msgpack, an unknown kind, a missing field, a wrong type, or a value outside its
-            range.
-        SchemaVersionError: of another schema version.
+        MessageError: the payload is too large or not msgpack, or has an unknown kind, a missing field, a wrong type, or
+            a value outside its range.
+        SchemaVersionError: the message has another schema version.
     """
     if len(data) > limits.MAX_MESSAGE_BYTES:
         msg = f"message of {len(data)} bytes refused: at most {limits.MAX_MESSAGE_BYTES}"

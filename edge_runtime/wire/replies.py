@@ -1,6 +1,6 @@
-"""Replies of devices that cannot be read whole: whose they are is found all the same, so that they can be answered.
+"""Malformed replies of devices: the assignment is still read from them if possible, so that they can be answered.
 
-A device repeats its update until there is a verdict, and a round waits for it; so a refusal is reported to both.
+A device repeats its update until there is a verdict, and a round waits for the reply; so a refusal is reported to both.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ class _Head(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RefusedReply:
-    """An update or a failure that was refused, by the assignment that it answers."""
+    """A refused update or failure, with the assignment that it answers."""
 
     kind: Literal["update", "failure"]
     key: AssignmentKey
     why: str
     has_diverged: bool = False
-    """Whether it says that its loss left the finite numbers."""
+    """Whether the reply reports a loss that is not finite."""
 
 
 _decoder = msgspec.msgpack.Decoder(_Head)
 
 
 def refused_reply(data: bytes, why: str) -> RefusedReply | None:
-    """The reply that a refused payload was to be; None if that cannot be told."""
+    """The reply that a refused payload contains; None if it cannot be identified."""
     try:
         head = _decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -6,7 +6,7 @@
     fedspine/v1/<fleet>/coordinator/claim          coordinator -> coordinator
 
 A broker's ACL needs two lines a device: it publishes under its ``up``, it reads its ``down`` and ``all``.
-``<kind>`` is the tag of the message (:mod:`edge_runtime.wire.messages`), so that a person can watch one kind.
+``<kind>`` is the tag of the message (:mod:`edge_runtime.wire.messages`), so that one can subscribe to one kind.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def check_name(name: str, what: str) -> str:
     """Return ``name`` if it may be a fleet name or a device id.
 
     Raises:
-        MessageError: it may not.
+        MessageError: the name is not allowed.
     """
     if NAME.fullmatch(name) is None:
         msg = f"{what} {name[:100]!r} is not allowed: use {NAME_RULE}"
@@ -47,7 +47,7 @@ def to_all(fleet: str, kind: str) -> str:
 
 
 def of_coordinators(fleet: str) -> str:
-    """Topic on which a coordinator says that a fleet is its; no device reads or writes it."""
+    """Topic on which a coordinator claims a fleet; devices neither read nor write it."""
     return f"{ROOT}/{check_name(fleet, 'fleet')}/coordinator/claim"
 
 
@@ -62,10 +62,10 @@ def device_subscriptions(fleet: str, device_id: str) -> list[str]:
 
 
 def sender(topic: str) -> str:
-    """Device id of an ``up`` topic. The broker's ACL vouches for the topic, not for what the payload claims.
+    """Device id of an ``up`` topic. Trust it, not the payload: the broker's ACL protects only the topic.
 
     Raises:
-        MessageError: not an ``up`` topic.
+        MessageError: the topic is not an ``up`` topic.
 
     >>> sender("fedspine/v1/lab/up/board-7/update")
     'board-7'

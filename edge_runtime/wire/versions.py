@@ -1,4 +1,4 @@
-"""Peers of other releases: each side says which schema version it speaks, and which side is to be upgraded."""
+"""Peers of other releases: errors and messages that name both schema versions and the peer to upgrade."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from edge_runtime.errors import MessageError
 
 
 class SchemaVersionError(MessageError):
-    """A message of another schema version.
+    """A message has another schema version.
 
     Attributes:
         theirs: version of the message.
-        ours: the only one that is read here.
+        ours: version of this release, the only one that is read.
     """
 
     def __init__(self, message: str, *, theirs: int, ours: int) -> None:
@@ -31,14 +31,14 @@ _decoder = msgspec.msgpack.Decoder(_Head)
 
 
 def check_version(data: bytes, ours: int) -> None:
-    """Tell a message of another release from one that is malformed; the latter passes.
+    """Raise for a message of another schema version; return for other malformed messages.
 
     Args:
         data: the bytes that could not be decoded.
         ours: the schema version of this release.
 
     Raises:
-        SchemaVersionError: it says another schema version.
+        SchemaVersionError: the message has another schema version.
     """
     try:
         head = _decoder.decode(data)
@@ -55,9 +55,9 @@ def check_version(data: bytes, ours: int) -> None:
 
 
 def word_to(error: SchemaVersionError) -> bytes:
-    """Return a message that a peer of another release can show its owner: its unknown kind is the text.
+    """Return a message for a peer of another release; the text for its owner is in the kind of the message.
 
-    Every release refuses a message whose kind it does not know, and logs that kind with the reason.
+    Every release refuses a message of an unknown kind, and logs this kind with the reason.
     """
     side = "this device" if error.theirs < error.ours else "the coordinator"
     text = (

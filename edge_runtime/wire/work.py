@@ -1,4 +1,4 @@
-"""The kinds of work of a device: the union :data:`Work`, a member for each method, which an assignment carries."""
+"""The kinds of work of a device: the union :data:`Work` has a member for each method; an assignment has one work."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ from edge_runtime.wire.logged_rounds import LoggedRound, PreconditionerStart
 
 
 class AxisValue(msgspec.Struct, frozen=True, kw_only=True):
-    """The value of an arm on an axis that has no field of its own."""
+    """The value of an arm on an axis without its own field."""
 
     name: Name
     value: AxisNumber
 
 
 class Arm(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A point on the axes of a method (:mod:`edge_runtime.wire.arms`): LoRA's two have fields, others are ``more``."""
+    """A point on the axes of a method (:mod:`edge_runtime.wire.arms`): LoRA's have fields, others are in ``more``."""
 
     pruning_ratio: PruningRatio
     rank: Annotated[int, msgspec.Meta(ge=1, le=limits.MAX_RANK)]
     more: Annotated[tuple[AxisValue, ...], msgspec.Meta(max_length=limits.MAX_AXES)] = ()
-    """On other axes, by name, ascending."""
+    """Values on other axes, sorted by name."""
 
     def __post_init__(self) -> None:
-        """Refuse values that are not in order, named twice, or of an axis that has a field.
+        """Check the values of ``more``.
 
         Raises:
-            ValueError: they are.
+            ValueError: they are not sorted, a name occurs twice, or an axis has its own field.
         """
         names = [one.name for one in self.more]
         if sorted(set(names)) != names or not {"pruning_ratio", "rank"}.isdisjoint(names):
@@ -57,7 +57,7 @@ class Arm(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             raise ValueError(msg)
 
     def value(self, name: str) -> float | None:
-        """On an axis; None if the arm does not say it."""
+        """Value on an axis; None if the arm has no value on it."""
         match name:
             case "pruning_ratio":
                 return self.pruning_ratio
@@ -90,13 +90,13 @@ class HyperParameters(msgspec.Struct, frozen=True, kw_only=True):
     beta2: Beta = 0.999
     epsilon: Factor = 1e-8
     seed: Seed
-    """Order of the examples."""
+    """Seed of the order of the examples."""
     importance_every_steps: Count = 0
-    """Optimizer steps from one scoring of the units to the next, and the scores go up with the update; 0 = off."""
+    """Optimizer steps between two scorings of the units, whose scores are sent with the update; 0 = off."""
     class_balance: Share = 0.0
-    """From 0, examples as they come, to 1, all classes of a device as often (text-classification)."""
+    """From 0, every example equally often, to 1, every class of a device equally often (text-classification)."""
     trainable: Trainable = "all"
-    """``lora_b``: the A factors stay as they came, bit for bit, and are left out of the update."""
+    """``lora_b``: the A factors are not changed, and are left out of the update."""
 
 
 class Pruning(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,7 +111,7 @@ class WithoutHistory(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def has_history(self) -> bool:
-        """Return whether it says enough of earlier rounds that a device may make the payload of what it has."""
+        """Return whether the work holds earlier rounds from which a device may rebuild the payload."""
         return False
 
 
@@ -122,13 +122,13 @@ class LoraWork(WithoutHistory, frozen=True, kw_only=True, tag_field="type", tag=
     plan: PackedPlan
     hyper_parameters: HyperParameters
     prunings: Annotated[tuple[Pruning, ...], msgspec.Meta(max_length=limits.MAX_PRUNINGS)] = ()
-    """By ascending step, each plan within the one before; nothing is restarted, and the update is under the last."""
+    """Prunings by ascending step, each plan within the one before; training goes on; the update is under the last."""
 
     def __post_init__(self) -> None:
-        """Refuse prunings that are out of order or would never happen.
+        """Check the prunings.
 
         Raises:
-            ValueError: they are.
+            ValueError: they are out of order, or after the last step.
         """
         steps = [pruning.at_step for pruning in self.prunings]
         if sorted(set(steps)) != steps or (steps and steps[-1] > self.hyper_parameters.num_local_steps):
@@ -146,7 +146,7 @@ class LoraWork(WithoutHistory, frozen=True, kw_only=True, tag_field="type", tag=
 
     @property
     def final_plan(self) -> PackedPlan:
-        """The plan that the update is under."""
+        """The last plan, which is the plan of the update."""
         return self.prunings[-1].plan if self.prunings else self.plan
 
 
@@ -155,8 +155,8 @@ class ProbeWork(WithoutHistory, frozen=True, kw_only=True, tag_field="type", tag
 
     plan: PackedPlan
     form: Literal["softmax", "statistics"]
-    """``softmax``: the head after exact gradient steps on all examples. ``statistics``: sums that a ridge regression is
-    solved from, in any order."""
+    """``softmax``: the reply is the head after exact gradient steps on all examples. ``statistics``: the reply is sums
+    from which the server solves a ridge regression."""
     batch_size: Positive
     """Examples in a forward pass."""
     max_length: Positive
@@ -178,15 +178,15 @@ class ProbeWork(WithoutHistory, frozen=True, kw_only=True, tag_field="type", tag
 
 
 class ZeroOrderWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="zero_order"):
-    """Tuning of B factors and head by forward passes alone, on the whole model; a scalar for each perturbation goes up.
+    """Tuning of B factors and head by forward passes alone, on the whole model; the reply is a scalar per perturbation.
 
-    One form serves all of its methods. MeZO and DeComFL are ``num_inner`` 1: both parts are perturbed together, and
-    have one learning rate. FedSPZO has ``num_inner`` above 1: the lower part's activations serve that many
+    All zero-order methods use this form. MeZO and DeComFL have ``num_inner`` 1: both parts are perturbed together, and
+    have one learning rate. FedSPZO has ``num_inner`` above 1: the lower part's activations are shared by that many
     perturbations of the upper part. With a ``lower_learning_rate`` of 0 the lower part runs once for a batch (top-k).
     """
 
     arm: Arm
-    """Its rank is that of the tuned adapter; nothing is pruned."""
+    """Its rank is the rank of the tuned adapter; nothing is pruned."""
     seed: Seed
     """Key of the noise, the same for all devices in all rounds."""
     cut: Count
@@ -205,18 +205,18 @@ class ZeroOrderWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type",
     """Tokens; longer examples are truncated (text-classification) or cut into windows (causal-lm)."""
     lora_scaling: Factor
     is_normalised: bool = False
-    """Differences are one-sided, and a step is divided by the standard deviation of its scalars (FZOO)."""
+    """Whether differences are one-sided, and a step is divided by the standard deviation of its scalars (FZOO)."""
     preconditioner: PreconditionerStart | None = None
-    """Noise is multiplied by H^-1/2 (HiSo); the log has the rounds since then. None = it is not."""
+    """Start of H: noise is multiplied by H^-1/2 (HiSo), and the log has the rounds since the start. None = no H."""
     noise: Noise = "rademacher"
     log: Annotated[tuple[LoggedRound, ...], msgspec.Meta(max_length=limits.MAX_LOGGED_ROUNDS)] = ()
-    """Rounds by which a device may bring itself up to date instead of pulling the payload; by ascending number."""
+    """Rounds, by ascending number, that a device may replay instead of pulling the payload."""
 
     def __post_init__(self) -> None:
-        """Refuse a log out of order, and to normalise by a single scalar.
+        """Check the log and the normalisation.
 
         Raises:
-            ValueError: it is, or that is asked.
+            ValueError: the log is out of order, or a step is normalised by a single scalar.
         """
         if self.is_normalised and self.num_outer * self.num_inner < 2:
             msg = "one scalar has no standard deviation to normalise by: 2 perturbations or more are needed"
@@ -233,7 +233,7 @@ class ZeroOrderWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type",
 
     @property
     def has_history(self) -> bool:
-        """Return whether it says enough of earlier rounds that a device may make the payload of what it has."""
+        """Return whether the work holds earlier rounds from which a device may rebuild the payload."""
         return bool(self.log)
 
     @property
@@ -248,13 +248,13 @@ class ZeroOrderWork(msgspec.Struct, frozen=True, kw_only=True, tag_field="type",
 
 
 class SeedPoolWork(WithoutHistory, frozen=True, kw_only=True, tag_field="type", tag="seed_pool"):
-    """Tuning of all weights by forward passes alone, along the noise of a pool of seeds; scalars go up.
+    """Tuning of all weights by forward passes alone, along the noise of a pool of seeds; the reply is scalars.
 
-    In each step a device draws ``num_perturbations`` seeds of the pool for itself (FedKSeed, arXiv 2312.06353).
+    In each step a device draws ``num_perturbations`` seeds of the pool (FedKSeed, arXiv 2312.06353).
     """
 
     arm: Arm
-    """Nothing is pruned; its factors are not tuned, and stay at 0."""
+    """Nothing is pruned; LoRA factors are not tuned, and stay 0."""
     pool: SeedPool
     """The model that the device starts from."""
     learning_rate: Factor
@@ -284,14 +284,14 @@ class SeedPoolWork(WithoutHistory, frozen=True, kw_only=True, tag_field="type", 
 
 
 class SplitWork(WithoutHistory, frozen=True, kw_only=True, tag_field="type", tag="split"):
-    """One forward pass of embedding and lower blocks for each example; hidden states at the cut and labels go up.
+    """One forward pass of embedding and lower blocks per example; the reply is hidden states at the cut, and labels.
 
-    A device is asked once in a run: the blocks below the cut are not tuned, so the server trains all others on what is
-    sent, round after round. In the form of SplitFrozen (arXiv 2503.18986).
+    A device is asked once in a run: the blocks below the cut are not tuned, so the server can train all other blocks on
+    these hidden states in every round. After SplitFrozen (arXiv 2503.18986).
     """
 
     cut: Positive
-    """Blocks below it run on the device."""
+    """Number of blocks that run on the device."""
     dtype: ActivationDtype
     """Coding of the hidden states."""
     batch_size: Positive
@@ -299,7 +299,7 @@ class SplitWork(WithoutHistory, frozen=True, kw_only=True, tag_field="type", tag
     max_length: Positive
     """Tokens; longer examples are truncated (text-classification) or cut into windows (causal-lm)."""
     noise: Deviation = 0.0
-    """Of Gaussian noise that the device adds before coding: a share of the root mean square of each token's state."""
+    """Deviation of Gaussian noise that the device adds before coding, over the root mean square of a token's state."""
 
     def __str__(self) -> str:
         """A few words."""
@@ -316,13 +316,13 @@ OwnSettings = TypeVar("OwnSettings", bound=msgspec.Struct)
 
 
 class PluginWork(WithoutHistory, frozen=True, kw_only=True, tag_field="type", tag="plugin"):
-    """The work of a method that a package outside adds; the device has that package installed, or refuses the work."""
+    """The work of a method of another package; a device without this package refuses the work."""
 
     method: Name
-    """Name of the device's side: of an entry point of the group ``fedspine.device_methods``, or one that the owner of
-    the device gave to a class. Nothing that comes from the network names code."""
+    """Name of the method on the device: of an entry point of the group ``fedspine.device_methods``, or a name that the
+    owner of the device gave to a class. Messages from the network never name code."""
     plan: PackedPlan
-    """Nobody has checked it: the method opens it with the manifest of its artifact."""
+    """The plan, not checked yet: the method opens it with the manifest of its artifact."""
     batch_size: Positive
     """Examples in a batch."""
     max_length: Positive
@@ -330,7 +330,7 @@ class PluginWork(WithoutHistory, frozen=True, kw_only=True, tag_field="type", ta
     num_steps: Positive = 1
     """Steps that the device counts."""
     settings: Settings
-    """All else that the method needs to be told."""
+    """Other settings of the method."""
 
     def __str__(self) -> str:
         """A few words."""
@@ -345,7 +345,7 @@ class PluginWork(WithoutHistory, frozen=True, kw_only=True, tag_field="type", ta
         """Return the settings as a struct of the package, whose fields declare their types and ranges.
 
         Raises:
-            MessageError: a setting is missing, or of another type or range.
+            MessageError: a setting is missing, has another type, or is out of range.
         """
         try:
             return msgspec.convert(self.settings, kind)
@@ -358,7 +358,7 @@ WorkType = Literal["lora", "probe", "zero_order", "seed_pool", "split", "plugin"
 """Tags of :data:`Work`."""
 
 Work = LoraWork | ProbeWork | ZeroOrderWork | SeedPoolWork | SplitWork | PluginWork
-"""The work that a device may be asked to do, by the tag ``type``; methods of installed packages share one member."""
+"""The work of an assignment, by the tag ``type``; methods of installed packages share one member."""
 
 
 def name_of(work: Work) -> str:
@@ -367,6 +367,6 @@ def name_of(work: Work) -> str:
 
 
 def type_of(tag: WorkType) -> type[Work]:
-    """The member of the union that has a tag."""
+    """The member of the union with a tag."""
     members: tuple[type[Work], ...] = typing.get_args(Work)
     return next(member for member in members if member.__struct_config__.tag == tag)

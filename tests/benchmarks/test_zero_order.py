@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks import zero_order, zero_order_gradient, zero_order_table
+from benchmarks import zero_order, zero_order_cuts, zero_order_gradient, zero_order_table
 from benchmarks.counted_fleet import Fleet
 from broker_server.benchmark.products import products_of_forward, products_of_step, total_flops
 from broker_server.experiments.run.resolve import resolve
@@ -200,3 +200,42 @@ def test_every_tuned_element_is_in_one_block_and_a_softmax_bends_upwards(
         assert row["held_out"] == pytest.approx(row["squared_norm"] + row["variance"] / 36, rel=1e-3)
     assert figures["head"]["trace"] > 3 * figures["head"]["trace_error"]
     assert len(capsys.readouterr().out.splitlines()) == 2 + 3
+
+
+def test_cuts_are_told_where_there_is_a_gradient(
+    tiny_bert_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {"squared_norm": 0.1, "variance": 1.0, "trace": 1.0}
+    figures, given = tmp_path / "figures.json", [str(tiny_bert_artifact), str(tmp_path / "figures.json")]
+    figures.write_text(json.dumps({"0": row, "1": row, "head": row}))
+    zero_order_cuts.main(given)
+    table = capsys.readouterr().out.splitlines()
+    assert table[2].startswith("| 1 | 0.33 |")
+    assert table[-1].startswith("--zo-move-cut from 1: of 20 runs end 20 at 1; mean progress ")
+    figures.write_text(json.dumps({"0": row | {"squared_norm": -0.1}, "1": row, "head": row}))
+    with pytest.raises(SystemExit):
+        zero_order_cuts.main(given)
+    assert "a gradient is not told from 0: measure it with more --num-batches" in capsys.readouterr().err
+
+
+def test_progress_is_the_most_that_a_step_lowers_a_quadratic() -> None:
+    """Of sums of the step's own terms: all rates are tried."""
+    rows = [
+        {"squared_norm": 0.2, "variance": 3.0, "trace": 0.5},
+        {"squared_norm": 0.1, "variance": 1.0, "trace": 2.0},
+        {"squared_norm": -0.1, "variance": 2.0, "trace": 1.0},
+    ]
+    lower, upper = (zero_order_cuts.Part.of(some, 10) for some in (rows[:1], rows[1:]))
+    assert (lower.signal, upper.signal, upper.seen, upper.trace) == pytest.approx((0.2, 0.1, 0.4, 3.0))
+
+    def most(ratio: float) -> float:
+        rates = np.linspace(1e-3, 2, 4000)
+        first, second = ratio * rates, rates
+        moved = first * lower.signal + second * upper.signal
+        bent = first**2 * lower.trace * (lower.seen + upper.seen / 4) + second**2 * upper.trace * 0.9 / 4
+        return float((moved - bent / 2).max())
+
+    for ratio in (0.1, 0.5, 1.0):
+        assert zero_order_cuts.progress(lower, upper, ratio, 3.0) == pytest.approx(2 * most(ratio) / 3, rel=1e-4)
+    best = zero_order_cuts.best_ratio(lower, upper)
+    assert all(most(best) >= most(best * factor) for factor in (0.8, 1.25))

@@ -81,13 +81,13 @@ def test_at_the_best_rates_progress_is_what_own_rates_give() -> None:
     assert all(EVEN.progress(2, share, best * factor, num_inner) < predicted for factor in (0.8, 1.25))
 
 
-def test_what_was_measured_at_cuts_is_known_and_between_them_the_gradient_is_spread_as_elements_are() -> None:
+def test_what_was_measured_at_cuts_is_known_and_what_lies_between_is_guessed_low() -> None:
     log = Log()
-    assert EVEN.shares_below(log) == {1: 0.25, 2: 0.5, 3: 0.75}
+    assert EVEN.shares_below(log) == {1: 0.25**3, 2: 0.5**3, 3: 0.75**3}
     log = log.after(measured(1, 3, 0.9, num_draws=600), 1.0)
-    assert EVEN.shares_below(log) == pytest.approx({1: 0.3, 2: 0.6, 3: 0.9}, abs=0.02)
+    assert EVEN.shares_below(log) == pytest.approx({1: 0.9 / 27, 2: 0.9 * 8 / 27, 3: 0.9}, abs=0.02)
     log = log.after(measured(2, 2, 0.3, num_draws=600), 1.0)
-    assert EVEN.shares_below(log) == pytest.approx({1: 0.15, 2: 0.3, 3: 0.9}, abs=0.04)
+    assert EVEN.shares_below(log) == pytest.approx({1: 0.3 / 8, 2: 0.3, 3: 0.9}, abs=0.04)
     few = log.after(measured(3, 1, 0.9, num_draws=SHARE_DRAWS - 1), 1.0)
     assert EVEN.shares_below(few) == EVEN.shares_below(log)
     log = log.after(measured(4, 1, 0.5), 1.0)
@@ -164,6 +164,15 @@ def test_of_a_deep_stack_it_moves_by_an_eighth_of_the_blocks() -> None:
     assert cuts[-1] == cuts[-3]
 
 
+def test_a_cut_below_which_little_is_left_is_found() -> None:
+    """Shares of the blocks of MiniLM at the probe's head on AG News; the rule has the last cut's to begin with."""
+    stack = Stack(elements=(0, 0.16, 0.32, 0.48, 0.64, 0.8), passes=(0, 0.194, 0.387, 0.581, 0.774, 0.968))
+    shares = (0.02, 0.05, 0.09, 0.23, 0.35, 0.26)
+    predicted = {cut: stack.progress(cut, sum(shares[:cut]), 0.5, 4) for cut in stack.cuts}
+    cuts = path_of(stack, shares, 8, 5)
+    assert predicted[cuts[-1]] > 0.95 * max(predicted.values()) > 1.2 * predicted[5]
+
+
 def test_it_waits_for_enough_scalars_at_each_cut() -> None:
     cuts = path_of(EVEN, (0.02, 0.9, 0.04, 0.04), 9, 3, num_draws=SHARE_DRAWS // 4)
     assert cuts == [3, 3, 3, 2, 2, 2, 2, 1, 1]
@@ -175,7 +184,7 @@ def test_where_the_gradient_stays_the_cut_comes_to_rest_and_has_not_lost(seed: i
     cuts = path_of(EVEN, shares, 16, 3)
     assert len(set(cuts[6:])) == 1, "it does not move to and fro"
     predicted = {cut: EVEN.progress(cut, sum(shares[:cut]), 0.5, 4) for cut in EVEN.cuts}
-    assert predicted[cuts[-1]] * MARGIN > predicted[3]
+    assert predicted[cuts[-1]] * MARGIN**2 > predicted[3], "two moves, each by what scalars say"
 
 
 def test_rounds_at_several_cuts_are_asked_and_done_again_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,8 @@
 For each run, by seed and as the median over seeds: loss at the start and fallen at the end, on held-out examples and on
 the devices' own, the accuracy gained on those held out, and work and bytes beyond the start. Then the loss fallen for
 each operation and for each byte as a multiple of that of ``--against`` (the run whose name begins so): of the sums over
-seeds, since the loss of a single seed may have fallen by next to nothing. The start is the probe's head, or the model
-before training where there is none.
+seeds, since the loss of a single seed may have fallen by next to nothing, with the jackknife's standard error of three
+seeds or more. The start is the probe's head, or the model before training where there is none.
 ``--json`` writes all results into one file, without what they were tuned by.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,6 +78,10 @@ COLUMNS: Final = (
 )
 
 
+FEWEST: Final = 3
+"""Seeds that an error is estimated from."""
+
+
 class Gain:
     """Figures of a run beyond its start."""
 
@@ -91,11 +96,35 @@ class Gain:
 
 
 def ratio(gains: Sequence[Gain], before: Sequence[Gain], loss: str, per: Literal["tflop", "kilobytes"]) -> str:
-    """Loss fallen for each unit of work over that of other runs; a dash where theirs did not fall."""
-    ours, theirs = (
-        sum(one.fallen[loss] for one in some) / sum(getattr(one, per) for one in some) for some in (gains, before)
-    )
-    return f"{ours / theirs:.2f}" if theirs > 0 else "-"
+    """Loss fallen for each unit of work over that of other runs, and its standard error.
+
+    A dash where the others' loss did not fall. The error is the jackknife's: each seed is left out once. It needs three
+    seeds, and others whose loss fell whichever seed is left out.
+
+    Args:
+        gains: of a run, by seed.
+        before: of the run to compare with, the same seeds in the same order.
+        loss: held-out (``loss``) or of the devices' own examples (``own_loss``).
+        per: unit of work.
+    """
+
+    def of(chosen: Sequence[int]) -> float | None:
+        ours, theirs = (
+            sum(some[seed].fallen[loss] for seed in chosen) / sum(getattr(some[seed], per) for seed in chosen)
+            for some in (gains, before)
+        )
+        return ours / theirs if theirs > 0 else None
+
+    seeds = range(len(gains))
+    value = of(seeds)
+    if value is None:
+        return "-"
+    others = [of([seed for seed in seeds if seed != left_out]) for left_out in seeds] if len(seeds) >= FEWEST else []
+    known = [one for one in others if one is not None]
+    if not known or len(known) < len(others):
+        return f"{value:.2f}"
+    error = math.sqrt((len(known) - 1) * statistics.pvariance(known))
+    return f"{value:.2f} +- {error:.2f}"
 
 
 def spread(values: Sequence[float], digits: int) -> str:

@@ -173,6 +173,20 @@ def test_ratios_are_those_of_sums_over_seeds_and_no_ratio_is_given_to_what_did_n
     assert one_seed[-4:] == ["-", "-", "-", "-"]
 
 
+def test_a_ratio_of_three_seeds_has_the_jackknife_s_error() -> None:
+    """Ratios without one seed are 2.5, 2 and 1.5."""
+    fallen = {"decomfl@1": (0.1, 0.1, 0.1), "topzo@1": (0.1, 0.2, 0.3)}
+    results = [
+        result_of(run, seed, 0.5 - one, 0.4 - (0.05 if run == "topzo@1" else 0.01 * (seed - 1)), tflop=1.0)
+        for run, each in fallen.items()
+        for seed, one in enumerate(each)
+    ]
+    row = zero_order_table.table(results, "decomfl")[-1].strip("|").split("|")
+    error = np.sqrt(2 / 3 * (0.5**2 + 0.5**2))
+    assert row[-4].strip() == f"2.00 +- {error:.2f}"
+    assert row[-3].strip() == "-", "the others' own loss did not fall"
+
+
 def test_squares_of_gradients_are_without_bias() -> None:
     """Noise that is 100 times the gradient's square in each batch."""
     rng, size, count = np.random.default_rng(0), 4, 400

@@ -7,7 +7,7 @@ import logging
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -73,6 +73,13 @@ def size_of(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
 
+def wait_until(is_true: Callable[[], bool]) -> None:
+    give_up_at = time.monotonic() + TIMEOUT_S
+    while not is_true():
+        assert time.monotonic() < give_up_at, "it did not happen in time"
+        time.sleep(0.05)
+
+
 @contextlib.contextmanager
 def attacked(config: CoordinatorConfig, port: int) -> Iterator[list[hostile.Attacker]]:
     """All attackers at work."""
@@ -111,15 +118,16 @@ def test_honest_boards_count_in_every_round_among_attackers(rows_artifact: Path,
         wait_until_listening(broker_port)
         wait_until_listening(artifact_port)
         stack.enter_context(hostile.half_open(artifact_port, 300))
-        coordinator = start("coordinate", *module_command("broker_server", "coordinate", str(run_dir)))
-        memory = PeakMemory(coordinator.pid)
-        memory.start()
         boards = []
         for number, name in enumerate(HONEST):
             data = write_rows(tmp_path / f"{name}.jsonl", 40, seed=number)
             options = ["--broker", config.broker_url, "--device-id", name, "--data", str(data), "--threads", "1"]
             options += ["--state", str(tmp_path / name), "--exit-when-finished"]
             boards.append(start(name, *module_command("edge_runtime", "start", *options)))
+        wait_until(lambda: all("connected to" in said(tmp_path)[name] for name in HONEST))
+        coordinator = start("coordinate", *module_command("broker_server", "coordinate", str(run_dir)))
+        memory = PeakMemory(coordinator.pid)
+        memory.start()
         attackers = stack.enter_context(attacked(config, broker_port))
         code = coordinator.wait(TIMEOUT_S)
         board_codes = [board.wait(60) for board in boards]

@@ -65,7 +65,7 @@ def sent(tap: Tap) -> dict[tuple[str, int], Counter[str]]:
     """Bytes on the wire by device and round, and by kind of message; what comes before an update is of its round."""
     since: dict[str, Counter[str]] = {}
     found: dict[tuple[str, int], Counter[str]] = {}
-    for topic, payload in tap.up:
+    for topic, payload in dict.fromkeys(tap.up):  # what was not answered in time is said again
         device_id, kind = topics.sender(topic), topic.rpartition("/")[2]
         counter = since.setdefault(device_id, Counter())
         counter[kind] += packet_bytes(topic, payload)
@@ -118,6 +118,13 @@ def test_it_tells_its_gain_over_the_probe(whole: tuple[Path, Tap, Run]) -> None:
 def run_killed_on_both_sides(root: Path) -> None:
     """Kill a device and the coordinator in round 3, and go on to the end."""
     with Run("--resume", "--out", str(root)) as run:
+        answered = (2, "device-3")
+        wait_for_event(
+            root,
+            lambda event: isinstance(event, UpdateAccepted) and (event.round_number, event.device_id) == answered,
+            run,
+        )
+        run.child("start", "device-3").suspend()  # so that round 3 stays open
         wait_for_event(root, lambda event: isinstance(event, RoundStarted) and event.round_number == 3, run)
         run.child("start", "device-2").kill()
         wait_for_event(root, lambda event: isinstance(event, UpdateAccepted) and event.round_number == 3, run)

@@ -15,11 +15,11 @@ import sqlalchemy as sa
 from broker_server.experiments.run.preparation import free_port
 from broker_server.experiments.run.settings import RunSettings
 from broker_server.serving.services.broker import find_mosquitto
-from broker_server.serving.storage.events import RoundStarted
+from broker_server.serving.storage.events import RoundStarted, Started
 from broker_server.serving.storage.schema import devices
 from broker_server.serving.storage.store import Store
 from edge_runtime.errors import ExitCode
-from tests.e2e.processes import Run, fedspine_run, mosquitto, wait_for_event, wait_for_port
+from tests.e2e.processes import Run, mosquitto, wait_for_event, wait_for_port
 from tests.e2e.rows import write_rows
 
 pytestmark = [pytest.mark.e2e, pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")]
@@ -90,12 +90,14 @@ def test_a_fleet_that_another_run_has_is_refused_and_that_one_goes_on(
     (tmp_path / "lab.toml").write_text(settings.to_toml())
     options = ("--config", str(tmp_path / "lab.toml"), "--out")
     with Run(*options, str(tmp_path / "one")) as first:
-        wait_for_event(tmp_path / "one", lambda event: isinstance(event, RoundStarted), first)
-        held = first.child("start", "device-3")
-        held.suspend()  # so that the round stays open
-        second = fedspine_run(*options, str(tmp_path / "two"))
-        held.resume()
-        assert second.process.returncode == ExitCode.FLEET_IN_USE
+        wait_for_event(tmp_path / "one", lambda event: isinstance(event, Started), first)  # it has the fleet
+        with Run(*options, str(tmp_path / "two")) as second:
+            wait_for_event(tmp_path / "one", lambda event: isinstance(event, RoundStarted), first)
+            held = first.child("start", "device-3")
+            held.suspend()  # so that the round stays open
+            code = second.wait()
+            held.resume()
+        assert code == ExitCode.FLEET_IN_USE
         assert "fleet 'lab' has a coordinator already" in second.errors
         assert not (tmp_path / "two").exists()
         assert first.wait() == 0, first.errors

@@ -134,7 +134,7 @@ def test_device_that_is_too_slow_is_cancelled(broker: InProcess, tmp_path: Path,
     running = coordinate(tmp_path)
     with Device(broker.url, "a"), Device(broker.url, "b", lambda _a, _b: None) as b:
         running.finish()
-    assert len(b.heard(Cancel)) == 2
+    assert [m.key.round_number for m in dict.fromkeys(b.heard(Cancel)) if isinstance(m, Cancel)] == [1, 2]
     assert devices_of(tmp_path, 1)["b"].outcome == "timed_out"
 
 

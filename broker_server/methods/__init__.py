@@ -1,1 +1,1 @@
-"""The methods: rounds, schedulers, aggregation, pruning. Arithmetic only: nothing here reads or writes files."""
+"""The methods: rounds, schedulers, aggregation, pruning. Almost all of it is arithmetic, without files or network."""

@@ -1,4 +1,4 @@
-"""Methods looked up by name: FedSpine's own presets, and those of installed packages; and what each does not use."""
+"""Methods by name: FedSpine's presets and those of installed packages, and the options that a method does not use."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _DECLARED: Final[Mapping[str, Option]] = {
 }
 
 _OF_THE_RUN: Final = frozenset({"prune_scope", "protect_first", "protect_last"})
-"""The compact model of any method is cut by these."""
+"""Options that the compact model of every method uses."""
 
 OF_METHODS: Final = _DECLARED.keys() - _OF_THE_RUN | {"aggregation"}
-"""Options that a method uses or passes over (:attr:`broker_server.methods.method.Method.uses`); all others are those of
-the run."""
+"""Options that a method may use (:attr:`broker_server.methods.method.Method.uses`); all other options belong to the
+run."""
 
 
 def passed_over(name: str) -> frozenset[str]:
@@ -51,12 +51,12 @@ def passed_over(name: str) -> frozenset[str]:
 
 
 def needed(names: Collection[str]) -> frozenset[str]:
-    """Those of some options that have no default."""
+    """Return the options that have no default."""
     return frozenset(name for name in names if name in _DECLARED and _DECLARED[name].default is dataclasses.MISSING)
 
 
 def check_method(name: str, settings: Mapping[str, object], manifest: Manifest | None = None) -> None:
-    """Refuse settings that a method cannot keep to: see :meth:`broker_server.methods.method.Method.check_settings`.
+    """Refuse settings that a method does not support: see :meth:`broker_server.methods.method.Method.check_settings`.
 
     Args:
         name: of the method; empty = none was chosen, and anything goes.
@@ -87,12 +87,12 @@ def _check_device_method(method: type[Method]) -> None:
 
 
 def trained_sparsity(arms: Sequence[Arm]) -> float:
-    """The smallest ratio above 0 that devices train: a model that was never trained pruned loses much when cut."""
+    """The smallest ratio above 0 that devices train, because pruning without training costs much quality."""
     return min((arm.pruning_ratio for arm in arms if arm.pruning_ratio > 0), default=0.0)
 
 
 def method_of(name: str) -> type[Method]:
-    """The class of a method by name, which says what its arms are; that of LoRA where none is named.
+    """The class of a method by name, which declares its arms; LoRA's class for an empty name.
 
     Raises:
         ConfigError: the method is not known.
@@ -101,7 +101,7 @@ def method_of(name: str) -> type[Method]:
 
 
 def completed(name: str, given: Mapping[str, object], *, rounds: int) -> Settings:
-    """Settings that a person gave, and below them those of a method.
+    """Merge given settings with those of a method; given settings take precedence.
 
     Args:
         name: of the method, or ``pkg.mod:NAME``.
@@ -134,7 +134,7 @@ def completed(name: str, given: Mapping[str, object], *, rounds: int) -> Setting
 
 
 def _own_options(method: type[Method], *layers: Mapping[str, object]) -> Settings:
-    """All options of a method's own, as one text: those of later layers win, each by its name."""
+    """All own options of a method as one text; options of later layers take precedence, each by its name."""
     kind = method.own_options
     values: dict[str, object] = {}
     if kind is None:
@@ -146,7 +146,7 @@ def _own_options(method: type[Method], *layers: Mapping[str, object]) -> Setting
 
 
 def with_text(given: Mapping[str, object]) -> Mapping[str, object]:
-    """The settings with the options of the method's own as one text, where a file has a table of them.
+    """The settings, with a table of the method's own options written as one text.
 
     Raises:
         ConfigError: the method is not known, or has no such options.
@@ -161,7 +161,7 @@ def with_text(given: Mapping[str, object]) -> Mapping[str, object]:
 
 
 def read_own_options(text: str, name: str) -> object:
-    """The options of a method's own from one text; those that it leaves out have their defaults. None = it has none.
+    """Parse the own options of a method from one text; missing options have defaults. None = the method has no options.
 
     Args:
         text: ``NAME=VALUE,...``.
@@ -192,4 +192,4 @@ METHODS: Final = Registry(
     expected="a broker_server.methods.presets.Preset whose work is a class of methods or a known kind",
     error=ConfigError,
 )
-"""Those, and the methods of installed packages."""
+"""FedSpine's methods, and those of installed packages."""

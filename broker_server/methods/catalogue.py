@@ -20,19 +20,19 @@ NARROWEST: Final = 40
 
 
 class OwnOption(msgspec.Struct, frozen=True, kw_only=True):
-    """An option that a method has for itself."""
+    """An own option of a method."""
 
     name: str
-    """In the value for ``--method-options``."""
+    """Name in the value of ``--method-options``."""
     expected: str
-    """Values that it may have, for people."""
+    """Permitted values, for people."""
     default: object
     about: str
     """Its meaning, with its default."""
 
 
 class MethodEntry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One method, as ``fedspine methods --json`` has it."""
+    """One method in the output of ``fedspine methods --json``."""
 
     name: str
     """Value for ``--method``."""
@@ -67,7 +67,7 @@ def as_json(found: list[MethodEntry]) -> str:
 
 
 def as_text(found: list[MethodEntry], columns: int) -> str:
-    """A paragraph for each method, then what each kind of work is.
+    """A paragraph for each method, then a description of each kind of work.
 
     Args:
         found: the methods.

@@ -1,11 +1,12 @@
 """The server's side of a method: the work that devices get, the check of a reply, and the next model from replies.
 
-A method does arithmetic and opens no file; one that trains here runs the engine on the run's artifact. State machine,
-transfers, storage, report and emulation do not depend on any method: they carry :class:`AssignedWork`, bytes and
-:class:`Reply`. The device's side is a room of the same name.
+A method does arithmetic and opens no file; a method that trains on the server runs the engine on the run's artifact.
+State machine, transfers, storage, report and emulation do not depend on any method: they handle :class:`AssignedWork`,
+bytes and :class:`Reply`. The device's side is in a package of the same name.
 
-Devices start from the global model, the server evaluates it, and the checkpoint of a round holds it. For every method
-it is an adapter on the frozen base (:class:`broker_server.methods.aggregation.Aggregated`).
+Devices start from the global model, the server evaluates it, and a checkpoint of it is written after each round. For
+every method the global model is an adapter on the frozen base
+(:class:`broker_server.methods.aggregation.Aggregated`).
 """
 
 from __future__ import annotations
@@ -37,30 +38,30 @@ from edge_runtime.wire.work import Arm, HyperParameters, Work, WorkType
 
 
 class AssignedWork(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of one assignment, with all that its time and its update depend on."""
+    """The content of one assignment, and the facts that determine its time and its update."""
 
     work: Work
-    """As it is sent: an update is read under what was *sent*, also by a coordinator that was restarted in between."""
+    """The work as it was sent; the update is read under it, even after a restart of the coordinator."""
     arm: Arm
     """Arm that the scheduler chose."""
     segments: tuple[Segment, ...]
-    """Ratios of its steps, the first at step 1."""
+    """Pruning ratios of the steps, the first at step 1."""
     start_sparsity: float
     """Measured fraction of the prunable weights that the first step's plan removes, [0, 1)."""
     sparsity: float
-    """The same of the last step's plan, which the update is under."""
+    """The same fraction for the last step's plan, which is the plan of the update."""
     num_steps: int
     """Optimizer steps."""
 
     @classmethod
     def under_one_plan(cls, work: Work, arm: Arm, *, num_steps: int, sparsity: float = 0.0) -> Self:
-        """Work whose plan does not change on the way.
+        """Make work with one plan for all steps.
 
         Args:
-            work: as it is sent.
-            arm: its plan has this arm's pruning ratio.
-            num_steps: 1 or more.
-            sparsity: measured fraction that the plan removes.
+            work: the work to send.
+            arm: arm of the work; the plan has its pruning ratio.
+            num_steps: optimizer steps, 1 or more.
+            sparsity: measured fraction of the prunable weights that the plan removes.
         """
         segments = (Segment(at_step=1, pruning_ratio=arm.pruning_ratio),)
         return cls(
@@ -68,22 +69,22 @@ class AssignedWork(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     bytes_down: int = 0
-    """Assignment and blob, bytes."""
+    """Size of assignment and blob, bytes."""
     sent_at: float | None = None
-    """Time when it was first sent, Unix seconds; None = not yet."""
+    """Time when it was first sent, Unix seconds; None = not sent yet."""
     most_examples: int | None = None
-    """Examples that its device had registered by then: the largest weight of its update. None as above."""
+    """Examples that the device had registered when it was sent: the largest weight of the update. None = not sent."""
     is_deploy: bool | None = None
-    """Whether its round is a deploy round; None = not said (methods without any, and earlier releases)."""
+    """Whether its round is a deploy round; None = unknown (methods without deploy rounds, and earlier releases)."""
 
     @property
     def start_arm(self) -> Arm:
-        """The arm that its first step plays: what must fit the device's memory."""
+        """The arm of the first step, which needs the most memory on the device."""
         return msgspec.structs.replace(self.arm, pruning_ratio=self.segments[0].pruning_ratio)
 
     @property
     def played_arm(self) -> Arm:
-        """The arm that its last step plays: that of the scheduler, as far as the ramp went."""
+        """The arm of the last step: the scheduler's arm, at the ratio that the ramp allows."""
         return msgspec.structs.replace(self.arm, pruning_ratio=self.segments[-1].pruning_ratio)
 
 
@@ -93,13 +94,13 @@ class Reply:
 
     device_id: str
     work: Work
-    """Work that was asked for."""
+    """Work of the assignment."""
     num_examples: int
     """Weight of the device, 0 or more."""
     tensors: Tensors
-    """Those of floats by name, each read from disk when it is asked for; checked when it arrived."""
+    """Tensors of floats by name, read from disk lazily; they were checked on arrival."""
     read: Callable[[], bytes]
-    """The whole blob, read from disk."""
+    """Reads the whole blob from disk."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,9 +111,9 @@ class Combined:
     importance: Scores
     """Scores that rank the units from now on."""
     deltas: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """By device, the Frobenius norm of the change of B A that its training made; empty if no factor is trained."""
+    """Frobenius norm of the change of B A by training, by device; empty if no factor is trained."""
     not_finite: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """By device, how many of its measurements were not finite and count as 0; empty if none are counted."""
+    """Number of scalars that were not finite and count as 0, by device; empty if the method counts none."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,24 +134,24 @@ class MethodContext:
     """Rank of the global adapter."""
     seed: int
     tables: MethodTables = dataclasses.field(default_factory=MethodTables)
-    """Settings that some methods have beside those of training."""
+    """Further settings of some methods, beside those of training."""
     own_options: Any = None
     """An object of :attr:`Method.own_options`; None = the method has none."""
     artifact: Artifact | None = None
-    """Of the run, for methods that train here; None = nothing is trained here."""
+    """Artifact of the run, for methods that train on the server; None = nothing is trained on the server."""
     num_threads: int = 1
-    """Threads of training here."""
+    """Threads of training on the server."""
 
     def hyper_parameters(
         self, round_number: int, device_id: str, *, importance_every_steps: int = 0, trainable: Trainable = "all"
     ) -> HyperParameters:
-        """Settings of training under the names that they have there; and what depends on more than one setting.
+        """Make the hyper-parameters of an assignment from the settings of training.
 
         Args:
             round_number: 1 or more.
-            device_id: whose examples are trained on: their order is its own.
-            importance_every_steps: see :class:`HyperParameters`, as the next.
-            trainable: see there.
+            device_id: the device; the order of examples depends on it.
+            importance_every_steps: see :class:`HyperParameters`.
+            trainable: see :class:`HyperParameters`.
         """
         entropy = (self.seed, round_number, zlib.crc32(device_id.encode()))
         shared = {
@@ -171,31 +172,31 @@ class Method(abc.ABC):
     """One method. It keeps no state between rounds: the model and the assignments hold all state."""
 
     work_type: ClassVar[WorkType] = "lora"
-    """Tag of the work that devices are asked for: they get ready for it before the first assignment."""
+    """Tag of the method's work; devices prepare for it before the first assignment."""
     device_method: ClassVar[str] = ""
-    """Name of the device's side, where the work is :class:`edge_runtime.wire.work.PluginWork`: of the entry point by
-    which the same package offers it to devices."""
+    """Name of the method's device side, for :class:`edge_runtime.wire.work.PluginWork`: the name of the entry point
+    with which the same package offers it to devices."""
     device_class: ClassVar[str] = ""
-    """Its class, ``module:Class``, for devices that ``fedspine run`` starts itself; others must have the package."""
+    """Class of the device side, ``module:Class``, for devices started by ``fedspine run``; others need the package."""
     asks: ClassVar[str] = ""
-    """Description of the work that devices get, one line, for people."""
+    """Description of the devices' work, one line, for people."""
     axes: ClassVar[Axes] = Axes()
-    """Axes of its arms; none = it has one arm. All code that reads, chooses or shows an arm goes by this."""
+    """Axes of the method's arms; without axes it has one arm. All code that reads, chooses or shows arms uses them."""
     default_arms: ClassVar[str] = ""
-    """Arms by default, as they are written."""
+    """Default arms, in their written form."""
     uses: ClassVar[frozenset[str]] = frozenset({"rounds", "local_steps", "batch_size", "max_length"})
-    """Names of the options of training, pruning and zero-order tuning that it uses. If a user gives another one, it is
+    """Names of the options of training, pruning and zero-order tuning that the method uses. Other such options are
     refused (:mod:`broker_server.methods.by_name`)."""
     own_options: ClassVar[type[Any] | None] = None
     """A frozen dataclass of options that this method alone has, each field a
     :func:`broker_server.methods.own_options.method_option`. A run gives them (``--method-options``), and
     :attr:`MethodContext.own_options` has them. None = there are none."""
     averages: ClassVar[bool] = True
-    """Whether replies are models that are averaged by their examples: then one device's share is limited, and update
-    transforms apply to its change. Otherwise replies are sums that are added as they are."""
+    """Whether replies are models that are averaged by numbers of examples. Then the share of one device is limited, and
+    update transforms apply to its change. Otherwise replies are sums, which are added unchanged."""
     asks_once: ClassVar[bool] = False
     """Whether a device is asked once in a run: its reply stays on the server's disk and counts in every later round,
-    whether the device is there or not. Such rounds ask only devices whose replies are not there."""
+    even if the device is gone. Later rounds ask only devices without a reply."""
     sends_examples: ClassVar[bool] = False
     """Whether replies hold activations and labels of single examples: a device takes part only if its owner allows it
     (``fedspine-edge start --send-activations``)."""
@@ -214,25 +215,25 @@ class Method(abc.ABC):
 
     @classmethod
     def of(cls, context: MethodContext) -> Method:
-        """Make the method that a run's settings ask for: this one, unless they ask for another form of it."""
+        """Make the method for a run's settings: an object of this class, or of another form of the method."""
         return cls(context)
 
     def initial(self, dense: Tensors, rng: np.random.Generator) -> Aggregated:
-        """The model before training: A at random, B zero, so that nothing is changed.
+        """The model before training: A is random and B is zero, so the base model is unchanged.
 
         Args:
-            dense: trained tensors without factors (heads), as the artifact has them.
-            rng: values of A.
+            dense: initial dense tensors (heads) of the artifact.
+            rng: draws A.
         """
         return Aggregated(adapter=initial(self._manifest, dense, self._context.max_rank, rng))
 
     @classmethod
     def check_settings(cls, settings: Mapping[str, object], manifest: Manifest | None = None) -> None:
-        """Refuse settings that this method cannot keep to.
+        """Refuse settings that this method does not support.
 
         Args:
-            settings: values of all options, by name, as they are written.
-            manifest: of the artifact; None = it is not known yet.
+            settings: values of all options, by name, in their written form.
+            manifest: manifest of the artifact; None = not known yet.
 
         Raises:
             ConfigError: begins with the option.
@@ -241,14 +242,14 @@ class Method(abc.ABC):
 
     @classmethod
     def check_one_arm(cls, settings: Mapping[str, object], what: str) -> None:
-        """Refuse several arms, for methods whose devices all have the same; the parser of arms reports what is none.
+        """Refuse several arms, for methods with one arm for all devices; the parser of arms reports malformed arms.
 
         Args:
             settings: see :meth:`check_settings`.
-            what: takes one rank for all devices.
+            what: subject of the error, which takes one rank for all devices.
 
         Raises:
-            ConfigError: there are several.
+            ConfigError: there are several arms.
         """
         text = str(settings["arms"])
         try:
@@ -260,7 +261,7 @@ class Method(abc.ABC):
             raise ConfigError(msg)
 
     def check_initial(self, model: Aggregated) -> None:
-        """Refuse a model from elsewhere that training is to begin with; most methods begin with any.
+        """Refuse an initial model that the method cannot train; most methods accept every model.
 
         Raises:
             ConfigError: this method cannot train it.
@@ -272,10 +273,10 @@ class Method(abc.ABC):
         """Return the work for a device.
 
         Args:
-            key: of the assignment.
-            arm: that the scheduler chose.
-            at_once: whether the arm's ratio is played in full from the first step on, without a ramp.
-            model: that devices start from.
+            key: key of the assignment.
+            arm: arm that the scheduler chose.
+            at_once: whether the arm's full ratio is used from the first step on, without a ramp.
+            model: global model.
         """
 
     def is_averaged(self, work: Work) -> bool:
@@ -284,48 +285,45 @@ class Method(abc.ABC):
         return self.averages
 
     def kept(self, work: Work) -> Work:
-        """Return the part of a piece of work that is needed to read its reply, or to send it again after a restart."""
+        """Return the work to store: the part that is needed to read the reply, or to send the work after a restart."""
         return work
 
     @abc.abstractmethod
     def start_kind(self, work: Work) -> Hashable:
-        """Equal for two pieces of work of one round exactly if both start from the same."""
+        """Return a key that is equal for two works of one round if and only if both start from the same payload."""
 
     @abc.abstractmethod
     def start(self, model: Aggregated, work: Work) -> Payload | None:
-        """Return the tensors that a device starts from; None = it needs none."""
+        """Return the payload that a device starts from; None = it needs none."""
 
     def trained(self, work: Work) -> Mapping[str, tuple[int, ...]]:
-        """Names and shapes of the tensors of a reply that were trained: what update transforms apply to.
-
-        None, unless a method says otherwise.
-        """
+        """Names and shapes of the trained tensors of a reply, to which update transforms apply; by default none."""
         del work
         return {}
 
     def before(self, model: Aggregated, work: Work, name: str) -> Array:
-        """Return a trained tensor of a reply as it was before training, float32, of its shape in the reply.
+        """Return the value of a trained tensor before training, float32, in its shape in the reply.
 
-        It is the model's, unless a method says otherwise.
+        By default it is the model's tensor.
         """
         del work
         return model.adapter[name]
 
     @abc.abstractmethod
     def most_bytes(self, work: Work) -> int:
-        """The most bytes that a reply may have."""
+        """Largest size of a reply in bytes."""
 
     @abc.abstractmethod
     def check(self, work: Work, blob: bytes, num_examples: int) -> None:
-        """Decode a reply and refuse one that is not what was asked for. Each reply passes here once, when it arrives.
+        """Decode a reply, and refuse it if it does not fit its work. Each reply is checked once, when it arrives.
 
         Args:
-            work: what was asked for.
-            blob: from the network.
-            num_examples: what the device says it has.
+            work: work of the assignment.
+            blob: bytes from the network.
+            num_examples: number of examples that the device reports.
 
         Raises:
-            TensorError: malformed, or other names, shapes, types or values than were asked for.
+            TensorError: the reply is malformed, or its names, shapes, types or values do not fit the work.
             AggregationError: values are beyond every bound: training diverged.
         """
 
@@ -338,15 +336,15 @@ class Method(abc.ABC):
         replies: Sequence[Reply],
         rng: np.random.Generator,
     ) -> Combined:
-        """The next model.
+        """Make the next model from the replies of a round.
 
         Args:
             round_number: 1 or more.
-            before: what devices started from.
-            importance: scores that rank the units so far.
-            replies: one or more; the result does not depend on their order.
-            rng: of the round; the same after a restart.
+            before: model that devices started from.
+            importance: current importance scores.
+            replies: at least one; the result does not depend on their order.
+            rng: generator of the round; the same after a restart.
 
         Raises:
-            AggregationError: nothing usable comes out.
+            AggregationError: the result is not usable.
         """

@@ -15,10 +15,10 @@ from broker_server.ranges import check_value
 from edge_runtime.system.registry import nearest
 
 OPTION: Final = "method_options"
-"""The option of a run that holds all of them."""
+"""The option of a run that holds all own options of a method."""
 
 TEXT: Final = "NAME=VALUE,..."
-"""Their form in one text."""
+"""Written form of own options."""
 
 
 def method_option(text: str, default: Scalar) -> Any:  # noqa: ANN401 - as dataclasses.field
@@ -28,8 +28,8 @@ def method_option(text: str, default: Scalar) -> Any:  # noqa: ANN401 - as datac
     ``Annotated[..., msgspec.Meta(...)]``.
 
     Args:
-        text: its meaning.
-        default: its value if none is given.
+        text: meaning of the option.
+        default: value if none is given.
     """
     return option("", text, default)
 
@@ -38,7 +38,7 @@ def declared(kind: type) -> Mapping[str, Option]:
     """Options of a package's class, by name.
 
     Raises:
-        ConfigError: the class declares what no option can be.
+        ConfigError: the class has a field that cannot be an option.
     """
     called = f"{kind.__module__}.{kind.__name__}"
     try:
@@ -57,14 +57,14 @@ def declared(kind: type) -> Mapping[str, Option]:
 
 
 def given(kind: type, values: object) -> Mapping[str, object]:
-    """Options by name, as they were given: not all need to be.
+    """Parse given options; options may be missing.
 
     Args:
-        kind: class that declares them.
+        kind: class that declares the options.
         values: ``NAME=VALUE,...``, or a table.
 
     Raises:
-        ConfigError: one is not known, given twice, of another type, or outside its range.
+        ConfigError: an option is unknown, given twice, of another type, or outside its range.
     """
     options = declared(kind)
     words = {} if isinstance(values, Mapping) else _split(values)
@@ -79,7 +79,7 @@ def given(kind: type, values: object) -> Mapping[str, object]:
 
 
 def made(kind: type, values: Mapping[str, object]) -> object:
-    """An object of the package's class, with values of :func:`given`; the others have their defaults."""
+    """Make an object of the package's class from values of :func:`given`; missing options have their defaults."""
     return build(kind, values)
 
 
@@ -109,7 +109,7 @@ def _split(text: object) -> dict[str, Any]:
 
 
 def _read(word: str, kind: object) -> object:
-    """The value that a word says; the word itself if it says none of its kind."""
+    """Parse a word as a value of a type; the word itself if that fails."""
     if _base(kind) is bool:
         return {"true": True, "false": False}.get(word, word)
     try:

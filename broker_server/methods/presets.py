@@ -1,9 +1,7 @@
 """Methods by name, for ``fedspine run``, ``fedspine compare`` and ``config.toml``.
 
-Each is a configuration of the same system and nothing else.
-
-A name or a source with "like" takes the idea of a published system into this one (same engine, same messages, same
-evaluation); it is not that system's own code.
+Each preset is a configuration of this system. A name or a source with "like" applies the idea of a published system in
+FedSpine (same engine, same messages, same evaluation); it is not that system's own code.
 """
 
 from __future__ import annotations
@@ -24,27 +22,27 @@ Settings = dict[str, object]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Shared:
-    """The settings that all methods of a comparison share, as presets read them."""
+    """The settings that all methods of a comparison share, as input of presets."""
 
     rounds: int
     sparsity: float
-    """Pruning ratio that is wanted in the end."""
+    """Target pruning ratio at the end."""
     arms: tuple[Arm, ...]
-    """Grid of arms of this method; its bounding box is the space of methods that are not bound to a grid."""
+    """Grid of arms of the method; methods without a grid use its bounding box."""
 
     @property
     def max_rank(self) -> int:
-        """Rank of methods that know only one."""
+        """Rank of methods with one rank."""
         return max(arm.rank for arm in self.arms)
 
     @property
     def unpruned(self) -> str:
-        """The one arm of methods that do not prune and know one rank."""
+        """The only arm of methods without pruning and with one rank."""
         return LORA_AXES.format((Arm(pruning_ratio=0.0, rank=self.max_rank),))
 
     @property
     def pruned(self) -> str:
-        """The one arm of methods that prune to the wanted ratio."""
+        """The only arm of methods that prune to the target ratio."""
         return LORA_AXES.format((Arm(pruning_ratio=self.sparsity, rank=self.max_rank),))
 
     @property
@@ -75,18 +73,18 @@ class Preset:
     source: str = ""
     """Source, such as ``arXiv 2305.05644``; empty = FedSpine."""
     work: str | type[Method] = "lora"
-    """Kind of work and of combination: a key of :data:`.registry.WORKS`, or a class."""
+    """Method: a key of :data:`.registry.WORKS`, or a class."""
     settings: Callable[[Shared], Settings]
-    """Returns its settings; all others stay as the user or the defaults have them."""
+    """Returns the settings of the preset; all other settings come from the user or the defaults."""
 
     @property
     def about_and_source(self) -> str:
-        """One line of both."""
+        """Description and source in one line."""
         return f"{self.about} ({self.source})" if self.source else self.about
 
     @property
     def method(self) -> type[Method]:
-        """The class that asks devices and combines what they reply."""
+        """The class of the method."""
         return WORKS[self.work] if isinstance(self.work, str) else self.work
 
 

@@ -1,4 +1,4 @@
-"""Methods by the kind of work that they ask of devices: the tag of a member of the union of work on the wire."""
+"""Methods by the kind of their work: the tag of a member of the union of work on the wire."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings of training on devices: what they do in a round."""
+"""Settings of training on devices."""
 
 from __future__ import annotations
 

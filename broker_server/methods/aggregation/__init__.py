@@ -49,9 +49,9 @@ _REGISTRY: Final = Registry(
 
 
 def make_aggregation(name: str) -> Aggregation:
-    """The rule of a name: of FedSpine, of an installed package, or ``pkg.mod:Class``.
+    """The rule with a name: of FedSpine, of an installed package, or ``pkg.mod:Class``.
 
     Raises:
-        ConfigError: there is none, or it cannot be imported.
+        ConfigError: there is no such rule, or it cannot be imported.
     """
     return _REGISTRY.find_or_import(name)()

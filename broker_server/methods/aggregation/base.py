@@ -3,10 +3,10 @@
 Shape legend: ``R`` rank of the global adapter, ``r`` rank of a device's, ``O`` rows of B (outputs of the target), ``I``
 columns of A (its inputs). With a suffix ``k``: of one device, under its plan.
 
-A coordinate (one row of B, one column of A) that a device's plan removed is *not held* by that device: it counts
-neither in the sum nor in the weight that the sum is divided by, otherwise pruned coordinates would be pulled to zero. A
-coordinate that no device holds keeps its old value. In each target at most one side is ever pruned: the hidden size is
-not.
+A coordinate is one row of B or one column of A. A device does *not hold* a coordinate that its plan removed: the device
+counts there neither in the sum nor in the sum's divisor, or else pruned coordinates would be pulled to zero. A
+coordinate that no device holds keeps its old value. At most one side of a target is pruned, because the hidden size is
+not pruned.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from edge_runtime.formats.seed_pool import SeedPool
 class Aggregated:
     """The global model: in each target the weight counts as W + lora_scaling * (B A + merged_B merged_A).
 
-    W and the tensors without factors are those of artifact and adapter, less what a pool of seeds moved them by.
+    W is the weight of the artifact. If there is a pool of seeds, its move is subtracted from W and the dense tensors.
     """
 
     adapter: Mapping[str, Float32]
-    """Full plan, rank ``R``; named as in :class:`edge_runtime.formats.adapter.AdapterLayout`."""
+    """Full plan, rank ``R``; names are those of :class:`edge_runtime.formats.adapter.AdapterLayout`."""
     merged: Merged = dataclasses.field(default_factory=dict)
-    """Factors folded into the frozen weights so far, by target module; empty for rules that fold nothing."""
+    """Factors merged into the frozen weights so far, by target module; empty if the rule merges none."""
     pool: SeedPool | None = None
-    """Distance of all weights from their start, where all are tuned; None = they are not."""
+    """Change of all weights since the start, if all are tuned, else None."""
     memory: Mapping[str, npt.NDArray[np.uint8]] = dataclasses.field(default_factory=dict)
-    """State that the method keeps over rounds beside the model, by name; no device and no evaluation sees it."""
+    """State of the method over rounds, by name; it is not a part of the model, and is not sent to devices."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +63,7 @@ class DeviceUpdate:
     importance: Mapping[tuple[int, str], Float32] = dataclasses.field(default_factory=dict)
     """``(layer, group)`` to one score of 0 or more for each unit that ``plan`` keeps; a group may be missing."""
     is_checked: bool = False
-    """Whether names, shapes and values were checked when the update arrived; they are not looked at again then."""
+    """Whether names, shapes and values were checked on arrival; then they are not checked again."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,19 +75,19 @@ class Combined:
     b: Float64
     """``[O, R]``"""
     folded: tuple[Float64, Float64] | None = None
-    """Left ``[O, S]`` and right ``[S, I]``, whose product goes into the frozen weight; None = nothing does."""
+    """Left ``[O, S]`` and right ``[S, I]``, whose product is added to the frozen weight; None = nothing is added."""
 
 
 class Aggregation(abc.ABC):
-    """A rule: subclasses combine the factors of one target; checks, order, dense and merged tensors are done here."""
+    """Base class of rules: subclasses combine the factors of one target; this class does all the rest."""
 
     name: ClassVar[str]
     trainable: ClassVar[Trainable] = "all"
     """Tensors that devices train and send back."""
     restarts: ClassVar[bool] = False
-    """Whether every round starts from an adapter that changes nothing (B is zero), all else being merged."""
+    """Whether every round starts from an adapter with B = 0, after the last one was merged."""
     sends_rest: ClassVar[bool] = False
-    """Whether a device of a small rank is sent the components beyond it too, to be merged into its frozen weights."""
+    """Whether a device also gets the components beyond its rank, to merge them into its frozen weights."""
 
     def aggregate(
         self, manifest: Manifest, before: Aggregated, updates: Sequence[DeviceUpdate], rng: np.random.Generator
@@ -99,7 +99,7 @@ class Aggregation(abc.ABC):
 
         Args:
             manifest: the artifact's manifest.
-            before: what devices started from: full plan, rank ``R``, which the result has too.
+            before: model that devices started from: full plan, rank ``R``; the result has the same rank.
             updates: one or more, each of a different device.
             rng: values of fresh components; drawn in the order of the manifest.
 
@@ -162,7 +162,7 @@ def _target_updates(target: TargetSpec, old: Mapping[str, Float32], updates: Seq
     prune = target.in_prune or target.out_prune
     contributions = []
     indices: dict[int, tuple[Indices | None, Indices | None]] = {}
-    """By identity of a plan: most devices share one with others."""
+    """Indices by the identity of a plan, because many devices share a plan."""
     for update in updates:
         if id(update.plan) not in indices:
             indices[id(update.plan)] = target_indices(target, update.plan)
@@ -183,7 +183,7 @@ def _target_updates(target: TargetSpec, old: Mapping[str, Float32], updates: Seq
 
 
 def _fold(merged: dict[str, tuple[Float32, Float32]], target: TargetSpec, folded: tuple[Float64, Float64]) -> None:
-    """Add a product to what is merged; both together are factorised again, so that components do not pile up."""
+    """Add a product to the merged factors, and factorise the sum again, so that the number of components is bounded."""
     left, right = folded
     if target.module in merged:
         a, b = merged[target.module]

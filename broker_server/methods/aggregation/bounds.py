@@ -1,4 +1,4 @@
-"""Bounds on adapters: a device's adapter beyond them is refused, and no global adapter beyond them is written.
+"""Bounds on adapters: adapters of devices beyond them are refused, and global adapters beyond them are not written.
 
 One bound applies to every element of a factor or a dense tensor, and to the Frobenius norm of each target's B A. It is
 10 000 for three reasons. The frozen weights that a product is added to have norms of tens to hundreds (4096 x
@@ -6,7 +6,7 @@ One bound applies to every element of a factor or a dense tensor, and to the Fro
 below a few hundred, because AdamW moves an element by about the learning rate in a step. And float16 on the wire holds
 up to 65 504: the global adapter and the merged factors must keep to the same bound after aggregation.
 
-The bound guards the run, not its quality: an update within it may still be a bad one.
+The bound protects the run from overflow. It does not detect bad updates within the bound.
 """
 
 from __future__ import annotations

@@ -26,9 +26,9 @@ def average_b(target: TargetUpdates, weights: Sequence[float], *, zero_pad: bool
 
     Args:
         target: old factors and contributions.
-        weights: of the contributions, 0 or more, not all zero.
-        zero_pad: whether a device that holds a coordinate counts with zero in the components beyond its rank, as
-            HetLoRA has it; otherwise it does not count there.
+        weights: weights of the contributions, 0 or more, not all zero.
+        zero_pad: whether a device counts with zero in the components beyond its rank, as in HetLoRA; otherwise it does
+            not count there.
     """
     held = [None if target.prunes_columns else one.held for one in target.contributions]
     values = [one.b for one in target.contributions]

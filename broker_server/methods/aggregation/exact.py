@@ -8,11 +8,11 @@ the devices that count there,
 
 with the old adapter's ``b_j a_j``, where ``k`` counts if its plan keeps coordinate ``i``, and, if components are held
 too, its rank is above ``j``. Otherwise a device of a small rank counts with zero in the other components, and W_i is
-the plain weighted sum of the products. With equal ranks both are the same. The weight ``o_ij`` of what was there before
-is one of two (both ours, and both keep the old value where H_ij is empty):
+the plain weighted sum of the products. With equal ranks both are the same. The weight ``o_ij`` of the old value is one
+of two (both ours, and both keep the old value where H_ij is empty):
 
-* nothing, unless H_ij is empty: a coordinate is divided by the weight of those that hold it;
-* the examples of all devices that do not count there: what a device does not hold, it leaves as it is.
+* zero, unless H_ij is empty: a coordinate is divided by the weight of the devices that hold it;
+* the number of examples of all devices that do not count there: they do not change coordinates that they do not hold.
 
 It is a scaling of the elements of the stacked B_k (or of the stacked A_k, where their columns are pruned), and old
 values are one more block, so W = L M with L ``[O, S]`` and M ``[S, I]``, S the sum of the ranks.

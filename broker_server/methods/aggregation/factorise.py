@@ -2,8 +2,7 @@
 
 With ``left`` = Q_L R_L ``[O, S]`` and ``right``' = Q_M R_M ``[I, S]``, and U D V' the SVD of R_L R_M', that of
 ``left @ right`` is (Q_L U) D (Q_M V)'. The small matrix is ``min(O, S)`` by ``min(I, S)``; time is (O + I) S^2 while S,
-the number of stacked components, is below O and I. Beyond that there is nothing to gain: the small matrix is as large
-as the product.
+the number of stacked components, is below O and I. For larger S the small matrix is as large as the product.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import numpy as np
 from broker_server.methods.aggregation.targets import Float64
 
 ROW_NORM: Final = float(1.0 / np.sqrt(3.0))
-"""Norm of a row of A: that of I values uniform in +-1/sqrt(I)."""
+"""Expected norm of a row of A with I values uniform in +-1/sqrt(I)."""
 
 _ROUNDING: Final = 1e-13
 """Rounding error that float64 may leave of components that cancel, relative to the factors' norms."""
@@ -34,11 +33,11 @@ def compress(left: Float64, right: Float64) -> tuple[Float64, Float64]:
 def decompose(left: Float64, right: Float64, rank: int, rng: np.random.Generator) -> tuple[Float64, Float64]:
     """A ``[R, I]`` and B ``[O, R]`` of the best rank-R approximation in Frobenius norm (Eckart and Young).
 
-    Exact when the product has no more than R components. Which of the many factors is ours: rows of A are orthogonal
-    with the norm ``1/sqrt(3)`` that a row has under PEFT's initialisation (uniform within 1/sqrt(I)), largest component
-    first, and B takes the rest. So training goes on with an A of the usual scale, and the leading components are what a
-    device of a smaller rank gets. A component without any weight would leave both factors zero and never train again:
-    it gets a fresh row of A, and zeros in B.
+    Exact if the product has no more than R components. The choice of factors is ours: rows of A are orthogonal with the
+    norm ``1/sqrt(3)`` of a row under PEFT's initialisation (uniform within 1/sqrt(I)), largest component first, and B
+    has the remaining scale. So training goes on with an A of the usual scale, and a device of a smaller rank gets the
+    leading components. A component with zero in both factors would never train again, so it gets a fresh row of A, and
+    zeros in B.
     """
     u, sizes, vt = _svd(left, right)
     u, sizes, vt = u[:, :rank], sizes[:rank], vt[:rank]
@@ -51,7 +50,7 @@ def decompose(left: Float64, right: Float64, rank: int, rng: np.random.Generator
 
 
 def fresh_a(rank: int, num_in: int, rng: np.random.Generator) -> Float64:
-    """A ``[rank, I]`` as PEFT starts it: uniform within 1/sqrt(I)."""
+    """A ``[rank, I]`` by PEFT's initialisation: uniform within 1/sqrt(I)."""
     bound = 1.0 / np.sqrt(num_in)
     return rng.uniform(-bound, bound, (rank, num_in))
 

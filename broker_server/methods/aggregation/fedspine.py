@@ -1,4 +1,4 @@
-"""``fedspine``: an exact sum in which each device counts only where it holds units, and more where they matter to it.
+"""``fedspine``: an exact sum in which a device counts only in units that it holds, weighted by their importance to it.
 
 The paper (arXiv 2501.02438) says that updates are rebuilt into compatible shapes and combined by weights that consider
 heterogeneity. The formulas are ours. As in ``flexlora`` products are summed exactly and decomposed again to the global

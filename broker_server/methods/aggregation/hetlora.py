@@ -1,4 +1,4 @@
-"""``hetlora``: pad with zeros to the largest rank, weigh by the norm of what was learnt (HetLoRA, arXiv 2401.06432).
+"""``hetlora``: pad with zeros to the largest rank, weight by the norm of the product (HetLoRA, arXiv 2401.06432).
 
 A and B are averaged separately with the weights ``||B_k A_k||_F / sum_l ||B_l A_l||_F`` in each target: inexact, as
 ``fedit``. A device of rank r gets the leading r components and counts with zeros in those beyond, so that they shrink.

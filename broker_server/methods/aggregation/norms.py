@@ -17,12 +17,12 @@ def product_norm(a: Float64, b: Float64) -> float:
 
 
 def change_norm(manifest: Manifest, sent: Mapping[str, Float32], received: Mapping[str, Float32]) -> float:
-    """Return how far training moved an adapter: the norm of B'A' - B A over all targets (without lora_scaling).
+    """Return the change of an adapter by training: the norm of B'A' - B A over all targets (without lora_scaling).
 
     Args:
         manifest: the artifact's manifest.
         sent: adapter that a device started from.
-        received: its update, under the same plan and rank; where it has no A factors, those sent count.
+        received: update of the device, under the same plan and rank; missing A factors are those of ``sent``.
     """
     squares = []
     for target in manifest.targets:

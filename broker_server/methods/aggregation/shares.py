@@ -1,4 +1,4 @@
-"""A ceiling on the share of one device (ours), because devices state their numbers of examples themselves."""
+"""A ceiling on the share of one device (ours), because devices report their own numbers of examples."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from typing import Final
 
 FEWEST_DEVICES: Final = 3
-"""Of two devices, one that has more would be held to as many as the other: there is no majority to go by."""
+"""Fewest devices for the ceiling; with two, it would always make their weights equal."""
 
 
 def with_ceiling(num_examples: Sequence[int], max_share: float = 0.5) -> list[int]:
-    """The examples that the devices of a round count with, none with more than a share of all, where there are three.
+    """The weights of the devices of a round in examples; of three or more devices none has more than ``max_share``.
 
-    At most one of them has more than half, and only its number changes: to what gives it ``max_share`` beside the
-    others, rounded down. Where none has more, nothing changes.
+    At most one device can have more than half. Its number is reduced, rounded down, so that its share is ``max_share``.
+    Other numbers do not change.
 
     Args:
-        num_examples: by device; those without examples do not count as devices.
+        num_examples: number of examples of each device; devices without examples do not count.
         max_share: 0.5 (as many as all others together) to 1 (no ceiling).
 
     Returns:

@@ -1,4 +1,4 @@
-"""One target as a rule sees it: the old factors, and each device's factors with the coordinates that it holds."""
+"""The input of a rule for one target: the old factors, and each device's factors with the coordinates that it holds."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Contribution:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TargetUpdates:
-    """All that is known of a target in a round."""
+    """The old factors of a target, and the contributions of a round."""
 
     spec: TargetSpec
     old_a: Float64

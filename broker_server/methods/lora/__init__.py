@@ -1,1 +1,1 @@
-"""First-order training of LoRA factors on slices of the model: what is asked, checked and combined."""
+"""First-order training of LoRA factors on slices of the model: assignments, checks of replies, aggregation."""

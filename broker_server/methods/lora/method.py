@@ -1,4 +1,4 @@
-"""Federated LoRA on pruned slices: from an arm to a plan for each step, from adapters under many plans to one."""
+"""Federated LoRA on pruned slices: plans for the steps of an arm, and one adapter from adapters under many plans."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ HEADER_BYTES_PER_TENSOR: Final = 512
 """Allowance for a tensor's entry in a safetensors header; names are module paths."""
 
 MAX_PLAN_BYTES: Final = 64 * 1024
-"""All plans of one assignment together, which is one message (96 KB at most)."""
+"""Most bytes of all plans of one assignment, which is one message (96 KB at most)."""
 
 NUM_PLANS: Final = 64
-"""Plans that are kept open, and layouts of a plan and a rank: those of a round."""
+"""Most opened plans, and layouts of plan and rank, that are cached: enough for a round."""
 
 
 class Lora(Method):
-    """The method of FedSpine and of its relatives: aggregation, scheduler and pruning make the difference."""
+    """The method of FedSpine and of other LoRA presets; they differ in aggregation, scheduler and pruning."""
 
     asks: ClassVar[str] = (
         "forward and backward passes over the sliced model, AdamW on its LoRA factors and on a classifier's head"
@@ -58,7 +58,7 @@ class Lora(Method):
         self._opened = functools.lru_cache(maxsize=NUM_PLANS)(self._open)
         self._layout = functools.lru_cache(maxsize=NUM_PLANS)(self._layout_of)
 
-    # ---- what is asked -----------------------------------------------------------------------------------------------
+    # ---- assignments -------------------------------------------------------------------------------------------------
 
     def ask(self, key: AssignmentKey, arm: Arm, *, at_once: bool, model: Aggregated) -> AssignedWork:
         """Plans along the ramp, and hyper-parameters; see :meth:`Method.ask`."""
@@ -98,18 +98,18 @@ class Lora(Method):
         return asked.plan, asked.arm.rank
 
     def start(self, model: Aggregated, work: Work) -> Payload:
-        """The adapter under the first plan and the rank, and what is merged; see :meth:`Method.start`."""
+        """The adapter under the first plan and the rank, and merged factors; see :meth:`Method.start`."""
         asked = _lora(work)
         return self._aggregation.start(self._manifest, model, self._opened(asked.plan), asked.arm.rank)
 
     def trained(self, work: Work) -> Mapping[str, tuple[int, ...]]:
-        """The adapter under the last plan, but for factors that stay; see :meth:`Method.trained`."""
+        """The trained tensors of the adapter under the last plan; see :meth:`Method.trained`."""
         asked = _lora(work)
         layout, _ = self._layout(asked.final_plan, asked.arm.rank)
         return layout.trained(self._aggregation.trainable).shapes
 
     def before(self, model: Aggregated, work: Work, name: str) -> Array:
-        """The part of the adapter that is under the last plan and the rank; see :meth:`Method.before`."""
+        """The part of the adapter under the last plan and the rank; see :meth:`Method.before`."""
         asked, whole, target = _lora(work), model.adapter[name], self._targets.get(name)
         if target is None:
             return whole
@@ -118,7 +118,7 @@ class Lora(Method):
             return whole[: asked.arm.rank] if columns is None else whole[: asked.arm.rank, columns]
         return whole[:, : asked.arm.rank] if rows is None else whole[rows, : asked.arm.rank]
 
-    # ---- what comes back ---------------------------------------------------------------------------------------------
+    # ---- replies -----------------------------------------------------------------------------------------------------
 
     def most_bytes(self, work: Work) -> int:
         """An adapter and its importance, in float32; see :meth:`Method.most_bytes`."""
@@ -126,7 +126,7 @@ class Lora(Method):
         return self._layout(asked.final_plan, asked.arm.rank)[1]
 
     def check(self, work: Work, blob: bytes, num_examples: int) -> None:
-        """Refuse a reply that is not an adapter under the last plan that was sent; see :meth:`Method.check`."""
+        """Refuse a reply that is not an adapter under the assignment's last plan; see :meth:`Method.check`."""
         del num_examples
         asked, payload = _lora(work), decode_payload(blob)
         check_payload(
@@ -150,7 +150,7 @@ class Lora(Method):
     ) -> Combined:
         """Aggregate adapters and importance; see :meth:`Method.combine`.
 
-        Only those tensors are in memory that are combined at the time: of one target, of all devices.
+        Only the tensors of one target, of all devices, are in memory at a time.
         """
         updates = [self._device_update(reply) for reply in replies]
         with np.errstate(over="ignore", invalid="ignore"):  # check_bounds finds values that do not fit a float32
@@ -185,7 +185,7 @@ class Lora(Method):
         return combine(before, devices, pruning.importance_smoothing)
 
     def _deltas(self, before: Aggregated, updates: Sequence[DeviceUpdate]) -> dict[str, float]:
-        """By device, how far training moved its adapter; what they started from is made once for a plan and rank."""
+        """Change of each device's adapter by training; the initial adapter is made once for each plan and rank."""
 
         def kind(update: DeviceUpdate) -> tuple[str, int]:
             return update.plan.packed.digest(), update.rank
@@ -202,7 +202,7 @@ class Lora(Method):
         return plan.open(self._manifest)
 
     def _layout_of(self, packed: PackedPlan, rank: int) -> tuple[AdapterLayout, int]:
-        """Layout of an update, and the most bytes that it may have."""
+        """Layout of an update, and its largest size in bytes."""
         plan = self._opened(packed)
         layout = AdapterLayout.of(self._manifest, plan, rank)
         num_scores = sum(units.size for units in plan.units.values())
@@ -218,7 +218,7 @@ def _lora(work: Work) -> LoraWork:
 
 
 def _fitting(parts: tuple[Segment, ...], manifest: Manifest) -> tuple[Segment, ...]:
-    """The last of the segments, as many as fit a message with their plans; the first of them from step 1 on."""
+    """The last segments whose plans fit a message; the first of them then starts at step 1."""
     plan_bytes = sum(64 + (group.num_units + 7) // 8 for group in manifest.groups)
     kept = parts[-max(1, MAX_PLAN_BYTES // plan_bytes) :]
     return (Segment(at_step=1, pruning_ratio=kept[0].pruning_ratio), *kept[1:])

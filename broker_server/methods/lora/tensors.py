@@ -1,4 +1,4 @@
-"""The tensors of a reply by what they are: adapter, or importance."""
+"""The tensors of a reply by kind: adapter or importance."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _GROUP: Final = re.compile(re.escape(names.IMPORTANCE_PREFIX) + r"(\d+)\.(.+)")
 
 
 class Named(Mapping[str, Array]):
-    """Some of the tensors of a mapping, each still read when it is asked for."""
+    """Some tensors of a mapping, read lazily."""
 
     def __init__(self, tensors: Tensors, only: Collection[str]) -> None:
         self._tensors = tensors

@@ -1,1 +1,1 @@
-"""First-order and zero-order devices in one run: who is asked for which, and how both kinds of reply combine."""
+"""First-order and zero-order devices in one run: the kind of work of each device, and the combination of replies."""

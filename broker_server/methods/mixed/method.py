@@ -1,8 +1,8 @@
-"""Fleets that mix: devices that can train first-order, the others tune zero-order, in the same rounds.
+"""Mixed fleets: devices with enough memory train first-order, the others tune zero-order, in the same rounds.
 
-In the form of ZOWarmUp (arXiv 2509.03503). Both kinds of work at the same time, and their combination, are ours
-(docs/zero-order.md). An arm says which method a device gets. A device without memory for first-order training
-refuses that arm as any other, and the scheduler gives it the next one. The two kinds' methods do everything else.
+After ZOWarmUp (arXiv 2509.03503). Both kinds of work at the same time, and their combination, are ours
+(docs/zero-order.md). The arm decides between the two methods. A device without memory for first-order training refuses
+that arm, and the scheduler gives it the next one. The methods of the two kinds do everything else.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ ORDER: Final = Axis(
     choices=("zero-order", "first-order"),
     cost=1.0,
 )
-"""The work that a device is asked for, by the memory that it costs."""
+"""The kind of work of a device, ordered by its memory."""
 
 AGGREGATIONS: Final = ("ffa_lora", "fedit")
-"""Rules that leave each element of a factor where it is: zero-order steps are added to the same elements."""
+"""Rules that combine factors element by element, so that zero-order steps can be added to the same elements."""
 
 
 class Mixed(Method):
@@ -76,7 +76,7 @@ class Mixed(Method):
 
     @classmethod
     def check_settings(cls, settings: Mapping[str, object], manifest: Manifest | None = None) -> None:
-        """Refuse arms of several ranks, and what either kind of work cannot do; see :meth:`Method.check_settings`."""
+        """Refuse arms of several ranks, and settings that either kind refuses; see :meth:`Method.check_settings`."""
         try:
             ranks = {arm.rank for arm in cls.axes.parse(str(settings["arms"]))}
         except ArmError:
@@ -90,12 +90,12 @@ class Mixed(Method):
             raise ConfigError(msg)
         ZeroOrder.check_settings({**settings, "arms": str(ranks.pop())}, manifest)
 
-    # ---- what is asked -----------------------------------------------------------------------------------------------
+    # ---- assignments -------------------------------------------------------------------------------------------------
 
     def ask(self, key: AssignmentKey, arm: Arm, *, at_once: bool, model: Aggregated) -> AssignedWork:
-        """First-order training where the arm says so, else what zero-order tuning asks for; see :meth:`Method.ask`.
+        """Return first-order or zero-order work, by the arm; see :meth:`Method.ask`.
 
-        The probe's round and rounds after the first-order ones are the same for all, and count as zero-order arms.
+        In the probe's round and after the last first-order round all devices get the same work, as zero-order arms.
         """
         last = self._context.tables.mixed.num_first_order_rounds
         is_over = last is not None and key.round_number > last
@@ -112,7 +112,7 @@ class Mixed(Method):
         return self._of(work).kept(work)
 
     def start_kind(self, work: Work) -> Hashable:
-        """The kind of work, and what it starts from; see :meth:`Method.start_kind`."""
+        """The kind of work, and that kind's key; see :meth:`Method.start_kind`."""
         return isinstance(work, LoraWork), self._of(work).start_kind(work)
 
     def start(self, model: Aggregated, work: Work) -> Payload | None:
@@ -127,7 +127,7 @@ class Mixed(Method):
         """See :meth:`Method.before`."""
         return self._of(work).before(model, work, name)
 
-    # ---- what comes back ---------------------------------------------------------------------------------------------
+    # ---- replies -----------------------------------------------------------------------------------------------------
 
     def is_averaged(self, work: Work) -> bool:
         """See :meth:`Method.is_averaged`."""
@@ -151,8 +151,8 @@ class Mixed(Method):
     ) -> Combined:
         """The mean of both methods' models, weighted by examples; see :meth:`Method.combine`.
 
-        A round with first-order replies cannot be done again from scalars, so the log is cut off after it: its devices
-        pull the next model, which is the checkpoint.
+        A round with first-order replies cannot be replayed from scalars. So the log is cut off after it, and devices
+        pull the next model.
         """
         first_order = [reply for reply in replies if isinstance(reply.work, LoraWork)]
         zero_order = [reply for reply in replies if not isinstance(reply.work, LoraWork)]

@@ -1,1 +1,1 @@
-"""A linear head on frozen features: what is asked, checked and combined. Devices only run forward passes."""
+"""A linear head on frozen features: assignments, checks of replies, combination. Devices only run forward passes."""

@@ -1,7 +1,7 @@
 """Federated linear probes: a head averaged over rounds, or solved at once from sums that are added exactly.
 
-Only the last linear layer is trained. The LoRA factors of the global adapter stay as they begin (B is
-zero), so its file, its folder in PEFT's format and the compact model hold the pretrained model with another head.
+Only the last linear layer is trained. The LoRA factors of the global adapter keep their initial values (B is zero), so
+its file, its folder in PEFT's format and the compact model hold the pretrained model with a new head.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ HEADER_BYTES: Final = 4096
 
 
 class Probe(Method):
-    """Base of both forms: the work, and the head that it starts from."""
+    """Base of the two forms of the probe: the work, and the initial head."""
 
     form: ClassVar[Literal["softmax", "statistics"]]
     work_type = "probe"
@@ -60,7 +60,7 @@ class Probe(Method):
             raise ConfigError(msg)
 
     def ask(self, key: AssignmentKey, arm: Arm, *, at_once: bool, model: Aggregated) -> AssignedWork:
-        """One pass over the features of the arm's plan, which is played at once; see :meth:`Method.ask`."""
+        """One pass over the features under the arm's plan, without a ramp; see :meth:`Method.ask`."""
         del at_once, model
         training, plans, ratio = self._context.training, self._context.plans, arm.pruning_ratio
         num_steps = training.num_local_steps if self.form == "softmax" else 1
@@ -97,7 +97,7 @@ class Probe(Method):
         replies: Sequence[Reply],
         rng: np.random.Generator,
     ) -> Combined:
-        """Another head, all else as it was; see :meth:`Method.combine`."""
+        """Replace the head, and keep everything else; see :meth:`Method.combine`."""
         del round_number, rng
         head = self._next_head(sorted(replies, key=lambda reply: reply.device_id))
         check_bounds(self._manifest, head)
@@ -146,7 +146,7 @@ class SoftmaxProbe(Probe):
 class StatisticsProbe(Probe):
     """Devices send sums over their examples, which are added exactly in any order; the server solves for the head.
 
-    One round is all it takes. The penalty is the ``weight_decay`` of the run, for each example.
+    It takes one round. The penalty is the run's ``weight_decay``, for each example.
     """
 
     form = "statistics"
@@ -161,7 +161,7 @@ class StatisticsProbe(Probe):
         return 8 * (extended**2 + num_classes * extended + num_classes) + HEADER_BYTES
 
     def check(self, work: Work, blob: bytes, num_examples: int) -> None:
-        """Refuse a reply that does not hold sums over as many examples as the device says; see :meth:`Method.check`."""
+        """Refuse a reply without sums over the reported number of examples; see :meth:`Method.check`."""
         del work
         counted = probe.decode_statistics(blob, self._head).num_examples
         if counted != num_examples:

@@ -1,7 +1,7 @@
-"""Ridge regression of class indicators from sums over examples: the same whoever holds which example.
+"""Ridge regression of class indicators from sums over examples; it does not depend on the examples' distribution.
 
-Its scores are near 0 and 1, which as logits are far too small. What they are to be multiplied by follows from the sums
-too: :func:`likelihood_scale`.
+Its scores are near 0 and 1, which are far too small as logits. :func:`likelihood_scale` computes their factor, from the
+same sums.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from broker_server.errors import AggregationError
 Float64 = npt.NDArray[np.float64]
 
 PENALTY: Final = 1e-5
-"""Of the squared weights, for each example, where nobody says otherwise."""
+"""Default penalty of the squared weights, for each example."""
 
 LARGEST_SCALE: Final = 100.0
-"""Of scores."""
+"""Largest factor of scores."""
 NUM_DRAWS: Final = 512
-"""Points that an expectation over a normal distribution is taken at."""
+"""Points at which an expectation over a normal distribution is evaluated."""
 NUM_HALVINGS: Final = 40
 """Bisection steps over the range of the logarithm, until far below any visible difference in loss."""
 
@@ -57,12 +57,12 @@ def solve_ridge(gram: Float64, cross: Float64, penalty: float) -> tuple[Float64,
 def likelihood_scale(gram: Float64, cross: Float64, penalty: float, weight: Float64, bias: Float64) -> float:
     """Return the factor for the scores of a ridge solution that gives them, as logits, the least cross-entropy.
 
-    Ours. Scores of the examples that a head was fitted to are too good. Those of a head that was fitted without the
-    example are ``(s_i - h_i y_i) / (1 - h_i)``, ``h_i`` being its leverage; all leverages are taken for their mean,
+    Ours. A head's scores of its own training examples are too good. The scores of a head that was fitted without
+    example i are ``(s_i - h_i y_i) / (1 - h_i)``, with its leverage ``h_i``. All leverages are replaced by their mean,
     ``tr((G + n penalty J)^-1 G) / n``, as in generalised cross-validation (Golub, Heath, Wahba 1979). The sums give the
-    mean scores of each class, and the covariance within classes; scores are taken for normal. By Laplace's rule of
-    succession one in ``n + 2`` examples is of any class, whatever its scores: where all were told apart, no scale would
-    be large enough otherwise. The expected cross-entropy is convex in the scale.
+    mean scores of each class, and the covariance within classes; scores are assumed to be normal. By Laplace's rule of
+    succession one in ``n + 2`` examples is assumed to have a random class; without this the best scale for separable
+    classes would be infinite. The expected cross-entropy is convex in the scale.
 
     Args:
         gram: see :func:`solve_ridge`.
@@ -72,8 +72,8 @@ def likelihood_scale(gram: Float64, cross: Float64, penalty: float, weight: Floa
         bias: of the solution, ``[C]``.
 
     Returns:
-        Above 0, at most :data:`LARGEST_SCALE`; 1 if there are no more examples than features, so that nothing is
-        known of how such a head does on others.
+        The factor, above 0 and at most :data:`LARGEST_SCALE`; 1 if there are no more examples than features, because
+        the sums then tell nothing of scores on other examples.
     """
     num_examples, counts = gram[-1, -1], cross[:, -1]
     leverage = float(np.trace(np.linalg.solve(_penalised(gram, penalty), gram)) / num_examples)
@@ -104,8 +104,8 @@ def _slope(
     Args:
         scale: of the scores.
         means: of the scores of each class that is there, ``[classes, C]``.
-        noise: what scores are around them, ``[draws, C]``.
-        classes: which they are.
+        noise: draws of the deviation of scores from their means, ``[draws, C]``.
+        classes: indices of these classes.
         shares: of the examples.
         doubt: share of the examples that are of any class.
     """

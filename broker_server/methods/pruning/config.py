@@ -18,7 +18,7 @@ Layers = Annotated[int, msgspec.Meta(ge=AUTOMATIC, le=limits.MAX_LAYERS)]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PruningConfig:
-    """Table ``[pruning]`` of ``config.toml``. Defaults: ratios are played in full from the first round on."""
+    """Table ``[pruning]`` of ``config.toml``. By default full ratios are used from the first round on."""
 
     importance: Literal["magnitude", "lora"] = option(
         Panel.PRUNING,

@@ -1,8 +1,8 @@
-"""Importance on disk: ``importance.safetensors``, the current one, and with scores from devices one file a round.
+"""Importance on disk: current scores in ``importance.safetensors``, and one file a round if devices score units.
 
-A round that was interrupted is aggregated again from the scores before it, so the scores of every round are kept:
-``importance/round-NNNN.safetensors``, 0 = before training. All carry the plan policy as metadata, so that every reader
-makes the plans that the run makes.
+An interrupted round is aggregated again from the scores before it, so the scores of every round are kept:
+``importance/round-NNNN.safetensors``, 0 = before training. All files hold the plan policy as metadata, so that every
+reader makes the same plans as the run.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class ImportanceFiles:
 
         Args:
             run_dir: run directory.
-            artifact: what is trained.
-            policy: written along.
+            artifact: artifact of the run.
+            policy: plan policy, written as metadata.
             by_round: whether scores change from round to round.
-            digests: SHA-256 of the scores after finished rounds, as far as they are known.
+            digests: SHA-256 of the scores after finished rounds, if known.
         """
         self.digest: str | None = None
         """SHA-256 of the scores that were read or written last; None = none were."""
@@ -61,7 +61,7 @@ class ImportanceFiles:
         """The scores after a round (0: magnitude of the base weights, computed and written the first time).
 
         Raises:
-            StoreError: a file is missing, damaged or not what was written, or of another model.
+            StoreError: a file is missing, damaged, changed, or of another model.
             ArtifactCorruptedError: the base weights cannot be read.
         """
         current = self._run_dir / IMPORTANCE_FILE

@@ -1,4 +1,4 @@
-"""The plans of a run: one for each pruning ratio, under the importance of the day."""
+"""The plans of a run: one for each pruning ratio, from the current importance."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Plans:
         """Start from the current scores.
 
         Args:
-            manifest: of the artifact.
-            importance: scores that rank the units now.
-            policy: how units are ranked against each other.
+            manifest: manifest of the artifact.
+            importance: current scores.
+            policy: scope of the ranking and protected layers.
         """
         self._manifest = manifest
         self._importance = importance

@@ -22,14 +22,14 @@ from edge_runtime.wire.arms import PRUNING_RATIO
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
-    """From optimizer step ``at_step`` (1-based) on, ``pruning_ratio`` of the units is gone."""
+    """A part of an assignment: from optimizer step ``at_step`` (1-based), ``pruning_ratio`` of the units is removed."""
 
     at_step: int
     pruning_ratio: float
 
 
 def ramp(config: PruningConfig, rounds: float) -> float:
-    """Share of an arm's ratio that is played ``rounds`` after the start, in [0, 1]; never falls."""
+    """Share of an arm's ratio that is used ``rounds`` after the start, in [0, 1]; it never decreases."""
     if config.ramp_rounds == 0:
         return 1.0 if rounds > config.warmup_rounds else 0.0
     x = min(1.0, max(0.0, (rounds - config.warmup_rounds) / config.ramp_rounds))
@@ -43,7 +43,7 @@ def segments(
 
     Args:
         config: the schedule.
-        pruning_ratio: the arm's, which is the most that is played.
+        pruning_ratio: ratio of the arm, which is the largest ratio used.
         round_number: 1 or more.
         num_local_steps: optimizer steps of the assignment.
     """

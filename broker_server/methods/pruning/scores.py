@@ -91,7 +91,7 @@ def _check(current: Importance, device: DeviceScores) -> None:
 
 
 def check_scorable(manifest: Manifest, config: PruningConfig) -> None:
-    """Refuse importance from LoRA gradients where they say nothing of some units.
+    """Refuse importance from LoRA gradients if it gives no scores for some units.
 
     Raises:
         ConfigError: a group has no LoRA target.

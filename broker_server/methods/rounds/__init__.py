@@ -1,1 +1,1 @@
-"""The rounds of a run as a pure state machine, with its states, events and commands."""
+"""The rounds of a run as a pure state machine, with states, events and commands."""

@@ -1,4 +1,4 @@
-"""The rounds of a run as a pure state machine: events in, a new state and commands out; no clock, I/O or chance inside.
+"""The rounds of a run as a pure state machine: an event gives a new state and commands, without clock, I/O or chance.
 
     EVALUATING (round 0) -> WAITING -> CHOOSING -> COLLECTING -> AGGREGATING -> EVALUATING -> WAITING -> ... -> FINISHED
                                |                       ^    |                                   |
@@ -60,7 +60,7 @@ from edge_runtime.wire.messages import AssignmentKey, FailureReason
 from edge_runtime.wire.work import Arm
 
 MAX_FAREWELLS = 64
-"""Devices whose last words are kept."""
+"""Most devices whose good-bye message is kept."""
 MAX_ATTEMPTS = 3
 """Assignments that one device may get in one round (the later ones with cheaper arms)."""
 
@@ -71,7 +71,7 @@ def start(limits: RoundLimits, now: float, served: frozenset[str] = frozenset())
     Args:
         limits: see :class:`RoundLimits`.
         now: monotonic seconds.
-        served: devices whose replies are here already.
+        served: devices whose replies are stored already.
     """
     state = RunState(limits=limits, phase=Phase.EVALUATING, now=now, round_number=0, served=served)
     return state, (Evaluate(round_number=0, is_last=False),)
@@ -92,11 +92,11 @@ def resume(
         limits: as in :func:`start`.
         now: monotonic seconds.
         finished: number of the last round that was finished (0: the evaluation before training).
-        participants: those of round ``finished + 1`` when it had begun, by device id. Open ones get
-            ``registration_timeout_s`` to come back, and then their assignment again, as the same attempt. Once a device
-            registers whose process stayed, all others whose did have heard the same hello: from then on ``rejoin_s``
-            must do. Where devices are asked once, a round that had asked none begins anew: a reply that was damaged
-            meanwhile is asked for again.
+        participants: participants of round ``finished + 1`` if it had begun, by device id. Open participants get
+            ``registration_timeout_s`` to register again, and then the same assignment with the same attempt. Once a
+            device registers whose process did not restart, the time for all others is ``rejoin_s``, because they got
+            the same hello. If devices are asked once, a round that had asked none begins anew, so that a reply that
+            was damaged meanwhile is requested again.
         num_used_rounds: finished rounds whose updates made the next adapter.
         served: see :func:`start`.
     """
@@ -127,7 +127,7 @@ def resume(
 
 
 def advance(state: RunState, event: Event) -> Step:
-    """The next state, and what to do; commands are to be executed in order, after the state was saved."""
+    """Return the next state and the commands, which are to be executed in order after the state was saved."""
     return _step(dataclasses.replace(state, touched=()) if state.touched else state, event)
 
 
@@ -158,7 +158,7 @@ def _step(state: RunState, event: Event) -> Step:  # noqa: C901, PLR0911 - one r
 
 
 def open_participant(state: RunState, key: AssignmentKey) -> Participant | None:
-    """The participant whose update ``key`` would still count; None when it would not."""
+    """The participant whose update with ``key`` still counts; None if it does not count."""
     if state.phase is not Phase.COLLECTING or key.round_number != state.round_number:
         return None
     participant = state.participants.get(key.device_id)
@@ -228,7 +228,7 @@ def _on_registered(state: RunState, event: DeviceRegistered) -> Step:
 
 
 def _hurried(state: RunState) -> RunState:
-    """A device that stayed is back: who stayed as well is back in a moment, and for others nobody waits longer."""
+    """Shorten the wait after a restart: a device whose process stayed registered, so others will register soon too."""
     back_by = state.now + state.limits.rejoin_s
     state = dataclasses.replace(state, is_regathering=False, has_assembled=True)
     if state.phase is Phase.WAITING:

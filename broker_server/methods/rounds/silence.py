@@ -1,12 +1,12 @@
-"""Limits on the time that silent devices, and devices that never answer in time, may cost a round. Pure.
+"""Limits on the time that silent devices, and devices that never answer in time, may cost a round. Pure functions.
 
-A device says something at once when it gets an assignment, and a heartbeat otherwise. One that does neither is lost
-early: at the latest after :data:`ANSWER_S`, and after :data:`QUIET_S` where as many as the round waited for have been
-accepted. While fewer than those have said anything, others that are there are called in, so that devices that register
-and never work do not keep those that do out of a round. A lost device counts again as soon as it says something.
+A device sends a message at once when it gets an assignment, and heartbeats otherwise. A device that sends neither is
+lost early: at the latest after :data:`ANSWER_S`, or after :data:`QUIET_S` if as many updates were accepted as the round
+waited for. While fewer devices have sent a message, further available devices are asked, so that devices that register
+and never work do not displace working ones. A lost device counts again once it sends a message.
 
-A device that misses rounds waits out the next ones: after the second in a row one, then two, four, at most
-:data:`MOST_ROUNDS`. Silence counts as two. Where nobody else is there, it is asked all the same.
+A device that misses rounds is left out of the next ones: after the second miss in a row one round, then two, four, at
+most :data:`MOST_ROUNDS`. Silence counts as two misses. If no other device is available, it is asked anyway.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from broker_server.methods.rounds.types import (
 )
 
 ANSWER_S: Final = 20.0
-"""Longest silence after an assignment: a heartbeat comes every 15 s, also where the assignment was lost on the way."""
+"""Longest silence after an assignment: a heartbeat comes every 15 s, even if the assignment was lost on the way."""
 QUIET_S: Final = 5.0
 """Silence after which a round that has enough updates, or too few devices, goes on without a device."""
 MOST_ROUNDS: Final = 8
-"""That a device waits out."""
+"""Most rounds in a row that a device is left out of."""
 SILENT, LATE = 2, 1
 """Weights of a miss."""
 
 
 def on_heard(state: RunState, event: DeviceHeard) -> Step:
-    """Note that a device said something, so that it may be waited for."""
+    """Note that a device sent a message, so that the round may wait for it."""
     participant = state.participants.get(event.device_id)
     if participant is None or participant.silent_since is None:
         return state, ()
@@ -45,7 +45,7 @@ def on_heard(state: RunState, event: DeviceHeard) -> Step:
 
 
 def excused(state: RunState) -> RunState:
-    """Start counting silence anew: it was on this side."""
+    """Start to count silence anew, because the coordinator itself was offline."""
     silent = {name: p for name, p in state.participants.items() if p.silent_since is not None}
     return with_participants(
         state, {name: dataclasses.replace(p, silent_since=state.now) for name, p in silent.items()}
@@ -59,13 +59,13 @@ def is_over(state: RunState, participant: Participant, *, has_enough: bool) -> b
 
 
 def has_enough(state: RunState) -> bool:
-    """Return whether as many updates were accepted, or stand, as devices the round waited for."""
+    """Return whether at least as many updates were accepted, or stand, as the round waited for devices."""
     accepted = sum(participant.outcome is Outcome.ACCEPTED for participant in state.participants.values())
     return accepted + state.num_standing >= state.num_awaited
 
 
 def missed(state: RunState, weights: Mapping[str, int]) -> RunState:
-    """Count devices that did not answer in this round; silent ones are away until they say something."""
+    """Count devices that did not answer in this round; silent devices are away until they send a message."""
     if not weights:
         return state
     misses = dict(state.misses)
@@ -86,7 +86,7 @@ def answered(state: RunState, device_id: str) -> RunState:
 
 
 def others(state: RunState) -> tuple[ChooseArms, ...]:
-    """Call in devices that are there, where too few of those that were asked say anything."""
+    """Ask further available devices if too few of the asked devices send messages."""
     participants = state.participants.values()
     is_quiet = any(p.is_open and is_over(state, p, has_enough=True) for p in participants)
     num_heard = sum(p.silent_since is None and p.outcome is not Outcome.LOST for p in participants) + state.num_standing

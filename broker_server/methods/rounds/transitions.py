@@ -1,4 +1,4 @@
-"""From one round to the next: when a round begins, when it is complete, and how a run ends. Pure, as the machine is."""
+"""Transitions between rounds: the begin of a round, its completion, and the end of a run. Pure functions."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from edge_runtime.wire.messages import AssignmentKey, FailureReason
 Step = tuple[RunState, tuple[Command, ...]]
 
 MAX_EMPTY_ROUNDS = 3
-"""Rounds in a row without any update that could be used, which end a run."""
+"""Rounds in a row without a usable update that end a run."""
 FORGET_AFTER = 8
-"""Rounds after which it no longer counts that a device missed some."""
+"""Rounds after which a device's misses are forgotten."""
 MAX_REASONS = 8
 """Reasons that the message of a failed run names."""
 
 
 def wait(state: RunState, num_devices: int) -> Step:
-    """Wait for devices: the first round of a process as long as devices may take to register, later ones a moment."""
+    """Wait for devices: before the first round of a process for the registration timeout, later for a moment."""
     deadline_at = state.now + state.limits.registration_timeout_s
     state = dataclasses.replace(
         state,
@@ -50,7 +50,7 @@ def wait(state: RunState, num_devices: int) -> Step:
 
 
 def begin_if_ready(state: RunState) -> Step:
-    """Begin the round when enough devices are there or served, or fail when none came in time."""
+    """Begin the round if enough devices are available or served; fail if none came in time."""
     asked = state.eligible or state.online - state.served
     num_ready = len(asked) + len(state.served)
     if num_ready and (num_ready >= state.num_awaited or state.now >= state.patient_until):
@@ -86,7 +86,7 @@ def on_aggregated(state: RunState, event: AggregationDone) -> Step:
 
 
 def _count_empty(state: RunState, discarded: str) -> RunState:
-    """Count the rounds in a row that taught nothing, and keep why."""
+    """Count rounds in a row without a usable update, with their reasons."""
     num_used = state.num_standing + sum(p.outcome is Outcome.ACCEPTED for p in state.participants.values())
     if num_used and not discarded:
         return dataclasses.replace(
@@ -121,7 +121,7 @@ def on_evaluated(state: RunState, event: EvaluationDone) -> Step:
 
 
 def end(state: RunState) -> Step:
-    """End a run after its last round: well, unless no round trained anything, however few there were."""
+    """End a run after its last round: as failed if no round had a usable update, else as finished."""
     if state.num_used_rounds > 0:
         return dataclasses.replace(state, phase=Phase.FINISHED), (FinishRun(),)
     rounds = "round" if state.limits.num_rounds == 1 else f"{state.limits.num_rounds} rounds"
@@ -133,7 +133,7 @@ def end(state: RunState) -> Step:
 
 
 def _num_awaited(state: RunState) -> int:
-    """Devices that the next round waits for: as many as answered so far, so that none that is lost is."""
+    """Number of devices that the next round waits for: as many as answered so far, without lost devices."""
     if state.round_number == 0:
         return state.limits.num_devices
     answered = {Outcome.ACCEPTED, Outcome.REJECTED, Outcome.FAILED}

@@ -11,7 +11,7 @@ from edge_runtime.wire.work import Arm
 
 
 class Phase(enum.StrEnum):
-    """The thing that a run waits for."""
+    """The phase of a run: what the run waits for."""
 
     WAITING = "waiting"
     """Devices."""
@@ -37,7 +37,7 @@ class Outcome(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RoundLimits:
-    """The settings that rounds depend on; see :class:`broker_server.config.CoordinatorConfig`."""
+    """The settings of rounds; see :class:`broker_server.config.CoordinatorConfig`."""
 
     run_id: str
     num_rounds: int
@@ -60,33 +60,33 @@ class Participant:
     """None while the assignment is open."""
     detail: str = ""
     reason: FailureReason | None = None
-    """Of the last failure of this attempt."""
+    """Reason of the last failure of this attempt."""
     awaits_arm: bool = False
-    """The arm did not fit its memory; the scheduler is asked for a cheaper one."""
+    """Whether the scheduler is asked for a cheaper arm, because the arm did not fit the device's memory."""
     lost_at: float | None = None
     """Time at which an offline device counts as lost; None while it is online."""
     silent_since: float | None = None
-    """Time when its assignment was sent; None once it said something."""
+    """Time when the assignment was sent; None once the device has sent a message."""
 
     @property
     def is_open(self) -> bool:
-        """Return whether the round still waits for it."""
+        """Return whether the round still waits for the device."""
         return self.outcome is None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Miss:
-    """Rounds in a row that a device did not answer in."""
+    """Rounds in a row in which a device did not answer."""
 
     count: int
-    """Weighted, see :mod:`broker_server.methods.rounds.silence`."""
+    """Weighted count, see :mod:`broker_server.methods.rounds.silence`."""
     until: int
-    """The round that it is asked in again."""
+    """The round in which the device is asked again."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
-    """The state of a round: all that the next transition depends on."""
+    """The state of a run, which determines the next transition."""
 
     limits: RoundLimits
     phase: Phase
@@ -100,36 +100,37 @@ class RunState:
     num_awaited: int = 1
     """Devices to wait for before the round begins."""
     patient_until: float = 0.0
-    """Time until which to wait for all of them; from then on one is enough."""
+    """Time until which to wait for all of them; later one device is enough."""
     is_regathering: bool = False
-    """Whether the coordinator was started again and no device that stayed has registered with it yet."""
+    """Whether the coordinator was restarted, and no device whose process stayed has registered yet."""
     has_assembled: bool = False
-    """Whether all devices had the time to register: a round began in this process, or one that stayed is back."""
+    """Whether all devices had time to register: a round began in this process, or a device whose process stayed
+    registered."""
     num_used_rounds: int = 0
     """Rounds of the whole run, earlier sessions included, whose updates made the next adapter."""
     num_empty_rounds: int = 0
     """Rounds in a row that ended without an update."""
     empty_reasons: tuple[str, ...] = ()
-    """Reasons of those rounds, the latest ones."""
+    """Latest reasons of the empty rounds."""
     farewells: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Last words of devices that are offline; the latest ones."""
+    """Latest good-bye messages of devices that are offline."""
     misses: Mapping[str, Miss] = dataclasses.field(default_factory=dict)
-    """Of devices that did not answer when they were last asked."""
+    """Misses of devices that did not answer when they were last asked."""
     touched: tuple[str, ...] = ()
     """Participants that the last step may have changed."""
     called: frozenset[str] = frozenset()
-    """Devices that were called in after the round had begun."""
+    """Devices that were asked after the round had begun."""
     served: frozenset[str] = frozenset()
-    """Devices whose reply is here for all rounds to come, whether they are there or not: they are not asked."""
+    """Devices with a stored reply for all later rounds; they are not asked again."""
 
     @property
     def num_standing(self) -> int:
-        """Replies of earlier rounds that count in this one."""
+        """Number of replies of earlier rounds that count in this round."""
         return len(self.served - self.participants.keys())
 
     @property
     def eligible(self) -> frozenset[str]:
-        """Devices that may be asked in this round: those that are there, without those that wait it out."""
+        """Devices that may be asked in this round: available devices that are not left out for misses."""
         waiting = {name for name, miss in self.misses.items() if miss.until > self.round_number}
         return self.online - self.served - waiting
 
@@ -139,25 +140,25 @@ class RunState:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Tick:
-    """Time went on."""
+    """The current time."""
 
     now: float
     is_deaf: bool = False
-    """Whether no device could be heard since the last one: this side had no connection, or no time to read."""
+    """Whether the coordinator could receive no messages since the last tick: without a connection, or too busy."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceRegistered:
-    """A device is here (for the first time, or again)."""
+    """A device registered (for the first time, or again)."""
 
     device_id: str
     has_stayed: bool = False
-    """Whether its process is the one that an earlier process of this coordinator knew."""
+    """Whether an earlier process of the coordinator knew this process of the device."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceHeard:
-    """A device said something for the first time since it was asked."""
+    """A device sent its first message since it was asked."""
 
     device_id: str
 
@@ -180,7 +181,7 @@ class ArmsChosen:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateAnnounced:
-    """A device says that its update is ready to be pulled."""
+    """A device announced its update, which can be pulled."""
 
     key: AssignmentKey
 
@@ -204,7 +205,7 @@ class UpdateRejected:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateLate:
-    """An update is there, but on the virtual clock of an emulated fleet the round's deadline has passed."""
+    """An update arrived, but by the emulated fleet's virtual clock the round's deadline has passed."""
 
     key: AssignmentKey
     detail: str
@@ -225,7 +226,7 @@ class AggregationDone:
 
     round_number: int
     discarded: str = ""
-    """Reason why it is the adapter of the round before, although there were updates; empty = it is not."""
+    """Reason why the updates were not used, and the adapter is that of the round before; empty = they were used."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,7 +273,7 @@ class ChooseArmAgain:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SendAssignment:
-    """Send (or send again) an assignment; ``deadline_s`` is the time that is left."""
+    """Send (or send again) an assignment; ``deadline_s`` is the remaining time."""
 
     key: AssignmentKey
     arm: Arm
@@ -305,14 +306,14 @@ class PullUpdate:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerOldUpdate:
-    """Look up whether an update of a closed round had been accepted, and say so."""
+    """Look up whether an update of a closed round was accepted, and send the verdict."""
 
     key: AssignmentKey
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Aggregate:
-    """Make the round's global adapter from these updates; from none, the last one stays."""
+    """Make the round's global adapter from these updates; without updates the last adapter stays."""
 
     round_number: int
     keys: tuple[AssignmentKey, ...]

@@ -1,4 +1,4 @@
-"""Schedulers: which arm each device plays in each round.
+"""Schedulers: they choose an arm for each device in each round.
 
 To add one here, write a file with a class and name it below; from a package outside: docs/extending.md.
 """
@@ -65,10 +65,10 @@ _REGISTRY: Final = Registry(
 
 
 def make_scheduler(name: str, arms: tuple[Arm, ...], context: SchedulerContext | None = None) -> Scheduler:
-    """A new scheduler; ``context`` holds the facts that some of them need (see :class:`SchedulerContext`).
+    """Make a scheduler; ``context`` has facts that some schedulers need (see :class:`SchedulerContext`).
 
     Raises:
-        ConfigError: see :func:`scheduler_class`; or it needs a fact that ``context`` does not have.
+        ConfigError: see :func:`scheduler_class`; or ``context`` lacks a fact that the scheduler needs.
     """
     return scheduler_class(name)(arms, context)
 
@@ -77,6 +77,6 @@ def scheduler_class(name: str) -> type[Scheduler]:
     """The scheduler of a name: of FedSpine, of an installed package, or ``pkg.mod:Class``.
 
     Raises:
-        ConfigError: there is none, or it cannot be imported.
+        ConfigError: there is no such scheduler, or it cannot be imported.
     """
     return _REGISTRY.find_or_import(name)

@@ -20,7 +20,7 @@ from edge_runtime.wire.work import Arm
 
 
 class ArmOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """The outcome of one assignment: all that a scheduler may learn from."""
+    """The outcome of one assignment, from which schedulers learn."""
 
     round_number: int
     device_id: str
@@ -35,27 +35,27 @@ class ArmOutcome(msgspec.Struct, frozen=True, kw_only=True):
     measurements: Measurements | None = None
     evaluation: LocalEvaluation | None = None
     completion_s: float | None = None
-    """From the assignment to the stored update; emulated where the fleet is emulated, else wall time."""
+    """Seconds from the assignment to the stored update; emulated if the fleet is emulated, else wall time."""
     adapter_delta: float | None = None
-    """Frobenius norm of the change of B A over all targets, from what was sent to what came back."""
+    """Frobenius norm of the change of B A over all targets, from the assignment to the update."""
     num_local_steps: int | None = None
     """Optimizer steps of the assignment."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerContext:
-    """Facts that only some schedulers may use; a bandit uses only the axes and the number of rounds."""
+    """Facts for schedulers; a bandit uses only the axes and the number of rounds."""
 
     axes: Axes = LORA_AXES
     """Axes of the arms; every scheduler reads them."""
     num_rounds: int = 0
-    """Rounds of the run; 0 = not said."""
+    """Rounds of the run; 0 = unknown."""
     device_classes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Class of each device (``by_class``)."""
     class_arms: Mapping[str, Arm] = dataclasses.field(default_factory=dict)
     """Arm of each class (``by_class``)."""
     class_capability: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Speed of each class, larger is faster: deals the arms where ``class_arms`` does not (``by_class``)."""
+    """Speed of each class, larger is faster; it decides the arms of classes without ``class_arms`` (``by_class``)."""
     completion_s: Callable[[str, Arm, int], float] | None = None
     """True expected completion time of (device, arm, round), seconds (``oracle``)."""
     is_feasible: Callable[[str, Arm], bool] | None = None
@@ -67,20 +67,20 @@ class SchedulerContext:
 class Scheduler(abc.ABC):
     """Chooses arms for devices and learns from their outcomes.
 
-    Subclasses say which of a device's feasible arms they take (:meth:`_pick`, or :meth:`choose` and
-    :meth:`choose_again` where arms are not taken from the list), and say what they learnt in :meth:`to_json`. All
-    chance comes from the generator passed in, so that a run can be repeated.
+    Subclasses choose among a device's feasible arms (:meth:`_pick`, or :meth:`choose` and :meth:`choose_again` if arms
+    are not taken from the list), and return their state in :meth:`to_json`. All random numbers come from the given
+    generator, so that a run can be repeated.
     """
 
     name: ClassVar[str]
     needs: ClassVar[tuple[Axis, ...]] = ()
-    """Axes that it chooses on by name; others it takes as they come."""
+    """Axes that the scheduler refers to by name; it works with any other axes."""
 
     def __init__(self, arms: tuple[Arm, ...], context: SchedulerContext | None = None) -> None:
-        """Start without having learnt anything.
+        """Start without observations.
 
         Raises:
-            ConfigError: the method's arms lack an axis that it needs.
+            ConfigError: the method's arms lack an axis that the scheduler needs.
         """
         self.arms = tuple(dict.fromkeys(arms))
         self.context = context or SchedulerContext()
@@ -92,9 +92,9 @@ class Scheduler(abc.ABC):
         self._infeasible: dict[str, list[Arm]] = {}
 
     def choose(self, round_number: int, device_ids: Sequence[str], rng: np.random.Generator) -> dict[str, Arm]:
-        """An arm for each device that is there at the start of a round.
+        """Choose an arm for each device that is available at the start of a round.
 
-        A device that no arm fits gets the cheapest again: its memory may be free by now, and its refusal is recorded.
+        A device without a feasible arm gets the cheapest again: its memory may be free now, and a refusal is recorded.
         """
         choices: dict[str, Arm] = {}
         for device_id in self._order(device_ids, rng):
@@ -103,15 +103,15 @@ class Scheduler(abc.ABC):
         return choices
 
     def choose_again(self, round_number: int, device_id: str, rng: np.random.Generator) -> Arm | None:
-        """Another arm for a device that refused its arm in this round; None when nothing is left to try."""
+        """Choose another arm for a device that refused its arm in this round; None = no arm is left."""
         candidates = self.feasible(device_id)
         return self.arms[self._pick(round_number, device_id, candidates, rng)] if candidates else None
 
     def observe(self, outcome: ArmOutcome) -> None:
-        """Learn from one assignment. An arm that is infeasible stays so, and so does everything costlier.
+        """Learn from one assignment: an infeasible arm, and all costlier arms, are not chosen again for the device.
 
-        An arm is infeasible if the device refused it as such, or missed the round's deadline with it, until the device
-        manages it or a costlier one. Then its memory is free again, or another client had answered in its name.
+        An arm is infeasible if the device refused it as infeasible, or missed the round's deadline with it. It becomes
+        feasible again if the device completes this arm or a costlier one.
         """
         known = self._infeasible.get(outcome.device_id, [])
         was_refused = outcome.outcome is Outcome.FAILED and outcome.reason is FailureReason.ARM_INFEASIBLE
@@ -123,16 +123,16 @@ class Scheduler(abc.ABC):
             self._infeasible[outcome.device_id] = [a for a in known if not self.axes.costs_at_least(outcome.arm, a)]
 
     def observe_round(self, outcomes: Sequence[ArmOutcome]) -> None:
-        """Learn from a finished round: its last outcome for each device, each of them already observed."""
+        """Learn from a finished round: the last outcome of each device, already passed to :meth:`observe`."""
         del outcomes
 
     def to_json(self) -> dict[str, Any]:
-        """All that was learnt, of JSON types, for :meth:`load_json`; stored when something was learnt or dealt."""
+        """Return the scheduler's state in JSON types, for :meth:`load_json`; it is stored after every change."""
         known = sorted(self._infeasible.items())
         return {"infeasible": {device_id: [self.axes.row(arm) for arm in arms] for device_id, arms in known}}
 
     def load_json(self, state: dict[str, Any]) -> None:
-        """Go on from a :meth:`to_json` of a scheduler with the same arms."""
+        """Restore a state of :meth:`to_json` from a scheduler with the same arms."""
         self._infeasible = {
             device_id: [self.axes.arm(row) for row in rows] for device_id, rows in state["infeasible"].items()
         }
@@ -155,7 +155,7 @@ class Scheduler(abc.ABC):
         return sorted(device_ids)
 
     def _cheapest(self) -> list[int]:
-        """Arms that cost no more than any arm that they can be compared with."""
+        """Arms for which no listed arm costs less."""
         arms = self.arms
         return [
             i

@@ -1,4 +1,4 @@
-"""``by_class``: each device class has its arm, told beforehand; the rank by capability of HetLoRA."""
+"""``by_class``: each device class has a given arm, like HetLoRA's ranks by capability."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from edge_runtime.wire.work import Arm
 
 
 class ByClassScheduler(Scheduler):
-    """Arms by class, as HetLoRA (arXiv 2401.06432) gives ranks by capability: known to the server, never learnt.
+    """Arms by device class, as HetLoRA (arXiv 2401.06432) gives ranks by capability; nothing is learnt.
 
-    The context names the arm of each class; where it does not, the listed arms are dealt from the cheapest to the
-    slowest class up to the costliest to the fastest (ours). A device whose arm is infeasible takes the costliest
-    listed one that is not and costs no more.
+    The context gives the arm of each class. Otherwise the listed arms are dealt, from the cheapest for the slowest
+    class to the costliest for the fastest (ours). A device whose arm is infeasible gets the costliest feasible listed
+    arm that costs no more.
     """
 
     name: ClassVar[str] = "by_class"
@@ -42,7 +42,7 @@ class ByClassScheduler(Scheduler):
         }
 
     def choose_again(self, round_number: int, device_id: str, rng: np.random.Generator) -> Arm | None:
-        """See the base. A device of which no class is known counts as of the class with the cheapest arm."""
+        """See the base. A device of unknown class belongs to the class with the cheapest arm."""
         del round_number, rng
         known = self.context.device_classes.get(device_id)
         arm = self._class_arms[known] if known is not None else self._by_cost[0]

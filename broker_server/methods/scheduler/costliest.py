@@ -1,4 +1,4 @@
-"""``costliest``: each device plays the costliest arm that it has not found infeasible."""
+"""``costliest``: each device plays the costliest arm that is not known to be infeasible on it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from broker_server.methods.scheduler.base import Scheduler
 
 
 class CostliestScheduler(Scheduler):
-    """A device's memory and the deadline decide (ours): who refuses an arm, or is late with it, gets the next one.
+    """Memory and deadline decide (ours): a device that refuses an arm, or is late with it, gets the next cheaper arm.
 
-    Of arms that cannot be compared, the one that costs more on the first axis counts as costlier.
+    Of two arms that cannot be compared, the arm with the larger cost on the first axis counts as costlier.
     """
 
     name: ClassVar[str] = "costliest"

@@ -83,7 +83,7 @@ class FedAraScheduler(Scheduler):
         self._importance = dict(state["importance"])
 
     def _fitting(self, device_id: str, rank: int) -> Arm | None:
-        """The least pruned of the listed ratios at which nothing failed; where all did, a lower rank at the largest."""
+        """The least pruned listed arm at which nothing failed; if all failed, a lower rank at the largest ratio."""
         failed = [PRUNING_RATIO.of(arm) for arm in self._infeasible.get(device_id, ())]
         ratios = sorted({PRUNING_RATIO.of(arm) for arm in self.arms})
         most = self.box.side(PRUNING_RATIO.name)[1]

@@ -20,8 +20,8 @@ twenty rounds, some device delays every round. The reward is therefore split int
 5. *Feasibility*: an arm that a device refused or did not finish in time, and every costlier one, is not played again
    unless the device manages it after all; :mod:`.limits` keeps devices from failing more than a few times each.
 
-A device of which nothing is known plays an arm from the cheaper (more pruned) half, spread so that the first round
-tells the shape. Nothing is told of a device's class.
+A new device plays an arm from the cheaper (more pruned) half; these arms are spread, so that the first round shows the
+shape of the time model. Device classes are not used.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ from edge_runtime.wire.work import Arm
 TOLERANCE: Final = 0.02
 """Fraction of the learning speed that a shorter round may cost."""
 CAUTION: Final = 3.0
-"""Standard errors of a predicted time that must still end by tau."""
+"""Standard errors that are added to a predicted time when it is compared with tau."""
 LEVEL_PRIOR: Final = 4.0
-"""Plays that a device's gain level of 1 is worth before any was seen."""
+"""Weight of the prior of a device's gain level, which is 1, in plays."""
 LEVEL_DISCOUNT: Final = 0.95
-"""Per round."""
+"""Discount of a device's gain level per round."""
 
 
 class FedSpineScheduler(Scheduler):
@@ -147,7 +147,7 @@ class FedSpineScheduler(Scheduler):
     # ---- choosing ----------------------------------------------------------------------------------------------------
 
     def _best(self, times_s: Floats, optimistic_gain: Floats, target_s: float, error: float) -> Arm:
-        """The arm of the largest optimistic reward among those that end in time; of none, the fastest.
+        """The arm with the largest optimistic reward among the arms that end in time; if none does, the fastest arm.
 
         Both arrays are [num_points]; times of arms that are not allowed are inf. ``error`` is the relative standard
         error of the times.
@@ -160,7 +160,7 @@ class FedSpineScheduler(Scheduler):
         return self._points[int(np.argmax(np.where(fits, reward, -np.inf)))]
 
     def _explore(self, device_ids: Sequence[str], rng: np.random.Generator) -> dict[str, Arm]:
-        """First arms: on the first axis from the cheaper half of the box in equal steps, on others by lot."""
+        """First arms: on the first axis equal steps over the cheaper half of the box, on other axes random values."""
         if not device_ids:
             return {}
         if not self.axes:
@@ -193,7 +193,7 @@ class FedSpineScheduler(Scheduler):
     # ---- learning ----------------------------------------------------------------------------------------------------
 
     def _levelled(self, arms: dict[str, Arm], earned: dict[str, Credit]) -> list[tuple[Arm, float]]:
-        """Gains of one round over the round's level and over each device's, so that they compare across both."""
+        """Gains of one round, divided by the round's level and by each device's level, to make them comparable."""
         mean, _ = self._gain.estimate()
         expected = {device_id: self._expected(arm, mean) for device_id, arm in arms.items()}
         total = sum(credit.gain for credit in earned.values())

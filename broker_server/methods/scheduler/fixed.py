@@ -1,4 +1,4 @@
-"""``fixed``: each device keeps one arm, dealt in turn as devices first appear."""
+"""``fixed``: each device keeps one arm; arms are dealt in turn when devices first appear."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edge_runtime.wire.work import Arm
 
 
 class FixedScheduler(Scheduler):
-    """Deals the arms in the configured order; where one is too large, the next that is not takes its place."""
+    """Deals the arms in the configured order; an infeasible arm is replaced by the next feasible one."""
 
     name: ClassVar[str] = "fixed"
 

@@ -1,4 +1,4 @@
-"""The base class of bandits on the grid of arms: one for each device, fed with the reward of :mod:`.reward`."""
+"""The base class of bandits on the grid of arms: one bandit for each device, with the reward of :mod:`.reward`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from edge_runtime.wire.work import Arm
 
 
 class GridScheduler(Scheduler):
-    """Discounted counts of rewards for each device and listed arm; subclasses say how an arm's index is made."""
+    """Keeps discounted counts of rewards for each device and listed arm; subclasses compute an arm's index."""
 
     discount: ClassVar[float] = 0.95
-    """Of a device's earlier rewards, for each later one."""
+    """Factor of a device's earlier rewards for each later reward."""
 
     def __init__(self, arms: tuple[Arm, ...], context: SchedulerContext | None = None) -> None:
         super().__init__(arms, context)
@@ -27,7 +27,7 @@ class GridScheduler(Scheduler):
         self._deepest: dict[str, float] = {}
 
     def observe_round(self, outcomes: Sequence[ArmOutcome]) -> None:
-        """See the base. Arms that are not in the list (ramped up to) count for the nearest ratio of their rank."""
+        """See the base. Arms that are not in the list (on the ramp) count for the nearest listed arm."""
         earned = credit_round(outcomes, self._deepest)
         for outcome in outcomes:
             if outcome.device_id in earned:
@@ -56,14 +56,14 @@ class GridScheduler(Scheduler):
         return max(candidates, key=lambda i: (float(index[i]), int(lots[i])))
 
     def _indices(self, counts: DiscountedCounts, rng: np.random.Generator) -> Floats:
-        """The index of every arm of one device [num_arms]; the feasible arm of the largest is played."""
+        """The index of every arm of one device [num_arms]; the feasible arm with the largest index is played."""
         raise NotImplementedError
 
     def _counts(self, device_id: str) -> DiscountedCounts:
         return self._known.setdefault(device_id, DiscountedCounts(len(self.arms), self.discount))
 
     def _nearest(self, arm: Arm) -> int:
-        """The listed arm that is nearest on the last axis; of equals, on the one before it, and so on."""
+        """The listed arm that is nearest on the last axis; ties are broken by the axis before it, and so on."""
         row = self.axes.row(arm)
 
         def distance(i: int) -> tuple[float, ...]:

@@ -1,8 +1,8 @@
-"""A scheduler that no reply can end: a reply that it cannot learn from is ignored, with a line in the log.
+"""A scheduler that survives hostile replies: a reply that it cannot learn from is logged and ignored.
 
-Devices measure their own work, and a client that holds a device's name on a broker can send anything in its place.
-Messages keep numbers within their ranges (:mod:`edge_runtime.bounds.fields`). Here impossible times are ignored. If
-learning or choosing still fails, the scheduler drops the replies of that round, or its state. The run continues.
+Devices measure their own work, and a client with a device's credentials can send any values. Messages keep numbers
+within their ranges (:mod:`edge_runtime.bounds.fields`). This module ignores impossible times. If learning or choosing
+still fails, the scheduler drops the replies of that round, or its state. The run continues.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from edge_runtime.wire.work import Arm
 logger = logging.getLogger(__name__)
 
 SHORTEST_S: Final = 1e-6
-"""No assignment is done in less."""
+"""Shortest possible time of an assignment, seconds."""
 
 MOST: Final = 1e15
-"""Beyond any time, count or sum that a scheduler keeps."""
+"""Largest valid number in a scheduler's state."""
 
 _INDIGESTIBLE: Final = (ArithmeticError, ValueError, TypeError, LookupError, AttributeError, StopIteration)
 """Errors of computing with impossible numbers, or of reading a damaged state (a LinAlgError is a ValueError)."""
 
 
 class GuardedScheduler:
-    """Stands before a scheduler, with the same methods."""
+    """A wrapper of a scheduler, with the same methods."""
 
     def __init__(self, make: Callable[[], Scheduler], saved: dict[str, Any] | None = None) -> None:
-        """Make a scheduler, and let it go on from what it had learnt, if that can be used.
+        """Make a scheduler, and restore its saved state if that is usable.
 
         Args:
-            make: a new scheduler, which knows nothing.
-            saved: a :meth:`to_json`; None = nothing was learnt yet.
+            make: makes a new scheduler.
+            saved: a state of :meth:`to_json`; None = there is none.
         """
         self._make = make
         self._scheduler = make()
@@ -55,7 +55,7 @@ class GuardedScheduler:
 
     @property
     def name(self) -> str:
-        """Return the name of the scheduler behind."""
+        """Return the name of the wrapped scheduler."""
         return self._scheduler.name
 
     def choose(self, round_number: int, device_ids: Sequence[str], rng: np.random.Generator) -> dict[str, Arm]:
@@ -106,7 +106,7 @@ class GuardedScheduler:
         return self._scheduler.to_json()
 
     def _go_back(self, outcomes: Sequence[ArmOutcome]) -> None:
-        """To the state before the replies of this round, and on with those that could be learnt from."""
+        """Restore the state before this round, and observe again the replies that the scheduler could learn from."""
         scheduler = self._make()
         if self._before is not None:
             scheduler.load_json(self._before)
@@ -120,7 +120,7 @@ class GuardedScheduler:
 
 
 def believable(outcome: ArmOutcome) -> ArmOutcome:
-    """The outcome itself; without its times where no device can have them."""
+    """Return the outcome, without its times if they are impossible."""
     seconds = completion_s(outcome)
     if seconds is None or SHORTEST_S <= seconds <= limits.LONGEST_S:
         return outcome
@@ -128,13 +128,13 @@ def believable(outcome: ArmOutcome) -> ArmOutcome:
 
 
 def check_state(state: object) -> None:
-    """Refuse what a scheduler learnt if it holds a number that none can come to.
+    """Refuse a scheduler's state with impossible numbers.
 
     Args:
-        state: of JSON types.
+        state: state in JSON types.
 
     Raises:
-        ValueError: it does.
+        ValueError: a number is not finite or too large.
     """
     if isinstance(state, dict):
         for value in state.values():

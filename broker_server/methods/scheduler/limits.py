@@ -1,13 +1,13 @@
-"""Limits on a device's arms (ours), from arms that failed or were managed on it and on devices of its speed.
+"""Limits on a device's arms (ours), from arms that failed or succeeded on it and on devices of similar speed.
 
-An arm that failed on a device, and every costlier one, is not played on that device again, unless the device manages
-it after all. This is exact, and holds for that device only. But many arms lie between the costliest that it managed and
-the cheapest that failed, and each failure costs an update. So
+An arm that failed on a device, and every costlier arm, is not played on that device again, unless the device completes
+it after all. This rule is exact, and holds for that device only. But many arms lie between the costliest arm that
+succeeded and the cheapest arm that failed, and each failure costs an update. So
 
-- an arm between the two is tried half-way in cost, and none once the two are near;
-- devices of like speed (inferred from their completion times) are likely the same hardware: a failure on one narrows
-  the space between for all of them, as long as they do not contradict one another;
-- in any one round only some of them, the scouts, go beyond the arms that one of them managed.
+- between the two an arm half-way in cost is tried, and none if the two are close;
+- devices of similar speed (inferred from their completion times) probably have the same hardware: a failure on one
+  limits all of them, unless their results contradict each other;
+- in each round only some of them, the scouts, try arms beyond those that one of them completed.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from broker_server.methods.scheduler.box import ArmBox
 from edge_runtime.wire.work import Arm
 
 COST_GAP: Final = 1 / 16
-"""Distance in cost of a failed and a managed arm at which nothing between them is tried any more."""
+"""Distance in cost of a failed and a completed arm at which no arm between them is tried."""
 LIKE_SPEED: Final = 1.25
 """Largest ratio of speeds within a group."""
 SCOUT_SHARE: Final = 0.25
-"""Share of a group, at least one device, that goes beyond what the group managed, in one round."""
+"""Share of a group, at least one device, that tries arms beyond the group's completed arms in one round."""
 
 Mask = npt.NDArray[np.bool_]
 
 
 class Limits:
-    """Arms that every device managed, and the points that it may play."""
+    """The arms that each device completed, and the points that it may play."""
 
     def __init__(self, box: ArmBox, points: Sequence[Arm]) -> None:
         self._box = box
@@ -42,7 +42,7 @@ class Limits:
         self._managed: dict[str, list[Arm]] = {}
 
     def manage(self, device_id: str, arm: Arm) -> None:
-        """Note that a device managed an arm."""
+        """Note that a device completed an arm."""
         managed = self._managed.get(device_id, [])
         if not any(self._axes.costs_at_least(other, arm) for other in managed):
             kept = [other for other in managed if not self._axes.costs_at_least(arm, other)]
@@ -51,13 +51,13 @@ class Limits:
     def allowed(
         self, device_id: str, failed: Mapping[str, Sequence[Arm]], peers: Sequence[str] = (), *, is_scout: bool = True
     ) -> Mask:
-        """Points that a device may play, [num_points], one or more: where none is left, the cheapest.
+        """Points that a device may play, [num_points], at least one: if none is left, the cheapest.
 
         Args:
             device_id: the device.
             failed: infeasible arms by device; costlier arms are infeasible too.
-            peers: devices of like speed, itself among them.
-            is_scout: whether it may go beyond the arms that its peers managed.
+            peers: devices of similar speed, the device itself included.
+            is_scout: whether the device may try arms beyond those that its peers completed.
         """
         mine, own = self._managed.get(device_id, ()), failed.get(device_id, ())
         # The edge is the cost beyond which arms fail. It lies between the costliest arm that was managed and the
@@ -73,7 +73,7 @@ class Limits:
         allowed = self._costs <= _most(managed, least_failed, is_scout=is_scout) + 1e-12
         for arm in mine:
             allowed |= (self._costlier <= self._axes.costs(arm)).all(axis=1)
-        # `possible` is certain: what costs no less, on every axis, than an arm that failed on this device fails too.
+        # `possible` is certain: an arm that costs no less, on every axis, than a failed arm of this device fails too.
         possible = np.ones(len(allowed), dtype=np.bool_)
         for arm in own:
             possible &= (self._costlier < self._axes.costs(arm)).any(axis=1)
@@ -84,7 +84,7 @@ class Limits:
         return np.asarray(allowed & possible)
 
     def to_json(self) -> dict[str, Any]:
-        """Return all that devices managed, as JSON types."""
+        """Return the completed arms of all devices, in JSON types."""
         return {i: [self._axes.row(arm) for arm in arms] for i, arms in sorted(self._managed.items())}
 
     def load_json(self, state: Mapping[str, Any]) -> None:
@@ -92,12 +92,12 @@ class Limits:
         self._managed = {device_id: [self._axes.arm(row) for row in rows] for device_id, rows in state.items()}
 
     def _cost(self, arm: Arm) -> float:
-        """One number to find half-way with: each axis's work, weighed by its cost."""
+        """The cost of an arm as one number: the sum of the work on each axis, weighted by the axis's cost."""
         sides = zip(self._box.sides(), self._axes.row(arm), strict=True)
         return sum(axis.cost * (1.0 - x) if axis.removes else axis.cost * x / high for (axis, _, high), x in sides)
 
     def _ends(self, device_ids: Sequence[str], failed: Mapping[str, Sequence[Arm]]) -> tuple[float, float]:
-        """Largest cost that one of some devices managed, least cost that failed on one (inf: none did)."""
+        """Largest cost that succeeded and least cost that failed on any of some devices (inf if none failed)."""
         managed = [self._cost(arm) for i in device_ids for arm in self._managed.get(i, ())]
         refused = [self._cost(arm) for i in device_ids for arm in failed.get(i, ())]
         return max(managed, default=float(self._costs.min())), min(refused, default=np.inf)
@@ -127,6 +127,6 @@ def groups(speeds: Mapping[str, float]) -> list[list[str]]:
 
 
 def scouts(group: Sequence[str], rng: np.random.Generator) -> set[str]:
-    """The devices of a group that go ahead in a round, by lot."""
+    """The devices of a group that try new arms in a round, drawn at random."""
     most = int(np.ceil(SCOUT_SHARE * len(group)))
     return {str(device_id) for device_id in rng.permutation(sorted(group))[:most]}

@@ -1,4 +1,4 @@
-"""``oracle``: plays the profile of largest learning speed, told how long every arm truly takes. Simulation only."""
+"""``oracle``: plays the profile of largest learning speed, from the true time of every arm. For simulations only."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from edge_runtime.wire.work import Arm
 
 
 class OracleScheduler(Scheduler):
-    """The yardstick: in every round the arms that maximise J of :mod:`.profile` over the box, exactly.
+    """The reference for other schedulers: in every round it plays the arms that maximise J of :mod:`.profile` exactly.
 
-    It knows the expected completion time of every (device, arm, round), what fits each device's memory, and the
-    expected gain of every arm; not the noise. It looks one round ahead: J has no memory, so nothing is gained by more.
+    It knows the expected completion time of every (device, arm, round), the arms that fit each device's memory, and the
+    expected gain of every arm, but not the noise. It plans one round, because J does not depend on earlier rounds.
     """
 
     name: ClassVar[str] = "oracle"
@@ -44,7 +44,7 @@ class OracleScheduler(Scheduler):
         return {device_id: self._points[i] for device_id, i in zip(ordered, chosen, strict=True)}
 
     def choose_again(self, round_number: int, device_id: str, rng: np.random.Generator) -> Arm | None:
-        """See the base. Only where the memory model is wrong: the fastest arm that is left."""
+        """See the base. Needed only if the memory model is wrong: the fastest remaining arm."""
         del rng
         left = [arm for arm in self._points if self.is_feasible(device_id, arm)]
         return min(left, key=lambda arm: self._completion_s(device_id, arm, round_number)) if left else None
@@ -56,7 +56,7 @@ class OracleScheduler(Scheduler):
         return prior_gain(self.box, self._points)
 
     def _times(self, device_id: str, round_number: int) -> Floats:
-        """Seconds of every point [num_points], inf where it does not fit; the cheapest where none does."""
+        """Seconds of every point [num_points], inf if it does not fit; if none fits, only the cheapest is finite."""
         fits = self.context.is_feasible
         times = np.array(
             [

@@ -7,9 +7,8 @@ bound: so the partition is fine where arms are good. The upper confidence bound 
     U(x) = mean(x) + c sqrt( log(1 + sum N) / (n(x) + n0) )
     n(x) = sum_l N_l K(x, x_l),    mean(x) = (n0 prior(x) + sum_l N_l K(x, x_l) mean_l) / (n0 + n(x))
 
-with a Gaussian kernel K over leaves' centroids: an estimate borrows from neighbouring plays ("smooth"); n0 plays of a
-prior gain stand for what is believed at first. ``mean`` is then made monotone: along each axis, what costs more gains
-no less.
+with a Gaussian kernel K over leaves' centroids: an estimate uses neighbouring plays too ("smooth"). The prior gain
+counts as n0 plays. ``mean`` is then made monotone: along each axis the gain does not fall with the cost.
 
 A smooth UCB that refines a partition of the continuous space is reported of FedSpine (arXiv 2501.02438, third-party
 notes); tree, split rule and discount are ours after FedMP and FedLPS, and so are kernel, prior and monotony.
@@ -31,9 +30,9 @@ from edge_runtime.wire.work import Arm
 DISCOUNT: Final = 0.98
 """Counts and sums are multiplied by this after every round."""
 EXPLORATION: Final = 0.03
-"""c."""
+"""The constant c."""
 PRIOR_PLAYS: Final = 6.0
-"""n0."""
+"""The constant n0."""
 WIDTH: Final = 0.15
 """Standard deviation of the kernel, in sides of the box."""
 SMALLEST_SIDE: Final = 1 / 16
@@ -42,7 +41,7 @@ SMALLEST_SIDE: Final = 1 / 16
 
 @dataclasses.dataclass(slots=True)
 class Leaf:
-    """A cell of the unit cube (:meth:`.ArmBox.place`) and what was seen in it."""
+    """A cell of the unit cube (:meth:`.ArmBox.place`) with the discounted plays in it."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]
@@ -63,16 +62,16 @@ class Leaf:
         self.place_sum = tuple(total + x for total, x in zip(self.place_sum, place, strict=True))
 
     def fade(self, discount: float) -> None:
-        """Let what was seen count less."""
+        """Discount earlier plays."""
         self.count *= discount
         self.gain_sum *= discount
         self.place_sum = tuple(total * discount for total in self.place_sum)
 
     def split(self, place: tuple[float, ...]) -> list[Leaf]:
-        """The two cells of a split at a place along the longest side; itself when that side is small.
+        """Split the cell in two at a place along the longest side; return the cell itself if that side is small.
 
-        A place too near to a side to cut there cuts in the middle. Each half keeps half of what was seen, at the same
-        mean: where in the cell it was seen is kept by the centroid.
+        If the place is too near to a side, the cell is split in the middle. Each half gets half of the count at the
+        same mean, and keeps the centroid of the plays.
         """
         sides = [high - low for low, high in zip(self.low, self.high, strict=True)]
         longest = max(sides, default=0.0)
@@ -92,7 +91,7 @@ class Leaf:
 
 
 class Partition:
-    """The gain of arms as a fleet learnt it: one partition for all devices, since they share the gain."""
+    """The estimated gain of arms: one partition for all devices, because they share the gain."""
 
     def __init__(self, box: ArmBox, points: Sequence[Arm]) -> None:
         self._box = box
@@ -141,7 +140,7 @@ class Partition:
         ]
 
     def _monotone(self, gain: Floats) -> Floats:
-        """Along each axis not falling with the cost: midway between the two envelopes."""
+        """Make the gain monotone in the cost along each axis: the mean of the two envelopes."""
         g = gain.reshape(self._grid)
         for number, axis in enumerate(self._box.axes):
             upward, downward = (np.minimum, np.maximum) if axis.removes else (np.maximum, np.minimum)

@@ -1,4 +1,4 @@
-"""The best profile of arms for a fleet, given what each arm takes and gives: solved exactly, in one pass.
+"""The best profile of arms for a fleet, given the time and the gain of each arm: solved exactly, in one pass.
 
 A round of a synchronous run ends with its slowest device, so the value of a profile a = (a_1 ... a_n) is its learning
 speed (ours)::
@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
 MAX_CANDIDATES = 4096
-"""Values of tau that are tried; where there are more completion times, they are thinned geometrically."""
+"""Most values of tau that are tried; more completion times are thinned geometrically."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class Frontier:
     """J at each of them, [num_candidates]."""
 
     def best(self, tolerance: float = 0.0) -> float:
-        """The round time of the largest J; with a tolerance, the shortest whose J is within that fraction of it."""
+        """The round time with the largest J; with a tolerance, the shortest time whose J is within this fraction."""
         good = self.speed >= (1.0 - tolerance) * self.speed.max()
         return float(self.target_s[int(np.argmax(good))])
 
@@ -43,7 +43,7 @@ class Frontier:
 
 
 def frontier(times_s: Floats, gains: Floats) -> Frontier:
-    """J for every round time by which all devices can finish something.
+    """J for every round time in which each device can finish some arm.
 
     Args:
         times_s: [num_devices, num_points], positive; inf = infeasible. Each device has one finite entry or more.
@@ -64,9 +64,9 @@ def frontier(times_s: Floats, gains: Floats) -> Frontier:
 
 
 def profile(times_s: Floats, gains: Floats, target_s: float) -> npt.NDArray[np.int64]:
-    """For each device the point of the largest gain that it finishes in ``target_s``, of equals the fastest.
+    """For each device the point with the largest gain that it finishes in ``target_s``; of equal gains the fastest.
 
-    Shapes as in :func:`frontier`. A device that finishes none takes its fastest.
+    Shapes as in :func:`frontier`. A device that finishes no point in time gets its fastest.
     """
     fits = times_s <= target_s * (1 + 1e-9)
     value = np.where(fits, gains[None, :], -np.inf)

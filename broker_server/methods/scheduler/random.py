@@ -10,7 +10,7 @@ from broker_server.methods.scheduler.base import Scheduler
 
 
 class RandomScheduler(Scheduler):
-    """Learns nothing but feasibility; the baseline that a scheduler must beat."""
+    """Learns only feasibility; a baseline for other schedulers."""
 
     name: ClassVar[str] = "random"
 

@@ -1,4 +1,4 @@
-"""The reward of an arm: its formula, its range, and the source of each part. Nothing else in the project restates it.
+"""The reward of an arm: its formula, its range, and the source of each part.
 
 For device i in round t::
 
@@ -42,11 +42,11 @@ from edge_runtime.wire.work import Arm
 KAPPA: Final = 0.25
 """Relative deviation of the completion time that halves the reward."""
 LOSS_SHARE: Final = 0.65
-"""w1 / kappa."""
+"""Weight of the loss improvement, w1 / kappa."""
 PRUNING_SHARE: Final = 0.05
-"""w2 / kappa."""
+"""Weight of the pruning progress, w2 / kappa."""
 ADAPTER_SHARE: Final = 0.30
-"""w3 / kappa."""
+"""Weight of the adapter's change, w3 / kappa."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,10 +68,10 @@ def combine(gain: Floats | float, completion_s: Floats | float, mean_completion_
 
 
 def prior_gain(box: ArmBox, arms: Sequence[Arm]) -> Floats:
-    """Gain that is believed of arms of a box before anything was seen, [num_arms], in (0, 1] (ours).
+    """Prior gain of arms of a box, before any play, [num_arms], in (0, 1] (ours).
 
-    The product of the share that an axis which removes work leaves, and of ``1 - gain (1 - place)`` for every other
-    axis, with the place between its cheapest value, 0, and its dearest, 1.
+    The product over all axes: the remaining share for an axis that removes work, and ``1 - gain (1 - place)`` for every
+    other axis, where ``place`` is 0 for its cheapest value and 1 for its dearest.
     """
     rows, gain = box.rows(arms), np.ones(len(arms))
     for axis, values, places in zip(box.axes, rows.T, box.places(rows).T, strict=True):
@@ -80,7 +80,7 @@ def prior_gain(box: ArmBox, arms: Sequence[Arm]) -> Floats:
 
 
 def completion_s(outcome: ArmOutcome) -> float | None:
-    """Completion time of an assignment; if it was not timed, the time that the device measured; else None."""
+    """Completion time of an assignment, else the time that the device measured, else None."""
     seconds = outcome.completion_s
     if seconds is None and outcome.measurements is not None:
         seconds = outcome.measurements.fetch_s + outcome.measurements.prepare_s + outcome.measurements.train_s
@@ -91,8 +91,8 @@ def credit_round(outcomes: Sequence[ArmOutcome], deepest: Mapping[str, float]) -
     """Gain and reward of every accepted update of one round.
 
     Args:
-        outcomes: of one round, at most one for a device; those without an accepted update are left out.
-        deepest: the largest sparsity each device had in earlier rounds; a device that is not there had none.
+        outcomes: outcomes of one round, at most one for a device; outcomes without an accepted update are ignored.
+        deepest: largest sparsity of each device in earlier rounds; missing devices had none.
     """
     accepted = [outcome for outcome in outcomes if outcome.outcome is Outcome.ACCEPTED]
     if not accepted:
@@ -133,7 +133,7 @@ def _delta(outcome: ArmOutcome) -> float:
 
 
 def _relative(values: Floats) -> Floats | None:
-    """Values over their maximum, unknown ones at the mean; None where none is known, zeros where none is positive."""
+    """Values over their maximum, with the mean for unknown ones; None if all are unknown, zeros if none is positive."""
     known = values[np.isfinite(values)]
     if known.size == 0:
         return None

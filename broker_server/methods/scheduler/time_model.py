@@ -1,19 +1,19 @@
-"""The time that an arm takes on each device, learnt from completion times without prior knowledge (ours).
+"""A model of the time of an arm on each device, fitted to completion times without prior knowledge (ours).
 
 A device's completion time is linear in the work of an arm::
 
     T_i(p, r) = theta_i . [ 1, 1 - p, (1 - p) r / R, r / R ],  theta_i >= 0
 
-(fixed work; work on what is kept; LoRA work on what is kept, and bytes of factors whose pruned side shrank; bytes of
-factors whose side never shrinks). That is of LoRA's two axes. In general there is a feature for every set of axes: the
-product of the device's work on each of them (:meth:`.ArmBox.work`).
+(fixed work; work on kept units; LoRA work on kept units, and bytes of factors whose pruned side shrank; bytes of
+factors whose side never shrinks). These are the features of LoRA's two axes. In general there is a feature for every
+set of axes: the product of the device's work on each of them (:meth:`.ArmBox.work`).
 
-Devices differ mostly by a factor, so theta_i is shrunk towards ``scale_i * shape``: one observation of a device tells
-its scale, the fleet's observations tell the shape, and its own move theta_i away from it where it is different (a slow
-link). Devices of like speed are moved together as far as chance explains how they differ: the slowest of many ends the
-round, and it would often be the one with the largest error. Weighted ridge regression on relative errors; older
-observations count less, and are dropped once one contradicts them: a device that suddenly takes three times as long is
-known after one round.
+Devices differ mostly by a factor, so theta_i is shrunk towards ``scale_i * shape``. One observation of a device gives
+its scale, and the observations of the fleet give the shape. Further observations of the device move theta_i away from
+the shape if the device differs (a slow link). Devices of similar speed are moved together as far as their differences
+may be chance; otherwise the slowest device, which ends the round, would often be the one with the largest error. The
+fit is a weighted ridge regression on relative errors. Older observations count less, and are dropped once a new one
+contradicts them: a device that suddenly takes three times as long is known after one round.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from edge_runtime.wire.work import Arm
 DISCOUNT: Final = 0.98
 """Weight of an observation is multiplied by this for each later one of the same device."""
 SURPRISE: Final = 0.25
-"""Absolute log ratio of observed to predicted time from which a device has changed (or four times the usual error).
+"""Absolute log ratio of observed to predicted time above which a device counts as changed (or four usual errors).
 
-Of a device that has changed, only what comes from then on counts."""
+Of a device that has changed, only later observations count."""
 NOISE: Final = 0.05
 """Relative standard deviation of a completion time that the regression assumes."""
 SHAPE_STRENGTH: Final = 2.0
-"""Observations that the prior shape is worth."""
+"""Weight of the prior shape, in observations."""
 DOUBTED: Final = 0.1
 """Weight of a time that is shorter than expected by as much, until a second one in a row confirms it.
 
-A device that is slow holds up all, so that is believed at once; one that is fast can wait a round.
+A slow device delays all others, so a longer time counts at once; a shorter time can wait a round.
 """
 MAX_OBSERVATIONS: Final = 64
 """Observations kept for each device; the weight of an older one is below 0.3."""
 
 FIXED: Final = 0.1
-"""Share of the largest arm's time that goes with no axis, before anything was seen; the rest is as the axes say."""
+"""Prior of the share of the largest arm's time that depends on no axis; the axes declare the other shares."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -122,7 +122,7 @@ class TimeModel:
         return float(np.median(self._seen[device_id].seconds)) if theta is None else float(theta.sum())
 
     def error(self, device_id: str) -> float:
-        """Relative standard error of a known device's predicted times: the usual one over the root of what was seen."""
+        """Relative standard error of a known device's predicted times: usual error over the root of their weight."""
         return self._usual_error / float(np.sqrt(sum(self._seen[device_id].weights)))
 
     def features(self, arms: Sequence[Arm]) -> Floats:
@@ -199,9 +199,10 @@ def _sets(num_axes: int) -> list[tuple[int, ...]]:
 
 
 def _prior_shape(axes: Axes, sets: Sequence[tuple[int, ...]]) -> Floats:
-    """Coefficients before anything was seen; they sum to 1, which is the time of the largest arm.
+    """Prior coefficients; they sum to 1, the time of the largest arm.
 
-    A set counts for its last axis: alone, or together with those before it, which share its joint time equally.
+    The share of a set follows from its last axis: its own time for the axis alone; its joint time, shared equally, for
+    the sets with axes before it.
     """
     known = tuple(axes)
     shares = [FIXED]

@@ -10,7 +10,7 @@ from broker_server.methods.scheduler.box import Floats
 
 
 def bonus(counts: Floats, total: float, exploration: float) -> Floats:
-    """``exploration * sqrt(log(total) / counts)``; inf where nothing was counted, 0 while ``total`` is at most 1.
+    """``exploration * sqrt(log(total) / counts)``; inf for a count of 0, and 0 while ``total`` is at most 1.
 
     UCB1 (Auer et al. 2002) is counts of plays, their sum, and exploration sqrt(2). Counts may be discounted ones
     (Garivier and Moulines, arXiv 0805.3415).
@@ -30,17 +30,17 @@ class DiscountedCounts:
 
     @property
     def means(self) -> Floats:
-        """Mean reward [num_arms], 0 where nothing was seen."""
+        """Mean reward [num_arms], 0 without observations."""
         return self._sums / np.where(self.counts > 0, self.counts, 1.0)
 
     @property
     def variances(self) -> Floats:
-        """Variance of the reward [num_arms], 0 where nothing was seen."""
+        """Variance of the reward [num_arms], 0 without observations."""
         squares = self._squares / np.where(self.counts > 0, self.counts, 1.0)
         return np.maximum(0.0, squares - self.means**2)
 
     def add(self, arm: int, reward: float) -> None:
-        """One play; all earlier ones fade."""
+        """Add one play, and discount all earlier plays."""
         self.counts *= self._discount
         self._sums *= self._discount
         self._squares *= self._discount
@@ -49,11 +49,11 @@ class DiscountedCounts:
         self._squares[arm] += reward**2
 
     def upper(self, exploration: float) -> Floats:
-        """Upper confidence bounds [num_arms], inf where nothing was seen."""
+        """Upper confidence bounds [num_arms], inf without observations."""
         return self.means + bonus(self.counts, float(self.counts.sum()), exploration)
 
     def split(self, arm: int) -> None:
-        """Put a second arm after one, both with half of what was seen."""
+        """Insert a second arm after an arm; each gets half of the count."""
         for name in ("counts", "_sums", "_squares"):
             values = getattr(self, name)
             half = values[arm] / 2

@@ -1,1 +1,1 @@
-"""Tuning by forward passes alone: what is asked, how scalars combine, and the log that devices catch up by."""
+"""Tuning by forward passes alone: assignments, the combination of scalars, and the log that devices replay."""

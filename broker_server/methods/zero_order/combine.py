@@ -1,4 +1,4 @@
-"""The devices' scalars as one: all belong to the same perturbations, so they are combined one by one."""
+"""Combination of the devices' scalars: all devices use the same perturbations, so each scalar is combined by itself."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Array = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 
 TRIMMED_SHARE: Final = 0.1
-"""Of the devices, left out at either end."""
+"""Share of the devices that is left out at each end."""
 
 MEDIAN_ROUNDS: Final = 8
-"""Last rounds whose magnitudes bound the scalars of the next."""
+"""Number of last rounds whose magnitudes bound the scalars of the next round."""
 LARGEST: Final = 5.0
-"""Scalars are cut to so many times the median of magnitudes."""
+"""Scalars are clipped to this multiple of the median magnitude."""
 
 
 def mean(values: Float64, weights: Float64) -> Float64:
@@ -51,23 +51,23 @@ RULES: Final[Mapping[str, Callable[[Float64, Float64], Float64]]] = {
     "median": median,
     "trimmed": trimmed_mean,
 }
-"""By the setting ``zo_combine``: values ``[devices, ...]`` and weights ``[devices]`` above 0."""
+"""Functions by the setting ``zo_combine``: they take values ``[devices, ...]`` and weights ``[devices]`` above 0."""
 
 
 def typical_magnitude(values: Float64) -> float:
     """Median of the magnitudes of all scalars of all devices.
 
-    Of single devices, not of the combined scalars: those are smaller the more devices there are. A bound by them would
-    clip ordinary scalars, which would make the next bound smaller still.
+    It uses the scalars of single devices, because combined scalars get smaller with more devices. A bound from combined
+    scalars would clip ordinary scalars, and the next bound would be even smaller.
     """
     return float(np.median(np.abs(values)))
 
 
 def largest_scalar(magnitudes: Sequence[float]) -> float | None:
-    """Bound that devices cut the scalars of the next round to; None while nothing is known.
+    """Bound to which devices clip the scalars of the next round; None without earlier rounds.
 
     Args:
-        magnitudes: typical ones by ascending round.
+        magnitudes: typical magnitudes by ascending round.
     """
     last = magnitudes[-MEDIAN_ROUNDS:]
     bound = LARGEST * float(np.median(last)) if len(last) else 0.0

@@ -1,8 +1,8 @@
 """The cut between the two parts, if the server moves it: high first, lower as more of the gradient is below it.
 
-After each round the scalars at the cut say what share of the gradient's energy is below it. From that follows how much
-progress a forward pass makes at every cut (docs/zero-order.md); the cut moves towards the best. All of it follows from
-the log, so a server that starts again asks for the same, and a logged round says at which cut it was. Ours.
+After each round the scalars give the share of the gradient's energy below the cut. The progress of a forward pass at
+every cut follows from these shares (docs/zero-order.md), and the cut moves towards the best. All of it follows from the
+log, so a restarted server makes the same assignments; a logged round holds its cut. Ours.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from edge_runtime.formats.manifest import Manifest, TensorSpec
 from edge_runtime.zero_order.parts import TunedParts, count_elements
 
 MOST_INNER: Final = 128
-"""Inner perturbations: the log holds so many outer ones as are needed."""
+"""Most inner perturbations; the log holds as many outer perturbations as are needed."""
 MARGIN: Final = 1.1
-"""Predicted gain from which on the cut moves; less is within the noise, and it would move to and fro."""
+"""Smallest predicted gain for which the cut moves; a smaller gain is within the noise, and the cut would oscillate."""
 POWER: Final = 3
 """Less than in proportion: a share that is guessed too low is measured next, one that is guessed too high never is."""
 MOST_MOVED: Final = 8
@@ -40,11 +40,11 @@ class Stack:
 
     @classmethod
     def of(cls, manifest: Manifest, parts_at: Callable[[int], TunedParts]) -> Self:
-        """Of a model.
+        """Shares of a model.
 
         Args:
-            manifest: of the artifact.
-            parts_at: what is tuned on either side of a cut.
+            manifest: manifest of the artifact.
+            parts_at: returns the tuned tensors in the two parts at a cut.
         """
         sizes = [count_elements(parts_at(cut).lower) for cut in range(manifest.num_layers)]
         num_tuned, costs = count_elements(parts_at(0).upper), _costs(manifest)
@@ -55,14 +55,14 @@ class Stack:
 
     @property
     def cuts(self) -> tuple[int, ...]:
-        """Those with a block and something that is tuned on either side, ascending, without a gap."""
+        """Cuts with a block and tuned tensors on both sides, ascending and consecutive."""
         return tuple(cut for cut, size in enumerate(self.elements) if 0 < size < 1)
 
     def first(self, given: int | None) -> int:
-        """Return the cut of the first round: high, unless it is given.
+        """Return the cut of the first round: the given cut, or a high one.
 
         Raises:
-            TensorError: there is no cut in the model, or not that one.
+            TensorError: the model has no cut, or not the given one.
         """
         if not self.cuts:
             msg = "the model has no two blocks with factors for --zo-move-cut to move between"
@@ -73,24 +73,24 @@ class Stack:
         return self.cuts[-1] if given is None else given
 
     def progress(self, cut: int, share: float, rate: float, num_inner: float) -> float:
-        """Fall of the loss for a forward pass, where noise limits the learning rate; MeZO at one rate = 1.
+        """Decrease of the loss per forward pass if noise limits the learning rate, relative to MeZO with one rate.
 
         Args:
             cut: one of :attr:`cuts`.
-            share: of the gradient's energy below it, 0 to 1.
-            rate: of the lower part's learning rate to the upper's.
-            num_inner: perturbations of the upper part for each of the lower.
+            share: share of the gradient's energy below the cut, 0 to 1.
+            rate: ratio of the lower part's learning rate to the upper part's.
+            num_inner: perturbations of the upper part for each perturbation of the lower part.
         """
         size, passes = self.elements[cut], self.passes[cut]
         noise = rate**2 * size * (share + (1 - share) / num_inner) + (1 - size) / num_inner
         return (rate * share + 1 - share) ** 2 / noise / (passes + num_inner * (1 - passes))
 
     def shares_below(self, log: Log) -> dict[int, float]:
-        """The gradient's share below each of the cuts, by what a log says of some of them.
+        """The gradient's share below each of the cuts, from the shares that a log has for some of them.
 
-        What was measured last at a cut holds, if it does not contradict what was measured later at others: nothing is
-        below 0. From one of those cuts to the next it is taken to grow with the elements' share to the power of
-        :data:`POWER`.
+        The last measurement at a cut is used, unless it contradicts later measurements at other cuts: the part between
+        two cuts cannot be negative. From one of these cuts to the next the share is assumed to grow with the elements'
+        share to the power of :data:`POWER`.
         """
         known = {0.0: 0.0, 1.0: 1.0}  # by the share of the elements
         for found in reversed(log.lower_shares()):
@@ -109,10 +109,10 @@ class Stack:
 
 
 def check_movable(settings: Mapping[str, object]) -> None:
-    """Refuse settings that leave scalars which say nothing of the parts.
+    """Refuse settings whose scalars do not give the gradient's share of each part.
 
     Args:
-        settings: values of all options, by name, as they are written.
+        settings: values of all options, by name, in their written form.
 
     Raises:
         ConfigError: begins with the option.
@@ -131,12 +131,12 @@ def check_movable(settings: Mapping[str, object]) -> None:
 
 
 def next_cut(log: Log, stack: Stack, first: int) -> int:
-    """Cut of the round that comes after a log.
+    """Cut of the next round after a log.
 
     Args:
-        log: of the rounds before.
-        stack: of the model.
-        first: cut of the first round, one of the stack's.
+        log: log of the earlier rounds.
+        stack: shares of the model.
+        first: cut of the first round, one of the stack's cuts.
     """
     last = log.entries[-1].logged if log.entries else None
     if last is None or last.cut not in stack.cuts:
@@ -155,10 +155,10 @@ def next_cut(log: Log, stack: Stack, first: int) -> int:
 
 
 def _costs(manifest: Manifest) -> list[int]:
-    """Products of a forward pass by frozen matrices for each token: of every block, and of the head.
+    """Number of products with frozen matrices per token in a forward pass: for every block, and for the head.
 
-    Attention's scores and factors are left out: every block has the same. Of a last block that gives first tokens
-    alone, keys and values are for every token.
+    Attention scores and LoRA factors are left out, because every block has the same. In a last block that outputs first
+    tokens alone, keys and values are computed for every token.
     """
     costs = [0] * (manifest.num_layers + 1)
     for spec in manifest.tensors:
@@ -171,5 +171,5 @@ def _costs(manifest: Manifest) -> list[int]:
 
 
 def _is_of_keys_or_values(spec: TensorSpec) -> bool:
-    """By how the names of both families' projections begin."""
+    """Return whether a matrix projects to keys or values, by its name."""
     return spec.name.removesuffix(".weight").rpartition(".")[2][0] in "kv"

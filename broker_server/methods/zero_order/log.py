@@ -1,7 +1,7 @@
-"""The log of the last rounds, by which a device brings itself up to date; it is in the memory of the model.
+"""The log of the last rounds, which devices replay to get the current model; it is stored in the model's memory.
 
-The log is bounded. A device that was away for longer than the log reaches pulls the model, because the model of each
-round is a checkpoint. So the server keeps nothing for devices that are away.
+The log is bounded. A device that was away for longer pulls the checkpoint of the model. So the server keeps nothing for
+absent devices.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Array = npt.NDArray[np.float32]
 Octets = npt.NDArray[np.uint8]
 
 NAME: Final = "zero_order.log"
-"""In the memory of the model."""
+"""Name of the log in the memory of the model."""
 MAX_ROUNDS: Final = 64
-"""Rounds that are kept."""
+"""Most rounds in the log."""
 MAX_BYTES: Final = MAX_MESSAGE_BYTES // 2
-"""Of the rounds that are kept, as they are sent: they are a part of one message."""
+"""Largest encoded size of the rounds, because they are a part of one message."""
 
 SHARE_DRAWS: Final = 64
 """Outer perturbations after which a share's standard deviation is about 0.1."""
@@ -38,18 +38,18 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class LowerShare(NamedTuple):
-    """Of the gradient's squared norm, what is in the lower part."""
+    """The lower part's share of the gradient's squared norm."""
 
     last: LoggedRound
-    """Of the rounds that it is estimated from."""
+    """Last of the rounds from which the share is estimated."""
     share: float
-    """0 to 1."""
+    """The share, 0 to 1."""
     num_draws: int
-    """Outer perturbations that it is estimated from."""
+    """Number of outer perturbations from which the share is estimated."""
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
-    """A round, and what the server alone needs of it."""
+    """A logged round, and a figure of it that only the server needs."""
 
     logged: LoggedRound
     magnitude: float
@@ -60,7 +60,7 @@ class Log(msgspec.Struct, frozen=True, kw_only=True):
     """Rounds by ascending number. A round without a usable update changed nothing, and has no entry."""
 
     complete_from: int = 1
-    """All rounds from this one on that changed the model by scalars are here."""
+    """First round from which on the log holds all rounds that changed the model by scalars."""
     entries: tuple[Entry, ...] = ()
 
     @classmethod
@@ -68,7 +68,7 @@ class Log(msgspec.Struct, frozen=True, kw_only=True):
         """The log in the memory of a model; None if zero-order tuning has not begun.
 
         Raises:
-            AggregationError: it is damaged.
+            AggregationError: the log is damaged.
         """
         if NAME not in memory:
             return None
@@ -79,11 +79,11 @@ class Log(msgspec.Struct, frozen=True, kw_only=True):
             raise AggregationError(msg) from error
 
     def in_memory(self) -> dict[str, Octets]:
-        """As it is kept."""
+        """The log encoded for the memory of the model."""
         return {NAME: np.frombuffer(_encode(self), np.uint8)}
 
     def after(self, logged: LoggedRound, magnitude: float) -> Log:
-        """With another round; the oldest go where it would be beyond its bounds."""
+        """The log with another round; the oldest rounds are dropped to keep its bounds."""
         entries = (*self.entries, Entry(logged=logged, magnitude=magnitude))
         sizes = [len(_encode(entry.logged)) for entry in entries]
         first = max(0, len(entries) - MAX_ROUNDS)
@@ -93,22 +93,22 @@ class Log(msgspec.Struct, frozen=True, kw_only=True):
         return Log(complete_from=max(self.complete_from, left_out + 1), entries=entries[first:])
 
     def cut_off(self, round_number: int) -> Log:
-        """After a round that changed the model by more than its scalars: nobody catches up across it by the log.
+        """The log after a round that changed the model by more than scalars; devices cannot replay across this round.
 
-        Entries stay for the bound of scalars.
+        Entries stay, because they give the bound of scalars.
         """
         return Log(complete_from=round_number + 1, entries=self.entries)
 
     def since(self, round_number: int | None, start: PreconditionerStart | None = None) -> tuple[LoggedRound, ...]:
-        """For a device that has the model of the beginning of a round, or of a later round.
+        """Rounds to send to a device that has the model of the beginning of a round, or of a later round.
 
         Args:
-            round_number: of the round; None = it is not known what the device has.
-            start: where the preconditioner of the device's next round began; None = it has none.
+            round_number: number of the round; None = unknown.
+            start: start of the preconditioner of the device's next round; None = no preconditioner.
 
         Returns:
-            Rounds from that one on, and those before it that their preconditioners and the next round's follow from.
-            Without the former where they are not all there.
+            Rounds from ``round_number`` on, and earlier rounds from which the preconditioners follow. If the log lacks
+            some of the former, only the rounds for the next round's preconditioner.
         """
         rounds = [entry.logged for entry in self.entries]
         first = self.complete_from if round_number is None else round_number
@@ -120,7 +120,7 @@ class Log(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def largest_scalar(self) -> float | None:
-        """Return the bound to which scalars of the next round are clipped; None while nothing is known."""
+        """Return the bound to which scalars of the next round are clipped; None without earlier rounds."""
         return largest_scalar([entry.magnitude for entry in self.entries])
 
     @property
@@ -130,11 +130,11 @@ class Log(msgspec.Struct, frozen=True, kw_only=True):
         return found[-1] if found and found[-1].last is self.entries[-1].logged else None
 
     def lower_shares(self) -> list[LowerShare]:
-        """The lower part's share of the gradient, one for each series of rounds that were alike, the oldest first.
+        """The lower part's share of the gradient for each series of rounds with equal settings, the oldest first.
 
-        From the last rounds of each: no more than are needed for :data:`MEDIAN_ROUNDS` and :data:`SHARE_DRAWS`. None
-        of rounds that do not tell the parts apart: one inner perturbation, none of the lower part, or differences from
-        one side, whose curvature would count for the lower part.
+        Each is estimated from the last rounds of its series, as many as :data:`MEDIAN_ROUNDS` and :data:`SHARE_DRAWS`
+        need. Rounds that do not separate the parts give no share: with one inner perturbation, without perturbations of
+        the lower part, or with one-sided differences, whose curvature would count for the lower part.
         """
         series = itertools.groupby((entry.logged for entry in self.entries), _counts)
         return [share for _, rounds in series if (share := _share_of(list(rounds))) is not None]
@@ -146,7 +146,7 @@ def _counts(logged: LoggedRound) -> tuple[int, int, int, bool, bool]:
 
 
 def _share_of(rounds: list[LoggedRound]) -> LowerShare | None:
-    """Of rounds that were alike."""
+    """Estimate the share from rounds with equal settings."""
     last = rounds[-1]
     if last.num_inner < 2 or last.lower_learning_rate == 0 or last.is_normalised:
         return None

@@ -1,7 +1,7 @@
 """Zero-order tuning on the server: MeZO, DeComFL, FedSPZO and top-k are settings of one form (docs/zero-order.md).
 
-Devices send a scalar for each perturbation. All of a round share perturbations, so the server combines scalars, does
-the steps that they stand for to its own model, and keeps them in a log, by which devices do the same.
+Devices send a scalar for each perturbation. All devices of a round share perturbations. So the server combines scalars,
+applies the resulting steps to its own model, and keeps the scalars in a log, which devices replay.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from edge_runtime.zero_order.replay import apply_round
 logger = logging.getLogger(__name__)
 
 MAX_SCALARS: Final = (MAX_BYTES - 1024) // 4
-"""Of a round: what the log must hold."""
+"""Most scalars of a round, so that the log can hold them."""
 
 
 class ZeroOrder(ScalarTuning[ZeroOrderWork]):
@@ -68,17 +68,17 @@ class ZeroOrder(ScalarTuning[ZeroOrderWork]):
         self._checked: Aggregated | None = None
         self._begun: tuple[Aggregated, int, PreconditionerStart] | None = None
         self._accepted: dict[str, int] = {}
-        """The last round that a device's scalars counted in, as far as this process knows: it has the model that it
-        began that round with, or a later one."""
+        """Last round with accepted scalars of each device in this process: the device has the initial model of that
+        round, or a later one."""
 
     @classmethod
     def of(cls, context: MethodContext) -> Method:
-        """Tuning of all weights is another class; see :meth:`Method.of`."""
+        """Make this method, or the class for tuning of all weights; see :meth:`Method.of`."""
         return SeedPoolTuning(context) if context.tables.zero_order.tune == "all" else cls(context)
 
     @classmethod
     def check_settings(cls, settings: Mapping[str, object], manifest: Manifest | None = None) -> None:
-        """Refuse what is too much, and what does not fit the model; see :meth:`Method.check_settings`."""
+        """Refuse too many scalars, and settings that do not fit the model; see :meth:`Method.check_settings`."""
         cls.check_one_arm(settings, "zero-order tuning")
         numbers = [int(str(settings[name])) for name in ("local_steps", "zo_outer", "zo_inner")]
         if settings["zo_move_cut"]:
@@ -100,17 +100,17 @@ class ZeroOrder(ScalarTuning[ZeroOrderWork]):
         if manifest is not None:
             _check_model(settings, manifest)
 
-    # ---- what is asked -----------------------------------------------------------------------------------------------
+    # ---- assignments -------------------------------------------------------------------------------------------------
 
     def awaits_head(self, model: Aggregated) -> bool:
-        """Return whether devices are asked for the sums of the probe, which gives the first head."""
+        """Return whether devices compute the sums of the probe next, for the initial head."""
         return self._probe is not None and Log.of(model.memory) is None
 
     def ask(self, key: AssignmentKey, arm: Arm, *, at_once: bool, model: Aggregated) -> AssignedWork:
-        """The probe's sums where the head is to come from them and has not yet, then steps; see :meth:`Method.ask`.
+        """Ask for the probe's sums first if they give the initial head, then for steps; see :meth:`Method.ask`.
 
         Raises:
-            ConfigError: the perturbation is lost in the rounding of the values that it is added to.
+            ConfigError: the perturbation is lost in the rounding of the perturbed values.
         """
         log = Log.of(model.memory)
         if log is None and self._probe is not None:
@@ -146,13 +146,13 @@ class ZeroOrder(ScalarTuning[ZeroOrderWork]):
         return TunedParts.of(self._manifest, self._context.max_rank, cut)
 
     def _next_cut(self, log: Log) -> int:
-        """The same for all devices of a round: it follows from the log alone."""
+        """Cut of the next round, the same for all devices, because it follows from the log alone."""
         return self._cut if self._stack is None else next_cut(log, self._stack, self._cut)
 
     def _preconditioner(
         self, log: Log, model: Aggregated, parts: TunedParts, round_number: int
     ) -> PreconditionerStart | None:
-        """The same for all devices of a round."""
+        """Start of the preconditioner, the same for all devices of a round."""
         if not self._context.tables.zero_order.precondition:
             return None
         if self._begun is None or self._begun[0] is not model or self._begun[1] != round_number:
@@ -160,7 +160,7 @@ class ZeroOrder(ScalarTuning[ZeroOrderWork]):
         return self._begun[2]
 
     def _lower_rate(self, rate: float, parts: TunedParts) -> float:
-        """Learning rate of the lower part; 0 if nothing is tuned there, so that nothing is perturbed."""
+        """Learning rate of the lower part; 0 if it has no tuned tensors, so that it is not perturbed."""
         given = self._context.tables.zero_order.lower_learning_rate
         if not parts.lower:
             return 0.0
@@ -178,13 +178,13 @@ class ZeroOrder(ScalarTuning[ZeroOrderWork]):
                 raise ConfigError(msg) from error
 
     def kept(self, work: Work) -> Work:
-        """Without a log of tens of kilobytes that only saves a pull; see :meth:`Method.kept`."""
+        """The work without its log, which has tens of kilobytes and only saves a pull; see :meth:`Method.kept`."""
         if not isinstance(work, ZeroOrderWork) or work.preconditioner is not None:
             return work
         return msgspec.structs.replace(work, log=())
 
     def start_kind(self, work: Work) -> Hashable:
-        """The rank, or that it is the probe's; see :meth:`Method.start_kind`."""
+        """The rank, or the probe's key; see :meth:`Method.start_kind`."""
         return self._probe_of(work).start_kind(work) if isinstance(work, ProbeWork) else self._asked(work).arm.rank
 
     def start(self, model: Aggregated, work: Work) -> Payload:
@@ -194,7 +194,7 @@ class ZeroOrder(ScalarTuning[ZeroOrderWork]):
         plan, rank = Plan.full(self._manifest), self._asked(work).arm.rank
         return Payload(adapter=restrict(self._manifest, model.adapter, plan, rank))
 
-    # ---- what comes back ---------------------------------------------------------------------------------------------
+    # ---- replies -----------------------------------------------------------------------------------------------------
 
     def combine(
         self,
@@ -204,7 +204,7 @@ class ZeroOrder(ScalarTuning[ZeroOrderWork]):
         replies: Sequence[Reply],
         rng: np.random.Generator,
     ) -> Combined:
-        """Scalars as one, and the steps that they stand for; see :meth:`Method.combine`."""
+        """Combine scalars, and apply their steps; see :meth:`Method.combine`."""
         if all(isinstance(reply.work, ProbeWork) for reply in replies):
             combined = self._probe_of(replies[0].work).combine(round_number, before, importance, replies, rng)
             memory = {**before.memory, **Log(complete_from=round_number + 1).in_memory()}
@@ -244,7 +244,7 @@ class ZeroOrder(ScalarTuning[ZeroOrderWork]):
         """The adapter after a round's steps.
 
         Raises:
-            AggregationError: it is beyond every bound.
+            AggregationError: the adapter is beyond every bound.
         """
         flat = self._layout.flatten(before.adapter)
         parts = self._parts_at(asked.cut)
@@ -264,15 +264,15 @@ class ZeroOrder(ScalarTuning[ZeroOrderWork]):
         return work
 
     def _comparable(self, work: ZeroOrderWork) -> ZeroOrderWork:
-        """Without the log, which is each device's own."""
+        """The work without the log, which differs by device."""
         return msgspec.structs.replace(work, log=())
 
 
 def _cut(given: int, manifest: Manifest, stack: Stack | None) -> int:
-    """Of the first round.
+    """Cut of the first round.
 
     Raises:
-        TensorError: it cannot move from there.
+        TensorError: the cut cannot move from there.
     """
     if stack is not None:
         return stack.first(None if given == AUTOMATIC else given)

@@ -1,4 +1,4 @@
-"""The start of a round's preconditioner: at 1, and anew before the log would lose its rounds."""
+"""The start of a round's preconditioner H: first at 1, and anew before the log drops its rounds."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from edge_runtime.zero_order.parts import TunedParts
 from edge_runtime.zero_order.preconditioner import Preconditioner
 
 MAX_ROUNDS: Final = 16
-"""Rounds from one beginning to the next: what every device does again, for H alone, before its own steps."""
+"""Rounds from one start to the next; every device replays them for H before its own steps."""
 
 
 def start_of(log: Log, parts: TunedParts, seed: int, round_number: int) -> PreconditionerStart:
     """Return the start of H in a round.
 
     Args:
-        log: rounds before it.
-        parts: what is tuned in it.
-        seed: of the noise.
-        round_number: of the round.
+        log: log of the earlier rounds.
+        parts: the tuned tensors of the round.
+        seed: seed of the noise.
+        round_number: number of the round.
 
     Returns:
-        That of the last round in the log, while all of its rounds are there and few. Else a new one: at the mean that H
-        had in either part, at 1 if that is not known.
+        The start of the last logged round, if the log has all rounds since and they are few. Else a new start: the mean
+        of H in each part, or 1 if it is unknown.
 
     Raises:
         TensorError: the log is damaged.

@@ -1,4 +1,4 @@
-"""The common part of zero-order methods on the server: replies of scalars, and a first head that is the probe's."""
+"""The common part of zero-order methods on the server: replies of scalars, and the initial head from the probe."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ScalarWork = TypeVar("ScalarWork", ZeroOrderWork, SeedPoolWork)
 
 
 class ScalarTuning(Method, Generic[ScalarWork]):
-    """Devices send scalars, after a round of the probe's sums where the first head comes from them."""
+    """Base of methods whose devices send scalars; a first round with the probe's sums may give the initial head."""
 
     has_step_times = False
     is_start_exact = True
@@ -47,28 +47,28 @@ class ScalarTuning(Method, Generic[ScalarWork]):
         """Return work that asks for scalars.
 
         Raises:
-            MessageError: it is of another kind.
+            MessageError: the work is of another kind.
         """
 
     def _comparable(self, work: ScalarWork) -> ScalarWork:
-        """Return what all devices of a round are asked for."""
+        """Return the part of the work that is the same for all devices of a round."""
         return work
 
-    # ---- what is asked -----------------------------------------------------------------------------------------------
+    # ---- assignments -------------------------------------------------------------------------------------------------
 
     def trained(self, work: Work) -> Mapping[str, tuple[int, ...]]:
-        """The scalars: transforms apply to them as to a change; not to sums. See :meth:`Method.trained`."""
+        """The scalars, to which update transforms apply, but not the probe's sums; see :meth:`Method.trained`."""
         return {} if isinstance(work, ProbeWork) else {SCALARS: self._asked(work).scalars_shape}
 
     def before(self, model: Aggregated, work: Work, name: str) -> Array:
-        """Zeros: no scalar, no change; see :meth:`Method.before`."""
+        """Zeros, because scalars of 0 change nothing; see :meth:`Method.before`."""
         del model, name
         return np.zeros(self._asked(work).scalars_shape, np.float32)
 
-    # ---- what comes back ---------------------------------------------------------------------------------------------
+    # ---- replies -----------------------------------------------------------------------------------------------------
 
     def is_averaged(self, work: Work) -> bool:
-        """Scalars are, the probe's sums are not; see :meth:`Method.is_averaged`."""
+        """True for scalars, False for the probe's sums; see :meth:`Method.is_averaged`."""
         return not isinstance(work, ProbeWork)
 
     def most_bytes(self, work: Work) -> int:
@@ -78,7 +78,7 @@ class ScalarTuning(Method, Generic[ScalarWork]):
         return 4 * (int(np.prod(self._asked(work).scalars_shape)) + 1) + HEADER_BYTES
 
     def check(self, work: Work, blob: bytes, num_examples: int) -> None:
-        """Refuse what are not the scalars that were asked for, within their bound; see :meth:`Method.check`."""
+        """Refuse a reply whose scalars do not fit the work, or exceed its bound; see :meth:`Method.check`."""
         if isinstance(work, ProbeWork):
             self._probe_of(work).check(work, blob, num_examples)
             return
@@ -92,7 +92,7 @@ class ScalarTuning(Method, Generic[ScalarWork]):
         """Return the work of all devices of a round.
 
         Raises:
-            AggregationError: not all were asked for the same, so that their scalars are of different perturbations.
+            AggregationError: their works differ, so their scalars belong to different perturbations.
         """
         first, *others = (reply.work for reply in replies)
         asked = self._comparable(self._asked(first))
@@ -105,7 +105,7 @@ class ScalarTuning(Method, Generic[ScalarWork]):
     def _values(self, replies: Sequence[Reply], asked: ScalarWork) -> tuple[list[Reply], Float64, float]:
         """Return replies with examples by the device's name, their scalars, and these scalars' typical magnitude.
 
-        Scalars are cut where the devices had no bound to cut them to.
+        Scalars are clipped here if the devices had no bound.
 
         Returns:
             Replies, values ``[replies, steps, perturbations]``, and a magnitude of 0 or more.

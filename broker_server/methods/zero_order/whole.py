@@ -45,7 +45,7 @@ class SeedPoolTuning(ScalarTuning[SeedPoolWork]):
     asks: ClassVar[str] = "forward passes over the whole model with all weights perturbed; a scalar for each pair"
 
     def check_initial(self, model: Aggregated) -> None:
-        """All weights are tuned, and factors are not among them; see :meth:`Method.check_initial`."""
+        """Refuse an adapter with LoRA factors, because this method has none; see :meth:`Method.check_initial`."""
         if any(model.adapter[names.lora_b(target.module)].any() for target in self._manifest.targets):
             msg = (
                 "the adapter to start from has LoRA factors that change the model, and --tune all has none: leave "
@@ -53,10 +53,10 @@ class SeedPoolTuning(ScalarTuning[SeedPoolWork]):
             )
             raise ConfigError(msg)
 
-    # ---- what is asked -----------------------------------------------------------------------------------------------
+    # ---- assignments -------------------------------------------------------------------------------------------------
 
     def ask(self, key: AssignmentKey, arm: Arm, *, at_once: bool, model: Aggregated) -> AssignedWork:
-        """The probe's sums where the head is to come from them and has not yet, then steps; see :meth:`Method.ask`."""
+        """Ask for the probe's sums first if they give the initial head, then for steps; see :meth:`Method.ask`."""
         if model.pool is None and self._probe is not None:
             return self._probe.ask(key, arm, at_once=at_once, model=model)
         training, settings = self._context.training, self._context.tables.zero_order
@@ -83,11 +83,11 @@ class SeedPoolTuning(ScalarTuning[SeedPoolWork]):
         return work.__struct_config__.tag
 
     def start(self, model: Aggregated, work: Work) -> Payload:
-        """The tensors without factors as they were before the first step; see :meth:`Method.start`."""
+        """The dense tensors before the first step; see :meth:`Method.start`."""
         del work
         return Payload(adapter={dense.name: model.adapter[dense.name] for dense in self._manifest.dense})
 
-    # ---- what comes back ---------------------------------------------------------------------------------------------
+    # ---- replies -----------------------------------------------------------------------------------------------------
 
     def combine(
         self,

@@ -1,4 +1,4 @@
-"""Figures of schedulers on a simulated fleet: how near to the oracle, how soon, at what cost, and after a slow-down."""
+"""Figures of schedulers on a simulated fleet: distance from the oracle, speed, cost, and recovery after a slow-down."""
 
 from __future__ import annotations
 

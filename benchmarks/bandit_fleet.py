@@ -1,7 +1,7 @@
-"""A simulated fleet for real schedulers: times and gains of devices are formulas, all else is the product's code.
+"""A simulated fleet for real schedulers: times and gains of devices are formulas, all other code is FedSpine's.
 
-The formulas have the shape of what was measured on the small encoder (step time and bytes fall linearly with the ratio)
-and are unknown to every scheduler but ``oracle``:
+The formulas have the shape of measurements on the small encoder (step time and bytes fall linearly with the ratio).
+Only the scheduler ``oracle`` knows them:
 
     step(p, r)   = 0.06 + 0.94 (1 - p) (1 + 0.004 r)           relative to the unpruned step at rank 0
     T_i(p, r)    = factor_i(t) * step * STEP_S * NUM_STEPS + bytes / uplink_i + bytes / downlink_i

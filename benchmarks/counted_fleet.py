@@ -99,7 +99,7 @@ class Drawn(Dataset):
 
 
 class CountedGraphs(StagedGraphs):
-    """Graphs whose models count what their passes take."""
+    """Graphs whose models count the operations of their passes."""
 
     def __init__(self, artifact: Artifact, counts: Counts) -> None:
         super().__init__(artifact, num_threads=1)
@@ -231,7 +231,7 @@ class Fleet:
         )
 
     def _work(self, name: str, assignment: Assignment, payload: bytes) -> bytes:
-        """The device's side; what it sends."""
+        """Do the device's part of an assignment; return the bytes of its reply."""
         work, dataset = assignment.work, self._datasets[name]
         device = self._devices[type(work)]()
         state = self._states / name

@@ -1,13 +1,13 @@
 """Updates that a coordinator takes in a second: ``python -m benchmarks.fleet --devices 1000 --json fleet.json``.
 
 Starts a broker (mosquitto) and a coordinator as processes on this machine, and plays the devices in this one
-(``benchmarks.thin_devices``): they train nothing, so what is measured is the server's share of a round. An update
-counts from the moment when its round began to that when the last one of the round was on disk. Writes JSON:
+(``benchmarks.thin_devices``): they train nothing, so the times are those of the server alone. The time of an update
+runs from the begin of its round until the last update of the round is on disk. Writes JSON:
 
 - ``updates_per_s``: accepted updates a second, median of the rounds, without aggregation;
 - ``coordinator_s_per_update``: processor time of the coordinator process for an update, all of the rounds included;
 - ``coordinator_rss_bytes``: its largest resident set;
-- ``num_devices``, ``num_rounds``, ``num_accepted``: what was played;
+- ``num_devices``, ``num_rounds``, ``num_accepted``: numbers of devices, rounds and accepted updates;
 - ``round_s``: wall time of each round with its aggregation; ``register_s``: until the first round began.
 
 The devices take processor time too, of another core where there is one.

@@ -3,12 +3,12 @@
 For each case (MiniLM on AG News, tiny-llama on docstrings of the standard library) the unpruned model is tuned for a
 few steps, as one device would, and units are scored from LoRA gradients on the way. Then each head, and each block of
 neighbouring channels, is removed alone (physically, as a plan does), and the loss on held-out examples is measured
-anew. Spearman's rank correlation between the rise of the loss and the scores says what a score is worth: of LoRA
-gradients, of weight magnitude, and of chance. Correlations are reported over all layers at once (what a global ranking
-needs) and as the mean over layers of each layer's own (what a per-layer ranking needs); for the rise as it is, and for
-its size without sign, which is what the formula of LoRA gradients estimates. Where one removal changes little, the sign
-of the change is decided by which examples were held out: how well the rises on two halves of the examples agree
-(``agreement``) says how much of what was measured is noise.
+anew. Spearman's rank correlation between the rise of the loss and the scores rates three kinds of scores: from LoRA
+gradients, from weight magnitude, and at random. Correlations are reported over all layers at once (for a global
+ranking) and as the mean of each layer's own (for a ranking per layer); for the rise with its sign, and for its
+magnitude, which the formula of LoRA gradients estimates. If one removal changes little, the sign of the change depends
+on the choice of held-out examples. ``agreement`` compares the rises on two halves of the examples, and so shows the
+share of noise.
 
 Writes ``OUT/importance.json`` and ``OUT/importance.md``.
 """
@@ -207,7 +207,7 @@ def removals(run: TrainingRun, artifact: Artifact, case: Case, dataset: Dataset,
 
 
 def correlate(removed: Sequence[Removal], scores: Scores) -> dict[str, float]:
-    """Spearman's correlation of what was measured with the summed scores; see :func:`compare` for the names."""
+    """Spearman's correlation of measured rises of the loss with summed scores; see :func:`compare` for the names."""
     summed = np.array([float(scores[r.layer, r.group][list(r.units)].sum()) for r in removed])
     return compare(removed, np.array([r.loss_rise for r in removed]), summed)
 

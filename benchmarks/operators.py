@@ -1,9 +1,9 @@
 """Measures the time of a training step by operator: ``python -m benchmarks.operators ARTIFACT``.
 
 The fused training graph runs on random tokens under onnxruntime's own profiler, which slows it by some percent; times
-are medians over the steps that count. Beside each large product stands what onnxruntime's ``MatMul`` reaches on the
-same sizes by itself, on two matrices that stay in the cache (``hot``) and on many that come in turn, as in a step
-(``cold``). Writes JSON to stdout, and the operators as a table to stderr.
+are medians over the counted steps. For each large product the output also has the time of onnxruntime's ``MatMul``
+alone on the same sizes: with two matrices that stay in the cache (``hot``), and with many matrices in turn, as in a
+step (``cold``). Writes JSON to stdout, and the operators as a table to stderr.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Three ways of passing the upper half with four perturbations: ``python -m benchmarks.perturbations ARTIFACT...``.
 
-In turn; as rows of one batch (MobiZO, arXiv 2409.15520), for which one B serves all rows, so that the time is a lower
-bound of what four would take; and block by block, as a device does it (:mod:`edge_runtime.agent.methods.zero_order`).
-All in one process, one after the other, several times. Writes JSON lines: processor time, and medians of ratios.
+In turn; as rows of one batch (MobiZO, arXiv 2409.15520), here with one B for all rows, so that the time is a lower
+bound of the time for four; and block by block, as on a device (:mod:`edge_runtime.agent.methods.zero_order`). All in
+one process, one after the other, several times. Writes JSON lines: processor time, and medians of ratios.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Devices that train nothing: the real protocol, thousands of devices in one thread, for ``benchmarks.fleet``.
 
-Each has a connection of its own, to a broker (:class:`MqttCrowd`) or inside this process (:class:`InProcessCrowd`). It
-registers, sends heartbeats, pulls what an assignment starts from, announces an update that was made beforehand, answers
-requests for its chunks, and says again what nobody answered. A device costs time only when something happens to it.
+Each has its own connection, to a broker (:class:`MqttCrowd`) or inside this process (:class:`InProcessCrowd`). It
+registers, sends heartbeats, pulls the payload of an assignment, announces an update that was made beforehand, answers
+requests for its chunks, and repeats unanswered messages. A device takes processor time only when it has an event.
 """
 
 from __future__ import annotations

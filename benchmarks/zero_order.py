@@ -5,8 +5,8 @@
     python -m benchmarks.zero_order_table OUT
 
 Plays a fleet in this process (``benchmarks.counted_fleet``: the methods of both sides, no link) with each run and seed
-until it has taken ``--budget`` operations beyond its start, and writes a file for each. What is there already is not
-run again. A run is a method, its learning rate, and other options of ``fedspine run``.
+until it has taken ``--budget`` operations beyond its start, and writes a file for each. Existing files are not made
+again. A run is a method, its learning rate, and other options of ``fedspine run``.
 
 A seed draws the split, the adapter, the batches and the noise; the examples and those that are held out are the same
 for all, and the same devices take part in a round. A classifier starts from the probe's head, of a round before with

@@ -10,7 +10,7 @@ linear. ``variance``: of one example's gradient, summed over elements. ``tr H``:
 from ``(L(w + e z) + L(w - e z) - 2 L(w)) / e^2`` with z of +-1 (Hutchinson 1990), and its standard error.
 
 Gradients are those of the engine's backward pass, of batches drawn without replacement, and both squares are without
-bias: the variance of the mean is taken off. docs/zero-order.md says what follows from these numbers.
+bias: the variance of the mean is subtracted. docs/zero-order.md has the conclusions from these numbers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A device's memory by method: ``python -m benchmarks.zero_order_memory ARTIFACT...``.
 
 Every artifact is evaluated, tuned by zero-order steps, and trained by backpropagation in staged and in fused mode, each
-in a fresh process that does what a device does with an assignment: examples from a file, payload, graphs, work. The
+in a fresh process with the steps of a device's assignment: examples from a file, payload, graphs, work. The
 first only evaluates, with the graphs that zero-order work loads. Random tokens, one batch size and length for all.
 Writes JSON lines to stdout: the peak resident set (``VmHWM``) of each and its ratio to the evaluation's.
 """

@@ -1,4 +1,4 @@
-"""Tables of what ``benchmarks.zero_order`` wrote: ``python -m benchmarks.zero_order_table FOLDER [--json FILE]``.
+"""Tables of the results of ``benchmarks.zero_order``: ``python -m benchmarks.zero_order_table FOLDER [--json FILE]``.
 
 For each run, by seed and as the median over seeds: loss at the start and fallen at the end, on held-out examples and on
 the devices' own, the accuracy gained on those held out, and work and bytes beyond the start. Then the loss fallen for

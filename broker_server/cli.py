@@ -159,7 +159,7 @@ def call(arguments: list[str]) -> int:
 
 
 def _usage(error: typer.TyperException, arguments: list[str]) -> str:
-    """Say what was wrong with the command line: the option as it was typed, what it got, what it takes."""
+    """Return an error of the command line: the option as it was typed, its value, and the permitted values."""
     parameter = getattr(error, "param", None)
     if not isinstance(error, typer.BadParameter) or parameter is None:
         said: object = getattr(error, "message", str(error))

@@ -99,7 +99,7 @@ class ChildFailedError(CoordinatorError):
 
     @property
     def is_specific(self) -> bool:
-        """Return whether the exit code alone says what was wrong."""
+        """Return whether the exit code alone identifies the fault."""
         return self.child_exit_code is not ExitCode.RUN_FAILED
 
 

@@ -1,4 +1,4 @@
-"""The one door to the exporter: torch and its company are imported only when one of its commands is called."""
+"""The door to the exporter: torch and other packages are imported only when a command of the exporter is called."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def call(command: str, arguments: Sequence[str]) -> None:
 
     Raises:
         MissingExtraError: torch or another package of the server is not installed.
-        FedSpineError: what the command raises.
+        FedSpineError: the command failed.
     """
     try:
         from exporter.cli import app  # noqa: PLC0415 - torch is imported here, and only here

@@ -71,7 +71,7 @@ class Option:
     path: tuple[str, ...]
     """Field of the class of settings, through the classes that it holds."""
     kind: Any
-    """Annotation of what is written, with its range."""
+    """Type of the written value, with its range."""
     help: str
     panel: str
     formerly: str
@@ -111,7 +111,7 @@ def option(
         default: of the field; none = a value is needed, which ``fedspine run`` takes from the task.
         name: of the option, where that is not the field's.
         formerly: its name in earlier releases.
-        by: what decides by default, if that is not the default of the field.
+        by: source of the default, if that is not the default of the field.
         written: how a value is written, if that is not the value itself.
     """
     shown = by or ("task" if default is dataclasses.MISSING else "")
@@ -183,7 +183,7 @@ def check_values(values: Mapping[str, object], kind: type) -> None:
         kind: class of settings.
 
     Raises:
-        ConfigError: an unknown name; or names the option, its value, and what is permitted.
+        ConfigError: a name is unknown, or a value is not permitted; names option, value and permitted values.
     """
     options = options_of(kind)
     for name, value in values.items():

@@ -23,10 +23,10 @@ def check_fields(settings: object, called: Callable[[str], str] = str) -> None:
 
     Args:
         settings: a dataclass.
-        called: gives the name that a person knows a field by.
+        called: returns the name of a field for people.
 
     Raises:
-        ConfigError: names the first such field, its value, and what is permitted.
+        ConfigError: names the first such field, its value, and the permitted values.
     """
     kind = type(settings)
     hints = typing.get_type_hints(kind, include_extras=True)
@@ -38,12 +38,12 @@ def check_value(called: str, value: object, hint: object) -> None:
     """Refuse a value that an annotation does not permit; a number without a range must be finite.
 
     Args:
-        called: its name for people.
-        value: of anything.
+        called: name of the value for people.
+        value: any value.
         hint: a type, or ``Annotated`` with the ``msgspec.Meta`` of its range.
 
     Raises:
-        ConfigError: names it, its value, and what is permitted.
+        ConfigError: the value is not permitted; names it and the permitted values.
     """
     if not _fits(value, hint):
         msg = f"{called} is {value!r}, expected {expected(hint)}"

@@ -1,4 +1,4 @@
-"""Commands of the exporter: parse, say what happens on stderr, call. Errors go to ``broker_server.cli``."""
+"""Commands of the exporter: parse arguments, print progress to stderr, call. ``broker_server.cli`` prints errors."""
 
 from __future__ import annotations
 
@@ -176,10 +176,10 @@ def say(line: str) -> None:
 
 @contextlib.contextmanager
 def needed_packages(command: str) -> Iterator[None]:
-    """Turn a failing import into one line, and keep the garbage collector from what the imports bring.
+    """Turn a failing import into one line, and exclude the imported objects from garbage collection.
 
-    Half a million objects come with PyTorch and stay to the end: looking at them again and again was a sixth of the
-    processor time of a small export.
+    PyTorch brings half a million objects that stay to the end: collecting over them took a sixth of the processor time
+    of a small export.
 
     Raises:
         MissingPackageError: names the package and how to get it.

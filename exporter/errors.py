@@ -47,7 +47,7 @@ class ModelTooLargeError(ExportError):
 
 
 class OrtExportError(ExportError):
-    """An artifact is not there, damaged, or not what models for onnxruntime-training can be made of."""
+    """An artifact is missing or damaged, or models for onnxruntime-training cannot be made from it."""
 
     exit_code = ExitCode.ARTIFACT_CORRUPTED
 

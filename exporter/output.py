@@ -39,7 +39,7 @@ def check_output(out: Path, kind: Kind, *, force: bool) -> None:
     """Refuse an output directory that holds something.
 
     Raises:
-        OutputExistsError: it does; with ``force``, unless it holds what is to be written.
+        OutputExistsError: the directory is not empty; with ``force``, only if it does not hold an output of this kind.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
@@ -81,13 +81,13 @@ def written_aside(out: Path, kind: Kind) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def foreign_writer(directory: Path, num_bytes: int) -> Iterator[None]:
-    """Tell a full disk apart in the errors of writers that are not Python's.
+    """Detect a full disk in the errors of writers outside Python.
 
-    safetensors says it in words; those in C++ stop writing without one, and fail when they read what they wrote.
+    The message of safetensors says so. Writers in C++ stop without an error, and fail when they read their own output.
 
     Args:
-        directory: where they write.
-        num_bytes: about what they write; another error is about space where less than this is free.
+        directory: folder of the output.
+        num_bytes: approximate size of the output; any error with less free space counts as a full disk.
 
     Raises:
         OSError: there is no space.

@@ -29,12 +29,12 @@ class Configuration:
     """A checkpoint's configuration."""
 
     config: Any
-    """Of transformers, with every setting where the installed version looks for it."""
+    """Configuration of transformers, with every setting where the installed version reads it."""
     raw: Mapping[str, Any]
-    """As it is written."""
+    """Content of the configuration file."""
     reference: Any | None
-    """With what transformers is to load the checkpoint as a reference, where its own reading is known to fail; None:
-    with nothing but the directory."""
+    """Configuration with which transformers loads the reference, if its own reading of the directory is known to fail;
+    None = transformers reads the directory."""
     notes: tuple[str, ...]
     """Remarks about it for the user."""
 

@@ -1,4 +1,4 @@
-"""The interface of a model family to the exporter: stages as functions, parameters, what can be pruned and tuned.
+"""The interface of a model family to the exporter: stages as functions, parameters, prunable groups and LoRA targets.
 
 A *stage* is the embedding, one block, or the head. All blocks of a model have the same parameters under another prefix,
 so one trace of one block serves every depth. Stages are plain functions of tensors; nothing here holds weights.
@@ -100,13 +100,13 @@ class Family(abc.ABC):
         return cls.settings
 
     def check_source(self, model: Any) -> None:
-        """Compare what transformers computed from the configuration alone, where logits of short texts hardly show it.
+        """Compare values that transformers computes from the configuration and that logits of short texts hardly show.
 
         Args:
             model: the checkpoint as transformers loads it.
 
         Raises:
-            ParityError: it differs from the values that the stages compute with.
+            ParityError: a value differs from the stages' value.
         """
         del model
 

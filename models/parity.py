@@ -1,8 +1,8 @@
 """Compares the stages with transformers, on the checkpoint as transformers itself loads it.
 
-The reference never goes through what this project reads of the configuration: transformers reads the directory. Where
-transformers 5 wrote the file and transformers 4 is installed, the rotary settings are spelled as version 4 does, and
-nothing else; formulas are transformers' there, and this project's in the stages.
+The reference does not use this project's reading of the configuration: transformers reads the directory. If
+transformers 5 wrote the file and transformers 4 is installed, only the rotary settings are rewritten in the form of
+version 4. The reference uses the formulas of transformers, the stages use those of this project.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def check_parity(family: Family, weights: Mapping[str, torch.Tensor], source: An
     """Compare logits with transformers', in float32, on random tokens, one sequence of two padded.
 
     Args:
-        family: the model as the stages compute it.
-        weights: all of its parameters, of the types that the checkpoint has.
-        source: the checkpoint as transformers loads it; goes into evaluation mode.
-        config: the configuration that is written beside the weights: what is later built from it must agree too.
+        family: the model computed by the stages.
+        weights: all parameters of the model, in the checkpoint's types.
+        source: the checkpoint as transformers loads it; it is set to evaluation mode.
+        config: the configuration to write beside the weights; a model built from it must agree too.
 
     Returns:
         The largest difference.

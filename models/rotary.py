@@ -1,8 +1,8 @@
-"""Rotary positions as a configuration describes them, in the words of transformers 4 and of transformers 5.
+"""Rotary positions of a configuration, in the format of transformers 4 or of transformers 5.
 
 transformers 4 writes ``rope_theta`` and ``rope_scaling``; transformers 5 writes one ``rope_parameters``, which may be
-nested by type of layer. Both are read into one form, whose formulas are written out here: what transformers computes is
-then something else to compare with (:mod:`models.parity`).
+nested by type of layer. Both are read into one form. Its formulas are implemented here, so that transformers is an
+independent reference (:mod:`models.parity`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _FIELDS: Final[dict[str, frozenset[str]]] = {
 _SAY_NOTHING: Final = frozenset({"type", _TYPE, THETA, "partial_rotary_factor", "finetuned"})
 
 Rotary = dict[str, Any]
-"""One flat description as transformers 5 writes it: ``rope_type``, ``rope_theta`` and what the type needs."""
+"""One flat description in the format of transformers 5: ``rope_type``, ``rope_theta`` and fields of the type."""
 
 
 def read(settings: Mapping[str, Any]) -> Rotary:
@@ -67,7 +67,7 @@ def read(settings: Mapping[str, Any]) -> Rotary:
 
 
 def written_for_transformers_4(rotary: Rotary) -> dict[str, Any]:
-    """``rope_theta`` and ``rope_scaling`` for what :func:`read` gave; transformers 5 reads these too."""
+    """``rope_theta`` and ``rope_scaling`` for a result of :func:`read`; transformers 5 reads these too."""
     scaling = {key: value for key, value in rotary.items() if key != THETA}
     return {THETA: rotary[THETA], SCALING: None if rotary[_TYPE] == "default" else scaling}
 

@@ -127,7 +127,7 @@ _COMPUTES: Final = re.compile(
     r"|parallel|per_|pool|position|quant|residual|rope|rotary|router|scal|sink|skip|softcap|sparse|ssm|temperature|(^|_)tied?_"
     r"|window"
 )
-"""Names of settings that change what other families of transformers compute."""
+"""Names of settings that change the computation in other families of transformers."""
 _OFF: Final[tuple[object, ...]] = (None, False, "", [], {})
 _ONE_IS_OFF: Final = re.compile(r"multiplier|scal|fact_?or|temperature")
 _ZERO_IS_OFF: Final = re.compile(r"bias|chunk|clip|expert|mask|num_|sink|skip|softcap|window")

@@ -40,8 +40,8 @@ def check_source(model: str | Path) -> None:
     """Refuse an input that is not a checkpoint; the id of a model on the hub is checked when it is loaded.
 
     Raises:
-        ModelNotFoundError: there is nothing, or no model.
-        ModelUnsupportedError: it is something else that is known; says what to give instead.
+        ModelNotFoundError: the path does not exist, or holds no model.
+        ModelUnsupportedError: the path holds another known format; the message names a usable input.
     """
     path = Path(model)
     if path.is_dir():

@@ -1,7 +1,7 @@
-"""Every token id that a tokenizer or a configuration can give, against the rows of the embedding.
+"""Checks that every token id of a tokenizer or a configuration is a row of the embedding.
 
-An id outside would fail late: at the first text that holds it, or in padding. What only pads may be any id inside, for
-padding is masked; what text is read with must be inside.
+An id outside would fail late: at the first text that holds it, or in padding. An id that only pads may be any id
+inside, because padding is masked; all ids of text must be inside.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint, with what devices need: a ``tokenizer.json``, or something it can be made of."""
+"""The tokenizer of a checkpoint, as the ``tokenizer.json`` that devices need; it is converted from other formats."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _of_file(path: Path, config: dict[str, Any]) -> Any:
         options["added_tokens_decoder"] = {int(index): tokenizers.AddedToken(**token) for index, token in added.items()}
     backend = tokenizers.Tokenizer.from_file(str(path))
     tokenizer: Any = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **options)
-    # transformers 4 sets the pre-tokenizer to its own idea of a leading blank; the file says what it was trained with.
+    # transformers 4 sets its own leading blank in the pre-tokenizer; the file has the setting of the training.
     tokenizer.backend_tokenizer.pre_tokenizer = backend.pre_tokenizer
     if "add_bos_token" in config or "add_eos_token" in config:
         _surround(tokenizer, begins=bool(config.get("add_bos_token")), ends=bool(config.get("add_eos_token")))

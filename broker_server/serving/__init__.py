@@ -1,1 +1,1 @@
-"""The part of the server that devices talk to: coordinator, storage and services, evaluation, report of a run."""
+"""The server of devices: coordinator, storage, services, evaluation and the report of a run."""

@@ -1,7 +1,7 @@
 """Stages composed into whole graphs: training (forward, loss, backward) and evaluation.
 
-Fused mode: a block's backward contains its forward, which merges with the forward placed before, so nothing is computed
-twice. Only what an output needs is placed: the gradient of the embedding, for one, is not.
+Fused mode: a block's backward contains its forward, which is merged with the earlier forward, so nothing is computed
+twice. Only nodes that an output needs are placed: the gradient of the embedding, for example, is left out.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """ATen operations in ONNX: one small function each, found by name in one table.
 
-The table covers what the stages of the known families and their backward passes consist of, after decomposition to core
-ATen. An operation that is missing is refused by name; add a function here.
+The table has the operations of the stages of the known families and their backward passes, after decomposition to core
+ATen. A missing operation is refused by name; add a function here.
 """
 
 from __future__ import annotations

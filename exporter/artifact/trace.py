@@ -1,8 +1,8 @@
 """Tracing: a function of tensors with symbolic sizes becomes a flat list of ATen operations, its backward included.
 
-One pass of :func:`torch.fx.experimental.proxy_tensor.make_fx` over fake tensors records the function, and what
-:func:`torch.autograd.grad` does inside it. Sizes are a handful of symbols that all inputs share (one rank, one number
-of heads), not one per axis as ``torch.export`` makes them; reasoning about those was nine tenths of the time.
+One pass of :func:`torch.fx.experimental.proxy_tensor.make_fx` over fake tensors records the function, and the
+operations of :func:`torch.autograd.grad` inside it. Sizes are a few symbols that all inputs share (one rank, one number
+of heads), not one symbol per axis as in ``torch.export``, where reasoning about symbols took nine tenths of the time.
 """
 
 from __future__ import annotations

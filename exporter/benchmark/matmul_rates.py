@@ -1,7 +1,7 @@
 """Rates of onnxruntime's own ``MatMul`` on some shapes: ``python -m exporter.benchmark.matmul_rates REQUEST``.
 
-Each shape is a session of one node with both matrices as inputs, onnxruntime's default options but for the number of
-threads, and arrays bound once. The least of many repetitions is to be the machine's limit, the median what it keeps up.
+Each shape is a session of one node with both matrices as inputs, onnxruntime's default options except the number of
+threads, and arrays bound once. The shortest of many repetitions is the machine's limit, the median its sustained rate.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """PyTorch and PEFT, eager, in a benchmark: ``python -m exporter.benchmark.torch_contender REQUEST``.
 
-As a user would write it well: the model as transformers builds it with its default attention (``sdpa``), in float32,
-dropout off, PEFT's LoRA on the same modules, ``AdamW`` over what is trained, clipping by global norm, and nothing in a
-step that training does not need. It trains the whole model: PEFT slices nothing.
+The code of a careful user: the model as transformers builds it with its default attention (``sdpa``), in float32,
+dropout off, PEFT's LoRA on the same modules, ``AdamW`` over the trained parameters, clipping by global norm, and
+nothing in a step that training does not need. It trains the whole model, because PEFT does not slice.
 """
 
 from __future__ import annotations

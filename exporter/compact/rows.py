@@ -1,9 +1,9 @@
-"""8-bit activations with a scale for each token, so that a text's answer is its own.
+"""8-bit activations with a scale for each token, so that an answer does not depend on other texts of the batch.
 
-ONNX's ``DynamicQuantizeLinear``, which onnxruntime's quantiser writes, has one scale for a whole tensor: padding, what
-is classified beside a text, or what follows a token, would change its answer. Here each row ``x`` of activations is
+ONNX's ``DynamicQuantizeLinear``, which onnxruntime's quantiser writes, has one scale for a whole tensor: padding, other
+texts of a batch, or later tokens would change an answer. Here each row ``x`` of activations is
 ``round(127 x / max|x|)``, shifted by 128 into uint8 (vector-wise quantisation: Dettmers et al. 2022, LLM.int8(),
-arXiv 2208.07339). Products are exact integers, so rows do not touch each other at all.
+arXiv 2208.07339). Products are exact integers, so rows do not affect each other.
 """
 
 from __future__ import annotations

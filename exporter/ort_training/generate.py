@@ -1,9 +1,9 @@
 """A child process of its own environment: onnxruntime-training's ``generate_artifacts`` on a forward graph.
 
 ``python -m exporter.ort_training.generate DIRECTORY`` takes :data:`FORWARD` and :data:`REQUEST` out of the directory
-and writes the models of :mod:`edge_runtime.ort_training.description` into it. It runs where onnxruntime-training is and
-torch is not; the exporter, which has torch and another onnxruntime, starts it. Prints the versions of what it used, as
-JSON.
+and writes the models of :mod:`edge_runtime.ort_training.description` into it. It runs in an environment with
+onnxruntime-training and without torch; the exporter, which has torch and another onnxruntime, starts it. It prints the
+versions of the packages that it used, as JSON.
 """
 
 from __future__ import annotations

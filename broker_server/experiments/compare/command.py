@@ -134,7 +134,7 @@ def _conclude(directory: ComparisonDirectory, results: Results, keys: Sequence[R
 
 
 def _failures(results: Results) -> str:
-    """Say which runs failed, and what to do."""
+    """Return lines on the failed runs, and the next step."""
     texts = [f"{key}: {error}" for key, error in results.failed.items()]
     more = f"; and {len(texts) - 3} more" if len(texts) > 3 else ""
     return f"{'; '.join(texts[:3])}{more}; the others are kept; the same command runs these again"

@@ -130,9 +130,9 @@ class Comparison:
         """Read and check a comparison.
 
         Raises:
-            ConfigError: the file cannot be read, an unknown key or method, a wrong value, or a method that changes what
-                must be the same for all.
-            ArmError: an arm outside its range.
+            ConfigError: the file cannot be read, a key or method is unknown, a value is wrong, or a method changes a
+                setting that must be the same for all.
+            ArmError: an arm is outside its range.
         """
         try:
             text = path.read_text(encoding="utf-8")

@@ -21,7 +21,7 @@ from edge_runtime.formats.names import MANIFEST_FILE
 
 RUNS: Final = "runs"
 NO_MATTER: Final = frozenset({"artifact", "calibration", "method", "callbacks"})
-"""Settings that are only paths of the comparison, or a name for what the other settings say in full."""
+"""Settings that do not affect results: paths of the comparison, and names whose meaning other settings give in full."""
 
 
 class Progress(enum.Enum):

@@ -76,7 +76,7 @@ def remarks(summary: Summary) -> list[str]:
 
 
 def overview(summary: Summary) -> Table:
-    """Return the table of methods: what each is, and how its runs ended."""
+    """Return the table of methods: the description of each, and the ends of its runs."""
     rows = [
         (
             method.label,
@@ -206,7 +206,7 @@ def robustness(summary: Summary) -> Table:
 
 
 def bandit(summary: Summary) -> Table:
-    """Return the table of what the choice of arms cost."""
+    """Return the table of the cost of choosing arms."""
     rows = [
         (
             method.label,

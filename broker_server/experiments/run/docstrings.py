@@ -22,7 +22,7 @@ KEY_FIELD = "key"
 
 
 _BLOCKS = ("body", "handlers", "orelse", "finalbody", "cases")
-"""Fields of a statement that hold statements, or what has some, in the order of :func:`ast.iter_child_nodes`."""
+"""Fields of a statement whose nodes hold statements, in the order of :func:`ast.iter_child_nodes`."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 """Lone surrogates: an escape in a docstring can make one, but it is not a character."""

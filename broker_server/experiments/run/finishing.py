@@ -186,7 +186,7 @@ def summary_lines(report: Report, root: Path) -> list[str]:
 
 
 def tuned_line(root: Path) -> str:
-    """Say where what was tuned lies: an adapter, or a whole checkpoint."""
+    """Return a line with the path of the result: an adapter, or a whole checkpoint."""
     if (whole := whole_directory(root)) is not None:
         return f"model:         {whole} (a whole checkpoint: all weights are tuned, so there is no adapter)"
     return f"adapter:       {root / 'adapters' / 'peft'} (PEFT's format)"

@@ -148,10 +148,10 @@ def may_be_indices(labels: tuple[str, ...]) -> bool:
 
 
 def check_model(settings: RunSettings, manifest: Manifest) -> None:
-    """Refuse what does not fit the model, before a device does: examples longer than its positions, and the method.
+    """Refuse settings that do not fit the model, before devices start: the method, and ``--max-length``.
 
     Raises:
-        ConfigError: they do not.
+        ConfigError: a setting does not fit.
     """
     check_method(settings.method, flat(settings), manifest)
     max_length = settings.training.max_length

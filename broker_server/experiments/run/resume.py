@@ -1,4 +1,4 @@
-"""The rules of ``--resume``: what may change, what must not, and what has to be done again."""
+"""The rules of ``--resume``: settings that may change, settings that must not, and steps to repeat."""
 
 from __future__ import annotations
 

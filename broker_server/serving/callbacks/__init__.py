@@ -1,4 +1,4 @@
-"""Callbacks: told of a run's rounds as they end. By name, of an installed package, or ``pkg.mod:Class``.
+"""Callbacks: they are called when rounds of a run end. By name, of an installed package, or ``pkg.mod:Class``.
 
 To write one: subclass :class:`Callback` (docs/extending.md).
 """
@@ -41,7 +41,7 @@ def names_in(text: str) -> tuple[str, ...]:
 
 
 def check_callbacks(text: str) -> None:
-    """Refuse a list with a name that no callback has.
+    """Refuse a list with the name of an unknown callback.
 
     Raises:
         ConfigError: a name is not known, or its class cannot be imported.

@@ -1,4 +1,4 @@
-"""The base class of callbacks: its methods do nothing until a subclass overrides them."""
+"""The base class of callbacks, with methods that do nothing."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from edge_runtime.wire.arms import Axes
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RunInfo:
-    """The run that a callback is told of."""
+    """The run of a callback."""
 
     run_id: str
     directory: Path
     """Run directory; see docs/architecture.md."""
     task: Task
     settings: Mapping[str, str | int | float | bool]
-    """Settings by name, as the report has them."""
+    """Settings by name, the same as in the report."""
     axes: Axes
-    """Axes of its devices' arms."""
+    """Axes of the arms."""
 
 
 class Callback:
     """Base class of callbacks, called on events in the process of ``fedspine run`` or ``fedspine coordinate``.
 
-    All methods are called in one thread of their own, in the order of the events, so they may take their time: the
-    rounds do not wait. An exception becomes a line in the log, and the run goes on. Rounds that had ended before this
-    process began are not told again.
+    All methods are called in one separate thread, in the order of the events. They may be slow, because rounds do not
+    wait for them. An exception is logged, and the run goes on. Rounds that ended before this process started are not
+    reported again.
     """
 
     def on_run_start(self, run: RunInfo) -> None:
-        """This process begins, or goes on with, the rounds of a run."""
+        """Handle the start of this process, which begins or continues a run."""
 
     def on_round_end(self, record: RoundRecord) -> None:
-        """A round is over, and its record is on disk. Round 0 is the evaluation before training."""
+        """Handle the end of a round, whose record is on disk. Round 0 is the evaluation before training."""
 
     def on_run_end(self, report: Report | None) -> None:
-        """The run is finished, and its report is written; None in ``fedspine coordinate``, which writes none."""
+        """Handle the end of the run; the report is written. None in ``fedspine coordinate``, which writes no report."""
 
     def close(self) -> None:
-        """The process is about to end, however the run went; nothing is called after this."""
+        """Handle the end of the process, after any end of the run; no method is called after this."""

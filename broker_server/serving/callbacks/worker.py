@@ -1,4 +1,4 @@
-"""The thread that calls callbacks: they cannot delay a round, and their exceptions end nothing."""
+"""The thread that calls callbacks, so that slow or failing callbacks do not affect the run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLOSE_S: Final = 60.0
 
 
 class CallbackWorker:
-    """Calls callbacks one after the other, in a thread that is not started without one.
+    """Calls callbacks one after the other in a thread; without callbacks no thread is started.
 
     A context: leaving it waits at most ``close_s`` for calls that are still to be made.
     """
@@ -58,7 +58,7 @@ class CallbackWorker:
         self._calls.put(lambda callback: callback.on_run_start(run))
 
     def happened(self, event: AnyEvent) -> None:
-        """A line of the event log; the end of a round is told, see :meth:`Callback.on_round_end`."""
+        """Take an event of the event log; the end of a round leads to :meth:`Callback.on_round_end`."""
         if isinstance(event, RoundFinished):
             self._round_finished(event.record)
 

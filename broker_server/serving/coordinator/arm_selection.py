@@ -22,9 +22,9 @@ from edge_runtime.wire.work import Arm, name_of
 class ArmSelection:
     """Asks for arms, and reports their outcomes.
 
-    In deploy rounds the scheduler chooses ranks only, and is told of nothing but refusals: the ratio is not its choice.
-    A device that refuses an arm as infeasible has its ramp lifted (ours): a ratio that grows slowly would
-    keep it out of the run, so from then on it plays its arms in full.
+    In deploy rounds the scheduler chooses only ranks, and learns only from refusals, because it does not choose the
+    ratio. A device that refuses an arm as infeasible gets no ramp any more (ours): a slowly growing ratio would keep it
+    out of the run, so it uses the full ratio of its arms from then on.
     """
 
     def __init__(self, run: RunContext, ledger: Ledger, refusers: Iterable[str]) -> None:
@@ -32,7 +32,7 @@ class ArmSelection:
 
         Args:
             run: the parts of the run.
-            ledger: its books.
+            ledger: ledger of the run.
             refusers: devices that refused an arm as infeasible, in earlier sessions too.
         """
         self._run = run
@@ -42,7 +42,7 @@ class ArmSelection:
         """Whether the scheduler's state changed since it was last written; only then is it written again."""
 
     def choose(self, round_number: int, device_ids: Sequence[str]) -> dict[str, Arm | None]:
-        """Arms for the devices that take part: of an emulated fleet, those that chance makes available."""
+        """Choose arms for the available devices; in an emulated fleet availability is random."""
         self.has_news = True
         clock, scheduler = self._run.clock, self._run.scheduler
         if clock is not None:

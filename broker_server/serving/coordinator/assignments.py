@@ -1,7 +1,7 @@
 """The assignments of a round: each device's work, and the blobs that devices start from.
 
-The work of each assignment is kept, on disk too: an update is read under the work that was *sent*, also by a
-coordinator that was restarted in between.
+The work of each assignment is stored, also on disk: an update is read under the work that was *sent*, even after a
+restart of the coordinator.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from edge_runtime.wire.messages import Assignment, AssignmentKey, BlobRef
 
 
 class Assigner:
-    """Assignments and blobs of one run; a blob is made once in a round for all that start from the same."""
+    """Assignments and blobs of one run; a blob is made once in a round for all devices with the same start."""
 
     def __init__(
         self, method: Method, wire_dtype: WireDtype, *, works: Mapping[AssignmentKey, AssignedWork] | None = None
@@ -39,18 +39,18 @@ class Assigner:
         self._blobs: dict[Hashable, tuple[BlobRef | None, bytes]] = {}
 
     def work(self, key: AssignmentKey) -> AssignedWork | None:
-        """Return the work that was assigned under ``key``, in this round or for good; None = nothing was sent yet."""
+        """Return the work that was assigned under ``key``, in this round or for the run; None = nothing was sent."""
         return self._works.get(key)
 
     def assign(self, command: SendAssignment, model: Aggregated, *, at_once: bool) -> tuple[Assignment, bytes]:
-        """Return the assignment for a device, and the blob that it starts from; the same when it is asked for again.
+        """Return the assignment of a device and the blob that it starts from; repeated calls return the same.
 
-        The blob is empty where the device needs none.
+        The blob is empty if the device needs none.
 
         Args:
-            command: the assignment.
-            model: that all devices of the round start from.
-            at_once: whether the arm's ratio is played in full from the first step on, without a ramp.
+            command: the command to send the assignment.
+            model: global model of the round.
+            at_once: whether the arm's full ratio is used from the first step on, without a ramp.
         """
         key = command.key
         if key not in self._works:
@@ -66,10 +66,10 @@ class Assigner:
         return Assignment(key=key, deadline_s=command.deadline_s, payload=ref, work=work), blob
 
     def sent(self, key: AssignmentKey, sent_at: float, *, bytes_down: int, most_examples: int | None) -> AssignedWork:
-        """Note when an assignment goes out, its bytes, and how many examples its device has by then.
+        """Record the time and size of a sent assignment, and the device's number of examples.
 
         Returns:
-            What is kept of it.
+            The part of the work that is stored.
         """
         work = msgspec.structs.replace(
             self.assigned(key), sent_at=sent_at, bytes_down=bytes_down, most_examples=most_examples
@@ -89,10 +89,10 @@ class Assigner:
         return digests
 
     def check_size(self, blob: BlobRef, key: AssignmentKey) -> None:
-        """Refuse an update that is larger than any answer to its assignment, before anything is pulled.
+        """Refuse an update by its size before it is pulled, if it is larger than any reply to its assignment.
 
         Raises:
-            MessageError: it is, or nothing was assigned.
+            MessageError: the update is too large, or nothing was assigned.
         """
         most = self._method.most_bytes(self.assigned(key).work)
         if blob.size_bytes > most:
@@ -100,10 +100,10 @@ class Assigner:
             raise MessageError(msg, device_id=key.device_id, round_number=key.round_number)
 
     def check_update(self, blob: bytes, key: AssignmentKey, num_examples: int) -> None:
-        """Refuse an update that is not of the assigned work.
+        """Refuse an update that does not fit the assigned work.
 
         Raises:
-            TensorError: malformed, or other names, shapes or values than were asked for.
+            TensorError: the update is malformed, or its names, shapes or values do not fit the work.
             AggregationError: its values are beyond every bound.
             MessageError: nothing was assigned.
         """
@@ -113,7 +113,7 @@ class Assigner:
         """Return the work that was assigned under ``key`` in this round.
 
         Raises:
-            MessageError: nothing was.
+            MessageError: nothing was assigned.
         """
         work = self._works.get(key)
         if work is None:

@@ -7,7 +7,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Allowance:
-    """The amount that may be used at once, and the rate at which it comes back."""
+    """The amount that may be used at once, and the rate at which it is refilled."""
 
     burst: float
     per_s: float
@@ -15,18 +15,18 @@ class Allowance:
 
 @dataclasses.dataclass(slots=True)
 class Bucket:
-    """The rest of an allowance; full at first."""
+    """The unused part of an allowance; full at the start."""
 
     _used: float = 0.0
     _at: float = 0.0
 
     def take(self, allowance: Allowance, now: float, amount: float = 1.0) -> bool:
-        """Use some of it; False, and nothing is used, where it is not left.
+        """Use an amount; return False, and use nothing, if less is left.
 
         Args:
-            allowance: of now; it may differ from call to call.
+            allowance: current allowance; it may differ from call to call.
             now: monotonic seconds.
-            amount: to use.
+            amount: amount to use.
         """
         self._used = max(0.0, self._used - allowance.per_s * max(0.0, now - self._at))
         self._at = now

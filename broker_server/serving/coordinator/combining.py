@@ -31,13 +31,13 @@ class GlobalState:
     num_standing: int = 0
     """Updates of earlier rounds that were combined too."""
     deltas: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """By device, the Frobenius norm of the change of B A that its training made."""
+    """Frobenius norm of the change of B A by training, by device."""
     not_finite: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    """By device, how many of its measurements were not finite."""
+    """Number of scalars that were not finite, by device."""
     discarded: str = ""
     """Reason why the round's updates were not used and the model is unchanged; empty = they were used."""
     is_unchanged: bool = False
-    """Whether updates were aggregated and the model came out as it was before, to the last bit."""
+    """Whether updates were aggregated and did not change the model by a single bit."""
 
 
 def combine_round(
@@ -45,8 +45,8 @@ def combine_round(
 ) -> GlobalState:
     """Combine the updates of a round, and those that stand, and write the result; without updates nothing changes.
 
-    So it does where no model comes out that could be sent to devices again: the run goes on from the last one, now
-    and after a restart, which would combine the same.
+    The model is also unchanged if the result cannot be sent to devices: the run goes on from the last model. A restart
+    would give the same result.
 
     Importance comes first on disk, then the adapter; the round's record, which makes both count, comes last. Tensors of
     updates are read from disk when the method asks for them.
@@ -73,7 +73,7 @@ def combine_round(
 
 
 def forget_round(run: RunContext, store: Store, round_number: int) -> None:
-    """Undo a round whose adapter is of no use: a restart trains it again from the adapter of the round before.
+    """Undo a round with an unusable adapter: a restart trains the round again from the adapter before it.
 
     Raises:
         StoreError: the files of the round before cannot be used.

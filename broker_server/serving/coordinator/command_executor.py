@@ -54,7 +54,7 @@ class _Done:
 
 
 class CommandExecutor:
-    """The way out. Belongs to the thread of the event loop; long work goes to the background."""
+    """Executes commands in the thread of the event loop; long work runs in the background."""
 
     def __init__(
         self, run: RunContext, store: Store, ledger: Ledger, channel: DeviceChannel, translator: MessageTranslator
@@ -76,7 +76,7 @@ class CommandExecutor:
         return self._background.is_busy
 
     def take_scheduler_state(self) -> SchedulerState | None:
-        """All that the scheduler knows, where that changed since the last call; else None. It is to be written now."""
+        """Return the scheduler's state if it changed since the last call, else None; the caller must write it."""
         if not self._arms.has_news:
             return None
         self._arms.has_news = False
@@ -144,7 +144,7 @@ class CommandExecutor:
         self._channel.to(key.device_id, Verdict(key=key, accepted=accepted, detail=detail))
 
     def _assign(self, command: SendAssignment) -> None:
-        """Write an assignment; its work is on disk before it is sent, so that its update can be read later."""
+        """Queue an assignment; its work is on disk before it is sent, so that its update can be read later."""
         assigner, key = self._run.assigner, command.key
         at_once = self._arms.plays_at_once(key.device_id)
         is_known = assigner.work(key) is not None
@@ -198,7 +198,7 @@ class CommandExecutor:
             )
 
         def cut(number: int, measured: Aggregated, whole: EvaluationRecord) -> EvaluationRecord | None:
-            """Quality of the sub-model; where nothing is cut it is the whole model, which is not measured twice."""
+            """Quality of the sub-model; without pruning it is the whole model, which is not measured twice."""
             if sub_model is None or config.sparsity == 0.0:
                 return None if sub_model is None else whole
             return _known(number, measure(measured, sub_model))

@@ -38,10 +38,10 @@ from edge_runtime.wire.versions import SchemaVersionError, word_to
 logger = logging.getLogger(__name__)
 
 SILENCE_S: Final = 3 * HEARTBEAT_S
-"""A device that said nothing for this long counts as offline, also when the broker did not publish its will."""
+"""Silence after which a device counts as offline, even if the broker did not publish its will."""
 
 MAX_REGISTRATION_BYTES: Final = 8 * 1024
-"""Largest registration that is read; a device's takes less than 1 KB."""
+"""Largest registration that is read; a normal one has less than 1 KB."""
 HELLOS: Final = Allowance(burst=1000, per_s=50)
 """Answers to devices that have not registered, all of them together."""
 PULLS_S: Final = 60.0
@@ -53,9 +53,9 @@ class Other(enum.Enum):
     """Kinds of input that are not a message."""
 
     BLOBS = enum.auto()
-    """Chunks, or a request for some: dealt with."""
+    """Chunks, or a request for chunks; already handled."""
     STRANGER = enum.auto()
-    """Something of a device that must register first, and is to be told so."""
+    """A message of an unknown device, which must register first."""
 
 
 DeviceMessage = Register | Presence | Status | Update | Failure | RefusedReply
@@ -69,9 +69,9 @@ _ABOUT_BLOBS: Final = (Chunk.__name__.lower(), ChunkRequest.__name__.lower())
 class DeviceChannel:
     """Sends and receives for one fleet. Belongs to the thread of the event loop.
 
-    Messages wait for :meth:`post`, so that none tells of what is not on disk yet. Requests for chunks go out at once.
-    Devices that ask for chunks are served in turn while the link has room: what a full connection would drop, a device
-    would ask for again only seconds later.
+    Messages wait for :meth:`post`, so that the facts in them are on disk before they are sent. Requests for chunks are
+    sent at once. Requests of devices for chunks are answered in turn while the link has room: a full connection would
+    drop chunks, and devices would request them again only seconds later.
     """
 
     def __init__(self, fleet: str, link: Link, clock: Callable[[], float], *, max_devices: int) -> None:
@@ -84,14 +84,14 @@ class DeviceChannel:
         """Requests that wait for room on the link, by device and digest: one for each blob that is offered."""
         self._hellos = Bucket()
         self._num_chunks: dict[str, int] = {}
-        """Of the blobs that are offered, by digest."""
+        """Number of chunks of the offered blobs, by digest."""
         self.complaints = Complaints(logger)
         self.registry = Registry(SILENCE_S, max_devices)
         self.num_refused = 0
         """Payloads that were not messages of the protocol, or came from the wrong sender."""
 
     def to(self, device_id: str, message: AnyMessage) -> int:
-        """Write a message to one device; lost without a connection, since the protocol repeats itself.
+        """Queue a message to one device; without a connection it is lost, and the protocol repeats it.
 
         Returns:
             Bytes of the message.
@@ -101,20 +101,20 @@ class DeviceChannel:
         return len(payload)
 
     def to_all(self, message: AnyMessage) -> None:
-        """Write a message to every device."""
+        """Queue a message to every device."""
         self._messages.append((topics.to_all(self._fleet, kind_of(message)), encode_message(message)))
 
     def post(self) -> None:
-        """Publish the messages that wait."""
+        """Publish the queued messages."""
         waiting, self._messages = self._messages, []
         for topic, payload in waiting:
             self._link.publish(topic, payload)
         self._serve()
 
     def open(self, topic: str, payload: bytes) -> tuple[str, DeviceMessage | Other] | None:
-        """Sender of a payload, and its message or kind; None if it was refused.
+        """Return the sender of a payload, and its message or kind; None if the payload was refused.
 
-        For a refused reply: the assignment that it answers, and the reason of the refusal.
+        For a refused reply the message has the assignment and the reason of the refusal.
         """
         try:
             device_id = topics.sender(topic)
@@ -150,7 +150,7 @@ class DeviceChannel:
         return message
 
     def _tell_of_version(self, device_id: str, error: SchemaVersionError) -> None:
-        """Say that a device is of another release: here, and to its owner in a way that every release can show."""
+        """Log that a device has another release, and send it a message that every release can show."""
         self.num_refused += 1
         self.complaints.say(f"device {device_id}", self._clock(), str(error))
         if self._hellos.take(HELLOS, self._clock()):
@@ -197,7 +197,7 @@ class DeviceChannel:
         self._transfers.offer(ref.digest, lambda: blob, chunk_bytes=ref.chunk_bytes)
 
     def withdraw(self, digest: str) -> None:
-        """Let nobody pull a blob any more."""
+        """Stop offering a blob."""
         self._num_chunks.pop(digest, None)
         self._asked = {key: request for key, request in self._asked.items() if key[1] != digest}
         self._transfers.withdraw(digest)
@@ -207,7 +207,7 @@ class DeviceChannel:
     def pull(
         self, ref: BlobRef, device_id: str, on_complete: Callable[[bytes], None], on_failed: Callable[[str], None]
     ) -> None:
-        """Pull a blob from a device; both callbacks come out of :meth:`open`."""
+        """Pull a blob from a device; :meth:`open` calls the callbacks."""
         self._transfers.expect(ref, device_id, on_complete, on_failed)
 
     def is_pulling(self, ref: BlobRef, device_id: str) -> bool:
@@ -219,7 +219,7 @@ class DeviceChannel:
         self._transfers.cancel(ref.digest, device_id)
 
     def reconnected(self) -> None:
-        """Ask again for missing chunks, and do not count silence that was on this side."""
+        """Request missing chunks again, and do not count silence during the coordinator's own disconnection."""
         self.registry.excuse(self._clock())
         self._transfers.ask_again()
 

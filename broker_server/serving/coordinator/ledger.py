@@ -1,4 +1,4 @@
-"""The books of a run: the store, the event log, and how long rounds take."""
+"""The ledger of a run: it writes to the store and the event log, and measures the time of rounds."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from edge_runtime.wire.messages import AssignmentKey, DeviceState, Register, Sta
 logger = logging.getLogger(__name__)
 
 TRIM_EVERY: Final = 256
-"""Registrations from one look at how many devices are on disk to the next."""
+"""Registrations between two checks of the number of devices on disk."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +40,9 @@ class Quality:
 
     full: EvaluationRecord | None = None
     sparse: EvaluationRecord | None = None
-    """Of the sub-model at the run's sparsity."""
+    """Quality of the sub-model at the run's sparsity."""
     kept: KeptRecord | None = None
-    """Of an earlier round, where that is kept in place of the last."""
+    """Quality of an earlier round, if that round is kept in place of the last."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,13 +53,13 @@ class Made:
     discarded: str = ""
     """Reason why they were not used; empty = they were."""
     is_unchanged: bool = False
-    """Whether the adapter is that of the round before, to the last bit, although updates came."""
+    """Whether the updates did not change the adapter by a single bit."""
     num_standing: int = 0
-    """Updates of earlier rounds that count too."""
+    """Number of updates of earlier rounds that count too."""
 
 
 class Ledger:
-    """Writes the state that a restart needs to the store, and the events that people watch to the event log."""
+    """Writes the state for a restart to the store, and the events for people to the event log."""
 
     def __init__(
         self,
@@ -94,14 +94,14 @@ class Ledger:
         """The last round with a record; None before the first evaluation."""
         self._evaluations = {r.round_number: r.evaluation for r in records if r.evaluation is not None}
         self._standing: dict[str, Update] | None = None
-        """By device, updates that count in all later rounds too; None = updates count in their own round alone."""
+        """Updates that count in all later rounds too, by device; None = updates count only in their own round."""
         if asks_once:
             self._standing = {update.key.device_id: update for update in store.load_updates()}
         self.num_used_rounds = sum(record.was_used for record in records)
         """Finished rounds whose updates made the next adapter."""
 
     def hold(self) -> None:
-        """From now on gather all writes until :meth:`settle`, again and again."""
+        """Gather all writes from now on; each :meth:`settle` writes them."""
         self._store.hold()
         self._events.hold()
 
@@ -116,7 +116,7 @@ class Ledger:
         self._events.settle()
 
     def resume_round(self) -> dict[str, Participant] | None:
-        """Participants of the round that had begun, if one had."""
+        """Participants of the open round, None if there is none."""
         opened = self._store.load_open_round()
         if opened is None:
             return None
@@ -128,7 +128,7 @@ class Ledger:
         return opened.participants
 
     def _resume_times(self, round_number: int) -> None:
-        """Read when assignments of this round were sent, and how long those took that are done.
+        """Read the times at which assignments of this round were sent, and the durations of finished ones.
 
         Between processes only the wall clock is known. Impossible times, from a clock that was set, are ignored.
         """
@@ -150,7 +150,7 @@ class Ledger:
         Args:
             before: the state before the step.
             after: the state after it.
-            scheduler_state: of the scheduler, if it changed since it was last written; else None.
+            scheduler_state: returns the scheduler's state if it changed since it was last written, else None.
         """
         if after.participants is before.participants or after.phase is Phase.WAITING:
             return
@@ -170,7 +170,7 @@ class Ledger:
                 )
 
     def assigned(self, key: AssignmentKey) -> float:
-        """An assignment goes out; the first time counts. Returns it for the store, Unix seconds."""
+        """Record that an assignment is sent; the first time counts. Return this time, Unix seconds."""
         now = self._clock()
         return self._wall_clock() - now + self._sent_at.setdefault(key, now)
 
@@ -190,17 +190,17 @@ class Ledger:
         return frozenset(self._standing or ())
 
     def standing_beside(self, keys: Collection[AssignmentKey]) -> list[Update]:
-        """Updates that stand from earlier rounds, but for those of ``keys``, by device."""
+        """Standing updates of earlier rounds, without those of ``keys``, by device."""
         devices = {key.device_id for key in keys}
         return [update for name, update in sorted((self._standing or {}).items()) if name not in devices]
 
     def updates_discarded(self, round_number: int, detail: str) -> None:
-        """The updates of a round could not be used."""
+        """Record that the updates of a round could not be used."""
         logger.warning("round %d: its updates are not used, the last adapter stays: %s", round_number, detail)
         self._log(UpdatesDiscarded(at=self._wall_clock(), round_number=round_number, detail=detail))
 
     def late(self, key: AssignmentKey, emulated_s: float) -> None:
-        """An update came after the deadline of the virtual clock."""
+        """Record that an update came after the deadline of the virtual clock."""
         self._completion_s[key] = emulated_s
 
     def completion_s(self, key: AssignmentKey) -> float | None:
@@ -274,7 +274,7 @@ class Ledger:
             task: of the run.
 
         Returns:
-            Of equals the latest; ``round_number`` itself where no other round was measured.
+            The number of the best round, the latest of equals; ``round_number`` if no other round was measured.
         """
         known = {**self._evaluations, round_number: evaluation}
 
@@ -285,19 +285,19 @@ class Ledger:
         return min((number for number in known if number > 0), key=rank, default=round_number)
 
     def run_started(self, run_id: str, num_rounds: int) -> None:
-        """A coordinator process is here."""
+        """Record that a coordinator process started."""
         next_round = 0 if self.last_finished is None else self.last_finished + 1
         what = f"round {next_round} of {num_rounds} is next" if next_round <= num_rounds else "all rounds are done"
         logger.info("run %s: %s", run_id, what)
         self._log(Started(at=self._wall_clock(), run_id=run_id, next_round=next_round, num_rounds=num_rounds))
 
     def run_finished(self, run_id: str) -> None:
-        """All rounds are done."""
+        """Record that all rounds are done."""
         logger.info("run %s finished: %d of %d rounds used updates", run_id, self.num_used_rounds, self.last_finished)
         self._log(RunFinished(at=self._wall_clock(), run_id=run_id))
 
     def load_sessions(self) -> dict[str, str]:
-        """Sessions of the devices that registered so far, with earlier processes too, by device."""
+        """Sessions of all registered devices, by device; earlier processes of the coordinator included."""
         return self._store.load_sessions()
 
     def device_registered(self, message: Register) -> None:
@@ -309,14 +309,14 @@ class Ledger:
         self.device_seen(message.device_id, DeviceState.IDLE, "registered")
 
     def status_seen(self, status: Status) -> None:
-        """A device's work moved on."""
+        """Record the progress of a device's work."""
         moved = (status.round_number, status.step, status.num_steps)
         self.device_seen(status.device_id, status.state, status.detail, *moved)
 
     def device_seen(
         self, device_id: str, state: DeviceState, detail: str, round_number: int = 0, step: int = 0, num_steps: int = 0
     ) -> None:
-        """A device came or went, or its work moved on."""
+        """Record that a device came or went, or the progress of its work."""
         self._sightings.see(
             DeviceSeen(
                 at=self._wall_clock(),
@@ -338,11 +338,11 @@ class Ledger:
 
 
 def _changed(before: RunState, after: RunState) -> list[Participant]:
-    """Participants whose lasting part a step changed."""
+    """Participants whose stored part was changed by a step."""
     pairs = [(before.participants.get(name), after.participants[name]) for name in dict.fromkeys(after.touched)]
     return [one for was, one in pairs if _lasting(one) != _lasting(was)]
 
 
 def _lasting(participant: Participant | None) -> Participant | None:
-    """Return the part of a participant that is kept on disk: all but the times since when it is absent or silent."""
+    """Return the part of a participant that is stored: everything except the times of absence and silence."""
     return None if participant is None else dataclasses.replace(participant, lost_at=None, silent_since=None)

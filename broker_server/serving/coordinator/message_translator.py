@@ -48,13 +48,13 @@ from edge_runtime.wire.replies import RefusedReply
 logger = logging.getLogger(__name__)
 
 FAILURE_INTERVAL_S: Final = 1.0
-"""Of lines in the log about failures of one device."""
+"""Shortest interval of log lines about failures of one device, seconds."""
 MAX_DETAIL: Final = 500
-"""Characters of an error that a device is told."""
+"""Most characters of an error that is sent to a device."""
 
 
 class MessageTranslator:
-    """The way in. Belongs to the thread of the event loop."""
+    """Translates messages in the thread of the event loop."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class MessageTranslator:
         self._arrived: list[tuple[Update, bytes | str]] = []
 
     def receive(self, state: RunState, topic: str, payload: bytes) -> list[Event]:
-        """Events that a payload leads to; none if it was refused."""
+        """Return the events of a payload; none if it was refused."""
         opened = self._channel.open(topic, payload)
         if opened is None:
             return []
@@ -119,11 +119,11 @@ class MessageTranslator:
         return [DeviceHeard(device_id=device_id)]
 
     def most_examples(self, device_id: str) -> int | None:
-        """The largest number of examples that an update of a device may have; None = it has not registered here."""
+        """The largest number of examples that a device's update may have; None = the device is not registered."""
         return self._most_examples.get(device_id)
 
     def take_silent(self) -> list[Event]:
-        """Devices that have just been silent for too long."""
+        """Return events for the devices that just became silent for too long."""
         detail = "sent no heartbeat"
         silent = self._channel.registry.take_silent(self._clock())
         for device_id in silent:
@@ -131,7 +131,7 @@ class MessageTranslator:
         return [DeviceOffline(device_id=device_id, detail=detail) for device_id in silent]
 
     def pull(self, state: RunState, key: AssignmentKey) -> list[Event]:
-        """Pull the update that was announced under ``key``, unless it cannot be right; one that is whole is decided."""
+        """Pull the update announced under ``key``, unless it is refused by its size; decide on a complete update."""
         announced, participant = self._announced.get(key.device_id), open_participant(state, key)
         if announced is None or announced.key != key or participant is None:
             return []
@@ -157,7 +157,7 @@ class MessageTranslator:
         return []
 
     def _refusal(self, key: AssignmentKey, blob: BlobRef) -> Event | None:
-        """Refuse a blob by its size alone if it is too large, or too late for the virtual clock; None = it may come."""
+        """Refuse a blob by its size if it is too large, or too late on the virtual clock; None = it may be pulled."""
         try:
             self._assigner.check_size(blob, key)
         except WireError as error:
@@ -170,7 +170,7 @@ class MessageTranslator:
         return UpdateLate(key=key, detail=detail)
 
     def forget(self, key: AssignmentKey) -> None:
-        """Give up an update that no longer counts."""
+        """Stop pulling an update that no longer counts."""
         announced = self._announced.get(key.device_id)
         if announced is not None and announced.key == key:
             del self._announced[key.device_id]
@@ -216,7 +216,7 @@ class MessageTranslator:
         return [DeviceOffline(device_id=message.device_id, detail=detail)]
 
     def _look_for_a_second(self, message: Register | Status) -> None:
-        """Say so when two machines use one name."""
+        """Log a warning if two machines use one device id."""
         now = self._clock()
         if self._channel.registry.is_shared(message.device_id, message.session_id, now):
             shared = "two machines use this name: give one of them another --device-id, and its own --state"
@@ -250,7 +250,7 @@ class MessageTranslator:
         return [UpdateAnnounced(key=key)]
 
     def _refused(self, reply: RefusedReply) -> list[Event]:
-        """A reply that cannot be read is one that cannot be used: it costs its assignment, and is not waited for."""
+        """Return the events of a malformed reply: its assignment fails, so that the round does not wait for it."""
         if reply.key.run_id != self._config.run_id:
             return []
         key = reply.key
@@ -264,7 +264,7 @@ class MessageTranslator:
         return [self._decide(state, update, content) for update, content in arrived]
 
     def _decide(self, state: RunState, update: Update, content: bytes | str) -> Event:
-        """Store an update that came whole and right: the row on disk comes before the verdict."""
+        """Store an update that is complete and valid: its row is on disk before the verdict is sent."""
         key = update.key
         participant = open_participant(state, key)
         if participant is None:
@@ -285,7 +285,7 @@ class MessageTranslator:
         return UpdateStored(key=key)
 
     def _weighed(self, update: Update) -> Update:
-        """The update, with no more examples than its device had registered when the assignment went out."""
+        """The update, with at most the number of examples that its device had registered with the assignment."""
         key = update.key
         work = self._assigner.work(key)
         known = None if work is None else work.most_examples
@@ -298,7 +298,7 @@ class MessageTranslator:
 
 
 def _with_header(update: Update) -> Update:
-    """As an update whose bytes come in chunks: how it is kept."""
+    """Return an update in its stored form, with the header of its blob."""
     if not update.inline:
         return update
     return msgspec.structs.replace(update, blob=chunks.describe(update.inline), inline=b"")

@@ -1,4 +1,4 @@
-"""Makes the record of a round, and the outcomes that the scheduler learns from."""
+"""Makes the record of a round, and the outcomes for the scheduler."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ class PlayedArm:
     """The coordinator's own data about an assignment."""
 
     arm: Arm
-    """That was really played, after the ramp; of a refused assignment, that of its first step."""
+    """Arm that was really trained, after the ramp; for a refused assignment the arm of its first step."""
     sparsity: float
     """Measured fraction of the prunable weights that the plan of the update removes, [0, 1)."""
     num_steps: int
     completion_s: float | None = None
-    """From assignment to stored update; emulated where the fleet is. None = not known."""
+    """Seconds from assignment to stored update, emulated if the fleet is; None = unknown."""
     device_class: str | None = None
     emulated_s: float | None = None
-    """On the virtual clock, at most the deadline; None = nothing is emulated, or nothing was trained."""
+    """Seconds on the virtual clock, at most the deadline; None = nothing is emulated, or nothing was trained."""
     adapter_delta: float | None = None
     """Frobenius norm of the change of B A."""
     work: str = ""
-    """Kind of work that it was asked for; empty = nothing was sent."""
+    """Kind of the work; empty = nothing was sent."""
     not_finite: int | None = None
-    """Measurements that were not finite; None = none are counted."""
+    """Number of scalars that were not finite; None = the method counts none."""
 
 
 def device_record(participant: Participant, played: PlayedArm, update: Update | None) -> DeviceRecord:
@@ -62,10 +62,10 @@ def device_record(participant: Participant, played: PlayedArm, update: Update | 
 
 
 def reply_bytes(update: Update) -> int:
-    """Payload bytes of a reply as its device sent it: the message and what is inside, or the message and its chunks.
+    """Payload bytes of a reply as the device sent it: the message with its inline result, or the message and chunks.
 
     Args:
-        update: as it is kept, with the header of the blob inside.
+        update: the stored form, with the header of the blob.
     """
     blob = update.blob
     if blob is None:

@@ -1,4 +1,4 @@
-"""For whom a round waits, and for how long: said in the log, so that no pause is a riddle."""
+"""Log lines on the devices that a round waits for, and for how long."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from broker_server.methods.rounds.types import (
 logger = logging.getLogger(__name__)
 
 MAX_NAMES: Final = 8
-"""Devices that a line names; of more, it says how many."""
+"""Most devices that a line names; of the others it gives the number."""
 
 
 def say_at_start(state: RunState) -> None:
-    """Say for whom a round that had begun waits after a restart of the coordinator."""
+    """Log which devices an open round waits for after a restart of the coordinator."""
     awaited = _awaited(state)
     if state.phase is Phase.COLLECTING and awaited:
         logger.info(
@@ -37,7 +37,7 @@ def say_at_start(state: RunState) -> None:
 
 
 def say(event: Event, before: RunState, after: RunState) -> None:
-    """Say for whom a round begins to wait, or waits no more, because of an event."""
+    """Log which devices a round begins to wait for, or no longer waits for, because of an event."""
     if after.participants is before.participants:
         return
     match event:

@@ -6,8 +6,8 @@
                                    │          Ledger (disk)                     v
                                    └───────────────────── answers ── aggregation, evaluation (a thread beside)
 
-One event after the other, in one thread. What steps changed is made durable for several of them at once, when nothing
-more is waiting or :data:`GROUP_S` have passed; what they say to devices and people leaves after that.
+One thread handles one event after the other. Changes of several steps are made durable together, when no event is
+waiting or :data:`GROUP_S` have passed; messages and event lines of these steps are sent after that.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ logger = logging.getLogger(__name__)
 RESOLVED_FILE: Final = "resolved.toml"
 """``config.toml`` with all settings of its method."""
 TICK_S: Final = 0.25
-"""Longest pause between two looks at the clock."""
+"""Longest pause between two reads of the clock, seconds."""
 BUSY_TICK_S: Final = 0.02
-"""The same while a background job is under way."""
+"""Longest such pause while a background job runs, seconds."""
 STALL_S: Final = 2.0
 """Longest time between two steps; after a longer one, messages of devices may still be unread."""
 GROUP_S: Final = 0.1
@@ -80,10 +80,10 @@ LINGER_S: Final = 3.0
 
 
 def run_coordinator(run_dir: Path, open_link: OpenLink | None = None) -> None:
-    """Coordinate the run in ``run_dir`` (see docs/architecture.md) until its last round, from wherever it stands.
+    """Coordinate the run in ``run_dir`` (see docs/architecture.md) from its current state to its last round.
 
     Args:
-        run_dir: of the run.
+        run_dir: run directory.
         open_link: prepares the link to the devices; None = over MQTT to the broker that the configuration names.
 
     Raises:
@@ -92,12 +92,12 @@ def run_coordinator(run_dir: Path, open_link: OpenLink | None = None) -> None:
         StateInUseError: another coordinator holds the directory.
         StoreError: the state on disk cannot be used, is lost, or is of another run.
         EngineError: artifact or held-out file cannot be used.
-        BrokerUnreachableError: no broker at the start; a connection lost later is tried again for ever.
-        BrokerRefusedError: the broker says no.
-        FleetInUseError: another coordinator has the fleet, or had it first and comes back.
-        DiskFullError: there is no space; nothing that was accepted is lost.
-        RunFailedError: no device, or rounds without any update.
-        DevicesTooSmallError: the same, because no device had the memory for any arm.
+        BrokerUnreachableError: there is no broker at the start; a connection lost later is retried for ever.
+        BrokerRefusedError: the broker refuses.
+        FleetInUseError: another coordinator has the fleet, or had it first and reconnected.
+        DiskFullError: there is no space; no accepted update is lost.
+        RunFailedError: there was no device, or rounds had no update.
+        DevicesTooSmallError: the run failed because no device had the memory for any arm.
     """
     config = CoordinatorConfig.load(run_dir / CONFIG_FILE)
     if BrokerAddress.parse(config.broker_url).password is not None:
@@ -176,7 +176,7 @@ class Coordinator:
         """Instant at which a finished run stops waiting for good-byes."""
 
     def run(self) -> None:
-        """Until the run is finished. See :func:`run_coordinator`."""
+        """Coordinate until the run is finished. See :func:`run_coordinator`."""
         self._link.connect()
         try:
             self._claimant.take(self._wall_clock())
@@ -224,7 +224,7 @@ class Coordinator:
             patience.say(event, before, state)
 
     def _settle(self) -> None:
-        """Everything so far on disk, then everything that tells of it on its way."""
+        """Make all changes durable, then send the messages and event lines about them."""
         self._ledger.settle()
         self._channel.post()
         self._settled_at = self._clock()
@@ -304,9 +304,9 @@ def mqtt_of(config: CoordinatorConfig) -> OpenLink:
 
 
 def _link(open_link: OpenLink, fleet: str, session_id: str, claimant: Claimant) -> Link:
-    """Make the link, under an id of its own: it throws nobody out (:mod:`broker_server.serving.services.fleets`).
+    """Make the link under a new client id, so that it disconnects no other client (:mod:`.services.fleets`).
 
-    The id is in no message, unlike the session's, so nobody can throw this one out by it.
+    The id is in no message, unlike the session's, so nobody else can use it to disconnect this client.
     """
     return open_link(
         client_id=f"fedspine-coordinator:{fleet}:{secrets.token_hex(8)}",

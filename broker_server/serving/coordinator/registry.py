@@ -1,4 +1,4 @@
-"""The devices that are there: sessions, heartbeats, rates of messages. Pure; instants are monotonic seconds."""
+"""The registered devices: sessions, heartbeats, rates of messages. No I/O; instants are monotonic seconds."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ MESSAGES: Final = Allowance(burst=200, per_s=10)
 
 
 LATE_S: Final = 10.0
-"""A message of a process that has ended may be under way for so long."""
+"""Longest time for which a message of an ended process may be under way, seconds."""
 
 NUM_REPLACED: Final = 8
-"""Sessions of a device that are remembered after another one took their place."""
+"""Most replaced sessions that are remembered for each device."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -41,7 +41,7 @@ class Registry:
 
     @property
     def online(self) -> list[str]:
-        """Devices that are there, by name."""
+        """Online devices, by name."""
         return sorted(device_id for device_id, session in self._sessions.items() if session.is_online)
 
     @property
@@ -50,20 +50,20 @@ class Registry:
         return any(session.is_online for session in self._sessions.values())
 
     def knows(self, device_id: str) -> bool:
-        """Return whether a device has registered, and was not forgotten since."""
+        """Return whether a device has registered, and was not removed since."""
         return device_id in self._sessions
 
     def is_shared(self, device_id: str, session_id: str, now: float) -> bool:
-        """Return whether two processes use one device id: a session speaks after another one has replaced it."""
+        """Return whether two processes use one device id: a replaced session still sends messages."""
         session = self._sessions.get(device_id)
         if session is None or session_id not in session.replaced:
             return False
         return session_id == session.session_id or now - session.replaced_at > LATE_S
 
     def register(self, device_id: str, session_id: str, now: float) -> bool:
-        """A device registered; False if there are too many, all of them online.
+        """Add a device; False if there are too many online devices.
 
-        A new one takes the place of that which has been offline longest.
+        A new device replaces the device that has been offline longest.
         """
         known = self._sessions.get(device_id)
         if known is not None:
@@ -81,7 +81,7 @@ class Registry:
         return True
 
     def may_write(self, device_id: str, now: float) -> bool:
-        """Return whether a message of a device is read; those beyond :data:`MESSAGES` are not."""
+        """Return whether a message of a device is read; messages beyond :data:`MESSAGES` are not."""
         session = self._sessions.get(device_id)
         return session is not None and session.messages.take(MESSAGES, now)
 
@@ -96,7 +96,7 @@ class Registry:
             session.chunks = Bucket()
 
     def heard(self, device_id: str, now: float) -> bool:
-        """A device said something; False if it must register (again) first."""
+        """Note a message of a device; False if the device must register (again) first."""
         session = self._sessions.get(device_id)
         if session is None:
             return False
@@ -104,7 +104,7 @@ class Registry:
         return session.is_online
 
     def leave(self, device_id: str, session_id: str) -> bool:
-        """A device's good-bye or will; False if it tells of a session that is over, or of none."""
+        """Handle a device's good-bye or will; False if its session is unknown or over."""
         session = self._sessions.get(device_id)
         if session is None or session.session_id != session_id or not session.is_online:
             return False
@@ -112,7 +112,7 @@ class Registry:
         return True
 
     def take_silent(self, now: float) -> list[str]:
-        """Devices that have just been silent for too long; they count as offline from now on."""
+        """Return devices that just became silent for too long; they count as offline from now on."""
         silent = [
             device_id
             for device_id, session in self._sessions.items()
@@ -123,6 +123,6 @@ class Registry:
         return sorted(silent)
 
     def excuse(self, now: float) -> None:
-        """Start counting silence anew: nobody could be heard, because this side was not connected."""
+        """Start to count silence anew, because the coordinator was not connected."""
         for session in self._sessions.values():
             session.heard_at = now

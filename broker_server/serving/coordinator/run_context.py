@@ -1,4 +1,4 @@
-"""The objects that a coordinator works with, opened from the run directory or made for it the first time."""
+"""The objects of a coordinator, opened from the run directory or made at the first start."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ INITIAL_ADAPTER, ARMS, AGGREGATION, TRANSFORMS = range(4)
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RunContext:
-    """The parts of a run that are the same from its beginning to its end."""
+    """The parts of a run that do not change between its beginning and its end."""
 
     config: CoordinatorConfig
     manifest: Manifest
@@ -49,14 +49,14 @@ class RunContext:
     plans: Plans
     method: Method
     transforms: tuple[Transform, ...]
-    """Applied to each update before it is combined."""
+    """Transforms that are applied to each update before it is combined."""
     is_deploy: Callable[[int], bool]
-    """Whether all devices train the plan that is deployed in a round."""
+    """Returns whether a round is a deploy round."""
     assigner: Assigner
     scheduler: GuardedScheduler
     importance_files: ImportanceFiles
     importance: Scores
-    """After the last finished round."""
+    """Scores after the last finished round."""
     held_out: HeldOut | None
     """None: no held-out file was given, nothing is evaluated."""
     clock: VirtualClock | None = None
@@ -64,7 +64,7 @@ class RunContext:
 
     @property
     def deadline_s(self) -> float:
-        """Longest time of a round on the virtual clock, emulated; infinite where there is none."""
+        """Longest time of a round on the virtual clock, emulated; infinite without a deadline."""
         return math.inf if self.clock is None else self.clock.deadline_s
 
     def emulated_s(self, key: AssignmentKey, bytes_up: int) -> float | None:
@@ -160,13 +160,13 @@ def _transforms(config: CoordinatorConfig, method: Method) -> tuple[Transform, .
 
 
 def _deploy_rounds(config: CoordinatorConfig, works: Mapping[AssignmentKey, AssignedWork]) -> Callable[[int], bool]:
-    """Says which rounds are deploy rounds: the last ones of the run.
+    """Return a predicate of deploy rounds, the last rounds of the run.
 
-    A round that had begun stays a deploy round or not, although the number of rounds may have changed.
+    An open round keeps its kind, even if the number of rounds has changed.
 
     Args:
-        config: of the run.
-        works: assignments of the round that had begun.
+        config: settings of the run.
+        works: assignments of the open round.
     """
     begun = {key.round_number: work.is_deploy for key, work in works.items() if work.is_deploy is not None}
 
@@ -207,7 +207,7 @@ def _make_method(config: CoordinatorConfig, artifact: Artifact, plans: Plans, de
 def _open_assigner(
     config: CoordinatorConfig, method: Method, store: Store, works: Mapping[AssignmentKey, AssignedWork]
 ) -> Assigner:
-    """With the assignments of the round that had begun, or of all rounds if replies of all count."""
+    """Make an assigner with the assignments of the open round, or of all rounds if all their replies count."""
     return Assigner(method, config.wire_dtype, works=store.load_works(config.run_id) if method.asks_once else works)
 
 

@@ -1,6 +1,6 @@
-"""Limits on event lines about devices: only changes are written, and so many a second for one device and for all.
+"""Limits on event lines about devices: only changes are written, with a rate limit for each device and for all.
 
-Only people read these lines, so lines beyond the limits are left out.
+Only people read these lines, so lines beyond the limits are dropped.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from broker_server.serving.coordinator.buckets import Allowance, Bucket
 from broker_server.serving.storage.events import DeviceSeen, EventLog
 
 OF_ONE: Final = Allowance(burst=60, per_s=1)
-"""Lines about one device; its progress is one a second."""
+"""Lines about one device; progress is reported about once a second."""
 OF_ALL: Final = Allowance(burst=5_000, per_s=20)
 """Lines about all devices together."""
 FOR_PROGRESS: Final = 0.5
-"""Share of both that lines may use up in which a state only moved on: the rest is for a state that changed."""
+"""Share of both limits for lines about progress; the rest is for changes of state."""
 MAX_DETAIL: Final = 200
-"""Characters of a detail."""
+"""Longest detail, characters."""
 
 
 class Sightings:

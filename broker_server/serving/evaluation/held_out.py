@@ -1,4 +1,4 @@
-"""The server's own evaluation, on held-out examples, with exactly the code that devices run."""
+"""The server's evaluation on held-out examples, with the same code as on devices."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ MAX_BATCH_SIZE: Final = 16
 
 
 def finite(round_number: int, record: EvaluationRecord) -> EvaluationRecord:
-    """The quality of a round's global adapter, which a run can go on from only if its loss is finite.
+    """Return the quality of a round's global adapter if its loss is finite, so that the run can go on.
 
     Args:
         round_number: 0 = before training.
-        record: of the whole model.
+        record: quality of the whole model.
 
     Raises:
         TrainingDivergedError: the loss is not finite after training.
-        RunFailedError: nor was it before any.
+        RunFailedError: the loss is not finite before training.
     """
     loss = record.best_known.loss
     if math.isfinite(loss):
@@ -57,7 +57,7 @@ def finite(round_number: int, record: EvaluationRecord) -> EvaluationRecord:
 
 
 def shared_sample(examples: Dataset, num_examples: int | None, seed: int) -> tuple[Dataset, Dataset]:
-    """The sample that all rounds are measured on, and the other examples; all and none if it is no smaller.
+    """Split the examples into the sample for all rounds and the rest; the rest is empty if the sample has all.
 
     Args:
         examples: all held-out examples.
@@ -73,7 +73,7 @@ def shared_sample(examples: Dataset, num_examples: int | None, seed: int) -> tup
 class HeldOut:
     """Held-out examples and the graph that evaluates on them; one thread at a time.
 
-    Rounds are compared on one sample, drawn once from the seed, the last one too; that is also measured on all.
+    All rounds are evaluated on one sample, drawn from the seed; the last round is also evaluated on all examples.
     """
 
     def __init__(
@@ -111,13 +111,13 @@ class HeldOut:
         num_threads: int,
         plan: Plan | None = None,
     ) -> EvaluationRecord:
-        """Quality of a global adapter, with all that was merged into the frozen weights.
+        """Quality of a global adapter with its merged factors.
 
         Args:
             state: adapter and merged factors under the full plan.
             rank: LoRA rank of the adapter.
             lora_scaling: alpha / rank.
-            use_all: whether it is measured on all examples too, beside the sample that rounds share.
+            use_all: whether to evaluate on all examples too, beside the sample.
             num_threads: evaluators that work side by side.
             plan: evaluates the sub-model with these units; None = the whole model.
 
@@ -143,7 +143,7 @@ class HeldOut:
     def _evaluators(
         self, state: Aggregated, plan: Plan, rank: int, lora_scaling: float, num_threads: int
     ) -> list[Evaluator]:
-        """One evaluator for each thread; they share graph and weights. Those of the unchanged model are kept."""
+        """One evaluator for each thread; they share graph and weights. Evaluators of an unchanged model are reused."""
         is_unchanged = not state.merged and state.pool is None and plan == Plan.full(self._artifact.manifest)
         if is_unchanged and len(self._unpruned) == num_threads:
             return self._unpruned

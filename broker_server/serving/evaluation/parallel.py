@@ -23,11 +23,11 @@ def evaluate_in_parts(
     """Evaluate every example once, each evaluator on its part and in a thread of its own.
 
     Args:
-        dataset: one example or more; each part gets as many long ones as the others.
-        evaluators: one or more; each is called at most once.
+        dataset: at least one example; long examples are spread evenly over the parts.
+        evaluators: at least one; each is called at most once.
 
     Raises:
-        EngineError: one that an evaluator raises.
+        EngineError: an evaluator failed.
     """
     by_length = np.argsort(-dataset.lengths, kind="stable")
     shares = (by_length[start :: len(evaluators)] for start in range(len(evaluators)))

@@ -22,7 +22,7 @@ def decode(data: bytes, kind: type[R], *, what: str) -> R:
     Args:
         data: the file's bytes.
         kind: a Struct whose ``schema_version`` takes one value, its default.
-        what: the file, in errors.
+        what: name of the file in errors.
 
     Raises:
         ReportError: malformed, or of another schema version.

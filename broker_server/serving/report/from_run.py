@@ -1,4 +1,4 @@
-"""The report of a run from its configuration and its store alone: a run of boards has one too."""
+"""The report of a run, made from its configuration and its store, so that runs on boards have one too."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ COMPACT_RESULT: Final = "compact.json"
 
 
 def report_run(run_dir: Path) -> Report:
-    """Put ``report.json`` and ``report.html`` of a run together, in whatever state it is, also while it goes on.
+    """Write ``report.json`` and ``report.html`` of a run in its current state, even while it goes on.
 
     Raises:
         ConfigError: ``config.toml`` cannot be used.

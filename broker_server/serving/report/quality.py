@@ -1,4 +1,4 @@
-"""The one figure that says how good a model is: accuracy for classification, perplexity for language modelling."""
+"""The figure of a model's quality: accuracy for classification, perplexity for language modelling."""
 
 from __future__ import annotations
 

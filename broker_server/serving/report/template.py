@@ -1,4 +1,4 @@
-"""Templates of self-contained HTML pages, and how they say when something was."""
+"""Templates of self-contained HTML pages, and the format of their times."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Servers that devices meet beside the coordinator: the MQTT broker and artifacts over HTTP."""
+"""Servers for devices beside the coordinator: the MQTT broker, and artifacts over HTTP."""

@@ -28,10 +28,10 @@ logger = logging.getLogger(__name__)
 NOT_FOUND: Final = 404
 RANGE_NOT_SATISFIABLE: Final = 416
 ONE_RANGE: Final = re.compile(r"bytes=([0-9]{1,15}-[0-9]{0,15}|-[0-9]{1,15})")
-"""One range, as a device needs it after a cut download; with many ranges one request could make a large answer."""
+"""A request for one range, as after a cut download; many ranges in one request could make a large answer."""
 
 SHUTDOWN_S: Final = 3
-"""For answers that are under way when the server is told to end; devices go on with a range."""
+"""Time for answers under way when the server is told to end, seconds; devices continue later with a range."""
 
 IMMUTABLE: Final = "public, max-age=31536000, immutable"
 """Files never change under their digest, so caches on the way may keep them."""
@@ -73,9 +73,10 @@ def make_app(directory: Path, gate: Gate | None = None) -> Starlette:
 
 
 def resolve(root: Path, folder: str, name: str) -> Path | None:
-    """The file that a request means; None for everything that is not a plain file two levels below ``root``.
+    """The requested file; None for anything but a plain file two levels below ``root``.
 
-    Names that start with a dot are files being written, or an attempt to climb out; a link that leads out is refused.
+    Names that start with a dot are refused: they are unfinished files, or an attempt to leave the folder. Links that
+    lead out of the folder are refused too.
     """
     if any(part.startswith(".") or "/" in part or "\\" in part or "\0" in part for part in (folder, name)):
         return None

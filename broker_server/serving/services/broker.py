@@ -1,4 +1,4 @@
-"""A broker without set-up: this process becomes mosquitto where it is installed, else it runs amqtt itself."""
+"""A broker without set-up: this process is replaced by mosquitto if that is installed, else it runs amqtt."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def mosquitto_config(host: str, port: int) -> str:
 def run_broker(*, host: str, port: int, kind: str = "auto") -> None:
     """Run a broker in this process until it is ended.
 
-    It asks nobody for a password: keep it on loopback, or on a network where every machine may take part.
+    It needs no password: keep it on loopback, or on a network where every machine may take part.
 
     Raises:
         ConfigError: an unknown kind, an impossible address, or one that other machines reach while the broker is amqtt.

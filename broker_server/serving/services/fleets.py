@@ -1,12 +1,13 @@
-"""The claim on a fleet: one process coordinates it, and a second one finds that out before it does anything.
+"""The claim on a fleet: one process coordinates it, and a second process detects this before it does anything.
 
-A broker has no authority that assigns fleets. So coordinators have a topic of their own: a coordinator that wants a
-fleet asks for it there, and the one that has it objects. The network thread objects, however busy the process is. A
-coordinator that ended does not object, so it can be started again at once. If two ask at the same time, the one with
-the lower session id goes on.
+Coordinators share a topic for claims, because a broker does not assign fleets. A coordinator asks for a fleet on this
+topic, and the coordinator that has the fleet objects. Its network thread objects, even while the process is busy. A
+coordinator that ended does not object, so it can be restarted at once. If two ask at the same time, the coordinator
+with the lower session id goes on.
 
-Two that were cut off from each other both have the fleet. When they hear each other again, the one that has had it
-for longer goes on; the other one ends. Updates name their run, so neither ever takes one of the other's run.
+Two coordinators that were disconnected from each other may both have the fleet. When they are connected again, the one
+that has had the fleet for longer goes on, and the other ends. Updates name their run, so neither accepts updates of the
+other's run.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ LATEST_AT: Final = 1e11
 """Latest time that a message may name, Unix seconds."""
 
 MOST_RIVALS: Final = 100
-"""Other coordinators of a fleet that one of them takes note of."""
+"""Most other coordinators of a fleet that are remembered."""
 
 LAST: Final = "z"
-"""Sorts behind every session id: who only looks gives way to all."""
+"""Session id that sorts behind all others, for a process that only looks and yields to all."""
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +52,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
     run_id: Name
     session_id: Name
     is_held: bool
-    """Whether the sender has the fleet; else it asks for it."""
+    """Whether the sender has the fleet; otherwise it asks for the fleet."""
     since: Annotated[float, msgspec.Meta(ge=0, le=LATEST_AT)] = LATEST_AT
     """Time when the sender got the fleet, which it has or gave up, Unix seconds; the latest where it never had it."""
 
@@ -85,11 +86,11 @@ class Claimant:
 
     @property
     def reflex(self) -> Reflex:
-        """For the link: asks after every connect, and answers."""
+        """The reflex for the link: it asks after every connect, and answers."""
         return Reflex(topic=topics.of_coordinators(self._fleet), greet=self._say, hear=self.hear)
 
     def take(self, at: float) -> None:
-        """Have the fleet, or find out who has it; call it once, with the link connected.
+        """Claim the fleet; call it once, with the link connected.
 
         Args:
             at: time now, Unix seconds: of two that both have it, who has had it for longer goes on.
@@ -115,7 +116,7 @@ class Claimant:
         return news
 
     def look(self) -> None:
-        """Find out who has the fleet, without wanting it: a coordinator that asks meanwhile gets it.
+        """Check whether the fleet has a coordinator, without claiming it: another coordinator may claim it meanwhile.
 
         Raises:
             FleetInUseError: a coordinator has it.
@@ -164,7 +165,7 @@ class Claimant:
             return self._said()
 
     def _meet(self, other: Claim) -> bytes:
-        """Hear of another coordinator that has the fleet: they were cut off from each other. Returns the answer."""
+        """Handle another coordinator that has the fleet too, after a disconnection. Return the answer."""
         if (self._since, self._session_id) < (other.since, other.session_id):
             self._note(other)
         else:
@@ -172,7 +173,7 @@ class Claimant:
         return self._said()
 
     def _note(self, other: Claim) -> None:
-        """Tell of a coordinator that has the fleet too, or gave it up, once of each."""
+        """Log once that another coordinator has the fleet too, or gave it up."""
         if self._rivals.get(other.session_id) in {True, not other.is_held}:
             return
         if other.session_id not in self._rivals and len(self._rivals) >= MOST_RIVALS:
@@ -192,7 +193,7 @@ class Claimant:
 
 
 def check_free(address: BrokerAddress, tls: TlsFiles, fleet: str, rng: random.Random) -> None:
-    """Look whether a fleet has a coordinator, without wanting it.
+    """Check whether a fleet has a coordinator, without claiming it.
 
     Args:
         address: the broker, password included.
@@ -201,9 +202,9 @@ def check_free(address: BrokerAddress, tls: TlsFiles, fleet: str, rng: random.Ra
         rng: source of jitter.
 
     Raises:
-        FleetInUseError: it has one.
+        FleetInUseError: the fleet has a coordinator.
         BrokerUnreachableError: nobody answers.
-        BrokerRefusedError: the broker says no.
+        BrokerRefusedError: the broker refuses.
     """
     claimant = Claimant(fleet, "check", LAST + secrets.token_hex(8))
     with visit(address, tls, rng, claimant.reflex):

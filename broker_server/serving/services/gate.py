@@ -1,8 +1,8 @@
-"""Admission to the artifact server, and time limits on its connections: no client can keep others out.
+"""Admission to the artifact server, and time limits on its connections, so that no client can block others.
 
 A connection is one request. The request must arrive within ``HEADER_S``. An answer that the client does not read ends
-after ``STALL_S``; a device later asks for the rest with a range. When all places are taken, a new connection gets the
-place of one that only waits, from the address that holds most of those. A client that reads its answer keeps its place.
+after ``STALL_S``; a device later asks for the rest with a range. When all places are taken, a new connection replaces
+an idle one, from the address with the most idle connections. A client that reads its answer keeps its place.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 logger = logging.getLogger(__name__)
 
 HEADER_S: Final = 7.0
-"""A request must have come whole this long after its connection."""
+"""Longest time from a connection to its complete request, seconds."""
 
 STALL_S: Final = 120.0
-"""An answer must move on at least this often."""
+"""Longest time without progress of an answer, seconds."""
 
 SLOW_S: Final = 10.0
 """An answer that did not move for this long may lose its place to a new connection."""
 
 MAX_REQUEST_BYTES: Final = 16_384
-"""Of a request line and all headers."""
+"""Largest size of a request line and all headers."""
 
 MAX_CONNECTIONS: Final = 1024
 BACKLOG: Final = 100
@@ -51,7 +51,7 @@ _FULL: Final = f"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 5\r\n{_CLOSING
 
 
 def max_connections() -> int:
-    """Connections that this process has descriptors for, after raising its limit as far as it may."""
+    """Number of connections for which this process has descriptors, after its limit is raised to the maximum."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = RESERVED_DESCRIPTORS + DESCRIPTORS_PER_CONNECTION * MAX_CONNECTIONS
     target = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
@@ -67,8 +67,8 @@ class Gate:
     """All connections of a server.
 
     Args:
-        most: places.
-        header_s: see :data:`HEADER_S`, as for the other times.
+        most: number of places.
+        header_s: see :data:`HEADER_S`.
         stall_s: see :data:`STALL_S`.
         slow_s: see :data:`SLOW_S`.
         clock: monotonic seconds.
@@ -98,7 +98,7 @@ class Gate:
         return self._clock()
 
     def enter(self, newcomer: Guarded) -> bool:
-        """Let a connection in, if need be in place of another one; False if there is no place."""
+        """Admit a connection, if need be in place of another one; False if there is no place."""
         if len(self._inside) >= self._most and not self._make_room():
             self._closed["refused"] += 1
             newcomer.dismiss(_FULL)
@@ -160,8 +160,8 @@ class Guarded(H11Protocol):
 
     Attributes:
         gate: set by :func:`guarded_by`.
-        address: whose it is; an IPv6 address stands for its /64 network.
-        moved_at: when something last moved, on the gate's clock.
+        address: address of the client; for IPv6 its /64 network.
+        moved_at: time of the last progress, on the gate's clock.
     """
 
     gate: Gate
@@ -210,14 +210,14 @@ class Guarded(H11Protocol):
         super().resume_writing()
 
     def look(self, now: float) -> None:
-        """Notice whether the answer moves: something was written since the last look, or nothing is left to write."""
+        """Check the progress of the answer: bytes were written since the last check, or none are left to write."""
         unsent = 0 if self.transport is None else self.transport.get_write_buffer_size()
         if not self.is_asking and (unsent == 0 or unsent != self._unsent):
             self.moved_at = now
         self._unsent = unsent
 
     def dismiss(self, last_words: bytes) -> None:
-        """End the connection; with a few last words where its request is not being answered."""
+        """End the connection; send ``last_words`` if no answer is under way."""
         self._is_inside = False
         if last_words and self.is_asking and not self.transport.is_closing():
             self.transport.write(last_words)

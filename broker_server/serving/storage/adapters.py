@@ -68,8 +68,8 @@ class GlobalAdapters:
             artifact_digest: of the artifact.
             rank: of the adapters.
             lora_scaling: alpha / rank.
-            peft_folder: where the last one lies in PEFT's format; None = ``adapters/peft/``, of an unknown base.
-            digests: SHA-256 of the files of finished rounds, as far as they are known.
+            peft_folder: folder of the last adapter in PEFT's format; None = ``adapters/peft/``, with an unknown base.
+            digests: SHA-256 of the files of finished rounds, if known.
         """
         self._run_dir = run_dir
         self._manifest = manifest
@@ -83,7 +83,7 @@ class GlobalAdapters:
         """Write adapter, merged factors and memory of a round, and the sum of the first two in PEFT's format.
 
         Raises:
-            StoreError: the round is finished, and its adapter was another.
+            StoreError: the round is finished, and its adapter was different.
             DiskFullError: there is no space.
         """
         path = adapter_path(self._run_dir, round_number)
@@ -112,7 +112,7 @@ class GlobalAdapters:
         """Undo the last :meth:`write`: the adapter of the round before is the last one again.
 
         Raises:
-            StoreError: that one cannot be used.
+            StoreError: the earlier adapter cannot be used.
             DiskFullError: there is no space.
         """
         self._write_peft(self.read(round_number - 1))

@@ -21,7 +21,7 @@ def check_not_lost(run_dir: Path) -> None:
         run_dir: run directory.
 
     Raises:
-        StoreError: it is.
+        StoreError: the database was lost.
     """
     path = run_dir / STATE_FILE
     try:
@@ -49,7 +49,7 @@ def check_same_run(run_dir: Path, store: Store, identity: Mapping[str, str]) -> 
 
     Args:
         run_dir: run directory.
-        store: its database; one of an earlier release says nothing of the run, and takes this one's word.
+        store: database of the run; a database of an earlier release has no identity, and takes this one.
         identity: settings that may not change within a run.
 
     Raises:

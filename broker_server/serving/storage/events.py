@@ -1,4 +1,4 @@
-"""``events.jsonl``: the events of a run, one JSON object a line; from the coordinator to people and displays."""
+"""``events.jsonl``: the events of a run for people and displays, one JSON object a line."""
 
 from __future__ import annotations
 
@@ -90,10 +90,10 @@ _decoder = msgspec.json.Decoder(AnyEvent)
 class EventLog:
     """Appends events to a file, each line flushed; a line that a killed process left unfinished is ended first.
 
-    The file and the one before it have :data:`MAX_FILE_BYTES` each, or as many bytes as were gathered at once. What
-    happened before is in the store's records of the rounds.
+    The file and the one before it have :data:`MAX_FILE_BYTES` each, or as many bytes as were gathered at once. Earlier
+    events are dropped; the store has the records of the rounds.
 
-    After :meth:`hold` lines wait for :meth:`settle`, so that nothing is told that is not on disk.
+    After :meth:`hold` lines wait for :meth:`settle`, so that the facts in them are on disk first.
     """
 
     def __init__(self, path: Path, told: Callable[[AnyEvent], None] | None = None) -> None:

@@ -32,7 +32,7 @@ class MethodBytes(msgspec.Struct, frozen=True, kw_only=True):
     """Bytes of a method's own messages in one round; a device's :class:`Measurements` count all that it sent."""
 
     bytes_up: int
-    """Payload bytes of the reply: the update, and what came in chunks; status messages and requests are apart."""
+    """Payload bytes of the reply: the update and its chunks, without status messages and requests."""
 
 
 class DeviceRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""Rows of the tables: how they are written, and what they mean."""
+"""Rows of the tables: conversion between rows and the objects of a run."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def of_round(table: sa.Table, query: sa.Select[Any], round_number: int | None) -
 
 
 def save_participants(connection: sa.Connection, round_number: int, participants: Iterable[Participant]) -> None:
-    """Write how assignments of a round stand."""
+    """Write the state of a round's assignments."""
     rows = [_row(round_number, participant) for participant in participants]
     if rows:
         connection.execute(_SAVE_ASSIGNMENT, rows)
@@ -77,7 +77,7 @@ def save_scheduler(connection: sa.Connection, scheduler_state: SchedulerState | 
 
 
 def participant_of(row: sa.Row[Any]) -> Participant:
-    """The participant that a row tells of; where it tells of an outcome that there is not, the assignment is open."""
+    """The participant in a row; with an unknown outcome its assignment is open."""
     outcome, reason = _member(Outcome, row.outcome), _member(FailureReason, row.reason)
     if outcome is None and row.outcome is not None:
         where = (row.round_number, row.device_id)

@@ -1,4 +1,4 @@
-"""One process of a kind for one run directory."""
+"""The lock on a run directory: one process of each kind may use it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from broker_server.errors import StateInUseError
 
 @contextlib.contextmanager
 def hold(run_dir: Path, owner: str = "coordinator") -> Iterator[None]:
-    """Hold a run directory; the system lets go of it when the process ends, however it ends.
+    """Lock a run directory; the system unlocks it at any end of the process.
 
     Args:
         run_dir: the run.

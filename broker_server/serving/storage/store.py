@@ -227,7 +227,7 @@ class Store:
                 participants[device_id] = dataclasses.replace(participant, outcome=None)
         return OpenRound(round_number=round_number, active_s=active_s, participants=participants)
 
-    # ---- what was assigned -------------------------------------------------------------------------------------------
+    # ---- assignments -------------------------------------------------------------------------------------------------
 
     def save_work(self, key: AssignmentKey, work: AssignedWork) -> None:
         """Write the work of an assignment, before it is sent."""

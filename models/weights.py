@@ -29,9 +29,9 @@ def check_missing(model: str | Path, family: Family, missing: Collection[str]) -
     """Refuse a checkpoint that lacks weights.
 
     Args:
-        model: what a person gave, for the error.
-        family: says which weights a checkpoint may lack.
-        missing: names of those that it lacks.
+        model: the model that the user named, for the error.
+        family: declares the weights that a checkpoint may lack.
+        missing: names of the weights that it lacks.
 
     Returns:
         A line for a person, if the model goes without something.
@@ -50,7 +50,7 @@ def check_unused(model: str | Path, unused: Collection[str]) -> None:
     """Refuse a checkpoint that holds weights of blocks or embeddings which its configuration has no place for.
 
     Args:
-        model: what a person gave, for the error.
+        model: the model that the user named, for the error.
         unused: names of weights that transformers did not take; heads of other tasks may be among them.
 
     Raises:

@@ -47,7 +47,7 @@ PruningRatio = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 Factor = Annotated[float, msgspec.Meta(gt=0, le=limits.MAX_FACTOR)]
 Decay = Annotated[float, msgspec.Meta(ge=0, le=limits.MAX_FACTOR)]
 Deviation = Annotated[float, msgspec.Meta(ge=0, le=100)]
-"""Standard deviation of noise, as a share of what it is added to."""
+"""Standard deviation of noise, relative to the values that it is added to."""
 Beta = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 
 # ---- names -----------------------------------------------------------------------------------------------------------

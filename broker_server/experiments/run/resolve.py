@@ -57,7 +57,7 @@ def resolve(options: Mapping[str, object], config: Path | None = None, *, called
     Args:
         options: names of options to values; None = not given.
         config: TOML file with names of options as keys.
-        called: what the file is in messages.
+        called: name of the file in messages.
 
     Raises:
         ConfigError: the file cannot be read, an unknown key, a wrong type, or a value out of range; names the option,
@@ -75,7 +75,7 @@ def kept_settings(path: Path, *, called: str = "settings") -> RunSettings:
 
     Args:
         path: ``run.toml`` of its directory.
-        called: what the file is in messages.
+        called: name of the file in messages.
 
     Raises:
         ConfigError: see :func:`resolve`.

@@ -36,7 +36,7 @@ def stacked_sum(
         target: old factors and contributions.
         weights: for each contribution its positive weights at the coordinates that it holds.
         holds_components: whether a device counts only in the components that it has; see the module.
-        absent_keep: whether a device counts with the old value in what it does not hold; see the module.
+        absent_keep: whether a device counts with the old value where it does not hold a coordinate; see the module.
     """
     # The denominators of W_ij, with a row for each coordinate i and a column for each component j: `present` is the sum
     # of the w_ki over H_ij, `absent` is o_ij. They differ by component only if `holds_components`: a device of rank r

@@ -1,7 +1,7 @@
 """``ffa_lora``: A never changes, B is averaged by examples (FFA-LoRA, arXiv 2403.12313).
 
 All devices share the A that the run's seed drew, so a product is linear in B, and mean(B) A is mean(B A): exact while
-ranks are equal. Devices train and send B alone, half of what the other rules send.
+ranks are equal. Devices train and send B alone, half of the factors of other rules.
 
 Under different ranks and plans each element of B is averaged over the devices that hold it (ours): since A is shared,
 component ``j`` means the same everywhere. Each component is then averaged exactly over those that have it. Where

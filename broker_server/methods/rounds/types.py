@@ -11,7 +11,7 @@ from edge_runtime.wire.work import Arm
 
 
 class Phase(enum.StrEnum):
-    """The phase of a run: what the run waits for."""
+    """The phase of a run, by the event that it waits for."""
 
     WAITING = "waiting"
     """Devices."""

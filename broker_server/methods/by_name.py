@@ -20,7 +20,7 @@ from broker_server.naming import option_name, said_of
 from broker_server.options import Option, options_of
 from edge_runtime.bounds.fields import NAME, NAME_RULE
 from edge_runtime.formats.manifest import Manifest
-from edge_runtime.system.registry import Registry
+from edge_runtime.system.registry import Registry, nearest
 from edge_runtime.wire.work import Arm, WorkType
 
 _DECLARED: Final[Mapping[str, Option]] = {
@@ -70,17 +70,28 @@ def check_method(name: str, settings: Mapping[str, object], manifest: Manifest |
         return
     with said_of("method"):
         method, unused = method_of(name), passed_over(name)
-        _check_device_method(method)
+        _check_declared(method)
     for option in sorted(unused - needed(unused)):
         if option in _DECLARED and option in settings and settings[option] != _DECLARED[option].default:
             raise _refusal(name, option, settings[option])
     method.check_settings(settings, manifest)
+    if settings.get("update_transforms") and (not method.averages or method.trained is Method.trained):
+        msg = f"--update-transforms apply to the change of a model, but {name} averages none: leave them out"
+        raise ConfigError(msg)
 
 
-def _check_device_method(method: type[Method]) -> None:
+def _check_declared(method: type[Method]) -> None:
+    """Refuse a class of a package that cannot work, before a run begins."""
+    called = f"{method.__module__}.{method.__name__}"
+    if missing := sorted(method.__abstractmethods__):
+        msg = f"{called} does not define {', '.join(missing)}: fix its package"
+        raise ConfigError(msg)
+    if unknown := sorted(method.uses - OF_METHODS - _OF_THE_RUN):
+        known = nearest(unknown[0], sorted(OF_METHODS))
+        msg = f"uses of {called} has {unknown[0]!r}, which is no option of methods; {known} Fix its package"
+        raise ConfigError(msg)
     name, taken = method.device_method, typing.get_args(WorkType)
     if method.work_type == "plugin" and (name in taken or NAME.fullmatch(name) is None):
-        called = f"{method.__module__}.{method.__name__}"
         expected = f"another name than those of FedSpine's own work, {', '.join(taken)}" if name in taken else NAME_RULE
         msg = f"device_method of {called} is {name!r}, expected {expected}: fix its package"
         raise ConfigError(msg)

@@ -247,6 +247,49 @@ def test_a_package_that_names_no_method_for_devices_is_told(
         check_method("class_means", {})
 
 
+def test_a_class_that_cannot_work_is_told_before_a_run_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: type[Method] = importlib.import_module("fedspine_example.class_means").ClassMeans
+    with pytest.raises(ConfigError, match="--update-transforms apply to the change of a model, but class_means averag"):
+        check_method("class_means", {"update_transforms": "noise:1"})
+    monkeypatch.setattr(made, "averages", True)
+    with pytest.raises(ConfigError, match="but class_means averages none: leave them out"):
+        check_method("class_means", {"update_transforms": "noise:1"})
+    monkeypatch.setattr(made, "uses", frozenset({"rounds", "learnin_rate"}))
+    with pytest.raises(
+        ConfigError, match=r"uses of .*ClassMeans has 'learnin_rate', .* did you mean 'learning_rate'\?"
+    ):
+        check_method("class_means", {})
+    monkeypatch.setattr(made, "__abstractmethods__", frozenset({"combine", "ask"}))
+    with pytest.raises(ConfigError, match=r"--method: .*ClassMeans does not define ask, combine: fix its package"):
+        check_method("class_means", {})
+
+
+def test_a_check_that_fails_refuses_the_reply_and_not_the_run(
+    broker: InProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made: type[Method] = importlib.import_module("fedspine_example.class_means").ClassMeans
+    configure(tmp_path, broker.url, monkeypatch)
+    plain = made.check
+
+    def check(self: Method, work: PluginWork, blob: bytes, num_examples: int) -> None:
+        plain(self, work, blob, num_examples)
+        if decode_tensors(blob)["counts"][0] == 6:
+            decode_tensors(blob)["more"]
+
+    monkeypatch.setattr(made, "check", check)
+    with (
+        fleet.Device(broker.url, "a", lambda *_: sums_of()),
+        fleet.Device(broker.url, "b", lambda *_: sums_of(counts=[6, 4])) as b,
+    ):
+        run_coordinator(tmp_path, open_link(broker.url))
+
+    (verdict,) = (one for one in b.heard(Verdict) if isinstance(one, Verdict))
+    assert (verdict.accepted, verdict.detail) == (False, "the check of the update failed (KeyError: 'more')")
+    assert "round 1: the check of the update of b failed" in caplog.text
+    with contextlib.closing(Store.open(tmp_path)) as store:
+        assert [one.outcome for one in store.load_round_records()[1].devices] == ["accepted", "rejected"]
+
+
 def test_a_device_loads_nothing_of_the_package_for_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     module = "fedspine_example.class_means_device"
     monkeypatch.delitem(sys.modules, module, raising=False)

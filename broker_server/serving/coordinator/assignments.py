@@ -6,18 +6,22 @@ restart of the coordinator.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Mapping
+from typing import Final
 
 import msgspec
 
 from broker_server.methods.aggregation import Aggregated
 from broker_server.methods.method import AssignedWork, Method
 from broker_server.methods.rounds.types import SendAssignment
-from edge_runtime.errors import MessageError
+from edge_runtime.errors import FedSpineError, MessageError, TensorError
 from edge_runtime.formats.payload import encode_payload
 from edge_runtime.formats.tensors import WireDtype
 from edge_runtime.wire import chunks
 from edge_runtime.wire.messages import Assignment, AssignmentKey, BlobRef
+
+logger: Final = logging.getLogger(__name__)
 
 
 class Assigner:
@@ -107,7 +111,15 @@ class Assigner:
             AggregationError: its values are beyond every bound.
             MessageError: nothing was assigned.
         """
-        self._method.check(self.assigned(key).work, blob, num_examples)
+        work = self.assigned(key).work
+        try:
+            self._method.check(work, blob, num_examples)
+        except FedSpineError:
+            raise
+        except Exception as error:  # a package's check of bytes from outside must not end the run
+            logger.exception("round %d: the check of the update of %s failed", key.round_number, key.device_id)
+            msg = f"the check of the update failed ({type(error).__name__}: {error})"
+            raise TensorError(msg) from error
 
     def assigned(self, key: AssignmentKey) -> AssignedWork:
         """Return the work that was assigned under ``key`` in this round.

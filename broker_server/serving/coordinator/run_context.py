@@ -129,7 +129,7 @@ def open_run(run_dir: Path, config: CoordinatorConfig, store: Store) -> RunConte
         adapters=adapters,
         plans=plans,
         method=method,
-        transforms=_transforms(config, method),
+        transforms=parse_transforms(config.update_transforms),
         is_deploy=deploys,
         assigner=_open_assigner(config, method, store, works),
         scheduler=_open_scheduler(config, manifest, clock, store),
@@ -149,14 +149,6 @@ def _provide_initial(run: RunContext, artifact: Artifact, *, is_begun: bool) -> 
         run.adapters.write(0, run.method.initial(artifact.initial(), rng))
     elif not is_begun:
         run.method.check_initial(run.adapters.read(0))
-
-
-def _transforms(config: CoordinatorConfig, method: Method) -> tuple[Transform, ...]:
-    chain = parse_transforms(config.update_transforms)
-    if chain and not method.averages:
-        msg = "update_transforms apply to the change of a model, but replies of this method are sums: leave them out"
-        raise ConfigError(msg)
-    return chain
 
 
 def _deploy_rounds(config: CoordinatorConfig, works: Mapping[AssignmentKey, AssignedWork]) -> Callable[[int], bool]:

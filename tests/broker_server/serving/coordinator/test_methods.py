@@ -198,10 +198,9 @@ def test_clipping_holds_a_device_that_goes_too_far(broker: InProcess, tmp_path: 
     assert (moved > 0).all()
 
 
-def test_sums_are_not_transformed(broker: InProcess, tmp_path: Path, coordinate: Coordinate) -> None:
-    prepare(tmp_path, broker.url, "probe", "clip:1")
-    with pytest.raises(ConfigError, match="replies of this method are sums"):
-        coordinate(tmp_path).finish()
+def test_sums_are_not_transformed(broker: InProcess, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="update_transforms apply to the change of a model, but probe averages none"):
+        prepare(tmp_path, broker.url, "probe", "clip:1")
 
 
 def test_sums_over_more_examples_than_a_device_registered_are_refused(

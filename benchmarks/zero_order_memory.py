@@ -1,8 +1,9 @@
 """A device's memory by method: ``python -m benchmarks.zero_order_memory ARTIFACT...``.
 
-Every artifact is evaluated, tuned by zero-order steps, and trained by backpropagation in staged and in fused mode, each
-in a fresh process with the steps of a device's assignment: examples from a file, payload, graphs, work. The
-first only evaluates, with the graphs that zero-order work loads. Random tokens, one batch size and length for all.
+Every artifact is evaluated, tuned by zero-order steps, and trained by backpropagation in staged and in fused mode; with
+``--cases`` also by zero-order steps of all weights, which those stored in few bits are refused for. Each case has a
+fresh process with the steps of a device's assignment: examples from a file, payload, graphs, work. The first only
+evaluates, with the graphs that zero-order work loads. Random tokens, one batch size and length for all.
 Writes JSON lines to stdout: the peak resident set (``VmHWM``) of each and its ratio to the evaluation's.
 """
 
@@ -40,13 +41,17 @@ from edge_runtime.formats.adapter import AdapterLayout
 from edge_runtime.formats.manifest import Manifest
 from edge_runtime.formats.payload import Payload, decode_payload, encode_payload
 from edge_runtime.formats.plan import Plan
+from edge_runtime.formats.seed_pool import SeedPool
 from edge_runtime.system.resident import peak_rss_bytes
 from edge_runtime.wire import chunks
 from edge_runtime.wire.messages import Assignment, AssignmentKey, Welcome
-from edge_runtime.wire.work import Arm, HyperParameters, LoraWork, Work, ZeroOrderWork
+from edge_runtime.wire.work import Arm, HyperParameters, LoraWork, SeedPoolWork, Work, ZeroOrderWork
 
-Case = Literal["evaluation", "zero-order", "staged", "fused"]
-CASES: Final[tuple[Case, ...]] = ("evaluation", "zero-order", "staged", "fused")
+Case = Literal["evaluation", "zero-order", "all-weights", "staged", "fused"]
+CASES: Final[tuple[Case, ...]] = ("evaluation", "zero-order", "all-weights", "staged", "fused")
+DEFAULT: Final = ("evaluation", "zero-order", "staged", "fused")
+POOL: Final = SeedPool(seed=0, noise="rademacher", coefficients=np.full(16, 1e-6, "<f4").tobytes())
+"""A model that 16 seeds have moved."""
 NUM_BATCHES: Final = 2
 NUM_STEPS: Final = 2
 MIB: Final = 2**20
@@ -70,7 +75,7 @@ def main() -> None:
     """Parse, measure every case in turn, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artifacts", type=Path, nargs="+", metavar="ARTIFACT", help="what `fedspine export` wrote")
-    parser.add_argument("--cases", default=",".join(CASES), help="of these, default: %(default)s")
+    parser.add_argument("--cases", default=",".join(DEFAULT), help=f"of {', '.join(CASES)}; default: %(default)s")
     parser.add_argument("--rank", type=int, default=8, help="LoRA rank, default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=16, help="examples in a batch, default: %(default)s")
     parser.add_argument("--length", type=int, default=64, help="tokens of an example, default: %(default)s")
@@ -96,6 +101,8 @@ def measure(setting: Setting) -> dict[str, Any]:
     manifest, plan = artifact.manifest, Plan.full(artifact.manifest)
     layout = AdapterLayout.of(manifest, plan, setting.rank)
     start = adapter.initial(manifest, artifact.initial() if manifest.dense else {}, setting.rank, rng)
+    if setting.case == "all-weights":
+        start = {dense.name: start[dense.name] for dense in manifest.dense}
     sent = [encode_payload(Payload(adapter=start))]  # taken from here: nobody holds it longer than a device does
     del start
     with tempfile.TemporaryDirectory() as folder:
@@ -143,6 +150,17 @@ def write_examples(path: Path, manifest: Manifest, setting: Setting, rng: np.ran
 def work_of(setting: Setting, manifest: Manifest) -> Work:
     """Some steps: of FedSPZO with the cut in the middle, or of AdamW."""
     arm = Arm(pruning_ratio=0.0, rank=setting.rank)
+    if setting.case == "all-weights":
+        return SeedPoolWork(
+            arm=arm,
+            pool=POOL,
+            learning_rate=1e-6,
+            num_perturbations=1,
+            num_local_steps=NUM_STEPS,
+            epsilon=1e-3,
+            batch_size=setting.batch_size,
+            max_length=setting.length,
+        )
     if setting.case == "zero-order":
         return ZeroOrderWork(
             arm=arm,

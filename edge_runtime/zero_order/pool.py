@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -56,12 +57,34 @@ class Direction:
         """
         for first in range(0, values.size, PIECE):
             piece = slice(first, min(first + PIECE, values.size))
-            total = np.zeros(piece.stop - first, np.float32)
-            for number, weight in self.weights:
-                drawn = draw(self.noise, self.seed, 0, 0, number, tensor, total.size, begin + first)
-                drawn *= np.float32(weight)
-                total += drawn
-            np.subtract(values[piece], total, out=out[piece])
+            np.subtract(values[piece], self._sum(tensor, begin + first, piece.stop - first), out=out[piece])
+
+    def subtract_from_rows(self, values: Array, rows: Int64, tensor: int) -> None:
+        """Subtract from some rows of a matrix ``[V, H]``, in place; the same bits as for all of it.
+
+        Args:
+            values: float32 ``[U, H]``.
+            rows: their numbers, ``[U]``, ascending, below V.
+            tensor: the matrix's index.
+        """
+        if not self.weights or not rows.size:
+            return
+        width = values.shape[1]
+        pieces = rows // max(1, PIECE // width)
+        bounds = [0, *(np.flatnonzero(np.diff(pieces)) + 1).tolist(), rows.size]
+        for begin, end in itertools.pairwise(bounds):
+            first, last = int(rows[begin]), int(rows[end - 1])
+            total = self._sum(tensor, first * width, (last + 1 - first) * width).reshape(-1, width)
+            values[begin:end] -= total[rows[begin:end] - first]
+
+    def _sum(self, tensor: int, begin: int, size: int) -> Array:
+        """Of a tensor's elements from ``begin`` on."""
+        total = np.zeros(size, np.float32)
+        for number, weight in self.weights:
+            drawn = draw(self.noise, self.seed, 0, 0, number, tensor, size, begin)
+            drawn *= np.float32(weight)
+            total += drawn
+        return total
 
 
 def tensor_indices(manifest: Manifest) -> dict[str, int]:
@@ -90,25 +113,6 @@ def moved(values: Array, tensor: int, direction: Direction) -> Array:
         return values
     out = np.empty(values.shape, np.float32)
     direction.subtract_from(np.ascontiguousarray(values).reshape(-1), tensor, out.reshape(-1))
-    return out
-
-
-def moved_rows(values: Array, rows: Int64, tensor: int, direction: Direction) -> Array:
-    """Some rows of a matrix minus a direction.
-
-    Args:
-        values: the matrix, float32 ``[V, H]``.
-        rows: indices of rows ``[U]``, below V.
-        tensor: index of the tensor.
-        direction: the direction to subtract.
-
-    Returns:
-        Float32 ``[U, H]``, a copy.
-    """
-    out = values[rows]
-    if direction.weights:
-        for row, number in zip(out, rows.tolist(), strict=True):
-            direction.subtract_from(row, tensor, row, number * row.size)
     return out
 
 

@@ -21,7 +21,6 @@ from edge_runtime.zero_order.pool import (
     device_number,
     moved,
     moved_dense,
-    moved_rows,
     seeds_of_step,
     step_weights,
     tensor_indices,
@@ -65,17 +64,26 @@ def test_noise_may_be_drawn_from_the_middle(begin: int, size: int, noise: Noise)
     assert np.array_equal(draw(noise, *key, size, begin), draw(noise, *key, begin + size)[begin:])
 
 
-@given(st.integers(1, 50), st.lists(st.integers(0, 39), min_size=1, max_size=9, unique=True))
-def test_rows_alone_are_those_of_the_whole_matrix(width: int, rows: list[int]) -> None:
-    matrix, direction = values(40, width), Direction.of(pool(0.1, -2.0))
-    some = moved_rows(matrix, np.array(rows), 3, direction)
-    assert np.array_equal(some, moved(matrix, 3, direction)[rows])
+@given(st.integers(1, 50), st.sets(st.integers(0, 39)), st.sampled_from(LAWS))
+def test_rows_alone_are_those_of_the_whole_matrix(width: int, rows: set[int], noise: Noise) -> None:
+    matrix, direction, chosen = values(40, width), Direction.of(pool(0.1, -2.0, noise=noise)), sorted(rows)
+    some = matrix[chosen]
+    direction.subtract_from_rows(some, np.array(chosen, np.int64), 3)
+    assert np.array_equal(some, moved(matrix, 3, direction)[chosen])
+
+
+def test_rows_of_several_pieces_are_those_of_the_whole_matrix() -> None:
+    matrix, direction = values(3 * PIECE // 16, 48), Direction.of(pool(0.1, -2.0))
+    chosen = np.random.default_rng(0).choice(len(matrix), 500, replace=False)
+    chosen.sort()
+    some = matrix[chosen]
+    direction.subtract_from_rows(some, chosen, 3)
+    assert np.array_equal(some, moved(matrix, 3, direction)[chosen])
 
 
 def test_a_pool_that_moved_nothing_gives_the_very_values() -> None:
     start = values(5)
     assert moved(start, 0, Direction.of(pool(0, 0))) is start
-    assert np.array_equal(moved_rows(values(4, 4), np.array([1]), 0, Direction.of(pool(0, 0))), values(4, 4)[[1]])
 
 
 def test_every_tensor_and_the_head_have_noise_of_their_own(manifest: Manifest) -> None:

@@ -79,8 +79,7 @@ class SeedPoolTuning:
         params = layout.flatten(adapter)
 
         def start(dataset: Dataset) -> SeedPoolExecution:
-            del dataset
-            return SeedPoolExecution(self, assignment, work, layout, (params, direction), around)
+            return SeedPoolExecution(self, assignment, work, layout, (params, direction), around, dataset)
 
         return Task(max_length=work.max_length, start=start)
 
@@ -112,6 +111,7 @@ class SeedPoolExecution(ScalarSteps):
         layout: AdapterLayout,
         start: tuple[Array, Direction],
         around: Surroundings,
+        dataset: Dataset,
     ) -> None:
         super().__init__(method.kept, assignment, (work.num_perturbations,), work, work.pool.seed, around)
         self._digest = method.artifact.digest
@@ -125,13 +125,16 @@ class SeedPoolExecution(ScalarSteps):
         self._move_dense(direction, self._params)
         around.say(f"weights along {len(direction.weights)} seeds")
         self._weights = WholeWeights(method.artifact, direction, around.check)
-        for value in (*self._weights.theta.values(), *(self._params[place] for _, place in self._dense)):
-            check_epsilon(value, work.epsilon)
+        self._weights.keep(dataset)
+        self._weights.check_epsilon(work.epsilon)
+        for _, place in self._dense:
+            check_epsilon(self._params[place], work.epsilon)
         self._read = self._params.copy()
         self._model = method.graphs.model(self._weights, layout, 1.0)
 
     def evaluate(self, holdout: Dataset) -> EvaluationResult:
         """Quality at theta as it stands."""
+        self._weights.keep(holdout)
         self._read_less(self._along(()))
         return score_all(self._model, self._params, holdout, self._work.batch_size, self._around.check)
 

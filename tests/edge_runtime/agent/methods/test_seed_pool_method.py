@@ -161,7 +161,10 @@ def test_a_language_model_with_a_tied_embedding_is_tuned_whole(make_runner: Make
 def test_the_server_evaluates_the_weights_that_the_device_starts_from(make_runner: Make) -> None:
     artifact, pool = make_runner().artifact, work_of().pool
     sliced = slice_weights(artifact, Plan.full(artifact.manifest), pool=pool)
-    theta = WholeWeights(artifact, Direction.of(pool), lambda: None).theta
+    weights = WholeWeights(artifact, Direction.of(pool), lambda: None)
+    embedding = artifact.manifest.word_embedding
+    tokens = np.arange(len(sliced[embedding]))
+    theta = {**weights.theta, embedding: weights.table(embedding, tokens)[0]}
     assert theta.keys() == set(sliced)
     assert all(theta[name].tobytes() == sliced[name].tobytes() for name in sliced)
     assert all(
@@ -169,6 +172,23 @@ def test_the_server_evaluates_the_weights_that_the_device_starts_from(make_runne
         for spec in artifact.manifest.tensors
         for value in [theta[spec.name]]
     )
+
+
+def test_rows_that_are_looked_up_late_have_moved_as_the_others(make_runner: Make) -> None:
+    """Whatever was kept before a move, and in which order."""
+    artifact, pool = make_runner().artifact, work_of().pool
+    embedding, found = artifact.manifest.word_embedding, []
+    moves = [Direction(pool.seed, pool.noise, [(number, 0.25)]) for number in (1, 3)]
+    for early in ([], [2, 5, 9], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]):
+        weights = WholeWeights(artifact, Direction.of(pool), lambda: None)
+        for number, move in enumerate(moves):
+            weights.table(embedding, np.array(early[number:], np.int64))
+            weights.move(move)
+        weights.read_less(Direction(pool.seed, pool.noise, [(2, 0.5)]))
+        rows, indices = weights.table(embedding, np.array([[9, 3], [5, 3]]))
+        assert indices.tolist() == [[2, 0], [1, 0]]
+        found.append(rows.tobytes())
+    assert len(set(found)) == 1
 
 
 def test_many_steps_lower_the_loss(make_runner: Make) -> None:
@@ -207,7 +227,7 @@ def test_no_graph_but_forward_ones_is_loaded(make_runner: Make, loaded: list[str
 
 
 def test_weights_are_there_once(make_runner: Make) -> None:
-    """Beside them a block's worth, pieces of noise, and what is outside of the blocks but for the word embedding."""
+    """Beside them a block's worth, pieces of noise, and what is outside of the blocks; of the word embedding a row."""
     artifact = make_runner().artifact
     manifest = artifact.manifest
     sizes = {spec.name: 4 * int(np.prod(spec.shape)) for spec in manifest.tensors}
@@ -217,10 +237,12 @@ def test_weights_are_there_once(make_runner: Make) -> None:
     weights = WholeWeights(artifact, Direction(7, "rademacher", [(1, 0.5)]), lambda: None)
     weights.read_less(Direction(7, "rademacher", [(1, 0.5), (3, 0.1)]))
     weights.move(Direction(7, "rademacher", [(1, 0.5), (3, 0.1)]))
+    weights.table(manifest.word_embedding, np.array([[3]]))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(blocks) > 1
-    assert peak < sum(sizes.values()) + outside + 8 * 2**17
+    assert weights.theta.keys() == sizes.keys() - {manifest.word_embedding}
+    assert peak < sum(sizes.values()) - sizes[manifest.word_embedding] + outside + 8 * 2**17
 
 
 def test_blocks_are_written_anew_before_each_pass(make_runner: Make, monkeypatch: pytest.MonkeyPatch) -> None:

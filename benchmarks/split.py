@@ -179,7 +179,6 @@ def traffic(run_dir: Path) -> dict[str, Any]:
         "update_bytes": sum(device.method.bytes_up for device in devices if device.method),
         "updates": [len(record.devices) for record in records],
         "examples": sum(device.num_examples or 0 for device in records[0].devices),
-        "device_s": round(sum(device.measurements.train_s for device in devices if device.measurements), 1),
     }
 
 

@@ -17,34 +17,28 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 import tempfile
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from benchmarks import fleet_in_process
 from benchmarks.fleet import processor
 from benchmarks.step import environment
-from broker_server.config import CONFIG_FILE, CoordinatorConfig
+from broker_server.config import CoordinatorConfig
 from broker_server.methods.by_name import method_of
 from broker_server.methods.pruning.config import PruningConfig
 from broker_server.methods.tables import MixedConfig, ZeroOrderConfig
 from broker_server.methods.training import TrainingConfig
-from broker_server.serving.coordinator.process import run_coordinator
 from broker_server.serving.evaluation.held_out import HeldOut
 from broker_server.serving.storage.adapters import GlobalAdapters
-from broker_server.serving.storage.store import Store
-from edge_runtime.agent.opening import open_agent
-from edge_runtime.agent.settings import AgentSettings, WorkSettings
+from edge_runtime.agent.settings import WorkSettings
 from edge_runtime.engine import memory
 from edge_runtime.engine.artifact import Artifact
 from edge_runtime.formats.plan import Plan
-from edge_runtime.formats.run_directory import ARTIFACTS_FOLDER
-from edge_runtime.link.in_process import InProcessBroker
 
 STRONG: Final = ("strong-1", "strong-2")
 WEAK: Final = ("weak-1", "weak-2")
@@ -93,32 +87,18 @@ def play(case: str, seed: int, options: argparse.Namespace, folder: Path) -> dic
     halves = labels[: len(labels) // 2], labels[len(labels) // 2 :]
     devices = STRONG if case == "strong" else (*STRONG, *WEAK)
     data = write_split(options, halves, folder, rng)
-    config = write_run(case, seed, options, artifact, run_dir, len(devices))
-    broker = InProcessBroker()
-    threads = []
+    config = config_of(case, seed, options, artifact, len(devices))
+    works = {}
     for name in devices:
         small = name in WEAK and case != "first_order"
-        work = WorkSettings(
+        works[name] = WorkSettings(
             data=data[name],
             num_holdout=0,
             num_threads=1,
             memory_limit_bytes=small_memory(artifact, options) if small else 10**10,
             modes=("fused",),
         )
-        settings = AgentSettings(open_link=broker.open_link, fleet=config.fleet, work=work, exit_when_finished=True)
-        state = folder / name
-        shutil.copytree(options.artifact, state / "artifacts" / artifact.digest)
-        threads.append(threading.Thread(target=take_part, args=(settings, state, name), daemon=True))
-    for thread in threads:
-        thread.start()
-    run_coordinator(run_dir, broker.open_link)
-    for thread in threads:
-        thread.join()
-    store = Store.open(run_dir)
-    try:
-        last = store.load_round_records()[-1]
-    finally:
-        store.close()
+    last = fleet_in_process.play(config, options.artifact, run_dir, works)[-1]
     return {
         "work": {device.device_id: device.work for device in last.devices},
         "rounds": evaluate(artifact, config, run_dir, [data["first half"], data["other half"]]),
@@ -134,12 +114,6 @@ def small_memory(artifact: Artifact, options: argparse.Namespace) -> int:
     if enough >= memory.estimate_training_bytes(manifest, plan, RANK, *size):
         sys.exit("training needs no more memory than forward passes here: take larger batches")
     return enough
-
-
-def take_part(settings: AgentSettings, state: Path, name: str) -> None:
-    """A device, to the end of the run."""
-    with open_agent(settings, state, name) as agent:
-        agent.run()
 
 
 def write_split(
@@ -165,13 +139,12 @@ def write_split(
     return files
 
 
-def write_run(
-    case: str, seed: int, options: argparse.Namespace, artifact: Artifact, run_dir: Path, num_devices: int
+def config_of(
+    case: str, seed: int, options: argparse.Namespace, artifact: Artifact, num_devices: int
 ) -> CoordinatorConfig:
-    """The directory of a run, with its artifact."""
-    shutil.copytree(options.artifact, run_dir / ARTIFACTS_FOLDER / artifact.digest)
+    """Return the configuration of a run."""
     axes = method_of("mixed").axes
-    config = CoordinatorConfig(
+    return CoordinatorConfig(
         run_id=f"{case}-{seed}",
         fleet="mixed",
         broker_url="mqtt://localhost:1",
@@ -198,8 +171,6 @@ def write_run(
             num_first_order_rounds=(options.rounds + 1) // 2 if case == "zowarmup" else None,
         ),
     )
-    (run_dir / CONFIG_FILE).write_text(config.to_toml(), encoding="utf-8")
-    return config
 
 
 def evaluate(

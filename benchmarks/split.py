@@ -10,32 +10,28 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 import tempfile
-import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from benchmarks import fleet_in_process
 from benchmarks.fleet import processor
-from benchmarks.mixed import take_part
 from benchmarks.step import environment
-from broker_server.config import CONFIG_FILE, CoordinatorConfig
+from broker_server.config import CoordinatorConfig
 from broker_server.experiments.run.split import parse_split, split
 from broker_server.methods.by_name import method_of
 from broker_server.methods.pruning.config import PruningConfig
 from broker_server.methods.tables import SplitConfig
 from broker_server.methods.training import TrainingConfig
-from broker_server.serving.coordinator.process import run_coordinator
 from broker_server.serving.evaluation.held_out import HeldOut
 from broker_server.serving.storage.adapters import GlobalAdapters
-from broker_server.serving.storage.store import Store
-from edge_runtime.agent.settings import AgentSettings, WorkSettings
+from broker_server.serving.storage.records import RoundRecord
+from edge_runtime.agent.settings import WorkSettings
 from edge_runtime.engine.artifact import Artifact
-from edge_runtime.formats.run_directory import ARTIFACTS_FOLDER
-from edge_runtime.link.in_process import InProcessBroker
 
 RANK: Final = 8
 UNLIMITED: Final = 2**40
@@ -80,22 +76,15 @@ def parser() -> argparse.ArgumentParser:
 def play(run: str, seed: int, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """One run to its end; quality and bytes."""
     artifact, run_dir = Artifact.open(options.artifact), folder / "run"
-    data = write_data(options, seed, folder)
-    config = write_run(run, seed, options, artifact, run_dir)
-    broker, threads = InProcessBroker(), []
-    for name, file in data.items():
-        work = WorkSettings(
+    config = config_of(run, seed, options, artifact)
+    works = {
+        name: WorkSettings(
             data=file, num_holdout=0, num_threads=1, memory_limit_bytes=UNLIMITED, sends_activations=True
         )
-        settings = AgentSettings(open_link=broker.open_link, fleet=config.fleet, work=work, exit_when_finished=True)
-        shutil.copytree(options.artifact, folder / name / "artifacts" / artifact.digest)
-        threads.append(threading.Thread(target=take_part, args=(settings, folder / name, name), daemon=True))
-    for thread in threads:
-        thread.start()
-    run_coordinator(run_dir, broker.open_link)
-    for thread in threads:
-        thread.join()
-    return evaluate(artifact, config, run_dir, options) | traffic(run_dir)
+        for name, file in write_data(options, seed, folder).items()
+    }
+    records = fleet_in_process.play(config, options.artifact, run_dir, works)
+    return evaluate(artifact, config, run_dir, options) | traffic(records[1:])
 
 
 def write_data(options: argparse.Namespace, seed: int, folder: Path) -> dict[str, Path]:
@@ -109,16 +98,15 @@ def write_data(options: argparse.Namespace, seed: int, folder: Path) -> dict[str
     return files
 
 
-def write_run(run: str, seed: int, options: argparse.Namespace, artifact: Artifact, run_dir: Path) -> CoordinatorConfig:
-    """The directory of a run, with its artifact."""
-    shutil.copytree(options.artifact, run_dir / ARTIFACTS_FOLDER / artifact.digest)
+def config_of(run: str, seed: int, options: argparse.Namespace, artifact: Artifact) -> CoordinatorConfig:
+    """Return the configuration of a run."""
     name, *others = run.split(",")
     more: dict[str, Any] = {}
     for other in others:
         key, _, value = other.partition("=")
         more[key] = value if key == "dtype" else int(value) if key == "cut" else float(value)
     method = method_of(name)
-    config = CoordinatorConfig(
+    return CoordinatorConfig(
         run_id=f"{name}-{seed}",
         fleet="split",
         broker_url="mqtt://localhost:1",
@@ -141,8 +129,6 @@ def write_run(run: str, seed: int, options: argparse.Namespace, artifact: Artifa
         pruning=PruningConfig(importance="magnitude"),
         split_tuning=SplitConfig(freeze_lower=name == "split", **more),
     )
-    (run_dir / CONFIG_FILE).write_text(config.to_toml(), encoding="utf-8")
-    return config
 
 
 def evaluate(
@@ -166,13 +152,8 @@ def evaluate(
     return {"accuracy": round(found.accuracy or 0.0, 4), "loss": round(found.loss, 4)}
 
 
-def traffic(run_dir: Path) -> dict[str, Any]:
+def traffic(records: Sequence[RoundRecord]) -> dict[str, Any]:
     """Bytes that devices sent, all and those of updates alone; updates by round; examples of the first round."""
-    store = Store.open(run_dir)
-    try:
-        records = [record for record in store.load_round_records() if record.round_number]
-    finally:
-        store.close()
     devices = [device for record in records for device in record.devices]
     return {
         "bytes_up": sum(device.measurements.bytes_up for device in devices if device.measurements),

@@ -7,7 +7,7 @@ import logging
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +21,7 @@ from edge_runtime.system.interpreter import module_command
 from tests.e2e import hostile
 from tests.e2e.boards import make_run_dir, port_of, records_of, running, said, wait_until_listening
 from tests.e2e.rows import write_rows
+from tests.waiting import wait_until
 
 pytestmark = [
     pytest.mark.e2e,
@@ -73,13 +74,6 @@ def size_of(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
 
-def wait_until(is_true: Callable[[], bool]) -> None:
-    give_up_at = time.monotonic() + TIMEOUT_S
-    while not is_true():
-        assert time.monotonic() < give_up_at, "it did not happen in time"
-        time.sleep(0.05)
-
-
 @contextlib.contextmanager
 def attacked(config: CoordinatorConfig, port: int) -> Iterator[list[hostile.Attacker]]:
     """All attackers at work."""
@@ -124,7 +118,7 @@ def test_honest_boards_count_in_every_round_among_attackers(rows_artifact: Path,
             options = ["--broker", config.broker_url, "--device-id", name, "--data", str(data), "--threads", "1"]
             options += ["--state", str(tmp_path / name), "--exit-when-finished"]
             boards.append(start(name, *module_command("edge_runtime", "start", *options)))
-        wait_until(lambda: all("connected to" in said(tmp_path)[name] for name in HONEST))
+        wait_until(lambda: all("connected to" in said(tmp_path)[name] for name in HONEST), TIMEOUT_S)
         coordinator = start("coordinate", *module_command("broker_server", "coordinate", str(run_dir)))
         memory = PeakMemory(coordinator.pid)
         memory.start()

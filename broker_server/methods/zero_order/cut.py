@@ -14,7 +14,7 @@ from typing import Final, Self
 import numpy as np
 
 from broker_server.errors import ConfigError
-from broker_server.methods.zero_order.log import SHARE_DRAWS, Log
+from broker_server.methods.zero_order.log import SHARE_DRAWS, Log, LowerShare
 from edge_runtime.errors import TensorError
 from edge_runtime.formats.manifest import Manifest, TensorSpec
 from edge_runtime.zero_order.parts import TunedParts, count_elements
@@ -23,6 +23,8 @@ MOST_INNER: Final = 128
 """Most inner perturbations; the log holds as many outer perturbations as are needed."""
 MARGIN: Final = 1.1
 """Smallest predicted gain for which the cut moves; a smaller gain is within the noise, and the cut would oscillate."""
+KNOWN_MARGIN: Final = 1.05
+"""The same for a cut at which scalars were measured: its gain is not guessed."""
 POWER: Final = 3
 """Less than in proportion: a share that is guessed too low is measured next, one that is guessed too high never is."""
 MOST_MOVED: Final = 8
@@ -93,9 +95,9 @@ class Stack:
         share to the power of :data:`POWER`.
         """
         known = {0.0: 0.0, 1.0: 1.0}  # by the share of the elements
-        for found in reversed(log.lower_shares()):
+        for found in reversed(measured(log)):
             size = self.elements[found.last.cut]
-            if size not in known and found.num_draws >= SHARE_DRAWS:
+            if size not in known:
                 least = max(share for below, share in known.items() if below < size)
                 most = min(share for above, share in known.items() if above > size)
                 known[size] = min(max(found.share, least), most)
@@ -130,6 +132,11 @@ def check_movable(settings: Mapping[str, object]) -> None:
     raise ConfigError(msg)
 
 
+def measured(log: Log) -> list[LowerShare]:
+    """Return the shares that are estimated from enough scalars, the oldest first."""
+    return [found for found in log.lower_shares() if found.num_draws >= SHARE_DRAWS]
+
+
 def next_cut(log: Log, stack: Stack, first: int) -> int:
     """Cut of the next round after a log.
 
@@ -141,15 +148,15 @@ def next_cut(log: Log, stack: Stack, first: int) -> int:
     last = log.entries[-1].logged if log.entries else None
     if last is None or last.cut not in stack.cuts:
         return first
-    measured = log.lower_share
-    if measured is None or measured.num_draws < SHARE_DRAWS:
+    here = log.lower_share
+    if here is None or here.num_draws < SHARE_DRAWS:
         return last.cut
     rate = last.lower_learning_rate / last.learning_rate
     shares = stack.shares_below(log)
     gains = {cut: stack.progress(cut, shares[cut], rate, last.num_inner) for cut in stack.cuts}
-    best = max(gains, key=gains.__getitem__)
-    if gains[best] < MARGIN * gains[last.cut]:
-        return last.cut
+    known = {found.last.cut for found in measured(log)}
+    margins = {cut: KNOWN_MARGIN if cut in known else MARGIN for cut in stack.cuts} | {last.cut: 1.0}
+    best = max(gains, key=lambda cut: gains[cut] / margins[cut])
     most = max(1, len(stack.elements) // MOST_MOVED)
     return last.cut + max(-most, min(most, best - last.cut))
 

@@ -34,11 +34,3 @@ def next_event(link: MqttLink, kind: type[LinkEvent], timeout_s: float = 20.0) -
         event = link.events.get(timeout=max(0.01, deadline - time.monotonic()))
         if isinstance(event, kind):
             return event
-
-
-def wait_until(is_true: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    """Until something is so."""
-    deadline = time.monotonic() + timeout_s
-    while not is_true():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)

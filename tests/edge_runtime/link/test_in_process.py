@@ -17,7 +17,8 @@ from edge_runtime.link.inbox import Connected, Disconnected, Inbox, Received
 from edge_runtime.link.mqtt import BrokerAddress, MqttLink
 from edge_runtime.link.protocol import Link
 from edge_runtime.link.reflex import Reflex
-from tests.edge_runtime.link.links import Jitter, next_event, wait_until
+from tests.edge_runtime.link.links import Jitter, next_event
+from tests.waiting import wait_until
 
 
 class Site:

@@ -21,7 +21,8 @@ from edge_runtime.link.mqtt import (
     Disconnected,
     Received,
 )
-from tests.edge_runtime.link.links import Jitter, MakeLink, next_event, wait_until
+from tests.edge_runtime.link.links import Jitter, MakeLink, next_event
+from tests.waiting import wait_until
 
 
 def test_a_message_arrives_at_every_subscriber(broker: Any, make_link: MakeLink) -> None:

@@ -11,7 +11,8 @@ from paho.mqtt.enums import MQTTProtocolVersion
 
 from edge_runtime.link import endings, mqtt
 from edge_runtime.link.mqtt import Connected, Disconnected, Received
-from tests.edge_runtime.link.links import MakeLink, next_event, wait_until
+from tests.edge_runtime.link.links import MakeLink, next_event
+from tests.waiting import wait_until
 
 OPEN = ("listener {port} 127.0.0.1", "allow_anonymous true")
 

@@ -10,7 +10,7 @@ from edge_runtime.link.address import BrokerAddress, TlsFiles
 from edge_runtime.link.errors import BrokerUnreachableError
 from edge_runtime.link.reflex import Reflex
 from edge_runtime.link.visit import visit
-from tests.edge_runtime.link.links import wait_until
+from tests.waiting import wait_until
 
 
 def test_a_broker_that_answers_lets_a_probe_in_and_out(broker: Any) -> None:

@@ -44,15 +44,9 @@ from tests.broker_server.conftest import Broker, Coordination
 from tests.broker_server.fleet import Device
 from tests.broker_server.links import InProcess
 from tests.replies import lora_of
+from tests.waiting import wait_until
 
 Coordinate = Callable[[Path], Coordination]
-
-
-def wait_until(is_true: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    give_up_at = time.monotonic() + timeout_s
-    while not is_true():
-        assert time.monotonic() < give_up_at, "it did not happen in time"
-        time.sleep(0.02)
 
 
 def devices_of(run_dir: Path, round_number: int) -> dict[str, DeviceRecord]:
@@ -337,6 +331,7 @@ def test_who_asks_whether_there_is_a_coordinator_is_answered(
         wait_until(lambda: len(a.heard(Hello)) > before)
         with Device(broker.url, "b"):
             coordination.finish()
+    assert [devices_of(tmp_path, number)["a"].outcome for number in (1, 2)] == ["accepted"] * 2, "it is not put out"
 
 
 def test_finished_run_is_not_run_again(broker: InProcess, tmp_path: Path, coordinate: Coordinate) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from broker_server.serving.storage.events import AnyEvent, EventReader
 from broker_server.serving.storage.store import Store
 from edge_runtime.formats.manifest import digest_of
 from edge_runtime.wire.messages import Assignment, Verdict
+from tests import waiting
 from tests.broker_server import fleet, tiny
 from tests.broker_server.conftest import Broker, start_broker
 from tests.broker_server.fleet import Device
@@ -57,11 +59,7 @@ def process(tmp_path: Path) -> Iterator[Process]:
     one.kill()
 
 
-def wait_until(is_true: Callable[[], bool], timeout_s: float = 60.0) -> None:
-    give_up_at = time.monotonic() + timeout_s
-    while not is_true():
-        assert time.monotonic() < give_up_at, "it did not happen in time"
-        time.sleep(0.02)
+wait_until = functools.partial(waiting.wait_until, timeout_s=60.0)
 
 
 def wait_for(reader: EventReader, num_events: int) -> None:

@@ -12,7 +12,6 @@ import pytest
 
 from broker_server.errors import StoreError
 from broker_server.methods.by_name import method_of
-from broker_server.methods.method import Combined, Method
 from broker_server.methods.mixed.method import Mixed
 from broker_server.methods.pruning.config import PruningConfig
 from broker_server.methods.tables import MixedConfig, ZeroOrderConfig
@@ -20,12 +19,11 @@ from broker_server.methods.training import TrainingConfig
 from broker_server.serving.storage.records import DeviceRecord
 from edge_runtime.engine import memory
 from edge_runtime.engine.artifact import Artifact
-from edge_runtime.errors import ExitCode
 from edge_runtime.formats.plan import Plan
 from edge_runtime.formats.tensors import decode_with_octets
 from tests.broker_server.conftest import Coordination
 from tests.broker_server.links import InProcess
-from tests.broker_server.serving.coordinator.whole_run import WAIT_S, WholeRun, artifact_server, write_run
+from tests.broker_server.serving.coordinator.whole_run import WholeRun, cut_before_combining
 
 RANK, ROUNDS, BATCH, LENGTH = 8, 4, 2, 8
 STRONG: Final = ("attic", "barn")
@@ -55,22 +53,7 @@ def play(
 
     def played(name: str, **mixed: int) -> WholeRun:
         run = WholeRun(tmp_path / name, broker.broker)
-        artifacts = run.run_dir / "artifacts"
-        is_new = not artifacts.exists()
-        artifacts.mkdir(parents=True, exist_ok=True)
-        with artifact_server(artifacts) as url:
-            if is_new:
-                write_run(run.run_dir, tiny_bert_artifact, url, broker.url, **settings(**mixed))
-            running = coordinate(run.run_dir)
-            for device_id, limit in limits.items():
-                run.start(device_id, limit)
-            try:
-                running.finish(WAIT_S)
-            finally:
-                for board in run.boards.values():
-                    board.agent.stop(ExitCode.OK, "the run is over")
-                    board.join(WAIT_S)
-        return run
+        return run.play(coordinate, limits, tiny_bert_artifact, broker.url, **settings(**mixed))
 
     return played
 
@@ -124,23 +107,11 @@ def test_each_device_does_what_its_memory_allows_and_both_change_one_model(play:
         assert moved == {name for name in before if "lora_A" not in name}
 
 
-def test_a_coordinator_that_is_cut_in_a_mixed_round_ends_with_the_same_bits(
-    play: Play, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_coordinator_that_is_cut_in_a_mixed_round_ends_with_the_same_bits(play: Play) -> None:
     """It ends when both kinds of reply of round 3 are stored and none is combined; another one goes on."""
     whole = play("whole")
-    combine = Mixed.combine
-
-    def fail(made: Method, round_number: int, *rest: object) -> Combined:
-        if round_number == 3:
-            msg = "cut"
-            raise StoreError(msg)
-        return combine(made, round_number, *rest)  # type: ignore[arg-type]
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Mixed, "combine", fail)
-        with pytest.raises(StoreError, match="cut"):
-            play("cut")
+    with cut_before_combining(Mixed, 3), pytest.raises(StoreError, match="cut"):
+        play("cut")
     cut = play("cut")
     works = [{device.work for device in record.devices} for record in cut.records[1:]]
     assert works == [{"probe"}, *[{"lora", "zero_order"}] * 3]

@@ -32,7 +32,7 @@ from tests.broker_server.conftest import Coordination
 from tests.broker_server.fleet import FLEET, Device
 from tests.broker_server.links import InProcess
 from tests.broker_server.round_desk import LIMITS, A, B, Desk, begun, key
-from tests.broker_server.serving.coordinator.test_coordinator import wait_until
+from tests.waiting import wait_until
 
 GHOSTS = [f"ghost-{i}" for i in range(20)]
 

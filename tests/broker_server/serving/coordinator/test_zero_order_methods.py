@@ -9,15 +9,13 @@ import pytest
 
 from broker_server.errors import StoreError
 from broker_server.experiments.run.resolve import resolve
-from broker_server.methods.method import Combined, Method
 from broker_server.methods.zero_order.method import ZeroOrder
-from edge_runtime.errors import ExitCode
 from edge_runtime.formats.tensors import decode_with_octets
 from tests.broker_server.conftest import Coordination
 from tests.broker_server.links import InProcess
-from tests.broker_server.serving.coordinator.whole_run import WAIT_S, WholeRun, artifact_server, write_run
+from tests.broker_server.serving.coordinator.whole_run import WholeRun, cut_before_combining
 
-DEVICES = ("attic", "barn")
+DEVICES = {"attic": 10**9, "barn": 10**9}
 ROUNDS = 3
 MOST_BYTES = 1024
 
@@ -36,27 +34,11 @@ def test_all_sides_end_in_a_round_and_the_run_ends_with_the_same_bits(
     broker: InProcess,
     coordinate: Callable[[Path], Coordination],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     method: str,
 ) -> None:
     def play(name: str) -> WholeRun:
         run = WholeRun(tmp_path / name, broker.broker)
-        artifacts = run.run_dir / "artifacts"
-        is_new = not artifacts.exists()
-        artifacts.mkdir(parents=True, exist_ok=True)
-        with artifact_server(artifacts) as url:
-            if is_new:
-                write_run(run.run_dir, tiny_bert_artifact, url, broker.url, **settings(method))
-            running = coordinate(run.run_dir)
-            for device_id in DEVICES:
-                run.start(device_id)
-            try:
-                running.finish(WAIT_S)
-            finally:
-                for board in run.boards.values():
-                    board.agent.stop(ExitCode.OK, "the run is over")
-                    board.join(WAIT_S)
-        return run
+        return run.play(coordinate, DEVICES, tiny_bert_artifact, broker.url, **settings(method))
 
     whole = play("whole")
     works = [{device.work for device in record.devices} for record in whole.records[1:]]
@@ -72,16 +54,6 @@ def test_all_sides_end_in_a_round_and_the_run_ends_with_the_same_bits(
     assert below
     assert (below & moved == set()) == is_upper, "topzo alone leaves the lower half"
 
-    combine = ZeroOrder.combine
-
-    def fail(made: Method, round_number: int, *rest: object) -> Combined:
-        if round_number == ROUNDS:
-            msg = "cut"
-            raise StoreError(msg)
-        return combine(made, round_number, *rest)  # type: ignore[arg-type]
-
-    with monkeypatch.context() as patched:
-        patched.setattr(ZeroOrder, "combine", fail)
-        with pytest.raises(StoreError, match="cut"):
-            play("cut")
+    with cut_before_combining(ZeroOrder, ROUNDS), pytest.raises(StoreError, match="cut"):
+        play("cut")
     assert play("cut").adapters == whole.adapters

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import pytest
 import uvicorn
 
 from broker_server.config import CoordinatorConfig
+from broker_server.errors import StoreError
+from broker_server.methods.method import Combined, Method
 from broker_server.methods.pruning.config import PruningConfig
 from broker_server.methods.training import TrainingConfig
 from broker_server.serving.services.artifacts import make_app, server_config
@@ -27,14 +30,18 @@ from edge_runtime.agent.agent import Agent
 from edge_runtime.agent.opening import open_agent
 from edge_runtime.agent.settings import AgentSettings, WorkSettings
 from edge_runtime.engine.artifact import Artifact
+from edge_runtime.errors import ExitCode
 from edge_runtime.link.in_process import InProcessBroker, InProcessLink
 from edge_runtime.wire.arms import LORA_AXES
+from tests import waiting
+from tests.broker_server.conftest import Coordination
 
 FLEET: Final = "one-process"
 NAMES: Final = ("attic", "barn", "cellar")
 NUM_ROUNDS: Final = 2
 NUM_STEPS: Final = 6
 WAIT_S: Final = 60.0
+wait_until = functools.partial(waiting.wait_until, timeout_s=WAIT_S)
 
 
 class Board(threading.Thread):
@@ -99,6 +106,42 @@ class WholeRun:
         self.boards[name] = board = Board(self.broker, self.run_dir.parent, name, memory_limit_bytes)
         board.start()
 
+    def play(
+        self,
+        coordinate: Callable[[Path], Coordination],
+        devices: Mapping[str, int],
+        artifact: Path,
+        broker_url: str,
+        **changes: Any,
+    ) -> Self:
+        """Play the run until its coordinator ends, or go on with it where it was begun; then end the devices.
+
+        Args:
+            coordinate: starts a coordinator on a run directory.
+            devices: memory limits in bytes, by name.
+            artifact: of a run that is to be made, as the next two.
+            broker_url: of its configuration.
+            changes: of its configuration.
+
+        Raises what the coordinator raised.
+        """
+        artifacts = self.run_dir / "artifacts"
+        is_new = not artifacts.exists()
+        artifacts.mkdir(parents=True, exist_ok=True)
+        with artifact_server(artifacts) as url:
+            if is_new:
+                write_run(self.run_dir, artifact, url, broker_url, **changes)
+            running = coordinate(self.run_dir)
+            for device_id, limit in devices.items():
+                self.start(device_id, limit)
+            try:
+                running.finish(WAIT_S)
+            finally:
+                for board in self.boards.values():
+                    board.agent.stop(ExitCode.OK, "the run is over")
+                    board.join(WAIT_S)
+        return self
+
     @property
     def records(self) -> list[RoundRecord]:
         """Of all rounds that are over."""
@@ -126,6 +169,22 @@ class WholeRun:
 
     def _events(self) -> list[AnyEvent]:
         return list(EventReader(self.run_dir / "events.jsonl").new_events())
+
+
+@contextlib.contextmanager
+def cut_before_combining(method: type[Method], round_number: int) -> Iterator[None]:
+    """Let coordinators of a method end when all replies of a round are stored and none is combined."""
+    combine = method.combine
+
+    def fail(made: Method, number: int, *rest: Any) -> Combined:
+        if number == round_number:
+            msg = "cut"
+            raise StoreError(msg)
+        return combine(made, number, *rest)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(method, "combine", fail)
+        yield
 
 
 def write_examples(path: Path, name: str) -> Path:
@@ -179,11 +238,3 @@ def artifact_server(artifacts: Path) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join(WAIT_S)
-
-
-def wait_until(is_true: Callable[[], bool]) -> None:
-    give_up_at = time.monotonic() + WAIT_S
-    while not is_true():
-        if time.monotonic() > give_up_at:
-            pytest.fail("it did not happen in time")
-        time.sleep(0.005)

@@ -26,7 +26,7 @@ from tests.broker_server import conftest, fleet, tiny
 from tests.broker_server.conftest import Broker, Coordination
 from tests.broker_server.fleet import Device
 from tests.broker_server.links import InProcess
-from tests.edge_runtime.link.links import wait_until
+from tests.waiting import wait_until
 
 
 class Wire:

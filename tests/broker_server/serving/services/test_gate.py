@@ -17,6 +17,7 @@ import uvicorn
 
 from broker_server.serving.services.artifacts import make_app, server_config
 from broker_server.serving.services.gate import MAX_CONNECTIONS, Gate, _site
+from tests.waiting import wait_until
 
 PLACES = 6
 LARGE = 16 << 20
@@ -82,13 +83,6 @@ def is_open(client: socket.socket) -> bool:
         return False
     finally:
         client.settimeout(20)
-
-
-def wait_until(is_true: Callable[[], bool]) -> None:
-    give_up_at = time.monotonic() + 20
-    while not is_true():
-        assert time.monotonic() < give_up_at, "it did not happen in time"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
